@@ -1,0 +1,1 @@
+"""Datasets: records, cards, search, coverage, publishing."""

@@ -1,0 +1,1 @@
+"""The embedded Livy-compatible Spark engine, a program of its own."""

@@ -1,0 +1,1 @@
+"""Parquet, Avro and HATS: the only users of pyarrow, fastavro and mocpy."""

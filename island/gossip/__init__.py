@@ -1,0 +1,1 @@
+"""Signed logs, one per island, and how they spread."""

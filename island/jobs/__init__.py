@@ -1,0 +1,1 @@
+"""Sessions and batches of the archipelago: routing, offers, forwarding, results."""

@@ -1,0 +1,239 @@
+"""SQLite under asyncio: one writer thread with group commit, a pool of readers, numbered migrations.
+
+Each of the three databases (`state`, `gossip`, `chunks`) is one file with its own writer,
+so that no bulk import of gossip delays the durable accept of a job. A write function gets
+a connection inside a transaction; several waiting functions share one commit, each in a
+savepoint of its own, so that one failure does not undo the others. `write` returns after
+the commit: what it accepted is on disk (`synchronous=FULL` for `state`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import re
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from island.errors import ConfigError, Full, IslandError
+
+T = TypeVar("T")
+Kind = Literal["state", "gossip", "chunks"]
+
+_SYNCHRONOUS: dict[Kind, str] = {"state": "FULL", "gossip": "NORMAL", "chunks": "NORMAL"}
+_GROUP = 256
+_MIGRATION = re.compile(r"(\d{4})_\w+\.sql\Z")
+
+
+class Database:
+    """One SQLite file. Open with `Database.open`, close with `close`.
+
+    `inline=True` runs every function in the calling thread on one connection: for
+    simulations in virtual time, where threads would break reproducibility.
+    """
+
+    def __init__(self, path: Path, kind: Kind, *, inline: bool = False, readers: int = 3) -> None:
+        self.path = path
+        self.kind = kind
+        self._inline = inline
+        self._writer = _connect(path, kind)
+        _migrate(self._writer, path, kind)
+        self._closed = False
+        if inline:
+            return
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_loop, name=f"db-{kind}", daemon=True)
+        self._thread.start()
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._pool = ThreadPoolExecutor(readers, thread_name_prefix=f"db-{kind}-read")
+
+    @classmethod
+    def open(cls, folder: Path, kind: Kind, *, inline: bool = False) -> Database:
+        """Open or create `folder/KIND.db`. Raises `ConfigError` for a newer or damaged file."""
+        return cls(folder / f"{kind}.db", kind, inline=inline)
+
+    async def write(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `function(connection)` in a transaction and return its result after the commit.
+
+        The function must be quick, must not keep the connection, and must not commit. What it
+        raises is raised here and undoes its own changes only. A disk that is full raises `Full`.
+        """
+        if self._inline:
+            return self._run_inline(function)
+        if self._closed:
+            raise IslandError(f"the database {self.path.name} is closed")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Job(function, future, asyncio.get_running_loop()))
+        # A caller that is cancelled must not be told "not written" about a write that happens:
+        # the write goes on, the caller just no longer hears of it.
+        result: T = await asyncio.shield(future)
+        return result
+
+    async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `function(connection)` on a read-only connection in one consistent snapshot."""
+        if self._inline:
+            return function(self._writer)
+        if self._closed:
+            raise IslandError(f"the database {self.path.name} is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._read, function)
+
+    def close(self) -> None:
+        """Finish what was accepted, then close every connection."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._inline:
+            self._jobs.put(None)
+            self._thread.join()
+            self._pool.shutdown(wait=True)
+            for connection in self._connections:
+                connection.close()
+        self._writer.close()
+
+    def _run_inline(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            result = function(self._writer)
+        except BaseException:
+            self._writer.execute("ROLLBACK")
+            raise
+        self._writer.execute("COMMIT")
+        return result
+
+    def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = _connect(self.path, self.kind)
+            connection.execute("PRAGMA query_only=ON")
+            self._local.connection = connection
+            self._connections.append(connection)
+        connection.execute("BEGIN")
+        try:
+            return function(connection)
+        finally:
+            connection.execute("ROLLBACK")
+
+    def _write_loop(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            group, last = [job], False
+            while len(group) < _GROUP:
+                try:
+                    following = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    last = True
+                    break
+                group.append(following)
+            self._commit_group(group)
+            if last:
+                return
+
+    def _commit_group(self, group: list[_Job]) -> None:
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            outcomes = [job.run(self._writer) for job in group]
+            self._writer.execute("COMMIT")
+        except BaseException as error:  # noqa: BLE001 - handed to every waiting caller, none is left hanging
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            failure = _explained(error, self.path)
+            outcomes = [(None, failure)] * len(group)
+        for job, (result, problem) in zip(group, outcomes, strict=True):
+            job.settle(result, problem and _explained(problem, self.path))
+
+
+class _Job:
+    """One write function and the future that waits for its commit."""
+
+    def __init__(
+        self,
+        function: Callable[[sqlite3.Connection], Any],
+        future: asyncio.Future[Any],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._function, self._future, self._loop = function, future, loop
+
+    def run(self, connection: sqlite3.Connection) -> tuple[Any, BaseException | None]:
+        connection.execute("SAVEPOINT one")
+        try:
+            result = self._function(connection)
+        except BaseException as error:
+            if not connection.in_transaction:  # SQLite rolled the whole group back (disk full, I/O error)
+                raise
+            connection.execute("ROLLBACK TO one")
+            connection.execute("RELEASE one")
+            return None, error
+        connection.execute("RELEASE one")
+        return result, None
+
+    def settle(self, result: Any, error: BaseException | None) -> None:
+        def deliver() -> None:
+            if self._future.done():
+                return
+            if error is None:
+                self._future.set_result(result)
+            else:
+                self._future.set_exception(error)
+                # The caller may have been cancelled; an unread exception is not a leak.
+                self._future.exception()
+
+        try:
+            self._loop.call_soon_threadsafe(deliver)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+
+def _connect(path: Path, kind: Kind) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[kind]}")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA trusted_schema=OFF")
+        connection.execute("PRAGMA temp_store=MEMORY")
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(
+            f"{path} cannot be opened as a database: {error}",
+            hint="Restore the file from a backup, or check the disk and its permissions.",
+        ) from error
+    return connection
+
+
+def migrations(kind: Kind) -> list[tuple[int, str]]:
+    """The numbered SQL files of one database, in order."""
+    found = []
+    for entry in resources.files("island.kernel").joinpath("schema", kind).iterdir():
+        if match := _MIGRATION.match(entry.name):
+            found.append((int(match[1]), entry.read_text("utf-8")))
+    return sorted(found)
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
+    steps = migrations(kind)
+    newest = steps[-1][0] if steps else 0
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > newest:
+        connection.close()
+        raise ConfigError(
+            f"{path} was written by a newer version (schema {version}; this version knows up to {newest})",
+            hint="Run the newer version again, or restore a backup made by this one.",
+        )
+    for number, sql in steps:
+        if number > version:
+            connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version={number};\nCOMMIT;")
+
+
+def _explained(error: BaseException, path: Path) -> BaseException:
+    if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+        full = Full(f"the disk that holds {path} is full", hint="Free some space; nothing that was accepted is lost.")
+        full.__cause__ = error
+        return full
+    return error

@@ -1,0 +1,69 @@
+"""Logs and metrics: one event name a line with stable keys, and Prometheus counters.
+
+`log = structlog.get_logger("island")` anywhere; `configure` is called once, by the program.
+Secrets never appear: keys that could hold one are masked whatever they contain.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+REGISTRY = CollectorRegistry()
+"""Every metric of the program; `/metrics` on the user port shows it."""
+
+_SECRET = ("token", "secret", "password", "invitation", "authorization", "private")
+
+
+def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+    """A counter `island_NAME_total`."""
+    return Counter(f"island_{name}", text, labels, registry=REGISTRY)
+
+
+def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+    """A gauge `island_NAME`."""
+    return Gauge(f"island_{name}", text, labels, registry=REGISTRY)
+
+
+def histogram(name: str, text: str, labels: tuple[str, ...] = ()) -> Histogram:
+    """A histogram `island_NAME`, in seconds."""
+    return Histogram(f"island_{name}", text, labels, registry=REGISTRY)
+
+
+def exposition() -> bytes:
+    """All metrics in the Prometheus text format."""
+    return generate_latest(REGISTRY)
+
+
+def _mask(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key in event:
+        if any(word in key.lower() for word in _SECRET):
+            event[key] = "***"
+    return event
+
+
+def configure(level: str = "info", form: str = "text", stream: TextIO | None = None) -> None:
+    """Send logs to `stream` (stderr) from `level` up, as `text` (key=value) or `json` lines."""
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if form == "json"
+        else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _mask,
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=stream or sys.stderr),
+        cache_logger_on_first_use=False,
+    )

@@ -1,0 +1,1 @@
+"""Livy's wire types and a typed client."""

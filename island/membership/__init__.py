@@ -1,0 +1,1 @@
+"""The server list and the local opinion of who is alive."""

@@ -1,0 +1,1 @@
+"""Manifests, the sparse verified chunk store, read-through fetch and `island://`."""

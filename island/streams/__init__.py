@@ -1,0 +1,1 @@
+"""Sources, channels and subscriptions."""

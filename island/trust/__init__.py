@@ -1,0 +1,1 @@
+"""Keys, admissions, tokens, roles and the journal: who may do what."""
