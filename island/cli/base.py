@@ -1,0 +1,159 @@
+"""What every command shares: the client, tables and JSON on stdout, messages on stderr, exit codes.
+
+What is copied or parsed goes to stdout, unwrapped; what is said to people goes to stderr.
+Exit codes: 0 done, 1 failed, 2 usage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from island.client import Api
+from island.errors import IslandError
+from island.home import Endpoint, Home, read_secret
+
+Json = Annotated[bool, typer.Option("--json", help="Print flat JSON objects on stdout.")]
+
+
+@dataclass(slots=True)
+class Target:
+    """Which island the commands of this process talk to, from the global options."""
+
+    home: str | None = None
+    url: str | None = None
+    token_file: str | None = None
+    traceback: bool = False
+
+
+TARGET = Target()
+
+
+def home() -> Home:
+    """The home that `--home`, `ISLAND_HOME` or the default names."""
+    return Home.find(TARGET.home)
+
+
+def api(*, timeout: float = 120.0) -> Api:
+    """A client of the operator API: `--url` and `--token-file`, `ISLAND_TOKEN`, else the home's."""
+    token = None
+    if TARGET.token_file:
+        try:
+            token = read_secret(Path(TARGET.token_file))
+        except OSError as error:
+            raise IslandError(f"the token file {TARGET.token_file} cannot be read: {error.strerror}") from error
+    token = token or os.environ.get("ISLAND_TOKEN")
+    if token:
+        return Api(Endpoint(TARGET.url or home().url(), token), timeout=timeout)
+    endpoint = home().endpoint()
+    return Api(Endpoint(TARGET.url, endpoint.token) if TARGET.url else endpoint, timeout=timeout)
+
+
+def say(text: str) -> None:
+    """One message for people, on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def out(text: str) -> None:
+    """One line or block of output, on stdout, never wrapped."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def show_json(value: Any) -> None:
+    """One object or a list of flat objects on stdout."""
+    out(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def rows(items: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool, *, empty: str = "") -> None:
+    """A listing: all of each object as JSON, or a table of some columns; says `empty` when there is nothing."""
+    if as_json:
+        show_json(list(items))
+        return
+    if not items:
+        say(empty or "nothing to show")
+        return
+    table(columns, ([cell(item.get(column)) for column in columns] for item in items))
+
+
+def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """A table on stdout; as wide as its content where stdout is not a terminal."""
+    sheet = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        sheet.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
+    for line in lines:
+        sheet.add_row(*(escape(text) for text in line))
+    width = None if sys.stdout.isatty() else 10_000
+    Console(file=sys.stdout, width=width, soft_wrap=width is not None).print(sheet)
+
+
+def pairs(item: Mapping[str, Any], as_json: bool) -> None:
+    """One object: as JSON, or a line for each key."""
+    if as_json:
+        show_json(item)
+        return
+    wide = max((len(key) for key in item), default=0)
+    for key, value in item.items():
+        out(f"{key:<{wide}}  {cell(value)}")
+
+
+def cell(value: Any) -> str:
+    """A value as people read it in a table."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(cell(each) for each in value) or "-"
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def size(count: float | None) -> str:
+    """A number of bytes as people read it: 1.2 MB."""
+    if count is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A progress bar on stderr, fed with `{"done": n, "total": n, "what": text}`."""
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[what]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=None, what="")
+
+        def feed(step: dict[str, Any]) -> None:
+            bar.update(
+                task, completed=step.get("done", 0), total=step.get("total") or None, what=str(step.get("what", ""))
+            )
+
+        yield feed
+
+
+def fail(error: IslandError) -> None:
+    """Say what happened and what to do, in one or two lines."""
+    say(f"island: {error.message}")
+    if error.hint:
+        say(error.hint)

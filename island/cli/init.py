@@ -1,0 +1,65 @@
+"""`island init`: make a home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from island import config
+from island.cli import base
+from island.errors import BadInput, Conflict
+from island.home import Home
+from island.kernel.ids import check_name
+from island.kernel.ports import SystemRng
+from island.trust.keys import Identity
+from island.trust.users import create_tokens
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("init")(init)
+
+
+def init(
+    home: Annotated[Path, typer.Argument(metavar="HOME", help="The folder to make; it must not be a home already.")],
+    name: Annotated[str, typer.Option(help="The island's name, for people.")],
+    listen: Annotated[
+        str, typer.Option(help="Host and port for people and programs; loopback only.")
+    ] = "127.0.0.1:8990",
+    peer_listen: Annotated[str, typer.Option(help='Host and port for other islands; "" for none.')] = "127.0.0.1:8991",
+    archipelago: Annotated[
+        str, typer.Option(help="Label of the archipelago that this island may found.")
+    ] = "archipelago",
+) -> None:
+    """Make a home: island.toml, the key, and the two tokens."""
+    target = Home(home.expanduser().absolute())
+    if target.exists():
+        raise Conflict(f"{target.path} is an island's home already", hint="Choose another folder; nothing was changed.")
+    if target.path.exists() and (not target.path.is_dir() or any(target.path.iterdir())):
+        raise Conflict(f"{target.path} exists and is not an empty folder", hint="Choose another; nothing was changed.")
+    if not archipelago or len(archipelago) > 64 or not archipelago.isprintable():
+        raise BadInput("an archipelago's label has 1 to 64 printable characters")
+    values = {
+        "island": {"name": check_name(name, "island name"), "archipelago": archipelago},
+        "listen": {"user": listen, "peer": peer_listen},
+    }
+    text = config.render(values)
+    config.parse(values, "init")
+    _write(target, text)
+    base.say(f"island '{name}' is at {target.path}. Start it: island run --home {target.path}")
+
+
+def _write(target: Home, text: str) -> None:
+    try:
+        target.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        target.path.chmod(0o700)
+        rng = SystemRng()
+        Identity.generate(rng).save(target.key)
+        create_tokens(target.path, rng)
+        target.toml.write_text(text, "utf-8")
+    except OSError as error:
+        raise BadInput(
+            f"{target.path} cannot be written: {error.strerror or error}", hint="Choose another folder."
+        ) from error

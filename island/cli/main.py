@@ -1,0 +1,119 @@
+"""The command `island`: global options, the groups of commands, and how errors end it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+import island
+from island.cli import base
+from island.errors import IslandError
+
+app = typer.Typer(
+    name="island",
+    help="One daemon per astronomy site: shared catalog, jobs that go to the data, lazy replication, subscriptions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# Each module has a `register(app)`; they import no more than the commands need to start fast.
+MODULES = (
+    "init",
+    "run",
+    "peer",
+    "server",
+    "dataset",
+    "session",
+    "job",
+    "source",
+    "subscription",
+    "channel",
+    "journal",
+    "demo",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        base.out(f"island {island.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    home: Annotated[str | None, typer.Option(help="The island's home; else ISLAND_HOME, else ~/.island.")] = None,
+    url: Annotated[str | None, typer.Option(help="URL of a daemon's user port, instead of the home's.")] = None,
+    token_file: Annotated[
+        str | None, typer.Option(help="File with the token; else ISLAND_TOKEN, else the home's.")
+    ] = None,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    base.TARGET.home = home or base.TARGET.home
+    base.TARGET.url = url or base.TARGET.url
+    base.TARGET.token_file = token_file or base.TARGET.token_file
+    base.TARGET.traceback = traceback
+
+
+def build() -> typer.Typer:
+    """The whole command, with every group."""
+    for name in MODULES:
+        if importlib.util.find_spec(f"island.cli.{name}"):
+            importlib.import_module(f"island.cli.{name}").register(app)
+    return app
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point: exits with 0 done, 1 failed, 2 usage."""
+    command = typer.main.get_command(build())
+    try:
+        code = command.main(args=_hoisted(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.Abort:
+        base.say("island: interrupted")
+        code = 1
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        code = error.exit_code
+    except IslandError as error:
+        if base.TARGET.traceback:
+            raise
+        base.fail(error)
+        code = 1
+    except BrokenPipeError:
+        # The reader of our output has gone (as with `| head`); there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        base.say("island: interrupted")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _hoisted(arguments: list[str]) -> list[str]:
+    """Let `--home`, `--url` and `--token-file` stand after the command too, as in `island run --home HOME`."""
+    front: list[str] = []
+    rest: list[str] = []
+    items = iter(arguments)
+    for item in items:
+        if item == "--":
+            rest += [item, *items]
+        elif item in {"--home", "--token-file", "--url"}:
+            value = next(items, None)
+            front += [item] if value is None else [item, value]
+        elif item == "--traceback" or item.startswith(("--home=", "--token-file=", "--url=")):
+            front.append(item)
+        else:
+            rest.append(item)
+    return front + rest

@@ -1,0 +1,149 @@
+"""A small blocking client of the operator API, for the commands and `island://`.
+
+Only the standard library: a command starts in a fraction of a second. Answers are JSON;
+an error answer is raised as the `IslandError` that it carries.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.parse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from island.errors import IslandError, Unreachable
+from island.home import Endpoint, unreachable
+
+_ERRORS = (OSError, http.client.HTTPException)
+
+
+class ApiError(IslandError):
+    """An error that the daemon answered, with its own code and status."""
+
+    def __init__(self, status: int, answer: dict[str, Any]) -> None:
+        super().__init__(str(answer.get("message", f"HTTP status {status}")), hint=str(answer.get("hint", "")))
+        self.code = str(answer.get("error", "error"))
+        self.status = status
+        self.answer = answer
+
+
+class Api:
+    """The operator API (and Livy's REST) of one daemon. Not thread-safe; one connection a call."""
+
+    def __init__(self, endpoint: Endpoint, *, timeout: float = 120.0) -> None:
+        self.endpoint = endpoint
+        self._timeout = timeout
+        parts = urllib.parse.urlsplit(endpoint.url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise Unreachable(f"'{endpoint.url}' is not an http URL", hint="Write it as http://127.0.0.1:8990.")
+        self._parts = parts
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The JSON answer of a GET; None-valued query arguments are left out."""
+        return self._call("GET", _with_query(path, query))
+
+    def post(self, path: str, body: Any = None, **query: Any) -> Any:
+        """The JSON answer of a POST with a JSON body."""
+        return self._call("POST", _with_query(path, query), body)
+
+    def put(self, path: str, body: bytes, **query: Any) -> Any:
+        """The JSON answer of a PUT of raw bytes."""
+        return self._call("PUT", _with_query(path, query), body)
+
+    def delete(self, path: str, **query: Any) -> Any:
+        """The JSON answer of a DELETE."""
+        return self._call("DELETE", _with_query(path, query))
+
+    def read(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers (lower-case names) and body of a GET of bytes; raises on any error status."""
+        connection, answer = self._send("GET", path, None, headers or {})
+        try:
+            data = answer.read()
+        except _ERRORS as error:
+            raise Unreachable(f"the answer from {self.endpoint.url} broke off: {error}", hint="Try again.") from error
+        finally:
+            connection.close()
+        if answer.status >= 400:
+            raise ApiError(answer.status, _json_object(data))
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, data
+
+    def follow(self, method: str, path: str, body: Any, progress: Callable[[dict[str, Any]], None]) -> Any:
+        """Run a long operation that answers in JSON lines: each `progress` is handed over, `result` returned."""
+        connection, answer = self._send(method, path, body, {})
+        try:
+            if answer.status >= 400:
+                raise ApiError(answer.status, _json_object(answer.read()))
+            for line in _lines(answer):
+                if "progress" in line:
+                    progress(line["progress"])
+                elif "error" in line:
+                    raise ApiError(int(line.get("status", 500)), line)
+                elif "result" in line:
+                    return line["result"]
+        except _ERRORS as error:
+            raise Unreachable(
+                f"the connection to {self.endpoint.url} broke: {error}", hint="Is the daemon still running?"
+            ) from error
+        finally:
+            connection.close()
+        raise Unreachable(f"{self.endpoint.url} ended its answer without a result", hint="See the daemon's log.")
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        connection, answer = self._send(method, path, body, {})
+        try:
+            data = answer.read()
+        except _ERRORS as error:
+            raise Unreachable(f"the answer from {self.endpoint.url} broke off: {error}", hint="Try again.") from error
+        finally:
+            connection.close()
+        if answer.status >= 400:
+            raise ApiError(answer.status, _json_object(data))
+        try:
+            return json.loads(data) if data else None
+        except ValueError as error:
+            raise Unreachable(f"{self.endpoint.url} is not an island: it does not answer in JSON") from error
+
+    def _send(
+        self, method: str, path: str, body: Any, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(self._parts.hostname or "", self._parts.port, timeout=self._timeout)
+        headers = {"Authorization": f"Bearer {self.endpoint.token}", "Accept": "application/json", **headers}
+        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        if data is not None:
+            headers.setdefault(
+                "Content-Type", "application/octet-stream" if isinstance(body, bytes) else "application/json"
+            )
+        try:
+            connection.request(method, self._parts.path.rstrip("/") + path, data, headers)
+            return connection, connection.getresponse()
+        except _ERRORS as error:
+            connection.close()
+            raise unreachable(self.endpoint.url, error) from error
+
+
+def quote(part: str) -> str:
+    """One path segment, with everything that is not plain escaped."""
+    return urllib.parse.quote(part, safe="")
+
+
+def _with_query(path: str, query: dict[str, Any]) -> str:
+    given = {k: v for k, v in query.items() if v is not None}
+    return f"{path}?{urllib.parse.urlencode(given, doseq=True)}" if given else path
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return {"message": data[:300].decode("utf-8", "replace")}
+    if isinstance(value, dict):
+        return value if "message" in value else {**value, "message": str(value.get("msg", value))}
+    return {"message": str(value)[:1000]}
+
+
+def _lines(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    while line := answer.readline():
+        if line.strip():
+            yield json.loads(line)

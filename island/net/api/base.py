@@ -1,0 +1,173 @@
+"""What every operation of the user port shares: who asks, bounded bodies, errors as JSON, progress.
+
+A handler takes a request and returns a response; it raises `IslandError`, and the middleware
+turns that into `{"error": code, "message": ..., "hint": ...}` with the error's status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from island.errors import BadInput, Denied, IslandError, Unauthenticated
+from island.trust.users import Principal, Tokens
+
+log = structlog.get_logger("island")
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Progress = Callable[[int, int, str], None]
+"""`progress(done, total, what)`: bytes or items, and a few words for people."""
+
+BODY_LIMIT = 1024 * 1024
+TOKENS: web.AppKey[Tokens] = web.AppKey("tokens", Tokens)
+PRINCIPAL = web.RequestKey("principal", Principal)
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+
+
+def principal(request: web.Request) -> Principal:
+    """Who asks; every request but those for `OPEN_PATHS` has one."""
+    return request[PRINCIPAL]
+
+
+def administrator(request: web.Request) -> Principal:
+    """Who asks, if it is the administrator; raises `Denied` for a user."""
+    who = principal(request)
+    if who.role != "administrator":
+        raise Denied(
+            "this changes the island, and the token is a user's",
+            hint="Use the administrator's token: HOME/token, by --token-file or ISLAND_TOKEN.",
+        )
+    return who
+
+
+async def body(request: web.Request, kind: type[T]) -> T:
+    """The JSON body as `kind`, at most `BODY_LIMIT` bytes; raises `BadInput` that says what is wrong with it."""
+    data = await request.read()
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind, strict=True)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadInput(
+            f"the body is not what this operation takes: {error}", hint="See protocols/openapi.yaml."
+        ) from error
+
+
+def reply(value: Any, status: int = 200) -> web.Response:
+    """A JSON answer from structs, dicts and lists."""
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def iso(at: float | None) -> str | None:
+    """Unix seconds as ISO 8601 in UTC, to the millisecond; None stays None."""
+    return (
+        None
+        if at is None
+        else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    )
+
+
+def problem(error: IslandError) -> dict[str, Any]:
+    """An error as the API shows it."""
+    return {"error": error.code, "message": error.message, "hint": error.hint, "status": error.status}
+
+
+async def stream(request: web.Request, work: Callable[[Progress], Awaitable[Any]]) -> web.StreamResponse:
+    """Run a long operation and answer in JSON lines: `progress` objects, then one `result` or `error`.
+
+    An operation whose client goes away is cancelled.
+    """
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+    lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    def progress(done: int, total: int, what: str) -> None:
+        lines.put_nowait({"progress": {"done": done, "total": total, "what": what}})
+
+    async def run() -> None:
+        try:
+            lines.put_nowait({"result": await work(progress)})
+        except IslandError as error:
+            lines.put_nowait(problem(error))
+        finally:
+            lines.put_nowait(None)
+
+    await response.prepare(request)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(run())
+        try:
+            while (line := await lines.get()) is not None:
+                # Only the newest of several waiting progress lines is worth sending.
+                if "progress" in line and not lines.empty():
+                    continue
+                await response.write(msgspec.json.encode(line) + b"\n")
+        except (ConnectionError, asyncio.CancelledError):
+            task.cancel()
+            raise
+    await response.write_eof()
+    return response
+
+
+def given_token(request: web.Request) -> str:
+    """The token of a request, as Bearer or as the password of HTTP Basic; raises `Unauthenticated`."""
+    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and value:
+        return value.strip()
+    if scheme.lower() == "basic" and len(value) <= 4096:
+        try:
+            return base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError) as error:
+            raise Unauthenticated("the Authorization header is not valid HTTP Basic") from error
+    raise Unauthenticated(
+        "this needs a token", hint="Send it as Bearer, or as the password of HTTP Basic: http://any:TOKEN@HOST:PORT."
+    )
+
+
+@web.middleware
+async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Put the `Principal` of the token into the request, or answer 401."""
+    if request.path not in OPEN_PATHS:
+        request[PRINCIPAL] = request.app[TOKENS].principal(given_token(request))
+    return await handler(request)
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every `IslandError` as JSON; a bug is logged whole and answered without its traceback."""
+    try:
+        return await handler(request)
+    except Unauthenticated as error:
+        response = reply(problem(error), error.status)
+        response.headers["WWW-Authenticate"] = 'Basic realm="island"'
+        return response
+    except IslandError as error:
+        return reply(problem(error), error.status)
+    except web.HTTPException as error:
+        if error.status < 400 or error.content_type == "application/json":
+            raise
+        answer = reply(
+            problem(BadInput(f"{request.method} {request.path}: {error.reason}")) | {"status": error.status},
+            error.status,
+        )
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            answer.headers["Allow"] = error.headers["Allow"]
+        return answer
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:  # the one place where a bug in a handler must become an answer; it is logged whole
+        log.exception("api.bug", method=request.method, path=request.path)
+        return reply(
+            {
+                "error": "bug",
+                "message": "the island failed at this request",
+                "hint": "Its log says where.",
+                "status": 500,
+            },
+            500,
+        )

@@ -1,0 +1,59 @@
+"""The user port: Livy's REST at the root, the operator API below `/api/v1`, health and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from aiohttp import web
+
+from island.config import split_address
+from island.errors import ConfigError
+from island.kernel import telemetry
+from island.net.api import base
+from island.trust.users import Tokens
+
+
+def build(tokens: Tokens, routes: Iterable[web.AbstractRouteDef], ready: Callable[[], bool]) -> web.Application:
+    """The application of the user port; `ready` says whether the island serves."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return base.reply({"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        return base.reply({"status": "ready"}) if ready() else base.reply({"status": "starting"}, 503)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=telemetry.exposition(), content_type="text/plain", charset="utf-8")
+
+    application = web.Application(middlewares=[base.errors, base.authenticate], client_max_size=base.BODY_LIMIT)
+    application[base.TOKENS] = tokens
+    application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    application.add_routes(routes)
+    return application
+
+
+class UserServer:
+    """Serves the application on the user port until `stop`."""
+
+    def __init__(self, application: web.Application, listen: str) -> None:
+        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+        self._host, self._port = split_address(listen, "listen.user")
+        self.url = ""
+
+    async def start(self) -> None:
+        """Bind the port; raises `ConfigError` when it is in use."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port, reuse_address=True)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(
+                f"listen.user = '{self._host}:{self._port}' cannot be bound: {error.strerror or error}",
+                hint="Another program has it, or the address is not of this machine: change [listen] in island.toml.",
+            ) from error
+        host, port = self._runner.addresses[0][:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def stop(self) -> None:
+        """Close every connection within two seconds."""
+        await self._runner.cleanup()
