@@ -1,0 +1,244 @@
+"""The one composition root: builds every service of an island, joins them, and runs until told to stop.
+
+Nothing is decided here. Services are built in the order of the layers, started in one task
+group, and stopped in reverse; an exception that escapes from any loop ends the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+import island
+from island.catalog.service import Catalog
+from island.config import Config
+from island.errors import IslandError
+from island.gossip.service import Gossip
+from island.home import Home
+from island.jobs.engine_process import EngineProcess
+from island.jobs.service import Jobs
+from island.kernel.db import Database
+from island.kernel.loops import Tasks
+from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
+from island.livy.client import LivyClient
+from island.membership.service import Membership
+from island.net import gateway
+from island.net.api import datasets, files, journal, peers, servers, streams
+from island.net.api import jobs as jobs_api
+from island.net.api.server import UserServer, build
+from island.net.peers import PeerSessions
+from island.replicas.service import Replicas
+from island.streams.service import Streams
+from island.trust.keys import Identity
+from island.trust.service import Trust
+from island.trust.users import Tokens
+
+log = structlog.get_logger("island")
+
+STOP_SECONDS = 15.0
+"""How long an orderly stop may take before what is left is cut off."""
+
+
+class Stopped(Exception):
+    """Raised inside the daemon's task group to end it."""
+
+
+class Daemon:
+    """One island in this process: its databases, services and ports."""
+
+    def __init__(self, home: Home, config: Config, clock: Clock, rng: Rng) -> None:
+        self.home, self.config, self.clock, self.rng = home, config, clock, rng
+        self.ready = False
+        self.state = Database.open(home.path, "state")
+        self.gossip_db = Database.open(home.path, "gossip")
+        self.chunks = Database.open(home.path, "chunks")
+        identity = Identity.load(home.key)
+        self.trust = Trust(self.state, identity, config.island.name, config.island.archipelago, clock, rng)
+        self.peers = PeerSessions(
+            identity,
+            self.trust,
+            clock,
+            rng,
+            listen=config.listen.peer,
+            advertise=list(config.listen.advertise),
+            addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is made after the peers
+        )
+        self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
+        self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
+        self.catalog = Catalog(
+            self.state, self.gossip_db, self.gossip, self.membership, self.trust, clock, rng, home=home.path
+        )
+        self.replicas = Replicas(
+            self.chunks,
+            self.catalog,
+            self.gossip,
+            self.membership,
+            self.trust,
+            self.peers,
+            config,
+            clock,
+            rng,
+            home=home.path,
+        )
+        self.engine = EngineProcess(home.path, config, rng)
+        self.livy = LivyClient(config.livy.url or self.engine.url)
+        self.jobs = Jobs(
+            self.state,
+            self.catalog,
+            self.replicas,
+            self.membership,
+            self.gossip,
+            self.trust,
+            self.peers,
+            config,
+            self.livy,
+            clock,
+            rng,
+            home=home.path,
+        )
+        self.streams = Streams(
+            self.state,
+            self.catalog,
+            self.membership,
+            self.gossip,
+            self.trust,
+            self.peers,
+            config,
+            clock,
+            rng,
+            home=home.path,
+        )
+        self.server = UserServer(build(Tokens.load(home.path), self._routes(), lambda: self.ready), config.listen.user)
+
+    def _routes(self) -> list[Any]:
+        return [
+            *peers.routes(self.peers, self.membership, self.trust),
+            *servers.routes(self.membership),
+            *datasets.routes(self.catalog, self.replicas),
+            *files.routes(self.catalog, self.replicas),
+            *jobs_api.routes(self.jobs),
+            *streams.routes(self.streams),
+            *journal.routes(self.trust),
+            *gateway.routes(self.jobs),
+        ]
+
+    async def start(self, tasks: Tasks) -> None:
+        """Start every service and bind both ports; the island is ready when this returns."""
+        await self.trust.start(tasks)
+        await self.gossip.start(tasks)
+        await self.membership.start(tasks)
+        await self.catalog.start(tasks)
+        await self.peers.start(tasks)
+        await self.membership.announce(self.peers.local_addresses())
+        await self.replicas.start(tasks)
+        await self.engine.start(tasks)
+        await self.jobs.start(tasks)
+        await self.streams.start(tasks)
+        await self.server.start()
+        await self.membership.set_own_livy(self.config.livy.url or self.server.url)
+        self._write_running()
+        self.ready = True
+
+    def _write_running(self) -> None:
+        text = json.dumps({"pid": os.getpid(), "url": self.server.url, "peer_port": self.peers.port})
+        partial = self.home.running.with_suffix(".part")
+        partial.write_text(text, "utf-8")
+        partial.replace(self.home.running)
+
+    async def stop(self) -> None:
+        """Stop in reverse order; each part gets its chance even when another fails."""
+        self.ready = False
+        for name, close in (
+            ("server", self.server.stop),
+            ("streams", self.streams.stop),
+            ("jobs", self.jobs.stop),
+            ("engine", self.engine.stop),
+            ("livy", self.livy.close),
+            ("peers", self.peers.stop),
+        ):
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await close()
+            except (TimeoutError, OSError, IslandError) as error:
+                log.warning("daemon.stop", part=name, error=str(error))
+        with contextlib.suppress(FileNotFoundError):
+            self.home.running.unlink()
+
+    def close(self) -> None:
+        """Close the databases: last, after everything that writes."""
+        for database in (self.state, self.gossip_db, self.chunks):
+            database.close()
+
+
+async def run_island(
+    home: Home, config: Config, *, clock: Clock, rng: Rng, stop: asyncio.Event, ready: Callable[[Daemon], None]
+) -> None:
+    """Run one island until `stop` is set; calls `ready(daemon)` once it serves.
+
+    Raises `Conflict` when another daemon has the home, `ConfigError` for what is wrong with
+    home, configuration or ports.
+    """
+    with home.locked():
+        daemon = Daemon(home, config, clock, rng)
+        try:
+            async with asyncio.TaskGroup() as group:
+                try:
+                    await daemon.start(Tasks(group))
+                    ready(daemon)
+                    await stop.wait()
+                finally:
+                    await daemon.stop()
+                raise Stopped
+        except* Stopped:
+            log.info("daemon.stopped", home=str(home.path))
+        finally:
+            daemon.close()
+
+
+def main(home: Home, config: Config) -> None:
+    """Run the daemon of `home` in the foreground until SIGINT or SIGTERM."""
+    try:
+        import uvloop
+    except ImportError:  # there is none for this platform; asyncio's own loop serves
+        factory = asyncio.new_event_loop
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        try:
+            runner.run(_until_signal(home, config))
+        except* IslandError as group:
+            raise _first(group) from group
+
+
+async def _until_signal(home: Home, config: Config) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+
+    def announce(daemon: Daemon) -> None:
+        log.info(
+            "daemon.ready",
+            island=config.island.name,
+            key=daemon.trust.me,
+            user=daemon.server.url,
+            peer=config.listen.peer or "none",
+            version=island.__version__,
+        )
+
+    await run_island(home, config, clock=SystemClock(), rng=SystemRng(), stop=stop, ready=announce)
+
+
+def _first(group: BaseExceptionGroup[IslandError]) -> IslandError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, IslandError)
+    return error

@@ -1,0 +1,109 @@
+"""One writer, many readers: group commit, isolation of failures, migrations, closing."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from island.errors import ConfigError, IslandError
+from island.kernel import db as module
+from island.kernel.db import Database
+
+
+def make(conn: sqlite3.Connection) -> None:
+    conn.execute("CREATE TABLE IF NOT EXISTS t (n INTEGER PRIMARY KEY) STRICT")
+
+
+def add(number: int) -> Callable[[sqlite3.Connection], int]:
+    def insert(conn: sqlite3.Connection) -> int:
+        conn.execute("INSERT INTO t VALUES (?)", (number,))
+        return number
+
+    return insert
+
+
+def every(conn: sqlite3.Connection) -> list[int]:
+    return [row[0] for row in conn.execute("SELECT n FROM t ORDER BY n")]
+
+
+@pytest.mark.parametrize("inline", [False, True])
+async def test_a_failing_write_undoes_itself_only(tmp_path: Path, inline: bool) -> None:
+    database = Database.open(tmp_path, "state", inline=inline)
+    try:
+        await database.write(make)
+        outcomes = await asyncio.gather(*(database.write(add(n % 50)) for n in range(60)), return_exceptions=True)
+        assert sum(isinstance(o, sqlite3.IntegrityError) for o in outcomes) == 10
+        assert await database.read(every) == list(range(50))
+    finally:
+        database.close()
+
+
+async def test_what_was_written_is_there_after_closing(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
+    await database.write(make)
+    await asyncio.gather(*(database.write(add(n)) for n in range(500)))
+    database.close()
+    database.close()
+    with pytest.raises(IslandError):
+        await database.write(add(1000))
+    again = Database.open(tmp_path, "state")
+    assert len(await again.read(every)) == 500
+    again.close()
+
+
+async def test_a_reader_cannot_write(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
+    try:
+        await database.write(make)
+        with pytest.raises(sqlite3.OperationalError):
+            await database.read(add(1))
+        assert await database.read(every) == []
+    finally:
+        database.close()
+
+
+async def test_a_cancelled_writer_does_not_harm_the_others(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
+    try:
+        await database.write(make)
+        first = asyncio.get_running_loop().create_task(database.write(add(1)))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await database.write(add(2))
+        assert await database.read(every) == [1, 2]
+    finally:
+        database.close()
+
+
+def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+    conn = sqlite3.connect(tmp_path / "state.db")
+    conn.execute("PRAGMA user_version=9999")
+    conn.close()
+    with pytest.raises(ConfigError, match="newer version"):
+        Database.open(tmp_path, "state")
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        Database.open(tmp_path, "state")
+
+
+@pytest.mark.parametrize("kind", ["state", "gossip", "chunks"])
+def test_migrations_are_numbered_once_and_leave_strict_tables(tmp_path: Path, kind: module.Kind) -> None:
+    numbers = [number for number, _ in module.migrations(kind)]
+    assert numbers == sorted(set(numbers))
+    database = Database(tmp_path / "x.db", kind)
+    database.close()
+    conn = sqlite3.connect(tmp_path / "x.db")
+    loose = [
+        row[1]
+        for row in conn.execute("PRAGMA table_list")
+        if row[2] == "table" and not row[5] and not row[1].startswith("sqlite_")
+    ]
+    conn.close()
+    assert loose == []

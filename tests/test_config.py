@@ -1,0 +1,71 @@
+"""The configuration file: complete by construction, strict, and clear when it is wrong."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from island import config
+from island.errors import ConfigError
+
+
+def minimal(**sections: Any) -> dict[str, Any]:
+    return {"island": {"name": "kiso"}, **sections}
+
+
+def test_what_init_writes_is_complete_and_loads(tmp_path: Path) -> None:
+    path = tmp_path / "island.toml"
+    path.write_text(config.render({"island": {"name": "kiso"}}))
+    raw = tomllib.loads(path.read_text())
+    assert {(s, k) for s in raw for k in raw[s]} == {(s, k) for s, k, *_ in config.describe()}
+    loaded = config.load(path)
+    assert loaded == config.parse(minimal(), "x")
+    assert loaded.jobs.accept_from == [] and loaded.jobs.foreign_code == "none" and loaded.jobs.same_user is False
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (minimal(jobs={"accept_frm": []}), ["jobs.accept_frm", "'accept_from'"]),
+        (minimal(jbos={}), ["'jbos'", "'jobs'"]),
+        (minimal(jobs={"same_user": "yes"}), ["jobs.same_user", "bool"]),
+        (minimal(jobs={"foreign_code": "some"}), ["jobs.foreign_code"]),
+        (minimal(jobs=3), ["'jobs' must be a table"]),
+        (minimal(livy={"max_sessions": 0}), ["livy.max_sessions"]),
+        (minimal(listen={"user": "0.0.0.0:8990"}), ["listen.user", "loopback"]),
+        (minimal(listen={"user": "127.0.0.1"}), ["listen.user", "HOST:PORT"]),
+        (minimal(listen={"peer": "127.0.0.1:99999"}), ["listen.peer"]),
+        (minimal(replicas={"quota": "much"}), ["replicas.quota"]),
+        ({"island": {"name": "a/b"}}, ["island.name"]),
+        ({"island": {}}, ["has no name"]),
+        ({}, ["has no name"]),
+    ],
+)
+def test_what_is_wrong_is_named(raw: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.parse(raw, "/home/island.toml")
+    assert "/home/island.toml" in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_missing_or_broken_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="island init"):
+        config.load(tmp_path / "island.toml")
+    (tmp_path / "island.toml").write_text("[island\n")
+    with pytest.raises(ConfigError, match=r"island\.toml"):
+        config.load(tmp_path / "island.toml")
+    (tmp_path / "island.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError):
+        config.load(tmp_path / "island.toml")
+
+
+def test_sizes() -> None:
+    assert config.size_in_bytes("20GiB") == 20 * 2**30
+    assert config.size_in_bytes("4096") == 4096
+
+
+def test_ipv6_addresses() -> None:
+    assert config.split_address("[::1]:8990") == ("::1", 8990)
+    assert config.is_loopback("::1") and config.is_loopback("localhost") and not config.is_loopback("0.0.0.0")
