@@ -1,0 +1,223 @@
+"""Decisions of trust, pure: chains verified alone, invitations read and written, redemption judged."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import blake3
+
+from island.errors import BadInput, Conflict, Denied, PeerMisbehaved
+from island.kernel import codec
+from island.kernel.ids import IslandId, NetworkId, island_id, key_bytes
+from island.trust.keys import verify
+from island.trust.messages import (
+    CHAIN_LIMIT,
+    GENESIS_LIMIT,
+    INVITATION_LIMIT,
+    LINK_LIMIT,
+    MAX_LINKS,
+    Admission,
+    Chain,
+    Genesis,
+    Invitation,
+    Link,
+)
+
+if TYPE_CHECKING:
+    from island.trust.keys import Identity
+
+PREFIX = "island1-"
+_CHECKSUM_BYTES = 16
+_ASK_ANEW = "Ask for a new one: `island peer invite` at the inviting island prints it as one word."
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whom a chain admits, and as what."""
+
+    island: IslandId
+    name: str | None
+    """The name under which it was admitted; None for a founder."""
+    may_invite: bool
+    depth: int
+    """Links from the founder; 0 for a founder."""
+
+
+# --- networks and chains -------------------------------------------------------------------
+
+
+def network_id(genesis: bytes) -> NetworkId:
+    """The id of the network that a genesis record founds."""
+    return NetworkId(blake3.blake3(genesis).hexdigest())
+
+
+def found(label: str, nonce: bytes, founder: IslandId, recovery_public: bytes) -> bytes:
+    """The canonical bytes of the genesis of a network with one founder."""
+    return codec.encode(
+        Genesis(
+            label=label,
+            nonce=nonce,
+            founders=(key_bytes(founder),),
+            threshold=1,
+            recovery=blake3.blake3(recovery_public).digest(),
+        )
+    )
+
+
+def founder_chain(genesis: bytes, founder: IslandId) -> Chain:
+    """The chain, without a link, of a founder."""
+    return Chain(genesis=genesis, founder=key_bytes(founder))
+
+
+def admit(chain: Chain, signer: Identity, key: IslandId, name: str) -> Chain:
+    """The chain of `key`, admitted by the holder of `chain`; raises `Denied` if that one may not."""
+    network = network_id(chain.genesis)
+    holder = verify_chain(network, chain)
+    if holder.island != signer.id:
+        raise Denied("the chain of this island ends with another key", hint="Restore state.db and key together.")
+    if not holder.may_invite:
+        raise Denied("this island was admitted without the right to invite", hint="Ask the island that invited it.")
+    if holder.depth >= MAX_LINKS:
+        raise Denied(
+            f"this island is {MAX_LINKS} admissions away from the founder, the most there may be",
+            hint="Let an island nearer to the founder invite.",
+        )
+    link = codec.encode(Link(key=key_bytes(key), name=name, by=key_bytes(signer.id)))
+    admission = Admission(link=link, signature=signer.sign("admission", network, link))
+    longer = Chain(genesis=chain.genesis, founder=chain.founder, links=(*chain.links, admission))
+    verify_chain(network, longer)  # what others would refuse is never handed out
+    return longer
+
+
+def decode_chain(data: bytes) -> Chain:
+    """A chain from at most `CHAIN_LIMIT` bytes; raises `Malformed`."""
+    return codec.decode(data, Chain, limit=CHAIN_LIMIT)
+
+
+def verify_chain(network: NetworkId, chain: bytes | Chain) -> Holder:
+    """Who is admitted to `network` by this chain, which is verified alone.
+
+    Raises `PeerMisbehaved`: another network, a founder who is none, a link that is signed
+    wrongly, by another key than the one before, or by one that may not invite.
+    """
+    if isinstance(chain, bytes):
+        chain = decode_chain(chain)
+    if network_id(chain.genesis) != network:
+        raise PeerMisbehaved(
+            f"a chain of another network ({network_id(chain.genesis)[:10]}, ours is {network[:10]})",
+            code="other_network",
+        )
+    genesis = codec.decode(chain.genesis, Genesis, limit=GENESIS_LIMIT)
+    if chain.founder not in genesis.founders:
+        raise PeerMisbehaved("a chain that does not begin with a founder", code="bad_chain")
+    holder = Holder(island_id(chain.founder), None, True, 0)
+    seen = {holder.island}
+    for admission in chain.links:
+        holder = _verify_link(network, holder, admission)
+        if holder.island in seen:
+            raise PeerMisbehaved("a chain that admits one key twice", code="bad_chain")
+        seen.add(holder.island)
+    return holder
+
+
+def _verify_link(network: NetworkId, signer: Holder, admission: Admission) -> Holder:
+    link = codec.decode(admission.link, Link, limit=LINK_LIMIT)
+    if island_id(link.by) != signer.island:
+        raise PeerMisbehaved("a chain whose links do not follow each other", code="bad_chain")
+    if not signer.may_invite:
+        raise PeerMisbehaved("an admission by an island that may not invite", code="bad_chain")
+    if not verify(signer.island, "admission", network, admission.link, admission.signature):
+        raise PeerMisbehaved("an admission whose signature is wrong", code="bad_chain")
+    return Holder(island_id(link.key), link.name, link.may_invite, signer.depth + 1)
+
+
+# --- invitations ---------------------------------------------------------------------------
+
+
+def secret_hash(secret: bytes) -> bytes:
+    """What is stored of an invitation's secret (32 bytes)."""
+    return blake3.blake3(secret, derive_key_context="island/1/invitation-secret").digest()
+
+
+def format_invitation(invitation: Invitation) -> str:
+    """The invitation as one word: `island1-` and base64url without padding, checksum at the end."""
+    body = codec.encode(invitation)
+    return PREFIX + base64.urlsafe_b64encode(body + _checksum(body)).rstrip(b"=").decode("ascii")
+
+
+def parse_invitation(text: str) -> Invitation:
+    """An invitation from the word that a person pasted, spaces and line breaks ignored.
+
+    Raises `BadInput` that says what is wrong (code `invitation_malformed` or
+    `invitation_altered`) before anything is dialled.
+    """
+    word = "".join(text.split())
+    if not word.startswith(PREFIX):
+        raise _malformed(f"it does not begin with '{PREFIX}'")
+    if len(word) > len(PREFIX) + INVITATION_LIMIT * 4 // 3 + 4:
+        raise _malformed("it is too long")
+    encoded = word.removeprefix(PREFIX)
+    try:
+        data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _malformed("it has characters that no invitation has, or lacks some") from error
+    body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    canonical = base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii") == encoded
+    if not canonical or len(checksum) < _CHECKSUM_BYTES or _checksum(body) != checksum:
+        raise BadInput(
+            "the invitation was altered or cut on its way: its checksum does not fit",
+            hint=f"Copy it whole. {_ASK_ANEW}",
+            code="invitation_altered",
+        )
+    try:
+        invitation = codec.decode(body, Invitation, limit=INVITATION_LIMIT)
+        codec.decode(invitation.genesis, Genesis, limit=GENESIS_LIMIT)
+    except codec.Malformed as error:
+        raise _malformed(error.message) from error
+    return invitation
+
+
+def _malformed(why: str) -> BadInput:
+    return BadInput(f"this is not an invitation: {why}", hint=_ASK_ANEW, code="invitation_malformed")
+
+
+def _checksum(body: bytes) -> bytes:
+    return blake3.blake3(body, derive_key_context="island/1/invitation-checksum").digest(length=_CHECKSUM_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What the inviter has stored of an invitation."""
+
+    expires: float
+    uses: int
+    used: int
+
+
+def judge(issued: Issued | None, admitted_by_it: bool, now: float) -> Literal["admit", "again"]:
+    """Whether a secret admits a key: newly, or again with the same admission.
+
+    Raises `BadInput` with code `invitation_unknown`, `invitation_expired` or `invitation_used_up`.
+    """
+    if issued is None:
+        raise BadInput("the inviter does not know this invitation", hint=_ASK_ANEW, code="invitation_unknown")
+    if admitted_by_it:
+        return "again"
+    if now >= issued.expires:
+        raise BadInput("the invitation has expired", hint=_ASK_ANEW, code="invitation_expired")
+    if issued.used >= issued.uses:
+        raise BadInput("the invitation is used up", hint=_ASK_ANEW, code="invitation_used_up")
+    return "admit"
+
+
+def check_adoption(current: NetworkId | None, network: NetworkId) -> None:
+    """Raise `Conflict` unless an island that belongs to `current` may adopt `network`."""
+    if current is not None and current != network:
+        raise Conflict(
+            f"this island belongs to another archipelago already ({current[:10]}, not {network[:10]})",
+            hint="An island joins one archipelago only; make another home with `island init`.",
+            code="other_network",
+        )

@@ -1,0 +1,73 @@
+"""What founds a network, admits to it, and invites: `protocols/trust-v1.md`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from island.kernel.codec import Message
+
+Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", max_length=64)]
+Address = Annotated[str, Meta(min_length=3, max_length=260)]
+
+MAX_LINKS = 8
+"""The longest chain of admissions from a founder."""
+
+GENESIS_LIMIT, LINK_LIMIT, CHAIN_LIMIT, INVITATION_LIMIT = 1024, 512, 4096, 4096
+"""Encoded sizes in bytes."""
+
+
+class Genesis(Message, frozen=True, kw_only=True):
+    """What a network is: its id is the BLAKE3 hash of this record's bytes."""
+
+    label: Annotated[str, Meta(max_length=64)]
+    nonce: Key
+    founders: Annotated[tuple[Key, ...], Meta(min_length=1, max_length=16)]
+    threshold: Annotated[int, Meta(ge=1, le=16)]
+    """How many founders together revoke (later)."""
+    recovery: Key
+    """BLAKE3 hash of the public recovery key, whose private half is kept offline."""
+
+
+class Link(Message, frozen=True, kw_only=True):
+    """One admission: `by` admits `key` under a name."""
+
+    key: Key
+    name: Name
+    by: Key
+    may_invite: bool = True
+
+
+class Admission(Message, frozen=True, kw_only=True):
+    """A link as its signer encoded it, with the signature of `by` (kind `admission`) over those bytes."""
+
+    link: Annotated[bytes, Meta(max_length=LINK_LIMIT)]
+    signature: Signature
+
+
+class Chain(Message, frozen=True, kw_only=True):
+    """Why an island belongs to a network: from a founder to its key, verified alone.
+
+    `genesis` is the record's bytes, whose hash is the network id. The holder is the key of
+    the last link, or the founder where there is none.
+    """
+
+    genesis: Annotated[bytes, Meta(max_length=GENESIS_LIMIT)]
+    founder: Key
+    links: Annotated[tuple[Admission, ...], Meta(max_length=MAX_LINKS)] = ()
+
+
+class Invitation(Message, frozen=True, kw_only=True):
+    """What one island hands another, outside the network, so that it may join."""
+
+    genesis: Annotated[bytes, Meta(max_length=GENESIS_LIMIT)]
+    inviter: Key
+    name: Name
+    """The inviter's name, for people."""
+    addresses: Annotated[tuple[Address, ...], Meta(max_length=8)]
+    secret: Annotated[bytes, Meta(min_length=16, max_length=32)]
+    expires: Annotated[int, Meta(ge=0)]
+    """Unix seconds by the inviter's clock; for people, the inviter alone decides."""

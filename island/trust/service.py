@@ -1,0 +1,232 @@
+"""Trust of one island: its network, whom it invites and admits, and whose chains it believes."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from island.errors import BadInput, Conflict, PeerMisbehaved
+from island.kernel import codec
+from island.kernel.db import Database
+from island.kernel.ids import IslandId, NetworkId, check_name, key_bytes
+from island.kernel.loops import Tasks, forever
+from island.kernel.ports import Clock, Rng, Topic
+from island.trust import core, journal, store
+from island.trust.files import write_secret
+from island.trust.keys import NO_NETWORK, Identity
+from island.trust.messages import Invitation
+
+log = structlog.get_logger("island")
+
+MAX_USES, MAX_VALID_S = 1000, 366 * 86400.0
+_SEAL_EVERY_S = 5.0
+_CACHED_CHAINS = 4096
+
+
+class Trust:
+    """The identity of this island and its place in an archipelago. `start` before use."""
+
+    def __init__(self, state: Database, identity: Identity, name: str, label: str, clock: Clock, rng: Rng) -> None:
+        self.identity = identity
+        self.me: IslandId = identity.id
+        self.name = check_name(name, "island name")
+        self.label = label
+        self.network: NetworkId | None = None
+        self.chain: bytes | None = None
+        self.network_known = Topic()
+        """Touched once this island belongs to a network."""
+        self.recovery_path: Path = state.path.parent / "recovery.key"
+        """Where the recovery key of a network that this island founds is written."""
+        self._state, self._clock, self._rng = state, clock, rng
+        self._founding = asyncio.Lock()
+        self._believed: dict[bytes, IslandId] = {}
+
+    async def start(self, tasks: Tasks) -> None:
+        """Load what is stored and keep the journal sealed."""
+        await self.load()
+        tasks.loop("trust.seal", forever(self._seal, name="trust.seal", rng=self._rng, pause=_SEAL_EVERY_S))
+
+    async def load(self) -> None:
+        """Load the network and the chain from state.db."""
+        if stored := await self._state.read(store.read_network):
+            self._belong(*stored)
+
+    async def stop(self) -> None:
+        """Seal the journal a last time."""
+        await self._state.write(self._seal_in)
+
+    def who(self, user: str) -> str:
+        """`user@island` as the journal and other islands see it."""
+        return f"{user}@{self.name}"
+
+    def sign(self, kind: str, payload: bytes) -> bytes:
+        """Sign within this island's network; raises `Conflict` before it belongs to one."""
+        return self.identity.sign(kind, self._need_network(), payload)
+
+    def check_chain(self, chain: bytes) -> IslandId:
+        """Whom an encoded chain admits to our network; raises `PeerMisbehaved`."""
+        if self.network is None:
+            raise PeerMisbehaved("a chain, while this island belongs to no network", code="no_network")
+        if (known := self._believed.get(chain)) is not None:
+            return known
+        island = core.verify_chain(self.network, chain).island
+        if len(self._believed) >= _CACHED_CHAINS:
+            self._believed.clear()
+        self._believed[chain] = island
+        return island
+
+    def parse_invitation(self, text: str) -> Invitation:
+        """An invitation from its word; raises `BadInput` that says what is wrong with it."""
+        return core.parse_invitation(text)
+
+    # --- the inviter's side -----------------------------------------------------------------
+
+    async def invite(
+        self, addresses: Sequence[str], *, uses: int = 1, valid_s: float = 86400, who: str = "administrator"
+    ) -> str:
+        """A new invitation as one word; founds the network first if this island belongs to none.
+
+        `addresses` are `host:port` at which the newcomer can dial this island. Raises `BadInput`.
+        """
+        if not addresses:
+            raise BadInput(
+                "this island listens for no peers, so nobody could redeem an invitation",
+                hint="Set listen.peer in island.toml, or let another island of the archipelago invite.",
+            )
+        if not (1 <= uses <= MAX_USES and 1 <= valid_s <= MAX_VALID_S):
+            raise BadInput(
+                f"an invitation has 1 to {MAX_USES} uses and is valid for a second to a year",
+                hint="Use --uses and --valid within these.",
+            )
+        if self.network is None:
+            await self._found(who)
+        now, secret = self._clock.wall(), self._rng.bytes(16)
+        expires = int(now + valid_s)
+
+        def issue(conn: sqlite3.Connection) -> None:
+            store.add_invitation(conn, core.secret_hash(secret), now, expires, uses)
+            journal.append(
+                conn,
+                at=now,
+                who=self.who(who),
+                act="peer.invite",
+                what=core.secret_hash(secret).hex()[:10],
+                outcome="done",
+                detail={"uses": uses, "expires": expires, "addresses": list(addresses)},
+            )
+
+        chain = core.decode_chain(self._need_chain())
+        core.admit(chain, self.identity, _UNUSED_KEY, "nobody")  # says now why it could not admit later
+        await self._state.write(issue)
+        return core.format_invitation(
+            Invitation(
+                genesis=chain.genesis,
+                inviter=key_bytes(self.me),
+                name=self.name,
+                addresses=tuple(addresses[:8]),
+                secret=secret,
+                expires=expires,
+            )
+        )
+
+    async def redeem(self, secret: bytes, key: IslandId, name: str) -> bytes:
+        """Admit `key` for the secret of an invitation of ours, and return its encoded chain.
+
+        One transaction; the same key gets the same chain again. Raises `BadInput` that says
+        whether the invitation is unknown, expired or used up.
+        """
+        check_name(name, "island name")
+        mine = core.decode_chain(self._need_chain())
+        digest = core.secret_hash(secret)
+
+        def admit(conn: sqlite3.Connection) -> bytes:
+            now = self._clock.wall()
+            earlier = store.admission(conn, key)
+            if core.judge(store.issued(conn, digest), earlier is not None, now) == "again" and earlier is not None:
+                return earlier
+            chain = codec.encode(core.admit(mine, self.identity, key, name))
+            store.add_admission(conn, key, name, digest, chain, now)
+            journal.append(
+                conn,
+                at=now,
+                who=self.who("invitation"),
+                act="peer.admit",
+                what=f"{name} {key}",
+                outcome="admitted",
+                detail={"invitation": digest.hex()[:10]},
+            )
+            return chain
+
+        return await self._state.write(admit)
+
+    async def _found(self, who: str) -> None:
+        async with self._founding:
+            if self.network is not None:
+                return
+            recovery = Identity.generate(self._rng)
+            genesis = core.found(self.label, self._rng.bytes(32), self.me, key_bytes(recovery.id))
+            network, chain = core.network_id(genesis), codec.encode(core.founder_chain(genesis, self.me))
+            # The key is on disk before the network exists; one from a founding that was cut off is worthless.
+            write_secret(self.recovery_path, recovery.pem(), replace=True)
+            await self._state.write(lambda conn: self._enter(conn, network, chain, who, "peer.found"))
+            log.info("trust.founded", network=network, label=self.label, recovery=str(self.recovery_path))
+            self._belong(network, chain)
+
+    # --- the joiner's side -------------------------------------------------------------------
+
+    async def adopt(self, network: NetworkId, chain: bytes, who: str = "administrator") -> None:
+        """Belong to `network` by `chain`; nothing changes if this island belongs to it already.
+
+        Raises `Conflict` if it belongs to another, `PeerMisbehaved` if the chain does not admit it.
+        """
+        core.check_adoption(self.network, network)
+        holder = core.verify_chain(network, chain)
+        if holder.island != self.me:
+            raise PeerMisbehaved("the inviter answered with the admission of another key", code="bad_chain")
+        async with self._founding:
+            core.check_adoption(self.network, network)
+            if self.network is None:
+                await self._state.write(lambda conn: self._enter(conn, network, chain, who, "peer.join"))
+                self._belong(network, chain)
+
+    def _enter(self, conn: sqlite3.Connection, network: NetworkId, chain: bytes, who: str, act: str) -> None:
+        now = self._clock.wall()
+        store.write_network(conn, network, chain, now)
+        journal.append(conn, at=now, who=self.who(who), act=act, what=network, outcome="done", detail={})
+
+    def _belong(self, network: NetworkId, chain: bytes) -> None:
+        if core.verify_chain(network, chain).island != self.me:
+            raise Conflict(
+                "state.db belongs to another key than the one in HOME/key",
+                hint="Restore both from the same backup.",
+            )
+        self.network, self.chain = network, chain
+        self.network_known.touch()
+
+    # --- odds --------------------------------------------------------------------------------
+
+    def _need_network(self) -> NetworkId:
+        if self.network is None:
+            raise Conflict(
+                "this island belongs to no archipelago yet", hint="`island peer invite` or `island peer join`."
+            )
+        return self.network
+
+    def _need_chain(self) -> bytes:
+        self._need_network()
+        assert self.chain is not None
+        return self.chain
+
+    async def _seal(self) -> None:
+        if await self._state.read(journal.is_unsealed):
+            await self._state.write(self._seal_in)
+
+    def _seal_in(self, conn: sqlite3.Connection) -> None:
+        journal.seal(conn, self.identity, self.network or NO_NETWORK)
+
+
+_UNUSED_KEY = IslandId("11" * 32)

@@ -1,0 +1,209 @@
+"""An island founds, invites, admits and joins."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import stat
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import blake3
+import pytest
+
+from island.errors import BadInput, Conflict, PeerMisbehaved
+from island.kernel import codec
+from island.kernel.db import Database
+from island.kernel.ids import NetworkId
+from island.kernel.loops import Tasks
+from island.kernel.ports import SystemClock, SystemRng
+from island.trust import core, journal
+from island.trust.keys import Identity
+from island.trust.messages import Genesis
+from island.trust.service import Trust
+
+
+class Wall(SystemClock):
+    """A wall clock that a test sets."""
+
+    now = 1_000_000.0
+
+    def wall(self) -> float:
+        return self.now
+
+
+class Island:
+    """Trust over a database of its own, in a folder that survives a restart."""
+
+    def __init__(self, home: Path, name: str, clock: Wall) -> None:
+        home.mkdir(exist_ok=True)
+        self.home, self.name, self.clock = home, name, clock
+        self.identity = Identity.generate(SystemRng())
+        self.open()
+
+    def open(self) -> None:
+        self.state = Database.open(self.home, "state")
+        self.trust = Trust(self.state, self.identity, self.name, "test", self.clock, SystemRng())
+
+
+@pytest.fixture
+def clock() -> Wall:
+    return Wall()
+
+
+@pytest.fixture
+def islands(tmp_path: Path, clock: Wall) -> Iterator[list[Island]]:
+    made = [Island(tmp_path / name, name, clock) for name in ("a", "b", "c")]
+    yield made
+    for island in made:
+        island.state.close()
+
+
+async def join(inviter: Island, joiner: Island, word: str) -> None:
+    invitation = joiner.trust.parse_invitation(word)
+    chain = await inviter.trust.redeem(invitation.secret, joiner.identity.id, joiner.name)
+    await joiner.trust.adopt(core.network_id(invitation.genesis), chain)
+
+
+async def test_the_first_invitation_founds_and_the_chain_grows(islands: list[Island]) -> None:
+    a, b, c = islands
+    assert a.trust.network is None and a.trust.chain is None
+    seen = a.trust.network_known.version
+    word = await a.trust.invite(["127.0.0.1:1"])
+    assert a.trust.network is not None and a.trust.network_known.version > seen
+    assert stat.S_IMODE(a.trust.recovery_path.stat().st_mode) == 0o600
+    await join(a, b, word)
+    await join(b, c, await b.trust.invite(["127.0.0.1:2"]))
+    assert a.trust.network == b.trust.network == c.trust.network
+    assert c.trust.chain is not None
+    assert a.trust.check_chain(c.trust.chain) == a.trust.check_chain(c.trust.chain) == c.identity.id
+    assert core.verify_chain(a.trust.network, c.trust.chain).depth == 2
+
+
+async def test_the_recovery_key_is_the_one_in_the_genesis(islands: list[Island]) -> None:
+    a = islands[0]
+    invitation = core.parse_invitation(await a.trust.invite(["h:1"]))
+    public = bytes.fromhex(Identity.load(a.trust.recovery_path).id)
+    genesis = codec.decode(invitation.genesis, Genesis)
+    assert genesis.recovery == blake3.blake3(public).digest() and genesis.label == "test"
+
+
+async def test_two_first_invitations_at_once_found_one_network(islands: list[Island]) -> None:
+    words = await asyncio.gather(*(islands[0].trust.invite(["h:1"]) for _ in range(5)))
+    assert len({core.parse_invitation(word).genesis for word in words}) == 1
+
+
+async def test_only_the_hash_of_the_secret_is_on_disk(islands: list[Island]) -> None:
+    a = islands[0]
+    secret = core.parse_invitation(await a.trust.invite(["h:1"])).secret
+    a.state.close()
+    for file in a.home.iterdir():
+        content = file.read_bytes()
+        assert secret not in content and secret.hex().encode() not in content
+    a.open()
+
+
+async def test_redeeming_twice_is_the_same_admission_and_a_second_key_is_refused(islands: list[Island]) -> None:
+    a, b, c = islands
+    secret = core.parse_invitation(await a.trust.invite(["h:1"])).secret
+    first = await a.trust.redeem(secret, b.identity.id, "b")
+    assert await a.trust.redeem(secret, b.identity.id, "other-name") == first
+    with pytest.raises(BadInput) as caught:
+        await a.trust.redeem(secret, c.identity.id, "c")
+    assert caught.value.code == "invitation_used_up"
+
+
+async def test_racing_keys_do_not_share_one_use(islands: list[Island]) -> None:
+    a = islands[0]
+    secret = core.parse_invitation(await a.trust.invite(["h:1"], uses=3)).secret
+    keys = [Identity.generate(SystemRng()).id for _ in range(10)]
+    results = await asyncio.gather(*(a.trust.redeem(secret, key, "x") for key in keys), return_exceptions=True)
+    assert sum(isinstance(result, bytes) for result in results) == 3
+    assert {getattr(r, "code", "") for r in results if not isinstance(r, bytes)} == {"invitation_used_up"}
+
+
+async def test_expiry_by_the_inviters_clock(islands: list[Island], clock: Wall) -> None:
+    a, b, c = islands
+    secret = core.parse_invitation(await a.trust.invite(["h:1"], uses=5, valid_s=60)).secret
+    first = await a.trust.redeem(secret, b.identity.id, "b")
+    clock.now += 61
+    with pytest.raises(BadInput) as caught:
+        await a.trust.redeem(secret, c.identity.id, "c")
+    assert caught.value.code == "invitation_expired"
+    assert await a.trust.redeem(secret, b.identity.id, "b") == first
+    with pytest.raises(BadInput) as unknown:
+        await a.trust.redeem(b"?" * 16, c.identity.id, "c")
+    assert unknown.value.code == "invitation_unknown"
+
+
+async def test_joining_a_second_network_is_refused(islands: list[Island]) -> None:
+    a, b, c = islands
+    await join(a, b, await a.trust.invite(["h:1"]))
+    word = await c.trust.invite(["h:2"])
+    with pytest.raises(Conflict, match="another archipelago"):
+        await join(c, b, word)
+    network = b.trust.network
+    await join(a, b, await a.trust.invite(["h:1"]))  # its own again changes nothing
+    assert b.trust.network == network
+
+
+async def test_anothers_admission_is_not_adopted(islands: list[Island]) -> None:
+    a, b, c = islands
+    invitation = core.parse_invitation(await a.trust.invite(["h:1"]))
+    chain = await a.trust.redeem(invitation.secret, b.identity.id, "b")
+    with pytest.raises(PeerMisbehaved):
+        await c.trust.adopt(core.network_id(invitation.genesis), chain)
+    with pytest.raises(PeerMisbehaved):
+        await b.trust.adopt(NetworkId("00" * 32), chain)
+    assert b.trust.network is None and c.trust.network is None
+
+
+async def test_all_of_it_survives_a_restart(islands: list[Island]) -> None:
+    a, b, _ = islands
+    word = await a.trust.invite(["h:1"])
+    await join(a, b, word)
+    before = (a.trust.network, a.trust.chain)
+    a.state.close()
+    a.open()
+    await a.trust.load()
+    assert (a.trust.network, a.trust.chain) == before
+    secret = core.parse_invitation(word).secret
+    assert await a.trust.redeem(secret, b.identity.id, "b") == b.trust.chain
+
+
+async def test_a_state_of_another_key_is_refused_at_start(islands: list[Island]) -> None:
+    a = islands[0]
+    await a.trust.invite(["h:1"])
+    other = Trust(a.state, Identity.generate(SystemRng()), "a", "test", a.clock, SystemRng())
+    with pytest.raises(Conflict, match="another key"):
+        await other.load()
+
+
+@pytest.mark.parametrize("change", [{"uses": 0}, {"uses": 10**9}, {"valid_s": 0}, {"valid_s": 1e12}])
+async def test_silly_invitations_are_refused(islands: list[Island], change: dict[str, int]) -> None:
+    with pytest.raises(BadInput):
+        await islands[0].trust.invite(["h:1"], **change)  # type: ignore[arg-type]  # int for float, by parameter
+    with pytest.raises(BadInput, match="listens for no peers"):
+        await islands[0].trust.invite([])
+    assert islands[0].trust.network is None
+
+
+async def test_it_is_all_in_the_journal_which_is_sealed(islands: list[Island]) -> None:
+    a, b, _ = islands
+    await join(a, b, await a.trust.invite(["h:1"]))
+    rows = await a.state.read(journal.entries)
+    assert [row.act for row in rows] == ["peer.found", "peer.invite", "peer.admit"]
+    assert b.identity.id in rows[2].what and rows[0].who == "administrator@a"
+    with contextlib.suppress(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            await a.trust.start(Tasks(group))
+            while await a.state.read(journal.is_unsealed):
+                await asyncio.sleep(0.01)
+            for task in asyncio.all_tasks():
+                if task.get_name() == "trust.seal":
+                    task.cancel()
+    await b.trust.stop()
+    for island in (a, b):
+        assert not await island.state.read(journal.is_unsealed)
+        assert await island.state.read(partial(journal.verify, me=island.identity.id)) == []
