@@ -117,3 +117,7 @@ def _hoisted(arguments: list[str]) -> list[str]:
         else:
             rest.append(item)
     return front + rest
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,466 @@
+"""The seven acts (eight with alerts) of the demo, in order; each compares what it got.
+
+Three islands: `virgo` has the galaxies as Parquet, `orion` the clusters and nebulae as
+Avro, `laptop` has nothing and cannot be dialled. Everything is asked from the laptop.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from island.cli.demo import data, sky
+from island.cli.demo.data import Row
+from island.cli.demo.place import Place, wait_for
+from island.cli.demo.stage import Stage
+from island.errors import IslandError
+
+NEBULAE_WHERE = "type IN ('PN', 'SNR', 'HII') AND (vmag < 13.5 OR vmag IS NULL)"
+NEBULAE_CIRCLE = (280.0, 10.0, 60.0)
+ALERTS_WHERE = "tns <> ''"
+PORTIONS = 12
+
+
+@dataclass(slots=True)
+class Scene:
+    """What the acts share."""
+
+    stage: Stage
+    root: Path
+    rows: list[Row]
+    alerts: list[Path]
+    virgo: Place
+    orion: Place
+    laptop: Place
+    sessions: dict[str, Any] = field(default_factory=dict)
+    portions: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def places(self) -> list[Place]:
+        return [self.virgo, self.orion, self.laptop]
+
+    @property
+    def galaxies(self) -> list[Row]:
+        return data.of_types(self.rows, data.GALAXIES)
+
+    @property
+    def clusters(self) -> list[Row]:
+        return data.of_types(self.rows, data.CLUSTERS)
+
+    @property
+    def stream(self) -> str:
+        """Name of the source at orion, and of the laptop's dataset that it feeds."""
+        return "alerts" if self.alerts else "nebulae"
+
+
+def play(root: Path, alerts: list[Path], stay: Callable[[], None] | None) -> list[str]:
+    """Play every act in `root`; returns what differed. `stay()` is called at the end, if given."""
+    root.mkdir(parents=True, exist_ok=True)
+    stage = Stage()
+    stage.say("Three islands on this machine: virgo (galaxies), orion (clusters and nebulae), laptop (nothing).")
+    stage.say(f"Input: {data.CREDIT}.")
+    rows = data.catalogue()
+    virgo, orion, laptop = (Place(root, "virgo"), Place(root, "orion"), Place(root, "laptop", dialled=False))
+    scene = Scene(stage, root, rows, alerts, virgo, orion, laptop)
+    try:
+        prepare(scene)
+        for act in (one_list, words_and_sky, shapley, virgo_cluster, colours, stream, killed):
+            act(scene)
+        if alerts:
+            supernova(scene)
+        close_sessions(scene)
+        ending(scene, staying=stay is not None)
+        if stay:
+            stay()
+    finally:
+        for place in scene.places:
+            place.stop()
+    return stage.differences
+
+
+def prepare(scene: Scene) -> None:
+    """Write the input, start the islands, join them, publish."""
+    galaxies, clusters = scene.root / "data-virgo" / "galaxies", scene.root / "data-orion" / "clusters"
+    galaxies.mkdir(parents=True)
+    clusters.mkdir(parents=True)
+    rows = scene.galaxies
+    for part in range(4):
+        chosen = [row for row in rows if (0 if row["ra"] is None else int(row["ra"] // 90)) == part]
+        data.write_parquet(chosen, galaxies / f"ra-{part * 90:03d}.parquet")
+    data.write_avro(scene.clusters, clusters / "clusters.avro")
+    for place in (scene.virgo, scene.orion):
+        # What a site's administrator decides: members' code may run here, under this account.
+        place.configure("accept_from", '["members"]')
+        place.configure("foreign_code", '"any"')
+        place.configure("same_user", "true")
+    for place in scene.places:
+        place.start()
+    for guest in (scene.orion, scene.laptop):
+        guest.command("peer", "join", scene.virgo.command("peer", "invite").strip())
+    about = ("--licence", data.LICENCE, "--description", data.CREDIT)
+    scene.virgo.command(
+        "dataset", "publish", str(galaxies), "--name", "galaxies", "--title", "Galaxies of the NGC and IC", *about
+    )
+    scene.orion.command(
+        "dataset", "publish", str(clusters / "clusters.avro"), "--name", "clusters",
+        "--title", "Star clusters and nebulae of the NGC and IC", *about,
+    )  # fmt: skip
+
+
+def one_list(scene: Scene) -> None:
+    """Act 1: all three list the same servers and datasets."""
+    stage = scene.stage
+    stage.act(1, "Three islands know the same servers and the same data")
+
+    def listed(place: Place) -> tuple[list[Any], list[Any]]:
+        servers = [(s["island"], s["kind"], s["url"]) for s in place.json("server", "ls")]
+        datasets = [(d["island"], d["name"], d["format"], d["rows"], d["bytes"]) for d in place.json("dataset", "ls")]
+        return sorted(servers), sorted(datasets)
+
+    def agreed() -> tuple[list[Any], list[Any]] | None:
+        views = [listed(place) for place in scene.places]
+        complete = all(len(v[0]) >= 3 and len(v[1]) >= 2 for v in views)
+        return views[0] if complete and views[0] == views[1] == views[2] else None
+
+    servers, datasets = wait_for("the three islands to agree on servers and datasets", agreed, 60)
+    stage.typed("laptop", "island", "server", "ls")
+    stage.table(("island", "kind", "url"), servers)
+    stage.typed("laptop", "island", "dataset", "ls")
+    stage.table(("island", "name", "format", "rows", "bytes"), [(*d[:3], f"{d[3]:,}", f"{d[4]:,}") for d in datasets])
+    stage.say("The same two lists at virgo, orion and laptop; nobody keeps a central one. No data moved.")
+    rows = {d[1]: d[3] for d in datasets}
+    stage.same("rows of galaxies", len(scene.galaxies), rows.get("galaxies"))
+    stage.same("rows of clusters", len(scene.clusters), rows.get("clusters"))
+
+
+def words_and_sky(scene: Scene) -> None:
+    """Act 2: a search by words and sky."""
+    stage = scene.stage
+    stage.act(2, "Words and sky: what is there towards Virgo?")
+    region = "circle 187.7 12.4 5"
+    stage.typed("laptop", "island", "dataset", "search", "--region", region)
+    found = scene.laptop.json("dataset", "search", "--region", region)
+    stage.table(("island", "name", "title"), [(d["island"], d["name"], d["title"]) for d in found])
+    stage.same("datasets towards Virgo", ["galaxies"], [d["name"] for d in found])
+    words = scene.laptop.json("dataset", "search", "star", "clusters")
+    stage.typed("laptop", "island", "dataset", "search", "star", "clusters")
+    stage.table(("island", "name", "title"), [(d["island"], d["name"], d["title"]) for d in words])
+    stage.same("datasets about star clusters", ["clusters"], [d["name"] for d in words])
+    stage.say("Answered at the laptop from its own copy of the catalog; nothing was asked of anybody.")
+
+
+def _remote(scene: Scene, name: str, inputs: str, code: str) -> str:
+    """Run code by an unmodified Livy client at the laptop's gateway; keeps the session open as `name`."""
+    from livy import LivySession, SessionKind
+
+    stage, laptop = scene.stage, scene.laptop
+    stage.typed("laptop", f'LivySession.create("{laptop.url}", spark_conf={{"spark.island.inputs": "{inputs}"}})')
+    if name not in scene.sessions:
+        session = LivySession.create(
+            laptop.url,
+            auth=("laptop", laptop.user_token),
+            kind=SessionKind.PYSPARK,
+            spark_conf={"spark.island.inputs": inputs},
+            echo=False,
+        )
+        scene.sessions[name] = session
+        stage.asked += 1
+        session.wait()
+    output = scene.sessions[name].run(code)
+    stage.asked += 1
+    output.raise_for_status()
+    return str(output.text).strip()
+
+
+def _job_of(scene: Scene, session: Any) -> dict[str, Any]:
+    jobs = scene.laptop.json("job", "ls")
+    return next(job for job in jobs if job["id"] == session.session_id and job["kind"] != "batch")
+
+
+def _explained(scene: Scene, job: dict[str, Any]) -> None:
+    rows = scene.laptop.json("job", "explain", job["job"])
+    scene.stage.typed("laptop", "island", "job", "explain", job["job"])
+    columns = ("island", "chosen", "seconds", "round_trip_s", "bandwidth", "wait_s", "missing_bytes", "reason")
+    present = [c for c in columns if any(row.get(c) is not None for row in rows)]
+    scene.stage.table(present, [[_cell(row.get(c)) for c in present] for row in rows])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _local(scene: Scene, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = scene.laptop.json("dataset", "show", name)
+    return found
+
+
+def shapley(scene: Scene) -> None:
+    """Act 3: Shapley 1918, by an unmodified Livy client."""
+    stage = scene.stage
+    stage.act(3, "Shapley 1918: where is the centre of the Galaxy?")
+    text = _remote(scene, "clusters", "orion/clusters", sky.SHAPLEY.replace("VIEW", "orion__clusters"))
+    expected = sky.shapley(scene.clusters)
+    found = [float(word) for word in text.split()]
+    for what, want, got in zip(("clusters", "mean ra", "mean dec", "distance"), expected, found, strict=True):
+        stage.same(f"Shapley: {what}", want, got, tolerance=1e-5)
+    stage.say(
+        f"{found[0]:.0f} globular clusters of ours; their mean direction is ra {found[1]:.2f}°, dec {found[2]:.2f}°,"
+    )
+    stage.say(f"{found[3]:.2f}° from the centre of the Galaxy (266.405°, −28.936°).")
+    job = _job_of(scene, scene.sessions["clusters"])
+    stage.same("Shapley ran at", "orion", job["island"])
+    view = _local(scene, "orion/clusters")
+    stage.data_moved(
+        view["bytes_local"], view["bytes"], "to the laptop", "the job went to orion, where the clusters are"
+    )
+
+
+def virgo_cluster(scene: Scene) -> None:
+    """Act 4: the Virgo cluster, and why it ran where it ran."""
+    stage = scene.stage
+    stage.act(4, "Virgo: how fast do the galaxies around M87 move?")
+    text = _remote(scene, "galaxies", "virgo/galaxies", sky.VIRGO.replace("VIEW", "virgo__galaxies"))
+    expected = sky.virgo(scene.galaxies)
+    found = [float(word) for word in text.split()]
+    for what, want, got in zip(("galaxies", "median", "dispersion"), expected, found, strict=True):
+        stage.same(f"Virgo: {what}", want, got, tolerance=1e-5)
+    stage.say(f"{found[0]:.0f} galaxies within 6° of M87; median {found[1]:,.0f} km/s, dispersion {found[2]:.0f} km/s.")
+    job = _job_of(scene, scene.sessions["galaxies"])
+    stage.same("Virgo ran at", "virgo", job["island"])
+    _explained(scene, job)
+    view = _local(scene, "virgo/galaxies")
+    stage.data_moved(
+        view["bytes_local"], view["bytes"], "to the laptop", "the job went to virgo, where the galaxies are"
+    )
+
+
+def colours(scene: Scene) -> None:
+    """Act 5: pandas reads three columns from far away, and nothing the second time."""
+    stage = scene.stage
+    stage.act(5, "Colours: pandas at the laptop reads three columns of galaxies that are at virgo")
+    url = "island://virgo/galaxies"
+    stage.typed("laptop", "python", "-c", f'pandas.read_parquet("{url}", columns=["hubble", "bmag", "kmag"])')
+    before = _local(scene, "virgo/galaxies")["bytes_moved"]
+    found: list[list[str]] = []
+    moved: list[int] = []
+    for _ in range(2):
+        found.append(_python(scene.laptop, sky.COLOURS, url).split())
+        after = _local(scene, "virgo/galaxies")
+        moved.append(after["bytes_moved"] - before)
+        before = after["bytes_moved"]
+    for kind, want, got in zip(sky.KINDS, sky.colours(scene.galaxies), found[0][1::2], strict=True):
+        stage.same(f"B−K of {kind}", want, float(got), tolerance=1e-5)
+    stage.same("the second reading", found[0], found[1])
+    stage.table(("Hubble type", *found[0][::2]), [("median B−K", *(f"{float(v):.2f}" for v in found[0][1::2]))])
+    stage.data_moved(moved[0], after["bytes"], "virgo to laptop", "the footers and three columns, verified and kept")
+    stage.data_moved(
+        moved[1], after["bytes"], "virgo to laptop", "the second reading, in a new process, found them here"
+    )
+    stage.same("bytes moved by the second reading", 0, moved[1])
+    stage.same("the first reading moved less than half", True, 0 < moved[0] < after["bytes"] / 2)
+
+
+def _python(place: Place, code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=place.environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise IslandError(f"a Python program at {place.name} failed: {done.stderr.strip()[-600:]}")
+    return done.stdout
+
+
+def stream(scene: Scene) -> None:
+    """Act 6: files dropped in a folder at orion become rows of the laptop's own dataset."""
+    stage, name = scene.stage, scene.stream
+    stage.act(6, f"A subscription: {name} dropped into a folder at orion become rows at the laptop")
+    watched = scene.root / "data-orion" / "incoming"
+    watched.mkdir()
+    scene.orion.command("source", "add", "folder", str(watched), "--name", name)
+    wait_for("the source to be known at the laptop", lambda: _named(scene.laptop.json("source", "ls"), name), 30)
+    region = () if scene.alerts else ("--region", "circle " + " ".join(f"{value:g}" for value in NEBULAE_CIRCLE))
+    where = ALERTS_WHERE if scene.alerts else NEBULAE_WHERE
+    words = (
+        "subscription",
+        "add",
+        f"orion/{name}",
+        "--where",
+        where,
+        *region,
+        "--from",
+        "beginning",
+        "--into",
+        _into(scene),
+    )
+    stage.typed("laptop", "island", *words)
+    scene.laptop.command(*words)
+    scene.portions = _portions(scene, watched)
+    half = len(scene.portions) // 2
+    for drop in scene.portions[:half]:
+        drop()
+    count = len(_expected(scene, half))
+    wait_for("the first half of the stream", lambda: True if len(_delivered(scene)) >= count else None, 60)
+    stage.same_rows("delivered", _expected(scene, half), _delivered(scene))
+    _channels(scene)
+
+
+def _named(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
+    return next((row for row in rows if row["name"] == name), None)
+
+
+def _into(scene: Scene) -> str:
+    return "supernovae" if scene.alerts else "my-nebulae"
+
+
+def _portions(scene: Scene, watched: Path) -> list[Callable[[], None]]:
+    """The stream in portions; calling one drops its file into the watched folder, complete at once."""
+    if scene.alerts:
+        staging = scene.root / "data-orion" / "staged"
+        staging.mkdir()
+        files = data.split_alerts(scene.alerts, staging, 4)
+        return [lambda path=path: _drop(path, watched) for path in files]  # type: ignore[misc]  # bound per file
+    nebulae = data.of_types(scene.rows, data.NEBULAE)
+    size = -(-len(nebulae) // PORTIONS)
+
+    def write(number: int) -> None:
+        data.write_parquet(nebulae[number * size : (number + 1) * size], watched / f"night-{number:02d}.parquet")
+
+    return [lambda number=number: write(number) for number in range(PORTIONS)]  # type: ignore[misc]  # bound per file
+
+
+def _drop(path: Path, watched: Path) -> None:
+    partial = watched / f".{path.name}.part"
+    partial.write_bytes(path.read_bytes())
+    partial.rename(watched / path.name)
+
+
+def _expected(scene: Scene, portions: int) -> list[str]:
+    """Names of the rows that the conditions select from the first portions, computed directly."""
+    if scene.alerts:
+        rows = data.alerts_in(scene.alerts)
+        return [str(row["objectId"]) for row in rows[: portions * 4] if row["tns"]]
+    nebulae = data.of_types(scene.rows, data.NEBULAE)
+    size = -(-len(nebulae) // PORTIONS)
+    return [
+        str(row["name"])
+        for row in nebulae[: portions * size]
+        if row["type"] in ("PN", "SNR", "HII")
+        and (row["vmag"] is None or row["vmag"] < 13.5)
+        and sky.within(row, NEBULAE_CIRCLE[:2], NEBULAE_CIRCLE[2])
+    ]
+
+
+def _delivered(scene: Scene) -> list[str]:
+    """Names of the rows of the laptop's dataset, read as anybody would."""
+    column = "objectId" if scene.alerts else "name"
+    code = (
+        "import pandas, sys\n"
+        "t = pandas.read_parquet(sys.argv[1], columns=[sys.argv[2]])\n"
+        "print('\\n'.join(t[sys.argv[2]]))\n"
+    )
+    return _python(scene.laptop, code, f"island://laptop/{_into(scene)}", column).split()
+
+
+def _channels(scene: Scene) -> None:
+    scene.stage.typed("laptop", "island", "channel", "ls")
+    rows = scene.laptop.json("channel", "ls")
+    columns = [c for c in ("source", "into", "state", "rows", "bytes", "lag", "rate") if any(c in row for row in rows)]
+    scene.stage.table(columns, [[_cell(row.get(c)) for c in columns] for row in rows])
+
+
+def killed(scene: Scene) -> None:
+    """Act 7: SIGKILL of orion while it streams and runs a session; nothing accepted is lost."""
+    stage, laptop, orion = scene.stage, scene.laptop, scene.orion
+    stage.act(7, "SIGKILL of orion while it streams and runs a session, and a restart")
+    session = scene.sessions["clusters"]
+    text = session.run("6 * 7").text
+    stage.same("a finished statement", "42", str(text).strip())
+    running = session.client.create_statement(session.session_id, "import time; time.sleep(600)")
+    half = len(scene.portions) // 2
+    for drop in scene.portions[half : half + 1]:
+        drop()
+    orion.kill()
+    stage.say("orion is gone: kill -9, in the middle of a statement, with a file just dropped.")
+    for drop in scene.portions[half + 1 :]:
+        drop()
+    kept = session.client.get_statement(session.session_id, running.statement_id - 1)
+    stage.same("the finished result, seen from the laptop while orion is down", "42", str(kept.output.text).strip())
+    orion.start()
+    stage.say("orion runs again, on the same ports.")
+    total = len(scene.portions)
+    count = len(_expected(scene, total))
+    wait_for("the rest of the stream", lambda: True if len(_delivered(scene)) >= count else None, 90)
+    stage.same_rows("delivered after the crash", _expected(scene, total), _delivered(scene))
+    again = session.client.get_statement(session.session_id, running.statement_id - 1)
+    stage.same("the finished result after the restart", "42", str(again.output.text).strip())
+
+    def ended() -> dict[str, Any] | None:
+        job = _job_of(scene, session)
+        return job if job["state"] in {"dead", "error", "killed"} else None
+
+    job = wait_for("the laptop to learn that the session died", ended, 60)
+    stage.typed("laptop", "island", "job", "logs", job["job"])
+    for line in laptop.command("job", "logs", job["job"]).strip().splitlines()[-2:]:
+        stage.say(line)
+    stage.same("the lost session is reported as", "dead", job["state"])
+
+
+def supernova(scene: Scene) -> None:
+    """Act 8, with alerts: which known supernova lies within 1′ of an NGC galaxy?"""
+    stage = scene.stage
+    stage.act(8, "The alerts of the stream and the galaxies of virgo, joined: a supernova in an NGC galaxy?")
+    views = sky.MATCH.replace("ALERTS", "laptop__supernovae").replace("GALAXIES", "virgo__galaxies")
+    text = _remote(scene, "match", "laptop/supernovae,virgo/galaxies", views)
+    alerts = [row for row in data.alerts_in(scene.alerts) if row["tns"]]
+    expected = sky.match(alerts, scene.galaxies)
+    stage.same("matches", [line.split()[:3] for line in expected], [line.split()[:3] for line in text.splitlines()])
+    for line in text.splitlines():
+        alert, kind, galaxy, distance = line.split()
+        stage.say(f"{alert} ({kind.replace('_', ' ')}) is {float(distance):.2f}′ from {galaxy}.")
+    _explained(scene, _job_of(scene, scene.sessions["match"]))
+
+
+def close_sessions(scene: Scene) -> None:
+    """End what still runs."""
+    for session in scene.sessions.values():
+        session.close()
+
+
+def ending(scene: Scene, *, staying: bool) -> None:
+    """Three lines, the URLs, where the tokens lie, and what to try."""
+    stage, laptop = scene.stage, scene.laptop
+    moved, total = sum(m for m, _ in stage.moved), max((t for _, t in stage.moved), default=0)
+    stage.say("")
+    stage.say(f"asked:    {stage.asked} times, by Livy, pandas and the command, all at the laptop")
+    stage.say(f"moved:    {moved:,} bytes in all; the largest dataset has {total:,}")
+    stage.say(f"survived: one kill -9; {stage.compared} results compared, {len(stage.differences)} differ")
+    if not staying:
+        return
+    stage.say("")
+    for place in scene.places:
+        stage.say(f"{place.name:<8} {place.url}   tokens: {place.home}/token, {place.home}/token.user")
+    stage.say("")
+    stage.say("Try, in another terminal (export first):")
+    command = Path(sys.executable).with_name("island")
+    for line in _suggestions(laptop):
+        stage.say(line.replace("island ", f"{command} ", 1) if line.startswith("island ") else line)
+    stage.say("Ctrl-C ends all three.")
+
+
+def _suggestions(laptop: Place) -> Sequence[str]:
+    return (
+        f"export ISLAND_HOME={laptop.home}",
+        "island dataset search --column radvel --region 'circle 187.7 12.4 5'",
+        "island dataset show virgo/galaxies",
+        "island session open --kind sql --input orion/clusters",
+        "island job ls",
+        "island journal --verify",
+    )

@@ -1,0 +1,90 @@
+"""What the demo prints, and the list of what differed."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+class Stage:
+    """Prints acts with their tables, and keeps what was asked, moved and compared."""
+
+    def __init__(self) -> None:
+        wide = None if sys.stdout.isatty() else 110
+        self._console = Console(file=sys.stdout, highlight=False, width=wide)
+        self._started = time.monotonic()
+        self.differences: list[str] = []
+        self.compared = 0
+        self.asked = 0
+        self.moved: list[tuple[int, int]] = []
+
+    def act(self, number: int, title: str) -> None:
+        """Begin an act."""
+        elapsed = time.monotonic() - self._started
+        self._console.print(f"\n[bold]{number}. {escape(title)}[/bold]  [dim]({elapsed:.0f} s)[/dim]")
+
+    def say(self, text: str) -> None:
+        """One line of the story."""
+        self._console.print(f"   {escape(text)}", soft_wrap=not sys.stdout.isatty())
+
+    def typed(self, place: str, *words: str) -> None:
+        """The command that a person would type, and where."""
+        shown = " ".join(f"'{word}'" if any(c in word for c in " <>*") else word for word in words)
+        self._console.print(f"   [dim]{escape(place)}$[/dim] {escape(shown)}", soft_wrap=True)
+
+    def table(self, columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+        """A small table."""
+        sheet = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+        for column in columns:
+            sheet.add_column(column)
+        for line in lines:
+            sheet.add_row(*(escape(str(value)) for value in line))
+        grid = Table.grid(padding=(0, 0, 0, 3))
+        grid.add_column()
+        grid.add_column()
+        grid.add_row("", sheet)
+        self._console.print(grid)
+
+    def data_moved(self, moved: int, total: int, where: str, why: str) -> None:
+        """Bytes of bytes, where to, and why."""
+        self.moved.append((moved, total))
+        share = f" ({100 * moved / total:.1f} %)" if total else ""
+        self.say(f"moved: {moved:,} of {total:,} bytes{share}, {where}; {why}")
+
+    def same(self, what: str, expected: Any, found: Any, *, tolerance: float = 0.0) -> bool:
+        """Compare one result with the same computed directly; numbers within `tolerance`."""
+        self.compared += 1
+        if isinstance(expected, (int, float)) and isinstance(found, (int, float)):
+            agree = math.isclose(expected, found, abs_tol=tolerance, rel_tol=0.0)
+        else:
+            agree = expected == found
+        if not agree:
+            line = f"{what}: expected {_short(expected)}, found {_short(found)}"
+            self.differences.append(line)
+            self.say(f"DIFFERS  {line}")
+        return agree
+
+    def same_rows(self, what: str, expected: Iterable[Any], found: Iterable[Any]) -> None:
+        """Compare two multisets of rows."""
+        want, got = Counter(expected), Counter(found)
+        missing, extra = want - got, got - want
+        self.compared += 1
+        if missing or extra:
+            line = f"{what}: {missing.total()} rows missing, {extra.total()} too many, of {want.total()}"
+            self.differences.append(line)
+            self.say(f"DIFFERS  {line}")
+        else:
+            self.say(f"{what}: {want.total()} rows, exactly those that the same condition selects directly")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 300 else text[:297] + "..."
