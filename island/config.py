@@ -311,3 +311,23 @@ def render(values: dict[str, dict[str, Any]]) -> str:
 def _toml(value: Any) -> str:
     # JSON strings, numbers, booleans and lists of strings are TOML as they are.
     return json.dumps(value, ensure_ascii=False)
+
+
+def reference() -> str:
+    """The configuration reference, `docs/configuration.md`, in Markdown."""
+    lines = [
+        "# Configuration reference",
+        "",
+        "`HOME/island.toml`, made complete and commented by `island init`. It is read once, at the start of",
+        "`island run`. An unknown key or a wrong type is an error that names the file, the key and the nearest known",
+        "key. This page is made from the types in `island/config.py`, and a test compares the two.",
+    ]
+    current = ""
+    for section, key, kind, default, text in describe():
+        if section != current:
+            current = section
+            lines += ["", f"## [{section}]", "", (SECTIONS[section].__doc__ or "").strip(), ""]
+            lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        shown = "(required)" if default is None else f"`{_toml(default)}`"
+        lines.append(f"| `{key}` | {kind} | {shown} | {text} |")
+    return "\n".join(lines) + "\n"

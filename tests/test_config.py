@@ -69,3 +69,16 @@ def test_sizes() -> None:
 def test_ipv6_addresses() -> None:
     assert config.split_address("[::1]:8990") == ("::1", 8990)
     assert config.is_loopback("::1") and config.is_loopback("localhost") and not config.is_loopback("0.0.0.0")
+
+
+def test_the_reference_is_made_from_the_types() -> None:
+    page = Path(__file__).parent.parent / "docs" / "configuration.md"
+    assert page.read_text("utf-8") == config.reference(), (
+        "docs/configuration.md is out of date: python -c 'from island import config; print(config.reference(), end=\"\")'"
+    )
+    assert all(text for *_, text in config.describe())
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "config").glob("*.toml")), ids=lambda p: p.name)
+def test_every_example_loads(path: Path) -> None:
+    assert config.load(path).island.name
