@@ -1,1 +1,1 @@
-"""Livy's wire types and a typed client."""
+"""Livy's wire types, its REST rules, and a typed client of it."""

@@ -1,0 +1,5 @@
+"""`python -m island.engine`."""
+
+from island.engine.main import main
+
+raise SystemExit(main())

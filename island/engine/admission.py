@@ -1,0 +1,117 @@
+"""Whether a request may run here, and with what. No process is started for one that may not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from island.engine.limits import Limits
+from island.livy.conf import input_views, refused_conf
+from island.livy.messages import BatchRequest, SessionRequest
+from island.livy.requests import memory_bytes
+from island.livy.rest import Refusal, bad_body, rejected
+
+HERE = ("pyspark", "pyspark3", "sql", "shared")
+
+
+class Admitted(msgspec.Struct, frozen=True):
+    """What a request comes to: Spark's settings, inputs, memory, and Python files, all checked."""
+
+    conf: dict[str, str]
+    views: dict[str, str]
+    aliases: dict[str, str]
+    memory: str
+    py_files: list[str]
+    file: str = ""
+
+
+def admit(request: SessionRequest | BatchRequest, limits: Limits) -> Admitted:
+    """Check files, settings, memory and kind, in Livy's order. Raises `Refusal`."""
+    lists = [request.jars, request.files, request.archives, request.py_files]
+    jars, files, archives, py_files = ([local_file(item, limits.allow_files) for item in items] for items in lists)
+    file = ""
+    if isinstance(request, BatchRequest):
+        file = local_file(request.file or "", limits.allow_files)
+        if request.class_name or not file.endswith(".py"):
+            raise rejected(
+                "requirement failed: this engine runs Python files (.py) only.",
+                hint="Send jars to a server that has Spark's Scala side, such as a Livy of the site's own.",
+            )
+    if refusal := refused_conf(request.conf):
+        raise refusal
+    views, aliases = input_views(request.conf)
+    for name, path in views.items():
+        _check_input(name, path)
+    conf = {key: value for key, value in request.conf.items() if key.startswith("spark.")}
+    for key, paths in (("spark.jars", jars), ("spark.files", files), ("spark.archives", archives)):
+        if paths:
+            conf[key] = ",".join(paths)
+    if py_files:
+        conf["spark.submit.pyFiles"] = ",".join(py_files)
+    if isinstance(request, SessionRequest) and request.kind not in (None, *HERE):
+        raise unsupported_kind(str(request.kind))
+    memory = _memory(request.driver_memory or conf.pop("spark.driver.memory", None) or limits.memory, limits)
+    return Admitted(conf, views, aliases, memory, py_files, file)
+
+
+def unsupported_kind(kind: str) -> Refusal:
+    """A kind that Livy knows and this engine has not."""
+    return rejected(
+        f"kind '{kind}' does not run on this engine; it has pyspark and sql.",
+        hint="Open a session of kind pyspark or sql, or use a Livy that has the kind.",
+    )
+
+
+def statement_kind(asked: str | None, session: str) -> str:
+    """The kind of a statement, pyspark or sql. Raises `Refusal`."""
+    kind = asked or session
+    if kind in ("spark", "sparkr"):
+        raise unsupported_kind(kind)
+    if kind == "shared":
+        raise bad_body("A statement in a session of kind shared names its kind: pyspark or sql")
+    return "sql" if kind == "sql" else "pyspark"
+
+
+def local_file(path: str, allowed: Iterable[Path]) -> str:
+    """A local file that a client may name. Raises `Refusal` if relative, remote or elsewhere.
+
+    That it exists is not asked: Livy finds that out when the job starts.
+    """
+    parts = urlsplit(path)
+    if parts.scheme not in ("", "file"):
+        raise rejected(
+            f"requirement failed: {path[:1000]} is not a local path; this engine reads local files only.",
+            hint="Copy the file to a folder that the engine allows.",
+        )
+    local = unquote(parts.path) if parts.scheme == "file" else path
+    if not os.path.isabs(local) or "\0" in local or "," in local:
+        raise rejected(f"requirement failed: Path '{path[:1000]}' is not absolute.")
+    real = Path(os.path.realpath(local))
+    if not any(real.is_relative_to(os.path.realpath(folder)) for folder in allowed):
+        raise rejected(f"requirement failed: Local path {path[:1000]} cannot be added to user sessions.")
+    return local
+
+
+def _check_input(name: str, path: str) -> None:
+    """Refuse at once what cannot be read later. Raises `Refusal`."""
+    try:
+        items = json.loads(path) if path.startswith("[") else [path]
+    except ValueError as error:
+        raise rejected(f"requirement failed: the list of files of input {name} is no JSON: {error}") from error
+    for item in items:
+        local = unquote(urlsplit(item).path) if isinstance(item, str) and item.startswith("file:") else item
+        if not isinstance(local, str) or not os.path.isabs(local):
+            raise rejected(f"requirement failed: Path '{item}' of input {name} is not absolute.")
+
+
+def _memory(text: str, limits: Limits) -> str:
+    if memory_bytes(text) > memory_bytes(limits.max_memory):
+        raise rejected(f"requirement failed: {text} of driver memory; this engine grants {limits.max_memory}.")
+    # The JVM knows no trailing b and reads a bare number as bytes, Spark as MiB.
+    text = text.strip().lower().removesuffix("b")
+    return text + "m" if text.isdigit() else text

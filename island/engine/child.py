@@ -1,0 +1,243 @@
+"""The process of one session: Spark, and the statements that the engine sends, one at a time.
+
+Frames come on descriptor argv[1] and go on argv[2]. Whatever user code does with standard
+input, output and error stays off them: input is empty, output goes to the session's log.
+The main thread runs statements, a second one reads frames, so that a cancel always arrives.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import types
+from typing import Any
+
+from island.engine.protocol import (
+    EXIT_JAVA,
+    EXIT_STARTING,
+    Cancel,
+    Done,
+    Note,
+    Ready,
+    Run,
+    Start,
+    frame,
+    read_to_child,
+    write_all,
+)
+from island.engine.shell import Cancelled, Capture, Shell, size_of
+from island.engine.spark import Driver
+from island.engine.table import run_sql
+from island.errors import IslandError
+from island.livy.messages import Output
+
+JOB_CANCEL_S = 2.0
+"""How long Spark gets to end a cancelled job before the Python side is interrupted in the midst of a call."""
+AGAIN_S = 0.5
+
+
+class Channel:
+    """The engine's end: frames out, from any thread."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+
+    def send(self, message: Any) -> None:
+        """Send one frame; if the engine is gone there is nobody to tell."""
+        with self._lock:
+            try:
+                write_all(self._fd, frame(message))
+            except BrokenPipeError:
+                os._exit(1)
+
+
+class Session:
+    """Runs statements in the main thread, and interrupts the one that runs from another."""
+
+    def __init__(self, channel: Channel, start: Start) -> None:
+        self.channel = channel
+        self.start = start
+        self.queue: queue.SimpleQueue[Run] = queue.SimpleQueue()
+        self.capture = Capture(start.max_output, _to_log)
+        self.shell = Shell(self.capture)
+        self.count = 0
+        self.running: int | None = None
+        self.cancelled: set[int] = set()
+        self._interruptible = False
+        self._in_call_until = 0.0
+
+    def open(self) -> None:
+        """Start Spark, make the views, name what statements see."""
+        driver = Driver(self.start)
+        driver.install()
+        sys.path[:0] = self.start.py_files
+        spark, context, sql = driver.session()
+        self.spark = spark
+        threading.Thread(target=self._end_with_java, args=(driver,), daemon=True).start()
+        self.shell.names.update(spark=spark, sc=context, sqlContext=sql)
+        sys.stdout = sys.stderr = self.capture
+
+    def _end_with_java(self, driver: Driver) -> None:
+        """A session whose JVM is gone is of no use: end, saying so."""
+        code = driver.jvm.process.wait()
+        self.channel.send(Note(f"Spark's Java ended with code {code}: out of memory, or killed"))
+        os._exit(EXIT_JAVA)
+
+    def serve(self) -> None:
+        """Run statements for ever."""
+        while True:
+            self.run(self.queue.get())
+
+    def run(self, order: Run) -> None:
+        """One statement, and its result to the engine."""
+        output: Output | None = None
+        self.running = order.id
+        # Spark's own handler, or one that user code set, would end this process at a cancel.
+        signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            self._interruptible = True
+            try:
+                if order.id not in self.cancelled:
+                    output = self._output(order)
+            finally:
+                self._interruptible = False
+        except Cancelled:
+            output = None
+        self.running = None
+        if order.id in self.cancelled:
+            self.cancelled.discard(order.id)
+            output = None
+            self._forget_connection()
+        self.channel.send(Done(order.id, output))
+
+    def _output(self, order: Run) -> Output:
+        number = self.count
+        self.count += 1
+        if (context := _active_context()) is not None:
+            context.setJobGroup(f"island-{order.id}", f"statement {order.id}", interruptOnCancel=True)
+        if order.kind == "sql":
+            self.capture.begin()
+            try:
+                output = run_sql(self.shell.names.get("spark") or self.spark, order.code, number, self.start.rows)
+            finally:
+                self.capture.end()
+        else:
+            output = self.shell.run(order.code, number)
+        if (size := size_of(output)) > 2 * self.start.max_output:
+            text = f"the result has {size} characters; the limit is {2 * self.start.max_output}: ask for less of it"
+            output = Output("error", number, ename="ResultTooLarge", evalue=text, traceback=[])
+        return output
+
+    # -- cancelling, called in the reading thread ---------------------------------------
+
+    def cancel(self, number: int) -> None:
+        """End the statement: Spark's jobs first, then Python, again until it ends."""
+        self.cancelled.add(number)
+        self._in_call_until = time.monotonic() + JOB_CANCEL_S
+        threading.Thread(target=self._cancel, args=(number,), daemon=True).start()
+
+    def _cancel(self, number: int) -> None:
+        main = threading.main_thread().ident
+        pause = 0.02
+        while self.running == number:
+            if main is not None:
+                signal.pthread_kill(main, signal.SIGINT)
+            try:
+                if (context := _active_context()) is not None:
+                    context.cancelJobGroup(f"island-{number}")
+            except Exception as error:  # noqa: BLE001 - Spark may be stopped or broken; Python is interrupted anyhow
+                self.channel.send(Note(f"cancel: Spark did not take it: {error}"))
+            time.sleep(pause)
+            pause = min(AGAIN_S, pause * 1.5)
+
+    def _interrupt(self, _number: int, at: types.FrameType | None) -> None:
+        """SIGINT, in the main thread. In the midst of a call to Spark it waits for Spark's own answer first."""
+        if not self._interruptible or self.running not in self.cancelled:
+            return
+        if _in_spark_call(at) and time.monotonic() < self._in_call_until:
+            return
+        raise Cancelled
+
+    def _forget_connection(self) -> None:
+        """Drop this thread's connection to the JVM: an answer to the interrupted call may still be on its way."""
+        try:
+            from pyspark import SparkContext
+
+            client = SparkContext._gateway._gateway_client
+            connection = client.get_thread_connection()
+            if connection is not None:
+                connection.close()
+        except Exception as error:  # noqa: BLE001 - py4j's inside; without it the next call opens its own anyway
+            self.channel.send(Note(f"cancel: the connection to Spark was not renewed: {error}"))
+
+
+def _active_context() -> Any:
+    """The SparkContext that lives now (user code may stop it and start another), or None."""
+    from pyspark import SparkContext
+
+    context = SparkContext._active_spark_context
+    return context if context is not None and context._jsc is not None else None
+
+
+def _in_spark_call(at: types.FrameType | None) -> bool:
+    while at is not None:
+        if at.f_code.co_filename.endswith(("py4j/clientserver.py", "py4j/java_gateway.py")):
+            return True
+        at = at.f_back
+    return False
+
+
+def _to_log(text: str) -> None:
+    """What is printed between statements (by threads that one of them left) goes to the session's log."""
+    write_all(1, text.encode("utf-8", "backslashreplace"))
+
+
+def private_fds(incoming: int, outgoing: int) -> tuple[int, int]:
+    """Keep the frames' descriptors for this process, and give user code an empty standard input."""
+    os.set_inheritable(incoming, False)
+    os.set_inheritable(outgoing, False)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return incoming, outgoing
+
+
+def read_orders(fd: int, session: Session) -> None:
+    """Take frames until the engine closes the pipe; then end, whatever the main thread does."""
+    try:
+        while True:
+            order = read_to_child(fd)
+            if isinstance(order, Run):
+                session.queue.put(order)
+            elif isinstance(order, Cancel):
+                session.cancel(order.id)
+    except EOFError:
+        os._exit(0)
+
+
+def main(argv: list[str]) -> int:
+    """Be the process of a session."""
+    incoming, outgoing = private_fds(int(argv[1]), int(argv[2]))
+    channel = Channel(outgoing)
+    start = read_to_child(incoming)
+    if not isinstance(start, Start):
+        return EXIT_STARTING
+    session = Session(channel, start)
+    try:
+        session.open()
+    except IslandError as error:
+        channel.send(Note(f"The session cannot start: {error}"))
+        return EXIT_STARTING
+    threading.Thread(target=read_orders, args=(incoming, session), daemon=True).start()
+    channel.send(Ready())
+    session.serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,161 @@
+"""The engine itself: its sessions and batches, found by id or name, ended in time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Final, TypeVar
+
+import structlog
+
+from island.engine.admission import admit
+from island.engine.batches import Batch
+from island.engine.jobs import Job, Place
+from island.engine.sessions import Session
+from island.engine.store import Past
+from island.livy.messages import BatchRequest, BatchView, SessionRequest, SessionView
+from island.livy.rest import duplicate_name, log_lines, rejected, session_not_found
+
+log = structlog.get_logger("island.engine")
+
+TICK_S: Final = 0.5
+J = TypeVar("J", bound=Job)
+
+
+class Engine:
+    """All sessions and batches of one engine. `run` is its life; its end is the end of all of them."""
+
+    def __init__(self, place: Place, group: asyncio.TaskGroup) -> None:
+        self.place = place
+        self.sessions: dict[int, Session] = {}
+        self.batches: dict[int, Batch] = {}
+        self._group = group
+        self._closing = False
+
+    # -- beginning ----------------------------------------------------------------------
+
+    def open_session(self, request: SessionRequest) -> Session:
+        """Admit and start a session; its name and id are on disk when this returns. Raises `Refusal`."""
+        self._check_name(request.name, self.sessions)
+        admitted = admit(request, self.place.limits)
+        self._check_room(self.sessions, self.place.limits.max_sessions, "sessions")
+        number = self.place.store.begin("session", request.name, request.kind or "shared", self.place.instance)
+        session = self.sessions[number] = Session(self.place, number, request, admitted)
+        self._start(session)
+        return session
+
+    def start_batch(self, request: BatchRequest) -> Batch:
+        """Admit and start a batch, as `open_session` does. Raises `Refusal`."""
+        self._check_name(request.name, self.batches)
+        admitted = admit(request, self.place.limits)
+        self._check_room(self.batches, self.place.limits.max_batches, "batches")
+        number = self.place.store.begin("batch", request.name, "batch", self.place.instance)
+        batch = self.batches[number] = Batch(self.place, number, request, admitted)
+        self._start(batch)
+        return batch
+
+    def _start(self, job: Job) -> None:
+        log.info("engine.started", what=job.what, id=job.id, name=job.name)
+        self._group.create_task(job.live(), name=f"{job.what}-{job.id}")
+
+    def _check_name(self, name: str | None, jobs: Mapping[int, Job]) -> None:
+        holder = next((job for job in jobs.values() if name is not None and job.name == name and not job.ended), None)
+        if name is not None and holder is not None:
+            raise duplicate_name(name, holder.id)
+
+    def _check_room(self, jobs: Mapping[int, Job], limit: int, what: str) -> None:
+        if self._closing:
+            raise rejected("the engine is ending.")
+        # One that is ending still holds its memory.
+        living = sum(not job.gone.is_set() for job in jobs.values())
+        if living >= limit:
+            raise rejected(
+                f"too many {what}: {living} are alive on this engine, the limit is {limit}.",
+                hint=f"Delete {what} that are not needed, or wait for one to end.",
+            )
+
+    # -- finding ------------------------------------------------------------------------
+
+    def session(self, key: int | str) -> Session:
+        """A session of this instance that still is in memory. Raises `Refusal`."""
+        return _find(self.sessions, key)
+
+    def batch(self, key: int | str) -> Batch:
+        """A batch of this instance that still is in memory. Raises `Refusal`."""
+        return _find(self.batches, key)
+
+    def past_session(self, key: int | str) -> SessionView:
+        """A session of before, as remembered on disk. Raises `Refusal`."""
+        past = self._past("session", key)
+        return SessionView(id=past.id, name=past.name, state="dead", kind=past.kind, log=past.log)
+
+    def past_batch(self, key: int | str) -> BatchView:
+        """A batch of before. One that an earlier instance left unfinished is dead."""
+        past = self._past("batch", key)
+        return BatchView(id=past.id, name=past.name, state=past.state, log=past.log)
+
+    def _past(self, what: str, key: int | str) -> Past:
+        past = self.place.store.find("session" if what == "session" else "batch", key)
+        if past is None:
+            raise session_not_found(key)
+        if past.state in ("starting", "running"):
+            why = f"island: this {what} was lost: instance {past.instance} of the engine ended while it ran"
+            return Past(past.id, past.name, past.kind, past.instance, "dead", [*log_lines([], []), why])
+        return past
+
+    # -- ending -------------------------------------------------------------------------
+
+    async def delete(self, job: Job) -> None:
+        """End a session or batch and forget it; when this returns every process of it is gone."""
+        if not job.ended:
+            if isinstance(job, Session):
+                job.state = "shutting_down"
+            await job.end("deleted")
+        jobs: dict[int, Session] | dict[int, Batch] = self.sessions if isinstance(job, Session) else self.batches
+        jobs.pop(job.id, None)
+        self.place.store.forget(job.what, job.id)
+
+    def forget_past(self, what: str, key: int | str) -> None:
+        """Delete a job of before. Raises `Refusal`."""
+        past = self._past(what, key)
+        self.place.store.forget("session" if what == "session" else "batch", past.id)
+
+    async def run(self) -> None:
+        """End sessions whose time is over, and let go of those that ended long ago; for ever."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            for session in list(self.sessions.values()):
+                if not session.ended and (why := session.overdue(now)) is not None:
+                    session.order_end(why)
+            for jobs in (self.sessions, self.batches):
+                for number in [n for n, job in jobs.items() if _is_old(job, now, self.place.limits.retain_s)]:
+                    del jobs[number]
+
+    async def close(self) -> None:
+        """End everything at once, and wait for it."""
+        self._closing = True
+        jobs: list[Job] = [*self.sessions.values(), *self.batches.values()]
+        for job in jobs:
+            job.order_end("the engine ended")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                await asyncio.gather(*(job.gone.wait() for job in jobs))
+
+
+def _is_old(job: Job, now: float, retain_s: float) -> bool:
+    return job.gone.is_set() and job.died is not None and now - job.died > retain_s
+
+
+def _find(jobs: Mapping[int, J], key: int | str) -> J:
+    """By id; by name the living one, else the newest. Raises `Refusal`."""
+    if isinstance(key, int):
+        if key in jobs:
+            return jobs[key]
+        raise session_not_found(key)
+    named = [job for job in jobs.values() if job.name == key]
+    if not named:
+        raise session_not_found(key)
+    return next((job for job in named if not job.ended), named[-1])

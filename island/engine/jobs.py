@@ -1,0 +1,162 @@
+"""What a session and a batch have in common: a life with processes, a log, and an end that is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from island.engine.admission import Admitted
+from island.engine.limits import Limits
+from island.engine.process import Log, Process, environment
+from island.engine.protocol import EXIT_STARTING, FromChild, Note, Start
+from island.engine.store import Store, Table
+from island.errors import IslandError
+from island.livy.messages import SESSION_ENDED
+from island.livy.rest import SHORT_LOG_LINES
+
+log = structlog.get_logger("island.engine")
+
+SIGNALLED: Final = 128
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where and with what an engine runs its jobs."""
+
+    directory: Path
+    instance: str
+    java_home: str
+    environ: dict[str, str]
+    limits: Limits
+    store: Store
+
+
+class Job:
+    """One session or batch. `live` is its life, run as a task; `end` asks for its end."""
+
+    what: Table
+    module: str
+
+    def __init__(self, place: Place, number: int, name: str | None, admitted: Admitted) -> None:
+        self.place, self.id, self.name, self.admitted = place, number, name, admitted
+        self.log = Log()
+        self.state = "starting"
+        self.born = self.touched = self.beaten = time.monotonic()
+        self.died: float | None = None
+        self.gone = asyncio.Event()
+        self._ending: str | None = None
+        self._end = asyncio.Event()
+        self._process: Process | None = None
+        self.scratch = place.directory / "scratch" / f"{self.what}-{number}-{place.instance}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will run in it any more."""
+        return self.state in SESSION_ENDED
+
+    def short_log(self) -> list[str]:
+        """The log of the job's view."""
+        return self.log.short(SHORT_LOG_LINES)
+
+    def start_frame(self) -> Start:
+        """The first frame to the job's process."""
+        limits, admitted = self.place.limits, self.admitted
+        return Start(
+            str(self.scratch),
+            self.place.java_home,
+            admitted.memory,
+            limits.cores,
+            {"spark.app.name": self.name or f"island-{self.what}-{self.id}", **admitted.conf},
+            admitted.views,
+            admitted.aliases,
+            admitted.py_files,
+            limits.max_output,
+            limits.rows,
+        )
+
+    def first_frames(self) -> list[Any]:
+        """All that the process finds waiting."""
+        return [self.start_frame()]
+
+    def started(self) -> None:
+        """The process runs."""
+
+    def take(self, message: FromChild) -> None:
+        """A frame of the process."""
+        if isinstance(message, Note):
+            self.log.note(message.text)
+
+    def finish(self, code: int) -> str:
+        """All processes are gone; the final state."""
+        raise NotImplementedError
+
+    async def live(self) -> None:
+        """Start, serve until the end, clear up. Never raises but when cancelled; then too nothing is left."""
+        code = EXIT_STARTING
+        try:
+            if not self._end.is_set():
+                code = await self._run()
+        except (OSError, IslandError) as error:
+            self.log.note(f"{self.what} {self.id} failed: {error}")
+        except ExceptionGroup as group:
+            self.log.note(f"{self.what} {self.id} failed: {'; '.join(str(error) for error in group.exceptions)}")
+        finally:
+            self._buried(code)
+
+    async def _run(self) -> int:
+        self.scratch.mkdir(mode=0o700, parents=True)
+        (self.scratch / "tmp").mkdir(mode=0o700)
+        limits = self.place.limits
+        env = environment(self.scratch, self.place.java_home, self.place.environ, limits.pass_env)
+        process = self._process = await Process.start(self.module, self.scratch, env, self.log, *self.first_frames())
+        try:
+            self.started()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(process.keep_log())
+                killer = group.create_task(self._kill_on_end(process))
+                try:
+                    async for message in process.frames():
+                        self.take(message)
+                    code = await process.wait()
+                finally:
+                    killer.cancel()
+        finally:
+            await asyncio.shield(process.end())
+        return code
+
+    async def _kill_on_end(self, process: Process) -> None:
+        await self._end.wait()
+        process.kill()
+
+    def _buried(self, code: int) -> None:
+        if self._ending is not None:
+            self.log.note(self._ending)
+        elif code > SIGNALLED:
+            self.log.note(f"the process was killed by signal {code - SIGNALLED} (9 is often: out of memory)")
+        elif code:
+            self.log.note(f"the process ended with code {code}")
+        self.state = self.finish(code)
+        self.died = time.monotonic()
+        self.place.store.end(self.what, self.id, self.state, self.log.lines())
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        log.info("engine.ended", what=self.what, id=self.id, name=self.name, state=self.state, code=code)
+        self.gone.set()
+
+    def order_end(self, why: str) -> None:
+        """Have it end; `why` goes to its log."""
+        if not self._end.is_set():
+            self._ending = why
+            self._end.set()
+
+    async def end(self, why: str) -> None:
+        """Have it end, and wait until every process is gone."""
+        self.order_end(why)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(30):
+                await self.gone.wait()

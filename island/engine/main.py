@@ -1,0 +1,223 @@
+"""The program `island engine`: arguments, the directory, the port, and an orderly end.
+
+It prints one JSON line when it is ready, `{"url": ..., "instance": ..., "pid": ...}`, and
+ends at SIGINT, SIGTERM, or (with `--parent-pipe`) when its standard input ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from island.engine.engine import Engine
+from island.engine.jobs import Place
+from island.engine.jvm import find_java
+from island.engine.limits import Limits
+from island.engine.server import Rest
+from island.engine.spark import spark_home
+from island.engine.store import Store
+from island.errors import ConfigError, IslandError
+
+TOKEN_VARIABLE: Final = "ISLAND_ENGINE_TOKEN"
+PR_SET_PDEATHSIG: Final = 1
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+log = structlog.get_logger("island.engine")
+
+
+def run_engine(
+    host: str = "127.0.0.1",
+    port: int = 0,
+    directory: Path | str = "engine",
+    *,
+    token: str = "",
+    token_file: Path | str | None = None,
+    limits: Limits | None = None,
+    parent_pipe: bool = False,
+) -> int:
+    """Run an engine until it is told to end; the exit code.
+
+    `token` is what every request must carry; else the one in `token_file`, in the variable
+    ISLAND_ENGINE_TOKEN, or a new one, written to DIRECTORY/token with mode 0600.
+    Raises `IslandError` when it cannot start.
+    """
+    if host not in LOOPBACK:
+        raise ConfigError(
+            f"the engine listens on loopback only, not on {host}",
+            hint="Clients from elsewhere come through the island's own port.",
+        )
+    folder = Path(directory).expanduser().absolute()
+    with _locked(folder):
+        secret = _token(token, token_file, folder)
+        java = find_java(os.environ)
+        spark_home()
+        if parent_pipe:
+            _die_with_parent()
+        store = Store(folder / "engine.db")
+        try:
+            environ = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+            place = Place(folder, secrets.token_hex(8), str(java), environ, limits or Limits(), store)
+            asyncio.run(_serve(place, host, port, secret, parent_pipe))
+        finally:
+            store.close()
+    return 0
+
+
+async def _serve(place: Place, host: str, port: int, token: str, parent_pipe: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if parent_pipe:
+        await _watch_parent(stop)
+    async with asyncio.TaskGroup() as group:
+        engine = Engine(place, group)
+        runner = web.AppRunner(Rest(engine, token).app(), access_log=None, handle_signals=False, shutdown_timeout=2.0)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, host, port)
+            try:
+                await site.start()
+            except OSError as error:
+                raise ConfigError(
+                    f"port {port} on {host} cannot be used: {error.strerror or error}",
+                    hint="Choose another with --port; 0 takes any free one.",
+                ) from error
+            ticker = group.create_task(engine.run())
+            bound = runner.addresses[0][1]
+            where = f"[{host}]" if ":" in host else host
+            ready = {"url": f"http://{where}:{bound}", "instance": place.instance, "pid": os.getpid()}
+            print(json.dumps(ready), flush=True)
+            await stop.wait()
+            log.info("engine.ending")
+            await engine.close()
+            ticker.cancel()
+        finally:
+            await runner.cleanup()
+
+
+async def _watch_parent(stop: asyncio.Event) -> None:
+    """Set `stop` when standard input ends: whoever started us is gone."""
+
+    class Watch(asyncio.Protocol):
+        def connection_lost(self, _error: Exception | None) -> None:
+            stop.set()
+
+    await asyncio.get_running_loop().connect_read_pipe(Watch, sys.stdin)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel send us SIGTERM when the thread that started us ends (Linux)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The directory, made with mode 0700 and held by this engine alone; what an earlier one left is cleared."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be the engine's directory: {error.strerror or error}", hint="Give another with --dir."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"another engine runs in {folder}", hint="Give this one another directory with --dir."
+            ) from error
+        shutil.rmtree(folder / "scratch", ignore_errors=True)
+        yield
+
+
+def _token(token: str, file: Path | str | None, folder: Path) -> str:
+    """The token, and nothing of it in the environment that children inherit."""
+    named = os.environ.pop(TOKEN_VARIABLE, "")
+    if not token and file is not None:
+        try:
+            token = Path(file).read_text("utf-8").strip()
+        except OSError as error:
+            raise ConfigError(f"the token file {file} cannot be read: {error.strerror or error}") from error
+        if not token:
+            raise ConfigError(f"the token file {file} is empty", hint="Put one line of [A-Za-z0-9_-] into it.")
+    token = token or named
+    if not token:
+        token = secrets.token_urlsafe(32)
+        path = folder / "token"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            out.write(token + "\n")
+        print(f"island engine: the token is in {path}", file=sys.stderr)
+    if not re.fullmatch(r"[\x21-\x7e]{8,512}", token):
+        raise ConfigError("the engine's token must have 8 to 512 printable characters, no spaces")
+    return token
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `python -m island.engine`."""
+    base = Limits()
+    p = argparse.ArgumentParser(prog="island engine", description="A Livy-compatible Spark engine on this machine.")
+    p.add_argument("--host", default="127.0.0.1", help="loopback address to listen on (default %(default)s)")
+    p.add_argument("--port", type=int, default=8998, help="port; 0 takes a free one (default %(default)s)")
+    p.add_argument("--dir", type=Path, default=Path("~/.island/engine"), help="its directory (default %(default)s)")
+    p.add_argument("--token-file", type=Path, help=f"file with the token; else {TOKEN_VARIABLE}, else a new one")
+    p.add_argument("--allow-files", type=Path, action="append", default=[], help="folder whose files clients may name")
+    p.add_argument("--pass-env", action="append", default=[], help="variable that sessions get from the environment")
+    p.add_argument("--parent-pipe", action="store_true", help="end when standard input ends")
+    for name, kind, text in (
+        ("max_sessions", int, "living sessions"),
+        ("max_batches", int, "living batches"),
+        ("max_queued", int, "statements that wait in a session"),
+        ("max_output", int, "characters of output kept of a statement"),
+        ("memory", str, "a session's driver memory when it asks for none"),
+        ("max_memory", str, "driver memory that a session may ask for"),
+        ("cores", int, "cores of a session"),
+        ("idle_timeout_s", float, "seconds after which an idle session ends; 0 is never"),
+        ("start_timeout_s", float, "seconds within which Spark must start"),
+        ("retain_s", float, "seconds for which an ended session stays listed"),
+    ):
+        flag = "--" + name.removesuffix("_s").replace("_", "-")
+        p.add_argument(flag, dest=name, type=kind, default=getattr(base, name), help=f"{text} (default %(default)s)")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run an engine as a program. Exit codes: 0 ended in order, 1 failed, 2 usage."""
+    args = vars(parser().parse_args(argv))
+    settings = {name: args[name] for name in Limits.__struct_fields__ if name in args}
+    settings |= {"allow_files": tuple(args["allow_files"]), "pass_env": tuple(args["pass_env"])}
+    try:
+        return run_engine(
+            args["host"],
+            args["port"],
+            args["dir"],
+            token_file=args["token_file"],
+            limits=Limits(**settings),
+            parent_pipe=args["parent_pipe"],
+        )
+    except IslandError as error:
+        print(f"island engine: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

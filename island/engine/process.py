@@ -1,0 +1,218 @@
+"""The processes of one session or batch, as the engine sees them: frames, log, end.
+
+Python (and its JVM) runs under a warden in a process group of its own. Its environment is
+made here from nothing: no secret of the engine's is in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import os
+import site
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from island.engine import warden
+from island.engine.protocol import MAX_FRAME, FromChild, frame, from_child
+from island.errors import EngineFailed
+from island.livy.rest import KEPT_LOG_LINES, log_lines
+
+MAX_LINE: Final = 4_000
+CHUNK: Final = 65_536
+FLOOD_PAUSE_S: Final = 0.005
+"""Pause after a full chunk of log: a flood of output must not starve the engine's other sessions."""
+END_S: Final = 15.0
+PASSED: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+class Tail:
+    """The last lines of a stream of bytes, each cut at `MAX_LINE` characters."""
+
+    def __init__(self, keep: int = KEPT_LOG_LINES) -> None:
+        self._lines: collections.deque[str] = collections.deque(maxlen=keep)
+        self._partial = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes as they come."""
+        *whole, self._partial = (self._partial + data).split(b"\n")
+        # A line without an end must not grow for ever.
+        self._partial = self._partial[: 4 * MAX_LINE]
+        keep = self._lines.maxlen or 0
+        self._lines.extend(self._text(line) for line in whole[-keep:])
+
+    def add(self, line: str) -> None:
+        """Add one line of the engine's own."""
+        self._lines.append(line[:MAX_LINE])
+
+    @staticmethod
+    def _text(line: bytes) -> str:
+        text = line[: 4 * MAX_LINE].decode("utf-8", "replace").rstrip("\r")
+        return text if len(text) <= MAX_LINE else text[:MAX_LINE] + " ... (cut)"
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._lines
+        if self._partial:
+            yield self._text(self._partial)
+
+
+class Log:
+    """What a session's processes wrote, and the engine's own remarks among the errors."""
+
+    def __init__(self) -> None:
+        self.out, self.err = Tail(), Tail()
+
+    def note(self, text: str) -> None:
+        """Add the engine's own remark, one entry a line."""
+        for line in text.splitlines():
+            self.err.add(f"island: {line}")
+
+    def lines(self) -> list[str]:
+        """Everything kept, with Livy's headings."""
+        return log_lines(self.out, self.err)
+
+    def short(self, lines: int) -> list[str]:
+        """The last lines of each stream, for a session's view."""
+        return log_lines(list(self.out)[-lines:], list(self.err)[-lines:])
+
+
+def environment(scratch: Path, java_home: str, passed: Mapping[str, str], also: tuple[str, ...] = ()) -> dict[str, str]:
+    """The environment of a session: a few names of the engine's own, none with a secret in it."""
+    env = {name: passed[name] for name in (*PASSED, *also) if name in passed}
+    env.setdefault("PATH", os.defpath)
+    root = Path(__file__).resolve().parents[2]
+    paths = [str(Path(item).resolve()) for item in passed.get("PYTHONPATH", "").split(os.pathsep) if item]
+    if root.name not in {"site-packages", "dist-packages"}:
+        paths.append(str(root))
+    return env | {
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch / "tmp"),
+        "TZ": "UTC",
+        "PYTHONUTF8": "1",
+        "PYTHONUSERBASE": passed.get("PYTHONUSERBASE") or site.getuserbase(),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "JAVA_HOME": java_home,
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_LOCAL_HOSTNAME": "localhost",
+    }
+
+
+class Process:
+    """One warden with what it holds. `start`, then `frames` until they end, then `wait`."""
+
+    def __init__(self, child: asyncio.subprocess.Process, incoming: int, outgoing: int, log: Log) -> None:
+        self._child = child
+        self._incoming, self._outgoing = incoming, outgoing
+        self._log = log
+        self._writer: asyncio.WriteTransport | None = None
+
+    @property
+    def pid(self) -> int:
+        """The warden's process id, also the id of the process group."""
+        return self._child.pid
+
+    @classmethod
+    async def start(cls, module: str, scratch: Path, env: Mapping[str, str], log: Log, *first: Any) -> Process:
+        """Start `python -m module` in `scratch` under a warden; it finds the frames `first` waiting."""
+        child_in, to_child = os.pipe()
+        from_child_fd, child_out = os.pipe()
+        try:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                "-S",
+                warden.__file__,
+                *(str(child_in), str(child_out), "--", sys.executable, "-m", module, str(child_in), str(child_out)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(child_in, child_out),
+                cwd=scratch,
+                env=env,
+                start_new_session=True,
+            )
+        except OSError:
+            os.close(to_child)
+            os.close(from_child_fd)
+            raise
+        finally:
+            os.close(child_in)
+            os.close(child_out)
+        process = cls(child, from_child_fd, to_child, log)
+        loop = asyncio.get_running_loop()
+        writer, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(to_child, "wb", buffering=0))
+        process._writer = writer
+        for message in first:
+            process.send(message)
+        return process
+
+    def send(self, message: Any) -> None:
+        """Send a frame. One that comes after the process ended is lost, as its receiver is."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(frame(message))
+
+    async def frames(self) -> AsyncIterator[FromChild]:
+        """Frames from the process until it closes their pipe. Raises `EngineFailed` for one that is none."""
+        reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(self._incoming, "rb", buffering=0)
+        )
+        try:
+            while True:
+                size = int.from_bytes(await reader.readexactly(4), "big")
+                if size > MAX_FRAME:
+                    raise EngineFailed(f"the session's process sent a frame of {size} bytes")
+                try:
+                    message = from_child(await reader.readexactly(size))
+                except ValueError as error:
+                    raise EngineFailed(f"the session's process sent what is no frame: {error}") from error
+                yield message
+        except asyncio.IncompleteReadError:
+            return
+        finally:
+            transport.close()
+
+    async def keep_log(self) -> None:
+        """Read both output streams until they end."""
+        assert self._child.stdout is not None and self._child.stderr is not None
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._drain(self._child.stdout, self._log.out))
+            group.create_task(self._drain(self._child.stderr, self._log.err))
+
+    @staticmethod
+    async def _drain(stream: asyncio.StreamReader, tail: Tail) -> None:
+        while data := await stream.read(CHUNK):
+            tail.feed(data)
+            if len(data) == CHUNK:
+                await asyncio.sleep(FLOOD_PAUSE_S)
+
+    def kill(self) -> None:
+        """Order the end of every process; the warden sees to it."""
+        if self._child.stdin is not None and not self._child.stdin.is_closing():
+            self._child.stdin.close()
+
+    async def wait(self) -> int:
+        """The exit code, once every process is gone (128 + signal for a signal)."""
+        try:
+            code = await self._child.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+        return 128 - code if code < 0 else code
+
+    async def end(self) -> None:
+        """Kill and wait; a warden that does not answer is killed with its group."""
+        self.kill()
+        try:
+            async with asyncio.timeout(END_S):
+                await self._child.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, 9)
+            await self._child.wait()

@@ -1,0 +1,114 @@
+"""What the engine and a session's process say to each other, over two pipes.
+
+A frame is four bytes of length, big-endian, and one JSON object with a `t`. The engine
+trusts nothing of what it reads: user code shares the process at the other end.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import msgspec
+
+from island.livy.messages import Output
+
+MAX_FRAME: Final = 64 * 1024 * 1024
+EXIT_STARTING: Final = 70
+"""Exit code of a session whose Spark did not start."""
+EXIT_JAVA: Final = 71
+"""Exit code of a session whose JVM ended."""
+
+
+class Start(msgspec.Struct, frozen=True, tag="start", tag_field="t"):
+    """First frame to a child: all it needs to know. Nothing of it is on a command line or in an environment."""
+
+    scratch: str
+    java_home: str
+    memory: str
+    cores: int
+    conf: dict[str, str]
+    views: dict[str, str]
+    aliases: dict[str, str]
+    py_files: list[str]
+    max_output: int
+    rows: int
+
+
+class Run(msgspec.Struct, frozen=True, tag="run", tag_field="t"):
+    """Run a statement; `kind` is pyspark or sql."""
+
+    id: int
+    code: str
+    kind: str
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel", tag_field="t"):
+    """Interrupt this statement if it is the one that runs."""
+
+    id: int
+
+
+class Script(msgspec.Struct, frozen=True, tag="script", tag_field="t"):
+    """Second frame to a batch: the file and its arguments."""
+
+    file: str
+    args: list[str]
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="t"):
+    """The session is idle: Spark runs and the input views exist."""
+
+
+class Note(msgspec.Struct, frozen=True, tag="note", tag_field="t"):
+    """A line for the session's log, of the engine's own making."""
+
+    text: str
+
+
+class Done(msgspec.Struct, frozen=True, tag="done", tag_field="t"):
+    """A statement ended; `output` is None when it was cancelled."""
+
+    id: int
+    output: Output | None
+
+
+ToChild = Start | Run | Cancel | Script
+FromChild = Ready | Note | Done
+
+_to_child: msgspec.json.Decoder[ToChild] = msgspec.json.Decoder(ToChild)
+_from_child: msgspec.json.Decoder[FromChild] = msgspec.json.Decoder(FromChild)
+
+
+def frame(message: Any) -> bytes:
+    """A message as bytes."""
+    body = msgspec.json.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+def from_child(body: bytes) -> FromChild:
+    """A frame's message. Raises `msgspec.DecodeError` for anything else."""
+    return _from_child.decode(body)
+
+
+def _read_exactly(fd: int, count: int) -> bytes:
+    parts = []
+    while count:
+        part = os.read(fd, min(count, 1 << 20))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def read_to_child(fd: int) -> ToChild:
+    """The next frame from the engine. Raises `EOFError` at its end."""
+    return _to_child.decode(_read_exactly(fd, int.from_bytes(_read_exactly(fd, 4), "big")))
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write everything, however small the pipe."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -1,0 +1,45 @@
+"""The process of one batch: the user's Python file, in which Spark has the batch's settings and inputs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+
+from island.engine.child import private_fds
+from island.engine.protocol import EXIT_STARTING, Note, Script, Start, frame, read_to_child, write_all
+from island.engine.spark import Driver
+from island.errors import IslandError
+
+
+def main(argv: list[str]) -> int:
+    """Be the process of a batch: start Java, hook pyspark, run the file as the main program."""
+    incoming, outgoing = private_fds(int(argv[1]), int(argv[2]))
+    start, order = read_to_child(incoming), read_to_child(incoming)
+    if not isinstance(start, Start) or not isinstance(order, Script):
+        return EXIT_STARTING
+    try:
+        driver = Driver(start)
+        driver.install()
+    except IslandError as error:
+        write_all(outgoing, frame(Note(f"The batch cannot start: {error}")))
+        return EXIT_STARTING
+    if not os.path.isfile(order.file):
+        print(f"python: can't open file '{order.file}': No such file or directory", file=sys.stderr)
+        return 2
+    for stream in (sys.stdout, sys.stderr):
+        # A person follows the log while the batch runs.
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # both are TextIOWrapper at start
+    sys.argv = [order.file, *order.args]
+    sys.path[:0] = [os.path.dirname(order.file), *start.py_files]
+    with open(order.file, "rb") as file:
+        code = compile(file.read(), order.file, "exec", dont_inherit=True)
+    module = types.ModuleType("__main__")
+    module.__file__ = order.file
+    sys.modules["__main__"] = module
+    exec(code, module.__dict__)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

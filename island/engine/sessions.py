@@ -1,0 +1,197 @@
+"""Interactive sessions: their statements, queued and run one at a time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from island.engine.admission import Admitted, statement_kind
+from island.engine.jobs import Job, Place
+from island.engine.protocol import Cancel, Done, FromChild, Ready, Run
+from island.engine.shell import size_of
+from island.livy.messages import (
+    SESSION_STARTING,
+    STATEMENT_ENDED,
+    Output,
+    SessionRequest,
+    SessionView,
+    StatementRequest,
+    StatementView,
+)
+from island.livy.requests import milliseconds
+from island.livy.rest import KEPT_STATEMENTS, Refusal, not_active, statement_not_found
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Statement:
+    """One statement of a session."""
+
+    def __init__(self, number: int, code: str, kind: str) -> None:
+        self.id, self.code, self.kind = number, code, kind
+        self.state = "waiting"
+        self.output: Output | None = None
+        self.started = self.completed = self.size = 0
+
+    def finish(self, state: str, output: Output | None) -> None:
+        """It ended."""
+        self.state, self.output, self.completed = state, output, now_ms()
+        self.size = len(self.code) + (size_of(output) if output is not None else 0)
+
+    def view(self) -> StatementView:
+        """As Livy shows it."""
+        progress = 1.0 if self.state in STATEMENT_ENDED else 0.0
+        return StatementView(self.id, self.code, self.state, self.output, progress, self.started, self.completed)
+
+
+class Session(Job):
+    """One session. Its states: starting, idle, busy, shutting_down, dead."""
+
+    what = "session"
+    module = "island.engine.child"
+
+    def __init__(self, place: Place, number: int, request: SessionRequest, admitted: Admitted) -> None:
+        super().__init__(place, number, request.name, admitted)
+        self.request = request
+        self.kind = request.kind or "shared"
+        self.statements: dict[int, Statement] = {}
+        self.was_idle = False
+        self._next = 0
+        self._queue: deque[Statement] = deque()
+        self._current: Statement | None = None
+        self._ttl_s = milliseconds(request.ttl) / 1000 if request.ttl else None
+        idle = milliseconds(request.idle_timeout) / 1000 if request.idle_timeout else place.limits.idle_timeout_s
+        self._idle_s = idle if idle > 0 else None
+
+    # -- statements ---------------------------------------------------------------------
+
+    def post(self, request: StatementRequest) -> Statement:
+        """Queue a statement. Raises `Refusal` if the session has ended or its queue is full."""
+        if self.ended:
+            raise not_active(self.state)
+        kind = statement_kind(request.kind, self.kind)
+        if len(self._queue) >= self.place.limits.max_queued:
+            raise Refusal(
+                429,
+                f"{len(self._queue)} statements wait in session {self.id}; the limit is {self.place.limits.max_queued}",
+            )
+        statement = Statement(self._next, request.code, kind)
+        self._next += 1
+        self.statements[statement.id] = statement
+        self._queue.append(statement)
+        self.touched = time.monotonic()
+        self._pump()
+        return statement
+
+    def statement(self, number: int) -> Statement:
+        """A kept statement. Raises `Refusal`."""
+        if number not in self.statements:
+            raise statement_not_found()
+        return self.statements[number]
+
+    def cancel(self, number: int) -> None:
+        """Cancel a statement: a waiting one at once, a running one is interrupted; an ended one stays as it is."""
+        statement = self.statement(number)
+        if statement.state == "waiting":
+            self._queue.remove(statement)
+            statement.finish("cancelled", None)
+        elif statement.state == "running" and self._process is not None:
+            statement.state = "cancelling"
+            self._process.send(Cancel(number))
+
+    def interrupt(self) -> None:
+        """Cancel everything; the session lives on (in Livy it ends)."""
+        for number in [s.id for s in self.statements.values() if s.state in ("waiting", "running")]:
+            self.cancel(number)
+
+    def _pump(self) -> None:
+        """Send the next statement if none runs."""
+        if self._current is None and self._queue and self.state in ("idle", "busy") and self._process is not None:
+            statement = self._current = self._queue.popleft()
+            statement.state, statement.started = "running", now_ms()
+            self.state = "busy"
+            self._process.send(Run(statement.id, statement.code, statement.kind))
+
+    def _forget_old(self) -> None:
+        """Keep the last statements, fewer of them when their results are large; never one that is not done."""
+        total = sum(statement.size for statement in self.statements.values())
+        for number, statement in list(self.statements.items()):
+            if len(self.statements) <= KEPT_STATEMENTS and total <= self.place.limits.max_kept_output:
+                return
+            if statement.state in STATEMENT_ENDED and len(self.statements) > 1:
+                total -= statement.size
+                del self.statements[number]
+
+    # -- life ---------------------------------------------------------------------------
+
+    def take(self, message: FromChild) -> None:
+        """A frame of the session's process."""
+        super().take(message)
+        if isinstance(message, Ready) and self.state in SESSION_STARTING:
+            self.state, self.was_idle = "idle", True
+            self.touched = time.monotonic()
+            self._pump()
+        elif isinstance(message, Done) and self._current is not None and message.id == self._current.id:
+            self._current.finish("available" if message.output is not None else "cancelled", message.output)
+            self._current = None
+            self.touched = time.monotonic()
+            self.state = "idle"
+            self._forget_old()
+            self._pump()
+
+    def finish(self, code: int) -> str:
+        """The processes are gone: what ran has an error that says so, what waited is cancelled."""
+        for statement in self._queue:
+            statement.finish("cancelled", None)
+        self._queue.clear()
+        if (current := self._current) is not None:
+            self._current = None
+            if current.state == "cancelling" or self._ending is not None:
+                current.finish("cancelled", None)
+            else:
+                why = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
+                text = f"the session's process ended while this statement ran ({why}); see the session's log"
+                current.finish("error", Output("error", current.id, ename="SessionDied", evalue=text, traceback=[]))
+        return "dead"
+
+    def overdue(self, now: float) -> str | None:
+        """Why the session is to end by itself, or None. `now` is monotonic seconds."""
+        limits = self.place.limits
+        if self._ttl_s is not None and now - self.born > self._ttl_s:
+            return f"its ttl of {self.request.ttl} is over"
+        if self.state == "starting" and now - self.born > limits.start_timeout_s:
+            return f"Spark did not start within {limits.start_timeout_s:.0f} s"
+        if self.state == "idle" and self._idle_s is not None and now - self.touched > self._idle_s:
+            return f"idle for {self._idle_s:.0f} s"
+        beat = self.request.heartbeat_timeout_in_second
+        if beat > 0 and now - self.beaten > beat:
+            return f"no request of its client for {beat} s (heartbeatTimeoutInSecond)"
+        return None
+
+    def view(self) -> SessionView:
+        """As Livy shows it."""
+        r = self.request
+        return SessionView(
+            id=self.id,
+            name=r.name,
+            state=self.state,
+            kind=self.kind,
+            log=self.short_log(),
+            ttl=r.ttl,
+            idle_timeout=r.idle_timeout,
+            driver_memory=r.driver_memory,
+            driver_cores=r.driver_cores or 0,
+            executor_memory=r.executor_memory,
+            executor_cores=r.executor_cores or 0,
+            conf=r.conf,
+            archives=r.archives,
+            files=r.files,
+            heartbeat_timeout_in_second=r.heartbeat_timeout_in_second,
+            jars=r.jars,
+            num_executors=r.num_executors or 0,
+            py_files=r.py_files,
+            queue=r.queue,
+        )

@@ -1,0 +1,90 @@
+"""Spark in this process: its JVM, its settings, and the hook that makes the input views.
+
+Imported in the processes of sessions and batches only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from island.engine.jvm import Jvm
+from island.engine.protocol import Start
+from island.engine.views import create_views
+from island.errors import EngineFailed
+
+
+def spark_home() -> str:
+    """Where the package pyspark has Spark. Raises `EngineFailed` when it is not installed."""
+    spec = importlib.util.find_spec("pyspark")
+    if spec is None or not spec.origin:
+        raise EngineFailed(
+            "pyspark is not installed", hint="Install the extra `spark`: pip install 'astrolab-island[spark]'."
+        )
+    return str(Path(spec.origin).parent)
+
+
+def settings(start: Start) -> dict[str, str]:
+    """Spark's settings: defaults fit for a laptop, then the client's, then what the engine insists on."""
+    scratch = Path(start.scratch)
+    return {
+        "spark.app.name": "island",
+        "spark.sql.shuffle.partitions": str(max(2, start.cores)),
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.session.timeZone": "UTC",
+        **start.conf,
+        "spark.master": f"local[{start.cores}]",
+        "spark.driver.memory": start.memory,
+        "spark.driver.host": "localhost",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.ui.enabled": "false",
+        "spark.local.dir": str(scratch / "tmp"),
+        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+        "spark.sql.catalogImplementation": "in-memory",
+    }
+
+
+class Driver:
+    """The JVM of this process. Started early, joined when Python first needs it."""
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+        self.jvm = Jvm(start.java_home, spark_home(), Path(start.scratch), settings(start), start.memory)
+
+    def install(self) -> None:
+        """Import pyspark (while the JVM starts) and make its sessions ours."""
+        import pyspark.context
+        import pyspark.sql.session
+
+        launch = pyspark.context.launch_gateway
+        session = pyspark.sql.session.SparkSession
+        construct = session.__init__
+
+        def launch_gateway(*args: Any, **kwargs: Any) -> Any:
+            port, secret = self.jvm.wait()
+            os.environ |= {"PYSPARK_GATEWAY_PORT": str(port), "PYSPARK_GATEWAY_SECRET": secret}
+            try:
+                return launch(*args, **kwargs)
+            finally:
+                # The secret is for this process, not for those that user code starts.
+                del os.environ["PYSPARK_GATEWAY_PORT"], os.environ["PYSPARK_GATEWAY_SECRET"]
+
+        def init(this: Any, *args: Any, **kwargs: Any) -> None:
+            construct(this, *args, **kwargs)
+            create_views(this, self.start.views, self.start.aliases)
+
+        pyspark.context.launch_gateway = launch_gateway
+        session.__init__ = init
+
+    def session(self) -> tuple[Any, Any, Any]:
+        """(spark, sc, sqlContext), the inputs' views made."""
+        from pyspark.sql import SparkSession, SQLContext
+
+        spark = SparkSession.builder.getOrCreate()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            context = SQLContext(spark.sparkContext, spark)
+        return spark, spark.sparkContext, context

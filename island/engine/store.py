@@ -1,0 +1,104 @@
+"""What the engine remembers across restarts: ids that were given, names, how each job ended.
+
+One small SQLite file with one writer, the event loop: a session's beginning and end are
+two rows a minute, and an answer must not go out before its row is on disk.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from island.errors import ConfigError
+
+Table = Literal["session", "batch"]
+SCHEMA: Final = 1
+KEPT: Final = 10_000
+KEPT_LOG_CHARS: Final = 16_384
+_CREATE: Final = """
+CREATE TABLE IF NOT EXISTS job (
+  what TEXT NOT NULL, id INTEGER NOT NULL, name TEXT, kind TEXT NOT NULL, instance TEXT NOT NULL,
+  state TEXT NOT NULL, log TEXT NOT NULL, PRIMARY KEY (what, id)
+) STRICT;
+CREATE INDEX IF NOT EXISTS job_name ON job (what, name, id);
+CREATE TABLE IF NOT EXISTS next_id (what TEXT PRIMARY KEY, id INTEGER NOT NULL) STRICT;
+INSERT OR IGNORE INTO next_id VALUES ('session', 0), ('batch', 0);
+"""
+
+
+class Past(msgspec.Struct, frozen=True):
+    """A session or batch as it is remembered. `log` is its last lines."""
+
+    id: int
+    name: str | None
+    kind: str
+    instance: str
+    state: str
+    log: list[str]
+
+
+class Store:
+    """The file of one engine directory. Raises `ConfigError` when it is of a newer version or not a database."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version > SCHEMA:
+                raise ConfigError(
+                    f"{path} is of a newer version of island ({version}, this one knows {SCHEMA})",
+                    hint="Run the newer version, or give the engine another directory.",
+                )
+            self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {_CREATE}")
+            self._db.execute(f"PRAGMA user_version={SCHEMA}")
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(f"{path} is not usable: {error}", hint="Give the engine another directory.") from error
+
+    def begin(self, what: Table, name: str | None, kind: str, instance: str) -> int:
+        """The id of a new job; no id is ever given twice."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            (number,) = self._db.execute(
+                "UPDATE next_id SET id = id + 1 WHERE what = ? RETURNING id - 1", (what,)
+            ).fetchone()
+            self._db.execute(
+                "INSERT INTO job VALUES (?, ?, ?, ?, ?, 'starting', '[]')", (what, number, name, kind, instance)
+            )
+            self._db.execute("DELETE FROM job WHERE what = ? AND id <= ?", (what, number - KEPT))
+            self._db.execute("COMMIT")
+        return int(number)
+
+    def end(self, what: Table, number: int, state: str, log: list[str]) -> None:
+        """Remember how a job ended, with the end of its log."""
+        kept: list[str] = []
+        room = KEPT_LOG_CHARS
+        for line in reversed(log):
+            room -= len(line) + 4
+            if room < 0:
+                break
+            kept.insert(0, line)
+        text = msgspec.json.encode(kept).decode()
+        self._db.execute("UPDATE job SET state = ?, log = ? WHERE what = ? AND id = ?", (state, text, what, number))
+
+    def forget(self, what: Table, number: int) -> None:
+        """A client deleted the job: it is not found any more; its id stays used."""
+        self._db.execute("DELETE FROM job WHERE what = ? AND id = ?", (what, number))
+
+    def find(self, what: Table, key: int | str) -> Past | None:
+        """A job by id, or the newest one of this name."""
+        column = "id" if isinstance(key, int) else "name"
+        row = self._db.execute(
+            f"SELECT id, name, kind, instance, state, log FROM job WHERE what = ? AND {column} = ? ORDER BY id DESC",
+            (what, key),
+        ).fetchone()
+        if row is None:
+            return None
+        number, known, kind, instance, state, lines = row
+        return Past(number, known, kind, instance, state, msgspec.json.decode(lines, type=list[str]))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
