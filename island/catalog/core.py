@@ -1,0 +1,413 @@
+"""Decisions of the catalog, pure: coverage as it travels, records and cards that fit, times, names."""
+
+from __future__ import annotations
+
+import bisect
+import datetime
+import difflib
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from island.catalog.messages import (
+    CARD_LIMIT,
+    COLUMNS_LIMIT,
+    RECORD_LIMIT,
+    TITLE_LIMIT,
+    Card,
+    CardColumn,
+    DatasetRecord,
+)
+from island.errors import BadInput
+from island.kernel import codec
+from island.kernel.codec import Malformed
+
+COVERAGE_ORDER = 5
+ROLL_UP_ORDER = 3
+FULL_SKY_DEG2 = 129_600 / math.pi
+KEEP_SNAPSHOTS = 64
+"""Snapshots of one dataset that stay available, the newest included."""
+
+_RAW, _RUNS = 0, 1
+
+
+# --- coverage as it travels -----------------------------------------------------------------
+
+
+def cells(order: int) -> int:
+    """HEALPix cells of an order."""
+    return int(12 * 4**order)
+
+
+def pack_coverage(bitmap: bytes) -> bytes:
+    """A bitmap (bit i % 8 of byte i // 8, least significant first) of an order 0 to 5, as it travels.
+
+    One byte of order; one byte of form; then the bitmap itself (form 0) or, where that is
+    shorter, the lengths of its runs as varints, unset cells first (form 1).
+    """
+    order = _order_of(len(bitmap))
+    runs = _runs(bitmap, cells(order))
+    return bytes((order, _RUNS)) + runs if len(runs) < len(bitmap) else bytes((order, _RAW)) + bitmap
+
+
+def unpack_coverage(packed: bytes) -> tuple[int, bytes]:
+    """(order, bitmap); raises `Malformed`. Allocates no more than the 1,536 bytes of order 5."""
+    if len(packed) < 2 or packed[0] > COVERAGE_ORDER or packed[1] not in (_RAW, _RUNS):
+        raise Malformed("not a coverage")
+    order, body = packed[0], packed[2:]
+    size = _bitmap_bytes(order)
+    if packed[1] == _RAW:
+        if len(body) != size or body[-1] >> ((cells(order) - 1) % 8 + 1):
+            raise Malformed("a coverage bitmap of the wrong length")
+        return order, body
+    return order, _from_runs(body, cells(order)).to_bytes(size, "little")
+
+
+def coarser(bitmap: bytes, order: int) -> bytes:
+    """A bitmap at a coarser (or its own) order: a cell is set where any of its parts is."""
+    have = _order_of(len(bitmap))
+    number = int.from_bytes(bitmap, "little")
+    for level in range(have, order, -1):
+        wide, number, at = number, 0, 0
+        for at, byte in enumerate(wide.to_bytes((cells(level) + 7) // 8, "little")):
+            number |= ((byte & 0x0F != 0) | (byte & 0xF0 != 0) << 1) << (2 * at)
+    return number.to_bytes(_bitmap_bytes(min(have, order)), "little")
+
+
+def join_coverages(packed: Sequence[bytes], order: int = ROLL_UP_ORDER) -> bytes:
+    """The union of coverages, at `order` or the coarsest of theirs, as it travels; b"" for none."""
+    if not packed:
+        return b""
+    unpacked = [unpack_coverage(item) for item in packed]
+    least = min(order, *(found for found, _ in unpacked))
+    number = 0
+    for _, bitmap in unpacked:
+        number |= int.from_bytes(coarser(bitmap, least), "little")
+    return pack_coverage(number.to_bytes(_bitmap_bytes(least), "little"))
+
+
+def may_overlap(packed: bytes, region: bytes) -> bool:
+    """Whether a coverage shares a cell with a region's bitmap (of order 5, or any finer than the coverage)."""
+    order, bitmap = unpack_coverage(packed)
+    return bool(int.from_bytes(bitmap, "little") & int.from_bytes(coarser(region, order), "little"))
+
+
+def _bitmap_bytes(order: int) -> int:
+    return (cells(order) + 7) // 8
+
+
+def _order_of(size: int) -> int:
+    for order in range(COVERAGE_ORDER + 1):
+        if size == _bitmap_bytes(order):
+            return order
+    raise BadInput(f"a coverage bitmap of {size} bytes has no order from 0 to 5")
+
+
+def _runs(bitmap: bytes, count: int) -> bytes:
+    bits = bin(int.from_bytes(bitmap, "little") | 1 << count)[3:][::-1]
+    lengths = [len(run) for run in re.findall("0+|1+", bits)]
+    if bits[0] == "1":
+        lengths.insert(0, 0)
+    out = bytearray()
+    for length in lengths:
+        while length >= 0x80:
+            out.append(length & 0x7F | 0x80)
+            length >>= 7
+        out.append(length)
+    return bytes(out)
+
+
+def _from_runs(body: bytes, count: int) -> int:
+    number = position = value = shift = 0
+    is_set = False
+    for byte in body:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte & 0x80:
+            if shift > 14:
+                raise Malformed("a run in a coverage is too long")
+            continue
+        if position + value > count:
+            raise Malformed("the runs of a coverage go beyond the sky")
+        if is_set:
+            number |= ((1 << value) - 1) << position
+        position += value
+        is_set = not is_set
+        value = shift = 0
+    if shift or position != count:
+        raise Malformed("the runs of a coverage do not fill the sky")
+    return number
+
+
+# --- MOCs -----------------------------------------------------------------------------------
+
+Ranges = list[tuple[int, int]]
+MOC_ORDER = 13
+"""The finest order that is understood here."""
+
+
+def moc_ranges(text: str) -> tuple[int, Ranges]:
+    """(order, sorted disjoint half-open ranges of cells of that order) of an ASCII MOC; raises `BadInput`."""
+    order = finest = 0
+    raw: list[tuple[int, int, int]] = []
+    for word in text.replace(",", " ").split():
+        head, slash, tail = word.rpartition("/")
+        if slash:
+            order = _number(head, MOC_ORDER)
+            finest = max(finest, order)
+        if not tail:
+            continue
+        low, dash, high = tail.partition("-")
+        first = _number(low, cells(order) - 1)
+        raw.append((order, first, _number(high, cells(order) - 1) + 1 if dash else first + 1))
+    shifted = sorted((first << 2 * (finest - order), end << 2 * (finest - order)) for order, first, end in raw)
+    return finest, _merged(shifted)
+
+
+def moc_text(order: int, ranges: Ranges) -> str:
+    """The normal ASCII form of ranges of cells of one order."""
+    words: dict[int, list[str]] = {level: [] for level in range(order + 1)}
+    for low, high in ranges:
+        while low < high:
+            level = order
+            width = 1
+            while level > 0 and low % (4 * width) == 0 and low + 4 * width <= high:
+                level, width = level - 1, 4 * width
+            # Neighbours of one level are written as one range.
+            count = 1
+            while low + (count + 1) * width <= high and (low // width + count) % 4 and level > 0:
+                count += 1
+            first = low // width
+            words[level].append(f"{first}" if count == 1 else f"{first}-{first + count - 1}")
+            low += count * width
+    parts = [f"{level}/" + " ".join(found) for level, found in words.items() if found or level == order]
+    return " ".join(parts)
+
+
+def moc_coarser(text: str, order: int) -> str:
+    """A MOC at a coarser order, never smaller."""
+    have, ranges = moc_ranges(text)
+    if have <= order:
+        return text
+    shift = 2 * (have - order)
+    return moc_text(order, _merged([(low >> shift, -(-high >> shift)) for low, high in ranges]))
+
+
+def moc_fit(text: str, limit: int) -> str:
+    """A MOC in at most `limit` bytes: as it is, or at the finest coarser order that fits."""
+    if len(text) <= limit:
+        return text
+    order, _ = moc_ranges(text)
+    for level in range(order - 1, -1, -1):
+        if len(shorter := moc_coarser(text, level)) <= limit:
+            return shorter
+    return "0/0-11"
+
+
+def moc_union(texts: Iterable[str]) -> str:
+    """The union of MOCs, at the coarsest of their orders."""
+    parsed = [moc_ranges(text) for text in texts]
+    if not parsed:
+        return ""
+    order = min(found for found, _ in parsed)
+    joined = [
+        (low >> 2 * (found - order), -(-high >> 2 * (found - order))) for found, ranges in parsed for low, high in ranges
+    ]
+    return moc_text(order, _merged(sorted(joined)))
+
+
+def moc_area(text: str) -> float:
+    """Square degrees inside a MOC."""
+    order, ranges = moc_ranges(text)
+    return sum(high - low for low, high in ranges) / cells(order) * FULL_SKY_DEG2
+
+
+def moc_overlaps(text: str, region: Sequence[int], order: int) -> bool:
+    """Whether a MOC shares a cell with those of a region, given sorted at `order`."""
+    have, ranges = moc_ranges(text)
+    shift = 2 * (have - order)
+    for low, high in ranges:
+        first, end = (low >> shift, -(-high >> shift)) if shift >= 0 else (low << -shift, high << -shift)
+        at = bisect.bisect_left(region, first)
+        if at < len(region) and region[at] < end:
+            return True
+    return False
+
+
+def _number(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and int(text) <= most):
+        raise BadInput(f"not a MOC: {text[:40]!r}")
+    return int(text)
+
+
+def _merged(ranges: Ranges) -> Ranges:
+    merged: Ranges = []
+    for low, high in ranges:
+        if high <= low:
+            raise BadInput("not a MOC: a range that ends before it begins")
+        if merged and low <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
+        else:
+            merged.append((low, high))
+    return merged
+
+
+# --- records and cards that fit -------------------------------------------------------------
+
+
+def short(text: str, limit: int) -> str:
+    """Text in at most `limit` bytes of UTF-8, cut at a character, with an ellipsis where it was cut."""
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= limit:
+        return encoded.decode()
+    return encoded[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def fit_columns(names: Iterable[str], limit: int = COLUMNS_LIMIT) -> tuple[tuple[str, ...], int]:
+    """(the names that fit in `limit` bytes, how many do not): plain columns before those of records."""
+    fitting, room, hidden = [], limit, 0
+    for name in sorted(names, key=lambda name: name.count(".")):
+        size = len(name.encode("utf-8", "replace")) + 1
+        if size <= room and len(name) <= 256 and hidden == 0:
+            fitting.append(name)
+            room -= size
+        else:
+            hidden += 1
+    return tuple(fitting), hidden
+
+
+def fit_record(record: DatasetRecord) -> DatasetRecord:
+    """The record within RECORD_LIMIT: a coarser coverage if need be, never a smaller one."""
+    record = msgspec.structs.replace(record, title=short(record.title, TITLE_LIMIT))
+    while len(codec.encode(record)) > RECORD_LIMIT and record.coverage:
+        order, bitmap = unpack_coverage(record.coverage)
+        if order == 0:
+            break
+        record = msgspec.structs.replace(record, coverage=pack_coverage(coarser(bitmap, order - 1)))
+    while len(codec.encode(record)) > RECORD_LIMIT and record.columns:
+        record = msgspec.structs.replace(record, columns=record.columns[:-1], hidden=record.hidden + 1)
+    return record
+
+
+def fit_card(card: Card) -> bytes:
+    """The bytes of a card within CARD_LIMIT; what had to go is named in `cut`, the least missed first."""
+    for step in (_same, _short_notes, _coarse_moc, _no_notes, _coarser_moc, _few_columns):
+        card = step(card)
+        if len(data := codec.encode(card)) <= CARD_LIMIT:
+            return data
+    raise BadInput(
+        f"the description of this dataset does not fit in {CARD_LIMIT} bytes",
+        hint="Shorten its description, provenance and the names of its columns.",
+    )
+
+
+def _same(card: Card) -> Card:
+    return card
+
+
+def _short_notes(card: Card) -> Card:
+    columns = tuple(msgspec.structs.replace(c, description=short(c.description, 120)) for c in card.columns)
+    return msgspec.structs.replace(card, columns=columns, cut=(*card.cut, "descriptions of columns"))
+
+
+def _coarse_moc(card: Card) -> Card:
+    return msgspec.structs.replace(card, moc=moc_fit(card.moc, 32 * 1024), cut=(*card.cut, "moc"))
+
+
+def _no_notes(card: Card) -> Card:
+    columns = tuple(msgspec.structs.replace(c, description="", type=short(c.type, 200)) for c in card.columns)
+    return msgspec.structs.replace(card, columns=columns)
+
+
+def _coarser_moc(card: Card) -> Card:
+    return msgspec.structs.replace(
+        card,
+        moc=moc_fit(card.moc, 8 * 1024),
+        description=short(card.description, 8192),
+        warnings=tuple(short(text, 500) for text in card.warnings[:64]),
+        details={},
+    )
+
+
+def _few_columns(card: Card) -> Card:
+    room, kept = 150 * 1024, 0
+    for column in card.columns:
+        room -= len(codec.encode(column))
+        if room < 0:
+            break
+        kept += 1
+    return msgspec.structs.replace(
+        card,
+        columns=card.columns[:kept],
+        hidden=card.hidden + len(card.columns) - kept,
+        cut=(*card.cut, "columns"),
+    )
+
+
+# --- search ---------------------------------------------------------------------------------
+
+_TIME_HINT = "Write FROM..TO with ISO dates or times in UTC, as 2019-12-01..2019-12-31; either side may be empty."
+
+
+def parse_times(text: str) -> tuple[float, float]:
+    """(from, to) in unix seconds of `FROM..TO`; an open side is infinite; a date as TO includes its day."""
+    first, dots, last = text.strip().partition("..")
+    if not dots or not (first or last):
+        raise BadInput(f"{text[:80]!r} is not a range of times", hint=_TIME_HINT)
+    low = _moment(first, text)[0] if first else -math.inf
+    high = _moment(last, text)[1] if last else math.inf
+    if low > high:
+        raise BadInput(f"the range of times {text[:80]!r} ends before it begins", hint=_TIME_HINT)
+    return low, high
+
+
+def _moment(word: str, text: str) -> tuple[float, float]:
+    """The first and the last instant that `word` means: a moment, a day, a month or a year."""
+    word = word.strip()
+    try:
+        if re.fullmatch(r"\d{4}", word):
+            return _utc(f"{word}-01-01"), _utc(f"{int(word) + 1:04}-01-01")
+        if match := re.fullmatch(r"(\d{4})-(\d{2})", word):
+            months = int(match[1]) * 12 + int(match[2])
+            return _utc(f"{word}-01"), _utc(f"{months // 12:04}-{months % 12 + 1:02}-01")
+        start = _utc(word)
+    except (ValueError, OverflowError) as error:
+        raise BadInput(f"{word[:40]!r} in {text[:80]!r} is not a date or time", hint=_TIME_HINT) from error
+    return start, start + (86400.0 if len(word) == 10 else 0.0)
+
+
+def _utc(word: str) -> float:
+    moment = datetime.datetime.fromisoformat(word)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+def overlaps(time: tuple[float, float] | None, wanted: tuple[float, float]) -> bool:
+    """Whether a dataset's times share a moment with the wanted ones; unknown times never do."""
+    return time is not None and time[0] <= wanted[1] and time[1] >= wanted[0]
+
+
+def has_column(wanted: str, names: Iterable[str], columns: Iterable[CardColumn]) -> bool:
+    """Whether a column has this name, begins so, or has this UCD; in any case, nested ones by their last part."""
+    key = wanted.strip().lower()
+    for name in (*names, *(column.name for column in columns)):
+        lower = name.lower()
+        if lower.startswith(key) or lower.rsplit(".", 1)[-1].startswith(key):
+            return True
+    return any(_has_ucd(column.ucd.lower(), key) for column in columns)
+
+
+def _has_ucd(ucd: str, key: str) -> bool:
+    return bool(ucd) and (ucd.startswith(key) or key in ucd.split(";"))
+
+
+def tokens(text: str) -> list[str]:
+    """The words of a person's query: letters and digits only, lower case, at most 32, quotes and signs ignored."""
+    return [word.lower()[:100] for word in re.findall(r"[^\W_]+", text)][:32]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that names what a person may have meant; "" if nothing is near."""
+    close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
+    return f"Did you mean {' or '.join(close)}?" if close else ""
