@@ -74,7 +74,7 @@ def test_ipv6_addresses() -> None:
 def test_the_reference_is_made_from_the_types() -> None:
     page = Path(__file__).parent.parent / "docs" / "configuration.md"
     assert page.read_text("utf-8") == config.reference(), (
-        "docs/configuration.md is out of date: python -c 'from island import config; print(config.reference(), end=\"\")'"
+        "docs/configuration.md is out of date: write config.reference() into it"
     )
     assert all(text for *_, text in config.describe())
 
