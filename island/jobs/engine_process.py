@@ -1,0 +1,130 @@
+"""The embedded engine as a child process of the daemon: started, watched, started again, ended.
+
+The child holds the read end of a pipe as its standard input, so that it ends by itself
+when the daemon is gone, however that ended. Its token is made anew at each start of the
+daemon and passed in the environment, never in the process list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from island.config import Config
+from island.errors import EngineFailed
+from island.kernel.loops import Tasks, forever
+from island.kernel.ports import Rng
+
+log = structlog.get_logger("island")
+
+START_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 12.0
+
+
+class EngineProcess:
+    """`island engine` beside the daemon. `url` and `token` are valid once `running`.
+
+    Where the extra `spark` is not installed there is no engine; `problem` says so, and jobs
+    run at other islands.
+    """
+
+    def __init__(self, home: Path, config: Config, rng: Rng) -> None:
+        self._folder = home / "engine"
+        self._config, self._rng = config, rng
+        self.token = base64.urlsafe_b64encode(rng.bytes(24)).decode().rstrip("=")
+        self.url = ""
+        self.problem = "the engine is starting"
+        self._port = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    @property
+    def running(self) -> bool:
+        """Whether the engine answers at `url`."""
+        return bool(self.url) and self._process is not None and self._process.returncode is None
+
+    async def start(self, tasks: Tasks) -> None:
+        """Start the engine in the background, unless the site has a Livy of its own."""
+        if self._config.livy.url:
+            self.problem = ""
+            return
+        if importlib.util.find_spec("pyspark") is None:
+            self.problem = "no Spark here: install astrolab-island[spark], or set [livy] url"
+            log.warning("engine.absent", reason=self.problem)
+            return
+        tasks.loop("engine", forever(self._run_once, name="engine", rng=self._rng))
+
+    async def _run_once(self) -> None:
+        """Run one engine until it ends; raises `EngineFailed` so that the loop starts it anew."""
+        livy = self._config.livy
+        arguments = [
+            *("--host", "127.0.0.1", "--port", str(self._port), "--dir", str(self._folder), "--parent-pipe"),
+            *("--max-sessions", str(livy.max_sessions), "--max-batches", str(livy.max_sessions)),
+            *("--memory", livy.driver_memory, "--idle-timeout", str(livy.idle_timeout)),
+            *("--max-queued", str(self._config.jobs.max_statements)),
+        ]
+        for folder in self._config.jobs.allow_files:
+            arguments += ["--allow-files", folder]
+        environment = {k: v for k, v in os.environ.items() if k != "ISLAND_TOKEN"}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "island.engine", *arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**environment, "ISLAND_ENGINE_TOKEN": self.token},
+            start_new_session=True,
+        )
+        self._process = process
+        try:
+            await self._ready(process)
+            await process.wait()
+        finally:
+            self.url = ""
+            await self._end(process)
+        if not self._stopping:
+            self.problem = f"the engine ended with status {process.returncode}; it is started again"
+            raise EngineFailed(self.problem)
+        await asyncio.Event().wait()  # until the daemon's task group is cancelled
+
+    async def _ready(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                line = await process.stdout.readline()
+            answer = json.loads(line)
+            self._port = int(str(answer["url"]).rpartition(":")[2])
+        except (TimeoutError, ValueError, KeyError) as error:
+            self.problem = "the engine did not start; the log above says why"
+            raise EngineFailed(self.problem, hint="Is Java 17 there? The extra `spark` brings it.") from error
+        self.url, self.problem = answer["url"], ""
+        log.info("engine.ready", url=self.url, instance=answer.get("instance"), pid=process.pid)
+
+    async def stop(self) -> None:
+        """End the engine and everything in it; returns when it is gone."""
+        self._stopping = True
+        if self._process is not None:
+            await self._end(self._process)
+
+    @staticmethod
+    async def _end(process: asyncio.subprocess.Process) -> None:
+        if process.returncode is not None:
+            return
+        assert process.stdin is not None
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
