@@ -6,9 +6,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 import island
@@ -23,6 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+# Typer carries its own Click from some version on; this is the base of its usage errors in either case.
+_UsageError: Any = typer.BadParameter.__mro__[2]
 
 # Each module has a `register(app)`; they import no more than the commands need to start fast.
 MODULES = (
@@ -78,12 +80,12 @@ def run(arguments: list[str] | None = None) -> None:
     command = typer.main.get_command(build())
     try:
         code = command.main(args=_hoisted(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         code = stop.exit_code
-    except click.Abort:
+    except typer.Abort:
         base.say("island: interrupted")
         code = 1
-    except click.ClickException as error:
+    except _UsageError as error:
         error.show(file=sys.stderr)
         code = error.exit_code
     except IslandError as error:

@@ -29,7 +29,7 @@ def demo(
         Path | None, typer.Option("--alerts", help="A folder of ZTF alerts in Avro, to be the stream.")
     ] = None,
 ) -> None:
-    """Start three islands and let them work together; every number is checked."""
+    """Three islands at work on real data."""
     from island.cli.demo.acts import play
     from island.cli.demo.data import alert_files
 

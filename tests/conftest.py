@@ -1,0 +1,22 @@
+"""What all tests share: the real data beside the checkout, and how a missing one is reported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real datasets, `../shared/data`; a missing one fails in CI and skips elsewhere."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        reason = f"{folder} is absent: lay the real datasets there to run this test"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder

@@ -1,0 +1,205 @@
+"""One real daemon: init, run, ready, stop, crash, restart, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from island.cli.demo.place import ISLAND, Place, wait_for
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """An island that is not started yet."""
+    made = Place(tmp_path, "kiso")
+    yield made
+    made.stop()
+
+
+def island(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*ISLAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def get(url: str, token: str = "") -> tuple[int, bytes]:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def children(pid: int) -> list[int]:
+    """The pids of all descendants of a process."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue  # it ended while we looked
+    found, level = [], {pid}
+    while level := {child for child, parent in parents.items() if parent in level}:
+        found += sorted(level)
+    return found
+
+
+def gone(pids: list[int]) -> bool | None:
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            continue
+        if state != "Z":
+            return None
+    return True
+
+
+def test_init_makes_a_private_home_and_refuses_to_make_it_again(tmp_path: Path) -> None:
+    home = tmp_path / "h"
+    done = island("init", str(home), "--name", "kiso", "--archipelago", "sky")
+    assert done.returncode == 0 and done.stdout == "" and "island run" in done.stderr
+    for name in ("key", "token", "token.user"):
+        assert stat.S_IMODE((home / name).stat().st_mode) == 0o600
+    assert (home / "token").read_text() != (home / "token.user").read_text()
+    text = (home / "island.toml").read_text()
+    assert "\naccept_from = []\n" in text and '\nforeign_code = "none"\n' in text and "\nsame_user = false\n" in text
+    key = (home / "key").read_bytes()
+    again = island("init", str(home), "--name", "other")
+    assert again.returncode == 1 and "home already" in again.stderr and "Traceback" not in again.stderr
+    assert (home / "key").read_bytes() == key
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--name", "a/b"), "not a valid island name"),
+        (("--name", "kiso", "--listen", "0.0.0.0:8990"), "loopback"),
+        (("--name", "kiso", "--listen", "nonsense"), "HOST:PORT"),
+    ],
+)
+def test_init_refuses_what_cannot_work(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    done = island("init", str(tmp_path / "h"), *arguments)
+    assert done.returncode == 1 and words in done.stderr
+    assert not (tmp_path / "h").exists()
+
+
+def test_usage_errors_are_2(tmp_path: Path) -> None:
+    assert island("init").returncode == 2
+    assert island("nonsense").returncode == 2
+    assert island("--version").stdout.startswith("island ")
+
+
+def test_a_home_that_is_none_says_how_to_make_one(tmp_path: Path) -> None:
+    for command in (["run"], ["peer", "ls"]):
+        done = island(*command, ISLAND_HOME=str(tmp_path / "none"))
+        assert done.returncode == 1 and "island init" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_life(place: Place) -> None:
+    place.start()
+    assert get(f"{place.url}/healthz")[0] == 200
+    assert get(f"{place.url}/readyz")[0] == 200
+    assert get(f"{place.url}/sessions")[0] == 401
+    assert get(f"{place.url}/sessions", "wrong")[0] == 401
+    status, version = get(f"{place.url}/version", place.user_token)
+    assert status == 200 and json.loads(version)["version"] == "0.9.0-incubating"
+    assert get(f"{place.url}/metrics", place.user_token)[0] == 200
+
+    second = island("--home", str(place.home), "run")
+    assert second.returncode == 1 and "another daemon" in second.stderr
+
+    [livy] = place.json("server", "ls")
+    assert (livy["island"], livy["kind"]) == ("kiso", "livy")
+
+    denied = island("--home", str(place.home), "server", "add", "hdfs", "hdfs://nn:8020", ISLAND_TOKEN=place.user_token)
+    assert denied.returncode == 1 and "administrator" in denied.stderr
+
+    place.stop()
+    assert not (place.home / "running.json").exists()
+    place.start()
+    assert [s["kind"] for s in place.json("server", "ls")] == ["livy"]
+    assert place.command("journal", "--verify") is not None
+
+
+def test_sigterm_ends_everything(place: Place) -> None:
+    place.start()
+    process = place._process
+    assert process is not None
+    below = wait_for("the engine", lambda: children(process.pid) or None, 20)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    wait_for("the engine to end", lambda: gone(below), 5)
+
+
+def test_sigkill_leaves_nothing_behind_and_a_restart_works_at_once(place: Place) -> None:
+    place.start()
+    process = place._process
+    assert process is not None
+    below = wait_for("the engine", lambda: children(process.pid) or None, 20)
+    place.kill()
+    wait_for("the engine to end", lambda: gone(below), 10)
+    place.start()
+    assert place.json("peer", "ls") is not None
+
+
+def test_a_port_in_use_is_named(place: Place) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        place.configure("user", f'"127.0.0.1:{port}"')
+        done = island("--home", str(place.home), "run")
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}" in done.stderr and "listen.user" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("accept_from = []", "accept_frm = []", "nearest known key is 'accept_from'"),
+        ("same_user = false", 'same_user = "no"', "jobs.same_user"),
+    ],
+)
+def test_a_wrong_configuration_is_explained(place: Place, old: str, new: str, words: str) -> None:
+    path = place.home / "island.toml"
+    path.write_text(path.read_text().replace(old, new))
+    done = island("--home", str(place.home), "run")
+    assert done.returncode == 1
+    assert str(path) in done.stderr and words in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_a_home_of_a_newer_version_is_refused(place: Place) -> None:
+    import sqlite3
+
+    connection = sqlite3.connect(place.home / "state.db")
+    connection.execute("PRAGMA user_version=9999")
+    connection.close()
+    done = island("--home", str(place.home), "run")
+    assert done.returncode == 1 and "newer version" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_secret_that_others_can_read_is_refused(place: Place) -> None:
+    (place.home / "token").chmod(0o644)
+    done = island("--home", str(place.home), "run")
+    assert done.returncode == 1 and "chmod 600" in done.stderr
