@@ -1,0 +1,450 @@
+"""What a file or folder is, and everything worth knowing about it before it is published.
+
+Every page and block is decoded once, in bounded batches, with checksums verified; what is said
+about rows, ranges, sky and time comes from the rows and not from what headers claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from island.errors import BadInput, Changed, IslandError
+from island.formats import files, hats, parquet, rows
+from island.formats.columns import Column, Position, Progress, TimeColumn, find_position, find_time, of_schema
+from island.formats.coverage import FINE_ORDER, Bitmap, SkyTally, moc_ascii
+from island.formats.hats import Layout, Part, Role
+from island.formats.schemas import difference
+from island.formats.stats import ColumnStats, DatasetStats, FileStats, stat_names
+
+Format = Literal["parquet", "avro", "hats"]
+
+MAX_NOTES = 100
+
+
+class DataFile(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One published file. `path` is relative to the published folder, POSIX; `coverage` is an order-5
+    bitmap or None where positions are not known. Files of role `metadata` have no rows."""
+
+    path: str
+    bytes: int
+    role: Role
+    format: Literal["parquet", "avro", "other"]
+    rows: int = 0
+    stats: tuple[ColumnStats, ...] = ()
+    coverage: Bitmap | None = None
+    time_range: tuple[str, str] | None = None
+
+
+class HatsPart(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One catalog of a HATS tree: the main one (role data), a margin or an index."""
+
+    path: str
+    name: str
+    role: Role
+    kind: str
+    rows: int
+    orders: tuple[int, ...] = ()
+    partitions: int = 0
+    ra: str = ""
+    dec: str = ""
+    margin_arcsec: float | None = None
+    index_column: str = ""
+    is_default: bool = True
+
+
+class Partitioning(msgspec.Struct, frozen=True):
+    """How a HATS dataset is cut. The first part is the main catalog."""
+
+    name: str
+    is_collection: bool
+    parts: tuple[HatsPart, ...]
+
+    @property
+    def main(self) -> HatsPart:
+        return self.parts[0]
+
+
+class DatasetDescription(msgspec.Struct, frozen=True):
+    """Everything that publishing says about a dataset.
+
+    `rows` counts files of role `data` only; `bytes` counts all files. `coverage` (order-5 bitmap,
+    1,536 bytes) and `moc` (ASCII, order 10 or as fine as 128 KiB allow) are None where positions
+    are not known, which is not the same as empty. `time_range` is ISO 8601 in UTC. `warnings`
+    are doubts that a person can settle, `problems` are contradictions inside the files.
+    """
+
+    format: Format
+    files: tuple[DataFile, ...]
+    rows: int
+    bytes: int
+    columns: tuple[Column, ...]
+    coverage: Bitmap | None = None
+    moc: str | None = None
+    time_range: tuple[str, str] | None = None
+    position: Position | None = None
+    time_column: TimeColumn | None = None
+    partitioning: Partitioning | None = None
+    warnings: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def detect(path: Path) -> Format:
+    """What a file or folder is.
+
+    Raises BadInput (nothing there, no data, both formats in one folder), Corrupt (empty, cut short,
+    not what its name says), Unsupported (another format).
+    """
+    return _survey(path).format
+
+
+def data_paths(path: Path) -> list[Path]:
+    """The files with the rows of a dataset: one file, a folder's, or a HATS main catalog's; sorted."""
+    survey = _survey(path)
+    return [survey.root / relative for relative in survey.published if survey.role(relative) == "data"]
+
+
+def describe(
+    path: Path, *, ra: str | None = None, dec: str | None = None, progress: Progress | None = None
+) -> DatasetDescription:
+    """Decode a file or folder whole and tell what it holds.
+
+    `ra` and `dec` name the coordinate columns where they would not be found. Raises as `detect`
+    does, and: Corrupt with file, row group and column or block offset; Unsupported for a type or
+    codec; BadInput for files of differing schema or for named columns that are not there; Changed
+    where a file changes meanwhile.
+    """
+    if (ra is None) != (dec is None):
+        raise BadInput("ra and dec are named together or not at all", hint="Give both --ra and --dec.")
+    return _Description(_survey(path), ra, dec, progress).run()
+
+
+class _Survey(msgspec.Struct, frozen=True):
+    """A dataset's files before any is decoded; paths are relative to `root`."""
+
+    root: Path
+    format: Format
+    published: tuple[str, ...]
+    layout: Layout | None = None
+
+    def role(self, relative: str) -> Role:
+        """What one published file is for."""
+        if self.layout is not None:
+            return self.layout.role_of(relative)
+        return "metadata" if relative.rsplit("/", 1)[-1] in files.PARQUET_SIDECARS else "data"
+
+    def part(self, relative: str) -> Part | None:
+        """The HATS catalog that a file belongs to."""
+        return None if self.layout is None else self.layout.part_of(relative)
+
+
+def _survey(path: Path) -> _Survey:
+    if not path.is_dir():
+        return _Survey(root=path.parent, format=files.sniff(path), published=(path.name,))
+    published = files.walk(path)
+    if hats.is_hats(path):
+        return _Survey(root=path, format="hats", published=tuple(published), layout=hats.layout_of(path))
+    kind, data = files.data_files(path, published)
+    files.sniff(path / data[0])
+    sidecars = [name for name in published if name.rsplit("/", 1)[-1] in files.PARQUET_SIDECARS]
+    kept = sorted([*data, *(sidecars if kind == "parquet" else [])])
+    return _Survey(root=path, format=kind, published=tuple(kept))
+
+
+class _Group:
+    """The files of one table: those of a plain dataset, or of one HATS catalog."""
+
+    def __init__(self, part: Part | None, role: Role) -> None:
+        self.part, self.role = part, role
+        self.first = ""
+        self.schema: Any = None
+        self.columns: tuple[Column, ...] = ()
+        self.names: frozenset[str] = frozenset()
+        self.stats = DatasetStats(None, None)
+        self.rows = 0
+        self.cells: set[hats.Partition] = set()
+        self.misplaced = 0
+
+
+class _Description:
+    """One run of `describe`."""
+
+    def __init__(self, survey: _Survey, ra: str | None, dec: str | None, progress: Progress | None) -> None:
+        self.survey = survey
+        self.named = (ra, dec)
+        self.progress = progress
+        self.warnings: list[str] = []
+        self.problems: list[str] = list(survey.layout.problems) if survey.layout else []
+        self.groups: dict[str, _Group] = {}
+        self.total = sum(files.regular_size(survey.root / name) for name in survey.published)
+        self.done = 0
+
+    def run(self) -> DatasetDescription:
+        described = []
+        for relative in self.survey.published:
+            described.append(self._file(relative))
+            self.done += described[-1].bytes
+            self._tell(0, relative)
+        main = self._main_group()
+        self._judge(main)
+        located = main.stats.position is not None or self._fill_from_partitions(main)
+        return DatasetDescription(
+            format=self.survey.format,
+            files=tuple(described),
+            rows=main.rows,
+            bytes=sum(file.bytes for file in described),
+            columns=main.columns,
+            coverage=main.stats.sky.bitmap() if located else None,
+            moc=moc_ascii(main.stats.sky.flags) if located else None,
+            time_range=main.stats.times.iso(),
+            position=main.stats.position,
+            time_column=main.stats.time,
+            partitioning=self._partitioning(),
+            warnings=tuple(self.warnings[:MAX_NOTES]),
+            problems=tuple(self.problems[:MAX_NOTES]),
+        )
+
+    def _tell(self, extra: int, relative: str) -> None:
+        if self.progress is not None:
+            self.progress(min(self.done + extra, self.total), self.total, relative)
+
+    # --- one file ---
+
+    def _file(self, relative: str) -> DataFile:
+        path = self.survey.root / relative
+        before = path.stat()
+        role = self.survey.role(relative)
+        if role == "metadata":
+            kind: Literal["parquet", "other"] = "parquet" if self._is_sidecar(relative) else "other"
+            return DataFile(path=relative, bytes=before.st_size, role=role, format=kind)
+        group = self._group(relative, role)
+        stats, sky_known = self._decode(path, relative, group)
+        after = path.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise Changed(f"{path} changed while it was read", hint="Publish it when nothing writes to it any more.")
+        group.rows += stats.rows
+        return DataFile(
+            path=relative,
+            bytes=before.st_size,
+            role=role,
+            format="avro" if self.survey.format == "avro" else "parquet",
+            rows=stats.rows,
+            stats=stats.columns(),
+            coverage=stats.sky.bitmap() if sky_known else None,
+            time_range=stats.times.iso(),
+        )
+
+    @staticmethod
+    def _is_sidecar(relative: str) -> bool:
+        return relative.rsplit("/", 1)[-1] in files.PARQUET_SIDECARS or files.format_by_name(relative) == "parquet"
+
+    def _decode(self, path: Path, relative: str, group: _Group) -> tuple[FileStats, bool]:
+        """Read one file to its end. Returns what was gathered, and whether its coverage is known."""
+        schema, stream = rows.open_table(path)
+        self._admit(schema, relative, group)
+        cell = hats.partition_of(relative) if self.survey.layout is not None else None
+        if cell is not None:
+            group.cells.add(cell)
+        # A margin holds what lies around its cell, so only the main catalog is checked against it.
+        expected = (cell.order, cell.pixel) if cell is not None and group.role == "data" else None
+        stats = FileStats(group.names)
+        for batch, done in stream:
+            rows.check_text(batch, path)
+            group.misplaced += group.stats.add(batch, stats, expected)
+            self._tell(done, relative)
+        if group.stats.position is None and cell is not None and group.role == "data":
+            stats.sky.add_cell(cell.order, cell.pixel)
+            return stats, True
+        return stats, group.stats.position is not None
+
+    # --- groups of files with one schema ---
+
+    def _group(self, relative: str, role: Role) -> _Group:
+        part = self.survey.part(relative)
+        key = part.path if part is not None else ""
+        if key not in self.groups:
+            self.groups[key] = _Group(part, role)
+        return self.groups[key]
+
+    def _admit(self, schema: Any, relative: str, group: _Group) -> None:
+        """Take the schema of the group's first file, or compare with it."""
+        if group.schema is None:
+            group.first = relative
+            self._take_schema(schema, group)
+            return
+        what = difference(group.schema, schema)
+        if what:
+            raise BadInput(
+                f"{self.survey.root / relative} has another schema than {group.first}: {what}",
+                hint="All files of one dataset have one schema: publish this file as another dataset, or rewrite it.",
+            )
+
+    def _take_schema(self, schema: Any, group: _Group) -> None:
+        group.schema = schema
+        group.columns = of_schema(schema)
+        group.names = stat_names(schema)
+        position, doubts = self._position(group)
+        group.stats = DatasetStats(position, find_time(group.columns))
+        if group.role == "data":
+            self.warnings.extend(doubts)
+            self._warn_of_names(group.columns)
+
+    def _position(self, group: _Group) -> tuple[Position | None, list[str]]:
+        if group.role == "index":
+            return None, []
+        if group.role == "data" and self.named != (None, None):
+            return find_position(group.columns, *self.named, how="named when published")
+        part = group.part
+        if part is not None and part.ra and part.dec:
+            try:
+                return find_position(group.columns, part.ra, part.dec, how="by HATS properties")
+            except BadInput as error:
+                self.problems.append(f"the HATS properties of {part.name}: {error.message}")
+        return find_position(group.columns)
+
+    def _warn_of_names(self, columns: Iterable[Column]) -> None:
+        seen: dict[str, str] = {}
+        for column in columns:
+            other = seen.setdefault(column.name.lower(), column.name)
+            if other != column.name:
+                self.warnings.append(
+                    f"columns {other} and {column.name} differ in case only; Spark SQL cannot tell them apart"
+                )
+
+    # --- the dataset ---
+
+    def _main_group(self) -> _Group:
+        for group in self.groups.values():
+            if group.role == "data":
+                return group
+        # A HATS catalog without rows: its schema is in _common_metadata, or in the only margin or index.
+        layout = self.survey.layout
+        part = None if layout is None else layout.main
+        if part is not None and part.path in self.groups:
+            return self.groups[part.path]
+        group = _Group(part, "data" if part is None else part.role)
+        common = self.survey.root / (part.path if part is not None else "") / "dataset" / "_common_metadata"
+        if not common.is_file():
+            raise BadInput(
+                f"{self.survey.root} holds no rows and no schema", hint="Check that the catalog is complete."
+            )
+        self._take_schema(parquet.open_file(common).schema_arrow, group)
+        if part is not None:
+            self.groups[part.path] = group
+        return group
+
+    def _judge(self, main: _Group) -> None:
+        """Warnings and problems that show only after all rows were read."""
+        stats, position = main.stats, main.stats.position
+        if position is None:
+            if not self.warnings and main.role != "index":
+                self.warnings.append(
+                    "no coordinate columns were found, so sky searches will not find this: name them with --ra and"
+                    " --dec, or give the columns the UCDs pos.eq.ra and pos.eq.dec"
+                )
+        else:
+            self._judge_position(stats, position)
+        if stats.untimed and stats.time is not None:
+            self.warnings.append(
+                f"{stats.untimed} rows have no plausible time in {stats.time.name}, read as {stats.time.kind}"
+            )
+        if self.survey.layout is not None:
+            self._judge_layout(self.survey.layout)
+        else:
+            self._judge_folders()
+
+    def _judge_position(self, stats: DatasetStats, position: Position) -> None:
+        if stats.unplaced:
+            self.warnings.append(
+                f"{stats.unplaced} of {stats.unplaced + stats.positioned} rows have no position in"
+                f" {position.ra}, {position.dec} (null, NaN or outside the sky)"
+            )
+        if not position.unit and stats.looks_like_radians():
+            self.warnings.append(
+                f"{position.ra} never exceeds 2π and has no unit: is it in radians? It was taken as degrees."
+                f" Give the columns a unit to settle it: field metadata `unit` = `deg` or `rad`,"
+                " in Parquet by pyarrow.field(name, type, metadata={'unit': 'deg'}), in Avro by the attribute `unit`"
+            )
+        if position.ra_scale > 50 and stats.highest_ra > 7:
+            self.problems.append(
+                f"{position.ra} has unit {position.unit} and values up to {stats.highest_ra:.6g}: more than a turn"
+            )
+
+    def _judge_layout(self, layout: Layout) -> None:
+        for part in layout.parts:
+            group = self.groups.get(part.path)
+            counted = group.rows if group is not None else 0
+            if part.rows is not None and part.rows != counted:
+                self.problems.append(f"{part.name} says hats_nrows={part.rows} and its files hold {counted} rows")
+            if group is not None and group.misplaced:
+                self.problems.append(
+                    f"{group.misplaced} rows of {part.name} lie outside the HEALPix cell of their file"
+                )
+            listed = hats.listed_partitions(self.survey.root, part)
+            cells = group.cells if group is not None else set()
+            if listed is not None and listed != cells:
+                self.problems.append(
+                    f"partition_info.csv of {part.name} lists {len(listed)} partitions,"
+                    f" {len(listed - cells)} of them without a file; {len(cells - listed)} files are not listed"
+                )
+            self._judge_sidecar(part, counted)
+
+    def _judge_sidecar(self, part: Part, counted: int) -> None:
+        path = self.survey.root / part.path / "dataset" / "_metadata"
+        if not path.is_file():
+            return
+        try:
+            said = parquet.open_file(path).metadata.num_rows
+        except IslandError as error:
+            self.problems.append(error.message)
+            return
+        if said != counted:
+            self.problems.append(f"_metadata of {part.name} says {said} rows and its files hold {counted}")
+
+    def _judge_folders(self) -> None:
+        folders = {
+            word.partition("=")[0] for name in self.survey.published for word in name.split("/")[:-1] if "=" in word
+        }
+        if folders:
+            self.warnings.append(
+                f"folders are named like partitions ({', '.join(sorted(folders)[:4])}); these are no columns here"
+            )
+
+    def _fill_from_partitions(self, main: _Group) -> bool:
+        """Coverage of a HATS catalog without usable coordinates: the whole of its cells."""
+        if self.survey.layout is None or main.role != "data" or not (main.cells or main.rows == 0):
+            return False
+        sky = SkyTally(FINE_ORDER)
+        for cell in main.cells:
+            sky.add_cell(cell.order, cell.pixel)
+        main.stats.sky = sky
+        return True
+
+    def _partitioning(self) -> Partitioning | None:
+        layout = self.survey.layout
+        if layout is None:
+            return None
+        parts = []
+        for part in layout.parts:
+            group = self.groups.get(part.path)
+            cells = group.cells if group is not None else set()
+            parts.append(
+                HatsPart(
+                    path=part.path,
+                    name=part.name,
+                    role=part.role,
+                    kind=part.kind,
+                    rows=group.rows if group is not None else 0,
+                    orders=tuple(sorted({cell.order for cell in cells})),
+                    partitions=len(cells),
+                    ra=part.ra,
+                    dec=part.dec,
+                    margin_arcsec=part.margin_arcsec,
+                    index_column=part.index_column,
+                    is_default=part.is_default,
+                )
+            )
+        return Partitioning(name=layout.name, is_collection=layout.is_collection, parts=tuple(parts))

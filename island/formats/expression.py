@@ -1,0 +1,915 @@
+"""SQL conditions over Arrow batches: text to syntax tree (sqlglot), tree to closures over pyarrow compute.
+
+The text is parsed and never executed; what is not listed here is refused. Values have one of six
+kinds: number, text, bytes, truth, moment (microseconds of UTC), and the untyped NULL.
+
+Meaning, where SQL leaves a choice, is that of Spark 3.5 (not ANSI mode):
+three-valued logic; `/` is a division of floating point; division by zero is NULL; a cast that
+fails is NULL; NaN equals NaN and lies above every number; logarithms of what is not positive are
+NULL. Integers are computed in 64 bits and wrap; decimals are compared as floating point.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import sqlglot
+from sqlglot import exp, parser, tokens
+from sqlglot.dialects.dialect import Dialect
+from sqlglot.errors import SqlglotError
+
+from island.errors import BadInput
+from island.formats.columns import find, type_name
+
+MAX_TEXT = 8192
+MAX_TOKENS = 2000
+MAX_DEPTH = 60
+
+Kind = Literal["number", "text", "bytes", "truth", "moment", "null"]
+Run = Callable[[Any], Any]
+"""Computes a value from a Frame; or changes a value."""
+
+_HINT = (
+    "A condition is what follows WHERE, for example: magpsf < 18 AND band IN ('g', 'r') AND name IS NOT NULL."
+    " Text stands in single quotes, names with odd characters in double ones."
+)
+
+
+class _Words(Dialect):
+    """Standard SQL with backticks beside double quotes, and no function known to the parser: each
+    call arrives by its name and is looked up in our own list."""
+
+    class Tokenizer(tokens.Tokenizer):
+        IDENTIFIERS = ['"', "`"]  # noqa: RUF012  # sqlglot's own form of this table
+        # Words that are types elsewhere and columns here.
+        KEYWORDS = {  # noqa: RUF012  # as above
+            word: kind for word, kind in tokens.Tokenizer.KEYWORDS.items() if word not in ("DEC", "{%", "{{+", "{{-")
+        }
+
+    class Parser(parser.Parser):
+        FUNCTIONS = {}  # noqa: RUF012  # as above
+        NO_PAREN_FUNCTIONS = {}  # noqa: RUF012  # as above
+        FUNCTION_PARSERS = {  # noqa: RUF012  # as above
+            name: parse for name, parse in parser.Parser.FUNCTION_PARSERS.items() if name in ("CAST", "TRY_CAST")
+        }
+
+
+class Term(msgspec.Struct, frozen=True):
+    """A part of a condition that knows its kind. `run(frame)` gives an Arrow array or scalar.
+
+    `literal` is the value of a constant, `floats` says that NaN may occur.
+    """
+
+    kind: Kind
+    run: Run
+    floats: bool = False
+    literal: Any = None
+
+
+def parse(text: str) -> Any:
+    """The syntax tree of one condition. Raises BadInput for anything else."""
+    if len(text.encode("utf-8", errors="surrogatepass")) > MAX_TEXT:
+        raise BadInput("the condition is longer than 8 KiB", hint="Shorten it; long lists belong into a join.")
+    if not text.strip() or "\0" in text:
+        raise BadInput("the condition is empty or holds a NUL", hint=_HINT)
+    try:
+        dialect = _Words()
+        words = dialect.tokenize(text)
+        if len(words) > MAX_TOKENS:
+            raise BadInput(f"the condition has more than {MAX_TOKENS} words", hint="Shorten it.")
+        if any(word.token_type.name == "SEMICOLON" for word in words):
+            raise BadInput("the condition holds a semicolon: it is one expression, not statements", hint=_HINT)
+        tree = sqlglot.parse_one(text, into=exp.Condition, dialect=dialect)
+    except SqlglotError as error:
+        raise BadInput(f"the condition is not SQL: {_reason(error)}", hint=_HINT) from error
+    except RecursionError as error:
+        raise BadInput("the condition is nested too deeply", hint="Simplify it.") from error
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise BadInput("the condition is not SQL", hint=_HINT) from error
+    _check_depth(tree)
+    return tree
+
+
+def _reason(error: SqlglotError) -> str:
+    cause = getattr(error.__cause__, "errors", None) or getattr(error, "errors", None)
+    if cause:
+        first = cause[0]
+        what = str(first.get("description") or "unexpected words").rstrip(".")
+        near = str(first.get("highlight"))[:40]
+        return f"{what} (line {first.get('line', 1)}, column {first.get('col', 1)}, near {near!r})"
+    return str(error).splitlines()[0][:120]
+
+
+def _check_depth(tree: Any) -> None:
+    """Limit the recursion of everything that follows; chains of AND and OR are flat."""
+    stack = [(tree, 0)]
+    while stack:
+        node, depth = stack.pop()
+        if depth > MAX_DEPTH:
+            raise BadInput(
+                "the condition is nested too deeply", hint="Simplify it; AND and OR may be as many as you like."
+            )
+        for child in node.iter_expressions():
+            same = type(child) is type(node) and isinstance(node, exp.And | exp.Or)
+            stack.append((child, depth if same else depth + 1))
+
+
+class Frame:
+    """One batch while a condition is computed on it, with what was computed already.
+
+    Operators that need an operand several times share it through here: nested, they would
+    otherwise compute it exponentially often.
+    """
+
+    __slots__ = ("batch", "kept")
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+        self.kept: dict[object, Any] = {}
+
+
+def _shared(term: Term) -> Term:
+    """The same term, computed at most once a batch."""
+    if term.literal is not None:
+        return term
+    key, run = object(), term.run
+
+    def once(frame: Frame) -> Any:
+        if key not in frame.kept:
+            frame.kept[key] = run(frame)
+        return frame.kept[key]
+
+    return Term(term.kind, once, term.floats)
+
+
+class Compiler:
+    """Turns syntax trees into terms over one Arrow schema. `used` gathers the columns that are read."""
+
+    def __init__(self, schema: Any) -> None:
+        self._schema = schema
+        self.used: dict[str, None] = {}
+
+    def condition(self, tree: Any) -> Run:
+        """A closure that gives the truth of every row as a boolean array with nulls."""
+        term = self.term(tree)
+        if term.kind not in ("truth", "null"):
+            raise BadInput(f"the condition is a {term.kind}, not a truth value", hint=_HINT)
+        run = term.run
+
+        def truth(batch: Any) -> Any:
+            try:
+                found = run(Frame(batch))
+            except (pa.ArrowException, OverflowError) as error:
+                raise BadInput(f"the condition cannot be computed on these rows: {error}") from error
+            if isinstance(found, pa.Scalar):
+                found = pa.array([found.as_py()] * batch.num_rows, pa.bool_())
+            return found.cast(pa.bool_())
+
+        return truth
+
+    def term(self, node: Any) -> Term:
+        """The term of any node; BadInput for a kind of node that is not allowed."""
+        compile_node = _NODES.get(type(node))
+        if compile_node is None:
+            raise BadInput(f"{_shown(node)} is not allowed in a condition", hint=_HINT)
+        if node.args.get("negate") and not isinstance(node, exp.Not):
+            bare = node.copy()
+            bare.set("negate", None)
+            return _negation(self.term(bare))
+        return compile_node(self, node)
+
+    def terms(self, nodes: Sequence[Any]) -> list[Term]:
+        return [self.term(node) for node in nodes]
+
+    # --- leaves ---
+
+    def column(self, node: Any) -> Term:
+        """A column by its name or dotted path."""
+        path = _path_of(node)
+        field, names = self._resolve(path)
+        self.used[".".join(names)] = None
+        load, kind, floats = _loader(field.type, ".".join(names))
+        key = tuple(names)
+
+        def run(frame: Frame) -> Any:
+            if key not in frame.kept:
+                array = frame.batch.column(names[0])
+                for name in names[1:]:
+                    array = pc.struct_field(array, name)
+                frame.kept[key] = load(array)
+            return frame.kept[key]
+
+        return Term(kind, run, floats)
+
+    def _resolve(self, path: list[str]) -> tuple[Any, list[str]]:
+        whole = ".".join(path)
+        if len(path) > 1 and whole in self._schema.names:
+            return self._schema.field(whole), [whole]
+        fields, names = list(self._schema), list[str]()
+        field: Any = None
+        for part in path:
+            if field is not None:
+                if not pa.types.is_struct(field.type):
+                    raise BadInput(f"column {'.'.join(names)} has no fields", hint="Only records have fields.")
+                fields = list(field.type)
+            prefix = "".join(name + "." for name in names)
+            found = find(prefix + part, [prefix + other for other in self._offered(fields)])[len(prefix) :]
+            field = next(other for other in fields if other.name == found)
+            names.append(found)
+        return field, names
+
+    @staticmethod
+    def _offered(fields: list[Any]) -> list[str]:
+        return [field.name for field in fields]
+
+
+def _shown(node: Any) -> str:
+    try:
+        text = node.sql(dialect=_Words())
+    except (SqlglotError, ValueError, AttributeError, RecursionError):
+        text = ""
+    return f"{type(node).__name__.upper()} ({text[:60]})" if text else type(node).__name__.upper()
+
+
+def _path_of(node: Any) -> list[str]:
+    if isinstance(node, exp.Identifier):
+        return [str(node.this)]
+    if isinstance(node, exp.Dot):
+        return [*_path_of(node.this), *_path_of(node.expression)]
+    if isinstance(node, exp.Column):
+        _only(node, "this", "table", "db", "catalog")
+        names = [str(part.this) for part in node.parts if isinstance(part, exp.Identifier)]
+        if len(names) == len(node.parts):
+            return names
+    raise _refused(node)
+
+
+def _refused(node: Any) -> BadInput:
+    return BadInput(f"{_shown(node)} is not allowed in a condition", hint=_HINT)
+
+
+def _only(node: Any, *known: str) -> None:
+    """Refuse a node with parts that its compiler would overlook."""
+    for name, value in node.args.items():
+        if name not in known and name != "negate" and value not in (None, False, []):
+            raise _refused(node)
+
+
+_INTEGERS = (pa.types.is_int8, pa.types.is_int16, pa.types.is_int32, pa.types.is_int64)
+
+
+def _loader(kind: Any, name: str) -> tuple[Run, Kind, bool]:
+    """How a column's arrays become values of one of our kinds."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        inner, own, floats = _loader(kind.value_type, name)
+        return (lambda array: inner(array.cast(kind.value_type))), own, floats
+    if types.is_boolean(kind):
+        return (lambda array: array), "truth", False
+    if types.is_integer(kind):
+        return _load_integer, "number", types.is_uint64(kind)
+    if types.is_floating(kind) or types.is_decimal(kind):
+        return (lambda array: array.cast(pa.float64())), "number", True
+    if types.is_string(kind) or types.is_large_string(kind) or str(kind) == "string_view":
+        return (lambda array: array.cast(pa.string())), "text", False
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return (lambda array: array.cast(pa.binary())), "bytes", False
+    if types.is_timestamp(kind) or types.is_date(kind):
+        return _moments, "moment", False
+    if types.is_null(kind):
+        return (lambda array: array), "null", False
+    raise BadInput(
+        f"column {name} has type {type_name(kind)[:80]}, on which no condition is possible",
+        hint="Conditions take numbers, text, bytes, truth values, dates and times; fields of records by dotted path.",
+    )
+
+
+def _load_integer(array: Any) -> Any:
+    try:
+        return array.cast(pa.int64())
+    except pa.ArrowInvalid:  # uint64 beyond 2**63
+        return array.cast(pa.float64(), safe=False)
+
+
+def _moments(array: Any) -> Any:
+    if pa.types.is_date(array.type):
+        array = array.cast(pa.timestamp("ms"))
+    return array.cast(pa.timestamp("us", array.type.tz), safe=False).cast(pa.timestamp("us"))
+
+
+# --- literals ---
+
+
+def _constant(kind: Kind, value: Any, kind_of_arrow: Any) -> Term:
+    scalar = pa.scalar(value, kind_of_arrow)
+    return Term(kind, lambda _: scalar, literal=value)
+
+
+def _literal(_: Compiler, node: Any) -> Term:
+    if node.is_string:
+        return _constant("text", str(node.this), pa.string())
+    try:
+        whole = int(node.this)
+    except ValueError:
+        whole = None
+    if whole is not None and -(2**63) <= whole < 2**63:
+        return _constant("number", whole, pa.int64())
+    try:
+        number = float(node.this)
+    except ValueError:
+        raise _refused(node)
+    if not math.isfinite(number):
+        raise BadInput(f"number {str(node.this)[:40]} is too large", hint="Numbers reach to 1.8e308.")
+    return _constant("number", number, pa.float64())
+
+
+def _null(_: Compiler, __: Any) -> Term:
+    scalar = pa.scalar(None)
+    return Term("null", lambda _: scalar)
+
+
+def _boolean(_: Compiler, node: Any) -> Term:
+    return _constant("truth", bool(node.this), pa.bool_())
+
+
+def _paren(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this")
+    return compiler.term(node.this)
+
+
+# --- truth ---
+
+
+def _truth(term: Term, where: str) -> Run:
+    if term.kind == "null":
+        scalar = pa.scalar(None, pa.bool_())
+        return lambda _: scalar
+    if term.kind != "truth":
+        raise BadInput(f"{where} takes truth values, not a {term.kind}", hint=_HINT)
+    return term.run
+
+
+def _chain(compiler: Compiler, node: Any) -> Term:
+    """AND or OR of any number of parts."""
+    name, join = ("AND", pc.and_kleene) if isinstance(node, exp.And) else ("OR", pc.or_kleene)
+    parts = [_truth(compiler.term(part), name) for part in node.flatten(unnest=False)]
+
+    def run(frame: Frame) -> Any:
+        found = parts[0](frame)
+        for part in parts[1:]:
+            found = join(found, part(frame))
+        return found
+
+    return Term("truth", run)
+
+
+def _negation(term: Term) -> Term:
+    run = _truth(term, "NOT")
+    return Term("truth", lambda frame: pc.invert(run(frame)))
+
+
+def _not(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this")
+    return _negation(compiler.term(node.this))
+
+
+def _is(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this", "expression")
+    what = node.expression
+    term = compiler.term(node.this)
+    run = term.run
+    if isinstance(what, exp.Null):
+        return Term("truth", lambda frame: pc.is_null(run(frame)))
+    if isinstance(what, exp.Boolean):
+        wanted, truth = bool(what.this), _truth(term, "IS")
+        return Term("truth", lambda frame: pc.fill_null(pc.equal(truth(frame), wanted), False))
+    if isinstance(what, exp.Column) and len(what.parts) == 1 and str(what.name).lower() == "nan":
+        return _isnan_term(term)
+    raise _refused(node)
+
+
+def _isnan_term(term: Term) -> Term:
+    run = _number(term, "IS NAN")
+    return Term("truth", lambda frame: pc.fill_null(pc.is_nan(_as_float(run(frame))), False))
+
+
+# --- comparisons ---
+
+
+def _moment_of(text: str) -> datetime.datetime:
+    try:
+        moment = datetime.datetime.fromisoformat(text.strip())
+        if moment.tzinfo is not None:
+            moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError) as error:
+        raise BadInput(
+            f"{text[:40]!r} is no date or time", hint="Write '2026-11-20' or '2026-11-20T12:00:00Z'."
+        ) from error
+    return moment
+
+
+def _aligned(left: Term, right: Term, where: str) -> tuple[Term, Term]:
+    """Both sides in one kind: a text literal is read as a moment or as bytes where the other side is one."""
+    if left.kind == right.kind or "null" in (left.kind, right.kind):
+        return left, right
+    for one, other, swap in ((left, right, False), (right, left, True)):
+        if one.kind == "text" and isinstance(one.literal, str) and other.kind in ("moment", "bytes"):
+            if other.kind == "moment":
+                one = _constant("moment", _moment_of(one.literal), pa.timestamp("us"))
+            else:
+                one = _constant("bytes", one.literal.encode(), pa.binary())
+            return (other, one) if swap else (one, other)
+    raise BadInput(
+        f"{where} compares a {left.kind} with a {right.kind}", hint="CAST one of them, or quote text in single quotes."
+    )
+
+
+def _less(left: Run, right: Run, floats: bool) -> Run:
+    if not floats:
+        return lambda frame: pc.less(left(frame), right(frame))
+
+    def run(frame: Frame) -> Any:
+        a, b = _as_float(left(frame)), _as_float(right(frame))
+        return pc.or_kleene(pc.less(a, b), pc.and_kleene(pc.invert(pc.is_nan(a)), pc.is_nan(b)))
+
+    return run
+
+
+def _equal(left: Run, right: Run, floats: bool) -> Run:
+    if not floats:
+        return lambda frame: pc.equal(left(frame), right(frame))
+
+    def run(frame: Frame) -> Any:
+        a, b = _as_float(left(frame)), _as_float(right(frame))
+        return pc.or_kleene(pc.equal(a, b), pc.and_kleene(pc.is_nan(a), pc.is_nan(b)))
+
+    return run
+
+
+def compare(sign: str, left: Term, right: Term) -> Term:
+    """`left sign right` for =, <>, <, <=, >, >=. An operand is computed once."""
+    left, right = _aligned(left, right, sign)
+    if "null" in (left.kind, right.kind):
+        return _unknown(left, right)
+    if left.kind in ("truth",) and sign not in ("=", "<>"):
+        raise BadInput(f"truth values have no order for {sign}", hint=_HINT)
+    floats = left.kind == "number" and (left.floats or right.floats)
+    a, b = left.run, right.run
+    run = {
+        "=": lambda: _equal(a, b, floats),
+        "<>": lambda: _inverted(_equal(a, b, floats)),
+        "<": lambda: _less(a, b, floats),
+        ">": lambda: _less(b, a, floats),
+        "<=": lambda: _inverted(_less(b, a, floats)),
+        ">=": lambda: _inverted(_less(a, b, floats)),
+    }[sign]()
+    return Term("truth", run)
+
+
+def _inverted(run: Run) -> Run:
+    return lambda frame: pc.invert(run(frame))
+
+
+def _unknown(*_: Term) -> Term:
+    scalar = pa.scalar(None, pa.bool_())
+    return Term("truth", lambda _: scalar)
+
+
+_SIGNS = {exp.EQ: "=", exp.NEQ: "<>", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">="}
+
+
+def _comparison(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this", "expression")
+    return compare(_SIGNS[type(node)], compiler.term(node.this), compiler.term(node.expression))
+
+
+def _distinct(compiler: Compiler, node: Any) -> Term:
+    """IS [NOT] DISTINCT FROM, <=>: NULL equals NULL."""
+    _only(node, "this", "expression")
+    left, right = (_shared(term) for term in compiler.terms([node.this, node.expression]))
+    same = compare("=", left, right).run
+    a, b = left.run, right.run
+
+    def run(frame: Frame) -> Any:
+        both = pc.and_(pc.is_null(a(frame)), pc.is_null(b(frame)))
+        return pc.or_(pc.fill_null(same(frame), False), both)
+
+    return Term("truth", run if isinstance(node, exp.NullSafeEQ) else _inverted(run))
+
+
+def _between(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this", "low", "high")
+    value, low, high = compiler.terms([node.this, node.args["low"], node.args["high"]])
+    value = _shared(value)
+    above, below = compare(">=", value, low).run, compare("<=", value, high).run
+    return Term("truth", lambda frame: pc.and_kleene(above(frame), below(frame)))
+
+
+def _in(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this", "expressions")
+    value, items = _shared(compiler.term(node.this)), compiler.terms(node.expressions)
+    if not items:
+        raise BadInput("IN has an empty list", hint=_HINT)
+    parts = [compare("=", value, item).run for item in items]
+
+    def run(frame: Frame) -> Any:
+        found = parts[0](frame)
+        for part in parts[1:]:
+            found = pc.or_kleene(found, part(frame))
+        return found
+
+    return Term("truth", run)
+
+
+def _like(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this", "expression")
+    value, pattern = compiler.term(node.this), compiler.term(node.expression)
+    if "null" in (value.kind, pattern.kind):
+        return _unknown(value, pattern)
+    if value.kind not in ("text", "bytes") or not isinstance(pattern.literal, str):
+        raise BadInput("LIKE takes a text column and a pattern in quotes", hint="For example: name LIKE 'NGC %'.")
+    run, text = value.run, pattern.literal
+    ignore_case = isinstance(node, exp.ILike)
+    return Term("truth", lambda frame: pc.match_like(run(frame), text, ignore_case=ignore_case))
+
+
+# --- arithmetic ---
+
+
+def _number(term: Term, where: str) -> Run:
+    if term.kind == "null":
+        scalar = pa.scalar(None, pa.float64())
+        return lambda _: scalar
+    if term.kind != "number":
+        raise BadInput(
+            f"{where} takes numbers, not a {term.kind}", hint="CAST(column AS DOUBLE) reads text as a number."
+        )
+    return term.run
+
+
+def _as_float(value: Any) -> Any:
+    return value if pa.types.is_float64(value.type) else value.cast(pa.float64(), safe=False)
+
+
+def _no_zero(value: Any) -> Any:
+    return pc.if_else(pc.equal(value, pa.scalar(0, value.type)), pa.scalar(None, value.type), value)
+
+
+def _remainder(left: Any, right: Any) -> Any:
+    """a % b with the sign of a, as Spark has it; NULL where b is zero."""
+    right = _no_zero(right)
+    if not (pa.types.is_integer(left.type) and pa.types.is_integer(right.type)):
+        left, right = _as_float(left), _as_float(right)
+        whole = pc.trunc(pc.divide(left, right))
+    else:
+        whole = pc.divide(left, right)
+    return pc.subtract(left, pc.multiply(whole, right))
+
+
+_ARITHMETIC: dict[type, tuple[str, Callable[[Any, Any], Any]]] = {
+    exp.Add: ("+", pc.add),
+    exp.Sub: ("-", pc.subtract),
+    exp.Mul: ("*", pc.multiply),
+    exp.Div: ("/", lambda a, b: pc.divide(_as_float(a), _no_zero(_as_float(b)))),
+    exp.Mod: ("%", _remainder),
+}
+
+
+def _arithmetic(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this", "expression", "typed", "safe")
+    sign, operate = _ARITHMETIC[type(node)]
+    left, right = compiler.terms([node.this, node.expression])
+    a, b = _number(left, sign), _number(right, sign)
+    floats = left.floats or right.floats or sign == "/" or "null" in (left.kind, right.kind)
+    return Term("number", lambda frame: operate(a(frame), b(frame)), floats=floats)
+
+
+def _minus(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this")
+    term = compiler.term(node.this)
+    if isinstance(term.literal, int | float) and not isinstance(term.literal, bool):
+        return _constant("number", -term.literal, pa.int64() if isinstance(term.literal, int) else pa.float64())
+    run = _number(term, "-")
+    return Term("number", lambda frame: pc.negate(run(frame)), floats=term.floats)
+
+
+def _concat(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this", "expression", "safe")
+    left, right = compiler.terms([node.this, node.expression])
+    if {left.kind, right.kind} - {"text", "null"}:
+        raise BadInput("|| joins text", hint="CAST(column AS STRING) makes text of a number.")
+    a, b = _cast_null(left, pa.string()), _cast_null(right, pa.string())
+    return Term("text", lambda frame: pc.binary_join_element_wise(a(frame), b(frame), ""))
+
+
+def _cast_null(term: Term, kind: Any) -> Run:
+    if term.kind == "null":
+        scalar = pa.scalar(None, kind)
+        return lambda _: scalar
+    return term.run
+
+
+# --- CASE and functions ---
+
+_ARROW: dict[Kind, Any] = {
+    "text": pa.string(),
+    "bytes": pa.binary(),
+    "truth": pa.bool_(),
+    "moment": pa.timestamp("us"),
+    "number": pa.float64(),
+    "null": pa.null(),
+}
+
+
+def _common(terms: Sequence[Term], where: str) -> tuple[Kind, Any, bool]:
+    """The one kind of several terms (NULLs aside), its Arrow type, and whether it may be NaN."""
+    kinds = {term.kind for term in terms} - {"null"}
+    if len(kinds) > 1:
+        raise BadInput(f"{where} mixes {' and '.join(sorted(kinds))}", hint="CAST them to one type.")
+    kind: Kind = kinds.pop() if kinds else "null"
+    floats = any(term.floats or isinstance(term.literal, float) for term in terms)
+    arrow = pa.int64() if kind == "number" and not floats else _ARROW[kind]
+    return kind, arrow, floats
+
+
+def _to(term: Term, arrow: Any) -> Run:
+    run = _cast_null(term, arrow)
+    return lambda frame: run(frame).cast(arrow, safe=False)
+
+
+def _case(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this", "ifs", "default")
+    subject = None if node.args.get("this") is None else _shared(compiler.term(node.args["this"]))
+    conditions, values = [], []
+    for branch in node.args["ifs"]:
+        _only(branch, "this", "true")
+        if subject is None:
+            conditions.append(_truth(compiler.term(branch.this), "CASE"))
+        else:
+            conditions.append(compare("=", subject, compiler.term(branch.this)).run)
+        values.append(compiler.term(branch.args["true"]))
+    default = node.args.get("default")
+    otherwise = compiler.term(default) if default is not None else _null(compiler, None)
+    kind, arrow, floats = _common([*values, otherwise], "CASE")
+    runs, last = [_to(value, arrow) for value in values], _to(otherwise, arrow)
+
+    def run(frame: Frame) -> Any:
+        found = last(frame)
+        for condition, value in zip(reversed(conditions), reversed(runs), strict=True):
+            found = pc.if_else(pc.fill_null(condition(frame), False), value(frame), found)
+        return found
+
+    return Term(kind, run, floats)
+
+
+def _positive(value: Any) -> Any:
+    value = _as_float(value)
+    return pc.if_else(pc.less_equal(value, 0.0), pa.scalar(None, pa.float64()), value)
+
+
+_OF_ONE_NUMBER: dict[str, tuple[Callable[[Any], Any], bool | None]] = {
+    # function, and whether its result is floating point (None: as its argument)
+    "abs": (pc.abs, None),
+    "sqrt": (lambda x: pc.sqrt(_as_float(x)), True),
+    "exp": (lambda x: pc.exp(_as_float(x)), True),
+    "ln": (lambda x: pc.ln(_positive(x)), True),
+    "log10": (lambda x: pc.log10(_positive(x)), True),
+    "floor": (lambda x: pc.floor(_as_float(x)), True),
+    "ceil": (lambda x: pc.ceil(_as_float(x)), True),
+}
+_OF_ONE_TEXT: dict[str, Callable[[Any], Any]] = {"lower": pc.utf8_lower, "upper": pc.utf8_upper}
+_KNOWN = sorted([*_OF_ONE_NUMBER, *_OF_ONE_TEXT, "coalesce", "isnan", "length", "nullif", "power", "round"])
+_SAME = {"pow": "power", "ceiling": "ceil", "is_nan": "isnan", "len": "length", "char_length": "length"}
+
+
+def _function(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this", "expressions")
+    name = str(node.this).lower()
+    name = _SAME.get(name, name)
+    if name not in _KNOWN:
+        raise BadInput(f"function {name[:40]} is not allowed in a condition", hint=f"Allowed are {', '.join(_KNOWN)}.")
+    terms = compiler.terms(node.expressions)
+    low, high = {"coalesce": (1, 64), "power": (2, 2), "nullif": (2, 2), "round": (1, 2)}.get(name, (1, 1))
+    if not low <= len(terms) <= high:
+        raise BadInput(f"{name} takes {low if low == high else f'{low} to {high}'} arguments", hint=_HINT)
+    return _call(name, terms)
+
+
+def _call(name: str, terms: list[Term]) -> Term:
+    first = terms[0]
+    if name in _OF_ONE_NUMBER:
+        operate, floats = _OF_ONE_NUMBER[name]
+        number = _number(first, name)
+        return Term("number", lambda frame: operate(number(frame)), first.floats if floats is None else floats)
+    if name in _OF_ONE_TEXT:
+        change = _OF_ONE_TEXT[name]
+        text = _text(first, name)
+        return Term("text", lambda frame: change(text(frame)))
+    if name == "isnan":
+        return _isnan_term(first)
+    if name == "length":
+        measure = pc.binary_length if first.kind == "bytes" else pc.utf8_length
+        run = first.run if first.kind == "bytes" else _text(first, name)
+        return Term("number", lambda frame: measure(run(frame)).cast(pa.int64()))
+    if name == "power":
+        base, power = _number(first, name), _number(terms[1], name)
+        return Term("number", lambda frame: pc.power(_as_float(base(frame)), _as_float(power(frame))), floats=True)
+    if name == "round":
+        return _round(terms)
+    if name == "nullif":
+        return _nullif(first, terms[1])
+    kind, arrow, floats = _common(terms, "COALESCE")
+    runs = [_to(term, arrow) for term in terms]
+    return Term(kind, lambda frame: pc.coalesce(*(run(frame) for run in runs)), floats)
+
+
+def _text(term: Term, where: str) -> Run:
+    if term.kind not in ("text", "null"):
+        raise BadInput(f"{where} takes text, not a {term.kind}", hint="CAST(column AS STRING) makes text of it.")
+    return _cast_null(term, pa.string())
+
+
+def _round(terms: list[Term]) -> Term:
+    digits = terms[1].literal if len(terms) == 2 else 0
+    if not isinstance(digits, int) or not -30 <= digits <= 30:
+        raise BadInput("round takes a number of digits between -30 and 30", hint="For example: round(mag, 1).")
+    run = _number(terms[0], "round")
+    return Term(
+        "number",
+        lambda frame: pc.round(_as_float(run(frame)), ndigits=digits, round_mode="half_towards_infinity"),
+        floats=True,
+    )
+
+
+def _nullif(value: Term, other: Term) -> Term:
+    value = _shared(value)
+    same, run = compare("=", value, other).run, value.run
+
+    def nullif(frame: Frame) -> Any:
+        found = run(frame)
+        return pc.if_else(pc.fill_null(same(frame), False), pa.scalar(None, found.type), found)
+
+    return Term(value.kind, nullif, value.floats)
+
+
+# --- casts ---
+
+_TARGETS: dict[str, Kind] = {
+    **dict.fromkeys(("TINYINT", "SMALLINT", "INT", "MEDIUMINT", "BIGINT"), "number"),
+    **dict.fromkeys(("FLOAT", "DOUBLE", "DECIMAL"), "number"),
+    **dict.fromkeys(("TEXT", "VARCHAR", "CHAR", "NVARCHAR", "NCHAR"), "text"),
+    **dict.fromkeys(("DATE", "TIMESTAMP", "DATETIME", "TIMESTAMPTZ", "TIMESTAMPNTZ"), "moment"),
+    "BOOLEAN": "truth",
+}
+_BITS = {"TINYINT": 8, "SMALLINT": 16, "INT": 32, "MEDIUMINT": 32, "BIGINT": 64}
+_TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+
+
+def _cast(compiler: Compiler, node: Any) -> Term:
+    _only(node, "this", "to", "safe")
+    name = node.args["to"].this.name if isinstance(node.args["to"].this, exp.DataType.Type) else ""
+    target = _TARGETS.get(name)
+    if target is None or node.args["to"].args.get("nested"):
+        raise _refused(node)
+    term = compiler.term(node.this)
+    if target == "moment":
+        return _cast_moment(term, name)
+    if term.kind in ("moment", "bytes") or (term.kind, target) == ("truth", "text"):
+        raise BadInput(f"a {term.kind} cannot be cast to {name}", hint="Compare it as it is.")
+    bits = _BITS.get(name)
+    run = term.run
+    convert = _caster(term.kind, target, bits)
+    return Term(target, lambda frame: convert(run(frame)), floats=target == "number" and bits is None)
+
+
+def _caster(kind: Kind, target: Kind, bits: int | None) -> Run:
+    if kind == "null":
+        return lambda value: value.cast(_ARROW[target])
+    if target == "text":
+        return lambda value: value.cast(pa.string())
+    if target == "truth":
+        if kind == "truth":
+            return lambda value: value
+        if kind == "number":
+            return lambda value: pc.not_equal(value, pa.scalar(0, value.type))
+        return lambda value: _each(value, _truth_of, pa.bool_())
+    if kind == "text":
+        if bits is not None:
+            return lambda value: _to_integer(_each(value, _integer_of, pa.int64()), bits)
+        return lambda value: _each(value, _float_of, pa.float64())
+    if bits is None:
+        return lambda value: value.cast(pa.float64(), safe=False)
+    return lambda value: _to_integer(value, bits)
+
+
+def _to_integer(value: Any, bits: int) -> Any:
+    """Truncated towards zero; NULL where it does not fit."""
+    if pa.types.is_boolean(value.type):
+        return value.cast(pa.int64())
+    limit = 2 ** (bits - 1)
+    if pa.types.is_floating(value.type):
+        value = pc.trunc(value)
+        fits = pc.and_(pc.greater_equal(value, float(-limit)), pc.less(value, float(limit)))
+    else:
+        fits = pc.and_(pc.greater_equal(value, -limit), pc.less_equal(value, limit - 1))
+    kept = pc.if_else(pc.fill_null(fits, False), value, pa.scalar(None, value.type))
+    return kept.cast(pa.int64())
+
+
+def _each(value: Any, change: Callable[[str], Any], arrow: Any) -> Any:
+    """A change of every text that is not NULL; None where it fails."""
+    if isinstance(value, pa.Scalar):
+        plain = value.as_py()
+        return pa.scalar(None if plain is None else change(plain), arrow)
+    return pa.array([None if item is None else change(item) for item in value.to_pylist()], arrow)
+
+
+def _float_of(text: str) -> float | None:
+    try:
+        return None if "_" in text else float(text)
+    except ValueError:
+        return None
+
+
+def _integer_of(text: str) -> int | None:
+    try:
+        whole = None if "_" in text or len(text) > 40 else int(text)
+    except ValueError:
+        number = _float_of(text)
+        whole = int(number) if number is not None and math.isfinite(number) else None
+    return whole if whole is not None and -(2**63) <= whole < 2**63 else None
+
+
+def _truth_of(text: str) -> bool | None:
+    word = text.strip().lower()
+    return True if word in _TRUE else False if word in _FALSE else None
+
+
+def _cast_moment(term: Term, name: str) -> Term:
+    day = name == "DATE"
+    if isinstance(term.literal, str):
+        moment = _moment_of(term.literal)
+        if day:
+            moment = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+        return _constant("moment", moment, pa.timestamp("us"))
+    if term.kind not in ("moment", "text", "null"):
+        raise BadInput(f"a {term.kind} cannot be cast to {name}", hint="Julian dates are compared as numbers.")
+    run = _cast_null(term, pa.timestamp("us"))
+    if term.kind == "text":
+        texts = term.run
+        run = lambda frame: _each(texts(frame), _moment_or_none, pa.timestamp("us"))  # noqa: E731
+    if not day:
+        return Term("moment", run)
+    return Term("moment", lambda frame: pc.floor_temporal(run(frame), unit="day"))
+
+
+def _moment_or_none(text: str) -> datetime.datetime | None:
+    try:
+        return _moment_of(text)
+    except BadInput:
+        return None
+
+
+_NODES: dict[type, Callable[[Compiler, Any], Term]] = {
+    exp.Column: Compiler.column,
+    exp.Dot: Compiler.column,
+    exp.Literal: _literal,
+    exp.Null: _null,
+    exp.Boolean: _boolean,
+    exp.Paren: _paren,
+    exp.And: _chain,
+    exp.Or: _chain,
+    exp.Not: _not,
+    exp.Is: _is,
+    **dict.fromkeys(_SIGNS, _comparison),
+    exp.NullSafeEQ: _distinct,
+    exp.NullSafeNEQ: _distinct,
+    exp.Between: _between,
+    exp.In: _in,
+    exp.Like: _like,
+    exp.ILike: _like,
+    **dict.fromkeys(_ARITHMETIC, _arithmetic),
+    exp.Neg: _minus,
+    exp.DPipe: _concat,
+    exp.Case: _case,
+    exp.Anonymous: _function,
+    exp.Cast: _cast,
+    exp.TryCast: _cast,
+}
+
+
+def keep(mask: Any) -> Any:
+    """The rows where a condition is TRUE: NULL counts as false."""
+    return pc.fill_null(mask, False)
+
+
+def no_rows(count: int) -> Any:
+    """A mask that keeps none of `count` rows."""
+    return pa.array(np.zeros(count, dtype=np.bool_))
