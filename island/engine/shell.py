@@ -163,14 +163,17 @@ def _traceback(error: BaseException) -> list[str]:
     summary = traceback.TracebackException.from_exception(error)
     if isinstance(error, SyntaxError) and all(frame.filename == __file__ for frame in summary.stack):
         return list(summary.format_exception_only())
-    seen: traceback.TracebackException | None = summary
     todo = [summary]
     while todo:
         seen = todo.pop()
         kept = [f for f in seen.stack if f.filename != __file__ and (f.filename, f.name) != (FILENAME, "<module>")]
         seen.stack = traceback.StackSummary.from_list(kept)
         todo += [below for below in (seen.__cause__, seen.__context__) if below is not None]
-    return list(summary.format())
+    lines = list(summary.format())
+    if not summary.stack:
+        # Python leaves the heading out where no frame is left; Livy's clients look for it.
+        lines.insert(len(lines) - len(list(summary.format_exception_only())), "Traceback (most recent call last):\n")
+    return lines
 
 
 def _parts(code: str) -> Iterator[str]:

@@ -1,0 +1,314 @@
+"""A typed client of Livy's REST: the embedded engine, a stock Livy 0.7 to 0.9, island's own gateway.
+
+Every answer is bounded in size and time and checked against its type. Only GETs are
+retried. Of a POST whose answer did not come nobody knows whether it was accepted: that is
+`EngineUncertain`, and the caller finds out by name or by its own journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import aiohttp
+import msgspec
+
+from island.errors import BadInput, Conflict, Denied, EngineFailed, IslandError, NotFound, Unauthenticated
+from island.livy.messages import (
+    SESSION_ENDED,
+    SESSION_STARTING,
+    STATEMENT_ENDED,
+    BatchPage,
+    BatchRequest,
+    BatchView,
+    Completion,
+    CompletionRequest,
+    LogPage,
+    SessionPage,
+    SessionRequest,
+    SessionView,
+    StatementPage,
+    StatementRequest,
+    StatementView,
+    Version,
+)
+from island.livy.rest import ENGINE_HEADER
+
+T = TypeVar("T")
+ATTEMPTS: Final = 3
+PAUSE_S: Final = 0.2
+MAX_ANSWER: Final = 128 * 1024 * 1024
+REFUSALS: Final[dict[int, type[IslandError]]] = {
+    400: BadInput,
+    401: Unauthenticated,
+    403: Denied,
+    404: NotFound,
+    409: Conflict,
+    413: BadInput,
+    429: BadInput,
+}
+
+
+class EngineUncertain(EngineFailed):
+    """The request was sent and no answer came: it may have been accepted, or not."""
+
+    code = "engine_uncertain"
+
+
+class LivyClient:
+    """One Livy. `auth` is a token (sent as Bearer), a (user, password), or None; a URL may carry user and password.
+
+    `instance` is the instance id of an embedded engine as of the newest answer, None for a stock Livy.
+    All methods raise `IslandError`: `NotFound`, `BadInput`, ... with Livy's own words,
+    `EngineFailed` when Livy fails or cannot be reached, `EngineUncertain` as said above.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        auth: str | tuple[str, str] | None = None,
+        *,
+        timeout_s: float = 60.0,
+        max_answer: int = MAX_ANSWER,
+        session: aiohttp.ClientSession | None = None,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadInput(f"{url!r} is not the URL of a Livy", hint="It looks like http://HOST:8998.")
+        if auth is None and parts.password is not None:
+            auth = (unquote(parts.username or ""), unquote(parts.password))
+        netloc = parts.netloc.rpartition("@")[2]
+        self.url = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
+        self.instance: str | None = None
+        self._headers = _authorization(auth)
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 10.0))
+        self._max_answer = max_answer
+        self._session = session
+        self._own = session is None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections that this client opened."""
+        if self._own and self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # -- the server ---------------------------------------------------------------------
+
+    async def version(self) -> Version:
+        """Which Livy this is."""
+        return await self._get("/version", Version)
+
+    # -- sessions -----------------------------------------------------------------------
+
+    async def sessions(self, start: int = 0, size: int = 100) -> SessionPage:
+        """A page of sessions."""
+        return await self._get(f"/sessions?from={start}&size={size}", SessionPage)
+
+    async def session(self, key: int | str) -> SessionView:
+        """A session by id or name (names since Livy 0.7)."""
+        return await self._get(f"/sessions/{quote(str(key), safe='')}", SessionView)
+
+    async def create_session(self, request: SessionRequest) -> SessionView:
+        """Open a session; it is `starting`."""
+        return await self._post("/sessions", request, SessionView)
+
+    async def delete_session(self, key: int | str) -> None:
+        """End a session and forget it."""
+        await self._call("DELETE", f"/sessions/{quote(str(key), safe='')}")
+
+    async def session_log(self, key: int | str, start: int | None = None, size: int = 100) -> LogPage:
+        """A page of a session's log; its tail without `start`."""
+        return await self._get(_log_path("sessions", key, start, size), LogPage)
+
+    async def interrupt(self, key: int | str) -> None:
+        """Interrupt a session. A stock Livy ends it by that."""
+        await self._call("POST", f"/sessions/{quote(str(key), safe='')}/interrupt")
+
+    async def wait_session(self, key: int | str, timeout_s: float = 300.0) -> SessionView:
+        """The session once it has started. Raises `EngineFailed` if it ended instead, or did not in time."""
+
+        def has_started(view: SessionView) -> bool:
+            return view.state not in SESSION_STARTING
+
+        view = await self._wait(lambda: self.session(key), has_started, timeout_s, f"session {key} to start")
+        if view.state in SESSION_ENDED:
+            raise EngineFailed(f"session {key} is {view.state}: {_last_words(view.log)}")
+        return view
+
+    # -- statements ---------------------------------------------------------------------
+
+    async def statements(self, key: int | str) -> StatementPage:
+        """The statements that the session keeps."""
+        return await self._get(f"/sessions/{quote(str(key), safe='')}/statements", StatementPage)
+
+    async def statement(self, key: int | str, number: int) -> StatementView:
+        """One statement."""
+        return await self._get(f"/sessions/{quote(str(key), safe='')}/statements/{number}", StatementView)
+
+    async def post_statement(self, key: int | str, code: str, kind: str | None = None) -> StatementView:
+        """Send a statement; it waits or runs."""
+        path = f"/sessions/{quote(str(key), safe='')}/statements"
+        return await self._post(path, StatementRequest(code, kind), StatementView)
+
+    async def cancel_statement(self, key: int | str, number: int) -> None:
+        """Cancel a statement; it ends some time later, as `cancelled`."""
+        await self._call("POST", f"/sessions/{quote(str(key), safe='')}/statements/{number}/cancel")
+
+    async def wait_statement(self, key: int | str, number: int, timeout_s: float = 3600.0) -> StatementView:
+        """The statement once it has ended."""
+
+        def has_ended(view: StatementView) -> bool:
+            return view.state in STATEMENT_ENDED
+
+        return await self._wait(
+            lambda: self.statement(key, number), has_ended, timeout_s, f"statement {number} of session {key}"
+        )
+
+    async def complete(self, key: int | str, request: CompletionRequest) -> Completion:
+        """Candidates for the code before the cursor."""
+        return await self._post(f"/sessions/{quote(str(key), safe='')}/completion", request, Completion)
+
+    # -- batches ------------------------------------------------------------------------
+
+    async def batches(self, start: int = 0, size: int = 100) -> BatchPage:
+        """A page of batches."""
+        return await self._get(f"/batches?from={start}&size={size}", BatchPage)
+
+    async def batch(self, key: int | str) -> BatchView:
+        """A batch by id or name."""
+        return await self._get(f"/batches/{quote(str(key), safe='')}", BatchView)
+
+    async def create_batch(self, request: BatchRequest) -> BatchView:
+        """Start a batch."""
+        return await self._post("/batches", request, BatchView)
+
+    async def delete_batch(self, key: int | str) -> None:
+        """End a batch and forget it."""
+        await self._call("DELETE", f"/batches/{quote(str(key), safe='')}")
+
+    async def batch_log(self, key: int | str, start: int | None = None, size: int = 100) -> LogPage:
+        """A page of a batch's log; its tail without `start`."""
+        return await self._get(_log_path("batches", key, start, size), LogPage)
+
+    # -- HTTP ---------------------------------------------------------------------------
+
+    async def _get(self, path: str, kind: type[T]) -> T:
+        for attempt in range(ATTEMPTS):
+            try:
+                return _typed(await self._call("GET", path), kind, self.url)
+            except EngineFailed:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                await asyncio.sleep(PAUSE_S * 2**attempt)
+        raise AssertionError("the last attempt either returned or raised")
+
+    async def _post(self, path: str, body: Any, kind: type[T]) -> T:
+        data = await self._call("POST", path, msgspec.json.encode(body))
+        try:
+            return _typed(data, kind, self.url)
+        except EngineFailed as error:
+            raise EngineUncertain(error.message, hint=error.hint) from error
+
+    async def _call(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        """One request; the body of its answer. Raises `IslandError` for any status but 2xx."""
+        headers = {**self._headers, "Content-Type": "application/json", "X-Requested-By": "island"}
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=self._timeout)
+        try:
+            async with self._session.request(
+                method, self.url + path, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
+            ) as response:
+                data = await self._bounded(response)
+                self.instance = response.headers.get(ENGINE_HEADER)
+                status = response.status
+        except aiohttp.ClientConnectorError as error:
+            raise EngineFailed(
+                f"Livy at {self.url} cannot be reached: {error.strerror or error}",
+                hint="Is it running? Its address is `[livy] url`.",
+                code="engine_unreachable",
+            ) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            failure = EngineFailed if method in ("GET", "HEAD") else EngineUncertain
+            raise failure(
+                f"Livy at {self.url} did not answer {method} {path}: {error or type(error).__name__}"
+            ) from error
+        if not 200 <= status < 300:
+            raise _refusal(status, data, f"{method} {path}")
+        return data
+
+    async def _bounded(self, response: aiohttp.ClientResponse) -> bytes:
+        """The body, refused beyond the limit. Raises `EngineFailed`."""
+        parts, size = [], 0
+        async for part in response.content.iter_any():
+            size += len(part)
+            if size > self._max_answer:
+                raise EngineFailed(f"Livy at {self.url} answered with more than {self._max_answer} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+    async def _wait(
+        self, ask: Callable[[], Awaitable[T]], ends: Callable[[T], bool], timeout_s: float, what: str
+    ) -> T:
+        """Ask again and again, ever more slowly (5 ms to 0.5 s), until `ends`."""
+        pause = 0.005
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not ends(view := await ask()):
+                    await asyncio.sleep(pause)
+                    pause = min(0.5, pause * 1.3)
+                return view
+        except TimeoutError as error:
+            raise EngineFailed(f"waited {timeout_s:.0f} s for {what} at {self.url}") from error
+
+
+def _authorization(auth: str | tuple[str, str] | None) -> dict[str, str]:
+    if auth is None:
+        return {}
+    if isinstance(auth, str):
+        return {"Authorization": f"Bearer {auth}"}
+    return {"Authorization": "Basic " + base64.b64encode(f"{auth[0]}:{auth[1]}".encode()).decode()}
+
+
+def _log_path(what: str, key: int | str, start: int | None, size: int) -> str:
+    begin = "" if start is None else f"from={start}&"
+    return f"/{what}/{quote(str(key), safe='')}/log?{begin}size={size}"
+
+
+def _typed(data: bytes, kind: type[T], url: str) -> T:
+    """The answer as its type. Raises `EngineFailed` where it is not of it."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EngineFailed(
+            f"{url} answered with what is not Livy's {kind.__name__}: {error}", hint="Is this the URL of a Livy?"
+        ) from error
+
+
+def _refusal(status: int, data: bytes, what: str) -> IslandError:
+    """Livy's refusal as an error of ours, in Livy's words."""
+    try:
+        body = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        body = data[:500].decode("utf-8", "replace").strip()
+    text = body.get("msg") if isinstance(body, dict) else body
+    kind = REFUSALS.get(status, EngineFailed)
+    message = str(text).strip()[:2000] if text else f"Livy answered {status} to {what}"
+    return kind(message) if kind is not EngineFailed else EngineFailed(f"Livy answered {status} to {what}: {message}")
+
+
+def _last_words(log: list[str]) -> str:
+    """The end of a log, for an error."""
+    said = [line for line in log if line.strip() and line not in ("stdout: ", "\nstderr: ")]
+    return " / ".join(said[-3:]) or "its log is empty"

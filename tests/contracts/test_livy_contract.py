@@ -1,0 +1,93 @@
+"""The recording of a real Livy 0.9.0, played against what answers as a Livy here.
+
+The player and the recording lie in `../shared/livy`, beside the checkout. A subject is a
+running server; each has its set of accepted differences, every one with its reason. The
+test fails both when something new differs and when something accepted now matches.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import need_spark
+from tests.engine.running import RunningEngine
+
+pytestmark = pytest.mark.spark
+
+RECORDING = Path(__file__).resolve().parents[2].parent / "shared" / "livy"
+GROUPS = "root,sessions,py,sql,shared,dead,batch,delete"
+
+# Steps that differ from the recording on purpose, and why that is accepted.
+NO_SCALA = {
+    "sessions: delete it": "kind spark is refused, so that there is nothing to delete",
+    "py: statement of kind spark": "kind spark is refused with 400",
+    "py: post answers at once": "its number: the refused statement of kind spark took none",
+    "shared: spark": "kind spark is refused with 400",
+    "dead: proxyUser": "the step asks for kind spark",
+    "dead: delete while starting": "the step before opened nothing",
+    "dead: doAs": "the step asks for kind spark",
+    "dead: doAs delete": "the step before opened nothing",
+    "delete: sc": "there is no session of kind spark",
+}
+BETTER = {
+    "py: log": "Spark's INFO lines are left out of the log, which so has fewer than 100 lines",
+    "py: unknown job": "the session is alive after an interrupt, so that the job is not found (404)",
+}
+PY4J = {"py: analysis error": "the line number of a frame of py4j: pyspark 3.5.9 from PyPI has a newer one"}
+# Recorded under Python 3.11; other versions number lines and draw carets otherwise.
+PYTHON_3_11 = {"shared: exit()", "py: syntax error", "py: indentation error", "py: unclosed bracket"}
+MATPLOT = {"py: %matplot": "matplotlib is not installed"}
+
+Subject = Callable[[Path, Path], AbstractContextManager[str]]
+
+
+@contextmanager
+def engine(home: Path, work: Path) -> Iterator[str]:
+    """The embedded engine by itself."""
+    need_spark()
+    running = RunningEngine(home, "--allow-files", str(work))
+    try:
+        yield running.login_url
+    finally:
+        running.close()
+
+
+def accepted() -> dict[str, str]:
+    """The differences of the embedded engine on this machine."""
+    missing = {} if importlib.util.find_spec("matplotlib") else MATPLOT
+    return {**NO_SCALA, **BETTER, **PY4J, **missing}
+
+
+SUBJECTS: list[tuple[str, Subject, Callable[[], dict[str, str]]]] = [("engine", engine, accepted)]
+
+
+@pytest.mark.parametrize(("subject", "differs"), [row[1:] for row in SUBJECTS], ids=[row[0] for row in SUBJECTS])
+def test_livy_contract(subject: Subject, differs: Callable[[], dict[str, str]], tmp_path: Path) -> None:
+    if not RECORDING.is_dir() and os.environ.get("CI") != "true":
+        pytest.skip(f"the recording is not there: {RECORDING}")
+    work = tmp_path / "work"
+    work.mkdir()
+    with subject(tmp_path / "home", work) as url:
+        output = play(url, work, GROUPS)
+    failed = set(re.findall(r"^FAIL  (.+?)  ", output, re.MULTILINE))
+    assert re.search(r"^\d+ passed, \d+ failed, \d+ skipped$", output, re.MULTILINE), output
+    may_differ = PYTHON_3_11 if sys.version_info[:2] != (3, 11) else set()
+    assert failed - may_differ == set(differs()) - may_differ, output
+
+
+def play(url: str, work: Path, groups: str) -> str:
+    """Play groups of the recording against a server; the player's output."""
+    command = [sys.executable, str(RECORDING / "transcript.py"), url]
+    command += ["--golden", str(RECORDING / "golden-livy-0.9.0.json"), "--only", groups, "--work", str(work)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    return done.stdout

@@ -1,0 +1,83 @@
+"""A real engine as a child process, for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from island.engine.warden import descendants
+
+TOKEN = "token-of-the-tests"
+
+
+class RunningEngine:
+    """`python -m island.engine` on a free port. `close` ends it and checks that nothing is left."""
+
+    def __init__(self, directory: Path, *arguments: str, parent_pipe: bool = False) -> None:
+        self.directory = directory
+        self.errors = directory.with_suffix(".stderr")
+        command = [sys.executable, "-m", "island.engine", "--port", "0", "--dir", str(directory), "--cores", "2"]
+        with self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [*command, *(["--parent-pipe"] if parent_pipe else []), *arguments],
+                stdin=subprocess.PIPE if parent_pipe else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, "ISLAND_ENGINE_TOKEN": TOKEN},
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            raise AssertionError(f"the engine did not start: {self.errors.read_text()}")
+        ready = json.loads(line)
+        self.url, self.instance = ready["url"], ready["instance"]
+        self.token = TOKEN
+
+    @property
+    def login_url(self) -> str:
+        """The URL with the token in it, for clients that know only that."""
+        return self.url.replace("http://", f"http://any:{self.token}@")
+
+    def below(self) -> list[int]:
+        """Every process that the engine started and that lives."""
+        return descendants(self.process.pid)
+
+    def close(self) -> int:
+        """SIGTERM, and the exit code; nothing of it may be left."""
+        below = self.below()
+        if self.process.poll() is None:
+            self.process.terminate()
+        code = self.process.wait(30)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        until(lambda: not alive(below), 10)
+        return code
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those of the processes that live (zombies do not)."""
+    found = []
+    for pid in pids:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            continue
+        if stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] not in (b"Z", b"X"):
+            found.append(pid)
+    return found
+
+
+def until(condition: Callable[[], object], seconds: float) -> None:
+    """Wait for a condition of other processes, of which no event tells us."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s")
+        time.sleep(0.02)
