@@ -1,0 +1,359 @@
+"""The subscriber's side of a channel: receives deliveries, makes them durable, then acknowledges them.
+
+The order is that of WIRE: the file whole on disk; then one transaction on state.db with the
+segment, the position and the snapshot; then the acknowledgement. Whatever happens in between,
+the next attempt begins at the committed position and sweeps files that no commit names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from island.errors import PeerMisbehaved, PeerRefused, Unreachable
+from island.kernel.codec import encode
+from island.kernel.db import Database
+from island.kernel.ids import IslandId
+from island.kernel.loops import EXPECTED
+from island.kernel.ports import BulkStream, Clock, Rng, Signal
+from island.streams import core, store, tables
+from island.streams.messages import READ, Ack, Behind, Delivery, Heartbeat, Opened, ReadRequest, decode_down
+from island.streams.segments import Segments
+from island.streams.store import SubscriptionRow
+from island.streams.tasks import raise_first
+
+log = structlog.get_logger("island")
+
+SILENCE = 30.0
+"""Seconds without a message after which the source is taken for lost; it sends one every five."""
+
+Checkpoint = Callable[[str], None]
+"""Told at each step of a commit; tests make it the moment of a crash."""
+
+OpenBulk = Callable[[IslandId, str, bytes], contextlib.AbstractAsyncContextManager[BulkStream]]
+
+
+class Publisher(Protocol):
+    """What a channel needs of the catalog: `prepare` without, `commit` within the caller's transaction."""
+
+    async def prepare(self, path: Path, name: str, *, title: str, description: str) -> Any:
+        """Describe the folder's files; only new ones are read."""
+
+    def commit(self, conn: sqlite3.Connection, prepared: Any, who: str, now: float) -> str:
+        """Make the prepared snapshot the dataset's newest; returns its hash."""
+
+    def committed(self) -> None:
+        """The transaction is done: tell others."""
+
+
+class _Halted(Exception):
+    """The source has sent its last message."""
+
+    def __init__(self, state: core.State, reason: str) -> None:
+        super().__init__(reason)
+        self.state, self.reason = state, reason
+
+
+@dataclass(slots=True)
+class Status:
+    """What `channel ls` tells of a channel, beyond what is stored."""
+
+    state: core.State = "starting"
+    since: float = 0.0
+    reason: str = ""
+    behind: Behind = Behind()  # noqa: RUF009  # frozen
+    behind_at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What was received and is not committed."""
+
+    to: bytes
+    batches: list[Any]
+    rows: int = 0
+    bytes: int = 0
+
+
+class Channel:
+    """One subscription, kept flowing for ever."""
+
+    def __init__(
+        self,
+        row: SubscriptionRow,
+        *,
+        state: Database,
+        publisher: Publisher,
+        open_bulk: OpenBulk,
+        segments: Segments,
+        who: str,
+        window: int,
+        clock: Clock,
+        rng: Rng,
+        checkpoint: Checkpoint = lambda _: None,
+    ) -> None:
+        self.row = row
+        self.status = Status(since=clock.wall())
+        self.meter = core.Meter()
+        self.redial = Signal()
+        self._state, self._publisher, self._open_bulk, self._segments = state, publisher, open_bulk, segments
+        self._who, self._window, self._clock, self._rng, self._at = who, window, clock, rng, checkpoint
+        self._schema = tables.schema_from_bytes(row.columns) if row.columns else None
+        self._attempt = 0
+        self._expected = row.position
+        self._pending: _Pending | None = None
+        self._wake = Signal()
+        self._last_commit = float("-inf")
+        self._committing = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Flow, and begin again after whatever ends it, until the source is another one."""
+        failures = 0
+        while not self.row.halted:
+            before = self.row.position
+            try:
+                await self._flow()
+            except _Halted as halted:
+                await self._halt(halted)
+            except Unreachable as error:
+                self._set("waiting", f"{self.row.owner_name} cannot be reached: {error.message}")
+            except PeerRefused as error:
+                self._set("error", str(error))
+            except EXPECTED as error:
+                self._set("error", str(error))
+                log.warning("channel.failed", subscription=self.row.id, error=str(error))
+            failures = 0 if self.row.position != before else failures + 1
+            if self.row.halted:
+                break
+            wait = core.retry_after(self.status.state, failures) * (0.5 + 0.5 * self._rng.random())
+            await self.redial.wait(wait)
+        self._set("stopped", self.row.reason)
+
+    # --- one attempt ---------------------------------------------------------------------------
+
+    async def _flow(self) -> None:
+        if not await self._resume():
+            return
+        request = ReadRequest(
+            source=self.row.source,
+            incarnation=self.row.incarnation,
+            position=self.row.position,
+            where=self.row.predicate,
+            region=self.row.region,
+            window=self._window,
+        )
+        halted: _Halted | None = None
+        async with self._open_bulk(self.row.owner, READ, encode(request)) as stream:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    committer = group.create_task(self._commit_all(stream))
+                    halted = await self._receive(stream)
+                    async with self._committing:  # a commit that has begun is finished
+                        committer.cancel()
+            except BaseExceptionGroup as several:
+                raise_first(several, unless=asyncio.CancelledError)
+            await self._commit(stream)
+        raise halted or Unreachable(f"{self.row.owner_name} ended the stream")
+
+    async def _resume(self) -> bool:
+        """Take up what is committed and sweep what is not; False where the subscription is gone."""
+        # Through the writer, so that a commit of the attempt before is either done or never happens.
+        row, named = await self._state.write(
+            lambda conn: (store.subscription(conn, self.row.id), store.segment_files(conn, self.row.id))
+        )
+        if row is None:
+            return False
+        self.row = row
+        self._schema = tables.schema_from_bytes(row.columns) if row.columns else None
+        self._attempt, swept = await asyncio.to_thread(self._segments.sweep, named)
+        if swept:
+            log.info("channel.swept", subscription=row.id, files=len(swept))
+        self._expected, self._pending = row.position, None
+        return True
+
+    async def _receive(self, stream: BulkStream) -> _Halted | None:
+        """Take messages until the source ends; its last word, if it had one."""
+        opened = False
+        while (block := await self._next(stream)) is not None:
+            message = decode_down(block)
+            if isinstance(message, Opened):
+                await self._agree(message.columns)
+                opened = True
+            elif isinstance(message, Delivery):
+                if not opened:
+                    raise PeerMisbehaved(f"{self.row.owner_name} sent rows before their columns")
+                await self._take(stream, message)
+            elif isinstance(message, Heartbeat):
+                self._follow(message.behind)
+            else:
+                return _Halted(message.state, message.reason)
+        return None
+
+    async def _next(self, stream: BulkStream) -> bytes | None:
+        try:
+            async with asyncio.timeout(SILENCE):
+                return await stream.receive()
+        except TimeoutError as error:
+            raise Unreachable(f"{self.row.owner_name} has been silent for {SILENCE:.0f} s") from error
+
+    async def _agree(self, columns: bytes) -> None:
+        """The source's columns are the dataset's; the first time they are known the dataset is made."""
+        schema = tables.schema_from_bytes(columns)
+        if self._schema is None:
+            self._schema = schema
+            await begin(
+                self._state, self._publisher, self._segments, self._attempt, self.row, columns, self._who, self._clock
+            )
+            self.row = replace(self.row, columns=columns, segments=1)
+        elif not self._schema.equals(schema, check_metadata=False):
+            raise PeerMisbehaved(f"{self.row.owner_name}/{self.row.source} has other columns than before")
+
+    async def _take(self, stream: BulkStream, delivery: Delivery) -> None:
+        if delivery.frm != self._expected:
+            raise PeerMisbehaved(f"{self.row.owner_name} sent a delivery from elsewhere than the committed position")
+        payload = bytearray()
+        while len(payload) < delivery.size:
+            block = await self._next(stream)
+            if block is None or len(payload) + len(block) > delivery.size:
+                raise PeerMisbehaved(f"{self.row.owner_name} sent a delivery of another size than it said")
+            payload += block
+        batches: list[Any] = []
+        if delivery.size:
+            data, schema = bytes(payload), self._schema
+            batches = await asyncio.to_thread(tables.rows_from_bytes, data, schema, count=delivery.rows)
+        elif delivery.rows:
+            raise PeerMisbehaved(f"{self.row.owner_name} sent a delivery without its rows")
+        self._gather(delivery, batches)
+
+    def _gather(self, delivery: Delivery, batches: list[Any]) -> None:
+        pending = self._pending or _Pending(delivery.to, [])
+        pending.to = delivery.to
+        pending.batches += batches
+        pending.rows += delivery.rows
+        pending.bytes += delivery.size
+        if pending.bytes > 2 * self._window + delivery.size:
+            raise PeerMisbehaved(f"{self.row.owner_name} sends more than was agreed to be under way")
+        self._pending, self._expected = pending, delivery.to
+        self._follow(delivery.behind)
+        self._wake.set()
+
+    def _follow(self, behind: Behind) -> None:
+        self.status.behind, self.status.behind_at = behind, self._clock.monotonic()
+        self._set("live" if behind.files == 0 or behind.seconds < 5.0 else "backfill")
+
+    # --- making it durable ---------------------------------------------------------------------
+
+    async def _commit_all(self, stream: BulkStream) -> None:
+        while True:
+            await self._wake.wait()
+            while self._pending is not None and (wait := self._commit_in()) > 0:
+                await self._wake.wait(wait)
+            async with self._committing:
+                await self._commit(stream)
+
+    def _commit_in(self) -> float:
+        size = self._pending.bytes if self._pending else 0
+        now = self._clock.monotonic()
+        return core.commit_in(now=now, last=self._last_commit, pending_bytes=size, window=self._window)
+
+    async def _commit(self, stream: BulkStream) -> None:
+        """File, transaction, acknowledgement; in this order."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        self._last_commit = self._clock.monotonic()
+        segment: tuple[str, int, int] | None = None
+        prepared: Any = None
+        if pending.rows:
+            self._at("received")
+            number = self.row.segments
+            segment = await asyncio.to_thread(
+                self._segments.write, self._attempt, number, pending.batches, self._schema
+            )
+            self._at("written")
+            prepared = await self._publisher.prepare(self._segments.folder, self.row.name, **about(self.row))
+            self._at("prepared")
+        frm, now = self.row.position, self._clock.wall()
+
+        def write(conn: sqlite3.Connection) -> None:
+            if not store.move(conn, self.row.id, frm, pending.to, now):
+                raise Unreachable("the committed position is another one")
+            if segment is not None:
+                file, rows, size = segment
+                store.add_segment(conn, self.row.id, self.row.segments, file, rows, size, now)
+                self._publisher.commit(conn, prepared, self._who, now)
+
+        await self._state.write(write)
+        self._at("committed")
+        self.row = replace(self.row, position=pending.to, updated=now)
+        if segment is not None:
+            _, rows, size = segment
+            self.row = replace(
+                self.row, segments=self.row.segments + 1, rows=self.row.rows + rows, bytes=self.row.bytes + size
+            )
+            self._publisher.committed()
+            self.meter.add(self._clock.monotonic(), rows, size)
+        with contextlib.suppress(Unreachable):  # what is durable stays so; the receiver tells of the loss
+            await stream.send(encode(Ack(position=pending.to)))
+        self._at("acknowledged")
+
+    # --- what people see -----------------------------------------------------------------------
+
+    def _set(self, state: core.State, reason: str = "") -> None:
+        if self.status.state != state:
+            log.info("channel.state", subscription=self.row.id, into=self.row.name, state=state, reason=reason)
+            self.status.since = self._clock.wall()
+        self.status.state, self.status.reason = state, reason
+
+    async def _halt(self, halted: _Halted) -> None:
+        self._set(halted.state, halted.reason)
+        if halted.state in core.FINAL:
+            now = self._clock.wall()
+            await self._state.write(lambda conn: store.halt(conn, self.row.id, "stopped", halted.reason, now))
+            self.row = replace(self.row, halted="stopped", reason=halted.reason)
+
+
+def about(row: SubscriptionRow) -> dict[str, str]:
+    """Title and description of a subscription's dataset."""
+    which = " and ".join(part for part in (row.predicate, row.region) if part)
+    title = f"{row.owner_name}/{row.source}" + (f" where {which}" if which else "")
+    return {
+        "title": title[:200],
+        "description": f"Rows of the source {row.owner_name}/{row.source}"
+        + (f" where {which}" if which else "")
+        + f", from {'its beginning' if row.start == 'beginning' else 'the time of the subscription'} on.",
+    }
+
+
+async def begin(
+    state: Database,
+    publisher: Publisher,
+    segments: Segments,
+    attempt: int,
+    row: SubscriptionRow,
+    columns: bytes,
+    who: str,
+    clock: Clock,
+    also: Callable[[sqlite3.Connection], None] = lambda _: None,
+) -> None:
+    """Publish the dataset of a subscription without rows yet, in one transaction with `also`."""
+    schema = tables.schema_from_bytes(columns)
+    file, _, size = await asyncio.to_thread(segments.write, attempt, 0, [], schema)
+    prepared = await publisher.prepare(segments.folder, row.name, **about(row))
+    now = clock.wall()
+
+    def write(conn: sqlite3.Connection) -> None:
+        also(conn)
+        store.set_subscription_columns(conn, row.id, columns)
+        store.add_segment(conn, row.id, 0, file, 0, size, now)
+        publisher.commit(conn, prepared, who, now)
+
+    await state.write(write)
+    publisher.committed()

@@ -1,0 +1,590 @@
+"""Streams of one island: its sources and who reads them, its subscriptions and what flows into them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from island.catalog.service import Catalog
+from island.config import Config, size_in_bytes
+from island.errors import Ambiguous, BadInput, Conflict, Denied, Full, IslandError, NotFound, PeerRefused, Unreachable
+from island.formats.predicate import Predicate
+from island.gossip.service import Gossip
+from island.kernel import ids
+from island.kernel.codec import Malformed, decode, encode
+from island.kernel.db import Database
+from island.kernel.ids import IslandId
+from island.kernel.loops import Tasks
+from island.kernel.ports import BulkHandler, BulkStream, Clock, Peers, Rng
+from island.membership.service import Membership
+from island.streams import channel as channels
+from island.streams import store, tables
+from island.streams.channel import Channel
+from island.streams.local import open_bulk
+from island.streams.messages import (
+    DESCRIBE,
+    MAX_PREDICATE,
+    MAX_REGION,
+    Described,
+    DescribeRequest,
+    SourceRecord,
+    Start,
+    fit_record,
+)
+from island.streams.segments import Segments
+from island.streams.serving import Serving
+from island.streams.source import Decoded, FolderSource, columns_of
+from island.streams.store import SourceRow, SubscriptionRow
+from island.streams.views import ChannelView, SourceView, SubscriptionView
+from island.trust import journal
+from island.trust.service import Trust
+from island.trust.users import Principal
+
+log = structlog.get_logger("island")
+
+MAX_SOURCES = 256
+MAX_SUBSCRIPTIONS = 256
+DESCRIBE_SECONDS = 20.0
+
+
+@dataclass(slots=True)
+class _Running:
+    """Something of this service that runs, and the task that runs it."""
+
+    task: asyncio.Task[None]
+
+    async def stop(self) -> None:
+        """End it and wait until it has ended."""
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
+
+class Streams:
+    """Sources, subscriptions and channels. The constructor registers handlers; `start` loads and runs."""
+
+    def __init__(
+        self,
+        state: Database,
+        gossip_db: Database,
+        catalog: Catalog,
+        membership: Membership,
+        gossip: Gossip,
+        trust: Trust,
+        peers: Peers,
+        config: Config,
+        clock: Clock,
+        rng: Rng,
+        *,
+        home: Path,
+        checkpoint: channels.Checkpoint = lambda _: None,
+    ) -> None:
+        self._state, self._gossip_db, self._catalog, self._membership = state, gossip_db, catalog, membership
+        self._gossip, self._trust, self._peers, self._clock, self._rng = gossip, trust, peers, clock, rng
+        self._home, self._poll, self._checkpoint = home, config.streams.poll, checkpoint
+        self._window = max(65536, min(2**32, size_in_bytes(config.streams.window)))
+        self._sources: dict[str, FolderSource] = {}
+        self._channels: dict[str, Channel] = {}
+        self._running: dict[str, _Running] = {}
+        self._decoded = Decoded()
+        self._serving = Serving(state, self._sources, clock)
+        self._local: dict[str, BulkHandler] = {}
+        self._serving.register(self._local.__setitem__)
+        self._serving.register(peers.on_bulk)
+        gossip.truth("source/", self._records)
+        peers.on_link(self._linked)
+        self._changing = asyncio.Lock()
+        self._tasks: Tasks | None = None
+
+    async def start(self, tasks: Tasks) -> None:
+        """Load sources and subscriptions and set them going."""
+        self._tasks = tasks
+        sources, subscriptions = await self._state.read(lambda conn: (store.sources(conn), store.subscriptions(conn)))
+        for source in sources:
+            self._watch(source)
+        self._serving.ready.set()
+        for subscription in subscriptions:
+            self._flow(subscription)
+
+    async def stop(self) -> None:
+        """End every channel and source and wait for them."""
+        for running in list(self._running.values()):
+            running.task.cancel()
+        if self._running:
+            await asyncio.wait({running.task for running in self._running.values()})
+        self._running.clear()
+
+    # --- sources -------------------------------------------------------------------------------
+
+    async def add_source(self, who: Principal, path: Path, name: str) -> SourceView:
+        """Watch a folder as source `name`. Raises BadInput, Conflict, Full."""
+        ids.check_name(name, "source name")
+        folder = _folder(path, self._home)
+        async with self._changing:
+            if len(self._sources) >= MAX_SOURCES:
+                raise Full(f"this island has {MAX_SOURCES} sources, the most it may have", hint="Remove one first.")
+            now = self._clock.wall()
+            incarnation = self._rng.bytes(8).hex()
+            row = SourceRow(
+                name=name,
+                kind="folder",
+                path=str(folder),
+                incarnation=incarnation,
+                added=now,
+                added_by=who.user,
+                format="",
+                columns=None,
+                changes=0,
+                files=0,
+                rows=0,
+                bytes=0,
+                updated=now,
+            )
+
+            def write(conn: sqlite3.Connection) -> None:
+                if store.source(conn, name) is not None:
+                    raise Conflict(
+                        f"there is a source {name} already", hint="Choose another name, or remove that one first."
+                    )
+                store.insert_source(conn, row)
+                self._announce(conn, name, _record(row))
+                self._journal(conn, who, "source.add", name, {"path": str(folder)})
+
+            await self._state.write(write)
+            self._gossip.poke()
+            self._watch(row)
+        log.info("source.added", source=name, path=str(folder))
+        return self._own_view(row)
+
+    async def remove_source(self, who: Principal, name: str) -> None:
+        """Stop watching; the files stay. Subscribers are told that the source is no longer there."""
+        async with self._changing:
+            if name not in self._sources:
+                raise NotFound(f"there is no source {name} on this island", hint=_nearest(name, list(self._sources)))
+
+            def write(conn: sqlite3.Connection) -> None:
+                store.delete_source(conn, name)
+                self._gossip.delete(conn, f"source/{name}")
+                self._journal(conn, who, "source.remove", name, {})
+
+            source = self._sources.pop(name)
+            await self._running.pop(f"source/{name}").stop()
+            await self._state.write(write)
+            source.removed = True
+            source.changed.touch()
+            self._gossip.poke()
+        log.info("source.removed", source=name)
+
+    async def sources(self) -> list[SourceView]:
+        """Every source of the archipelago, by island and name."""
+        changes = await self._gossip_db.read(lambda conn: list(self._gossip.read_records(conn, "source/")))
+        rows = {row.name: row for row in await self._state.read(store.sources)}
+        views = [self._own_view(row) for row in rows.values()]
+        for change in changes:
+            if change.origin != self._trust.me and change.value is not None:
+                with contextlib.suppress(Malformed):  # of a version that says more than is understood here
+                    record = decode(change.value, SourceRecord)
+                    name = change.key.removeprefix("source/")
+                    if ids.is_name(name):
+                        views.append(self._view(change.origin, name, record, None))
+        return sorted(views, key=lambda view: (view.island, view.name))
+
+    def _own_view(self, row: SourceRow) -> SourceView:
+        source = self._sources.get(row.name)
+        record = source.record(row) if source else _record(row)
+        return self._view(self._trust.me, row.name, record, row.path)
+
+    def _view(self, island: IslandId, name: str, record: SourceRecord, path: str | None) -> SourceView:
+        display = self._membership.display(island)
+        down = path is None and not self._membership.is_up(island)
+        state = "down" if down else "problem" if record.problem else "watching" if record.files else "empty"
+        return SourceView(
+            island=display,
+            key=island,
+            source=f"{display}/{name}",
+            name=name,
+            kind=record.kind,
+            format=record.format,
+            files=record.files,
+            rows=record.rows,
+            bytes=record.bytes,
+            state=state,  # type: ignore[arg-type]  # mypy takes the conditional for a plain str
+            problem=record.problem,
+            note=record.note,
+            columns=[f"{column.name} {column.type}" for column in record.columns],
+            columns_hidden=record.more,
+            incarnation=record.incarnation,
+            added=record.added,
+            updated=record.updated,
+            path=path,
+        )
+
+    def _watch(self, row: SourceRow) -> None:
+        source = FolderSource(
+            row, self._state, self._announce, self._decoded, self._clock, poll=self._poll, poke=self._gossip.poke
+        )
+        self._sources[row.name] = source
+        self._running[f"source/{row.name}"] = _Running(self._started.loop(f"streams.source.{row.name}", source.run()))
+
+    def _announce(self, conn: sqlite3.Connection, name: str, record: SourceRecord) -> None:
+        self._gossip.put(conn, f"source/{name}", fit_record(record))
+
+    def _records(self, conn: sqlite3.Connection) -> dict[str, bytes]:
+        """What this island's log should say of its sources, from its own tables."""
+        return {f"source/{row.name}": fit_record(_record(row)) for row in store.sources(conn)}
+
+    # --- subscriptions -------------------------------------------------------------------------
+
+    async def subscribe(
+        self, who: Principal, source: str, *, where: str = "", region: str = "", start: Start = "now", into: str
+    ) -> SubscriptionView:
+        """Subscribe to `OWNER/SOURCE`: its rows that satisfy `where` and lie in `region` become the dataset ME/`into`.
+
+        `start` is `now` (what arrives after this call) or `beginning` (what the source still has).
+        Raises BadInput (syntax, unknown column), NotFound, Conflict, Full, and Unreachable where the
+        source does not answer: what `now` means is for it to say.
+        """
+        ids.check_name(into, "dataset name")
+        owner, name = self._parse(source)
+        _check_length("where", where, MAX_PREDICATE)
+        _check_length("region", region, MAX_REGION)
+        Predicate.parse(where or None, region or None)
+        await self._check_known(owner, name)
+        async with self._changing:
+            await self._check_free(into)
+            request = DescribeRequest(source=name, where=where, region=region, start=start)
+            described = await self._describe(owner, request)
+            now = self._clock.wall()
+            row = SubscriptionRow(
+                id=self._rng.bytes(6).hex(),
+                name=into,
+                owner=owner,
+                owner_name=self._membership.display(owner),
+                source=name,
+                predicate=where,
+                region=region,
+                start=start,
+                user=who.user,
+                created=now,
+                incarnation=described.incarnation,
+                position=described.position,
+                columns=None,
+                rows=0,
+                bytes=0,
+                segments=0,
+                halted="",
+                reason="",
+                updated=now,
+            )
+            await self._insert(who, row, described.columns)
+            stored = await self._state.write(lambda conn: store.subscription(conn, row.id))
+            self._flow(stored or row)
+        log.info("subscription.added", subscription=row.id, source=f"{row.owner_name}/{name}", into=into)
+        return self._subscription_view(stored or row)
+
+    async def _insert(self, who: Principal, row: SubscriptionRow, columns: bytes) -> None:
+        segments = Segments(self._home / "streams" / row.name)
+        detail = {"where": row.predicate, "region": row.region, "from": row.start, "into": row.name}
+
+        def write(conn: sqlite3.Connection) -> None:
+            store.insert_subscription(conn, row)
+            self._journal(conn, who, "subscription.add", f"{row.owner_name}/{row.source}", detail)
+
+        await asyncio.to_thread(segments.create)
+        try:
+            if not columns:  # the dataset is made when the first file tells its columns
+                await self._state.write(write)
+                return
+            attempt, _ = await asyncio.to_thread(segments.sweep, set())
+            await channels.begin(
+                self._state, self._catalog, segments, attempt, row, columns, self._who(who.user), self._clock, write
+            )
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(_discard, segments))
+            raise
+
+    async def unsubscribe(self, who: Principal, ident: str) -> SubscriptionView:
+        """End a subscription; what it delivered stays as a dataset. A user may end only own ones."""
+        async with self._changing:
+            row = self._find(await self._state.read(store.subscriptions), ident)
+            if who.role != "administrator" and row.user != who.user:
+                raise Denied(
+                    f"subscription {row.id} belongs to {row.user}", hint="The administrator's token can remove it."
+                )
+            view = self._subscription_view(row)
+            if running := self._running.pop(f"channel/{row.id}", None):
+                await running.stop()
+            self._channels.pop(row.id, None)
+
+            def write(conn: sqlite3.Connection) -> set[str]:
+                named = store.segment_files(conn, row.id)
+                store.delete_subscription(conn, row.id)
+                self._journal(conn, who, "subscription.remove", f"{row.owner_name}/{row.source}", {"into": row.name})
+                return named
+
+            named = await self._state.write(write)
+            segments = Segments(self._home / "streams" / row.name)
+            await asyncio.to_thread(segments.sweep, named)
+            if not named:
+                await asyncio.to_thread(segments.remove_empty)
+        log.info("subscription.removed", subscription=row.id)
+        return view
+
+    async def subscriptions(self) -> list[SubscriptionView]:
+        """Every subscription of this island, oldest first."""
+        return [self._subscription_view(row) for row in await self._state.read(store.subscriptions)]
+
+    async def channels(self) -> list[ChannelView]:
+        """What flows into this island, then what flows out of it."""
+        now = self._clock.monotonic()
+        views = []
+        for row in await self._state.read(store.subscriptions):
+            channel = self._channels.get(row.id)
+            status = channel.status if channel else channels.Status(state="starting", since=row.updated)
+            rate, bytes_rate = channel.meter.rate(now) if channel else (0.0, 0.0)
+            behind = status.behind
+            waited = max(0.0, now - status.behind_at) if behind.files else 0.0
+            views.append(
+                ChannelView(
+                    id=row.id,
+                    island=self._membership.display(self._trust.me),
+                    direction="in",
+                    source=f"{self._membership.display(row.owner)}/{row.source}",
+                    into=f"{self._membership.display(self._trust.me)}/{row.name}",
+                    state=status.state,
+                    since=status.since,
+                    reason=status.reason,
+                    rate=rate,
+                    bytes_rate=bytes_rate,
+                    rows=row.rows,
+                    bytes=row.bytes,
+                    lag_rows=behind.rows,
+                    lag_files=behind.files,
+                    lag_s=behind.seconds + waited,
+                    segments=row.segments,
+                    user=row.user,
+                )
+            )
+        return views + self._outgoing()
+
+    def _outgoing(self) -> list[ChannelView]:
+        mine = self._membership.display(self._trust.me)
+        return [
+            ChannelView(
+                id="",
+                island=self._membership.display(served.peer),
+                direction="out",
+                source=f"{mine}/{served.source}",
+                into="",
+                state="backfill" if served.behind.seconds >= 5.0 else "live",
+                since=served.since,
+                reason="",
+                rate=0.0,
+                bytes_rate=0.0,
+                rows=served.rows,
+                bytes=served.bytes,
+                lag_rows=served.behind.rows,
+                lag_files=served.behind.files,
+                lag_s=served.behind.seconds,
+                segments=0,
+                user="",
+            )
+            for served in self._serving.served
+            if served.peer != self._trust.me
+        ]
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _parse(self, text: str) -> tuple[IslandId, str]:
+        owner, slash, name = text.strip().partition("/")
+        if not slash:
+            raise BadInput(
+                f"'{text[:200]}' does not name a source", hint="Write OWNER/SOURCE; `island source ls` shows them."
+            )
+        return self._membership.resolve(ids.check_owner(owner)), ids.check_name(name, "source name")
+
+    async def _check_known(self, owner: IslandId, name: str) -> None:
+        """A name that the owner does not list is refused with what it does list."""
+        if owner == self._trust.me:
+            known = list(self._sources)
+        else:
+            changes = await self._gossip_db.read(lambda conn: list(self._gossip.read_records(conn, "source/", owner)))
+            known = [change.key.removeprefix("source/") for change in changes if change.value is not None]
+            if not known:
+                return  # its records may still be on their way: the owner itself is asked
+        if name not in known:
+            raise NotFound(f"{self._membership.display(owner)} has no source {name}", hint=_nearest(name, known))
+
+    async def _check_free(self, into: str) -> None:
+        rows = await self._state.read(store.subscriptions)
+        if len(rows) >= MAX_SUBSCRIPTIONS:
+            raise Full(
+                f"this island has {MAX_SUBSCRIPTIONS} subscriptions, the most it may have", hint="Remove one first."
+            )
+        taken = any(row.name == into for row in rows)
+        if not taken:
+            mine = [view for view in await self._catalog.datasets() if view.owner == self._trust.me]
+            taken = any(view.name == into for view in mine)
+        if taken:
+            raise Conflict(f"there is a dataset {into} on this island already", hint="Choose another name with --into.")
+
+    async def _describe(self, owner: IslandId, request: DescribeRequest) -> Described:
+        display = self._membership.display(owner)
+        try:
+            async with (
+                asyncio.timeout(DESCRIBE_SECONDS),
+                self._open(owner, DESCRIBE, encode(request)) as stream,
+            ):
+                block = await stream.receive()
+        except (Unreachable, TimeoutError) as error:
+            since = self._membership.view(owner)
+            told = f" ({since.state})" if since is not None else ""
+            raise Unreachable(
+                f"{display}{told} does not answer, and a subscription begins where its source says",
+                hint="Add it again when that island is up; `island peer ls` shows since when it is not.",
+            ) from error
+        except PeerRefused as error:
+            raise _same(error) from error
+        if block is None:
+            raise Unreachable(f"{display} ended the stream without an answer")
+        described = decode(block, Described, limit=256 * 1024)
+        if described.columns:
+            tables.schema_from_bytes(described.columns)
+        return described
+
+    def _open(self, to: IslandId, kind: str, body: bytes) -> contextlib.AbstractAsyncContextManager[BulkStream]:
+        return open_bulk(self._peers, to, kind, body, local=self._local, tasks=self._started)
+
+    def _flow(self, row: SubscriptionRow) -> None:
+        channel = Channel(
+            row,
+            state=self._state,
+            publisher=self._catalog,
+            open_bulk=self._open,
+            segments=Segments(self._home / "streams" / row.name),
+            who=self._who(row.user),
+            window=self._window,
+            clock=self._clock,
+            rng=self._rng,
+            checkpoint=self._checkpoint,
+        )
+        self._channels[row.id] = channel
+        self._running[f"channel/{row.id}"] = _Running(self._started.loop(f"streams.channel.{row.id}", channel.run()))
+
+    def _subscription_view(self, row: SubscriptionRow) -> SubscriptionView:
+        channel = self._channels.get(row.id)
+        mine = self._membership.display(self._trust.me)
+        return SubscriptionView(
+            id=row.id,
+            island=mine,
+            source=f"{self._membership.display(row.owner)}/{row.source}",
+            where=row.predicate,
+            region=row.region,
+            start=row.start,
+            into=f"{mine}/{row.name}",
+            user=row.user,
+            created=row.created,
+            state=channel.status.state if channel else "starting",
+            reason=channel.status.reason if channel else row.reason,
+            rows=row.rows,
+        )
+
+    @staticmethod
+    def _find(rows: list[SubscriptionRow], ident: str) -> SubscriptionRow:
+        found = [row for row in rows if row.id == ident] or [
+            row for row in rows if ident and (row.id.startswith(ident) or row.name == ident)
+        ]
+        if not found:
+            raise NotFound(f"there is no subscription {ident[:80]!r}", hint="`island subscription ls` shows them.")
+        if len(found) > 1:
+            raise Ambiguous(f"{ident[:80]!r} fits several", hint=", ".join(row.id for row in found))
+        return found[0]
+
+    def _linked(self, island: IslandId, up: bool) -> None:
+        """Whoever waits for an island that is back tries at once."""
+        if up:
+            for channel in self._channels.values():
+                if channel.row.owner == island:
+                    channel.redial.set()
+
+    def _who(self, user: str) -> str:
+        return f"{user}@{self._trust.name}"
+
+    def _journal(self, conn: sqlite3.Connection, who: Principal, act: str, what: str, detail: dict[str, Any]) -> None:
+        journal.append(
+            conn,
+            at=self._clock.wall(),
+            who=self._who(who.user),
+            act=act,
+            what=what,
+            outcome="done",
+            detail=detail,
+        )
+
+    @property
+    def _started(self) -> Tasks:
+        if self._tasks is None:
+            raise IslandError("streams are not started yet", hint="Try again in a moment.")
+        return self._tasks
+
+
+def _folder(path: Path, home: Path) -> Path:
+    if not path.is_absolute():
+        raise BadInput(f"{path} is not an absolute path", hint="Name the folder from the root.")
+    try:
+        folder = path.resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(f"there is no folder {path}", hint="It is looked for on the island's machine.") from error
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder", hint="Name the folder into which files are put.")
+    own = home.resolve()
+    if folder == own or (own in folder.parents and folder.parts[len(own.parts)] != "streams") or folder in own.parents:
+        raise BadInput(f"{folder} holds the island's own files", hint="Watch a folder outside of the island's home.")
+    return folder
+
+
+def _record(row: SourceRow) -> SourceRecord:
+    columns = columns_of(tables.schema_from_bytes(row.columns)) if row.columns else ()
+    return SourceRecord(
+        kind=row.kind,
+        incarnation=row.incarnation,
+        format=row.format,
+        columns=columns,
+        files=row.files,
+        rows=row.rows,
+        bytes=row.bytes,
+        added=row.added,
+        updated=row.updated,
+    )
+
+
+def _check_length(what: str, text: str, limit: int) -> None:
+    if len(text) > limit:
+        raise BadInput(f"--{what} has {len(text)} characters, and {limit} at most are allowed")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:5]
+    return f"There is {', '.join(near)}." if near else "It has none."
+
+
+_BLAME: dict[str, Callable[..., IslandError]] = {"bad_input": BadInput, "not_found": NotFound, "full": Full}
+
+
+def _same(error: PeerRefused) -> IslandError:
+    """The other side's error as it would be here: a wrong predicate is the caller's fault on any island."""
+    kind = _BLAME.get(error.code)
+    return kind(error.message, hint=error.hint) if kind else error
+
+
+def _discard(segments: Segments) -> None:
+    segments.sweep(set())
+    segments.remove_empty()

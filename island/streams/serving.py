@@ -1,0 +1,339 @@
+"""The source's side of a channel: answers `stream.describe` and sends the rows of `stream.read`.
+
+Nothing is kept about a subscriber beyond the life of its stream: it says where it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from island.errors import BadInput, Full, NotFound, Unsupported
+from island.formats import rows as formats_rows
+from island.formats.predicate import Predicate
+from island.kernel.codec import decode, encode
+from island.kernel.db import Database
+from island.kernel.ids import IslandId
+from island.kernel.ports import BulkStream, Clock
+from island.streams import store, tables
+from island.streams.core import Window
+from island.streams.messages import (
+    BLOCK,
+    DESCRIBE,
+    MAX_PAYLOAD,
+    READ,
+    Ack,
+    Behind,
+    Delivery,
+    Described,
+    DescribeRequest,
+    Heartbeat,
+    Opened,
+    Position,
+    ReadRequest,
+    Stop,
+    Stopped,
+    decode_position,
+    encode_position,
+)
+from island.streams.source import FolderSource, Missing
+from island.streams.tasks import raise_first
+
+log = structlog.get_logger("island")
+
+STREAMS_A_PEER = 64
+STREAMS = 512
+HEARTBEAT = 5.0
+"""Seconds between two messages to a subscriber that has everything."""
+
+PIECE = 1024 * 1024
+"""Rows are looked at and sent in pieces of about this many bytes."""
+
+LINGER = 30.0
+"""Seconds for which the last acknowledgements are waited for after the last message."""
+
+EMPTY_EVERY = 0.5
+"""Seconds between two deliveries without rows, while no row satisfies the predicate."""
+
+DECODERS = 2
+"""Subscribers for whom rows are decoded and sifted at one time; others wait their turn."""
+
+
+@dataclass(slots=True)
+class Served:
+    """One stream being served, as `channel ls` shows it."""
+
+    peer: IslandId
+    source: str
+    since: float
+    rows: int = 0
+    bytes: int = 0
+    under_way: int = 0
+    behind: Behind = field(default_factory=Behind)
+
+
+class Serving:
+    """Serves the sources of this island to subscribers, its own included."""
+
+    def __init__(self, state: Database, sources: Mapping[str, FolderSource], clock: Clock) -> None:
+        self._state, self._sources, self._clock = state, sources, clock
+        self._decoders = asyncio.Semaphore(DECODERS)
+        self._per_peer: Counter[IslandId] = Counter()
+        self.served: list[Served] = []
+        self.ready = asyncio.Event()
+        """Set once the sources are loaded: before, nobody is told that one is not there."""
+
+    def register(self, on_bulk: Callable[[str, Any], None]) -> None:
+        """Answer the two bulk kinds."""
+        on_bulk(DESCRIBE, self.describe)
+        on_bulk(READ, self.read)
+
+    def _source(self, name: str) -> FolderSource:
+        source = self._sources.get(name)
+        if source is None:
+            raise NotFound(
+                f"there is no source {name} here", hint="`island source ls` shows the sources of all islands."
+            )
+        return source
+
+    async def describe(self, peer: IslandId, body: bytes, stream: BulkStream) -> None:
+        """Check a subscription before it is made, and say where it begins."""
+        request = decode(body, DescribeRequest)
+        await self.ready.wait()
+        source = self._source(request.source)
+        sieve = Predicate.parse(request.where or None, request.region or None)
+        if source.schema is not None:
+            sieve.bind(source.schema)
+        head = await self._state.read(lambda conn: store.head(conn, source.name))
+        if head is None:
+            raise NotFound(f"there is no source {request.source} here")
+        begin = head if request.start == "now" else Position(seq=0, since=head.since)
+        described = Described(incarnation=source.incarnation, position=encode_position(begin), columns=source.columns)
+        await stream.send(encode(described))
+        await stream.finish()
+
+    async def read(self, peer: IslandId, body: bytes, stream: BulkStream) -> None:
+        """Send rows until the subscriber ends the stream or nothing more can be sent."""
+        request = decode(body, ReadRequest)
+        await self.ready.wait()
+        if self._per_peer[peer] >= STREAMS_A_PEER or sum(self._per_peer.values()) >= STREAMS:
+            raise Full(
+                f"this island serves {self._per_peer[peer]} streams to yours, and {STREAMS_A_PEER} at most",
+                hint="Remove subscriptions that nobody needs any more.",
+            )
+        source = self._sources.get(request.source)
+        if source is None:
+            await _stop(stream, "stopped", f"the source {request.source} is no longer there")
+            return
+        if source.incarnation != request.incarnation:
+            reason = f"the source {request.source} was removed and added again: it is another source now"
+            await _stop(stream, "stopped", reason)
+            return
+        try:
+            sieve = Predicate.parse(request.where or None, request.region or None)
+        except BadInput as error:
+            await _stop(stream, "error", str(error))
+            return
+        head = await self._state.read(lambda conn: store.head(conn, source.name))
+        if head is None or decode_position(request.position).seq > head.seq:
+            reason = (
+                f"the journal of {request.source} was restored from before this position: rows could be lost unseen"
+            )
+            await _stop(stream, "stopped", reason)
+            return
+        served = Served(peer, source.name, self._clock.wall())
+        self._per_peer[peer] += 1
+        self.served.append(served)
+        try:
+            await _Reader(self._state, source, request, sieve, stream, served, self._clock, self._decoders).run()
+        finally:
+            self._per_peer[peer] -= 1
+            self.served.remove(served)
+
+
+class _Ended(Exception):
+    """The subscriber has ended its side; not an error."""
+
+
+class _Reader:
+    """One stream: where it stands, what is gathered, what is under way."""
+
+    def __init__(
+        self,
+        state: Database,
+        source: FolderSource,
+        request: ReadRequest,
+        sieve: Predicate,
+        stream: BulkStream,
+        served: Served,
+        clock: Clock,
+        decoders: asyncio.Semaphore,
+    ) -> None:
+        self._state, self._source, self._sieve, self._stream = state, source, sieve, stream
+        self._served, self._clock, self._decoders = served, clock, decoders
+        self._bound: Any = None
+        self._at = decode_position(request.position)
+        self._sent = request.position
+        self._window = Window(request.window)
+        self._acknowledged = asyncio.Event()
+        self._gathered: list[Any] = []
+        self._gathered_bytes = 0
+        self._last_sent = clock.monotonic()
+        self._behind_at = float("-inf")
+        self._behind = Behind()
+
+    async def run(self) -> None:
+        """Send and take acknowledgements, until either ends."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                acknowledgements = group.create_task(self._take_acknowledgements())
+                await self._send()
+                # The last deliveries are still being made durable: the stream is the subscriber's to end.
+                await asyncio.wait({acknowledgements}, timeout=LINGER)
+                acknowledgements.cancel()
+        except BaseExceptionGroup as several:
+            raise_first(several, unless=_Ended)
+
+    async def _take_acknowledgements(self) -> None:
+        while (block := await self._stream.receive()) is not None:
+            self._window.acknowledge(decode(block, Ack).position)
+            self._served.under_way = self._window.size
+            self._acknowledged.set()
+        raise _Ended
+
+    async def _send(self) -> None:
+        if not await self._open():
+            return
+        attempts = 0
+        while True:
+            version, looked = self._source.changed.version, self._source.looked.version
+            if self._source.removed:
+                await self._end("stopped", f"the source {self._source.name} was removed")
+                return
+            file = await self._state.read(lambda conn: store.next_file(conn, self._source.name, self._at))
+            if file is None:
+                await self._at_head(version)
+                continue
+            if file.gone is not None:
+                reason = (
+                    f"{file.path} ({file.rows} rows) was taken away at the source before it was delivered: "
+                    "put it back, or remove the subscription and add a new one"
+                )
+                await self._end("gap", reason)
+                return
+            if file.problem:
+                await self._end("error", file.problem)
+                return
+            if file.seq != self._at.seq:
+                self._at = Position(seq=file.seq, since=self._at.since)
+            try:
+                await self._send_file(file)
+                attempts = 0
+            except BadInput as error:
+                await self._end("error", f"{file.path}: {error}")
+                return
+            except Missing as error:
+                attempts += 1
+                if attempts > 3:
+                    await self._end("error", f"{error.message}, and is still in its journal")
+                    return
+                # The next look at the folder finds where the content is now, or that it is gone.
+                self._source.wake.set()
+                await self._source.looked.after(looked, HEARTBEAT)
+
+    async def _open(self) -> bool:
+        """Send the schema once there is one; False where the predicate does not fit it."""
+        while self._source.schema is None:
+            version = self._source.changed.version
+            if self._source.removed:
+                await self._end("stopped", f"the source {self._source.name} was removed")
+                return False
+            await self._stream.send(encode(Heartbeat(position=self._sent)))
+            if self._source.schema is None:
+                await self._source.changed.after(version, HEARTBEAT)
+        try:
+            self._bound = self._sieve.bind(self._source.schema)
+        except BadInput as error:
+            await self._stream.send(encode(Opened(columns=self._source.columns)))
+            await self._end("error", str(error))
+            return False
+        await self._stream.send(encode(Opened(columns=self._source.columns)))
+        return True
+
+    async def _send_file(self, file: store.FileRow) -> None:
+        async for first, batch in self._source.rows(file, self._at.row):
+            async with self._decoders:
+                sifted = await asyncio.to_thread(self._sift, batch)
+            for count, kept in sifted:
+                first += count
+                self._at = Position(seq=file.seq, row=first, since=self._at.since)
+                if kept is not None:
+                    self._gathered.append(kept)
+                    self._gathered_bytes += kept.nbytes
+                if self._gathered_bytes >= PIECE // 2:
+                    await self._flush()
+            if self._clock.monotonic() - self._last_sent >= EMPTY_EVERY:
+                await self._flush()
+        self._at = Position(seq=file.seq + 1, since=self._at.since)
+
+    def _sift(self, batch: Any) -> list[tuple[int, Any]]:
+        """(rows looked at, those that satisfy the predicate) in pieces that are not too large to send."""
+        found = []
+        for _, piece in tables.slices(batch, PIECE):
+            kept = self._bound.filter(piece)
+            found.append((piece.num_rows, kept if kept.num_rows else None))
+        return found
+
+    async def _at_head(self, version: int) -> None:
+        """Everything is sent: say so, and wait for more."""
+        self._behind, self._behind_at = Behind(), self._clock.monotonic()
+        await self._flush()
+        await self._stream.send(encode(Heartbeat(position=self._sent)))
+        await self._source.changed.after(version, HEARTBEAT)
+
+    async def _flush(self) -> None:
+        """Send what is gathered and where that leads to, as soon as the window allows."""
+        to = encode_position(self._at)
+        if to == self._sent:
+            return
+        batches, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        payload = await asyncio.to_thread(formats_rows.to_ipc, batches) if batches else b""
+        if len(payload) > MAX_PAYLOAD:
+            raise Unsupported(f"a row takes {len(payload)} bytes, and {MAX_PAYLOAD} at most may travel")
+        while not self._window.open():
+            self._acknowledged.clear()
+            await self._acknowledged.wait()
+        count = sum(batch.num_rows for batch in batches)
+        behind = await self._look_behind()
+        self._window.send(to, len(payload))
+        delivery = Delivery(frm=self._sent, to=to, rows=count, size=len(payload), behind=behind)
+        await self._stream.send(encode(delivery))
+        for start in range(0, len(payload), BLOCK):
+            await self._stream.send(payload[start : start + BLOCK])
+        self._sent, self._last_sent = to, self._clock.monotonic()
+        self._served.rows += count
+        self._served.bytes += len(payload)
+        self._served.under_way, self._served.behind = self._window.size, behind
+
+    async def _look_behind(self) -> Behind:
+        # Counting a long backlog costs more than it tells: once a second is enough.
+        if self._clock.monotonic() - self._behind_at >= 1.0:
+            at, now = self._at, self._clock.wall()
+            self._behind = await self._state.read(lambda conn: store.behind(conn, self._source.name, at, now))
+            self._behind_at = self._clock.monotonic()
+        return self._behind
+
+    async def _end(self, state: Stopped, reason: str) -> None:
+        await self._flush()
+        await self._stream.send(encode(Stop(state=state, reason=reason[:2000])))
+        await self._stream.finish()
+
+
+async def _stop(stream: BulkStream, state: Stopped, reason: str) -> None:
+    await stream.send(encode(Stop(state=state, reason=reason[:2000])))
+    await stream.finish()

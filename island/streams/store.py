@@ -1,0 +1,287 @@
+"""SQL of the streams' tables in `state.db`: sources with their journals, subscriptions with their segments."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Literal
+
+from island.kernel.ids import IslandId
+from island.streams.core import Stat
+from island.streams.messages import Behind, Position
+
+Connection = sqlite3.Connection
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One source of this island; `columns` is its Arrow schema as IPC bytes, None before the first file."""
+
+    name: str
+    kind: str
+    path: str
+    incarnation: str
+    added: float
+    added_by: str
+    format: str
+    columns: bytes | None
+    changes: int
+    files: int
+    rows: int
+    bytes: int
+    updated: float
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """One journaled content; `gone` is the change at which its last name vanished."""
+
+    source: str
+    seq: int
+    path: str
+    size: int
+    hash: str
+    format: str
+    rows: int
+    arrived: float
+    gone: int | None
+    problem: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionRow:
+    """One subscription; `halted` is `stopped` where it will never go on by itself, and `reason` says why."""
+
+    id: str
+    name: str
+    owner: IslandId
+    owner_name: str
+    source: str
+    predicate: str
+    region: str
+    start: str
+    user: str
+    created: float
+    incarnation: str
+    position: bytes
+    columns: bytes | None
+    rows: int
+    bytes: int
+    segments: int
+    halted: str
+    reason: str
+    updated: float
+
+
+# --- sources -----------------------------------------------------------------------------------
+
+
+def insert_source(conn: Connection, row: SourceRow) -> None:
+    """A new source."""
+    conn.execute(
+        "INSERT INTO stream_sources VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        tuple(getattr(row, name) for name in SourceRow.__slots__),
+    )
+
+
+def delete_source(conn: Connection, name: str) -> bool:
+    """Forget a source and its journal; False if there is none."""
+    return conn.execute("DELETE FROM stream_sources WHERE name=?", (name,)).rowcount > 0
+
+
+def sources(conn: Connection) -> list[SourceRow]:
+    """Every source, by name."""
+    return [SourceRow(**dict(row)) for row in conn.execute("SELECT * FROM stream_sources ORDER BY name")]
+
+
+def source(conn: Connection, name: str) -> SourceRow | None:
+    """One source."""
+    row = conn.execute("SELECT * FROM stream_sources WHERE name=?", (name,)).fetchone()
+    return SourceRow(**dict(row)) if row else None
+
+
+def names(conn: Connection, name: str) -> dict[str, Stat]:
+    """The known paths of a source with their stat."""
+    rows = conn.execute("SELECT path, size, mtime_ns, inode FROM stream_names WHERE source=?", (name,))
+    return {row["path"]: Stat(row["size"], row["mtime_ns"], row["inode"]) for row in rows}
+
+
+def locations(conn: Connection, name: str, digest: str) -> list[tuple[str, Stat]]:
+    """The paths at which a content stands now."""
+    rows = conn.execute(
+        "SELECT path, size, mtime_ns, inode FROM stream_names WHERE source=? AND hash=? ORDER BY path", (name, digest)
+    )
+    return [(row["path"], Stat(row["size"], row["mtime_ns"], row["inode"])) for row in rows]
+
+
+def set_columns(conn: Connection, name: str, format_: str, columns: bytes) -> None:
+    """The schema of a source, from its first file; kept for ever."""
+    conn.execute(
+        "UPDATE stream_sources SET format=?, columns=? WHERE name=? AND columns IS NULL", (format_, columns, name)
+    )
+
+
+def _change(conn: Connection, name: str, now: float) -> int:
+    conn.execute("UPDATE stream_sources SET changes=changes+1, updated=? WHERE name=?", (now, name))
+    return int(conn.execute("SELECT changes FROM stream_sources WHERE name=?", (name,)).fetchone()[0])
+
+
+def journal_file(
+    conn: Connection,
+    name: str,
+    path: str,
+    stat: Stat,
+    *,
+    digest: str,
+    format_: str,
+    rows: int,
+    now: float,
+    problem: str = "",
+    note: str = "",
+) -> FileRow | None:
+    """A complete file stands at `path`: journal its content unless it is known; the new row, or None.
+
+    The path's former content loses this name; a known content that had vanished is back.
+    """
+    former = conn.execute("SELECT hash FROM stream_names WHERE source=? AND path=?", (name, path)).fetchone()
+    conn.execute(
+        "INSERT INTO stream_names VALUES (?,?,?,?,?,?) ON CONFLICT (source, path) DO UPDATE SET "
+        "size=excluded.size, mtime_ns=excluded.mtime_ns, inode=excluded.inode, hash=excluded.hash",
+        (name, path, stat.size, stat.mtime_ns, stat.inode, digest),
+    )
+    if former and former["hash"] != digest:
+        _mark_gone(conn, name, former["hash"], now)
+    known = conn.execute("SELECT seq, gone FROM stream_files WHERE source=? AND hash=?", (name, digest)).fetchone()
+    if known:
+        if known["gone"] is not None:
+            _change(conn, name, now)
+            conn.execute("UPDATE stream_files SET gone=NULL WHERE source=? AND seq=?", (name, known["seq"]))
+        return None
+    seq = _change(conn, name, now)
+    row = FileRow(name, seq, path, stat.size, digest, format_, rows, now, None, problem, note)
+    conn.execute(
+        "INSERT INTO stream_files VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+        tuple(getattr(row, column) for column in FileRow.__slots__),
+    )
+    if not problem:
+        conn.execute(
+            "UPDATE stream_sources SET files=files+1, rows=rows+?, bytes=bytes+? WHERE name=?", (rows, stat.size, name)
+        )
+    return row
+
+
+def forget_names(conn: Connection, name: str, paths: tuple[str, ...], now: float) -> None:
+    """Paths that are no longer in the folder; a content that loses its last name is gone."""
+    for path in paths:
+        row = conn.execute("SELECT hash FROM stream_names WHERE source=? AND path=?", (name, path)).fetchone()
+        if row:
+            conn.execute("DELETE FROM stream_names WHERE source=? AND path=?", (name, path))
+            _mark_gone(conn, name, row["hash"], now)
+
+
+def _mark_gone(conn: Connection, name: str, digest: str, now: float) -> None:
+    if not locations(conn, name, digest):
+        change = _change(conn, name, now)
+        conn.execute(
+            "UPDATE stream_files SET gone=? WHERE source=? AND hash=? AND gone IS NULL", (change, name, digest)
+        )
+
+
+# Owed to a reader: files from its position on, but not those that had vanished before it came,
+# nor those with a problem that were taken away.
+_OWED = "source=? AND seq>=? AND (rows>0 OR problem<>'') AND (gone IS NULL OR (gone>? AND problem=''))"
+
+
+def next_file(conn: Connection, name: str, position: Position) -> FileRow | None:
+    """The file that a reader at `position` needs next: there, gone (a gap), or with a problem."""
+    row = conn.execute(
+        f"SELECT * FROM stream_files WHERE {_OWED} ORDER BY seq LIMIT 1", (name, position.seq, position.since)
+    ).fetchone()
+    return FileRow(**dict(row)) if row else None
+
+
+def head(conn: Connection, name: str) -> Position | None:
+    """The position after everything that is journaled; None without such a source."""
+    row = conn.execute("SELECT changes FROM stream_sources WHERE name=?", (name,)).fetchone()
+    return Position(seq=row["changes"] + 1, since=row["changes"]) if row else None
+
+
+def behind(conn: Connection, name: str, position: Position, now: float) -> Behind:
+    """What a reader at `position` has not been sent yet."""
+    row = conn.execute(
+        "SELECT count(*) AS files, coalesce(sum(rows), 0) AS rows, min(arrived) AS oldest"
+        f" FROM stream_files WHERE {_OWED}",
+        (name, position.seq, position.since),
+    ).fetchone()
+    oldest = now if row["oldest"] is None else row["oldest"]
+    rows = max(0, row["rows"] - position.row) if row["files"] else 0
+    return Behind(files=row["files"], rows=rows, seconds=max(0.0, now - oldest))
+
+
+def file_texts(conn: Connection, name: str, what: Literal["problem", "note"]) -> list[str]:
+    """What is to be told of journaled files that are still there."""
+    rows = conn.execute(
+        f"SELECT {what} FROM stream_files WHERE source=? AND gone IS NULL AND {what}<>'' ORDER BY seq LIMIT 50", (name,)
+    )
+    return [row[0] for row in rows]
+
+
+# --- subscriptions -----------------------------------------------------------------------------
+
+
+def insert_subscription(conn: Connection, row: SubscriptionRow) -> None:
+    """A new subscription."""
+    conn.execute(
+        "INSERT INTO subscriptions VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        tuple(getattr(row, name) for name in SubscriptionRow.__slots__),
+    )
+
+
+def delete_subscription(conn: Connection, ident: str) -> bool:
+    """Forget a subscription; its dataset stays."""
+    return conn.execute("DELETE FROM subscriptions WHERE id=?", (ident,)).rowcount > 0
+
+
+def subscriptions(conn: Connection) -> list[SubscriptionRow]:
+    """Every subscription, oldest first."""
+    rows = conn.execute("SELECT * FROM subscriptions ORDER BY created, id")
+    return [SubscriptionRow(**dict(row)) for row in rows]
+
+
+def subscription(conn: Connection, ident: str) -> SubscriptionRow | None:
+    """One subscription."""
+    row = conn.execute("SELECT * FROM subscriptions WHERE id=?", (ident,)).fetchone()
+    return SubscriptionRow(**dict(row)) if row else None
+
+
+def segment_files(conn: Connection, ident: str) -> set[str]:
+    """The names of the files that commits of a subscription name."""
+    return {row["file"] for row in conn.execute("SELECT file FROM stream_segments WHERE subscription=?", (ident,))}
+
+
+def add_segment(conn: Connection, ident: str, number: int, file: str, rows: int, size: int, now: float) -> None:
+    """One more file of a subscription's dataset."""
+    conn.execute("INSERT INTO stream_segments VALUES (?,?,?,?,?,?)", (ident, number, file, rows, size, now))
+    conn.execute(
+        "UPDATE subscriptions SET segments=segments+1, rows=rows+?, bytes=bytes+?, updated=? WHERE id=?",
+        (rows, size, now, ident),
+    )
+
+
+def set_subscription_columns(conn: Connection, ident: str, columns: bytes) -> None:
+    """The schema of a subscription's dataset; kept for ever."""
+    conn.execute("UPDATE subscriptions SET columns=? WHERE id=? AND columns IS NULL", (columns, ident))
+
+
+def move(conn: Connection, ident: str, frm: bytes, to: bytes, now: float) -> bool:
+    """Advance the committed position from `frm` to `to`; False if it is not at `frm`."""
+    moved = conn.execute(
+        "UPDATE subscriptions SET position=?, updated=? WHERE id=? AND position=?", (to, now, ident, frm)
+    )
+    return moved.rowcount > 0
+
+
+def halt(conn: Connection, ident: str, state: str, reason: str, now: float) -> None:
+    """The subscription will not go on by itself."""
+    conn.execute("UPDATE subscriptions SET halted=?, reason=?, updated=? WHERE id=?", (state, reason, now, ident))

@@ -1,0 +1,245 @@
+"""Rows as Arrow: one file as bounded batches in the source's schema, and batches as bytes on the wire.
+
+The schema of a source is that of its first file, every column nullable. A later file may lack
+columns (their values are null), have further ones (left out, and said), and have narrower types
+(widened without loss); anything else is incompatible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from island.errors import PeerMisbehaved, Unsupported
+from island.formats import columns, files, rows
+from island.streams.messages import MAX_PAYLOAD, MAX_SCHEMA
+
+Schema = Any
+Batch = Any
+
+
+class Incompatible(Unsupported):
+    """A file whose columns cannot be those of its source; names the column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One open file: its format, its schema with every column nullable, and its rows, once, in order."""
+
+    format: str
+    schema: Schema
+    batches: Iterator[Batch]
+
+
+def open_table(path: Path) -> Table:
+    """Open a Parquet or Avro file for one pass in bounded memory.
+
+    Raises Corrupt, Unsupported or BadInput, here or from the iterator; blocking.
+    """
+    kind = files.sniff(path)
+    schema, stream = rows.open_table(path)
+    return Table(kind, relaxed(schema), _checked(stream, path))
+
+
+def _checked(stream: Iterator[tuple[Any, int]], path: Path) -> Iterator[Batch]:
+    for batch, _ in stream:
+        rows.check_text(batch, path)
+        yield batch
+
+
+def relaxed(schema: Schema) -> Schema:
+    """The schema with everything nullable, dictionaries resolved and file-level metadata dropped.
+
+    Raises Unsupported for two columns of one name and for schemas too large for the wire.
+    """
+    if len(set(schema.names)) != len(schema.names):
+        twice = next(name for name in schema.names if schema.names.count(name) > 1)
+        raise Unsupported(f"two columns are named {twice}", hint="Rename one of them and write the file again.")
+    fields = [pa.field(f.name, _relaxed_type(f.type), True, _field_metadata(f)) for f in schema]
+    return pa.schema(fields, metadata=_kept_metadata(schema.metadata))
+
+
+def _kept_metadata(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes] | None:
+    # Units and UCDs of VOTable and astropy headers stand beside the columns; other keys
+    # (pandas' index, Spark's own schema) would describe another file.
+    keys = (b"IVOA.VOTable-Parquet.version", b"IVOA.VOTable-Parquet.content", b"table_meta_yaml")
+    kept = {key: value for key, value in (metadata or {}).items() if key in keys and len(value) <= MAX_SCHEMA // 2}
+    return kept or None
+
+
+def _field_metadata(field: Any) -> dict[bytes, bytes] | None:
+    kept = {key: value for key, value in (field.metadata or {}).items() if not key.startswith(b"PARQUET:")}
+    return kept or None
+
+
+def _relaxed_type(kind: Any) -> Any:
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _relaxed_type(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _relaxed_type(kind.storage_type)
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        return pa.string() if types.is_string_view(kind) else pa.binary()
+    if types.is_struct(kind):
+        return pa.struct([pa.field(f.name, _relaxed_type(f.type), True, _field_metadata(f)) for f in kind])
+    if types.is_map(kind):
+        return pa.map_(_relaxed_type(kind.key_type), _relaxed_type(kind.item_type))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_relaxed_type(kind.value_type), kind.list_size)
+    if types.is_large_list(kind):
+        return pa.large_list(_relaxed_type(kind.value_type))
+    if types.is_list(kind):
+        return pa.list_(_relaxed_type(kind.value_type))
+    return kind
+
+
+def check_fits(found: Schema, target: Schema, file: str) -> str:
+    """Whether the rows of a relaxed schema can take the columns of `target`; a note of what is left out, or "".
+
+    Raises `Incompatible` that names file and column.
+    """
+    extra = [name for name in found.names if name not in set(target.names)]
+    for field in target:
+        if (index := found.get_field_index(field.name)) >= 0:
+            extra += _check_type(found.field(index).type, field.type, field.name, file)
+    if not extra:
+        return ""
+    shown = ", ".join(extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
+    return f"{file}: left out, for the source's first file has no such columns: {shown}"
+
+
+def _check_type(have: Any, want: Any, path: str, file: str) -> list[str]:
+    """Dotted paths that are left out; raises where `have` cannot become `want` without loss."""
+    types = pa.types
+    if have.equals(want):
+        return []
+    if types.is_struct(have) and types.is_struct(want):
+        mine = {f.name: f.type for f in have}
+        extra = [f"{path}.{name}" for name in mine if want.get_field_index(name) < 0]
+        for f in want:
+            if f.name in mine:
+                extra += _check_type(mine[f.name], f.type, f"{path}.{f.name}", file)
+        return extra
+    if _is_list(have) and (types.is_list(want) or types.is_large_list(want)):
+        return _check_type(have.value_type, want.value_type, path, file)
+    if types.is_map(have) and types.is_map(want):
+        _check_type(have.key_type, want.key_type, path, file)
+        return _check_type(have.item_type, want.item_type, path, file)
+    if not _widens(have, want):
+        here, there = columns.type_name(have), columns.type_name(want)
+        raise Incompatible(
+            f"{file}: column {path} is {here}, and {there} in the source's first file",
+            hint="Write the file again with the source's types, or take it away: the channel then goes on.",
+        )
+    return []
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _widens(have: Any, want: Any) -> bool:
+    """Whether every value of one plain type is exactly a value of the other."""
+    types = pa.types
+    if types.is_null(have):
+        return True
+    if types.is_integer(have) and types.is_integer(want):
+        signed = types.is_signed_integer(want)
+        if types.is_signed_integer(have):
+            return bool(signed and have.bit_width <= want.bit_width)
+        return bool(have.bit_width < want.bit_width or (not signed and have.bit_width == want.bit_width))
+    if types.is_integer(have) and types.is_floating(want):
+        exact = {16: 11, 32: 24, 64: 53}[want.bit_width]
+        return bool(have.bit_width <= exact)
+    if types.is_floating(have) and types.is_floating(want):
+        return bool(have.bit_width <= want.bit_width)
+    texts = (types.is_string, types.is_large_string, types.is_string_view)
+    if any(test(have) for test in texts):
+        return any(test(want) for test in texts)
+    blobs = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    if any(test(have) for test in (*blobs, types.is_fixed_size_binary)):
+        return any(test(want) for test in blobs)
+    if types.is_timestamp(have) and types.is_timestamp(want):
+        units = ("s", "ms", "us", "ns")
+        return have.tz == want.tz and units.index(have.unit) <= units.index(want.unit)
+    if types.is_decimal(have) and types.is_decimal(want):
+        return bool(want.scale >= have.scale and want.precision - want.scale >= have.precision - have.scale)
+    return False
+
+
+def fit(batch: Batch, target: Schema, file: str) -> Batch:
+    """The rows in the columns of `target`, after `check_fits` found that they have room there."""
+    arrays = []
+    for field in target:
+        index = batch.schema.get_field_index(field.name)
+        if index < 0:
+            arrays.append(pa.nulls(batch.num_rows, field.type))
+            continue
+        column = batch.column(index)
+        try:
+            arrays.append(column if column.type.equals(field.type) else column.cast(field.type))
+        except pa.ArrowException as error:
+            raise Incompatible(
+                f"{file}: column {field.name} has a value that is no {columns.type_name(field.type)}: {error}",
+                hint="Write the file again with the source's types, or take it away: the channel then goes on.",
+            ) from error
+    return pa.RecordBatch.from_arrays(arrays, schema=target)
+
+
+def slices(batch: Batch, target_bytes: int) -> Iterator[tuple[int, Batch]]:
+    """(index of its first row, rows) of pieces of about `target_bytes`, each of one row at least."""
+    if batch.num_rows == 0:
+        return
+    per_row = max(1, batch.nbytes // batch.num_rows)
+    step = max(1, target_bytes // per_row)
+    for start in range(0, batch.num_rows, step):
+        yield start, batch.slice(start, step)
+
+
+# --- on the wire -------------------------------------------------------------------------------
+
+
+def schema_to_bytes(schema: Schema) -> bytes:
+    """A schema as Arrow IPC. Raises Unsupported where it is too large for the wire."""
+    try:
+        rows.from_ipc(rows.to_ipc([], schema=schema))
+    except PeerMisbehaved as error:
+        raise Unsupported(f"the columns cannot travel: {error.message}", hint="Write them as plain types.") from error
+    data: bytes = schema.serialize().to_pybytes()
+    if len(data) > MAX_SCHEMA:
+        raise Unsupported(
+            f"the columns take {len(data)} bytes to describe; a source's take at most {MAX_SCHEMA}",
+            hint="Write fewer columns, or shorter descriptions.",
+        )
+    return data
+
+
+def schema_from_bytes(data: bytes) -> Schema:
+    """The schema that a peer described. Raises PeerMisbehaved for anything else."""
+    if len(data) > MAX_SCHEMA:
+        raise PeerMisbehaved("a schema is too large")
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(data))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise PeerMisbehaved(f"a schema is not Arrow: {str(error)[:200]}") from error
+    if not relaxed(schema).equals(schema):
+        raise PeerMisbehaved("a schema has columns that must not be null")
+    return schema
+
+
+def rows_from_bytes(data: bytes, schema: Schema, *, count: int) -> list[Batch]:
+    """The batches of a peer's delivery, fully validated.
+
+    Raises PeerMisbehaved where they are malformed, of another schema, or of another number of rows.
+    """
+    limits = rows.Limits(wire_bytes=MAX_PAYLOAD, plain_bytes=4 * MAX_PAYLOAD)
+    batches = rows.from_ipc(data, limits)
+    if any(not batch.schema.equals(schema) for batch in batches):
+        raise PeerMisbehaved("a delivery has other columns than were agreed")
+    if sum(batch.num_rows for batch in batches) != count:
+        raise PeerMisbehaved("a delivery holds another number of rows than it says")
+    return batches
