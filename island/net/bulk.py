@@ -1,0 +1,288 @@
+"""A session of class bulk: streams of blocks in both directions, each with its own credit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from island.errors import BadInput, IslandError, PeerMisbehaved, PeerRefused, Unreachable
+from island.kernel import codec
+from island.kernel.codec import BULK_LIMIT
+from island.kernel.ids import IslandId
+from island.net import frames
+from island.net.control import check_body, ended
+from island.net.frames import Frame, RequestHead, Type
+from island.net.handshake import refused
+from island.net.limits import BLOCK_COST, STREAM_WINDOW
+from island.net.session import Session
+
+Server = Callable[["BulkSession", RequestHead, bytes, "Stream"], Awaitable[None]]
+"""Serves a stream that the other side opened, by a handler of this island or by passing it on."""
+
+
+def cost(block: bytes) -> int:
+    """What a block takes of its stream's window."""
+    return max(len(block), BLOCK_COST)
+
+
+class Stream:
+    """One side of a stream. See `kernel.ports.BulkStream`."""
+
+    def __init__(self, session: BulkSession, number: int) -> None:
+        self.peer: IslandId = session.island
+        self.sent = 0
+        self.received = 0
+        self._session, self._number = session, number
+        self._credit = STREAM_WINDOW
+        """What we may still send."""
+        self._granted = STREAM_WINDOW
+        """What the other side may still send."""
+        self._owed = 0
+        """What was taken and is not yet granted again."""
+        self._inbox: deque[bytes] = deque()
+        self._ended = self._finished = False
+        """The other side, and this side, will send no more."""
+        self._gone: IslandError | None = None
+        self._arrived, self._credited = asyncio.Event(), asyncio.Event()
+
+    async def send(self, block: bytes) -> None:
+        """Send one block; waits for credit. Raises `Unreachable` when the stream or session ends."""
+        if len(block) > BULK_LIMIT:
+            raise BadInput(f"a block of {len(block)} bytes; streams take at most {BULK_LIMIT}")
+        if self._finished:
+            raise BadInput("nothing can be sent after finish")
+        price = cost(block)
+        while self._credit < price and self._gone is None:
+            self._credited.clear()
+            await self._credited.wait()
+        if self._gone is not None:
+            raise self._gone
+        self._credit -= price
+        self.sent += len(block)
+        await self._session.write_block(self._number, block)
+
+    async def receive(self) -> bytes | None:
+        """The next block, or None at the orderly end; raises `Unreachable` or `PeerRefused`."""
+        while not self._inbox:
+            if self._ended:
+                return None
+            if self._gone is not None:
+                raise self._gone
+            self._grant()
+            self._arrived.clear()
+            await self._arrived.wait()
+        block = self._inbox.popleft()
+        self._owed += cost(block)
+        if self._owed >= STREAM_WINDOW // 4:
+            self._grant()
+        return block
+
+    async def finish(self) -> None:
+        """Nothing more will be sent; receiving goes on."""
+        if not self._finished and self._gone is None:
+            self._finished = True
+            await self._session.write_control(Type.END, self._number)
+
+    def close(self, error: IslandError | None = None) -> None:
+        """This side is done with the stream, both ways; `error` is told to the other side."""
+        if self._gone is None:
+            self._session.forget(self._number, error)
+        self._fail(Unreachable("the stream is closed", code="closed"))
+        self._inbox.clear()
+
+    # --- from the session ---------------------------------------------------------------------
+
+    def on_data(self, block: bytes) -> None:
+        """A block has come; raises `PeerMisbehaved` if it was not granted."""
+        price = cost(block)
+        if self._ended:
+            raise PeerMisbehaved("a block after the end of its stream", code="out_of_order")
+        if price > self._granted:
+            raise PeerMisbehaved("a block beyond the credit that was given", code="credit")
+        self._granted -= price
+        self.received += len(block)
+        self._inbox.append(block)
+        self._arrived.set()
+
+    def on_credit(self, count: int) -> None:
+        """The other side has taken blocks; raises `PeerMisbehaved` for more than was sent."""
+        if self._credit + count > STREAM_WINDOW:
+            raise PeerMisbehaved("more credit than a stream has", code="credit")
+        self._credit += count
+        self._credited.set()
+
+    def on_end(self) -> None:
+        """The other side will send no more."""
+        self._ended = True
+        self._arrived.set()
+
+    def on_close(self) -> None:
+        """The other side has left in order: what it sent can still be read."""
+        self._ended = True
+        self._fail(Unreachable("the other side has ended the stream", code="closed"))
+
+    def on_error(self, error: IslandError) -> None:
+        """The stream has failed."""
+        self._fail(error)
+
+    def _fail(self, error: IslandError) -> None:
+        if self._gone is None:
+            self._gone = error
+        self._arrived.set()
+        self._credited.set()
+
+    def _grant(self) -> None:
+        if self._owed and not self._ended and self._gone is None:
+            self._granted += self._owed
+            self._session.write_credit(self._number, self._owed)
+            self._owed = 0
+
+
+class Meter:
+    """The smoothed rate of received bytes, over times in which they flow."""
+
+    _GAP_S, _SPAN_S, _LEAST = 0.25, 0.05, 256 * 1024
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        self._start: float | None = None
+        self._last = 0.0
+        self._bytes = 0
+
+    def add(self, size: int, now: float) -> None:
+        """`size` bytes have come at `now` (monotonic seconds)."""
+        if self._start is None or now - self._last > self._GAP_S:
+            # The first block opens the window: how long it took to come is not known.
+            self._start, self._bytes = now, 0
+        else:
+            self._bytes += size
+        self._last = now
+        span = now - self._start
+        if self._bytes >= self._LEAST and span >= self._SPAN_S:
+            sample = self._bytes / span
+            self.rate = sample if self.rate is None else 0.7 * self.rate + 0.3 * sample
+            self._start, self._bytes = now, 0
+
+
+class BulkSession(Session):
+    """The dialler's streams have odd ids, the listener's even ones; both rise."""
+
+    name_of_class = "bulk"
+    frame_limit = frames.BULK_FRAME
+    backlog_limit = 64 * 1024 * 1024
+
+    def __init__(self, *args: Any, server: Server, meter: Meter, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._server, self._meter = server, meter
+        self._streams: dict[int, Stream] = {}
+        self._last_opened = -1 if self.dialled else 0
+        self._last_seen = 0 if self.dialled else -1
+        self._turns = asyncio.Semaphore(self._limits.calls)
+        self._serving = 0
+        self._busy_at = self._clock.monotonic()
+
+    async def open(self, head: RequestHead, body: bytes) -> Stream:
+        """Open a stream; `release` must follow. Raises `Unreachable`."""
+        check_body(body)
+        await self._turns.acquire()
+        if self.over is not None:
+            self._turns.release()
+            raise ended(self, self.over)
+        self._last_opened += 2
+        stream = self._streams[self._last_opened] = Stream(self, self._last_opened)
+        self._write(frames.pack_headed(Type.OPEN, self._last_opened, head, body))
+        return stream
+
+    def release(self, stream: Stream) -> None:
+        """The opener is done with a stream."""
+        stream.close()
+        self._turns.release()
+
+    async def write_block(self, number: int, block: bytes) -> None:
+        """Send a block that credit allows."""
+        self._write(frames.pack(Type.DATA, number, block))
+        await self._flush()
+
+    async def write_control(self, kind: Type, number: int) -> None:
+        """Send a frame without payload about a stream."""
+        self._write(frames.pack(kind, number))
+        await self._flush()
+
+    def write_credit(self, number: int, count: int) -> None:
+        """Let the other side send `count` more."""
+        self._write(frames.pack(Type.CREDIT, number, count.to_bytes(4, "big")))
+
+    def forget(self, number: int, error: IslandError | None) -> None:
+        """This side is done with a stream, which the other side has not closed."""
+        if self._streams.pop(number, None) is None:
+            return
+        self._busy_at = self._clock.monotonic()
+        if error is None:
+            self._write(frames.pack(Type.CLOSE, number))
+        else:
+            self._write(frames.pack(Type.ERROR, number, codec.encode(frames.refusal(error))))
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.type is Type.OPEN:
+            self._on_open(frame)
+            return
+        if frame.type not in {Type.DATA, Type.CREDIT, Type.END, Type.CLOSE, Type.ERROR}:
+            raise PeerMisbehaved(f"a frame {frame.type.name} in a bulk session", code="out_of_order")
+        mine = frame.id % 2 == self._last_opened % 2
+        if frame.id > (self._last_opened if mine else self._last_seen) or frame.id == 0:
+            raise PeerMisbehaved(f"a frame of stream {frame.id}, which was not opened", code="id_unknown")
+        if (stream := self._streams.get(frame.id)) is not None:  # else it was closed here meanwhile
+            self._on_stream(stream, frame)
+
+    def _on_stream(self, stream: Stream, frame: Frame) -> None:
+        if frame.type is Type.DATA:
+            stream.on_data(frame.payload)
+            self._meter.add(len(frame.payload), self._clock.monotonic())
+        elif frame.type is Type.CREDIT:
+            if len(frame.payload) != 4:
+                raise PeerMisbehaved("a credit that is none", code="malformed")
+            stream.on_credit(int.from_bytes(frame.payload, "big"))
+        elif frame.type is Type.END:
+            stream.on_end()
+        else:
+            problem: PeerRefused | None = refused(frame.payload) if frame.type is Type.ERROR else None
+            del self._streams[frame.id]
+            self._busy_at = self._clock.monotonic()
+            if problem is not None:
+                stream.on_error(problem)
+            else:
+                stream.on_close()
+
+    def _on_open(self, frame: Frame) -> None:
+        head, body = frames.split_headed(frame.payload)
+        if frame.id % 2 == self._last_opened % 2 or frame.id <= self._last_seen:
+            raise PeerMisbehaved(f"stream {frame.id} after {self._last_seen}", code="id_reused")
+        self._last_seen = frame.id
+        stream = self._streams[frame.id] = Stream(self, frame.id)
+        if self._serving >= 2 * self._limits.calls:
+            stream.close(Unreachable("too many streams at once", code="busy"))
+            return
+        self._serving += 1
+        self._spawn(self._serve(head, body, stream))
+
+    async def _serve(self, head: RequestHead, body: bytes, stream: Stream) -> None:
+        try:
+            await self._server(self, head, body, stream)
+        except IslandError as error:
+            stream.close(error)
+            if isinstance(error, PeerMisbehaved):
+                raise
+        finally:
+            self._serving -= 1
+            stream.close()
+
+    def _fail_all(self, error: IslandError) -> None:
+        for stream in self._streams.values():
+            stream.on_error(ended(self, error))
+        self._streams.clear()
+
+    def _is_idle(self) -> bool:
+        quiet = self._clock.monotonic() - self._busy_at
+        return self.dialled and not self._streams and quiet > self._limits.idle_s

@@ -1,0 +1,185 @@
+"""Frames of peer sessions: `length u32 | type u8 | id u32 | payload`, and the structs inside.
+
+`length` counts what follows it. Structured payloads go through the kernel's codec; a body
+or block is appended raw, so that no large thing is copied into a structure.
+`protocols/peer-session-v1.md` is the specification.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from enum import IntEnum
+from typing import Annotated, Literal, NamedTuple
+
+from msgspec import Meta
+
+from island.errors import IslandError
+from island.kernel import codec
+from island.kernel.codec import BULK_LIMIT, CONTROL_LIMIT, Malformed, Message
+from island.trust.messages import CHAIN_LIMIT, Address, Key, Name, Signature
+
+VERSION = 1
+
+HEAD = struct.Struct(">IBI")
+"""Length (of type, id and payload), type, id."""
+
+HANDSHAKE_LIMIT, HEAD_LIMIT = 16 * 1024, 1024
+"""The largest payload before a session is made, and the largest request head."""
+
+CONTROL_FRAME = CONTROL_LIMIT + HEAD_LIMIT + 2
+BULK_FRAME = max(BULK_LIMIT, CONTROL_FRAME)
+"""The largest payloads of the two classes."""
+
+TEXT_LIMIT = 1000
+"""Characters of an error's message and of its hint."""
+
+MAX_HOPS = 2
+
+SessionClass = Literal["control", "bulk", "join"]
+Kind = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_.-]{0,39}$")]
+
+
+class Type(IntEnum):
+    """What a frame is."""
+
+    HELLO = 1
+    PROOF = 2
+    READY = 3
+    GOODBYE = 4
+    REDEEM = 5
+    ADMITTED = 6
+    PING = 16
+    PONG = 17
+    REQUEST = 18
+    ANSWER = 19
+    ERROR = 20
+    PUSH = 21
+    OPEN = 32
+    DATA = 33
+    CREDIT = 34
+    END = 35
+    CLOSE = 36
+
+
+class Frame(NamedTuple):
+    """One frame as read."""
+
+    type: Type
+    id: int
+    payload: bytes
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """How each side begins. `network` is raw; `chain` is empty in a session of class `join`."""
+
+    version: Annotated[int, Meta(ge=1, le=1000)]
+    session: SessionClass
+    network: Key
+    key: Key
+    name: Name
+    nonce: Key
+    program: Annotated[str, Meta(max_length=40)] = ""
+    """The program's version, for people."""
+    chain: Annotated[bytes, Meta(max_length=CHAIN_LIMIT)] = b""
+    addresses: Annotated[tuple[Address, ...], Meta(max_length=8)] = ()
+    """Where the sender can be dialled; none if it does not listen."""
+    ticket: Annotated[bytes, Meta(max_length=32)] = b""
+    """Of the request that a bulk session answers."""
+    instance: Annotated[bytes, Meta(max_length=16)] = b""
+    """Random, one a start of the program: tells a restart from a second session."""
+
+
+class Proof(Message, frozen=True, kw_only=True):
+    """The signature (kind `session`) over `handshake.transcript`."""
+
+    signature: Signature
+
+
+class Redeem(Message, frozen=True, kw_only=True):
+    """The secret of an invitation, sent only to the inviter that has proved its key."""
+
+    secret: Annotated[bytes, Meta(min_length=16, max_length=32)]
+
+
+class Admitted(Message, frozen=True, kw_only=True):
+    """The newcomer's chain."""
+
+    chain: Annotated[bytes, Meta(max_length=CHAIN_LIMIT)]
+
+
+class RequestHead(Message, frozen=True, kw_only=True):
+    """What a request, push or stream is; its body follows raw.
+
+    `to` is empty except where the receiver is asked to pass it on; then `hops` counts the
+    islands it went through. `origin` is who began, by the word of the one that passes it on.
+    """
+
+    kind: Kind
+    to: Annotated[bytes, Meta(max_length=32)] = b""
+    origin: Annotated[bytes, Meta(max_length=32)] = b""
+    hops: Annotated[int, Meta(ge=0, le=MAX_HOPS)] = 0
+
+
+class Refusal(Message, frozen=True, kw_only=True):
+    """An error as it crosses the wire."""
+
+    code: Annotated[str, Meta(max_length=64)]
+    message: Annotated[str, Meta(max_length=TEXT_LIMIT)]
+    hint: Annotated[str, Meta(max_length=TEXT_LIMIT)] = ""
+
+
+class Ping(Message, frozen=True, kw_only=True):
+    """A keepalive; `rtt_us` tells the other side the round trip that the sender has measured."""
+
+    nonce: Annotated[int, Meta(ge=0, le=2**63)]
+    rtt_us: Annotated[int, Meta(ge=0, le=2**32)] = 0
+
+
+class DialBack(Message, frozen=True, kw_only=True):
+    """A request to dial a bulk session to the one that asks."""
+
+    ticket: Annotated[bytes, Meta(min_length=16, max_length=32)]
+
+
+def refusal(error: IslandError) -> Refusal:
+    """An error cut to what may cross the wire."""
+    return Refusal(code=error.code[:64], message=error.message[:TEXT_LIMIT], hint=error.hint[:TEXT_LIMIT])
+
+
+def pack(kind: Type, frame_id: int, *parts: bytes) -> list[bytes]:
+    """The pieces of one frame, ready for `writelines`."""
+    return [HEAD.pack(5 + sum(map(len, parts)), kind, frame_id), *parts]
+
+
+def pack_headed(kind: Type, frame_id: int, head: RequestHead, body: bytes) -> list[bytes]:
+    """A frame whose payload is `length u16 | head | body`."""
+    encoded = codec.encode(head)
+    return pack(kind, frame_id, len(encoded).to_bytes(2, "big"), encoded, body)
+
+
+def split_headed(payload: bytes) -> tuple[RequestHead, bytes]:
+    """Head and body of such a payload; raises `Malformed`."""
+    size = int.from_bytes(payload[:2], "big")
+    if len(payload) < 2 + size or size > HEAD_LIMIT:
+        raise Malformed("a request whose head is cut off or too large")
+    body = payload[2 + size :]
+    if len(body) > CONTROL_LIMIT:
+        raise Malformed(f"a request of {len(body)} bytes is over the limit of {CONTROL_LIMIT}")
+    return codec.decode(payload[2 : 2 + size], RequestHead, limit=HEAD_LIMIT), body
+
+
+async def read_frame(reader: asyncio.StreamReader, limit: int) -> Frame:
+    """The next frame, whose payload may have `limit` bytes.
+
+    Raises `Malformed` before anything is allocated for one that claims more, and for an
+    unknown type; `IncompleteReadError` or `OSError` when the connection ends.
+    """
+    length, number, frame_id = HEAD.unpack(await reader.readexactly(HEAD.size))
+    if not 5 <= length <= limit + 5:
+        raise Malformed(f"a frame of {length} bytes is over the limit of {limit + 5}")
+    try:
+        kind = Type(number)
+    except ValueError as error:
+        raise Malformed(f"a frame of unknown type {number}") from error
+    return Frame(kind, frame_id, await reader.readexactly(length - 5) if length > 5 else b"")

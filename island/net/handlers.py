@@ -1,0 +1,90 @@
+"""Who answers what: the handlers that the concerns register, and the errors they may raise."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import structlog
+
+from island.errors import IslandError, NotFound
+from island.kernel.codec import CONTROL_LIMIT
+from island.kernel.ids import IslandId
+from island.kernel.ports import BulkHandler, BulkStream, PushHandler, RequestHandler
+
+T = TypeVar("T")
+log = structlog.get_logger("island")
+
+
+class Handlers:
+    """The registered handlers, by kind."""
+
+    def __init__(self) -> None:
+        self._requests: dict[str, RequestHandler] = {}
+        self._pushes: dict[str, PushHandler] = {}
+        self._bulks: dict[str, BulkHandler] = {}
+        self.relayed: set[str] = set()
+        """Kinds that are passed on for others: public reads only."""
+
+    def add_request(self, kind: str, handler: RequestHandler) -> None:
+        """Register the handler of a request kind; one each."""
+        _once(self._requests, kind, handler)
+
+    def add_push(self, kind: str, handler: PushHandler) -> None:
+        """Register the handler of a push kind; one each."""
+        _once(self._pushes, kind, handler)
+
+    def add_bulk(self, kind: str, handler: BulkHandler) -> None:
+        """Register the handler of a bulk kind; one each."""
+        _once(self._bulks, kind, handler)
+
+    async def request(self, sender: IslandId, kind: str, body: bytes) -> bytes:
+        """The answer to a request; raises an `IslandError`, whatever the handler raised."""
+        if (handler := self._requests.get(kind)) is None:
+            raise _unknown(kind)
+        try:
+            answer = await handler(sender, body)
+        except IslandError:
+            raise
+        except Exception as error:  # a bug in one handler is this island's fault, told as such
+            raise _bug(kind, error) from error
+        if len(answer) > CONTROL_LIMIT:
+            log.error("peer.answer_too_large", kind=kind, bytes=len(answer))
+            raise IslandError("the answer is too large", code="too_large")
+        return answer
+
+    async def push(self, sender: IslandId, kind: str, body: bytes) -> None:
+        """Take one push; one of an unknown kind is ignored."""
+        if (handler := self._pushes.get(kind)) is None:
+            return
+        try:
+            await handler(sender, body)
+        except IslandError:
+            raise
+        except Exception as error:  # as above
+            raise _bug(kind, error) from error
+
+    async def bulk(self, sender: IslandId, kind: str, body: bytes, stream: BulkStream) -> None:
+        """Serve one stream; raises an `IslandError`."""
+        if (handler := self._bulks.get(kind)) is None:
+            raise _unknown(kind)
+        try:
+            await handler(sender, body, stream)
+        except IslandError:
+            raise
+        except Exception as error:  # as above
+            raise _bug(kind, error) from error
+
+
+def _once(registry: dict[str, T], kind: str, handler: T) -> None:
+    if kind in registry:
+        raise IslandError(f"two handlers for '{kind}'")
+    registry[kind] = handler
+
+
+def _unknown(kind: str) -> NotFound:
+    return NotFound(f"this island does not know '{kind}'", hint="It may run another version.", code="unknown_kind")
+
+
+def _bug(kind: str, error: Exception) -> IslandError:
+    log.error("peer.handler_bug", kind=kind, exc_info=error)
+    return IslandError("an internal error of this island", code="internal_error", hint="Its log says more.")

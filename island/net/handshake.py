@@ -1,0 +1,231 @@
+"""How two islands prove their keys to each other: `protocols/peer-session-v1.md`, section 2.
+
+dialler → HELLO; listener → HELLO, PROOF; dialler → PROOF [, REDEEM]; listener → READY or ADMITTED.
+Both proofs are signatures over one transcript in which the roles, both hellos (with keys,
+nonces, network, class) and the hash of the listener's certificate stand: what is relayed
+under another certificate, replayed, or sent back to its signer does not verify.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import blake3
+
+from island import __version__
+from island.errors import IslandError, PeerMisbehaved, PeerRefused
+from island.kernel import codec
+from island.kernel.ids import IslandId, NetworkId, island_id, key_bytes
+from island.kernel.ports import Rng
+from island.net import frames
+from island.net.frames import HANDSHAKE_LIMIT, Admitted, Frame, Hello, Proof, Redeem, Refusal, SessionClass, Type
+from island.trust.keys import Identity, verify
+from island.trust.service import Trust
+
+Role = Literal["dialler", "listener"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end, its key proved."""
+
+    island: IslandId
+    name: str
+    session: SessionClass
+    addresses: tuple[str, ...]
+    ticket: bytes
+    program: str
+    instance: bytes
+
+
+class WrongKey(PeerMisbehaved):
+    """Another island answered than the one that was dialled."""
+
+    code = "wrong_key"
+
+    def __init__(self, expected: IslandId, found: IslandId) -> None:
+        super().__init__(
+            f"the island there has another key ({found[:10]}) than the one expected ({expected[:10]})",
+            hint="The address now belongs to another island, or somebody stands between.",
+        )
+        self.found = found
+
+
+def transcript(role: Role, network: NetworkId, dialler: bytes, listener: bytes, certificate: bytes) -> bytes:
+    """What the proof of `role` signs; `dialler` and `listener` are the encoded hellos."""
+    first = codec.decode(dialler, Hello, limit=HANDSHAKE_LIMIT)
+    second = codec.decode(listener, Hello, limit=HANDSHAKE_LIMIT)
+    return codec.encode(
+        [
+            role,
+            bytes.fromhex(network),
+            first.key,
+            second.key,
+            first.nonce,
+            second.nonce,
+            certificate,
+            blake3.blake3(dialler).digest(),
+            blake3.blake3(listener).digest(),
+        ]
+    )
+
+
+class Handshake:
+    """One side's part, over a connection whose TLS is made. One object a connection."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        trust: Trust,
+        rng: Rng,
+        addresses: tuple[str, ...],
+        instance: bytes,
+    ) -> None:
+        self._reader, self._writer, self._trust = reader, writer, trust
+        self._identity: Identity = trust.identity
+        self._nonce, self._addresses, self._instance = rng.bytes(32), addresses, instance
+
+    async def dial(self, session: SessionClass, expected: IslandId, certificate: bytes, *, ticket: bytes = b"") -> Peer:
+        """The dialler's side of a control or bulk session, up to READY.
+
+        Raises `WrongKey`, `PeerRefused` (with the listener's reason) or `PeerMisbehaved`.
+        """
+        network = self._trust.network
+        if network is None:
+            raise PeerMisbehaved("this island belongs to no network yet", code="no_network")
+        mine = self._hello(session, network, ticket)
+        theirs, hello = await self._open(mine, network, expected, certificate)
+        peer = self._admitted(hello)
+        await self._send(Type.PROOF, self._prove("dialler", network, mine, theirs, certificate))
+        await self._receive(Type.READY)
+        return peer
+
+    async def redeem(self, network: NetworkId, expected: IslandId, certificate: bytes, secret: bytes) -> bytes:
+        """The dialler's side of a session of class `join`: the chain that the inviter gives."""
+        mine = self._hello("join", network, b"")
+        theirs, _ = await self._open(mine, network, expected, certificate)
+        await self._send(Type.PROOF, self._prove("dialler", network, mine, theirs, certificate))
+        # Only now: the listener has proved the key that the invitation names, over this very connection.
+        await self._send(Type.REDEEM, codec.encode(Redeem(secret=secret)))
+        frame = await self._receive(Type.ADMITTED)
+        return codec.decode(frame.payload, Admitted, limit=HANDSHAKE_LIMIT).chain
+
+    async def listen(self, certificate: bytes, admit: Callable[[Peer], None]) -> Peer:
+        """The listener's side. `admit` may refuse a proved peer by raising an `IslandError`.
+
+        A session of class `join` is over when this returns. Raises `PeerMisbehaved`, or what
+        `admit` raised; the dialler has been told why.
+        """
+        try:
+            return await self._listen(certificate, admit)
+        except IslandError as error:
+            await self._send(Type.GOODBYE, codec.encode(frames.refusal(error)))
+            raise
+
+    async def _listen(self, certificate: bytes, admit: Callable[[Peer], None]) -> Peer:
+        theirs = (await self._receive(Type.HELLO)).payload
+        hello = codec.decode(theirs, Hello, limit=HANDSHAKE_LIMIT)
+        network = self._check_hello(hello)
+        mine = self._hello(hello.session, network, b"")
+        await self._send(Type.HELLO, mine)
+        await self._send(Type.PROOF, self._prove("listener", network, theirs, mine, certificate))
+        await self._check_proof(hello, transcript("dialler", network, theirs, mine, certificate))
+        peer = self._admitted(hello)
+        admit(peer)
+        if hello.session == "join":
+            await self._admit_newcomer(peer)
+        else:
+            await self._send(Type.READY, b"")
+        return peer
+
+    async def _admit_newcomer(self, peer: Peer) -> None:
+        frame = await self._receive(Type.REDEEM)
+        secret = codec.decode(frame.payload, Redeem, limit=HANDSHAKE_LIMIT).secret
+        chain = await self._trust.redeem(secret, peer.island, peer.name)
+        await self._send(Type.ADMITTED, codec.encode(Admitted(chain=chain)))
+
+    async def _open(
+        self, mine: bytes, network: NetworkId, expected: IslandId, certificate: bytes
+    ) -> tuple[bytes, Hello]:
+        """Say hello and believe the listener: its hello, its key, its proof, its network."""
+        await self._send(Type.HELLO, mine)
+        theirs = (await self._receive(Type.HELLO)).payload
+        hello = codec.decode(theirs, Hello, limit=HANDSHAKE_LIMIT)
+        if (found := island_id(hello.key)) != expected:
+            raise WrongKey(expected, found)
+        if hello.network != bytes.fromhex(network):
+            raise PeerMisbehaved("the listener is in another network", code="other_network")
+        await self._check_proof(hello, transcript("listener", network, mine, theirs, certificate))
+        return theirs, hello
+
+    def _hello(self, session: SessionClass, network: NetworkId, ticket: bytes) -> bytes:
+        return codec.encode(
+            Hello(
+                version=frames.VERSION,
+                session=session,
+                network=bytes.fromhex(network),
+                key=key_bytes(self._identity.id),
+                name=self._trust.name,
+                nonce=self._nonce,
+                program=__version__,
+                chain=b"" if session == "join" else self._trust.chain or b"",
+                addresses=self._addresses,
+                ticket=ticket,
+                instance=self._instance,
+            )
+        )
+
+    def _check_hello(self, hello: Hello) -> NetworkId:
+        """The network of a dialler's hello, which must be ours."""
+        network = self._trust.network
+        if network is None:
+            raise PeerMisbehaved(f"{self._trust.name} belongs to no archipelago yet", code="no_network")
+        if hello.version != frames.VERSION:
+            raise PeerMisbehaved(f"version {hello.version} of the protocol is not spoken here", code="version")
+        if hello.network != bytes.fromhex(network):
+            raise PeerMisbehaved(
+                f"{hello.name} is of another archipelago than {self._trust.name}", code="other_network"
+            )
+        if hello.key == key_bytes(self._identity.id):
+            raise PeerMisbehaved("an island dialled itself", code="self")
+        return network
+
+    def _admitted(self, hello: Hello) -> Peer:
+        """The other side, whose key is proved, if its chain admits that key too."""
+        island = island_id(hello.key)
+        if hello.session != "join" and self._trust.check_chain(hello.chain) != island:
+            raise PeerMisbehaved(f"{hello.name} shows the admission of another key", code="bad_chain")
+        return Peer(island, hello.name, hello.session, hello.addresses, hello.ticket, hello.program, hello.instance)
+
+    def _prove(self, role: Role, network: NetworkId, dialler: bytes, listener: bytes, certificate: bytes) -> bytes:
+        payload = transcript(role, network, dialler, listener, certificate)
+        return codec.encode(Proof(signature=self._identity.sign("session", network, payload)))
+
+    async def _check_proof(self, hello: Hello, payload: bytes) -> None:
+        frame = await self._receive(Type.PROOF)
+        proof = codec.decode(frame.payload, Proof, limit=HANDSHAKE_LIMIT)
+        network = NetworkId(hello.network.hex())
+        if not verify(island_id(hello.key), "session", network, payload, proof.signature):
+            raise PeerMisbehaved(f"{hello.name} did not prove its key", code="bad_proof")
+
+    async def _send(self, kind: Type, payload: bytes) -> None:
+        self._writer.writelines(frames.pack(kind, 0, payload))
+        await self._writer.drain()
+
+    async def _receive(self, kind: Type) -> Frame:
+        frame = await frames.read_frame(self._reader, HANDSHAKE_LIMIT)
+        if frame.type == Type.GOODBYE:
+            raise refused(frame.payload)
+        if frame.type != kind:
+            raise PeerMisbehaved(f"a frame {frame.type.name} where {kind.name} is due", code="out_of_order")
+        return frame
+
+
+def refused(payload: bytes) -> PeerRefused:
+    """The error that another island sent."""
+    said = codec.decode(payload, Refusal, limit=HANDSHAKE_LIMIT)
+    return PeerRefused(said.message, hint=said.hint, code=said.code)

@@ -1,0 +1,195 @@
+"""The peer port: accepts connections, bounds what strangers may hold, and makes their TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from island.config import split_address
+from island.errors import ConfigError, IslandError, PeerMisbehaved
+from island.kernel.loops import Tasks
+from island.net.limits import Limits
+
+log = structlog.get_logger("island")
+
+READ_AHEAD = 512 * 1024
+"""Bytes that are read before they are asked for."""
+
+Accepted = Callable[[asyncio.StreamReader, asyncio.StreamWriter, str, Callable[[], None]], Awaitable[None]]
+"""Serves one connection: reader, writer, remote `host:port`, and what to call once its key is proved."""
+
+
+class Listener:
+    """One bound port. `start` binds, `close` stops accepting."""
+
+    def __init__(self, listen: str, context: ssl.SSLContext, limits: Limits, accepted: Accepted) -> None:
+        self._listen, self._context, self._limits, self._accepted = listen, context, limits, accepted
+        self._socket: socket.socket | None = None
+        self._shaking: Counter[str] = Counter()
+        self._connections = 0
+        self.host = ""
+        self.port: int | None = None
+
+    async def start(self, tasks: Tasks) -> None:
+        """Bind and accept; raises `ConfigError` when the port is in use or not of this machine."""
+        host, port = split_address(self._listen, "listen.peer")
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            self._socket = _bound(found[0][0], found[0][4])
+        except OSError as error:
+            raise ConfigError(
+                f"listen.peer = '{self._listen}' cannot be bound: {error.strerror or error}",
+                hint="Another program has it, or the address is not of this machine: change [listen] in island.toml.",
+            ) from error
+        self.host, self.port = host, self._socket.getsockname()[1]
+        tasks.loop("peers.listen", self._accept(self._socket, tasks))
+
+    def close(self) -> None:
+        """Free the port."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def _accept(self, listening: socket.socket, tasks: Tasks) -> None:
+        loop = asyncio.get_running_loop()
+        while self._socket is listening:
+            try:
+                connection, remote = await loop.sock_accept(listening)
+            except OSError as error:
+                if self._socket is not listening:
+                    return
+                # No descriptors left, most likely; what is there must go on.
+                log.warning("peer.accept_failed", error=str(error))
+                await asyncio.sleep(0.5)
+                continue
+            source = str(remote[0])
+            if not self._has_room(source):
+                connection.close()
+                continue
+            self._shaking[source] += 1
+            self._connections += 1
+            tasks.spawn("peers.connection", self._serve(connection, source, int(remote[1])))
+
+    def _has_room(self, source: str) -> bool:
+        return (
+            self._connections < self._limits.sessions
+            and self._shaking.total() < self._limits.shaking
+            and self._shaking[source] < self._limits.shaking_per_address
+        )
+
+    async def _serve(self, connection: socket.socket, source: str, port: int) -> None:
+        shaking = True
+
+        def proved() -> None:
+            nonlocal shaking
+            if shaking:
+                shaking = False
+                self._shaking[source] -= 1
+                if not self._shaking[source]:
+                    del self._shaking[source]
+
+        writer: asyncio.StreamWriter | None = None
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            reader, writer = await self._encrypt(connection)
+            await self._accepted(reader, writer, join_address(source, port), proved)
+        except PeerMisbehaved as error:
+            log.warning("peer.misbehaved", address=join_address(source, port), error=error.message)
+        except (IslandError, OSError, TimeoutError, asyncio.IncompleteReadError, ssl.SSLError) as error:
+            log.info("peer.not_accepted", address=source, error=str(error) or type(error).__name__)
+        finally:
+            proved()
+            self._connections -= 1
+            if writer is None:
+                connection.close()
+            else:
+                await hang_up(writer)
+
+    async def _encrypt(self, connection: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=READ_AHEAD, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol,
+            connection,
+            ssl=self._context,
+            ssl_handshake_timeout=self._limits.handshake_s,
+            ssl_shutdown_timeout=1.0,
+        )
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def dial(
+    address: str, context: ssl.SSLContext, limits: Limits
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A TLS connection to `host:port`; raises `OSError`, `TimeoutError`."""
+    host, port = split_address(address, "address")
+    async with asyncio.timeout(limits.connect_s):
+        reader, writer = await asyncio.open_connection(
+            host,
+            port,
+            ssl=context,
+            server_hostname="",
+            limit=READ_AHEAD,
+            ssl_handshake_timeout=limits.connect_s,
+            ssl_shutdown_timeout=1.0,
+        )
+    return reader, writer
+
+
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close a connection, politely for a moment, then for good."""
+    writer.close()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(0.5):
+            await writer.wait_closed()
+    writer.transport.abort()
+
+
+def own_addresses(host: str, port: int) -> list[str]:
+    """Where others can dial a port that is bound to `host`; every address of this machine for a wildcard."""
+    if host not in {"0.0.0.0", "::", "*"}:
+        return [join_address(host, port)]
+    hosts = {_source(socket.AF_INET, "192.0.2.1")}
+    if host == "::":
+        hosts.add(_source(socket.AF_INET6, "2001:db8::1"))
+    with contextlib.suppress(OSError):
+        for found in socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM):
+            if found[0] == socket.AF_INET or host == "::":
+                hosts.add(str(found[4][0]))
+    real = sorted(each for each in hosts if each and "%" not in each and not each.startswith("127.") and each != "::1")
+    return [join_address(each, port) for each in (real or ["127.0.0.1"])][:8]
+
+
+def join_address(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _source(family: int, target: str) -> str:
+    # Connecting a datagram socket sends nothing; it only asks the routing table for our address.
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((target, 9))
+        return str(probe.getsockname()[0])
+    return ""
+
+
+def _bound(family: int, address: object) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)  # type: ignore[arg-type]  # what getaddrinfo gives is what bind takes
+        made.listen(128)
+        made.setblocking(False)
+    except OSError:
+        made.close()
+        raise
+    return made

@@ -1,0 +1,46 @@
+"""Islands that broke the protocol: the first time is forgiven, a repeated one costs a pause."""
+
+from __future__ import annotations
+
+from island.errors import Denied
+from island.kernel.ids import IslandId
+from island.kernel.ports import Clock
+from island.net.limits import Limits
+
+_FORGET_S = 3600.0
+_REMEMBERED = 1000
+
+
+class Offenders:
+    """Counts offences by island on the monotonic clock."""
+
+    def __init__(self, clock: Clock, limits: Limits) -> None:
+        self._clock, self._limits = clock, limits
+        self._known: dict[IslandId, tuple[int, float]] = {}
+
+    def add(self, island: IslandId) -> float:
+        """One more offence; the seconds for which the island is now left alone."""
+        count, at = self._known.pop(island, (0, 0.0))
+        now = self._clock.monotonic()
+        count = 1 if now - at > _FORGET_S else count + 1
+        self._known[island] = (count, now)
+        while len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        return self.pause(island)
+
+    def pause(self, island: IslandId) -> float:
+        """Seconds that are left of an offender's pause; 0 for others."""
+        count, at = self._known.get(island, (0, 0.0))
+        if count < 2:
+            return 0.0
+        length = min(self._limits.pause_cap_s, self._limits.pause_s * 2.0 ** min(count - 2, 20))
+        return max(0.0, at + float(length) - self._clock.monotonic())
+
+    def check(self, island: IslandId) -> None:
+        """Raise `Denied` while an offender's pause lasts."""
+        if (left := self.pause(island)) > 0:
+            raise Denied(
+                f"this island broke the protocol repeatedly; try again in {left:.0f} s",
+                hint="Its log and ours name the reason: event peer.misbehaved.",
+                code="paused",
+            )

@@ -1,0 +1,613 @@
+"""The other islands over TLS: the implementation of `kernel.ports.Peers`.
+
+Keeps one control session with each, makes bulk sessions as they are needed, and passes
+public reads on for two islands that cannot dial each other. `protocols/peer-session-v1.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+import structlog
+
+from island.config import is_loopback, split_address
+from island.errors import BadInput, ConfigError, IslandError, NotFound, PeerMisbehaved, PeerRefused, Unreachable
+from island.kernel import codec
+from island.kernel.ids import IslandId, NetworkId, island_id, key_bytes
+from island.kernel.loops import Tasks
+from island.kernel.ports import (
+    BulkHandler,
+    BulkStream,
+    Clock,
+    Link,
+    LinkListener,
+    PushHandler,
+    RequestHandler,
+    Rng,
+    Topic,
+)
+from island.kernel.telemetry import gauge
+from island.net import relay, tls
+from island.net.bulk import BulkSession, Meter, Stream
+from island.net.control import ControlSession
+from island.net.frames import DialBack, RequestHead, SessionClass
+from island.net.handlers import Handlers
+from island.net.handshake import Handshake, Peer, WrongKey
+from island.net.limits import Limits
+from island.net.listener import Listener, dial, hang_up, own_addresses
+from island.net.mesh import Mesh, first_that_works
+from island.net.offenders import Offenders
+from island.net.session import Session
+from island.trust import core
+from island.trust.keys import Identity
+from island.trust.service import Trust
+
+T = TypeVar("T")
+log = structlog.get_logger("island")
+
+LINKS = gauge("peer_links", "Live control sessions with other islands")
+
+RELAYED = frozenset({"chunks", "blob", "blobs"})
+"""Kinds that read only what is public to every member, and so may be passed on by default."""
+
+_DIAL_BACK, _ROUTE = "session.dial", "session.route"
+
+
+class PeerSessions:
+    """Sessions of this island with the others. Register handlers, `start`, and at the end `stop`.
+
+    `addresses()` says where the known islands can be dialled; call `connect_soon` when it changes.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        trust: Trust,
+        clock: Clock,
+        rng: Rng,
+        *,
+        listen: str,
+        advertise: list[str],
+        addresses: Callable[[], Mapping[IslandId, list[str]]],
+        relayed: Collection[str] = RELAYED,
+        limits: Limits | None = None,
+    ) -> None:
+        self.me: IslandId = identity.id
+        self._trust, self._clock, self._rng = trust, clock, rng
+        self._limits = limits or Limits()
+        self._advertise, self._known = advertise, addresses
+        self._instance = rng.bytes(16)
+        self._certificate = tls.own_certificate_hash(identity)
+        self._dialling = tls.dialler_context()
+        self._listener = (
+            Listener(listen, tls.listener_context(identity), self._limits, self._accepted) if listen else None
+        )
+        self._mesh = Mesh(self, self._limits, rng)
+        self._offenders = Offenders(clock, self._limits)
+        self._control: dict[IslandId, ControlSession] = {}
+        self._bulk: dict[IslandId, list[BulkSession]] = {}
+        self._all: set[Session] = set()
+        self._bulk_making: dict[IslandId, asyncio.Lock] = {}
+        self._tickets: dict[bytes, tuple[IslandId, asyncio.Future[BulkSession]]] = {}
+        self._meters: dict[IslandId, Meter] = {}
+        self._learned: dict[IslandId, list[str]] = {}
+        self._names: dict[IslandId, str] = {}
+        self._not_there: set[tuple[IslandId, str]] = set()
+        self._last_error: dict[IslandId, str] = {}
+        self._listeners: list[LinkListener] = []
+        self._links_changed = Topic()
+        self._tasks: Tasks | None = None
+        self._stopped = False
+        self._running = 0
+        self._own: list[str] = []
+        self._handlers = Handlers()
+        self._handlers.relayed.update(relayed)
+        self._handlers.add_request(_DIAL_BACK, self._on_dial_back)
+        self._handlers.add_request(_ROUTE, self._on_route)
+
+    # --- kernel.ports.Peers ------------------------------------------------------------------
+
+    def links(self) -> list[Link]:
+        """The live control sessions, sorted by island."""
+        return [self._as_link(self._control[island]) for island in sorted(self._control)]
+
+    def link(self, island: IslandId) -> Link | None:
+        """The live control session with one island."""
+        session = self._control.get(island)
+        return self._as_link(session) if session else None
+
+    async def request(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> bytes:
+        """One request and its answer; kinds that may be passed on go through a third where need be."""
+        if (session := self._control.get(to)) is not None:
+            return await session.request(RequestHead(kind=kind), body, timeout)
+        if kind in self._handlers.relayed and (via := await self._route(to)) is not None:
+            head = RequestHead(kind=kind, to=key_bytes(to), origin=key_bytes(self.me), hops=1)
+            return await via.request(head, body, timeout)
+        raise self._unreachable(to)
+
+    def push(self, to: IslandId, kind: str, body: bytes) -> bool:
+        """Send one message without an answer; False if there is no session or its queue is full."""
+        session = self._control.get(to)
+        return session is not None and session.push(kind, body)
+
+    @contextlib.asynccontextmanager
+    async def bulk(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> AsyncIterator[BulkStream]:
+        """Open a stream with `to`, over a session of its own, of the other side, or through a third."""
+        session, stream = await self._open_stream(to, kind, body, timeout)
+        try:
+            yield stream
+        finally:
+            session.release(stream)
+
+    def on_request(self, kind: str, handler: RequestHandler, *, relay: bool = False) -> None:
+        """Register a handler; `relay` marks a public read, which may be passed on for others."""
+        self._handlers.add_request(kind, handler)
+        if relay:
+            self._handlers.relayed.add(kind)
+
+    def on_push(self, kind: str, handler: PushHandler) -> None:
+        """Register the handler of a push kind."""
+        self._handlers.add_push(kind, handler)
+
+    def on_bulk(self, kind: str, handler: BulkHandler, *, relay: bool = False) -> None:
+        """Register the handler of a bulk kind; `relay` as for requests."""
+        self._handlers.add_bulk(kind, handler)
+        if relay:
+            self._handlers.relayed.add(kind)
+
+    def on_link(self, listener: LinkListener) -> None:
+        """Be told synchronously of each control session made (True) or lost (False)."""
+        self._listeners.append(listener)
+
+    # --- life ----------------------------------------------------------------------------------
+
+    @property
+    def port(self) -> int | None:
+        """The port that is bound; None for an island that only dials out."""
+        return self._listener.port if self._listener else None
+
+    def local_addresses(self) -> list[str]:
+        """Where others can dial this island; empty if it does not listen."""
+        return list(self._own)
+
+    async def start(self, tasks: Tasks) -> None:
+        """Bind the peer port and keep the mesh; raises `ConfigError` when the port is in use."""
+        self._tasks = tasks
+        if self._listener is not None:
+            await self._listener.start(tasks)
+            self._own = self._advertise or await asyncio.to_thread(
+                own_addresses, self._listener.host, self._listener.port or 0
+            )
+        tasks.loop("peers.mesh", self._mesh.run(tasks))
+
+    async def stop(self) -> None:
+        """Say goodbye to everybody and free the port, within two seconds."""
+        self._stopped = True
+        if self._listener is not None:
+            self._listener.close()
+        for session in list(self._all):
+            session.end(Unreachable(f"{self._trust.name} stops", code="stops"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.5):
+                while self._running:
+                    await self._links_changed.after(self._links_changed.version)
+
+    def connect_soon(self) -> None:
+        """Addresses have changed: dial now."""
+        self._not_there.clear()
+        self._mesh.connect_soon()
+
+    def misbehaved(self, island: IslandId, error: PeerMisbehaved) -> None:
+        """End the sessions of an island whose answers turned out to be false."""
+        for session in [each for each in self._all if each.island == island]:
+            session.end(error)
+
+    async def join(self, invitation: str) -> None:
+        """Redeem an invitation at its inviter, adopt its network, and wait until linked with it.
+
+        Raises `BadInput` (not an invitation, or no longer good), `Conflict` (in another network
+        already), `Unreachable`, or `WrongKey`.
+        """
+        given = self._trust.parse_invitation(invitation)
+        network, inviter = core.network_id(given.genesis), island_id(given.inviter)
+        core.check_adoption(self._trust.network, network)
+        if inviter == self.me:
+            raise BadInput("this island made that invitation itself", hint="Give it to the island that is to join.")
+        self._names.setdefault(inviter, given.name)
+        if self._trust.network is None:
+            redeem = functools.partial(self._redeem_at, network, inviter, given.secret)
+            await first_that_works(list(given.addresses), redeem, given.name)
+        self._learn(inviter, given.addresses)
+        if inviter not in self._control:
+            await self._link_with(inviter, given.name)
+
+    async def _redeem_at(self, network: NetworkId, inviter: IslandId, secret: bytes, address: str) -> None:
+        async with self._connected(address) as (reader, writer, certificate):
+            shake = self._handshake(reader, writer)
+            chain = await shake.redeem(network, inviter, certificate, secret)
+        await self._trust.adopt(network, chain)
+
+    async def _link_with(self, island: IslandId, name: str) -> None:
+        self.connect_soon()
+        seen = self._links_changed.version
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * self._limits.connect_s + 2):
+                while island not in self._control:
+                    seen = await self._links_changed.after(seen)
+                return
+        why = self._last_error.get(island, "no address of it answers")
+        raise Unreachable(
+            f"the invitation was accepted, but there is no session with {name} yet: {why}",
+            hint="This island goes on trying; `island peer ls` shows when it is linked.",
+        )
+
+    # --- dialling -------------------------------------------------------------------------------
+
+    def targets(self) -> Mapping[IslandId, list[str]]:
+        """Whom to keep a session with: everybody known who has an address, once there is a network."""
+        if self._trust.network is None or self._stopped:
+            return {}
+        known = dict(self._known())
+        merged = {
+            island: list(dict.fromkeys([*known.get(island, []), *self._learned.get(island, [])]))[:8]
+            for island in known.keys() | self._learned.keys()
+            if island != self.me
+        }
+        return {island: merged[island] for island in sorted(merged) if merged[island]}
+
+    def name(self, island: IslandId) -> str:
+        """What an island called itself, or the beginning of its key."""
+        return self._names.get(island, island[:10])
+
+    async def until_unlinked(self, island: IslandId) -> None:
+        """Wait while there is a control session with an island."""
+        seen = self._links_changed.version
+        while island in self._control:
+            seen = await self._links_changed.after(seen)
+
+    def paused(self, island: IslandId) -> float:
+        """Seconds for which an offender is left alone."""
+        return self._offenders.pause(island)
+
+    async def dial_control(self, island: IslandId, addresses: list[str]) -> None:
+        """Make a control session at the first address that works."""
+        there = [each for each in addresses if (island, each) not in self._not_there]
+        connect = functools.partial(self._dial, island, "control", b"")
+        try:
+            await first_that_works(there, connect, self.name(island))
+        except IslandError as error:
+            self._last_error[island] = error.message
+            raise
+
+    async def _dial(self, island: IslandId, session: SessionClass, ticket: bytes, address: str) -> None:
+        """Dial one address, and leave the session running in a task of its own."""
+        assert self._tasks is not None
+        made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks.spawn("peers.session", self._run_dialled(island, session, ticket, address, made))
+        try:
+            await made
+        except WrongKey as error:
+            if error.found == self.me:
+                self._not_there.add((island, address))
+            raise
+        except PeerRefused as error:
+            if error.code == "self":
+                self._not_there.add((island, address))
+            raise
+
+    async def _run_dialled(
+        self, island: IslandId, session: SessionClass, ticket: bytes, address: str, made: asyncio.Future[None]
+    ) -> None:
+        try:
+            async with self._connected(address) as (reader, writer, certificate):
+                peer = await self._handshake(reader, writer).dial(session, island, certificate, ticket=ticket)
+                live = self._adopt(peer, reader, writer, dialled=True, address=address)
+                if not made.done():
+                    made.set_result(None)
+                await self._run(live)
+        except IslandError as error:
+            if isinstance(error, PeerMisbehaved):
+                log.warning("peer.misbehaved", peer=self.name(island), key=island, address=address, error=error.message)
+            if not made.done():
+                made.set_exception(error)
+        finally:
+            if not made.done():
+                made.set_exception(Unreachable(f"dialling {address} was given up"))
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, address: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]]:
+        """A TLS connection with the hash of its certificate; failures become `Unreachable`."""
+        try:
+            reader, writer = await dial(address, self._dialling, self._limits)
+        except (OSError, TimeoutError, ConfigError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
+            raise Unreachable(f"{address} cannot be dialled: {reason}", hint=_dial_hint(address)) from error
+        try:
+            yield reader, writer, tls.presented_certificate_hash(writer.get_extra_info("ssl_object"))
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise Unreachable(f"{address} hung up during the handshake") from error
+        finally:
+            await hang_up(writer)
+
+    def _handshake(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Timed:
+        shake = Handshake(reader, writer, self._trust, self._rng, tuple(self.local_addresses()[:8]), self._instance)
+        return _Timed(shake, self._limits.handshake_s)
+
+    # --- accepting --------------------------------------------------------------------------------
+
+    async def _accepted(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, proved: Callable[[], None]
+    ) -> None:
+        peer = await self._handshake(reader, writer).listen(self._certificate, self._admit)
+        proved()
+        if peer.session == "join":
+            log.info("peer.joined", peer=peer.name, key=peer.island, address=address)
+            return
+        await self._run(self._adopt(peer, reader, writer, dialled=False, address=address))
+
+    def _admit(self, peer: Peer) -> None:
+        """Refuse a peer whose key is proved but that is not wanted now."""
+        self._offenders.check(peer.island)
+        if self._stopped:
+            raise Unreachable(f"{self._trust.name} stops", code="stops")
+        if peer.session == "bulk" and peer.ticket:
+            asked = self._tickets.get(peer.ticket)
+            if asked is None or asked[0] != peer.island:
+                raise PeerMisbehaved(f"{peer.name} shows a ticket that was not given to it", code="bad_ticket")
+        elif peer.session == "bulk" and len(self._bulk.get(peer.island, ())) >= 4:
+            raise Unreachable("enough bulk sessions are open", code="busy")
+
+    async def _run(self, session: Session) -> None:
+        self._running += 1
+        try:
+            await session.run()
+        finally:
+            self._running -= 1
+            self._links_changed.touch()
+
+    # --- sessions that are made and lost -----------------------------------------------------------
+
+    def _adopt(
+        self,
+        peer: Peer,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        dialled: bool,
+        address: str,
+    ) -> Session:
+        self._names[peer.island] = peer.name
+        self._learn(peer.island, peer.addresses)
+        arguments: dict[str, Any] = {
+            "dialled": dialled, "address": address, "clock": self._clock, "limits": self._limits, "on_end": self._ended
+        }  # fmt: skip
+        if peer.session == "control":
+            control = ControlSession(peer, reader, writer, handlers=self._handlers, answerer=self._answer, **arguments)
+            self._all.add(control)
+            self._link(control)
+            return control
+        meter = self._meters.setdefault(peer.island, Meter())
+        bulk = BulkSession(peer, reader, writer, server=self._serve_stream, meter=meter, **arguments)
+        self._all.add(bulk)
+        self._bulk.setdefault(peer.island, []).append(bulk)
+        _, asked = self._tickets.get(peer.ticket, (None, None)) if not dialled else (None, None)
+        if asked is not None and not asked.done():
+            asked.set_result(bulk)
+        return bulk
+
+    def _link(self, session: ControlSession) -> None:
+        current = self._control.get(session.island)
+        if current is not None and current.dialled != session.dialled and _same_start(current, session):
+            # Both have dialled at once: both keep the one that the lower key dialled.
+            keep, leave = (current, session) if current.dialled == (self.me < session.island) else (session, current)
+            self._control[session.island] = keep
+            leave.retire()
+            return
+        if current is not None:
+            # The other side would not have dialled again if it still had that session.
+            current.end(Unreachable("another session has replaced this one", code="replaced"))
+        self._control[session.island] = session
+        self._last_error.pop(session.island, None)
+        log.info(
+            "peer.linked",
+            peer=session.peer.name,
+            key=session.island,
+            address=session.address,
+            dialled=session.dialled,
+        )
+        self._tell(session.island, True)
+
+    def _ended(self, session: Session, error: IslandError) -> None:
+        self._all.discard(session)
+        if isinstance(error, PeerMisbehaved):
+            pause = self._offenders.add(session.island)
+            log.warning(
+                "peer.misbehaved", peer=session.peer.name, key=session.island, address=session.address,
+                session=session.name_of_class, error=error.message, pause_s=round(pause),
+            )  # fmt: skip
+        if isinstance(session, BulkSession):
+            left = [each for each in self._bulk.get(session.island, []) if each is not session]
+            self._bulk[session.island] = left
+            if not left:
+                del self._bulk[session.island]
+        elif self._control.get(session.island) is session:
+            del self._control[session.island]
+            self._last_error[session.island] = error.message
+            log.info("peer.lost", peer=session.peer.name, key=session.island, reason=error.message)
+            self._tell(session.island, False)
+        self._links_changed.touch()
+
+    def _tell(self, island: IslandId, up: bool) -> None:
+        LINKS.set(len(self._control))
+        self._links_changed.touch()
+        for listener in self._listeners:
+            listener(island, up)
+
+    def _learn(self, island: IslandId, addresses: Collection[str]) -> None:
+        if addresses and self._learned.get(island) != list(addresses):
+            self._learned[island] = list(addresses)
+            self._mesh.connect_soon()
+
+    # --- requests and streams -------------------------------------------------------------------------
+
+    async def _answer(self, session: ControlSession, head: RequestHead, body: bytes) -> bytes:
+        if not head.to or head.to == key_bytes(self.me):
+            return await self._handlers.request(session.island, head.kind, body)
+        to = relay.check(head, self._handlers.relayed)
+        if (onward := self._control.get(to)) is None:
+            raise NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
+        return await onward.request(relay.onward(head, session.island), body, relay.TIMEOUT_S)
+
+    async def _serve_stream(self, session: BulkSession, head: RequestHead, body: bytes, stream: Stream) -> None:
+        if not head.to or head.to == key_bytes(self.me):
+            await self._handlers.bulk(session.island, head.kind, body, stream)
+            return
+        to = relay.check(head, self._handlers.relayed)
+        if to not in self._control:
+            raise NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
+        onward = await self._bulk_session(to, relay.TIMEOUT_S)
+        other = await onward.open(relay.onward(head, session.island), body)
+        try:
+            await relay.pump(stream, other)
+        finally:
+            onward.release(other)
+
+    async def _open_stream(self, to: IslandId, kind: str, body: bytes, timeout: float) -> tuple[BulkSession, Stream]:
+        if to == self.me:
+            raise self._unreachable(to)
+        try:
+            async with asyncio.timeout(timeout):
+                if to in self._control or to in self._bulk or self.targets().get(to):
+                    try:
+                        session = await self._bulk_session(to, timeout)
+                        return session, await session.open(RequestHead(kind=kind), body)
+                    except Unreachable:
+                        if to in self._control or kind not in self._handlers.relayed:
+                            raise
+                if kind in self._handlers.relayed and (via := await self._route(to)) is not None:
+                    head = RequestHead(kind=kind, to=key_bytes(to), origin=key_bytes(self.me), hops=1)
+                    session = await self._bulk_session(via.island, timeout)
+                    return session, await session.open(head, body)
+        except TimeoutError as error:
+            raise Unreachable(f"no bulk session with {self.name(to)} within {timeout:g} s") from error
+        raise self._unreachable(to)
+
+    async def _bulk_session(self, to: IslandId, timeout: float) -> BulkSession:
+        """A live bulk session with `to`: one there is, one that is dialled, or one that is asked for."""
+        async with self._bulk_making.setdefault(to, asyncio.Lock()):
+            if live := [each for each in self._bulk.get(to, []) if not each.retired]:
+                return live[-1]
+            control = self._control.get(to)
+            addresses = self._bulk_addresses(to, control)
+            if control is not None and not control.dialled and not addresses:
+                return await self._ask_dial_back(control, timeout)
+            try:
+                connect = functools.partial(self._dial, to, "bulk", b"")
+                await first_that_works(addresses, connect, self.name(to))
+            except Unreachable:
+                if control is None or control.over is not None:
+                    raise
+                return await self._ask_dial_back(control, timeout)
+            if not (live := self._bulk.get(to, [])):
+                raise self._unreachable(to)
+            return live[-1]
+
+    def _bulk_addresses(self, to: IslandId, control: ControlSession | None) -> list[str]:
+        """Where to dial a bulk session, best first: where the control session was dialled."""
+        first = [control.address] if control is not None and control.dialled else []
+        return list(dict.fromkeys([*first, *self.targets().get(to, [])]))
+
+    async def _ask_dial_back(self, control: ControlSession, timeout: float) -> BulkSession:
+        """Have the other side dial a bulk session to us, and wait for it; raises `Unreachable`."""
+        if self.port is None:
+            raise Unreachable(f"neither {self._trust.name} nor {control.peer.name} can dial the other", code="no_route")
+        ticket = self._rng.bytes(16)
+        made: asyncio.Future[BulkSession] = asyncio.get_running_loop().create_future()
+        self._tickets[ticket] = (control.island, made)
+        try:
+            asked = codec.encode(DialBack(ticket=ticket))
+            async with asyncio.timeout(timeout):
+                await control.request(RequestHead(kind=_DIAL_BACK), asked, timeout)
+                return await made
+        except TimeoutError as error:
+            raise Unreachable(f"{control.peer.name} was asked for a bulk session and made none") from error
+        finally:
+            made.cancel()
+            del self._tickets[ticket]
+
+    async def _on_dial_back(self, sender: IslandId, body: bytes) -> bytes:
+        ticket = codec.decode(body, DialBack, limit=256).ticket
+        addresses = self._bulk_addresses(sender, self._control.get(sender))
+        connect = functools.partial(self._dial, sender, "bulk", ticket)
+        await first_that_works(addresses, connect, self.name(sender))
+        return b""
+
+    async def _route(self, to: IslandId) -> ControlSession | None:
+        """The control session with an island that is linked with `to`, nearest first."""
+        for session in sorted(self._control.values(), key=lambda each: (each.rtt or 1.0, each.island))[:8]:
+            with contextlib.suppress(IslandError):
+                if await session.request(RequestHead(kind=_ROUTE), key_bytes(to), 2.0) == b"\x01":
+                    return session
+        return None
+
+    async def _on_route(self, _sender: IslandId, body: bytes) -> bytes:
+        return b"\x01" if body.hex() in self._control else b"\x00"
+
+    def _unreachable(self, to: IslandId) -> Unreachable:
+        if to == self.me:
+            return Unreachable("an island has no session with itself")
+        why = self._last_error.get(to)
+        return Unreachable(
+            f"there is no session with {self.name(to)}" + (f": {why}" if why else ""),
+            hint="This island goes on trying; `island peer ls` shows the state of each.",
+        )
+
+    def _as_link(self, session: ControlSession) -> Link:
+        meter = self._meters.get(session.island)
+        return Link(
+            island=session.island,
+            since=session.since,
+            dialled=session.dialled,
+            address=session.address,
+            rtt=session.rtt,
+            bandwidth=meter.rate if meter else None,
+        )
+
+
+class _Timed:
+    """A handshake under a time limit, which is an error of the other side."""
+
+    def __init__(self, shake: Handshake, seconds: float) -> None:
+        self._shake, self._seconds = shake, seconds
+
+    async def dial(self, session: SessionClass, expected: IslandId, certificate: bytes, *, ticket: bytes) -> Peer:
+        return await self._within(self._shake.dial(session, expected, certificate, ticket=ticket))
+
+    async def redeem(self, network: NetworkId, expected: IslandId, certificate: bytes, secret: bytes) -> bytes:
+        return await self._within(self._shake.redeem(network, expected, certificate, secret))
+
+    async def listen(self, certificate: bytes, admit: Callable[[Peer], None]) -> Peer:
+        return await self._within(self._shake.listen(certificate, admit))
+
+    async def _within(self, work: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await work
+        except TimeoutError as error:
+            raise Unreachable(f"the handshake took longer than {self._seconds:g} s") from error
+
+
+def _same_start(one: Session, other: Session) -> bool:
+    """Whether two sessions are with the same start of the other island's program."""
+    return one.peer.instance == other.peer.instance
+
+
+def _dial_hint(address: str) -> str:
+    with contextlib.suppress(ConfigError):
+        if is_loopback(split_address(address)[0]):
+            return "That address means this machine only: the other island must set listen.peer and listen.advertise."
+    return "Is the other island running, and may its peer port be reached from here?"

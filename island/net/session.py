@@ -1,0 +1,246 @@
+"""One session with one island after its handshake: frames in, frames out, keepalive, end.
+
+What the two classes share. Everything a session started ends with it, and everybody who
+waits for something of it is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar
+
+import structlog
+
+from island.errors import IslandError, PeerMisbehaved, Unreachable
+from island.kernel import codec
+from island.kernel.ids import IslandId
+from island.kernel.ports import Clock
+from island.kernel.telemetry import counter
+from island.net import frames
+from island.net.frames import Frame, Ping, Refusal, Type
+from island.net.handshake import Peer, refused
+from island.net.limits import Limits
+
+log = structlog.get_logger("island")
+
+BYTES = counter("peer_bytes", "Payload bytes of frames between islands", ("session", "direction"))
+
+_CLOSE_S = 1.0
+
+
+class _Over(Exception):
+    """Ends the task group of a session whose end was recorded."""
+
+
+class Session:
+    """A live session; `run` it in a task. `end` ends it from anywhere in the loop."""
+
+    name_of_class: ClassVar[str]
+    frame_limit: ClassVar[int]
+    backlog_limit: ClassVar[int]
+    """Bytes waiting to be sent above which a peer that goes on sending is cut off."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        dialled: bool,
+        address: str,
+        clock: Clock,
+        limits: Limits,
+        on_end: Callable[[Session, IslandError], None],
+    ) -> None:
+        self.peer, self.dialled, self.address = peer, dialled, address
+        self.island: IslandId = peer.island
+        self.since = clock.wall()
+        self.rtt: float | None = None
+        self.over: IslandError | None = None
+        """Why the session ended; None while it lives."""
+        self.retired = False
+        self._reader, self._writer = reader, writer
+        self._clock, self._limits, self._on_end = clock, limits, on_end
+        self._ending = asyncio.Event()
+        self._group: asyncio.TaskGroup | None = None
+        self._heard = self._progress_at = clock.monotonic()
+        self._written = self._flushed = 0
+        self._pings: dict[int, float] = {}
+        self._ping_count = 0
+        self._received_bytes = BYTES.labels(self.name_of_class, "received")
+        self._sent_bytes = BYTES.labels(self.name_of_class, "sent")
+
+    async def run(self) -> None:
+        """Serve the session until it is over, then wait shortly for the connection to close."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                self._start()
+                await self._ending.wait()
+                raise _Over
+        except* _Over:
+            pass
+        finally:
+            self.end(Unreachable("this island stops"))
+            await self._wait_closed()
+
+    def end(self, error: IslandError) -> None:
+        """The session is over because of `error`; only the first reason counts."""
+        if self.over is not None:
+            return
+        self.over = error
+        if not isinstance(error, _Lost):
+            self._write(frames.pack(Type.GOODBYE, 0, codec.encode(frames.refusal(error))))
+        self._writer.close()
+        self._ending.set()
+        self._fail_all(error)
+        self._on_end(self, error)
+
+    def retire(self) -> None:
+        """Another session has replaced this one: start nothing more on it, end it soon."""
+        if not self.retired and self.over is None:
+            self.retired = True
+            if self._group is not None:
+                self._spawn(self._end_retired())
+
+    # --- for the two classes ---------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Start the session's tasks."""
+        self._spawn(self._read())
+        self._spawn(self._keep_alive())
+        if self.retired:
+            self._spawn(self._end_retired())
+
+    def _handle(self, frame: Frame) -> None:
+        """Take one frame of this class; raises `PeerMisbehaved`."""
+        raise NotImplementedError
+
+    def _fail_all(self, error: IslandError) -> None:
+        """Tell everybody who waits that the session is over."""
+        raise NotImplementedError
+
+    def _is_idle(self) -> bool:
+        """Whether the session has had nothing to do for so long that it should be closed."""
+        return False
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._group is None or self.over is not None:
+            work.close()
+            return
+        self._group.create_task(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except IslandError as error:
+            self.end(error)
+        except Exception:  # a bug in the handling of one frame ends one session, not the island
+            log.exception("peer.bug", peer=self.peer.name, key=self.island)
+            self.end(IslandError("an internal error", code="internal_error"))
+
+    def _write(self, parts: list[bytes]) -> None:
+        if not self._writer.is_closing():
+            size = sum(map(len, parts))
+            self._written += size
+            self._sent_bytes.inc(size)
+            self._writer.writelines(parts)
+
+    async def _flush(self) -> None:
+        try:
+            await self._writer.drain()
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _waiting(self) -> int:
+        """Bytes that wait to be sent."""
+        return self._writer.transport.get_write_buffer_size()
+
+    def _lost(self, cause: Exception | None = None) -> Unreachable:
+        return _Lost(f"the session with {self.peer.name} was lost" + (f": {cause}" if cause and str(cause) else ""))
+
+    # --- loops -------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                frame = await frames.read_frame(self._reader, self.frame_limit)
+                self._heard = self._clock.monotonic()
+                self._received_bytes.inc(len(frame.payload))
+                if not self._handle_common(frame):
+                    self._handle(frame)
+                if self._waiting() > self.backlog_limit:
+                    raise Unreachable(f"{self.peer.name} sends on and takes nothing", code="busy")
+        except (asyncio.IncompleteReadError, OSError) as error:
+            cause = error if isinstance(error, OSError) else None
+            raise self._lost(cause) from error
+
+    def _handle_common(self, frame: Frame) -> bool:
+        if frame.type is Type.PING:
+            ping = codec.decode(frame.payload, Ping, limit=64)
+            if not self.dialled and ping.rtt_us:
+                self.rtt = ping.rtt_us / 1e6
+            self._write(frames.pack(Type.PONG, 0, frame.payload))
+        elif frame.type is Type.PONG:
+            self._on_pong(codec.decode(frame.payload, Ping, limit=64).nonce)
+        elif frame.type is Type.GOODBYE:
+            said: Refusal = codec.decode(frame.payload, Refusal, limit=frames.HANDSHAKE_LIMIT)
+            raise _Lost(f"{self.peer.name} ended the session: {said.message}", code=refused(frame.payload).code)
+        else:
+            return False
+        return True
+
+    def _ping(self) -> None:
+        self._ping_count += 1
+        self._pings[self._ping_count] = self._clock.monotonic()
+        while len(self._pings) > 8:
+            del self._pings[next(iter(self._pings))]
+        rtt_us = min(int((self.rtt or 0) * 1e6), 2**32)
+        self._write(frames.pack(Type.PING, 0, codec.encode(Ping(nonce=self._ping_count, rtt_us=rtt_us))))
+
+    def _on_pong(self, nonce: int) -> None:
+        sent = self._pings.pop(nonce, None)
+        if sent is None:
+            raise PeerMisbehaved("an answer to a keepalive that was not sent")
+        sample = self._clock.monotonic() - sent
+        first = self.rtt is None
+        self.rtt = sample if self.rtt is None else 0.875 * self.rtt + 0.125 * sample
+        if first:
+            self._ping()  # so that the other side knows it too, at once
+
+    async def _keep_alive(self) -> None:
+        pinged = None
+        while True:
+            now = self._clock.monotonic()
+            if self.dialled and (pinged is None or now - pinged >= self._limits.ping_s):
+                pinged = now
+                self._ping()
+            self._check_alive(now)
+            await asyncio.sleep(min(self._limits.ping_s, self._limits.dead_s / 5))
+
+    def _check_alive(self, now: float) -> None:
+        if now - self._heard > self._limits.dead_s:
+            raise _Lost(f"{self.peer.name} has been silent for {self._limits.dead_s:g} s")
+        waiting = self._waiting()
+        if not waiting or self._written - waiting > self._flushed:
+            self._progress_at, self._flushed = now, self._written - waiting
+        elif now - self._progress_at > self._limits.dead_s:
+            raise _Lost(f"{self.peer.name} has taken nothing for {self._limits.dead_s:g} s")
+        if self._is_idle():
+            raise Unreachable("nothing to do", code="idle")
+
+    async def _end_retired(self) -> None:
+        await asyncio.sleep(self._limits.retire_s)
+        raise Unreachable("another session has replaced this one", code="replaced")
+
+    async def _wait_closed(self) -> None:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await self._writer.wait_closed()
+        self._writer.transport.abort()
+
+
+class _Lost(Unreachable):
+    """The connection is gone: there is nobody to say goodbye to."""
