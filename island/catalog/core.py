@@ -213,9 +213,18 @@ def moc_union(texts: Iterable[str]) -> str:
         return ""
     order = min(found for found, _ in parsed)
     joined = [
-        (low >> 2 * (found - order), -(-high >> 2 * (found - order))) for found, ranges in parsed for low, high in ranges
+        (low >> 2 * (found - order), -(-high >> 2 * (found - order)))
+        for found, ranges in parsed
+        for low, high in ranges
     ]
     return moc_text(order, _merged(sorted(joined)))
+
+
+def moc_of_coverage(packed: bytes) -> str:
+    """The cells of a coverage as a MOC."""
+    order, bitmap = unpack_coverage(packed)
+    number = int.from_bytes(bitmap, "little")
+    return moc_text(order, _merged([(cell, cell + 1) for cell in range(cells(order)) if number >> cell & 1]))
 
 
 def moc_area(text: str) -> float:
@@ -327,7 +336,7 @@ def _coarser_moc(card: Card) -> Card:
         moc=moc_fit(card.moc, 8 * 1024),
         description=short(card.description, 8192),
         warnings=tuple(short(text, 500) for text in card.warnings[:64]),
-        details={},
+        details=(),
     )
 
 

@@ -158,10 +158,11 @@ class HashIndex(Message, frozen=True, kw_only=True):
 class FileEntry(Message, frozen=True, kw_only=True):
     """One file of a snapshot.
 
-    `format` is "parquet", "avro", or "" for what lies beside the data; `rows` counts those of
-    data files. `chunks` is the number of chunks. Their hashes: a file of one chunk needs none
-    (its `hash` says it), one of up to INLINE carries them in `inline` (36 bytes each: length
-    and hash), others name a `HashIndex` in `index`.
+    `format` is "parquet", "avro", or "" for what is neither; `role` is "data" for rows of the
+    dataset, "margin" and "index" (of HATS), or "metadata" for what lies beside. `rows` counts
+    those of the dataset, so it is 0 for all other roles. `chunks` is the number of chunks.
+    Their hashes: a file of one chunk needs none (its `hash` says it), one of up to INLINE
+    carries them in `inline` (36 bytes each: length and hash), others name a `HashIndex` in `index`.
     """
 
     path: Annotated[str, Meta(min_length=1, max_length=MAX_PATH)]
@@ -169,6 +170,7 @@ class FileEntry(Message, frozen=True, kw_only=True):
     hash: Digest
     chunks: Count
     format: Annotated[str, Meta(max_length=32)] = ""
+    role: Annotated[str, Meta(max_length=32)] = "data"
     rows: Count = 0
     inline: Annotated[bytes, Meta(max_length=36 * INLINE)] = b""
     index: Annotated[bytes, Meta(max_length=32)] = b""
@@ -183,9 +185,7 @@ class FileStats(Message, frozen=True, kw_only=True):
 
     coverage: Annotated[bytes, Meta(max_length=2048)] = b""
     time: tuple[float, float] | None = None
-    ranges: Annotated[
-        tuple[tuple[Annotated[str, Meta(max_length=256)], float, float], ...], Meta(max_length=64)
-    ] = ()
+    ranges: Annotated[tuple[tuple[Annotated[str, Meta(max_length=256)], float, float], ...], Meta(max_length=64)] = ()
 
 
 class FilePage(Message, frozen=True, kw_only=True):
@@ -291,7 +291,7 @@ class FileHasher:
         if self._chunks % GROUP == 0:
             self._groups.append(group_hash(self._lengths[-GROUP:], self._hashes[-GROUP:]))
 
-    def finish(self, path: str, *, form: str = "", rows: int = 0) -> FileEntry:
+    def finish(self, path: str, *, form: str = "", role: str = "data", rows: int = 0) -> FileEntry:
         """The entry of the file whose chunks were added."""
         if tail := self._chunks % GROUP:
             self._groups.append(group_hash(self._lengths[-tail:], self._hashes[-tail:]))
@@ -309,6 +309,7 @@ class FileHasher:
             hash=file_hash(self._size, self._groups),
             chunks=self._chunks,
             format=form,
+            role=role,
             rows=rows,
             inline=inline,
             index=index,
@@ -476,13 +477,18 @@ Combine = Callable[[Sequence[bytes]], bytes]
 """Joins coverages into a coarse one that is never smaller; b"" if any of them is not known."""
 
 
+OnPage = Callable[[str, Sequence[FileEntry]], None]
+"""Told of every page of files: its hash, and its files."""
+
+
 class TreeBuilder:
     """Builds a manifest from files in ascending order of their paths, in bounded memory."""
 
-    def __init__(self, form: str, sink: Sink, combine: Combine) -> None:
+    def __init__(self, form: str, sink: Sink, combine: Combine, told: OnPage | None = None) -> None:
         self._form = form
         self._sink = sink
         self._combine = combine
+        self._told = told
         self._files: list[FileEntry] = []
         self._stats: list[FileStats] = []
         self._bytes = 0
@@ -528,7 +534,7 @@ class TreeBuilder:
     def _close_page(self) -> None:
         files, stats = tuple(self._files), tuple(self._stats)
         known = any(item != FileStats() for item in stats)
-        data = [(item.coverage, item.time) for entry, item in zip(files, stats, strict=True) if entry.format]
+        data = [(item.coverage, item.time) for entry, item in zip(files, stats, strict=True) if entry.role == "data"]
         coverage, time = _roll_up(data, self._combine)
         ref = PageRef(
             first=files[0].path,
@@ -540,6 +546,8 @@ class TreeBuilder:
             coverage=coverage,
             time=time,
         )
+        if self._told is not None:
+            self._told(ref.page.hex(), files)
         self._files, self._stats, self._bytes = [], [], 0
         self._put(0, _Below(ref, files[-1].path, len(codec.encode(ref))))
 

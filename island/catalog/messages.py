@@ -107,10 +107,22 @@ class Card(Message, frozen=True, kw_only=True):
     time: tuple[Seconds, Seconds] | None = None
     position: Annotated[tuple[Text, ...], Meta(max_length=4)] = ()
     time_column: Text = ""
-    details: Annotated[dict[Word, Text], Meta(max_length=256)] = {}
+    details: Annotated[tuple[tuple[Word, Text], ...], Meta(max_length=256)] = ()
     warnings: Annotated[tuple[Text, ...], Meta(max_length=256)] = ()
     cut: Annotated[tuple[Word, ...], Meta(max_length=16)] = ()
     software: Word = ""
+
+
+class LocalPage(Message, frozen=True, kw_only=True):
+    """What the file system said of the files of one page: (modification time in ns, inode), in order. Never sent."""
+
+    files: tuple[tuple[int, int], ...]
+
+
+class LocalIndex(Message, frozen=True, kw_only=True):
+    """For each page of files (by hash), the hash of its `LocalPage`. Never sent."""
+
+    pages: dict[str, str]
 
 
 # --- not on the wire: what the service hands out --------------------------------------------

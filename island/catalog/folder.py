@@ -1,0 +1,160 @@
+"""The files that a path publishes, and what is refused before any of them is read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from island.catalog import manifest
+from island.catalog.manifest import FileEntry, FileHasher, Sink
+from island.catalog.ports import Progress
+from island.errors import BadInput, Changed, Corrupt
+from island.formats import files, footer, hats
+from island.kernel.codec import Malformed
+
+_READ_AHEAD = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One file before it is read: relative path and what the file system says of it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a path publishes. `base` is the folder below which the relative paths lie."""
+
+    path: Path
+    base: Path
+    files: tuple[Found, ...]
+    is_hats: bool
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(found.size for found in self.files)
+
+
+def survey(path: Path, home: Path) -> Listing:
+    """The files that `path`, a file or folder, publishes, by path.
+
+    Raises `BadInput` (not there, `..`, a file that leaves the folder or that is a secret of
+    this island, a name that cannot travel), `Corrupt`, `Unsupported`.
+    """
+    if not path.is_absolute() or ".." in path.parts:
+        raise BadInput(f"{path} is not a plain absolute path", hint="Name the file or folder without '..'.")
+    try:
+        real = path.resolve(strict=True)
+    except FileNotFoundError as error:
+        raise BadInput(f"there is no {path}", hint="Check the path; it is read on the island's machine.") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(f"{path} cannot be looked at: {error}", hint="Check its permissions.") from error
+    home = home.resolve()
+    if home == real or home.is_relative_to(real):
+        raise BadInput(
+            f"{path} holds the home of this island, with its key and tokens",
+            hint="Publish the folder of the data alone.",
+        )
+    if real.is_dir():
+        base, names, is_hats = real, *_folder(real)
+    else:
+        files.sniff(real)
+        base, names, is_hats = real.parent, [real.name], False
+    secrets = _secrets(home)
+    return Listing(path, base, tuple(_look(base, name, secrets) for name in names), is_hats)
+
+
+def _folder(folder: Path) -> tuple[list[str], bool]:
+    published = files.walk(folder)
+    if hats.is_hats(folder):
+        return published, True
+    form, data = files.data_files(folder, published)
+    sidecars = [name for name in published if name.rsplit("/", 1)[-1] in files.PARQUET_SIDECARS]
+    return sorted([*data, *(sidecars if form == "parquet" else [])]), False
+
+
+def _secrets(home: Path) -> set[tuple[int, int]]:
+    """(device, inode) of every file directly in the home: keys, tokens, databases, under any other name too."""
+    found = set()
+    for entry in os.scandir(home) if home.is_dir() else ():
+        if entry.is_file():
+            status = entry.stat()
+            found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def _look(base: Path, name: str, secrets: set[tuple[int, int]]) -> Found:
+    full = base / name
+    try:
+        manifest.check_path(name)
+    except Malformed as error:
+        raise BadInput(f"a file below {base} cannot be published: {error.message}", hint="Rename it.") from error
+    try:
+        if full.is_symlink() and not full.resolve(strict=True).is_relative_to(base):
+            raise BadInput(f"{full} is a link that leaves {base}", hint="Copy the file, or publish where it lies.")
+        status = full.stat()
+    except OSError as error:
+        raise BadInput(
+            f"{full} cannot be looked at: {error.strerror or error}", hint="Check its permissions."
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise BadInput(f"{full} is not a regular file", hint="Name a file, or a folder of files.")
+    if (status.st_dev, status.st_ino) in secrets:
+        raise BadInput(f"{full} belongs to the home of this island", hint="Publish the data alone.")
+    return Found(name, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def hash_file(
+    base: Path, found: Found, *, form: str, role: str, rows: int, sink: Sink, progress: Progress
+) -> FileEntry:
+    """Read one file to its end in bounded memory and hash its chunks; their pages go to `sink`.
+
+    Raises `Changed` if it is not, at the end, the file that was found.
+    """
+    full = base / found.path
+    hasher = FileHasher(sink)
+    with files.open_binary(full) as plain:
+        hard = _hard_borders(full, plain, found, form)
+        plain.seek(0)
+        done = told = 0
+        for end in manifest.borders(found.size, hard):
+            data = plain.read(end - done)
+            if len(data) != end - done:
+                raise _changed(full)
+            hasher.add(data)
+            done = end
+            if done - told >= _READ_AHEAD or done == found.size:
+                progress(done, found.size, found.path)
+                told = done
+        status = os.fstat(plain.fileno())
+    if not is_same(found, status):
+        raise _changed(full)
+    return hasher.finish(found.path, form=form, role=role, rows=rows)
+
+
+def _hard_borders(full: Path, plain: BinaryIO, found: Found, form: str) -> list[int]:
+    if form != "parquet" and files.format_by_name(found.path) != "parquet":
+        return []
+    try:
+        return footer.borders(plain)
+    except Corrupt:
+        if form:
+            raise
+        return []  # beside the data, anything may lie under any name
+
+
+def is_same(found: Found, status: os.stat_result) -> bool:
+    """Whether a file has the size and the modification time that it was found with."""
+    return (status.st_size, status.st_mtime_ns) == (found.size, found.mtime_ns)
+
+
+def _changed(full: Path) -> Changed:
+    return Changed(f"{full} changed while it was read", hint="Publish it when nothing writes to it any more.")

@@ -1,0 +1,166 @@
+"""Where the pages of this island's manifests lie: packs of pages in HOME/manifests, named in state.db.
+
+A pack is written once, whole and durable, before the transaction that names its pages; one
+that no row names is swept. Pages are shared between snapshots, so a page goes when no
+snapshot that is still served leads to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import blake3
+import structlog
+
+from island.errors import Full, IslandError
+from island.kernel.db import Database
+
+log = structlog.get_logger("island")
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A written pack: its name, and (hash, offset, size) of each page. Without pages there is no file."""
+
+    name: str
+    pages: tuple[tuple[str, int, int], ...]
+
+
+class PackWriter:
+    """Collects the pages of one publication. Used by one thread at a time; `finish` or `abandon` ends it."""
+
+    def __init__(self, folder: Path, name: str, known: Container[str]) -> None:
+        self._folder = folder
+        self._name = name
+        self._known = known
+        self._file: BinaryIO | None = None
+        self._pages: dict[str, tuple[int, int]] = {}
+        self._size = 0
+
+    def add(self, data: bytes) -> str:
+        """Keep a page, unless it is here already; returns its hash. Raises `Full`."""
+        name = blake3.blake3(data).hexdigest()
+        if name in self._known or name in self._pages:
+            return name
+        try:
+            if self._file is None:
+                self._file = self._temporary.open("wb")
+            self._file.write(data)
+        except OSError as error:
+            raise _full(self._temporary, error) from error
+        self._pages[name] = (self._size, len(data))
+        self._size += len(data)
+        return name
+
+    def finish(self) -> Pack:
+        """Make the pages durable."""
+        if self._file is None:
+            return Pack(self._name, ())
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.rename(self._folder / self._name)
+            folder = os.open(self._folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise _full(self._temporary, error) from error
+        self._file = None
+        return Pack(self._name, tuple((name, at, size) for name, (at, size) in self._pages.items()))
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        for path in (self._temporary, self._folder / self._name):
+            path.unlink(missing_ok=True)
+
+    @property
+    def _temporary(self) -> Path:
+        return self._folder / f"{self._name}.tmp"
+
+
+def _full(path: Path, error: OSError) -> IslandError:
+    return Full(f"{path} cannot be written: {error.strerror or error}", hint="Free some space on that disk.")
+
+
+class PageStore:
+    """Reads pages by hash, and forgets those that nothing leads to."""
+
+    def __init__(self, state: Database, folder: Path) -> None:
+        self._state = state
+        self.folder = folder
+
+    def writer(self, name: str, known: Container[str]) -> PackWriter:
+        """A writer for the pages of one publication that are not `known`."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return PackWriter(self.folder, name, known)
+
+    @staticmethod
+    def insert(conn: sqlite3.Connection, pack: Pack) -> None:
+        """Name the pages of a written pack, in the transaction that needs them."""
+        conn.executemany(
+            "INSERT OR IGNORE INTO catalog_page (hash, pack, at, size) VALUES (?, ?, ?, ?)",
+            [(name, pack.name, at, size) for name, at, size in pack.pages],
+        )
+
+    async def get(self, name: str) -> bytes | None:
+        """A page by its hash; None if it is not here, or is damaged (which is logged)."""
+        row = await self._state.read(
+            lambda conn: conn.execute("SELECT pack, at, size FROM catalog_page WHERE hash = ?", (name,)).fetchone()
+        )
+        if row is None:
+            return None
+        try:
+            data = _read(self.folder / row["pack"], row["at"], row["size"])
+        except OSError as error:
+            log.error("catalog.page_lost", pack=row["pack"], error=str(error))
+            return None
+        if blake3.blake3(data).hexdigest() != name:
+            log.error("catalog.page_damaged", pack=row["pack"], page=name)
+            return None
+        return data
+
+    async def sweep(self, live: Container[str], still: Callable[[sqlite3.Connection], bool]) -> int:
+        """Forget all pages but the `live` ones, and every pack without pages; returns how many pages went.
+
+        Called while no publication is open. `still` is asked in the transaction whether `live` is
+        still right. Packs that are begun meanwhile are not touched: only those seen at the start are.
+        """
+        before = await asyncio.to_thread(_names, self.folder)
+
+        def forget(conn: sqlite3.Connection) -> tuple[int, set[str]]:
+            dead = [(row[0],) for row in conn.execute("SELECT hash FROM catalog_page") if row[0] not in live]
+            if not still(conn):
+                dead = []
+            conn.executemany("DELETE FROM catalog_page WHERE hash = ?", dead)
+            return len(dead), {row[0] for row in conn.execute("SELECT DISTINCT pack FROM catalog_page")}
+
+        gone, packs = await self._state.write(forget)
+        await asyncio.to_thread(_unlink, self.folder, [name for name in before if name not in packs])
+        return gone
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def _unlink(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _read(path: Path, at: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(at)
+        return file.read(size)

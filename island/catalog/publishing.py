@@ -1,0 +1,568 @@
+"""From a path to a snapshot: describe, hash, and lay out the pages; nothing is told to anyone yet.
+
+Files that were published before under the same name, and have the same size, modification
+time and inode, are neither decoded nor hashed again. What is prepared becomes public by the
+service's `commit`, in one transaction; what is not committed leaves only an unnamed pack,
+which is swept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import island
+from island.catalog import core, folder
+from island.catalog.folder import Found, Listing
+from island.catalog.manifest import FileEntry, FileStats, Root, TreeBuilder
+from island.catalog.messages import CARD_LIMIT, Card, CardColumn, DatasetRecord, LocalIndex, LocalPage
+from island.catalog.pages import Pack, PackWriter, PageStore
+from island.catalog.ports import Progress, no_progress
+from island.catalog.snapshots import Manifest
+from island.errors import BadInput
+from island.formats.describe import DataFile, DatasetDescription, describe
+from island.kernel import codec
+from island.kernel.ports import Rng
+
+T = TypeVar("T")
+
+MAX_RANGES = 32
+_EXACT = 2**53
+_NO_HASH = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a person says about a dataset; empty parts keep what was said before."""
+
+    title: str = ""
+    description: str = ""
+    licence: str = ""
+    ra: str = ""
+    dec: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """The newest snapshot of the same name, with what the file system said of its files."""
+
+    path: str
+    manifest: Manifest
+    record: DatasetRecord
+    card: Card
+    local: str
+    local_pages: dict[str, str]
+    words: Words
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Prepared:
+    """A snapshot that is ready to be committed. Times and the card's hash are set when it is."""
+
+    name: str
+    path: str
+    base: str
+    snapshot: str
+    root: Root
+    words: Words
+    record: DatasetRecord = field(repr=False)
+    card: bytes = field(repr=False)
+    local: str
+    pack: Pack = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What is said of the dataset as a whole."""
+
+    format: str
+    columns: tuple[CardColumn, ...]
+    hidden: int = 0
+    coverage: bytes = b""
+    moc: str = ""
+    time: tuple[float, float] | None = None
+    position: tuple[str, ...] = ()
+    time_column: str = ""
+    details: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Run(Protocol):
+    """Runs blocking work that tells its progress, as `in_thread` or `in_place` does."""
+
+    async def __call__(self, work: Callable[[Progress], T], progress: Progress) -> T: ...
+
+
+class Publisher:
+    """Prepares snapshots of one island."""
+
+    def __init__(self, pages: PageStore, home: Path, rng: Rng, run: Run) -> None:
+        self._pages = pages
+        self._home = home
+        self._rng = rng
+        self._run = run
+
+    async def prepare(
+        self, path: Path, name: str, words: Words, previous: Previous | None, progress: Progress
+    ) -> Prepared:
+        """Read what is new at `path`, once, and lay out its manifest. Raises as `formats.describe` does."""
+        listing = await self._run(lambda _: folder.survey(path, self._home), no_progress)
+        words = _merged_words(words, previous)
+        usable = previous if previous is not None and _is_comparable(previous, listing, words) else None
+        known = await _known_pages(usable) if usable else set[str]()
+        writer = self._pages.writer(self._rng.bytes(16).hex(), known)
+        try:
+            return await _Preparation(listing, name, words, usable, writer, progress, self._run).run()
+        except BaseException:
+            writer.abandon()
+            raise
+
+
+class _Preparation:
+    """One run of `prepare`."""
+
+    def __init__(
+        self,
+        listing: Listing,
+        name: str,
+        words: Words,
+        previous: Previous | None,
+        writer: PackWriter,
+        progress: Progress,
+        run: Run,
+    ) -> None:
+        self.listing = listing
+        self.name = name
+        self.words = words
+        self.previous = previous
+        self.writer = writer
+        self.progress = progress
+        self.run_work = run
+        self.fresh: dict[str, Found] = {}
+        self.gone = 0
+        self.described: dict[str, DataFile] = {}
+        self.done = 0
+        self.total = 0
+        self.found: dict[str, Found] = {}
+        self.local_pages: dict[str, str] = {}
+
+    async def run(self) -> Prepared:
+        await self._compare()
+        # Each new byte is read twice: decoded, then hashed.
+        self.total = 2 * sum(found.size for found in self.fresh.values())
+        facts = await self._describe()
+        builder = TreeBuilder(facts.format, self.writer.add, core.join_coverages, self._page_closed)
+        async for found, entry, stats in self._matched():
+            if entry is None or stats is None:
+                entry, stats = await self._hash(found)
+            self.found[found.path] = found
+            builder.add(entry, stats)
+        snapshot, root = builder.finish()
+        local = self.writer.add(codec.encode(LocalIndex(pages=self.local_pages)))
+        card = self._card(facts, snapshot, root)
+        pack = await self.run_work(lambda _: self.writer.finish(), no_progress)
+        return Prepared(
+            name=self.name,
+            path=str(self.listing.path),
+            base=str(self.listing.base),
+            snapshot=snapshot,
+            root=root,
+            words=self.words,
+            record=self._record(facts, snapshot, root),
+            card=card,
+            local=local,
+            pack=pack,
+        )
+
+    # --- what is new ---
+
+    async def _compare(self) -> None:
+        async for found, entry, _ in self._matched():
+            if entry is None:
+                self.fresh[found.path] = found
+        if self.previous is not None:
+            self.gone = self.previous.manifest.root.files - (len(self.listing.files) - len(self.fresh))
+
+    async def _matched(self) -> AsyncIterator[tuple[Found, FileEntry | None, FileStats | None]]:
+        """Every found file, with its entry and statistics where it was published before and is the same."""
+        old = _published(self.previous) if self.previous is not None else _nothing()
+        ahead = await anext(old, None)
+        for count, found in enumerate(self.listing.files):
+            if count % 256 == 255:
+                await asyncio.sleep(0)
+            while ahead is not None and ahead[0].path < found.path:
+                ahead = await anext(old, None)
+            if ahead is not None and _is_same(ahead, found):
+                yield found, ahead[0], ahead[1]
+            else:
+                yield found, None, None
+
+    # --- describing ---
+
+    async def _describe(self) -> _Facts:
+        previous = self.previous
+        if previous is None or (self.listing.is_hats and (self.fresh or self.gone)) or not self._any_kept():
+            facts = _facts(await self._decode(self.listing.path.resolve()))
+        elif not self.fresh and not self.gone:
+            facts = _known_facts(previous)
+        else:
+            facts = await self._describe_changes(previous)
+        return facts
+
+    def _any_kept(self) -> bool:
+        return len(self.fresh) < len(self.listing.files)
+
+    async def _decode(self, path: Path, prefix: str = "") -> DatasetDescription:
+        start = self.done
+        ra, dec = self.words.ra or None, self.words.dec or None
+
+        def work(tell: Progress) -> DatasetDescription:
+            return describe(path, ra=ra, dec=dec, progress=tell)
+
+        def told(done: int, total: int, what: str) -> None:
+            # A whole folder is decoded even where a part of it was known: the bar counts what is new.
+            share = done if not total or prefix else int(done * self.total / 2 / total)
+            self._tell(start + share, f"reading {prefix or what}")
+
+        description = await self.run_work(work, told)
+        for file in description.files:
+            self.described[prefix or file.path] = file
+        self.done = start + (description.bytes if prefix else self.total // 2)
+        return description
+
+    async def _describe_changes(self, previous: Previous) -> _Facts:
+        """The facts of a plain folder of which some files are as they were."""
+        facts = _known_facts(previous)
+        added = []
+        for found in self.fresh.values():
+            if found.path.rsplit("/", 1)[-1] in ("_metadata", "_common_metadata"):
+                self.done += found.size
+                continue
+            one = _facts(await self._decode(self.listing.base / found.path, found.path))
+            _check_columns(facts, one, self.listing.base / found.path)
+            added.append(one)
+        if self.gone:  # what went away, or was replaced, must not stay in the coverage for ever
+            facts = await self._facts_of_kept(facts)
+        return _with_added(facts, added)
+
+    async def _facts_of_kept(self, facts: _Facts) -> _Facts:
+        coverages, times, complete = [], [], True
+        async for _, entry, stats in self._matched():
+            if entry is None or stats is None or entry.role != "data":
+                continue
+            coverages.append(stats.coverage)
+            times.append(stats.time)
+            if len(coverages) > 256:  # joined in portions, so that a million files take no memory
+                coverages = [core.join_coverages(coverages, core.COVERAGE_ORDER)] if all(coverages) else [b""]
+            complete = complete and bool(stats.coverage)
+        known = [time for time in times if time is not None]
+        coverage = core.join_coverages(coverages, core.COVERAGE_ORDER) if complete else b""
+        return replace(
+            facts,
+            coverage=coverage,
+            moc=core.moc_of_coverage(coverage) if coverage else "",
+            time=(min(t[0] for t in known), max(t[1] for t in known)) if known else None,
+        )
+
+    # --- hashing ---
+
+    async def _hash(self, found: Found) -> tuple[FileEntry, FileStats]:
+        data = self.described.get(found.path)
+        role = data.role if data is not None else "metadata"
+        form = data.format if data is not None and data.format != "other" and role != "metadata" else ""
+        rows = data.rows if data is not None and role == "data" else 0
+        start = self.done
+
+        def work(tell: Progress) -> FileEntry:
+            return folder.hash_file(
+                self.listing.base, found, form=form, role=role, rows=rows, sink=self.writer.add, progress=tell
+            )
+
+        entry = await self.run_work(work, lambda done, _, what: self._tell(start + done, f"hashing {what}"))
+        self.done = start + found.size
+        return entry, file_stats(data) if data is not None and role == "data" else FileStats()
+
+    def _tell(self, done: int, what: str) -> None:
+        self.progress(min(done, self.total), self.total, what)
+
+    def _page_closed(self, page: str, files: Sequence[FileEntry]) -> None:
+        seen = [self.found.pop(entry.path) for entry in files]
+        local = LocalPage(files=tuple((found.mtime_ns, found.inode) for found in seen))
+        self.local_pages[page] = self.writer.add(codec.encode(local))
+
+    # --- what is said ---
+
+    def _record(self, facts: _Facts, snapshot: str, root: Root) -> DatasetRecord:
+        names, hidden = core.fit_columns(column.name for column in facts.columns)
+        return core.fit_record(
+            DatasetRecord(
+                title=self.words.title,
+                format=facts.format,
+                rows=root.rows,
+                size=root.size,
+                files=root.files,
+                snapshot=snapshot,
+                created=0.0,
+                updated=0.0,
+                coverage=facts.coverage,
+                time=facts.time,
+                columns=names,
+                hidden=hidden + facts.hidden,
+                card=_NO_HASH,
+            )
+        )
+
+    def _card(self, facts: _Facts, snapshot: str, root: Root) -> bytes:
+        return core.fit_card(
+            Card(
+                snapshot=snapshot,
+                title=self.words.title,
+                description=self.words.description,
+                licence=self.words.licence,
+                provenance=f"published from {self.listing.path.name} by island {island.__version__}",
+                format=facts.format,
+                rows=root.rows,
+                size=root.size,
+                files=root.files,
+                columns=facts.columns,
+                hidden=facts.hidden,
+                moc=core.moc_fit(facts.moc, 128 * 1024),
+                area=core.moc_area(facts.moc) if facts.moc else None,
+                time=facts.time,
+                position=facts.position,
+                time_column=facts.time_column,
+                details=facts.details,
+                warnings=facts.warnings,
+                software=f"island {island.__version__}",
+            )
+        )
+
+
+class _Stopped(Exception):
+    """Raised inside a thread whose caller was cancelled."""
+
+
+async def in_thread(work: Callable[[Progress], T], progress: Progress) -> T:
+    """Run `work(tell)` in a thread; what it tells arrives in the loop. A cancelled caller waits for
+    the thread to stop, at the next word of its progress, so that nothing goes on behind its back."""
+    loop, stopped = asyncio.get_running_loop(), threading.Event()
+
+    def tell(done: int, total: int, what: str) -> None:
+        if stopped.is_set():
+            raise _Stopped
+        loop.call_soon_threadsafe(progress, done, total, what)
+
+    future = loop.run_in_executor(None, work, tell)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        stopped.set()
+        await asyncio.wait([future])
+        future.exception()  # seen: the cancellation is what the caller hears of
+        raise
+
+
+async def in_place(work: Callable[[Progress], T], progress: Progress) -> T:
+    """Run `work(tell)` here and now: for simulations in virtual time, where threads would break reproducibility."""
+    return work(progress)
+
+
+# --- what was there before ------------------------------------------------------------------
+
+
+async def _nothing() -> AsyncIterator[tuple[FileEntry, FileStats, int, int]]:
+    return
+    yield
+
+
+async def _published(previous: Previous) -> AsyncIterator[tuple[FileEntry, FileStats, int, int]]:
+    """Every file of the previous snapshot: entry, statistics, modification time, inode."""
+    async for ref in previous.manifest.pages():
+        local = previous.local_pages.get(ref.page.hex())
+        if local is None:
+            continue
+        files = await previous.manifest.page(ref)
+        stats = await previous.manifest.stats(ref)
+        facts = codec.decode(await previous.manifest.load(local), LocalPage, limit=1 << 24).files
+        for entry, item, (mtime_ns, inode) in zip(files, stats, facts, strict=True):
+            yield entry, item, mtime_ns, inode
+
+
+def _is_same(old: tuple[FileEntry, FileStats, int, int], found: Found) -> bool:
+    entry, _, mtime_ns, inode = old
+    return (entry.path, entry.size, mtime_ns, inode) == (found.path, found.size, found.mtime_ns, found.inode)
+
+
+async def _known_pages(previous: Previous) -> set[str]:
+    known = {previous.local, *previous.local_pages.values()}
+    async for ref in previous.manifest.pages():
+        known.add(ref.page.hex())
+        known.add(ref.stats.hex())
+    return known
+
+
+def _is_comparable(previous: Previous, listing: Listing, words: Words) -> bool:
+    """Whether what was found out before still answers the same question."""
+    return (
+        previous.path == str(listing.path)
+        and (previous.words.ra, previous.words.dec) == (words.ra, words.dec)
+        and (previous.record.format == "hats") == listing.is_hats
+    )
+
+
+def _merged_words(words: Words, previous: Previous | None) -> Words:
+    if (words.ra == "") != (words.dec == ""):
+        raise BadInput("ra and dec are named together or not at all", hint="Give both --ra and --dec.")
+    if previous is None:
+        return words
+    said = previous.words
+    return Words(
+        words.title or said.title,
+        words.description or said.description,
+        words.licence or said.licence,
+        words.ra or said.ra,
+        words.dec or said.dec,
+    )
+
+
+# --- facts ----------------------------------------------------------------------------------
+
+
+def _facts(description: DatasetDescription) -> _Facts:
+    position = description.position
+    return _Facts(
+        format=description.format,
+        columns=tuple(
+            CardColumn(
+                name=core.short(column.name, 4000),
+                type=core.short(column.type, 4000),
+                unit=core.short(column.unit, 256),
+                ucd=core.short(column.ucd, 256),
+                description=core.short(column.description, 1000),
+                nullable=column.nullable,
+                unsupported=core.short(column.unsupported, 500),
+            )
+            for column in description.columns
+        ),
+        coverage=core.pack_coverage(description.coverage) if description.coverage is not None else b"",
+        moc=description.moc or "",
+        time=_seconds(description.time_range),
+        position=(position.ra, position.dec, position.how) if position is not None else (),
+        time_column=description.time_column.name if description.time_column is not None else "",
+        details=_details(description),
+        warnings=tuple(core.short(text, 2000) for text in (*description.problems, *description.warnings))[:200],
+    )
+
+
+def _details(description: DatasetDescription) -> tuple[tuple[str, str], ...]:
+    cut = description.partitioning
+    if cut is None:
+        return ()
+    said = [("hats", "collection" if cut.is_collection else cut.main.kind), ("hats.name", core.short(cut.name, 256))]
+    for part in cut.parts[:50]:
+        text = f"{part.role}, {part.kind}, {part.rows} rows in {part.partitions} partitions"
+        if part.orders:
+            text += f" of orders {', '.join(map(str, part.orders))}"
+        if part.margin_arcsec is not None:
+            text += f", margin {part.margin_arcsec:g} arcsec"
+        if part.index_column:
+            text += f", by {part.index_column}"
+        said.append((core.short(f"part {part.path or part.name}", 250), core.short(text, 1000)))
+    return tuple(said)
+
+
+def _known_facts(previous: Previous) -> _Facts:
+    card, record = previous.card, previous.record
+    return _Facts(
+        format=record.format,
+        columns=card.columns,
+        hidden=card.hidden,
+        coverage=record.coverage,
+        moc=card.moc,
+        time=record.time,
+        position=card.position,
+        time_column=card.time_column,
+        details=card.details,
+        warnings=card.warnings,
+    )
+
+
+def _with_added(facts: _Facts, added: list[_Facts]) -> _Facts:
+    everything = [facts, *added]
+    located = all(one.coverage and one.moc for one in everything)
+    times = [one.time for one in everything if one.time is not None]
+    # A doubt that needs all rows (radians?) stands only if every part of the data shares it.
+    shared = [set(one.warnings) for one in everything]
+    doubts = [text for text in facts.warnings if "never exceeds 2π" not in text or all(text in s for s in shared)]
+    new = [text for one in added for text in one.warnings if "never exceeds 2π" not in text]
+    return replace(
+        facts,
+        coverage=core.join_coverages([one.coverage for one in everything], core.COVERAGE_ORDER) if located else b"",
+        moc=core.moc_union([one.moc for one in everything]) if located else "",
+        time=(min(t[0] for t in times), max(t[1] for t in times)) if times else None,
+        warnings=tuple(dict.fromkeys([*doubts, *new]))[:200],
+    )
+
+
+def _check_columns(facts: _Facts, one: _Facts, path: Path) -> None:
+    mine = {column.name: column.type for column in facts.columns}
+    theirs = {column.name: column.type for column in one.columns}
+    for name, kind in theirs.items():
+        if name in mine and not _same_type(mine[name], kind):
+            what = f"column {name} is {kind[:120]} and not {mine[name][:120]}"
+        elif name not in mine and not facts.hidden:
+            what = f"column {name} is there besides"
+        else:
+            continue
+        raise _other_schema(path, what)
+    if missing := [name for name in mine if name not in theirs]:
+        raise _other_schema(path, f"column {missing[0]} is missing")
+
+
+def _same_type(one: str, other: str) -> bool:
+    # A card may have had to shorten a long type.
+    cut = one.endswith("…") or other.endswith("…")
+    return one == other or (cut and one.rstrip("…")[:150] == other.rstrip("…")[:150])
+
+
+def _other_schema(path: Path, what: str) -> BadInput:
+    return BadInput(
+        f"{path} has another schema than the files that were published before: {what}",
+        hint="All files of one dataset have one schema: publish this file as another dataset, or write it again.",
+    )
+
+
+def file_stats(file: DataFile) -> FileStats:
+    """The statistics of one described file, as they travel."""
+    ranges = []
+    for column in file.stats:
+        low, high = column.low, column.high
+        if low is None or high is None or "." in column.name or len(column.name) > 256:
+            continue
+        if max(abs(low), abs(high)) >= _EXACT and isinstance(low, int):
+            continue  # not exact as a float, and a range must never be smaller than the truth
+        ranges.append((column.name, float(low), float("inf") if column.nans else float(high)))
+    return FileStats(
+        coverage=core.pack_coverage(file.coverage) if file.coverage is not None else b"",
+        time=_seconds(file.time_range),
+        ranges=tuple(ranges[:MAX_RANGES]),
+    )
+
+
+def _seconds(iso: tuple[str, str] | None) -> tuple[float, float] | None:
+    if iso is None:
+        return None
+    return (
+        datetime.datetime.fromisoformat(iso[0]).timestamp(),
+        datetime.datetime.fromisoformat(iso[1]).timestamp(),
+    )
+
+
+def decode_card(data: bytes) -> Card:
+    """A card from its blob; raises `Malformed`."""
+    return codec.decode(data, Card, limit=CARD_LIMIT)

@@ -1,0 +1,129 @@
+"""The index of words: derived from the catalog's rows and cards, and rebuilt whenever it is not right.
+
+A document is one dataset. `words` are stemmed English, so that "galaxy" finds "galaxies";
+`plain` is for beginnings of words. What a person types is split into plain words first, so
+no query syntax exists that could be wrong.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import tantivy
+
+from island.catalog.messages import Card, DatasetRecord
+from island.kernel.ids import IslandId
+
+log = structlog.get_logger("island")
+
+VERSION = "1"
+_HEAP = 32 * 1024 * 1024
+_MAX_TEXT = 200_000
+Key = tuple[IslandId, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What of one dataset can be found by words."""
+
+    owner: IslandId
+    name: str
+    title: str
+    text: str
+
+
+def document(owner: IslandId, name: str, island: str, record: DatasetRecord, card: Card | None) -> Document:
+    """The document of a dataset, with what its card adds if it is here."""
+    parts = [name, island, record.format, *record.columns]
+    if card is not None:
+        parts += [card.description, card.licence, *(value for _, value in card.details)]
+        for column in card.columns:
+            parts += [column.name, column.ucd, column.description]
+    return Document(owner, name, record.title, "\n".join(parts)[:_MAX_TEXT])
+
+
+class Index:
+    """A tantivy index in a folder. Blocking: call from a thread. One caller at a time writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._index: Any = None
+        self._lock = threading.Lock()
+
+    def open(self) -> bool:
+        """Open the index; whether it is new and so empty (it was missing, damaged, or of another version)."""
+        with self._lock:
+            return self._open()
+
+    def _open(self) -> bool:
+        marker = self._folder / "version"
+        try:
+            if marker.is_file() and marker.read_text() == VERSION and tantivy.Index.exists(str(self._folder)):
+                self._index = tantivy.Index.open(str(self._folder))
+                self._index.searcher()
+                return False
+        except Exception as error:  # noqa: BLE001 - the library raises ValueError, OSError and its own
+            log.warning("search.damaged", folder=str(self._folder), error=str(error))
+        self._rebuild()
+        return True
+
+    def _rebuild(self) -> None:
+        self._index = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._index = tantivy.Index(_schema(), path=str(self._folder))
+        (self._folder / "version").write_text(VERSION)
+        log.info("search.rebuild", folder=str(self._folder))
+
+    def apply(self, changed: Iterable[Document], gone: Iterable[Key]) -> None:
+        """Replace the documents of datasets, and drop those of others, durably."""
+        with self._lock:
+            writer = self._index.writer(_HEAP, 1)
+            try:
+                for owner, name in gone:
+                    writer.delete_documents("key", f"{owner}/{name}")
+                for one in changed:
+                    key = f"{one.owner}/{one.name}"
+                    writer.delete_documents("key", key)
+                    writer.add_document(
+                        tantivy.Document(
+                            key=key, title=one.title, words=one.text, plain=f"{one.title}\n{one.text}", name=one.name
+                        )
+                    )
+                writer.commit()
+            finally:
+                writer.wait_merging_threads()
+            self._index.reload()
+
+    def find(self, words: Sequence[str], limit: int) -> list[Key]:
+        """The datasets that have every word or the beginning of it, the best first."""
+        searcher = self._index.searcher()
+        query = tantivy.Query.boolean_query([(tantivy.Occur.Must, self._one(word)) for word in words])
+        found = []
+        for _, address in searcher.search(query, limit).hits:
+            owner, _, name = searcher.doc(address)["key"][0].partition("/")
+            found.append((IslandId(owner), name))
+        return found
+
+    def _one(self, word: str) -> Any:
+        # The word holds letters and digits only, so neither syntax can go wrong.
+        stemmed = self._index.parse_query(f'"{word}"', ["title", "name", "words"], {"title": 3.0, "name": 3.0})
+        if len(word) < 3:
+            return stemmed
+        begins = tantivy.Query.regex_query(self._index.schema, "plain", f"{word}.*")
+        return tantivy.Query.boolean_query([(tantivy.Occur.Should, stemmed), (tantivy.Occur.Should, begins)])
+
+
+def _schema() -> Any:
+    builder = tantivy.SchemaBuilder()
+    builder.add_text_field("key", stored=True, tokenizer_name="raw", index_option="basic")
+    for name in ("title", "name", "words"):
+        builder.add_text_field(name, tokenizer_name="en_stem", index_option="position")
+    builder.add_text_field("plain", tokenizer_name="default", index_option="basic")
+    return builder.build()

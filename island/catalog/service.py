@@ -1,0 +1,754 @@
+"""The catalog of one island: what all islands publish, and what this one does.
+
+Own datasets are rows of state.db; their records go into the own log in the same transaction.
+Everyone's records arrive as projections in gossip.db, and their cards are fetched behind
+them, so that search works when an owner is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from island.catalog import core, manifest, store
+from island.catalog.folder import Found, is_same
+from island.catalog.manifest import FileEntry
+from island.catalog.messages import (
+    CARD_LIMIT,
+    RECORD_LIMIT,
+    Card,
+    DatasetRecord,
+    DatasetView,
+    LocalIndex,
+    LocalPage,
+    Query,
+    ReplicaRecord,
+    Resolved,
+)
+from island.catalog.pages import PageStore
+from island.catalog.ports import Progress, ReplicaStatus, Replication, no_progress
+from island.catalog.publishing import Prepared, Previous, Publisher, Run, Words, in_place, in_thread
+from island.catalog.search import Document, Index, document
+from island.catalog.snapshots import Load, Manifest, live_pages
+from island.catalog.store import Entry, Replica
+from island.errors import Changed, Corrupt, IslandError, NotFound
+from island.formats.region import Region
+from island.gossip.service import Change, Gossip
+from island.kernel import codec
+from island.kernel.codec import Malformed
+from island.kernel.db import Database
+from island.kernel.ids import DatasetName, IslandId, check_hash, check_name, is_name, parse_island_id
+from island.kernel.loops import Tasks, backoff, forever
+from island.kernel.ports import Clock, Rng, Signal, Topic
+from island.kernel.telemetry import counter, gauge
+from island.membership.service import Membership
+from island.trust import journal
+from island.trust.service import Trust
+
+log = structlog.get_logger("island")
+
+DATASETS = gauge("catalog_datasets", "Datasets of all islands that are known")
+CARDS = counter("catalog_cards_fetched", "Cards that were fetched")
+PUBLISHED = counter("catalog_published", "Snapshots that this island published")
+
+CARD_FETCHES = 4
+INDEX_BATCH = 2000
+INDEX_PAUSE = 1.0
+"""Seconds for which changes gather before they are indexed, unless a search asks first."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFile:
+    """A file of an own snapshot where it lies, unchanged since it was published."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    entry: FileEntry
+
+    def check(self, status: os.stat_result) -> None:
+        """Raises `Changed` if `status`, of the opened file, is not what was published."""
+        if not is_same(Found(self.entry.path, self.size, self.mtime_ns, 0), status):
+            raise changed(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who has a snapshot, or a part of it; `role` is owner, or the state of the replica."""
+
+    island: IslandId
+    display: str
+    role: str
+    state: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetDetails:
+    """Everything that is known of a dataset. `card` is None where it could not be had (`problem` says why)."""
+
+    resolved: Resolved
+    card: Card | None
+    holders: tuple[Holder, ...]
+    status: ReplicaStatus
+    problem: str = ""
+
+
+class Catalog:
+    """Datasets: publish, list, search, resolve, and read manifests."""
+
+    def __init__(
+        self,
+        state: Database,
+        db: Database,
+        gossip: Gossip,
+        membership: Membership,
+        trust: Trust,
+        clock: Clock,
+        rng: Rng,
+        *,
+        home: Path,
+        threads: bool = True,
+    ) -> None:
+        self._state, self._db, self._gossip = state, db, gossip
+        self._membership, self._trust, self._clock, self._rng = membership, trust, clock, rng
+        self.me: IslandId = trust.me
+        self.changed = Topic()
+        """Touched when a dataset, a replica or a card changes."""
+        self.replication: Replication | None = None
+        """Set by the composition root: what `show` asks about replicas."""
+        self._run: Run = in_thread if threads else in_place
+        self._pages = PageStore(state, home / "manifests")
+        self._publisher = Publisher(self._pages, home, rng, self._run)
+        self._index = Index(home / "search")
+        self._indexing = asyncio.Lock()
+        self._names: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._open: weakref.WeakSet[Prepared] = weakref.WeakSet()
+        self._preparing = 0
+        self._manifests: OrderedDict[tuple[IslandId, str], Manifest] = OrderedDict()
+        self._locals: OrderedDict[tuple[str, str], list[OwnFile]] = OrderedDict()
+        self._replicas: dict[tuple[IslandId, str, str], list[Replica]] = {}
+        self._retry: dict[str, tuple[int, float]] = {}
+        self._cards_wanted, self._index_wanted, self._sweep_wanted = Signal(), Signal(), Signal()
+        gossip.project("dataset", self._project_dataset)
+        gossip.project("replica", self._project_replica)
+        gossip.truth("dataset/", store.own_records)
+        gossip.blobs.also(self._pages.get)
+
+    async def start(self, tasks: Tasks) -> None:
+        """Load replicas, open the index, and begin to fetch cards."""
+        await self._refresh()
+        if await self._run(lambda _: self._index.open(), no_progress):
+            await self._db.write(store.index_all)
+        for signal in (self._cards_wanted, self._index_wanted, self._sweep_wanted):
+            signal.set()
+        for name, step in (
+            ("catalog.follow", self._follow),
+            ("catalog.cards", self._fetch_cards),
+            ("catalog.index", self._index_step),
+            ("catalog.sweep", self._sweep_step),
+            ("catalog.retry", self._retry_soon),
+        ):
+            tasks.loop(name, forever(step, name=name, rng=self._rng))
+
+    # --- publishing -----------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        who: str,
+        path: Path,
+        name: str,
+        *,
+        title: str = "",
+        description: str = "",
+        licence: str = "",
+        ra: str | None = None,
+        dec: str | None = None,
+        progress: Progress | None = None,
+    ) -> DatasetView:
+        """Publish what is at `path` as `name`, in place; new content at a name is a new snapshot.
+
+        `who` is `user@island`. Raises `BadInput`, `Corrupt`, `Unsupported`, `Changed`, `Full`. A
+        caller that is cancelled leaves nothing published.
+        """
+        async with self._lock(name):
+            prepared = await self.prepare(
+                path,
+                name,
+                title=title,
+                description=description,
+                licence=licence,
+                ra=ra,
+                dec=dec,
+                progress=progress,
+            )
+            now = self._clock.wall()
+            await self._state.write(lambda conn: self.commit(conn, prepared, who, now))
+            await self.committed()
+        own = await self._state.read(lambda conn: store.own_dataset(conn, name))
+        if own is None:
+            raise NotFound(f"{name} was withdrawn meanwhile")
+        return self._view(Entry(self.me, name, own.record))
+
+    async def prepare(
+        self,
+        path: Path,
+        name: str,
+        *,
+        title: str = "",
+        description: str = "",
+        licence: str = "",
+        ra: str | None = None,
+        dec: str | None = None,
+        progress: Progress | None = None,
+    ) -> Prepared:
+        """Read what is new at `path` and lay out its manifest; nobody hears of it before `commit`."""
+        check_name(name, "dataset name")
+        words = Words(title, description, licence, ra or "", dec or "")
+        self._preparing += 1
+        try:
+            previous = await self._previous(name)
+            prepared = await self._publisher.prepare(path, name, words, previous, progress or no_progress)
+            self._open.add(prepared)
+            return prepared
+        finally:
+            self._preparing -= 1
+
+    def commit(
+        self, conn: sqlite3.Connection, prepared: Prepared, who: str, now: float, *, journaled: bool = True
+    ) -> str:
+        """Make a prepared snapshot the newest of its dataset, in the caller's transaction of state.db.
+
+        Returns the snapshot. `await committed()` after the commit.
+        """
+        self._pages.insert(conn, prepared.pack)
+        before = store.own_dataset(conn, prepared.name)
+        card = self._gossip.blobs.put(conn, prepared.card)
+        record = msgspec.structs.replace(
+            prepared.record, card=card, created=before.created if before else now, updated=now
+        )
+        if before is not None and msgspec.structs.replace(before.record, updated=now) == record:
+            record = before.record
+        for old in store.snapshots(conn, prepared.name):
+            if old.snapshot == prepared.snapshot:
+                self._drop_snapshot(conn, old)
+        store.add_snapshot(conn, record, name=prepared.name, base=prepared.base, local=prepared.local, published=now)
+        for old in store.snapshots(conn, prepared.name)[core.KEEP_SNAPSHOTS :]:
+            self._drop_snapshot(conn, old)
+        words = prepared.words
+        store.put_own(
+            conn,
+            store.OwnDataset(
+                name=prepared.name,
+                path=prepared.path,
+                snapshot=prepared.snapshot,
+                title=words.title,
+                description=words.description,
+                licence=words.licence,
+                ra=words.ra,
+                dec=words.dec,
+                created=record.created,
+                updated=record.updated,
+                who=who,
+                record=record,
+            ),
+        )
+        self._gossip.put(conn, f"dataset/{prepared.name}", codec.encode(record))
+        if journaled:
+            detail = {"snapshot": prepared.snapshot, "rows": record.rows, "bytes": record.size, "path": prepared.path}
+            self._journal(conn, who, "dataset.publish", prepared.name, detail, now)
+        return prepared.snapshot
+
+    async def committed(self) -> None:
+        """Something was committed: from now on listings and searches of this island show it."""
+        self._locals.clear()
+        PUBLISHED.inc()
+        await self._gossip.flush()
+        self._sweep_wanted.set()
+
+    async def unpublish(self, who: str, name: str) -> None:
+        """Withdraw a dataset of this island, all its snapshots included. Raises `NotFound`."""
+        check_name(name, "dataset name")
+
+        def withdraw(conn: sqlite3.Connection) -> None:
+            if store.own_dataset(conn, name) is None:
+                known = [own.name for own in store.own_datasets(conn)]
+                raise NotFound(
+                    f"this island publishes no dataset {name}",
+                    hint=core.nearest(name, known) or "`island dataset ls` shows all.",
+                )
+            for old in store.snapshots(conn, name):
+                self._drop_snapshot(conn, old)
+            store.drop_own(conn, name)
+            self._gossip.delete(conn, f"dataset/{name}")
+            self._journal(conn, who, "dataset.unpublish", name, {}, self._clock.wall())
+
+        async with self._lock(name):
+            await self._state.write(withdraw)
+            self._locals.clear()
+            self._manifests.clear()
+            await self._gossip.flush()
+            self._sweep_wanted.set()
+
+    def audience(self) -> str:
+        """Who sees what is published here, in words."""
+        count = len(self._membership.views())
+        if self._trust.network is None:
+            return "public: nobody else yet; every island that joins this one's archipelago will see it and may read it"
+        others = "1 island" if count == 1 else f"{count} islands"
+        return f"public: every island of the archipelago {self._trust.label}, {others} now, sees it and may read it"
+
+    def _drop_snapshot(self, conn: sqlite3.Connection, old: store.OwnSnapshot) -> None:
+        self._gossip.blobs.drop(conn, old.card)
+        store.drop_snapshot(conn, old.id)
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._names.setdefault(name, asyncio.Lock())
+
+    def _journal(
+        self, conn: sqlite3.Connection, who: str, act: str, name: str, detail: dict[str, object], now: float
+    ) -> None:
+        what = f"{self._trust.name}/{name}"
+        journal.append(conn, at=now, who=who, act=act, what=what, outcome="done", detail=detail)
+
+    async def _previous(self, name: str) -> Previous | None:
+        """What is published under a name now, as far as it can be read; None makes all be read again."""
+        own = await self._state.read(lambda conn: store.own_dataset(conn, name))
+        held = await self._state.read(lambda conn: store.snapshots(conn, name))
+        if own is None or not held:
+            return None
+        newest = held[0]
+        try:
+            listed = await self.manifest(self.me, newest.snapshot)
+            local = codec.decode(await listed.load(newest.local), LocalIndex, limit=1 << 26)
+            card = codec.decode(await self._gossip.blobs.get(newest.card), Card, limit=CARD_LIMIT)
+        except IslandError as error:
+            log.warning("catalog.previous_lost", name=name, snapshot=newest.snapshot, error=error.message)
+            return None
+        words = Words(own.title, own.description, own.licence, own.ra, own.dec)
+        return Previous(own.path, listed, newest.record, card, newest.local, local.pages, words)
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    async def datasets(self) -> list[DatasetView]:
+        """Every dataset of every island, by what people see."""
+        found = await self._db.read(store.entries)
+        return sorted((self._view(entry) for entry in found), key=lambda view: (view.island.lower(), view.name))
+
+    async def resolve(self, name: DatasetName | str) -> Resolved:
+        """Whose dataset `OWNER/NAME[@SNAPSHOT]` is, and which snapshot of it.
+
+        Raises `NotFound` with the nearest names, `Ambiguous`, `BadInput`.
+        """
+        wanted = DatasetName.parse(name) if isinstance(name, str) else name
+        owner = self._membership.resolve(wanted.owner)
+        entry = await self._entry(owner, wanted.name)
+        if entry is None:
+            raise await self._unknown(owner, wanted)
+        snapshot = entry.record.snapshot
+        record = entry.record
+        if wanted.snapshot and not snapshot.startswith(wanted.snapshot):
+            snapshot, record = await self._older(owner, wanted, record)
+        return Resolved(owner, self._membership.display(owner), wanted.name, snapshot, record)
+
+    async def _entry(self, owner: IslandId, name: str) -> Entry | None:
+        if owner == self.me:
+            own = await self._state.read(lambda conn: store.own_dataset(conn, name))
+            return Entry(owner, name, own.record) if own else None
+        return await self._db.read(lambda conn: store.entry(conn, owner, name))
+
+    async def _unknown(self, owner: IslandId, wanted: DatasetName) -> NotFound:
+        everything = await self._db.read(store.names)
+        shown = [f"{self._membership.display(other)}/{name}" for other, name in everything]
+        display = self._membership.display(owner)
+        same = [text for text in shown if text.endswith(f"/{wanted.name}")][:3]
+        hint = f"Did you mean {' or '.join(same)}?" if same else core.nearest(f"{display}/{wanted.name}", shown)
+        return NotFound(f"there is no dataset {display}/{wanted.name}", hint=hint or "`island dataset ls` shows all.")
+
+    async def _older(self, owner: IslandId, wanted: DatasetName, newest: DatasetRecord) -> tuple[str, DatasetRecord]:
+        """(snapshot, record) of a snapshot that is not the newest."""
+        if owner == self.me:
+            held = await self._state.read(lambda conn: store.snapshots(conn, wanted.name))
+            for old in held:
+                if old.snapshot.startswith(wanted.snapshot):
+                    return old.snapshot, old.record
+        replicas = {s for (o, n, s) in self._replicas if (o, n) == (owner, wanted.name)}
+        fitting = sorted(s for s in replicas if s.startswith(wanted.snapshot))
+        if len(fitting) == 1:
+            return fitting[0], newest
+        if owner != self.me and len(wanted.snapshot) == 64:
+            return wanted.snapshot, newest  # its owner may still serve it: asking tells
+        raise NotFound(
+            f"{self._membership.display(owner)}/{wanted.name} has no snapshot {wanted.snapshot} that is known here",
+            hint=f"The newest is {newest.snapshot[:12]}; an older one of another island is named by its whole hash.",
+        )
+
+    async def card(self, resolved: Resolved) -> Card:
+        """The card of a dataset: from here, or from its owner or another island. Raises `Unreachable`."""
+        name = resolved.record.card
+        kept = await self._db.read(lambda conn: store.card(conn, name))
+        if kept is None:
+            holders = self.holders(resolved.owner, resolved.name, resolved.record.snapshot)
+            kept = await self._gossip.blobs.get(name, holders)
+        return codec.decode(kept, Card, limit=CARD_LIMIT)
+
+    async def show(self, name: DatasetName | str) -> DatasetDetails:
+        """Everything that is known of a dataset, as far as it can be had."""
+        resolved = await self.resolve(name)
+        card, problem = None, ""
+        try:
+            card = await self.card(resolved)
+        except IslandError as error:
+            problem = error.message
+        return DatasetDetails(
+            resolved, card, tuple(self._shown_holders(resolved)), await self._status(resolved), problem
+        )
+
+    async def _status(self, resolved: Resolved) -> ReplicaStatus:
+        if self.replication is not None:
+            return await self.replication.status(resolved)
+        return ReplicaStatus(resolved.record.size, resolved.record.size if resolved.owner == self.me else 0, 0)
+
+    def _shown_holders(self, resolved: Resolved) -> list[Holder]:
+        key = (resolved.owner, resolved.name, resolved.snapshot)
+        roles = [(resolved.owner, "owner")] + [(r.holder, r.state) for r in self._replicas.get(key, ())]
+        shown = []
+        for island, role in roles:
+            view = self._membership.view(island)
+            shown.append(Holder(island, view.display, role, view.state, view.since))
+        return shown
+
+    def holders(self, owner: IslandId, name: str, snapshot: str) -> list[IslandId]:
+        """Who has a whole snapshot: its owner, then the islands with a complete replica."""
+        complete = [r.holder for r in self._replicas.get((owner, name, snapshot), ()) if r.state == "complete"]
+        return [owner, *(island for island in complete if island != owner)]
+
+    def _view(self, entry: Entry) -> DatasetView:
+        record = entry.record
+        return DatasetView(
+            owner=entry.owner,
+            island=self._membership.display(entry.owner),
+            name=entry.name,
+            title=record.title,
+            format=record.format,
+            rows=record.rows,
+            bytes=record.size,
+            files=record.files,
+            snapshot=record.snapshot,
+            created=record.created,
+            updated=record.updated,
+            record=record,
+        )
+
+    # --- searching --------------------------------------------------------------------------------
+
+    async def search(self, query: Query) -> list[DatasetView]:
+        """The datasets that fit every part of the query, the best first. Raises `BadInput`.
+
+        What was published before is found: what the index has not seen yet, it is shown first.
+        """
+        region = Region.parse(query.region) if query.region.strip() else None
+        times = core.parse_times(query.time) if query.time.strip() else None
+        if query.words.strip():
+            found = await self._by_words(query.words)
+        else:
+            found = await self._db.read(store.entries)
+            found.sort(key=lambda entry: (self._membership.display(entry.owner).lower(), entry.name))
+        if query.format:
+            found = [entry for entry in found if entry.record.format == query.format.strip().lower()]
+        if times is not None:
+            found = [entry for entry in found if core.overlaps(entry.record.time, times)]
+        if region is not None:
+            bitmap = await self._run(lambda _: region.bitmap(), no_progress)
+            found = [entry for entry in found if core.may_overlap(entry.record.coverage, bitmap)]
+            found = await self._in_region(found, region)
+        if query.column.strip():
+            found = await self._with_column(found, query.column)
+        return [self._view(entry) for entry in found[: query.limit]]
+
+    async def _by_words(self, text: str) -> list[Entry]:
+        words = core.tokens(text)
+        if not words:
+            return []
+        await self.index()
+        keys = await self._run(lambda _: self._index.find(words, 10_000), no_progress)
+        return await self._db.read(lambda conn: store.entries_of(conn, keys))
+
+    async def _in_region(self, found: Sequence[Entry], region: Region) -> list[Entry]:
+        """Those whose MOC, where the card is here, meets the region too."""
+        order = await self._run(lambda _: _fine_order(region), no_progress)
+        cells = await self._run(lambda _: region.healpix(order), no_progress)
+        kept = []
+        for entry in found:
+            card = await self._local_card(entry)
+            if card is None or not card.moc or core.moc_overlaps(card.moc, cells, order):
+                kept.append(entry)
+        return kept
+
+    async def _with_column(self, found: Sequence[Entry], column: str) -> list[Entry]:
+        kept = []
+        for entry in found:
+            fits = core.has_column(column, entry.record.columns, ())
+            if not fits and (card := await self._local_card(entry)) is not None:
+                fits = core.has_column(column, (), card.columns)
+            if fits:
+                kept.append(entry)
+        return kept
+
+    async def _local_card(self, entry: Entry) -> Card | None:
+        data = await self._db.read(lambda conn: store.card(conn, entry.record.card))
+        if data is None and entry.owner == self.me:
+            data = await self._gossip.blobs.local(entry.record.card)
+        return codec.decode(data, Card, limit=CARD_LIMIT) if data is not None else None
+
+    async def index(self) -> int:
+        """Bring the index up to what is known now; returns how many datasets it took in."""
+        async with self._indexing:
+            count = 0
+            while changes := await self._db.read(lambda conn: store.unindexed(conn, INDEX_BATCH)):
+                await self._index_batch(changes)
+                count += len(changes)
+            return count
+
+    async def _index_batch(self, changes: Sequence[tuple[int, IslandId, str]]) -> None:
+        documents: list[Document] = []
+        gone: list[tuple[IslandId, str]] = []
+        for _, owner, name in changes:
+            one = await self._document(owner, name)
+            if one is None:
+                gone.append((owner, name))
+            else:
+                documents.append(one)
+        await self._run(lambda _: self._index.apply(documents, gone), no_progress)
+        await self._db.write(lambda conn: store.indexed(conn, [change for change, _, _ in changes]))
+
+    async def _document(self, owner: IslandId, name: str) -> Document | None:
+        entry = await self._db.read(lambda conn: store.entry(conn, owner, name))
+        if entry is None:
+            return None
+        card = await self._local_card(entry)
+        return document(owner, name, self._membership.display(owner), entry.record, card)
+
+    # --- manifests and files ------------------------------------------------------------------------
+
+    async def manifest(self, owner: IslandId, snapshot: str, name: str = "") -> Manifest:
+        """The manifest of a snapshot; `name`, if given, finds more holders.
+
+        Raises `NotFound` for an own snapshot that is no longer served, `Unreachable`, `Malformed`.
+        """
+        check_hash(snapshot, "snapshot")
+        key = (owner, snapshot)
+        if (known := self._manifests.get(key)) is not None:
+            self._manifests.move_to_end(key)
+            return known
+        if owner == self.me:
+            if not await self._state.read(lambda conn: store.with_hash(conn, snapshot)):
+                raise NotFound(
+                    f"this island no longer serves the snapshot {snapshot[:12]}", hint="Ask for the newest one."
+                )
+            load: Load = self._load_own
+        else:
+
+            async def load(page: str) -> bytes:
+                return await self._gossip.blobs.get(page, self.holders(owner, name, snapshot))
+
+        found = Manifest(owner, snapshot, manifest.decode_root(await load(snapshot)), load)
+        self._manifests[key] = found
+        if len(self._manifests) > 32:
+            self._manifests.popitem(last=False)
+        return found
+
+    async def _load_own(self, page: str) -> bytes:
+        data = await self._pages.get(page)
+        if data is None:
+            raise Corrupt(
+                f"page {page[:12]} of a manifest of this island is lost or damaged",
+                hint="Publish the dataset again: its files are read anew.",
+            )
+        return data
+
+    async def own_file(self, snapshot: str, path: str) -> OwnFile | None:
+        """Where a file of an own snapshot lies; None if the snapshot is not one of this island's.
+
+        Raises `Changed` if the file is not what was published, `NotFound` if the snapshot has no such file.
+        """
+        places = self._locals.get((snapshot, path))
+        if places is None:
+            places = await self._places(snapshot, path)
+            self._locals[snapshot, path] = places
+            if len(self._locals) > 4096:
+                self._locals.popitem(last=False)
+        if not places:
+            return None
+        for place in places:
+            try:
+                status = place.path.stat()
+            except OSError:
+                continue
+            if is_same(Found(path, place.size, place.mtime_ns, 0), status):
+                return place
+        raise changed(places[0].path)
+
+    async def _places(self, snapshot: str, path: str) -> list[OwnFile]:
+        places = []
+        for held in await self._state.read(lambda conn: store.with_hash(conn, snapshot)):
+            listed = await self.manifest(self.me, snapshot)
+            ref, entries, at = await listed.locate(path)
+            index = codec.decode(await listed.load(held.local), LocalIndex, limit=1 << 26)
+            local = codec.decode(await listed.load(index.pages[ref.page.hex()]), LocalPage, limit=1 << 24)
+            entry = entries[at]
+            places.append(OwnFile(Path(held.base) / path, entry.size, local.files[at][0], entry))
+        return places
+
+    # --- projections: in the writer's thread, within the transaction of the change ------------------
+
+    def _project_dataset(self, conn: sqlite3.Connection, change: Change) -> None:
+        name = change.key.removeprefix("dataset/")
+        record = None
+        if change.value is not None:
+            try:
+                record = codec.decode(change.value, DatasetRecord, limit=RECORD_LIMIT)
+                if record.coverage:
+                    core.unpack_coverage(record.coverage)
+            except Malformed as error:
+                log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
+                record = None
+        if record is None or record.visibility != "public" or not is_name(name):
+            store.drop_entry(conn, change.origin, name)
+        elif change.value is not None:
+            store.put_entry(conn, change.origin, name, record, change.value)
+
+    def _project_replica(self, conn: sqlite3.Connection, change: Change) -> None:
+        owner, _, name = change.key.removeprefix("replica/").partition("/")
+        try:
+            parse_island_id(owner)
+            check_name(name)
+            record = codec.decode(change.value, ReplicaRecord, limit=RECORD_LIMIT) if change.value else None
+        except IslandError as error:
+            log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
+            return
+        store.put_replica(conn, change.origin, owner, name, record)
+
+    # --- loops --------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        version = self._gossip.changed.version
+        await self._refresh()
+        await self._gossip.changed.after(version)
+
+    async def _refresh(self) -> None:
+        """Take in what the projections say now."""
+        replicas: dict[tuple[IslandId, str, str], list[Replica]] = {}
+        for replica in await self._db.read(store.replicas):
+            replicas.setdefault((replica.owner, replica.name, replica.snapshot), []).append(replica)
+        missing = await self._db.read(lambda conn: store.missing_cards(conn, 1))
+        pending = await self._db.read(lambda conn: store.unindexed(conn, 1))
+        touched = replicas != self._replicas or bool(pending)
+        self._replicas = replicas
+        DATASETS.set(await self._db.read(lambda conn: len(store.names(conn))))
+        if missing:
+            self._cards_wanted.set()
+        if pending:
+            self._index_wanted.set()
+        if touched:
+            self.changed.touch()
+
+    async def _retry_soon(self) -> None:
+        """An island that came up may have the cards that could not be had."""
+        await self._membership.changed.after(self._membership.changed.version)
+        if self._retry:
+            self._retry.clear()
+            self._cards_wanted.set()
+
+    async def _fetch_cards(self) -> None:
+        now = self._clock.monotonic()
+        times = [at for _, at in self._retry.values()]
+        await self._cards_wanted.wait(max(0.1, min(times) - now) if times else None)
+        missing = await self._db.read(lambda conn: store.missing_cards(conn, 1000))
+        self._retry = {name: self._retry[name] for name, _, _ in missing if name in self._retry}
+        now = self._clock.monotonic()
+        due = [one for one in missing if self._retry.get(one[0], (0, now))[1] <= now]
+        for at in range(0, len(due), CARD_FETCHES):
+            await asyncio.gather(*(self._fetch_card(*one) for one in due[at : at + CARD_FETCHES]))
+        if len(missing) == 1000:
+            self._cards_wanted.set()
+        elif not missing:
+            await self._db.write(store.prune_cards)
+
+    async def _fetch_card(self, name: str, owner: IslandId, dataset: str) -> None:
+        try:
+            data: bytes | None = await self._gossip.blobs.get(name, [owner])
+        except IslandError as error:
+            failures = self._retry.get(name, (0, 0.0))[0] + 1
+            wait = backoff(failures, self._rng, base=5.0, cap=300.0)
+            self._retry[name] = (failures, self._clock.monotonic() + wait)
+            log.info("catalog.card_missing", card=name, owner=owner, dataset=dataset, error=error.message)
+            return
+        try:
+            codec.decode(data or b"", Card, limit=CARD_LIMIT)
+        except Malformed as error:
+            log.warning("catalog.bad_card", card=name, owner=owner, dataset=dataset, error=error.message)
+            data = None
+        await self._db.write(lambda conn: store.put_card(conn, name, data))
+        CARDS.inc()
+        self._index_wanted.set()
+        self.changed.touch()
+
+    async def _index_step(self) -> None:
+        await self._index_wanted.wait()
+        await asyncio.sleep(INDEX_PAUSE)
+        await self.index()
+
+    async def _sweep_step(self) -> None:
+        await self._sweep_wanted.wait()
+        await asyncio.sleep(INDEX_PAUSE)
+        if self._preparing or len(self._open):
+            self._sweep_wanted.set()
+            return
+        await self.sweep()
+
+    async def sweep(self) -> int:
+        """Forget pages and packs that no snapshot leads to; returns how many pages went."""
+        if self._preparing or len(self._open):
+            return 0
+        newest = await self._state.read(store.newest_id)
+        live: set[str] = set()
+        for held in await self._state.read(store.all_snapshots):
+            try:
+                listed = await self.manifest(self.me, held.snapshot)
+                await live_pages(listed, live, held.local)
+                live.update(codec.decode(await listed.load(held.local), LocalIndex, limit=1 << 26).pages.values())
+            except IslandError as error:
+                # Better too much on disk than a page too few: nothing goes while something cannot be read.
+                log.warning("catalog.sweep_stopped", snapshot=held.snapshot, error=error.message)
+                return 0
+        return await self._pages.sweep(live, lambda conn: store.newest_id(conn) == newest)
+
+
+def changed(path: Path) -> Changed:
+    """What a reader is told whose file is no longer what was published."""
+    return Changed(
+        f"{path} is not what was published: it was changed, moved or removed",
+        hint="Publish the dataset again; the owner's journal says when it was published.",
+    )
+
+
+def _fine_order(region: Region) -> int:
+    """The finest order, up to 10, at which a region has no more than some 100,000 cells."""
+    count = max(1, len(region.healpix(5)))
+    order = 5
+    while order < 10 and count * 4 <= 100_000:
+        order, count = order + 1, count * 4
+    return order
+
+
+__all__ = ["Catalog", "DatasetDetails", "Holder", "OwnFile"]
