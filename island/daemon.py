@@ -105,6 +105,7 @@ class Daemon:
         )
         self.streams = Streams(
             self.state,
+            self.gossip_db,
             self.catalog,
             self.membership,
             self.gossip,

@@ -46,10 +46,10 @@ class Publisher(Protocol):
     async def prepare(self, path: Path, name: str, *, title: str, description: str) -> Any:
         """Describe the folder's files; only new ones are read."""
 
-    def commit(self, conn: sqlite3.Connection, prepared: Any, who: str, now: float) -> str:
+    def commit(self, conn: sqlite3.Connection, prepared: Any, who: str, now: float, *, journaled: bool = True) -> str:
         """Make the prepared snapshot the dataset's newest; returns its hash."""
 
-    def committed(self) -> None:
+    async def committed(self) -> None:
         """The transaction is done: tell others."""
 
 
@@ -288,7 +288,8 @@ class Channel:
             if segment is not None:
                 file, rows, size = segment
                 store.add_segment(conn, self.row.id, self.row.segments, file, rows, size, now)
-                self._publisher.commit(conn, prepared, self._who, now)
+                # The subscription is in the journal; each of its many snapshots would drown the rest.
+                self._publisher.commit(conn, prepared, self._who, now, journaled=False)
 
         await self._state.write(write)
         self._at("committed")
@@ -298,7 +299,7 @@ class Channel:
             self.row = replace(
                 self.row, segments=self.row.segments + 1, rows=self.row.rows + rows, bytes=self.row.bytes + size
             )
-            self._publisher.committed()
+            await self._publisher.committed()
             self.meter.add(self._clock.monotonic(), rows, size)
         with contextlib.suppress(Unreachable):  # what is durable stays so; the receiver tells of the loss
             await stream.send(encode(Ack(position=pending.to)))
@@ -356,4 +357,4 @@ async def begin(
         publisher.commit(conn, prepared, who, now)
 
     await state.write(write)
-    publisher.committed()
+    await publisher.committed()

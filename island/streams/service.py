@@ -7,6 +7,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -443,11 +444,11 @@ class Streams:
             ):
                 block = await stream.receive()
         except (Unreachable, TimeoutError) as error:
-            since = self._membership.view(owner)
-            told = f" ({since.state})" if since is not None else ""
+            view = self._membership.view(owner)
+            since = datetime.fromtimestamp(view.since, UTC).isoformat(timespec="seconds")
             raise Unreachable(
-                f"{display}{told} does not answer, and a subscription begins where its source says",
-                hint="Add it again when that island is up; `island peer ls` shows since when it is not.",
+                f"{display} does not answer ({view.state} since {since}), and its source says where to begin",
+                hint="Add the subscription again when that island is up; nothing was made.",
             ) from error
         except PeerRefused as error:
             raise _same(error) from error

@@ -45,13 +45,13 @@ class Shelf:
     async def prepare(self, path: Path, name: str, *, title: str, description: str) -> list[str]:
         return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
 
-    def commit(self, conn: sqlite3.Connection, prepared: Any, who: str, now: float) -> str:
+    def commit(self, conn: sqlite3.Connection, prepared: Any, who: str, now: float, *, journaled: bool = True) -> str:
         named = {row["file"] for row in conn.execute("SELECT file FROM stream_segments")}
         assert set(prepared) == named, "a snapshot holds a file that no commit names"
         self.snapshots += 1
         return "00" * 32
 
-    def committed(self) -> None:
+    async def committed(self) -> None:
         pass
 
 

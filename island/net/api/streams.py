@@ -1,0 +1,141 @@
+"""Sources, subscriptions and channels in the operator API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+
+from island.net.api import base
+from island.streams.messages import MAX_PREDICATE, MAX_REGION
+from island.streams.service import Streams
+from island.streams.views import ChannelView, SourceView, SubscriptionView
+
+
+class NewSource(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /api/v1/sources`."""
+
+    kind: Literal["folder"]
+    path: Annotated[str, Meta(min_length=1, max_length=4096)]
+    name: Annotated[str, Meta(max_length=64)]
+
+
+class NewSubscription(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /api/v1/subscriptions`; `from` is where it begins."""
+
+    source: Annotated[str, Meta(max_length=200)]
+    into: Annotated[str, Meta(max_length=64)]
+    where: Annotated[str, Meta(max_length=MAX_PREDICATE)] = ""
+    region: Annotated[str, Meta(max_length=MAX_REGION)] = ""
+    begin: Literal["beginning", "now"] = msgspec.field(default="now", name="from")
+
+
+def routes(streams: Streams) -> list[web.RouteDef]:
+    """The operations on streams."""
+
+    async def list_sources(_: web.Request) -> web.Response:
+        return base.reply([source_row(view) for view in await streams.sources()])
+
+    async def add_source(request: web.Request) -> web.Response:
+        who = base.administrator(request)
+        body = await base.body(request, NewSource)
+        return base.reply(source_row(await streams.add_source(who, Path(body.path), body.name)), 201)
+
+    async def remove_source(request: web.Request) -> web.Response:
+        await streams.remove_source(base.administrator(request), request.match_info["name"])
+        return base.reply({"removed": request.match_info["name"]})
+
+    async def list_subscriptions(_: web.Request) -> web.Response:
+        return base.reply([subscription_row(view) for view in await streams.subscriptions()])
+
+    async def subscribe(request: web.Request) -> web.Response:
+        who = base.principal(request)
+        body = await base.body(request, NewSubscription)
+        view = await streams.subscribe(
+            who, body.source, where=body.where, region=body.region, start=body.begin, into=body.into
+        )
+        return base.reply(subscription_row(view), 201)
+
+    async def unsubscribe(request: web.Request) -> web.Response:
+        view = await streams.unsubscribe(base.principal(request), request.match_info["id"])
+        return base.reply(subscription_row(view))
+
+    async def list_channels(_: web.Request) -> web.Response:
+        return base.reply([channel_row(view) for view in await streams.channels()])
+
+    return [
+        web.get("/api/v1/sources", list_sources),
+        web.post("/api/v1/sources", add_source),
+        web.delete("/api/v1/sources/{name}", remove_source),
+        web.get("/api/v1/subscriptions", list_subscriptions),
+        web.post("/api/v1/subscriptions", subscribe),
+        web.delete("/api/v1/subscriptions/{id}", unsubscribe),
+        web.get("/api/v1/channels", list_channels),
+    ]
+
+
+def source_row(view: SourceView) -> dict[str, Any]:
+    """A source as JSON."""
+    return {
+        "island": view.island,
+        "key": view.key,
+        "source": view.source,
+        "name": view.name,
+        "kind": view.kind,
+        "format": view.format,
+        "files": view.files,
+        "rows": view.rows,
+        "bytes": view.bytes,
+        "state": view.state,
+        "problem": view.problem,
+        "note": view.note,
+        "columns": view.columns,
+        "columns_hidden": view.columns_hidden,
+        "added": base.iso(view.added),
+        "updated": base.iso(view.updated),
+        "path": view.path,
+    }
+
+
+def subscription_row(view: SubscriptionView) -> dict[str, Any]:
+    """A subscription as JSON."""
+    return {
+        "id": view.id,
+        "island": view.island,
+        "source": view.source,
+        "where": view.where,
+        "region": view.region,
+        "from": view.start,
+        "into": view.into,
+        "user": view.user,
+        "created": base.iso(view.created),
+        "state": view.state,
+        "reason": view.reason,
+        "rows": view.rows,
+    }
+
+
+def channel_row(view: ChannelView) -> dict[str, Any]:
+    """A channel as JSON: `rate` in rows a second, `lag` in rows of the source, `lag_s` in seconds."""
+    return {
+        "id": view.id,
+        "island": view.island,
+        "direction": view.direction,
+        "source": view.source,
+        "into": view.into,
+        "state": view.state,
+        "since": base.iso(view.since),
+        "reason": view.reason,
+        "rate": round(view.rate, 3),
+        "bytes_rate": round(view.bytes_rate, 1),
+        "lag": view.lag_rows,
+        "lag_files": view.lag_files,
+        "lag_s": round(view.lag_s, 3),
+        "rows": view.rows,
+        "bytes": view.bytes,
+        "segments": view.segments,
+        "user": view.user,
+    }
