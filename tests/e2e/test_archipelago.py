@@ -93,17 +93,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 def test_peers_see_each_other(pair: Pair) -> None:
+    def met(place: Place) -> list[dict[str, Any]] | None:
+        rows: list[dict[str, Any]] = place.json("peer", "ls")
+        names = {row["island"] for row in rows if row["state"] in {"self", "up"}}
+        return rows if names == {"mauna", "laptop"} else None
+
     for place in (pair.mauna, pair.laptop):
-        rows = wait_for(
-            "both to be up",
-            lambda place=place: (
-                rows
-                if {r["island"] for r in (rows := place.json("peer", "ls"))} == {"mauna", "laptop"}
-                and all(r["state"] in {"self", "up"} for r in rows)
-                else None
-            ),
-            20,
-        )
+        rows = wait_for("both to be up", lambda place=place: met(place), 20)  # type: ignore[misc]  # bound per place
         assert all("since" in row for row in rows)
 
 
