@@ -1,0 +1,190 @@
+"""Files of datasets over HTTP, for `island://` and for anything that reads ranges: `/api/v1/files/...`.
+
+    GET  /files                                   every dataset, as `OWNER/NAME`
+    GET  /files/OWNER/NAME[@SNAPSHOT]             which snapshot that is now, and what of it is here
+    GET  /files/OWNER/NAME/SNAPSHOT/list          its files, in pages
+    GET  /files/OWNER/NAME/SNAPSHOT/data/PATH     the bytes of one; with `Range`, a part of them
+    POST /files/OWNER/NAME[@SNAPSHOT]/fetch       a complete replica; progress as JSON lines
+    DELETE /files/OWNER/NAME[@SNAPSHOT]           drop what is kept of another island's dataset
+
+Bytes are verified before they are sent. An error after the first byte breaks the
+connection, so that short data never look complete.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from aiohttp import web
+
+from island.catalog.messages import Resolved
+from island.errors import BadInput, IslandError
+from island.kernel.ids import DatasetName, check_hash
+from island.net.api import base
+from island.replicas.service import Replicas
+
+if TYPE_CHECKING:
+    from island.catalog.service import Catalog
+
+log = structlog.get_logger("island")
+
+LIST_LIMIT = 10_000
+
+
+def routes(catalog: Catalog, replicas: Replicas) -> list[web.RouteDef]:
+    """The operations on files."""
+    files = _Files(catalog, replicas)
+    one = "/api/v1/files/{owner}/{name}"
+    return [
+        web.get("/api/v1/files", files.datasets),
+        web.get(one, files.about),
+        web.delete(one, files.drop),
+        web.post(one + "/fetch", files.fetch),
+        web.get(one + "/{snapshot}/list", files.listing),
+        web.get(one + "/{snapshot}/data/{path:.+}", files.data),
+    ]
+
+
+class _Files:
+    def __init__(self, catalog: Catalog, replicas: Replicas) -> None:
+        self._catalog, self._replicas = catalog, replicas
+
+    async def datasets(self, _: web.Request) -> web.Response:
+        rows = [
+            {"island": view.island, "name": view.name, "dataset": view.dataset, "snapshot": view.snapshot}
+            for view in await self._catalog.datasets()
+        ]
+        return base.reply({"datasets": rows})
+
+    async def about(self, request: web.Request) -> web.Response:
+        return base.reply(await self._about(await self._resolve(request)))
+
+    async def drop(self, request: web.Request) -> web.Response:
+        base.administrator(request)
+        resolved = await self._resolve(request)
+        freed = await self._replicas.drop(resolved)
+        return base.reply({**await self._about(resolved), "freed": freed})
+
+    async def fetch(self, request: web.Request) -> web.StreamResponse:
+        resolved = await self._resolve(request)
+
+        async def work(progress: base.Progress) -> dict[str, Any]:
+            await self._replicas.fetch(resolved, progress)
+            return await self._about(resolved)
+
+        return await base.stream(request, work)
+
+    async def listing(self, request: web.Request) -> web.Response:
+        resolved = await self._resolve(request)
+        after = request.query.get("after", "")
+        limit = _number(request.query.get("limit", "1000"), "limit")
+        if not 1 <= limit <= LIST_LIMIT:
+            raise BadInput(f"limit is {limit}", hint=f"Ask for 1 to {LIST_LIMIT} files at a time.")
+        entries = [entry async for entry in self._replicas.files_after(resolved, after, limit + 1)]
+        rows = [
+            {
+                "path": entry.path,
+                "size": entry.size,
+                "hash": entry.hash.hex(),
+                "format": entry.format,
+                "rows": entry.rows,
+            }
+            for entry in itertools.islice(entries, limit)
+        ]
+        return base.reply({"files": rows, "next": rows[-1]["path"] if len(entries) > limit else None})
+
+    async def data(self, request: web.Request) -> web.StreamResponse:
+        resolved = await self._resolve(request)
+        path = request.match_info["path"]
+        entry = await self._replicas.find(resolved, path)
+        etag = f'"{entry.hash.hex()}"'
+        headers = {"Accept-Ranges": "bytes", "ETag": etag, "Content-Type": "application/octet-stream"}
+        if request.headers.get("If-None-Match") == etag:
+            return web.Response(status=304, headers=headers)
+        span = _range(request, entry.size) if request.headers.get("If-Range", etag) == etag else None
+        start, end = span or (0, entry.size)
+        if span and start >= entry.size:
+            return web.Response(status=416, headers={**headers, "Content-Range": f"bytes */{entry.size}"})
+        if span and request.query.get("align") == "chunk":
+            start, end = await self._replicas.span(resolved, path, start, end)
+        if span:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{entry.size}"
+        return await self._send(request, resolved, path, start, end, headers, 206 if span else 200)
+
+    async def _send(
+        self,
+        request: web.Request,
+        resolved: Resolved,
+        path: str,
+        start: int,
+        end: int,
+        headers: dict[str, str],
+        status: int,
+    ) -> web.StreamResponse:
+        headers["Content-Length"] = str(end - start)
+        response = web.StreamResponse(status=status, headers=headers)
+        if request.method == "HEAD" or start == end:
+            await response.prepare(request)
+            return response
+        blocks = self._replicas.stream(resolved, path, start, end)
+        # The first block is fetched before the headers are sent, so that most errors are still answers.
+        first = await anext(blocks)
+        await response.prepare(request)
+        try:
+            await response.write(first)
+            async for block in blocks:
+                await response.write(block)
+        except IslandError as error:
+            log.warning("files.broke_off", dataset=str(resolved.dataset), path=path, error=str(error))
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("the answer was broken off") from error
+        await response.write_eof()
+        return response
+
+    async def _resolve(self, request: web.Request) -> Resolved:
+        name, _, snapshot = request.match_info["name"].partition("@")
+        if pinned := request.match_info.get("snapshot"):
+            snapshot = check_hash(pinned, "snapshot")
+        return await self._catalog.resolve(
+            DatasetName.parse(f"{request.match_info['owner']}/{name}" + (f"@{snapshot}" if snapshot else ""))
+        )
+
+    async def _about(self, resolved: Resolved) -> dict[str, Any]:
+        status = await self._replicas.status(resolved)
+        return {
+            "dataset": f"{resolved.owner_name}/{resolved.name}",
+            "island": resolved.owner_name,
+            "key": resolved.owner,
+            "name": resolved.name,
+            "snapshot": resolved.snapshot,
+            "bytes": status.bytes,
+            "bytes_local": status.bytes_local,
+            "bytes_moved": status.bytes_moved,
+            "bytes_sent": await self._replicas.sent(resolved),
+        }
+
+
+def _range(request: web.Request, size: int) -> tuple[int, int] | None:
+    """The one range that is asked for as (start, end), end not included; None for all of the file.
+
+    Several ranges, and what is no range of bytes, are answered with the whole file (RFC 9110, 14.2).
+    """
+    unit, _, spec = request.headers.get("Range", "").partition("=")
+    first, dash, last = spec.strip().partition("-")
+    if unit.strip() != "bytes" or not dash or "," in spec or len(spec) > 64:
+        return None
+    if not (first.isascii() and last.isascii() and (first or last)) or not (first + last).isdigit():
+        return None
+    if not first:
+        return max(0, size - int(last)), size
+    start, end = int(first), min(int(last) + 1, size) if last else size
+    return (start, max(start, end)) if not last or int(last) >= start else None
+
+
+def _number(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise BadInput(f"{what} is {text[:40]!r}, not a number")
+    return int(text)

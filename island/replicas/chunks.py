@@ -1,0 +1,152 @@
+"""The files of the chunk store: sparse files under the relative paths of their dataset.
+
+HOME/replicas/OWNER-KEY-PREFIX/NAME/SNAPSHOT/PATH. What is in a file is told by the bitmap in
+`chunks.db`, never by the file: a chunk is written, then synced, then marked. A complete file
+is an ordinary file for anything else. All functions block; `service` runs them in threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from island.errors import Corrupt, Full, IslandError
+from island.kernel.ids import IslandId, key_prefix
+from island.replicas import core
+
+_GONE = ".gone-"
+
+
+def folder_of(owner: IslandId, name: str, snapshot: str) -> str:
+    """The folder of a snapshot below the store."""
+    return f"{key_prefix(owner)}/{name}/{snapshot}"
+
+
+class ChunkFiles:
+    """The folder HOME/replicas."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, folder: str, relative: str) -> Path:
+        """Where a file of a snapshot lies; raises `Corrupt` for a path that would lead out of the store."""
+        if not core.safe_path(relative):
+            raise Corrupt(
+                f"the manifest names a file {relative[:200]!r}, which cannot lie below a folder",
+                hint="Ask the owner to publish it under a plain relative path.",
+            )
+        return self.root / folder / relative
+
+    def create(self, folder: str, relative: str, size: int) -> None:
+        """Make the sparse file at its full size; what an existing one holds stays."""
+        path = self.path(folder, relative)
+        with _Explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            try:
+                if os.fstat(handle).st_size != size:
+                    os.ftruncate(handle, size)
+            finally:
+                os.close(handle)
+
+    def write(self, folder: str, relative: str, offset: int, data: bytes | memoryview) -> None:
+        """Write bytes in place. Raises `Full` when the disk is."""
+        path = self.path(folder, relative)
+        with _Explained(path):
+            handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                rest = memoryview(data)
+                while rest:
+                    written = os.pwrite(handle, rest, offset)
+                    rest, offset = rest[written:], offset + written
+            finally:
+                os.close(handle)
+
+    def read(self, folder: str, relative: str, start: int, end: int) -> bytes:
+        """The bytes from `start` to `end`; shorter where the file is."""
+        return read_range(self.path(folder, relative), start, end)
+
+    def sync(self, folder: str, relative: str) -> int:
+        """Bring a file's data to the disk; its mtime in nanoseconds."""
+        path = self.path(folder, relative)
+        with _Explained(path):
+            handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fsync(handle)
+                return os.fstat(handle).st_mtime_ns
+            finally:
+                os.close(handle)
+
+    def stat(self, folder: str, relative: str) -> tuple[int, int] | None:
+        """(size, mtime in ns) of a file, or None where there is no regular file."""
+        try:
+            found = self.path(folder, relative).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return (found.st_size, found.st_mtime_ns) if (found.st_mode & 0o170000) == 0o100000 else None
+
+    def remove(self, folder: str) -> None:
+        """Drop a snapshot's folder: out of sight at once, then file by file."""
+        path = self.root / folder
+        gone = path.with_name(_GONE + path.name)
+        try:
+            os.rename(path, gone)
+        except FileNotFoundError:
+            return
+        except OSError:
+            gone = path
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def sweep(self, known: Iterable[str]) -> int:
+        """Delete what no row of the database names, and leftovers of removals; how many folders went."""
+        keep, swept = set(known), 0
+        for folder in sorted(self.root.glob("*/*/*")):
+            if folder.relative_to(self.root).as_posix() not in keep:
+                shutil.rmtree(folder, ignore_errors=True)
+                swept += 1
+        return swept
+
+    def free(self) -> int:
+        """Bytes that the disk under the store can still take."""
+        return shutil.disk_usage(self.root).free
+
+
+def read_range(path: Path, start: int, end: int) -> bytes:
+    """The bytes of a file from `start` to `end`; shorter where the file is."""
+    with _Explained(path):
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pieces = []
+            while start < end and (piece := os.pread(handle, end - start, start)):
+                pieces.append(piece)
+                start += len(piece)
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        finally:
+            os.close(handle)
+
+
+class _Explained:
+    """Turns a full disk into `Full`, and another failure of the disk into an error that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, OSError):
+            raise explained(error, self._path) from error
+
+
+def explained(error: OSError, path: Path) -> IslandError:
+    """What a failed operation on a file means, and what to do."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return Full(
+            f"the disk is full: {path} cannot be written",
+            hint="Free some space and ask again; what was fetched before is kept.",
+        )
+    return IslandError(f"{path}: {error.strerror or error}", hint="Check the disk and the permissions of the home.")

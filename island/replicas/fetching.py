@@ -1,0 +1,413 @@
+"""Missing chunks are asked for once, whoever waits for them, at the holder who is expected to be quickest.
+
+A transfer asks one holder for runs of chunks of one or more files. Every chunk is verified
+before it is written or shown. What a holder did not deliver is asked of another one, or of
+the same when it comes back; a transfer fails when nothing arrived for `patience` seconds,
+and then it says who holds the bytes and since when each of them is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from island.catalog.manifest import FileHashes
+from island.errors import Changed, IslandError, PeerMisbehaved, PeerRefused, Unreachable
+from island.kernel import codec, telemetry
+from island.kernel.ids import IslandId
+from island.kernel.loops import Tasks
+from island.kernel.ports import BulkStream, Clock, Peers, Topic
+from island.membership.service import Membership
+from island.replicas import core
+from island.replicas.core import Edges, Run
+from island.replicas.held import HeldFile, HeldSnapshot, Store, absent, edges_of
+from island.replicas.messages import KIND, MAX_BYTES, ChunkRequest, Piece
+from island.replicas.space import Claim, Space
+
+log = structlog.get_logger("island")
+
+_RECEIVED = telemetry.counter("replica_received_bytes", "Bytes of chunks received from other islands", ("dataset",))
+_BAD = telemetry.counter("replica_bad_answers", "Answers with wrong bytes, by the island that sent them", ("holder",))
+
+REQUEST_BYTES = 4 * 2**20
+"""The most that one request asks for, so that several holders and streams share the work."""
+REQUEST_RUNS = 48
+STREAMS = 8
+"""Transfers at once."""
+STREAMS_A_HOLDER = 4
+_BLOCK = 2**20
+"""Verified and written in one go."""
+_GRUDGE_S = 120.0
+"""For how long an island that sent wrong bytes is asked only when nobody else can be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Chunks of one file that somebody waits for, and the hashes that prove them."""
+
+    file: HeldFile
+    hashes: FileHashes
+    run: Run
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """What one transfer has learnt of one holder."""
+
+    rest_until: float = 0.0
+    failures: int = 0
+    failed_at: float = 0.0
+    reason: str = ""
+    final: bool = False
+    """Whether asking it again in this transfer is of no use."""
+    error: IslandError | None = None
+
+
+@dataclass(slots=True)
+class _Holding:
+    """What is known of a holder across transfers."""
+
+    queued: int = 0
+    streams: int = 0
+    strikes: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a transfer waits, in seconds."""
+
+    nothing: float = 20.0
+    """Without a new verified chunk, before it fails."""
+    block: float = 10.0
+    """For the next block of a stream, before the holder counts as gone."""
+    open: float = 6.0
+    """For a stream to be made."""
+
+
+class Fetcher:
+    """Brings missing chunks here. `holders(snapshot)` are the islands that have it, this one left out."""
+
+    def __init__(
+        self,
+        held: Store,
+        space: Space,
+        peers: Peers,
+        membership: Membership,
+        clock: Clock,
+        *,
+        holders: Callable[[HeldSnapshot], Sequence[IslandId]],
+        fault: Callable[[IslandId, str], None],
+        patience: Patience,
+    ) -> None:
+        self._held, self._space, self._peers, self._membership, self._clock = held, space, peers, membership, clock
+        self._holders, self._fault, self._patience = holders, fault, patience
+        self._known: dict[IslandId, _Holding] = {}
+        self._slots = asyncio.Semaphore(STREAMS)
+        self._tasks: Tasks | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self.changed = Topic()
+        """Touched when a holder may have come back."""
+        self._linked_at: dict[IslandId, float] = {}
+        peers.on_link(self._on_link)
+
+    def _on_link(self, island: IslandId, up: bool) -> None:
+        if up:
+            self._linked_at[island] = self._clock.monotonic()
+        self.changed.touch()
+
+    def start(self, tasks: Tasks) -> None:
+        """Transfers run in `tasks`, so that a reader that goes away does not spoil what others wait for."""
+        self._tasks = tasks
+
+    async def ensure(self, held: HeldSnapshot, wants: Sequence[Want]) -> None:
+        """Return when all wanted chunks are here.
+
+        Raises `Unreachable`, `Changed`, `PeerMisbehaved` or `PeerRefused` when no holder
+        delivered them, and `Full`.
+        """
+        while True:
+            self.begin(held, wants)
+            waiting = {
+                future
+                for want in wants
+                for index, future in want.file.arriving.items()
+                if want.run[0] <= index < want.run[1]
+            }
+            if not waiting:
+                return
+            await asyncio.wait(waiting)
+            for future in waiting:
+                if future.cancelled():
+                    raise IslandError("the island is stopping", hint="Ask again when it runs.")
+                if error := future.exception():
+                    raise error
+
+    def begin(self, held: HeldSnapshot, wants: Sequence[Want]) -> None:
+        """Ask for what of the wanted chunks is neither here nor under way, and do not wait for it."""
+        parts = [(want, edges_of(want.hashes), run) for want in wants for run in absent(want.file, want.run)]
+        for batch in core.batches(parts, min(REQUEST_BYTES, MAX_BYTES), REQUEST_RUNS):
+            self._begin(held, batch)
+
+    def _begin(self, held: HeldSnapshot, batch: list[tuple[Want, Edges, Run]]) -> None:
+        if self._tasks is None or self._stopping:
+            raise IslandError("the island is stopping", hint="Ask again when it runs.")
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        for want, _, run in batch:
+            want.file.arriving.update(dict.fromkeys(range(*run), future))
+        task = self._tasks.spawn("replicas.transfer", self._transfer(held, batch, future))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def stop(self) -> None:
+        """Break off all transfers."""
+        self._stopping = True
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+
+    async def _transfer(
+        self, held: HeldSnapshot, batch: list[tuple[Want, Edges, Run]], future: asyncio.Future[None]
+    ) -> None:
+        failure: BaseException | None = None
+        try:
+            async with self._slots:
+                with held:
+                    size = sum(edges.size(run) for _, edges, run in batch)
+                    async with self._space.claim(size, f"{held.name!r}") as claim:
+                        for want, _, _ in batch:
+                            await self._held.make(held, want.file)
+                        await self._deliver(held, batch, claim)
+        except BaseException as error:
+            failure = error
+            if not isinstance(error, IslandError):
+                raise
+        finally:
+            for want, _, run in batch:
+                for index in range(*run):
+                    want.file.arriving.pop(index, None)
+            if failure is None:
+                future.set_result(None)
+            elif isinstance(failure, asyncio.CancelledError):
+                future.cancel()
+            else:
+                future.set_exception(failure)
+                future.exception()  # the readers may all have gone; then nobody needs to hear of it
+
+    async def _deliver(self, held: HeldSnapshot, batch: list[tuple[Want, Edges, Run]], claim: Claim) -> None:
+        attempts: dict[IslandId, _Attempts] = {}
+        quiet_since = self._clock.monotonic()
+        while True:
+            rest = [(want, edges, run) for want, edges, part in batch for run in core.missing(want.file.present, part)]
+            if not rest:
+                return
+            version, now = self.changed.version, self._clock.monotonic()
+            size = sum(edges.size(run) for _, edges, run in rest)
+            holders = list(self._holders(held))
+            holder = core.choose([self._candidate(island, attempts, now) for island in holders], size, now)
+            if holder is None:
+                tried = [attempts.get(island) for island in holders]
+                left = quiet_since + self._patience.nothing - now
+                if left <= 0 or (tried and all(attempt and attempt.final for attempt in tried)):
+                    raise self._failure(held, batch, holders, attempts)
+                wakes = [attempt.rest_until - now for attempt in tried if attempt and not attempt.final]
+                await self.changed.after(version, max(0.01, min([left, 1.0, *wakes])))
+                continue
+            if await self._attempt(held, holder, rest, attempts.setdefault(holder, _Attempts()), claim):
+                quiet_since = self._clock.monotonic()
+
+    def _candidate(self, island: IslandId, attempts: dict[IslandId, _Attempts], now: float) -> core.Candidate:
+        link = self._peers.link(island)
+        known = self._known.setdefault(island, _Holding())
+        known.strikes = [at for at in known.strikes if now - at < _GRUDGE_S]
+        attempt = attempts.get(island)
+        rest_until = 0.0
+        if attempt and attempt.final:
+            rest_until = float("inf")
+        elif attempt and self._linked_at.get(island, 0.0) <= attempt.failed_at:
+            rest_until = attempt.rest_until
+        if known.streams >= STREAMS_A_HOLDER:
+            rest_until = max(rest_until, now + 0.05)
+        return core.Candidate(
+            island=island,
+            linked=link is not None,
+            bandwidth=link.bandwidth if link else None,
+            rtt=link.rtt if link else None,
+            queued=known.queued,
+            strikes=len(known.strikes),
+            rest_until=rest_until,
+        )
+
+    async def _attempt(
+        self,
+        held: HeldSnapshot,
+        holder: IslandId,
+        rest: list[tuple[Want, Edges, Run]],
+        attempt: _Attempts,
+        claim: Claim,
+    ) -> bool:
+        """Ask one holder once; whether it delivered anything. What goes wrong is noted in `attempt`."""
+        known = self._known.setdefault(holder, _Holding())
+        size = sum(edges.size(run) for _, edges, run in rest)
+        before = claim.left
+        known.queued += size
+        known.streams += 1
+        try:
+            await self._ask(held, holder, rest, claim)
+            attempt.failures, attempt.reason = 0, ""
+        except PeerMisbehaved as error:
+            self._blame(held, holder, attempt, error)
+        except PeerRefused as error:
+            attempt.final, attempt.error, attempt.reason = True, error, f"answered: {error.message}"
+            log.warning(
+                "replicas.refused", holder=self._membership.display(holder), dataset=held.name, error=str(error)
+            )
+        except (Unreachable, TimeoutError, ConnectionError) as error:
+            attempt.failures += 1
+            attempt.failed_at = self._clock.monotonic()
+            attempt.rest_until = attempt.failed_at + min(0.2 * 2**attempt.failures, 5.0)
+            log.info(
+                "replicas.interrupted", holder=self._membership.display(holder), dataset=held.name, error=str(error)
+            )
+        finally:
+            known.queued -= size
+            known.streams -= 1
+            self.changed.touch()
+        return claim.left < before
+
+    def _blame(self, held: HeldSnapshot, holder: IslandId, attempt: _Attempts, error: PeerMisbehaved) -> None:
+        name = self._membership.display(holder)
+        attempt.final, attempt.error, attempt.reason = True, error, error.message
+        self._known[holder].strikes.append(self._clock.monotonic())
+        _BAD.labels(name).inc()
+        self._fault(holder, f"{held.name}@{held.snapshot[:12]}: {error.message}")
+        log.warning("replicas.bad_bytes", holder=name, key=holder, dataset=held.name, error=error.message)
+
+    def _failure(
+        self,
+        held: HeldSnapshot,
+        batch: list[tuple[Want, Edges, Run]],
+        holders: Sequence[IslandId],
+        attempts: dict[IslandId, _Attempts],
+    ) -> IslandError:
+        path = batch[0][0].file.entry.path
+        what = f"{self._membership.display(held.owner)}/{held.name}: {path}"
+        views = {view.island: view for view in self._membership.views()}
+        shown = []
+        for island in holders:
+            view, attempt = views.get(island), attempts.get(island)
+            shown.append(
+                core.Holder(
+                    self._membership.display(island),
+                    view.state if view else "unknown",
+                    view.since if view else 0.0,
+                    attempt.reason if attempt else "",
+                )
+            )
+        text = f"{what} cannot be read: {core.explain_absence(shown)}"
+        errors = [attempt.error for attempt in attempts.values() if attempt.error]
+        cause = next(iter(errors), None)
+        if any(isinstance(error, PeerMisbehaved) for error in errors):
+            failure: IslandError = PeerMisbehaved(
+                text,
+                hint="What was wrong is thrown away. Ask the holder to check its disk and memory, then read again.",
+            )
+        elif cause and cause.code == Changed.code:
+            failure = Changed(text, hint=cause.hint or "Ask the owner to publish the files again.")
+        elif errors and len(errors) == len(holders):
+            failure = PeerRefused(text, hint=cause.hint if cause else "")
+        else:
+            failure = Unreachable(text, hint="It is read again where it stopped as soon as a holder is back.")
+        failure.__cause__ = cause
+        return failure
+
+    # --- one stream ---------------------------------------------------------------------------
+
+    async def _ask(
+        self, held: HeldSnapshot, holder: IslandId, rest: list[tuple[Want, Edges, Run]], claim: Claim
+    ) -> None:
+        request = ChunkRequest(owner=held.owner, name=held.name, snapshot=held.snapshot, pieces=_pieces(rest))
+        body = codec.encode(request)
+        async with self._peers.bulk(holder, KIND, body, timeout=self._patience.open) as stream:
+            answer = _Answer(stream, request.size(), self._patience.block, self._membership.display(holder))
+            try:
+                for want, edges, run in rest:
+                    for portion in edges.portions(run, _BLOCK):
+                        await self._receive(held, want, edges, portion, answer, claim)
+                await answer.end()
+            finally:
+                self._held.count(held.key, received=answer.received)
+                _RECEIVED.labels(f"{self._membership.display(held.owner)}/{held.name}").inc(answer.received)
+
+    async def _receive(
+        self, held: HeldSnapshot, want: Want, edges: Edges, run: Run, answer: _Answer, claim: Claim
+    ) -> None:
+        first, last = run
+        data: list[bytes] = []
+        try:
+            for index in range(first, last):
+                data.append(await answer.take(edges.size((index, index + 1))))
+        finally:
+            # A stream that breaks off must not cost the chunks that came before.
+            good = await self._held.put(held, want.file, want.hashes, first, data) if data else 0
+            claim.spend(edges.size((first, first + good)))
+        if good < len(data):
+            chunk = want.hashes.chunk(first + good)
+            raise PeerMisbehaved(
+                f"sent bytes that do not match their hash ({want.file.entry.path}, {chunk.start} to {chunk.end})"
+            )
+
+
+class _Answer:
+    """The bytes of one stream, counted and never more than were asked for."""
+
+    def __init__(self, stream: BulkStream, size: int, block_s: float, holder: str) -> None:
+        self._stream, self._left, self._block_s, self._holder = stream, size, block_s, holder
+        self._buffer = bytearray()
+        self.received = 0
+
+    async def take(self, size: int) -> bytes:
+        """The next `size` bytes. Raises `PeerMisbehaved` for an answer that is too short or too long."""
+        while len(self._buffer) < size:
+            block = await self._next()
+            if block is None:
+                raise PeerMisbehaved("sent less than was asked for")
+            self._buffer += block
+        data = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        return data
+
+    async def end(self) -> None:
+        """The other side has nothing more to say; raises `PeerMisbehaved` if it has."""
+        if self._buffer or await self._next() is not None:
+            raise PeerMisbehaved("sent more than was asked for")
+
+    async def _next(self) -> bytes | None:
+        try:
+            async with asyncio.timeout(self._block_s):
+                block = await self._stream.receive()
+        except TimeoutError as error:
+            raise Unreachable(f"{self._holder} sent nothing for {self._block_s:g} s") from error
+        if block is None:
+            return None
+        self.received += len(block)
+        self._left -= len(block)
+        if self._left < 0 or not block:
+            raise PeerMisbehaved("sent more than was asked for" if block else "sent an empty block")
+        return block
+
+
+def _pieces(rest: list[tuple[Want, Edges, Run]]) -> tuple[Piece, ...]:
+    """Runs as the request names them, those of one file together; the order stays."""
+    pieces: list[tuple[str, list[tuple[int, int]]]] = []
+    for want, edges, run in rest:
+        span = (edges.offset(run[0]), edges.offset(run[1]))
+        if pieces and pieces[-1][0] == want.file.entry.path:
+            pieces[-1][1].append(span)
+        else:
+            pieces.append((want.file.entry.path, [span]))
+    return tuple(Piece(path=path, ranges=tuple(ranges)) for path, ranges in pieces)

@@ -1,0 +1,394 @@
+"""What is here of others' snapshots: bitmaps in memory, data in sparse files, both written back in order.
+
+The bitmap in memory is the truth while the daemon runs; `flush` brings it to `chunks.db`
+after the data it speaks of are synced, so that a crash loses chunks and never invents any.
+Whatever was stored by an earlier run is hashed again when it is first read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from island.catalog.manifest import FileEntry, FileHashes
+from island.errors import Conflict, IslandError
+from island.kernel import telemetry
+from island.kernel.db import Database
+from island.kernel.ids import IslandId
+from island.kernel.ports import Clock
+from island.replicas import chunks, core, store
+from island.replicas.chunks import ChunkFiles
+from island.replicas.core import ABSENT, STORED, VERIFIED, Edges, Run
+
+log = structlog.get_logger("island")
+
+T = TypeVar("T")
+
+_DAMAGED = telemetry.counter("replica_chunks_damaged", "Kept chunks that no longer matched their hash and were dropped")
+_OPEN_FILES = 20_000
+"""Files whose bitmaps stay in memory; of others they are loaded again."""
+
+
+class HeldFile:
+    """One file of a snapshot, as far as it is here."""
+
+    def __init__(
+        self, ident: int, entry: FileEntry, present: bytearray, bytes_local: int, mtime_ns: int | None
+    ) -> None:
+        self.id = ident
+        self.entry = entry
+        self.present = present
+        self.bytes_local = bytes_local
+        self.mtime_ns = mtime_ns
+        """Of the complete file as it was synced; None before."""
+        self.dirty = False
+        self.made = bytes_local > 0
+        """Whether the sparse file exists."""
+        self.arriving: dict[int, asyncio.Future[None]] = {}
+        """Chunks under way, so that nobody asks for them a second time."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte is here."""
+        return self.bytes_local == self.entry.size
+
+
+class HeldSnapshot:
+    """One snapshot of another island, as far as it is here."""
+
+    def __init__(self, row: store.SnapshotRow) -> None:
+        self.id = row.id
+        self.owner, self.name, self.snapshot = row.owner, row.name, row.snapshot
+        self.folder, self.bytes = row.folder, row.bytes
+        self.bytes_local = row.bytes_local
+        self.complete, self.pinned = row.complete, row.pinned
+        self.used_at, self.kept_until = row.used_at, row.kept_until
+        self.files: OrderedDict[str, HeldFile] = OrderedDict()
+        self.users = 0
+        """Reads, fetches and answers to others that are under way; above 0 nothing is evicted."""
+        self.gone = False
+
+    @property
+    def key(self) -> tuple[IslandId, str, str]:
+        return self.owner, self.name, self.snapshot
+
+    def __enter__(self) -> HeldSnapshot:
+        self.users += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.users -= 1
+
+
+class Store:
+    """All that is kept of other islands' data."""
+
+    def __init__(self, db: Database, root: Path, clock: Clock) -> None:
+        self._db, self._clock = db, clock
+        self.files = ChunkFiles(root)
+        self.snapshots: dict[tuple[IslandId, str, str], HeldSnapshot] = {}
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="chunks")
+        self._closed = False
+        self._moved: dict[tuple[IslandId, str, str], list[int]] = {}
+        self._loading: dict[tuple[int, str], asyncio.Lock] = {}
+        self._opening = asyncio.Lock()
+        self._counting = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Load what the database knows, and delete what it does not know."""
+        self.files.root.mkdir(parents=True, exist_ok=True)
+        rows = await self._db.read(store.snapshots)
+        for row in rows:
+            held = HeldSnapshot(row)
+            self.snapshots[held.key] = held
+        swept = await self.run(lambda: self.files.sweep(row.folder for row in rows))
+        log.info("replicas.store", snapshots=len(rows), bytes=self.total, swept=swept)
+
+    def close(self) -> None:
+        """End the threads; what they began is finished."""
+        self._closed = True
+        self._threads.shutdown(wait=True)
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Run a blocking function on the store's threads."""
+        if self._closed:
+            raise IslandError("the island is stopping", hint="Ask again when it runs.")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all chunks that are here."""
+        return sum(held.bytes_local for held in self.snapshots.values())
+
+    def get(self, owner: IslandId, name: str, snapshot: str) -> HeldSnapshot | None:
+        """What is here of a snapshot, if anything is."""
+        return self.snapshots.get((owner, name, snapshot))
+
+    async def open(self, owner: IslandId, name: str, snapshot: str, size: int) -> HeldSnapshot:
+        """The snapshot, its row made where there is none. `size` is that of all its files."""
+        async with self._opening:
+            held = self.snapshots.get((owner, name, snapshot))
+            if held is None:
+                folder, now = chunks.folder_of(owner, name, snapshot), self._clock.wall()
+                if any(other.folder == folder for other in self.snapshots.values()):
+                    raise Conflict(
+                        f"two islands whose keys begin alike own a dataset {name!r}", hint="Read it from its owner."
+                    )
+                row = await self._db.write(
+                    lambda conn: store.add_snapshot(conn, owner, name, snapshot, folder, size, now)
+                )
+                held = self.snapshots[owner, name, snapshot] = HeldSnapshot(row)
+            return held
+
+    async def file(self, held: HeldSnapshot, entry: FileEntry) -> HeldFile:
+        """One file, reconciled with what lies on the disk."""
+        known = held.files.get(entry.path)
+        if known is None:
+            lock = self._loading.setdefault((held.id, entry.path), asyncio.Lock())
+            async with lock:
+                known = held.files.get(entry.path)
+                if known is None:
+                    known = await self._load(held, entry)
+                    held.files[entry.path] = known
+            self._loading.pop((held.id, entry.path), None)
+        held.files.move_to_end(entry.path)
+        self._trim(held)
+        return known
+
+    def _trim(self, held: HeldSnapshot) -> None:
+        for path in list(held.files)[: max(0, len(held.files) - _OPEN_FILES)]:
+            file = held.files[path]
+            if not (file.dirty or file.arriving):
+                del held.files[path]
+
+    async def _load(self, held: HeldSnapshot, entry: FileEntry) -> HeldFile:
+        row = await self._db.read(lambda conn: store.find_file(conn, held.id, entry.path))
+        if row is None:
+            row = await self._db.write(lambda conn: store.add_file(conn, held.id, entry.path))
+        if not row.bytes_local:
+            return HeldFile(row.id, entry, bytearray(entry.chunks), 0, None)
+        found = await self.run(lambda: self.files.stat(held.folder, entry.path))
+        if found is None or found[0] != entry.size:
+            file = HeldFile(row.id, entry, bytearray(entry.chunks), row.bytes_local, None)
+            self.lose(held, file)
+            return file
+        unchanged = row.mtime_ns == found[1]
+        present = core.unpack(row.bits, entry.chunks)
+        return HeldFile(row.id, entry, present, row.bytes_local, row.mtime_ns if unchanged else None)
+
+    # --- bytes --------------------------------------------------------------------------------
+
+    async def make(self, held: HeldSnapshot, file: HeldFile) -> None:
+        """Make the sparse file, so that it can be written to, or stand there empty."""
+        if not file.made:
+            await self.run(lambda: self.files.create(held.folder, file.entry.path, file.entry.size))
+            file.made = True
+
+    async def put(
+        self, held: HeldSnapshot, file: HeldFile, hashes: FileHashes, first: int, data: Sequence[bytes]
+    ) -> int:
+        """Verify consecutive chunks from number `first` on and write them; how many were good before a bad one."""
+
+        def verify_and_write() -> int:
+            good = 0
+            for index, piece in enumerate(data, first):
+                if not hashes.verify(index, piece):
+                    break
+                good += 1
+            if good:
+                block = b"".join(data[:good]) if good > 1 else data[0]
+                self.files.write(held.folder, file.entry.path, hashes.chunk(first).start, block)
+            return good
+
+        good = await self.run(verify_and_write)
+        self._mark(held, file, [(index, len(data[index - first])) for index in range(first, first + good)])
+        return good
+
+    def _mark(self, held: HeldSnapshot, file: HeldFile, sizes: list[tuple[int, int]]) -> None:
+        for index, size in sizes:
+            if file.present[index] == ABSENT:
+                file.bytes_local += size
+                held.bytes_local += size
+            file.present[index] = VERIFIED
+        file.dirty = file.dirty or bool(sizes)
+
+    async def get_bytes(
+        self, held: HeldSnapshot, file: HeldFile, hashes: FileHashes, start: int, end: int
+    ) -> bytes | None:
+        """The bytes from `start` to `end` of chunks that are here, verified; None if some of them are not.
+
+        A chunk that an earlier run stored is hashed at its first read; one that does not
+        match is dropped and counts as absent.
+        """
+        edges = edges_of(hashes)
+        run = edges.cover(start, end)
+        if file.present.find(ABSENT, *run) >= 0:
+            return None
+        low, high = edges.offset(run[0]), edges.offset(run[1])
+        doubtful = file.present.find(STORED, *run) >= 0
+        low, high = (low, high) if doubtful else (start, end)
+
+        def read() -> tuple[bytes, list[int], list[int]]:
+            data = self.files.read(held.folder, file.entry.path, low, high)
+            if not doubtful:
+                return data, [], []
+            good: list[int] = []
+            bad: list[int] = []
+            view = memoryview(data)
+            for index in range(*run):
+                if file.present[index] != VERIFIED:
+                    piece = view[edges.offset(index) - low : edges.offset(index + 1) - low]
+                    (good if hashes.verify(index, piece) else bad).append(index)
+            return data, good, bad
+
+        data, good, bad = await self.run(read)
+        for index in good:
+            file.present[index] = VERIFIED
+        if bad or len(data) != high - low:
+            self._drop(held, file, edges, bad or list(range(*run)))
+            return None
+        return data[start - low : end - low] if doubtful else data
+
+    def _drop(self, held: HeldSnapshot, file: HeldFile, edges: Edges, indexes: list[int]) -> None:
+        for index in indexes:
+            if file.present[index] != ABSENT:
+                size = edges.size((index, index + 1))
+                file.present[index] = ABSENT
+                file.bytes_local -= size
+                held.bytes_local -= size
+        file.mtime_ns, file.dirty, held.complete = None, True, False
+        _DAMAGED.inc(len(indexes))
+        log.warning("replicas.chunks_damaged", path=file.entry.path, snapshot=held.snapshot, chunks=len(indexes))
+
+    def doubt(self, file: HeldFile) -> None:
+        """Every chunk of a file is hashed again at its next read."""
+        file.present = file.present.replace(bytes([VERIFIED]), bytes([STORED]))
+        file.mtime_ns, file.dirty = None, True
+
+    def lose(self, held: HeldSnapshot, file: HeldFile) -> None:
+        """A file is not on the disk as it should be: nothing of it is here."""
+        log.warning("replicas.file_lost", snapshot=held.snapshot, path=file.entry.path)
+        _DAMAGED.inc()
+        held.bytes_local -= file.bytes_local
+        file.present, file.bytes_local, file.mtime_ns = bytearray(file.entry.chunks), 0, None
+        file.made, file.dirty, held.complete = False, True, False
+
+    # --- what is written back -----------------------------------------------------------------
+
+    def count(self, key: tuple[IslandId, str, str], *, received: int = 0, sent: int = 0) -> None:
+        """Count bytes that moved; written with the next flush."""
+        entry = self._moved.setdefault(key, [0, 0])
+        entry[0] += received
+        entry[1] += sent
+
+    async def moved(self, key: tuple[IslandId, str, str]) -> tuple[int, int]:
+        """(received, sent) of a snapshot since it was first seen."""
+        async with self._counting:
+            stored = await self._db.read(lambda conn: store.moved(conn, *key))
+            received, sent = self._moved.get(key, (0, 0))
+            return stored[0] + received, stored[1] + sent
+
+    async def flush(self) -> None:
+        """Sync the data of every changed file, then write back bitmaps and counters."""
+        await self._flush_counters()
+        for held in list(self.snapshots.values()):
+            if dirty := [file for file in held.files.values() if file.dirty]:
+                await self.flush_files(held, dirty)
+
+    async def _flush_counters(self) -> None:
+        def write(conn: sqlite3.Connection) -> None:
+            for key, (received, sent) in counters:
+                store.add_moved(conn, *key, received=received, sent=sent)
+
+        async with self._counting:
+            counters = [(key, tuple(value)) for key, value in self._moved.items() if any(value)]
+            if counters:
+                await self._db.write(write)
+            for key, (received, sent) in counters:
+                self._moved[key][0] -= received
+                self._moved[key][1] -= sent
+
+    async def flush_files(self, held: HeldSnapshot, dirty: Sequence[HeldFile]) -> None:
+        """Sync and write back some files of one snapshot."""
+
+        def sync() -> list[tuple[HeldFile, store.FileState]]:
+            states = []
+            for file, size, bits in snapshots:
+                mtime = self.files.sync(held.folder, file.entry.path) if file.made else None
+                whole = mtime if size == file.entry.size else None
+                states.append((file, store.FileState(file.id, size, bits, whole)))
+            return states
+
+        # The bitmap is taken before the sync: every chunk that it names was written before.
+        snapshots = []
+        for file in dirty:
+            snapshots.append((file, file.bytes_local, core.pack(file.present)))
+            file.dirty = False
+        try:
+            states = await self.run(sync)
+            now = held.used_at
+            if not held.gone:
+                await self._db.write(lambda conn: store.save_files(conn, held.id, [s for _, s in states], now))
+        except BaseException:
+            for file in dirty:
+                file.dirty = True
+            raise
+        for file, state in states:
+            if not file.dirty:
+                file.mtime_ns = state.mtime_ns
+
+    async def update(
+        self,
+        held: HeldSnapshot,
+        *,
+        used_at: float | None = None,
+        kept_until: float | None = None,
+        complete: bool | None = None,
+        pinned: bool | None = None,
+    ) -> None:
+        """Change what is known of a snapshot as a whole, in memory and in the database."""
+        held.used_at = max(held.used_at, used_at or 0.0)
+        held.kept_until = max(held.kept_until, kept_until or 0.0)
+        held.complete = held.complete if complete is None else complete
+        held.pinned = held.pinned if pinned is None else pinned
+        await self._db.write(
+            lambda conn: store.update_snapshot(
+                conn, held.id, used_at=used_at, kept_until=kept_until, complete=complete, pinned=pinned
+            )
+        )
+
+    async def drop(self, held: HeldSnapshot) -> None:
+        """Forget a snapshot and delete its files; the caller has seen that nobody uses it."""
+        async with self._opening:
+            held.gone = True
+            self.snapshots.pop(held.key, None)
+            await self._db.write(lambda conn: store.drop_snapshot(conn, held.id))
+            await self.run(lambda: self.files.remove(held.folder))
+        log.info("replicas.dropped", owner=held.owner, name=held.name, snapshot=held.snapshot, bytes=held.bytes_local)
+
+
+def edges_of(hashes: FileHashes) -> Edges:
+    """The borders of the chunks that `hashes` knows."""
+    return Edges(hashes.first, [*hashes.starts, hashes.end])
+
+
+def absent(file: HeldFile, run: Run) -> list[Run]:
+    """The runs of chunks within `run` that are neither here nor under way."""
+    runs = []
+    for first, last in core.missing(file.present, run):
+        start = first
+        for index in range(first, last):
+            if index in file.arriving:
+                if index > start:
+                    runs.append((start, index))
+                start = index + 1
+        if last > start:
+            runs.append((start, last))
+    return runs

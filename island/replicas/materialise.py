@@ -1,0 +1,90 @@
+"""Datasets as paths that `spark.read.parquet` reads: in place, as a folder of links, or converted from Avro.
+
+Spark makes columns of folders named `KEY=VALUE`, skips names that begin with `_` or `.`, and
+reads whatever else lies in a folder. So a dataset of several files is shown as a flat folder
+of links to exactly the data files of its snapshot, HOME/views/SNAPSHOT; Avro is converted
+once a snapshot, to HOME/converted/SNAPSHOT. Both appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from island.catalog.ports import Progress
+from island.errors import Unsupported
+from island.replicas.chunks import explained
+from island.replicas.convert import convert
+
+_PLAIN = re.compile(r"/[^{}\[\]*?\\%:]*/[^._{}\[\]*?\\%:/][^{}\[\]*?\\%:/]*\Z")
+"""Absolute paths that no reader takes for a pattern, an escape or something hidden."""
+
+
+class Views:
+    """The folders HOME/views and HOME/converted."""
+
+    def __init__(self, home: Path) -> None:
+        self._links, self._converted = home / "views", home / "converted"
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def path(self, snapshot: str, form: str, files: Sequence[Path], progress: Progress) -> str:
+        """A path at which Spark reads the rows of `files`, whose format is `form`."""
+        lock = self._locks.setdefault(snapshot, asyncio.Lock())
+        async with lock:
+            if form == "avro":
+                return str(await self._convert(snapshot, files, progress))
+            if form != "parquet":
+                raise Unsupported(
+                    f"files of format {form!r} cannot be read by Spark here", hint="Publish them as Parquet or Avro."
+                )
+            if len(files) == 1 and _PLAIN.match(str(files[0])):
+                return str(files[0])
+            return str(await asyncio.to_thread(self._link, snapshot, files))
+
+    async def _convert(self, snapshot: str, files: Sequence[Path], progress: Progress) -> Path:
+        target = self._converted / snapshot
+        if not target.is_dir():
+            self._converted.mkdir(exist_ok=True)
+            await convert(files, target, progress)
+        return target
+
+    def _link(self, snapshot: str, files: Sequence[Path]) -> Path:
+        folder = self._links / snapshot
+        wanted = {f"part-{number:06d}.parquet": str(file) for number, file in enumerate(files)}
+        if folder.is_dir() and {name: os.readlink(folder / name) for name in os.listdir(folder)} == wanted:
+            return folder
+        staging = folder.with_name(f".{snapshot}.tmp")
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            for name, target in wanted.items():
+                os.symlink(target, staging / name)
+            shutil.rmtree(folder, ignore_errors=True)
+            staging.rename(folder)
+        except OSError as error:
+            raise explained(error, folder) from error
+        return folder
+
+    def drop(self, snapshot: str) -> None:
+        """Delete what was made for a snapshot."""
+        for folder in (self._links / snapshot, self._converted / snapshot):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep(self, keep: set[str]) -> None:
+        """Delete what a broken off run left, and what was made for snapshots that are not in `keep`."""
+        for root in (self._links, self._converted):
+            for folder in sorted(root.iterdir()) if root.is_dir() else ():
+                if folder.name not in keep:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def converted_bytes(self) -> int:
+        """Bytes of all converted copies."""
+        return sum(path.stat().st_size for path in self._converted.rglob("*.parquet"))
+
+    def is_converted(self, snapshot: str) -> bool:
+        """Whether the Parquet form of an Avro snapshot is here."""
+        return (self._converted / snapshot).is_dir()

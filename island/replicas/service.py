@@ -1,0 +1,650 @@
+"""Datasets of the whole archipelago as verified bytes: read through, kept, fetched whole, served on.
+
+This island's own datasets are read in place; others' through the chunk store. Every byte is
+verified up to the snapshot's hash before anyone sees it, own ones included, because files
+may change under a dataset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from island.catalog.manifest import FileEntry, FileHashes, PageRef
+from island.catalog.messages import Held, ReplicaRecord, Resolved
+from island.catalog.ports import LocalInput, Progress, ReplicaStatus, no_progress
+from island.catalog.snapshots import Manifest
+from island.catalog.views import view_name
+from island.config import Config, size_in_bytes
+from island.errors import BadInput, Changed, Conflict, IslandError, NotFound
+from island.gossip.service import Gossip
+from island.kernel import codec
+from island.kernel.db import Database
+from island.kernel.ids import IslandId
+from island.kernel.loops import Tasks, forever
+from island.kernel.ports import Clock, Peers, Rng
+from island.membership.service import Membership
+from island.replicas import core, store
+from island.replicas.chunks import read_range
+from island.replicas.fetching import Fetcher, Patience, Want
+from island.replicas.held import HeldFile, HeldSnapshot, Store, edges_of
+from island.replicas.materialise import Views
+from island.replicas.messages import ChunkRequest
+from island.replicas.serving import Blocks, Server
+from island.replicas.space import Space
+from island.trust.service import Trust
+
+if TYPE_CHECKING:
+    from island.catalog.service import Catalog
+
+log = structlog.get_logger("island")
+
+FLUSH_S = 0.5
+"""Seconds between two write-backs of bitmaps; what came later is fetched again after a crash."""
+WINDOW = 2**20
+"""Bytes that a reader gets at a time."""
+AHEAD = 8 * 2**20
+"""Bytes that are asked for before a reader of a long range needs them."""
+GROUP_BYTES = 8 * 2**20
+GROUPS = 4
+"""A fetch has so many groups of files and chunks under way."""
+GROUP_FILES = 192
+KEPT_FOR_S = 24 * 3600.0
+"""For how long a session may read a replica by its path; it is not evicted before."""
+
+_KNOWN_MANIFESTS = 64
+_WAITING_PAGES = 8 * 2**20
+_KNOWN_HASHES = 512
+
+
+class Replicas:
+    """The chunk store and its ways in and out. Implements `catalog.ports.Inputs` and `Replication`."""
+
+    def __init__(
+        self,
+        chunks: Database,
+        catalog: Catalog,
+        gossip: Gossip,
+        membership: Membership,
+        trust: Trust,
+        peers: Peers,
+        config: Config,
+        clock: Clock,
+        rng: Rng,
+        *,
+        home: Path,
+        state: Database,
+        patience: Patience | None = None,
+    ) -> None:
+        self._db, self._state = chunks, state
+        self._catalog, self._gossip, self._membership, self._trust = catalog, gossip, membership, trust
+        self._clock, self._rng = clock, rng
+        self.held = Store(chunks, home / "replicas", clock)
+        self.space = Space(
+            self.held,
+            clock,
+            quota=size_in_bytes(config.replicas.quota),
+            reserve=size_in_bytes(config.replicas.reserve),
+            elsewhere=lambda held: bool(self._holders(held)),
+            dropped=self._on_dropped,
+        )
+        self._fetcher = Fetcher(
+            self.held,
+            self.space,
+            peers,
+            membership,
+            clock,
+            holders=self._holders,
+            fault=self._note_fault,
+            patience=patience or Patience(),
+        )
+        self._server = Server(self.held, peers, self._open_for_peer, membership.display)
+        self._views = Views(home)
+        self._manifests: OrderedDict[tuple[IslandId, str, str], Manifest] = OrderedDict()
+        self._hashes: OrderedDict[tuple[str, str], list[FileHashes]] = OrderedDict()
+        self._pages: dict[tuple[IslandId, str, str], dict[str, bytes]] = {}
+        self._fetching: dict[tuple[IslandId, str, str], asyncio.Lock] = {}
+        self._tasks: Tasks | None = None
+        self._faults: list[tuple[IslandId, str]] = []
+        self._stopping = asyncio.Event()
+
+    async def start(self, tasks: Tasks) -> None:
+        """Reconcile the store with its database, then serve."""
+        self._tasks = tasks
+        self._fetcher.start(tasks)
+        await self.held.start()
+        self.space.other_bytes = await self.held.run(self._views.converted_bytes)
+        await self._reconcile_records()
+        tasks.loop("replicas.flush", forever(self._flush, name="replicas.flush", rng=self._rng, pause=FLUSH_S))
+
+    async def stop(self) -> None:
+        """Write back what is known, once nobody reads any more."""
+        self._stopping.set()
+        await self._fetcher.stop()
+        await self._write_back()
+        self.held.close()
+
+    # --- what there is ------------------------------------------------------------------------
+
+    async def listing(self, resolved: Resolved) -> list[FileEntry]:
+        """Every file of a snapshot, by path."""
+        return await (await self.manifest(resolved)).listing()
+
+    async def files_after(self, resolved: Resolved, after: str, limit: int) -> AsyncIterator[FileEntry]:
+        """At most `limit` files whose paths come after `after`."""
+        manifest, wanted = await self.manifest(resolved), after.encode()
+        behind: PageRef | None = None
+        async for ref in manifest.pages():
+            if behind and ref.first.encode() > wanted:
+                for entry in await manifest.page(behind):
+                    if limit > 0 and entry.path.encode() > wanted:
+                        limit -= 1
+                        yield entry
+            if limit <= 0:
+                return
+            behind = ref
+        for entry in await manifest.page(behind) if behind else ():
+            if limit > 0 and entry.path.encode() > wanted:
+                limit -= 1
+                yield entry
+
+    async def find(self, resolved: Resolved, path: str) -> FileEntry:
+        """One file of a snapshot; raises `NotFound`."""
+        return await (await self.manifest(resolved)).find(path)
+
+    async def manifest(self, resolved: Resolved) -> Manifest:
+        """The manifest of a snapshot, from here, from its owner or from a holder."""
+        return await self._manifest(resolved.owner, resolved.name, resolved.snapshot)
+
+    async def _manifest(self, owner: IslandId, name: str, snapshot: str) -> Manifest:
+        key = (owner, name, snapshot)
+        found = self._manifests.get(key)
+        if found is None:
+            found = self._manifests[key] = await self._load_manifest(key)
+            if len(self._manifests) > _KNOWN_MANIFESTS:
+                self._manifests.popitem(last=False)
+        self._manifests.move_to_end(key)
+        return found
+
+    async def _load_manifest(self, key: tuple[IslandId, str, str]) -> Manifest:
+        owner, name, snapshot = key
+        if owner == self._trust.me:
+            return await self._catalog.manifest(owner, snapshot)
+
+        async def load(page: str) -> bytes:
+            """Pages of what is kept here are kept along, so that it can be verified while its owner is down."""
+            if held := self.held.get(*key):
+                ident = held.id
+                kept = await self._db.read(lambda conn: store.page(conn, ident, page))
+                if kept is not None:
+                    return kept
+            data = await self._catalog.page(owner, name, snapshot, page)
+            waiting = self._pages.setdefault(key, {})
+            if sum(map(len, waiting.values())) < _WAITING_PAGES:
+                waiting[page] = data
+            return data
+
+        return await self._catalog.manifest(owner, snapshot, load=load)
+
+    async def status(self, resolved: Resolved) -> ReplicaStatus:
+        """How much of a snapshot is here, and how many bytes of it came from other islands."""
+        size = await self._size(resolved)
+        received, _ = await self.held.moved((resolved.owner, resolved.name, resolved.snapshot))
+        if resolved.owner == self._trust.me:
+            return ReplicaStatus(size, size, received)
+        held = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
+        return ReplicaStatus(size, held.bytes_local if held else 0, received)
+
+    async def sent(self, resolved: Resolved) -> int:
+        """Bytes of a snapshot that this island has sent to others."""
+        return (await self.held.moved((resolved.owner, resolved.name, resolved.snapshot)))[1]
+
+    async def faults(self) -> dict[IslandId, tuple[int, float, str]]:
+        """Islands that sent wrong bytes: how often, when last, and what."""
+        return await self._db.read(store.faults)
+
+    async def _size(self, resolved: Resolved) -> int:
+        held = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
+        if held:
+            return held.bytes
+        return resolved.record.size if resolved.newest else (await self.manifest(resolved)).root.size
+
+    async def missing(self, resolved: Resolved) -> int:
+        """Bytes of a snapshot that are not on this island; 0 for its own."""
+        if resolved.owner == self._trust.me:
+            return 0
+        held = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
+        return max(0, held.bytes - held.bytes_local) if held else await self._size(resolved)
+
+    # --- reading ------------------------------------------------------------------------------
+
+    async def read(self, resolved: Resolved, path: str, start: int, end: int) -> bytes:
+        """Verified bytes `start` to `end` of a file; fetches what is not here.
+
+        Raises `NotFound`, `Unreachable` that says who holds them, `Changed`, `PeerMisbehaved`, `Full`.
+        """
+        return b"".join([block async for block in self.stream(resolved, path, start, end)])
+
+    async def stream(self, resolved: Resolved, path: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """The same in blocks of at most `WINDOW` bytes, in bounded memory."""
+        manifest = await self.manifest(resolved)
+        entry = await manifest.find(path)
+        end = min(end, entry.size)
+        if resolved.owner == self._trust.me:
+            for at in range(start, end, WINDOW):
+                yield await self._own_bytes(manifest, entry, at, min(at + WINDOW, end))
+            return
+        held = await self._open(resolved, manifest)
+        with held:
+            file = await self.held.file(held, entry)
+            asked = start
+            while start < end:
+                stop = min(start + WINDOW, end)
+                if asked < min(start + AHEAD // 2, end) and end - start > WINDOW:
+                    until = min(start + AHEAD, end)
+                    self._fetcher.begin(held, [await self._want(manifest, file, asked, until)])
+                    asked = until
+                yield await self._held_bytes(held, manifest, file, start, stop)
+                start = stop
+
+    async def span(self, resolved: Resolved, path: str, start: int, end: int) -> tuple[int, int]:
+        """The borders of the chunks that hold `start` to `end`."""
+        manifest = await self.manifest(resolved)
+        entry = await manifest.find(path)
+        hashes = await self._file_hashes(manifest, entry, start, min(end, entry.size))
+        edges = edges_of(hashes)
+        first, last = edges.cover(start, min(end, entry.size))
+        return edges.offset(first), edges.offset(last)
+
+    async def _open(self, resolved: Resolved, manifest: Manifest) -> HeldSnapshot:
+        held = await self.held.open(resolved.owner, resolved.name, resolved.snapshot, manifest.root.size)
+        held.used_at = self._clock.wall()
+        await self._keep_pages(held)
+        return held
+
+    async def _keep_pages(self, held: HeldSnapshot) -> None:
+        """Write the pages that were loaded of a manifest, once something of its snapshot is kept."""
+        pages = self._pages.pop(held.key, {})
+        if not pages:
+            return
+
+        def write(conn: sqlite3.Connection) -> None:
+            for page, data in pages.items():
+                store.add_page(conn, held.id, page, data)
+
+        await self._db.write(write)
+
+    async def _want(self, manifest: Manifest, file: HeldFile, start: int, end: int) -> Want:
+        hashes = await self._file_hashes(manifest, file.entry, start, end)
+        return Want(file, hashes, edges_of(hashes).cover(start, end))
+
+    async def _held_bytes(self, held: HeldSnapshot, manifest: Manifest, file: HeldFile, start: int, end: int) -> bytes:
+        for _ in range(3):
+            want = await self._want(manifest, file, start, end)
+            await self._fetcher.ensure(held, [want])
+            data = await self.held.get_bytes(held, file, want.hashes, start, end)
+            if data is not None:
+                return data
+        raise IslandError(
+            f"{file.entry.path} cannot be kept: the disk does not give back what was written to it",
+            hint="Check the disk under the home of this island.",
+        )
+
+    async def _file_hashes(self, manifest: Manifest, entry: FileEntry, start: int, end: int) -> FileHashes:
+        key = (manifest.snapshot, entry.path)
+        for known in self._hashes.get(key, ()):
+            if known.start <= start and end <= known.end:
+                self._hashes.move_to_end(key)
+                return known
+        found = await manifest.hashes(entry, start, end)
+        kept = self._hashes.setdefault(key, [])
+        kept.insert(0, found)
+        del kept[4:]
+        self._hashes.move_to_end(key)
+        if len(self._hashes) > _KNOWN_HASHES:
+            self._hashes.popitem(last=False)
+        return found
+
+    async def _own_bytes(self, manifest: Manifest, entry: FileEntry, start: int, end: int) -> bytes:
+        """Bytes of a published file in place, hashed; raises `Changed` when they are not what was published."""
+        hashes = await self._file_hashes(manifest, entry, start, end)
+        edges = edges_of(hashes)
+        run = edges.cover(start, end)
+        path = await self._own_path(manifest.snapshot, entry)
+        low, high = edges.offset(run[0]), edges.offset(run[1])
+
+        def read() -> bytes | None:
+            try:
+                data = read_range(path, low, high)
+            except IslandError:
+                return None
+            view = memoryview(data)
+            for index in range(*run):
+                if not hashes.verify(index, view[edges.offset(index) - low : edges.offset(index + 1) - low]):
+                    return None
+            return data[start - low : end - low]
+
+        data = await self.held.run(read)
+        if data is None:
+            raise Changed(
+                f"{path} is not what was published as {entry.path!r} (snapshot {manifest.snapshot[:12]}):"
+                " it was changed, moved or deleted since",
+                hint="Publish the dataset again: `island dataset publish PATH --name NAME` makes a new snapshot.",
+            )
+        return data
+
+    async def _own_path(self, snapshot: str, entry: FileEntry) -> Path:
+        own = await self._catalog.own_file(snapshot, entry.path)
+        if own is None:
+            raise NotFound(f"{entry.path!r} of snapshot {snapshot[:12]} is not published here any more")
+        return own.path
+
+    # --- whole datasets -----------------------------------------------------------------------
+
+    async def fetch(self, resolved: Resolved, progress: Progress = no_progress, *, pin: bool = True) -> None:
+        """Make a complete, verified replica; takes up what an earlier try has left.
+
+        `pin` keeps it from eviction. Raises as `read` does, before anything is moved if it
+        cannot fit.
+        """
+        if resolved.owner == self._trust.me:
+            raise Conflict(f"{resolved.dataset} is this island's own", hint="There is nothing to fetch.")
+        manifest = await self.manifest(resolved)
+        key = (resolved.owner, resolved.name, resolved.snapshot)
+        async with self._fetching.setdefault(key, asyncio.Lock()):
+            held = await self._open(resolved, manifest)
+            with held:
+                what = f"{resolved.owner_name}/{resolved.name}"
+                await self.space.check(held.bytes - held.bytes_local, what)
+                if not held.complete:
+                    await self._announce(held)
+                while not await self._fetch_all(held, manifest, progress, what):
+                    log.warning("replicas.fetch_again", dataset=what)
+                await self.held.update(held, complete=True, used_at=self._clock.wall(), pinned=True if pin else None)
+                await self._announce(held)
+                progress(held.bytes, held.bytes, what)
+
+    async def _fetch_all(self, held: HeldSnapshot, manifest: Manifest, progress: Progress, what: str) -> bool:
+        """One pass over all files; whether everything is here and unchanged afterwards."""
+        under_way: deque[list[Want]] = deque()
+
+        async def settle(most: int) -> None:
+            while len(under_way) > most:
+                wants = under_way.popleft()
+                await self._fetcher.ensure(held, wants)
+                progress(min(held.bytes_local, held.bytes), held.bytes, what)
+
+        progress(held.bytes_local, held.bytes, what)
+        async for wants in self._groups(held, manifest):
+            self._fetcher.begin(held, wants)
+            under_way.append(wants)
+            await settle(GROUPS - 1)
+        await settle(0)
+        return await self._settle_files(held, manifest)
+
+    async def _groups(self, held: HeldSnapshot, manifest: Manifest) -> AsyncIterator[list[Want]]:
+        """What is missing, in the order of the files, in portions that are under way together."""
+        wants: list[Want] = []
+        size = 0
+        async for entry in manifest.files():
+            file = await self.held.file(held, entry)
+            await self._distrust(held, manifest, file)
+            if file.complete:
+                await self.held.make(held, file)
+                continue
+            for start in range(0, entry.size, GROUP_BYTES):
+                want = await self._want(manifest, file, start, min(start + GROUP_BYTES, entry.size))
+                if not core.missing(file.present, want.run):
+                    continue
+                wants.append(want)
+                size += min(GROUP_BYTES, entry.size - start)
+                if size >= GROUP_BYTES or len(wants) >= GROUP_FILES:
+                    yield wants
+                    wants, size = [], 0
+        if wants:
+            yield wants
+
+    async def _distrust(self, held: HeldSnapshot, manifest: Manifest, file: HeldFile) -> None:
+        """A complete file that was touched since it was synced is hashed again; what is wrong in it is dropped."""
+        entry = file.entry
+        if not (file.complete and entry.size) or file.dirty:
+            return
+        found = await self.held.run(lambda: self.held.files.stat(held.folder, entry.path))
+        if found == (entry.size, file.mtime_ns):
+            return
+        if found is None or found[0] != entry.size:
+            self.held.lose(held, file)
+            return
+        self.held.doubt(file)
+        for start in range(0, entry.size, GROUP_BYTES):
+            end = min(start + GROUP_BYTES, entry.size)
+            hashes = await self._file_hashes(manifest, entry, start, end)
+            await self.held.get_bytes(held, file, hashes, start, end)
+
+    async def _settle_files(self, held: HeldSnapshot, manifest: Manifest) -> bool:
+        """Bring everything to the disk; whether every file is there whole."""
+        whole = True
+        batch: list[HeldFile] = []
+        async for entry in manifest.files():
+            file = await self.held.file(held, entry)
+            whole = whole and file.complete
+            if file.dirty:
+                batch.append(file)
+            if len(batch) >= 256:
+                await self.held.flush_files(held, batch)
+                batch = []
+        if batch:
+            await self.held.flush_files(held, batch)
+        return whole
+
+    async def materialise(self, resolved: Resolved, progress: Progress = no_progress) -> LocalInput:
+        """The dataset whole, verified and readable for Spark; see `catalog.ports.Inputs`."""
+        manifest = await self.manifest(resolved)
+        if resolved.owner == self._trust.me:
+            path = await self._materialise_own(manifest, progress)
+        else:
+            await self.fetch(resolved, progress, pin=False)
+            held = await self._open(resolved, manifest)
+            await self.held.update(held, kept_until=self._clock.wall() + KEPT_FOR_S)
+            data = [entry async for entry in manifest.files() if entry.format]
+            files = [self.held.files.path(held.folder, entry.path) for entry in data]
+            path = await self._path(manifest, data, files, progress)
+        received, _ = await self.held.moved((resolved.owner, resolved.name, resolved.snapshot))
+        return LocalInput(
+            view=view_name(resolved.owner_name, resolved.name),
+            owner=resolved.owner,
+            name=resolved.name,
+            snapshot=resolved.snapshot,
+            path=path,
+            bytes=manifest.root.size,
+            moved=received,
+        )
+
+    async def _materialise_own(self, manifest: Manifest, progress: Progress) -> str:
+        data = [entry async for entry in manifest.files() if entry.format]
+        files = []
+        for entry in data:
+            own = await self._catalog.own_file(manifest.snapshot, entry.path)
+            found = await self.held.run(lambda path=own.path: _stat(path)) if own else None  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            if own is None or found != (own.size, own.mtime_ns):
+                raise Changed(
+                    f"{own.path if own else entry.path} is not the file that was published",
+                    hint="Publish the dataset again: `island dataset publish PATH --name NAME` makes a new snapshot.",
+                )
+            files.append(own.path)
+        return await self._path(manifest, data, files, progress)
+
+    async def _path(
+        self, manifest: Manifest, data: Sequence[FileEntry], files: Sequence[Path], progress: Progress
+    ) -> str:
+        forms = {entry.format for entry in data}
+        if len(forms) != 1:
+            raise BadInput("a dataset for Spark has data files of one format", hint="Publish the others apart.")
+        form = forms.pop()
+        if form == "avro" and not self._views.is_converted(manifest.snapshot):
+            await self.space.check(sum(entry.size for entry in data), "the conversion to Parquet")
+        path = await self._views.path(manifest.snapshot, form, files, progress)
+        self.space.other_bytes = await self.held.run(self._views.converted_bytes)
+        return path
+
+    async def drop(self, resolved: Resolved) -> int:
+        """Delete what is here of another island's snapshot; the bytes that became free."""
+        held = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
+        if held is None:
+            raise NotFound(f"nothing of {resolved.dataset} is kept here")
+        if held.users or held.kept_until > self._clock.wall():
+            raise Conflict(f"{resolved.dataset} is being read", hint="Close the sessions that use it, or wait a day.")
+        freed = held.bytes_local
+        await self.held.drop(held)
+        await self._on_dropped(held)
+        return freed
+
+    # --- for other islands --------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _open_for_peer(self, request: ChunkRequest, path: str) -> AsyncIterator[Blocks]:
+        owner = request.owner_id
+        if owner != self._trust.me:
+            held = self.held.get(owner, request.name, request.snapshot)
+            if held is None:
+                raise NotFound(f"this island holds nothing of {request.name}@{request.snapshot[:12]}")
+            with held:
+                yield await self._held_blocks(held, path)
+            return
+        manifest = await self._manifest(owner, request.name, request.snapshot)
+        entry = await manifest.find(path)
+
+        async def own_blocks(start: int, end: int) -> AsyncIterator[bytes]:
+            async for low, high in self._aligned(manifest, entry, start, end):
+                yield await self._own_bytes(manifest, entry, low, high)
+
+        yield own_blocks
+
+    async def _held_blocks(self, held: HeldSnapshot, path: str) -> Blocks:
+        manifest = await self._manifest(held.owner, held.name, held.snapshot)
+        entry = await manifest.find(path)
+        file = await self.held.file(held, entry)
+
+        async def blocks(start: int, end: int) -> AsyncIterator[bytes]:
+            async for low, high in self._aligned(manifest, entry, start, end):
+                hashes = await self._file_hashes(manifest, entry, low, high)
+                data = await self.held.get_bytes(held, file, hashes, low, high)
+                if data is None:
+                    raise NotFound(f"this island does not hold {path!r} from {low} to {high}")
+                yield data
+
+        return blocks
+
+    async def _aligned(
+        self, manifest: Manifest, entry: FileEntry, start: int, end: int
+    ) -> AsyncIterator[tuple[int, int]]:
+        """[start, end), which must lie at borders of chunks, in portions of about `WINDOW` bytes."""
+        if end > entry.size:
+            raise BadInput(f"{entry.path!r} has {entry.size} bytes, not {end}")
+        while start < end:
+            hashes = await self._file_hashes(manifest, entry, start, min(end, start + WINDOW))
+            edges = edges_of(hashes)
+            run = edges.cover(start, min(end, start + WINDOW))
+            low, high = edges.offset(run[0]), edges.offset(run[1])
+            if low != start or high > end:
+                raise BadInput(f"{entry.path!r}: {start} to {end} does not lie at the borders of chunks")
+            yield low, high
+            start = high
+
+    def _holders(self, held: HeldSnapshot) -> list[IslandId]:
+        me = self._trust.me
+        return [i for i in self._catalog.holders(held.owner, held.name, held.snapshot) if i != me]
+
+    # --- what others are told -----------------------------------------------------------------
+
+    def _record(self, owner: IslandId, name: str) -> ReplicaRecord | None:
+        """What this island says of its replicas of one dataset: complete ones, and those being fetched."""
+        rows = sorted(
+            (held for held in self.held.snapshots.values() if (held.owner, held.name) == (owner, name)),
+            key=lambda held: (not held.complete, -held.used_at),
+        )
+        told = [
+            Held(snapshot=held.snapshot, state="complete" if held.complete else "begun", size=held.bytes)
+            for held in rows
+            if held.complete or (held.owner, held.name, held.snapshot) in self._fetching
+        ]
+        return ReplicaRecord(held=tuple(told[:16])) if told else None
+
+    async def _announce(self, held: HeldSnapshot) -> None:
+        key, record = record_key(held.owner, held.name), self._record(held.owner, held.name)
+        if record:
+            data = codec.encode(record)
+            await self._state.write(lambda conn: self._gossip.put(conn, key, data))
+        else:
+            await self._state.write(lambda conn: self._gossip.delete(conn, key))
+        self._gossip.poke()
+
+    async def _reconcile_records(self) -> None:
+        """After a crash between the two databases, or a restore of one: say again what is true."""
+        told = await self._state.read(lambda conn: self._gossip.own(conn, "replica/"))
+        names = {(held.owner, held.name) for held in self.held.snapshots.values()}
+        wanted = {record_key(*name): codec.encode(record) for name in names if (record := self._record(*name))}
+        changes = {key: wanted.get(key) for key in told.keys() | wanted.keys() if told.get(key) != wanted.get(key)}
+        if not changes:
+            return
+
+        def write(conn: sqlite3.Connection) -> None:
+            for key, data in sorted(changes.items()):
+                if data is None:
+                    self._gossip.delete(conn, key)
+                else:
+                    self._gossip.put(conn, key, data)
+
+        await self._state.write(write)
+        self._gossip.poke()
+
+    async def _on_dropped(self, held: HeldSnapshot) -> None:
+        self._manifests.pop(held.key, None)
+        await self.held.run(lambda: self._views.drop(held.snapshot))
+        self.space.other_bytes = await self.held.run(self._views.converted_bytes)
+        await self._announce(held)
+
+    # --- loops --------------------------------------------------------------------------------
+
+    async def _flush(self) -> None:
+        if self._stopping.is_set():
+            await asyncio.Event().wait()
+        await self._write_back()
+
+    async def _write_back(self) -> None:
+        await self.held.flush()
+        for key in list(self._pages):
+            if held := self.held.get(*key):
+                await self._keep_pages(held)
+        faults, self._faults = self._faults, []
+        if faults:
+            now = self._clock.wall()
+
+            def write(conn: sqlite3.Connection) -> None:
+                for holder, what in faults:
+                    store.add_fault(conn, holder, what, now)
+
+            await self._db.write(write)
+
+    def _note_fault(self, holder: IslandId, what: str) -> None:
+        self._faults.append((holder, what[:500]))
+
+
+def record_key(owner: IslandId, name: str) -> str:
+    """The key of this island's record of a replica."""
+    return f"replica/{owner}/{name}"
+
+
+def _stat(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

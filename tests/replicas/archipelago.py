@@ -1,0 +1,376 @@
+"""Islands in one process for the tests of replicas: a network in memory, and a catalog of folders.
+
+The network delivers what its handlers send, through bounded queues, and can be told to
+lose islands, to break streams off and to change bytes under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from island.catalog import manifest
+from island.catalog.messages import DatasetRecord, Resolved
+from island.catalog.snapshots import Load, Manifest
+from island.config import parse
+from island.errors import IslandError, NotFound, PeerRefused, Unreachable
+from island.formats import footer
+from island.kernel.db import Database
+from island.kernel.ids import IslandId
+from island.kernel.loops import Tasks
+from island.kernel.ports import BulkHandler, BulkStream, Link, SeededRng, SystemClock, Topic
+from island.membership.service import IslandView
+from island.replicas.fetching import Patience
+from island.replicas.service import Replicas
+
+SHORT = Patience(nothing=1.0, block=0.6, open=0.5)
+
+
+class Stream:
+    """One end of a stream in memory; `change` may alter, break off or swallow what this end sends."""
+
+    def __init__(self, peer: IslandId, out: asyncio.Queue[Any], into: asyncio.Queue[Any]) -> None:
+        self.peer, self._out, self._in = peer, out, into
+        self.sent = self.received = 0
+        self.change: Callable[[bytes, int], bytes | Exception | None] = lambda block, _: block
+
+    async def send(self, block: bytes) -> None:
+        assert len(block) <= 256 * 1024
+        altered = self.change(block, self.sent)
+        self.sent += len(block)
+        if isinstance(altered, Exception):
+            raise altered
+        if altered is not None:
+            await self._out.put(altered)
+
+    async def receive(self) -> bytes | None:
+        item = await self._in.get()
+        if isinstance(item, Exception):
+            raise item
+        if item is not None:
+            self.received += len(item)
+        return cast("bytes | None", item)
+
+    async def finish(self) -> None:
+        await self._out.put(None)
+
+
+class Network:
+    """All islands of one test."""
+
+    def __init__(self) -> None:
+        self.peers: dict[IslandId, MemoryPeers] = {}
+        self.down: set[IslandId] = set()
+        self.streams: list[tuple[IslandId, IslandId]] = []
+        """(who asked, who answered) of every stream."""
+        self.change: dict[IslandId, Callable[[bytes, int], bytes | Exception | None]] = {}
+        """What is done to the blocks that an island sends."""
+        self._live: dict[asyncio.Queue[Any], tuple[IslandId, IslandId]] = {}
+
+    def kill(self, island: IslandId) -> None:
+        """Every stream with it breaks, and no new one can be made."""
+        self.down.add(island)
+        for queue, ends in list(self._live.items()):
+            if island in ends:
+                with contextlib.suppress(asyncio.QueueEmpty):
+                    while True:
+                        queue.get_nowait()
+                queue.put_nowait(Unreachable("the session was lost"))
+        self._tell(island, False)
+
+    def revive(self, island: IslandId) -> None:
+        """It can be reached again."""
+        self.down.discard(island)
+        self._tell(island, True)
+
+    def _tell(self, island: IslandId, up: bool) -> None:
+        for peers in self.peers.values():
+            if peers.me != island:
+                for listener in peers.listeners:
+                    listener(island, up)
+
+    @contextlib.asynccontextmanager
+    async def connect(self, asker: IslandId, to: IslandId, kind: str, body: bytes) -> AsyncIterator[Stream]:
+        if {asker, to} & self.down or to not in self.peers:
+            raise Unreachable(f"there is no session with {to[:8]}")
+        handler = self.peers[to].handlers.get(kind)
+        if handler is None:
+            raise PeerRefused(f"no {kind} here", code="unsupported")
+        there: asyncio.Queue[Any] = asyncio.Queue(8)
+        back: asyncio.Queue[Any] = asyncio.Queue(8)
+        near, far = Stream(to, there, back), Stream(asker, back, there)
+        far.change = self.change.get(to, far.change)
+        self._live[back] = (asker, to)
+        self.streams.append((asker, to))
+        task = asyncio.get_running_loop().create_task(_serve(handler, asker, body, far, back))
+        try:
+            yield near
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            del self._live[back]
+
+
+async def _serve(handler: BulkHandler, asker: IslandId, body: bytes, stream: Stream, back: asyncio.Queue[Any]) -> None:
+    try:
+        await handler(asker, body, cast(BulkStream, stream))
+        await back.put(None)
+    except Unreachable as error:
+        await back.put(error)
+    except IslandError as error:
+        await back.put(PeerRefused(error.message, hint=error.hint, code=error.code))
+
+
+class MemoryPeers:
+    """`kernel.ports.Peers` as far as replicas use it."""
+
+    def __init__(self, network: Network, me: IslandId) -> None:
+        self.me, self._network = me, network
+        self.handlers: dict[str, BulkHandler] = {}
+        self.listeners: list[Callable[[IslandId, bool], None]] = []
+        self.bandwidth: dict[IslandId, float] = {}
+        network.peers[me] = self
+
+    def on_bulk(self, kind: str, handler: BulkHandler) -> None:
+        self.handlers[kind] = handler
+
+    def on_link(self, listener: Callable[[IslandId, bool], None]) -> None:
+        self.listeners.append(listener)
+
+    def link(self, island: IslandId) -> Link | None:
+        if island in self._network.down or island not in self._network.peers:
+            return None
+        return Link(island, 0.0, True, "", 0.001, self.bandwidth.get(island))
+
+    def bulk(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> Any:
+        return self._network.connect(self.me, to, kind, body)
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    path: Path
+    size: int
+    mtime_ns: int
+
+
+class Catalog:
+    """Published folders; every island of a test shares one, and sees it through `of(me)`."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, bytes] = {}
+        self.published: dict[tuple[IslandId, str], Resolved] = {}
+        self.own: dict[tuple[IslandId, str, str], OwnFile] = {}
+        self.complete: dict[tuple[IslandId, str, str], list[IslandId]] = {}
+        self.changed = Topic()
+
+    def publish(self, owner: IslandId, display: str, name: str, folder: Path) -> Resolved:
+        def sink(data: bytes) -> str:
+            page = manifest.blob_hash(data)
+            self.pages[page] = data
+            return page
+
+        paths = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.relative_to(folder).as_posix())
+        builder = manifest.TreeBuilder("parquet", sink, lambda _: b"")
+        for path in paths:
+            form = path.suffix.removeprefix(".") if path.suffix in {".parquet", ".avro"} else ""
+            hard = footer.borders(path) if form == "parquet" else ()
+            hasher, at = manifest.FileHasher(sink), 0
+            data = path.read_bytes()
+            for end in manifest.borders(len(data), hard):
+                hasher.add(data[at:end])
+                at = end
+            builder.add(hasher.finish(path.relative_to(folder).as_posix(), form=form), manifest.FileStats())
+        snapshot, root = builder.finish()
+        for path in paths:
+            stat = path.stat()
+            key = (owner, snapshot, path.relative_to(folder).as_posix())
+            self.own[key] = OwnFile(path, stat.st_size, stat.st_mtime_ns)
+        record = DatasetRecord(
+            format="parquet",
+            rows=0,
+            size=root.size,
+            files=root.files,
+            snapshot=snapshot,
+            created=0.0,
+            updated=0.0,
+            card="0" * 64,
+        )
+        resolved = self.published[owner, name] = Resolved(owner, display, name, snapshot, record)
+        return resolved
+
+    def of(self, me: IslandId) -> CatalogView:
+        return CatalogView(self, me)
+
+
+class CatalogView:
+    """The catalog as one island sees it."""
+
+    def __init__(self, shared: Catalog, me: IslandId) -> None:
+        self._shared, self._me = shared, me
+        self.changed = shared.changed
+
+    async def page(self, owner: IslandId, name: str, snapshot: str, page: str) -> bytes:
+        return self._shared.pages[page]
+
+    async def manifest(self, owner: IslandId, snapshot: str, load: Load | None = None) -> Manifest:
+        async def from_shared(page: str) -> bytes:
+            return self._shared.pages[page]
+
+        load = load or from_shared
+        return Manifest(owner, snapshot, manifest.decode_root(await load(snapshot)), load)
+
+    async def own_file(self, snapshot: str, path: str) -> OwnFile | None:
+        return self._shared.own.get((self._me, snapshot, path))
+
+    async def resolve(self, name: Any) -> Resolved:
+        for resolved in self._shared.published.values():
+            if (resolved.owner_name, resolved.name) == (name.owner, name.name):
+                return resolved
+        raise NotFound(f"there is no dataset {name}")
+
+    async def datasets(self) -> list[Any]:
+        return []
+
+    def holders(self, owner: IslandId, name: str, snapshot: str) -> list[IslandId]:
+        return [owner, *self._shared.complete.get((owner, name, snapshot), [])]
+
+
+class Membership:
+    """Names of islands, and who is down since when."""
+
+    def __init__(self, network: Network, names: dict[IslandId, str]) -> None:
+        self._network, self._names = network, names
+
+    def display(self, island: IslandId) -> str:
+        return self._names.get(island, island[:8])
+
+    def views(self) -> list[IslandView]:
+        return [
+            IslandView(
+                island=island,
+                name=name,
+                display=name,
+                state="down" if island in self._network.down else "up",
+                since=43_391.0,
+                addresses=[],
+                version="",
+                rtt=None,
+            )
+            for island, name in self._names.items()
+        ]
+
+
+class Gossip:
+    """Keeps this island's records in memory."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, bytes] = {}
+
+    def put(self, _: sqlite3.Connection, key: str, value: bytes) -> None:
+        self.records[key] = value
+
+    def delete(self, _: sqlite3.Connection, key: str) -> None:
+        self.records.pop(key, None)
+
+    def own(self, _: sqlite3.Connection, prefix: str) -> dict[str, bytes]:
+        return {key: value for key, value in self.records.items() if key.startswith(prefix)}
+
+    def poke(self) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class Trust:
+    me: IslandId
+
+
+@dataclass
+class Island:
+    me: IslandId
+    home: Path
+    replicas: Replicas
+    peers: MemoryPeers
+    gossip: Gossip
+
+
+def key_of(name: str) -> IslandId:
+    """A key that begins with the bytes of a name."""
+    return IslandId(name.encode().hex().ljust(64, "0")[:64])
+
+
+class Archipelago:
+    """Starts islands that share a network and a catalog."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.network, self.catalog = folder, Network(), Catalog()
+        self.names: dict[IslandId, str] = {}
+
+    @contextlib.asynccontextmanager
+    async def island(
+        self, name: str, *, quota: str = "1GiB", reserve: str = "0", patience: Patience = SHORT
+    ) -> AsyncIterator[Island]:
+        """An island that runs until the end of the context; a second one of that name finds the first one's home."""
+        me, home = key_of(name), self.folder / name
+        home.mkdir(exist_ok=True)
+        self.names[me] = name
+        self.network.down.discard(me)
+        state, chunks = Database.open(home, "state"), Database.open(home, "chunks")
+        peers, gossip = MemoryPeers(self.network, me), Gossip()
+        config = parse({"island": {"name": name}, "replicas": {"quota": quota, "reserve": reserve}}, "test")
+        build: Any = Replicas  # the parts stand in for services of other folders
+        replicas: Replicas = build(
+            chunks,
+            self.catalog.of(me),
+            gossip,
+            Membership(self.network, self.names),
+            Trust(me),
+            peers,
+            config,
+            SystemClock(),
+            SeededRng(name),
+            home=home,
+            state=state,
+            patience=patience,
+        )
+        try:
+            async with running(replicas):
+                yield Island(me, home, replicas, peers, gossip)
+        finally:
+            chunks.close()
+            state.close()
+
+
+@contextlib.asynccontextmanager
+async def running(replicas: Replicas) -> AsyncIterator[None]:
+    """Start and stop a service as the daemon does."""
+
+    async with asyncio.TaskGroup() as group:
+        tasks = _Stoppable(group)
+        await replicas.start(tasks)
+        try:
+            yield
+        finally:
+            await replicas.stop()
+            tasks.stop()
+
+
+class _Stoppable(Tasks):
+    """Background tasks that the end of a test ends."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        super().__init__(group)
+        self._loops: list[asyncio.Task[None]] = []
+
+    def loop(self, name: str, coroutine: Any) -> asyncio.Task[None]:
+        task = super().loop(name, coroutine)
+        self._loops.append(task)
+        return task
+
+    def stop(self) -> None:
+        for task in self._loops:
+            task.cancel()
