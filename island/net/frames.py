@@ -132,7 +132,7 @@ class Refusal(Message, frozen=True, kw_only=True):
 class Ping(Message, frozen=True, kw_only=True):
     """A keepalive; `rtt_us` tells the other side the round trip that the sender has measured."""
 
-    nonce: Annotated[int, Meta(ge=0, le=2**63)]
+    nonce: Annotated[int, Meta(ge=0, le=2**62)]
     rtt_us: Annotated[int, Meta(ge=0, le=2**32)] = 0
 
 

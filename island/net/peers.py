@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any, TypeVar
 
@@ -203,8 +206,8 @@ class PeerSessions:
 
     def misbehaved(self, island: IslandId, error: PeerMisbehaved) -> None:
         """End the sessions of an island whose answers turned out to be false."""
-        for session in [each for each in self._all if each.island == island]:
-            session.end(error)
+        if first := next((each for each in self._all if each.island == island), None):
+            first.end(error)  # which ends the others too
 
     async def join(self, invitation: str) -> None:
         """Redeem an invitation at its inviter, adopt its network, and wait until linked with it.
@@ -324,8 +327,7 @@ class PeerSessions:
         try:
             reader, writer = await dial(address, self._dialling, self._limits)
         except (OSError, TimeoutError, ConfigError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
-            raise Unreachable(f"{address} cannot be dialled: {reason}", hint=_dial_hint(address)) from error
+            raise Unreachable(f"{address} cannot be dialled: {_reason(error)}", hint=_dial_hint(address)) from error
         try:
             yield reader, writer, tls.presented_certificate_hash(writer.get_extra_info("ssl_object"))
         except (OSError, asyncio.IncompleteReadError) as error:
@@ -380,6 +382,8 @@ class PeerSessions:
         dialled: bool,
         address: str,
     ) -> Session:
+        if self._stopped:
+            raise Unreachable(f"{self._trust.name} stops", code="stops")
         self._names[peer.island] = peer.name
         self._learn(peer.island, peer.addresses)
         arguments: dict[str, Any] = {
@@ -429,6 +433,8 @@ class PeerSessions:
                 "peer.misbehaved", peer=session.peer.name, key=session.island, address=session.address,
                 session=session.name_of_class, error=error.message, pause_s=round(pause),
             )  # fmt: skip
+            for other in [each for each in self._all if each.island == session.island]:
+                other.end(Unreachable(error.message, code=error.code))
         if isinstance(session, BulkSession):
             left = [each for each in self._bulk.get(session.island, []) if each is not session]
             self._bulk[session.island] = left
@@ -604,6 +610,18 @@ class _Timed:
 def _same_start(one: Session, other: Session) -> bool:
     """Whether two sessions are with the same start of the other island's program."""
     return one.peer.instance == other.peer.instance
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS as islands speak it ({error.reason or 'cut off'})"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, socket.gaierror):
+        return "that host name is not known"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return str(error) or type(error).__name__
 
 
 def _dial_hint(address: str) -> str:

@@ -156,7 +156,8 @@ class Session:
 
     def _waiting(self) -> int:
         """Bytes that wait to be sent."""
-        return self._writer.transport.get_write_buffer_size()
+        # The transport of a connection that was lost cannot be asked any more.
+        return 0 if self._writer.is_closing() else self._writer.transport.get_write_buffer_size()
 
     def _lost(self, cause: Exception | None = None) -> Unreachable:
         return _Lost(f"the session with {self.peer.name} was lost" + (f": {cause}" if cause and str(cause) else ""))
@@ -165,7 +166,7 @@ class Session:
 
     async def _read(self) -> None:
         try:
-            while True:
+            while self.over is None:
                 frame = await frames.read_frame(self._reader, self.frame_limit)
                 self._heard = self._clock.monotonic()
                 self._received_bytes.inc(len(frame.payload))

@@ -14,19 +14,17 @@ connection, so that short data never look complete.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from aiohttp import web
 
 from island.catalog.messages import Resolved
+from island.catalog.service import Catalog
 from island.errors import BadInput, IslandError
 from island.kernel.ids import DatasetName, check_hash
 from island.net.api import base
 from island.replicas.service import Replicas
-
-if TYPE_CHECKING:
-    from island.catalog.service import Catalog
 
 log = structlog.get_logger("island")
 

@@ -1,0 +1,389 @@
+"""The gateway: Livy's REST at the root of the user port, over the jobs of the archipelago.
+
+A client that never heard of islands opens a session here and it runs where its inputs are.
+What is answered comes from what this home has stored; bodies, refusals and headers are
+Livy's (`island.livy`). Where Livy answers 500 to a caller's mistake, this answers 400.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from island.errors import IslandError, Unauthenticated
+from island.jobs import core
+from island.jobs.messages import StatementReport
+from island.jobs.service import Jobs
+from island.jobs.store import Job, Statement
+from island.livy import requests
+from island.livy.messages import (
+    AppInfo,
+    BatchPage,
+    BatchView,
+    Completion,
+    LogPage,
+    Message,
+    SessionPage,
+    SessionRequest,
+    SessionView,
+    StateView,
+)
+from island.livy.rest import (
+    CANCELED,
+    DELETED,
+    HTML_TYPE,
+    INTERRUPTED,
+    JSON_HEADERS,
+    SECURITY_HEADERS,
+    Refusal,
+    allow,
+    id_or_name,
+    integer,
+    log_page,
+    not_active,
+    page,
+    rejected,
+    requirement,
+    session_not_found,
+    statement_page,
+    version_view,
+)
+from island.net.api import base
+
+log = structlog.get_logger("island")
+
+JOB_API = "the job API (pickled functions) is not served here; send statements or batches."
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+_LISTED = 1000
+_ROOTS = ("/sessions", "/batches", "/version", "/ui")
+
+
+def is_livy(path: str) -> bool:
+    """Whether a path of the user port is answered in Livy's words."""
+    return path == "/" or path.startswith(_ROOTS)
+
+
+@web.middleware
+async def livy_errors(request: web.Request, handler: base.Handler) -> web.StreamResponse:
+    """Refusals and errors below Livy's paths, as Livy would word them; innermost middleware of the user port."""
+    if request.path.startswith("/api/"):
+        return await handler(request)
+    try:
+        return await handler(request)
+    except Refusal as refusal:
+        return web.Response(status=refusal.status, body=refusal.json(), headers=JSON_HEADERS)
+    except Unauthenticated:
+        raise
+    except IslandError as error:
+        if not is_livy(request.path):
+            raise
+        # Clients show `msg` to people; a 5xx would make some of them repeat the request for ever.
+        status = error.status if error.status < 500 or request.method == "GET" else 400
+        return answer(Message(f"Rejected, Reason: {error}"), 400 if status == 404 else status)
+    except web.HTTPMethodNotAllowed as refusal:
+        if not is_livy(request.path):
+            raise
+        return empty(405, Allow=allow(refusal.allowed_methods))
+    except web.HTTPNotFound:
+        return empty(404, JSON_HEADERS["Content-Type"] if request.path.startswith(_ROOTS[:2]) else HTML_TYPE)
+    except web.HTTPRequestEntityTooLarge as error:
+        return answer(f"The body is too large: {error.text}", 413)
+
+
+def answer(body: Any, status: int = 200, location: str = "") -> web.Response:
+    """A JSON answer with Livy's headers."""
+    headers = {**JSON_HEADERS, "Location": location} if location else JSON_HEADERS
+    return web.Response(status=status, body=msgspec.json.encode(body), headers=headers)
+
+
+def empty(status: int, kind: str = JSON_HEADERS["Content-Type"], **headers: str) -> web.Response:
+    """An answer without a body."""
+    return web.Response(status=status, headers={**SECURITY_HEADERS, "Content-Type": kind, **headers})
+
+
+def routes(jobs: Jobs, *, ui: bool = True) -> list[web.RouteDef]:
+    """Livy's resources; `ui=False` where another part serves `/` and `/ui`."""
+    gate = Gateway(jobs)
+    one, batch = "/sessions/{key}", "/batches/{key}"
+    found = [
+        web.get("/version", gate.version),
+        *(web.get(path, gate.list_sessions) for path in ("/sessions", "/sessions/")),
+        *(web.post(path, gate.create_session) for path in ("/sessions", "/sessions/")),
+        web.get(one, gate.show_session),
+        web.delete(one, gate.delete_session),
+        web.get(one + "/state", gate.session_state),
+        web.get(one + "/log", gate.session_log),
+        web.post(one + "/connect", gate.connect),
+        web.post(one + "/interrupt", gate.interrupt),
+        web.post(one + "/stop", gate.stop),
+        web.post(one + "/completion", gate.complete),
+        web.get(one + "/statements", gate.list_statements),
+        web.post(one + "/statements", gate.post_statement),
+        web.get(one + "/statements/{statement}", gate.show_statement),
+        web.post(one + "/statements/{statement}/cancel", gate.cancel_statement),
+        *(web.post(f"{one}/{name}", gate.submit_job) for name in ("submit-job", "run-job")),
+        *(
+            web.post(f"{one}/{name}", gate.upload)
+            for name in ("upload-jar", "upload-pyfile", "upload-file", "add-jar", "add-pyfile", "add-file")
+        ),
+        web.get(one + "/jobs/{job}", gate.show_job),
+        *(web.get(path, gate.list_batches) for path in ("/batches", "/batches/")),
+        *(web.post(path, gate.create_batch) for path in ("/batches", "/batches/")),
+        web.get(batch, gate.show_batch),
+        web.delete(batch, gate.delete_batch),
+        web.get(batch + "/state", gate.batch_state),
+        web.get(batch + "/log", gate.batch_log),
+    ]
+    return found + ([web.get("/", gate.root), web.get("/ui", gate.ui)] if ui else [])
+
+
+class Gateway:
+    """Handlers of Livy's resources."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    # -- the root -------------------------------------------------------------------------------
+
+    async def root(self, request: web.Request) -> web.Response:
+        """Livy sends people to its page."""
+        return empty(302, HTML_TYPE, Location=f"{request.scheme}://{request.host}/ui")
+
+    async def ui(self, _request: web.Request) -> web.Response:
+        """A page, so that a browser sees something."""
+        text = "<!doctype html><title>island</title><h1>island</h1><p>Livy's REST is served here.</p>"
+        return web.Response(text=text, headers={"Content-Type": HTML_TYPE, **SECURITY_HEADERS})
+
+    async def version(self, _request: web.Request) -> web.Response:
+        """The Livy whose REST this is."""
+        return answer(version_view("https://pypi.org/project/astrolab-island/", "gateway"))
+
+    # -- sessions -------------------------------------------------------------------------------
+
+    async def _job(self, request: web.Request, kind: str = "session") -> Job:
+        return await self._jobs.find(base.principal(request), kind, id_or_name(request.match_info["key"]))
+
+    async def list_sessions(self, request: web.Request) -> web.Response:
+        """`GET /sessions`."""
+        start, size = page(request.query)
+        total, found = await self._jobs.page(base.principal(request), "session", start, min(size, _LISTED))
+        logs = await self._jobs.logs(found)
+        states = [await self._jobs.state_of(job) for job in found]
+        views = [session_view(job, state, lines) for job, state, lines in zip(found, states, logs, strict=True)]
+        return answer(SessionPage(start, total, views))
+
+    async def create_session(self, request: web.Request) -> web.Response:
+        """`POST /sessions`: journaled before it is answered, placed afterwards."""
+        asked = requests.session_request(await request.read())
+        try:
+            job = await self._jobs.open_session(base.principal(request), asked, key=_key(request))
+        except IslandError as error:
+            raise _refused(error) from error
+        return answer(await self._session_view(job), 201, f"/sessions/{job.local}")
+
+    async def _session_view(self, job: Job) -> SessionView:
+        return session_view(job, await self._jobs.state_of(job), await self._jobs.log(job))
+
+    async def show_session(self, request: web.Request) -> web.Response:
+        """`GET /sessions/N`."""
+        return answer(await self._session_view(await self._job(request)))
+
+    async def session_state(self, request: web.Request) -> web.Response:
+        """`GET /sessions/N/state`."""
+        job = await self._job(request)
+        return answer(StateView(job.local, await self._jobs.state_of(job)))
+
+    async def session_log(self, request: web.Request) -> web.Response:
+        """`GET /sessions/N/log`."""
+        job = await self._job(request)
+        return answer(await self._log_page(job, request))
+
+    async def _log_page(self, job: Job, request: web.Request) -> LogPage:
+        return log_page(job.local, await self._jobs.log(job), request.query)
+
+    async def delete_session(self, request: web.Request) -> web.Response:
+        """`DELETE /sessions/N`: hidden at once, ended at its executor."""
+        await self._jobs.end(await self._job(request), deleted=True)
+        return answer(DELETED)
+
+    async def connect(self, request: web.Request) -> web.Response:
+        """`POST /sessions/N/connect`."""
+        return await self.show_session(request)
+
+    async def interrupt(self, request: web.Request) -> web.Response:
+        """`POST /sessions/N/interrupt`: cancels its statements; the session stays."""
+        await self._jobs.cancel_open_statements(await self._job(request))
+        return answer(INTERRUPTED)
+
+    async def stop(self, request: web.Request) -> web.Response:
+        """`POST /sessions/N/stop`: ends the session, which stays listed."""
+        await self._jobs.end(await self._job(request), deleted=False)
+        return empty(204)
+
+    async def complete(self, request: web.Request) -> web.Response:
+        """`POST /sessions/N/completion`."""
+        job = await self._job(request)
+        asked = requests.completion_request(await request.read())
+        cursor = len(asked.code) if asked.cursor is None else asked.cursor
+        return answer(Completion(await self._jobs.complete(job, asked.code, asked.kind, cursor)))
+
+    # -- statements -----------------------------------------------------------------------------
+
+    async def list_statements(self, request: web.Request) -> web.Response:
+        """`GET /sessions/N/statements`: finished ones stay readable when the session is gone."""
+        job = await self._job(request)
+        found = await self._jobs.statements(job)
+        shown: list[tuple[Statement, StatementReport]] = statement_page(found, request.query)
+        views = [statement_view(*pair) for pair in shown]
+        return answer({"total_statements": len(found), "statements": views})
+
+    async def post_statement(self, request: web.Request) -> web.Response:
+        """`POST /sessions/N/statements`: stored before it is answered."""
+        job = await self._job(request)
+        asked = requests.statement_request(await request.read())
+        statement = await self._jobs.post(job, asked.code, asked.kind)
+        location = f"/sessions/{job.local}/statements/{statement.number}"
+        return answer(statement_view(statement, statement.report()), 201, location)
+
+    async def show_statement(self, request: web.Request) -> web.Response:
+        """`GET /sessions/N/statements/M`."""
+        number = integer(request.match_info["statement"])
+        return answer(statement_view(*await self._jobs.statement(await self._job(request), number)))
+
+    async def cancel_statement(self, request: web.Request) -> web.Response:
+        """`POST /sessions/N/statements/M/cancel`."""
+        job = await self._job(request)
+        await self._jobs.cancel_statement(job, integer(request.match_info["statement"]))
+        return answer(CANCELED)
+
+    # -- the job API: known, not served ---------------------------------------------------------
+
+    async def submit_job(self, request: web.Request) -> web.Response:
+        """Refused, as Livy refuses a call without a job."""
+        await self._job(request)
+        try:
+            body = msgspec.json.decode(await request.read() or b"{}")
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Refusal(400, f"Not JSON: {error}") from error
+        raise requirement(JOB_API if isinstance(body, dict) and body.get("job") else "no job provided.")
+
+    async def upload(self, request: web.Request) -> web.Response:
+        """Refused, as Livy refuses a call without a file."""
+        await self._job(request)
+        if request.content_type.startswith("multipart/") or await request.read():
+            raise requirement(JOB_API)
+        raise Refusal(400, "No file sent!")
+
+    async def show_job(self, request: web.Request) -> web.Response:
+        """No job was ever submitted."""
+        job = await self._job(request)
+        if not job.live:
+            raise not_active()
+        raise session_not_found(request.match_info["job"])
+
+    # -- batches --------------------------------------------------------------------------------
+
+    async def list_batches(self, request: web.Request) -> web.Response:
+        """`GET /batches`."""
+        start, size = page(request.query)
+        total, found = await self._jobs.page(base.principal(request), "batch", start, min(size, _LISTED))
+        logs = await self._jobs.logs(found)
+        views = [batch_view(job, lines) for job, lines in zip(found, logs, strict=True)]
+        return answer(BatchPage(start, total, views))
+
+    async def create_batch(self, request: web.Request) -> web.Response:
+        """`POST /batches`: journaled, with its file, before it is answered."""
+        asked = requests.batch_request(await request.read())
+        try:
+            job = await self._jobs.submit_batch(base.principal(request), asked, key=_key(request))
+        except IslandError as error:
+            raise _refused(error) from error
+        return answer(batch_view(job, await self._jobs.log(job)), 201, f"/batches/{job.local}")
+
+    async def show_batch(self, request: web.Request) -> web.Response:
+        """`GET /batches/N`."""
+        job = await self._job(request, "batch")
+        return answer(batch_view(job, await self._jobs.log(job)))
+
+    async def batch_state(self, request: web.Request) -> web.Response:
+        """`GET /batches/N/state`."""
+        job = await self._job(request, "batch")
+        return answer(StateView(job.local, job.state))
+
+    async def batch_log(self, request: web.Request) -> web.Response:
+        """`GET /batches/N/log`."""
+        return answer(await self._log_page(await self._job(request, "batch"), request))
+
+    async def delete_batch(self, request: web.Request) -> web.Response:
+        """`DELETE /batches/N`."""
+        await self._jobs.end(await self._job(request, "batch"), deleted=True)
+        return answer(DELETED)
+
+
+def session_view(job: Job, state: str, lines: list[str]) -> SessionView:
+    """A session in Livy's 23 keys."""
+    request = msgspec.convert(job.request, SessionRequest)
+    return SessionView(
+        id=job.local,
+        name=job.name,
+        app_id=job.app_id or None,
+        state=state,
+        kind=job.work.language,
+        app_info=_app_info(job),
+        log=core.short_log(lines),
+        ttl=request.ttl,
+        idle_timeout=request.idle_timeout,
+        driver_memory=request.driver_memory,
+        driver_cores=request.driver_cores or 0,
+        executor_memory=request.executor_memory,
+        executor_cores=request.executor_cores or 0,
+        conf=request.conf,
+        heartbeat_timeout_in_second=request.heartbeat_timeout_in_second,
+        num_executors=request.num_executors or 0,
+        queue=request.queue,
+    )
+
+
+def batch_view(job: Job, lines: list[str]) -> BatchView:
+    """A batch as Livy shows it."""
+    return BatchView(
+        id=job.local,
+        name=job.name,
+        state=job.state,
+        app_id=job.app_id or None,
+        app_info=_app_info(job),
+        log=core.short_log(lines),
+    )
+
+
+def statement_view(statement: Statement, progress: StatementReport) -> dict[str, Any]:
+    """A statement in Livy's keys; a stored output goes out as it is."""
+    output = progress.output
+    return {
+        "id": statement.number,
+        "code": statement.code,
+        "state": progress.state,
+        "output": msgspec.Raw(output.encode("utf-8", "surrogatepass")) if output else None,
+        "progress": progress.progress,
+        "started": progress.started,
+        "completed": progress.completed,
+    }
+
+
+def _app_info(job: Job) -> AppInfo:
+    info = job.app_info
+    return AppInfo(driver_log_url=info.get("driverLogUrl"), spark_ui_url=info.get("sparkUiUrl"))
+
+
+def _key(request: web.Request) -> str | None:
+    return request.headers.get(IDEMPOTENCY_HEADER)
+
+
+def _refused(error: IslandError) -> IslandError:
+    """What is wrong with a request to create something, in Livy's form: 400, whatever kind of mistake it is."""
+    if isinstance(error, Refusal) or error.blame != "caller":
+        return error
+    return rejected(str(error).replace("\n", " "))

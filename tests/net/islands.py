@@ -1,0 +1,139 @@
+"""Islands for tests of sessions: real trust, real TLS on loopback, nothing above."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+from island.kernel.db import Database
+from island.kernel.ids import IslandId
+from island.kernel.loops import Tasks
+from island.kernel.ports import SystemClock, SystemRng
+from island.net.limits import Limits
+from island.net.peers import PeerSessions
+from island.trust.keys import Identity
+from island.trust.service import Trust
+
+QUICK = Limits(redial_base_s=0.05, redial_cap_s=0.2, retire_s=0.2, connect_s=2.0)
+"""Redials fast, so that no test waits long; everything else as in production."""
+
+Register = Callable[["Node"], None]
+
+
+class _Stop(Exception):
+    pass
+
+
+class Node:
+    """One island: trust in a folder of its own, sessions on a free port."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        listen: str = "127.0.0.1:0",
+        limits: Limits = QUICK,
+        identity: Identity | None = None,
+        register: Register = lambda _: None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.name, self.known = name, dict[IslandId, list[str]]()
+        self.identity = identity or Identity.generate(SystemRng())
+        self.state = Database.open(folder, "state", inline=True)
+        self.clock, self.rng = SystemClock(), SystemRng()
+        self.trust = Trust(self.state, self.identity, name, "test", self.clock, self.rng)
+        self.peers = PeerSessions(
+            self.identity,
+            self.trust,
+            self.clock,
+            self.rng,
+            listen=listen,
+            advertise=[],
+            addresses=self._addresses,
+            limits=limits,
+        )
+        self.id = self.peers.me
+        register(self)
+
+    def _addresses(self) -> Mapping[IslandId, list[str]]:
+        return self.known
+
+    @property
+    def address(self) -> str:
+        """Where this island is dialled."""
+        return f"127.0.0.1:{self.peers.port}"
+
+    def knows(self, *others: Node) -> None:
+        """Learn where others are, as membership would."""
+        for other in others:
+            if other.peers.port is not None:
+                self.known[other.id] = [other.address]
+        self.peers.connect_soon()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Node]:
+        """Run the sessions until the block is left."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self.trust.load()
+                await self.peers.start(Tasks(group))
+                try:
+                    yield self
+                finally:
+                    await self.peers.stop()
+                raise _Stop
+        except* _Stop:
+            pass
+        finally:
+            self.state.close()
+
+    async def linked(self, *others: Node) -> None:
+        """Wait until there is a control session with each."""
+        async with asyncio.timeout(10):
+            for other in others:
+                while self.peers.link(other.id) is None:
+                    await self.peers._links_changed.after(self.peers._links_changed.version, 0.05)
+
+    async def unlinked(self, other: Node) -> None:
+        """Wait until there is none."""
+        async with asyncio.timeout(10):
+            await self.peers.until_unlinked(other.id)
+
+
+async def admit(inviter: Node, *newcomers: Node) -> None:
+    """Let newcomers into the inviter's network, without a session."""
+    for newcomer in newcomers:
+        word = await inviter.trust.invite(["127.0.0.1:1"])
+        invitation = newcomer.trust.parse_invitation(word)
+        chain = await inviter.trust.redeem(invitation.secret, newcomer.id, newcomer.name)
+        assert inviter.trust.network is not None
+        await newcomer.trust.adopt(inviter.trust.network, chain)
+
+
+@contextlib.asynccontextmanager
+async def archipelago(
+    folder: Path,
+    count: int,
+    *,
+    register: Register = lambda _: None,
+    limits: Limits = QUICK,
+    mesh: bool = True,
+    listen: Callable[[int], str] = lambda _: "127.0.0.1:0",
+) -> AsyncIterator[list[Node]]:
+    """`count` admitted islands, running; with `mesh` all linked with each other."""
+    nodes = [
+        Node(folder / f"i{n}", f"island-{n}", register=register, limits=limits, listen=listen(n)) for n in range(count)
+    ]
+    async with contextlib.AsyncExitStack() as stack:
+        for node in nodes:
+            await stack.enter_async_context(node.running())
+        await admit(nodes[0], *nodes[1:])
+        if mesh:
+            for node in nodes:
+                node.knows(*(other for other in nodes if other is not node))
+            for node in nodes:
+                await node.linked(*(other for other in nodes if other is not node))
+        yield nodes
