@@ -158,9 +158,9 @@ class HashIndex(Message, frozen=True, kw_only=True):
 class FileEntry(Message, frozen=True, kw_only=True):
     """One file of a snapshot.
 
-    `format` is "parquet", "avro", or "" for what is neither; `role` is "data" for rows of the
-    dataset, "margin" and "index" (of HATS), or "metadata" for what lies beside. `rows` counts
-    those of the dataset, so it is 0 for all other roles. `chunks` is the number of chunks.
+    `role` is "data" for rows of the dataset, "margin" and "index" (of HATS), or "metadata" for
+    what lies beside. `format` is that of the rows, "parquet" or "avro", and `rows` counts them;
+    "" and 0 for all other roles. `chunks` is the number of chunks.
     Their hashes: a file of one chunk needs none (its `hash` says it), one of up to INLINE
     carries them in `inline` (36 bytes each: length and hash), others name a `HashIndex` in `index`.
     """

@@ -274,7 +274,7 @@ class _Preparation:
     async def _hash(self, found: Found) -> tuple[FileEntry, FileStats]:
         data = self.described.get(found.path)
         role = data.role if data is not None else "metadata"
-        form = data.format if data is not None and data.format != "other" and role != "metadata" else ""
+        form = data.format if data is not None and data.format != "other" and role == "data" else ""
         rows = data.rows if data is not None and role == "data" else 0
         start = self.done
 

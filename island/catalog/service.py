@@ -193,7 +193,8 @@ class Catalog:
             )
             now = self._clock.wall()
             await self._state.write(lambda conn: self.commit(conn, prepared, who, now))
-            await self.committed()
+            self.committed()
+            await self._gossip.flush()
         own = await self._state.read(lambda conn: store.own_dataset(conn, name))
         if own is None:
             raise NotFound(f"{name} was withdrawn meanwhile")
@@ -228,7 +229,7 @@ class Catalog:
     ) -> str:
         """Make a prepared snapshot the newest of its dataset, in the caller's transaction of state.db.
 
-        Returns the snapshot. `await committed()` after the commit.
+        Returns the snapshot. Call `committed()` after the commit.
         """
         self._pages.insert(conn, prepared.pack)
         before = store.own_dataset(conn, prepared.name)
@@ -268,11 +269,11 @@ class Catalog:
             self._journal(conn, who, "dataset.publish", prepared.name, detail, now)
         return prepared.snapshot
 
-    async def committed(self) -> None:
-        """Something was committed: from now on listings and searches of this island show it."""
+    def committed(self) -> None:
+        """Something was committed: tell the archipelago, and let go of what nobody needs any more."""
         self._locals.clear()
         PUBLISHED.inc()
-        await self._gossip.flush()
+        self._gossip.poke()
         self._sweep_wanted.set()
 
     async def unpublish(self, who: str, name: str) -> None:
@@ -540,32 +541,38 @@ class Catalog:
 
     # --- manifests and files ------------------------------------------------------------------------
 
-    async def manifest(self, owner: IslandId, snapshot: str, name: str = "") -> Manifest:
-        """The manifest of a snapshot; `name`, if given, finds more holders.
+    async def manifest(self, owner: IslandId, snapshot: str, name: str = "", *, load: Load | None = None) -> Manifest:
+        """The manifest of a snapshot; `name`, if given, finds more holders, and `load` brings its pages.
 
         Raises `NotFound` for an own snapshot that is no longer served, `Unreachable`, `Malformed`.
         """
         check_hash(snapshot, "snapshot")
+        if load is not None:
+            return Manifest(owner, snapshot, manifest.decode_root(await load(snapshot)), load)
         key = (owner, snapshot)
         if (known := self._manifests.get(key)) is not None:
             self._manifests.move_to_end(key)
             return known
-        if owner == self.me:
-            if not await self._state.read(lambda conn: store.with_hash(conn, snapshot)):
-                raise NotFound(
-                    f"this island no longer serves the snapshot {snapshot[:12]}", hint="Ask for the newest one."
-                )
-            load: Load = self._load_own
-        else:
+        if owner == self.me and not await self._state.read(lambda conn: store.with_hash(conn, snapshot)):
+            raise NotFound(f"this island no longer serves the snapshot {snapshot[:12]}", hint="Ask for the newest one.")
 
-            async def load(page: str) -> bytes:
-                return await self._gossip.blobs.get(page, self.holders(owner, name, snapshot))
+        async def bring(page: str) -> bytes:
+            return await self.page(owner, name, snapshot, page)
 
-        found = Manifest(owner, snapshot, manifest.decode_root(await load(snapshot)), load)
+        found = Manifest(owner, snapshot, manifest.decode_root(await bring(snapshot)), bring)
         self._manifests[key] = found
         if len(self._manifests) > 32:
             self._manifests.popitem(last=False)
         return found
+
+    async def page(self, owner: IslandId, name: str, snapshot: str, page: str) -> bytes:
+        """One page of a manifest, verified: an own one, or from whoever has it, holders of the snapshot first.
+
+        Raises `Corrupt` for an own page that is lost, `Unreachable`.
+        """
+        if owner == self.me:
+            return await self._load_own(page)
+        return await self._gossip.blobs.get(page, self.holders(owner, name, snapshot))
 
     async def _load_own(self, page: str) -> bytes:
         data = await self._pages.get(page)
