@@ -86,7 +86,9 @@ class Daemon:
             clock,
             rng,
             home=home.path,
+            state=self.state,
         )
+        self.catalog.replication = self.replicas
         self.engine = EngineProcess(home.path, config, rng)
         self.livy = LivyClient(config.livy.url or self.engine.url)
         self.jobs = Jobs(
@@ -163,6 +165,7 @@ class Daemon:
             ("engine", self.engine.stop),
             ("livy", self.livy.close),
             ("peers", self.peers.stop),
+            ("replicas", self.replicas.stop),
         ):
             try:
                 async with asyncio.timeout(STOP_SECONDS):

@@ -13,13 +13,13 @@ import sqlite3
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
 
 from island.catalog.manifest import FileEntry, FileHashes, PageRef
 from island.catalog.messages import Held, ReplicaRecord, Resolved
 from island.catalog.ports import LocalInput, Progress, ReplicaStatus, no_progress
+from island.catalog.service import Catalog
 from island.catalog.snapshots import Manifest
 from island.catalog.views import view_name
 from island.config import Config, size_in_bytes
@@ -40,9 +40,6 @@ from island.replicas.messages import ChunkRequest
 from island.replicas.serving import Blocks, Server
 from island.replicas.space import Space
 from island.trust.service import Trust
-
-if TYPE_CHECKING:
-    from island.catalog.service import Catalog
 
 log = structlog.get_logger("island")
 
@@ -107,6 +104,7 @@ class Replicas:
         )
         self._server = Server(self.held, peers, self._open_for_peer, membership.display)
         self._views = Views(home)
+        gossip.blobs.also(self._kept_page)
         self._manifests: OrderedDict[tuple[IslandId, str, str], Manifest] = OrderedDict()
         self._hashes: OrderedDict[tuple[str, str], list[FileHashes]] = OrderedDict()
         self._pages: dict[tuple[IslandId, str, str], dict[str, bytes]] = {}
@@ -175,23 +173,23 @@ class Replicas:
 
     async def _load_manifest(self, key: tuple[IslandId, str, str]) -> Manifest:
         owner, name, snapshot = key
+        found = await self._catalog.manifest(owner, snapshot, name)
         if owner == self._trust.me:
-            return await self._catalog.manifest(owner, snapshot)
+            return found
 
         async def load(page: str) -> bytes:
             """Pages of what is kept here are kept along, so that it can be verified while its owner is down."""
-            if held := self.held.get(*key):
-                ident = held.id
-                kept = await self._db.read(lambda conn: store.page(conn, ident, page))
-                if kept is not None:
-                    return kept
-            data = await self._catalog.page(owner, name, snapshot, page)
+            data = await found.load(page)
             waiting = self._pages.setdefault(key, {})
             if sum(map(len, waiting.values())) < _WAITING_PAGES:
                 waiting[page] = data
             return data
 
-        return await self._catalog.manifest(owner, snapshot, load=load)
+        await load(snapshot)
+        return Manifest(owner, snapshot, found.root, load)
+
+    async def _kept_page(self, page: str) -> bytes | None:
+        return await self._db.read(lambda conn: store.page(conn, page))
 
     async def status(self, resolved: Resolved) -> ReplicaStatus:
         """How much of a snapshot is here, and how many bytes of it came from other islands."""
@@ -471,14 +469,7 @@ class Replicas:
         data = [entry async for entry in manifest.files() if entry.format]
         files = []
         for entry in data:
-            own = await self._catalog.own_file(manifest.snapshot, entry.path)
-            found = await self.held.run(lambda path=own.path: _stat(path)) if own else None  # type: ignore[misc]  # mypy cannot infer a lambda with a default
-            if own is None or found != (own.size, own.mtime_ns):
-                raise Changed(
-                    f"{own.path if own else entry.path} is not the file that was published",
-                    hint="Publish the dataset again: `island dataset publish PATH --name NAME` makes a new snapshot.",
-                )
-            files.append(own.path)
+            files.append(await self._own_path(manifest.snapshot, entry))
         return await self._path(manifest, data, files, progress)
 
     async def _path(
@@ -640,11 +631,3 @@ class Replicas:
 def record_key(owner: IslandId, name: str) -> str:
     """The key of this island's record of a replica."""
     return f"replica/{owner}/{name}"
-
-
-def _stat(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns

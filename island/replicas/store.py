@@ -146,11 +146,9 @@ def add_page(conn: sqlite3.Connection, snapshot: int, page: str, data: bytes) ->
     )
 
 
-def page(conn: sqlite3.Connection, snapshot: int, name: str) -> bytes | None:
+def page(conn: sqlite3.Connection, name: str) -> bytes | None:
     """A kept page by its hash."""
-    row = conn.execute(
-        "SELECT data FROM page WHERE snapshot = ? AND hash = ?", (snapshot, bytes.fromhex(name))
-    ).fetchone()
+    row = conn.execute("SELECT data FROM page WHERE hash = ? LIMIT 1", (bytes.fromhex(name),)).fetchone()
     return row[0] if row else None
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from island.catalog import manifest
 from island.catalog.messages import DatasetRecord, Resolved
-from island.catalog.snapshots import Load, Manifest
+from island.catalog.snapshots import Manifest
 from island.config import parse
-from island.errors import IslandError, NotFound, PeerRefused, Unreachable
+from island.errors import Changed, IslandError, NotFound, PeerRefused, Unreachable
 from island.formats import footer
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
@@ -203,29 +203,33 @@ class Catalog:
         resolved = self.published[owner, name] = Resolved(owner, display, name, snapshot, record)
         return resolved
 
-    def of(self, me: IslandId) -> CatalogView:
-        return CatalogView(self, me)
+    def of(self, me: IslandId, gossip: Gossip) -> CatalogView:
+        return CatalogView(self, me, gossip)
 
 
 class CatalogView:
     """The catalog as one island sees it."""
 
-    def __init__(self, shared: Catalog, me: IslandId) -> None:
-        self._shared, self._me = shared, me
+    def __init__(self, shared: Catalog, me: IslandId, gossip: Gossip) -> None:
+        self._shared, self._me, self._gossip = shared, me, gossip
         self.changed = shared.changed
 
-    async def page(self, owner: IslandId, name: str, snapshot: str, page: str) -> bytes:
-        return self._shared.pages[page]
-
-    async def manifest(self, owner: IslandId, snapshot: str, load: Load | None = None) -> Manifest:
-        async def from_shared(page: str) -> bytes:
+    async def manifest(self, owner: IslandId, snapshot: str, name: str = "") -> Manifest:
+        async def load(page: str) -> bytes:
+            for lookup in self._gossip.lookups:
+                if (kept := await lookup(page)) is not None:
+                    return kept
+            if page not in self._shared.pages:
+                raise Unreachable("nobody has this page")
             return self._shared.pages[page]
 
-        load = load or from_shared
         return Manifest(owner, snapshot, manifest.decode_root(await load(snapshot)), load)
 
     async def own_file(self, snapshot: str, path: str) -> OwnFile | None:
-        return self._shared.own.get((self._me, snapshot, path))
+        own = self._shared.own.get((self._me, snapshot, path))
+        if own and (not own.path.exists() or own.path.stat().st_size != own.size):
+            raise Changed(f"{own.path} is not what was published: it was changed, moved or removed")
+        return own
 
     async def resolve(self, name: Any) -> Resolved:
         for resolved in self._shared.published.values():
@@ -270,6 +274,11 @@ class Gossip:
 
     def __init__(self) -> None:
         self.records: dict[str, bytes] = {}
+        self.lookups: list[Callable[[str], Awaitable[bytes | None]]] = []
+        self.blobs = self
+
+    def also(self, lookup: Callable[[str], Awaitable[bytes | None]]) -> None:
+        self.lookups.append(lookup)
 
     def put(self, _: sqlite3.Connection, key: str, value: bytes) -> None:
         self.records[key] = value
@@ -325,7 +334,7 @@ class Archipelago:
         build: Any = Replicas  # the parts stand in for services of other folders
         replicas: Replicas = build(
             chunks,
-            self.catalog.of(me),
+            self.catalog.of(me, gossip),
             gossip,
             Membership(self.network, self.names),
             Trust(me),

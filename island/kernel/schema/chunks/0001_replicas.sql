@@ -29,8 +29,10 @@ CREATE TABLE page (
     hash BLOB NOT NULL,                -- of a manifest's page, which is needed to verify what is here
     snapshot INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
     data BLOB NOT NULL,
-    PRIMARY KEY (snapshot, hash)
+    PRIMARY KEY (hash, snapshot)
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX page_snapshot ON page (snapshot);
 
 CREATE TABLE moved (
     owner TEXT NOT NULL,
