@@ -209,8 +209,8 @@ class PeerSessions:
         if first := next((each for each in self._all if each.island == island), None):
             first.end(error)  # which ends the others too
 
-    async def join(self, invitation: str) -> None:
-        """Redeem an invitation at its inviter, adopt its network, and wait until linked with it.
+    async def join(self, invitation: str) -> IslandId:
+        """Redeem an invitation at its inviter, adopt its network, wait until linked with it; who it is.
 
         Raises `BadInput` (not an invitation, or no longer good), `Conflict` (in another network
         already), `Unreachable`, or `WrongKey`.
@@ -227,6 +227,7 @@ class PeerSessions:
         self._learn(inviter, given.addresses)
         if inviter not in self._control:
             await self._link_with(inviter, given.name)
+        return inviter
 
     async def _redeem_at(self, network: NetworkId, inviter: IslandId, secret: bytes, address: str) -> None:
         async with self._connected(address) as (reader, writer, certificate):

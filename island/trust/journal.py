@@ -9,13 +9,16 @@ a change from before the last seal takes the key itself.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import blake3
 
+from island.errors import BadInput
 from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId
 from island.trust.keys import Identity
@@ -24,6 +27,7 @@ from island.trust.keys import verify as verify_signature
 FIRST = bytes(32)
 """The hash before the first row."""
 
+_AGO = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])\Z")
 _TEXT_LIMIT, _DETAIL_LIMIT = 1000, 8000
 
 
@@ -72,11 +76,34 @@ def entries(conn: sqlite3.Connection, since: float | None = None, contains: str 
     return [_entry(row) for row in reversed(rows)]
 
 
+def parse_since(text: str, now: float) -> float:
+    """Unix seconds from `2026-11-20`, `2026-11-20T18:00` (UTC unless it says otherwise), or `15m`, `2h`, `7d` ago.
+
+    Raises `BadInput`.
+    """
+    if match := _AGO.match(text):
+        return now - float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise BadInput(
+            f"'{text[:80]}' is not a time",
+            hint="Write 2026-11-20, 2026-11-20T18:00 (UTC), or 15m, 2h, 7d for that long ago.",
+        ) from error
+
+
 def is_unsealed(conn: sqlite3.Connection) -> bool:
     """Whether there are rows after the last seal."""
     head = conn.execute("SELECT seq FROM journal_head").fetchone()
     sealed = conn.execute("SELECT seq FROM journal_seal").fetchone()
     return head is not None and (sealed is None or sealed["seq"] < head["seq"])
+
+
+def last(conn: sqlite3.Connection) -> int:
+    """The number of the newest row; 0 for none."""
+    row = conn.execute("SELECT max(seq) AS seq FROM journal").fetchone()
+    return row["seq"] or 0
 
 
 def seal(conn: sqlite3.Connection, identity: Identity, network: NetworkId) -> bool:

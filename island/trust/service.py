@@ -83,6 +83,21 @@ class Trust:
         """An invitation from its word; raises `BadInput` that says what is wrong with it."""
         return core.parse_invitation(text)
 
+    # --- the journal -------------------------------------------------------------------------
+
+    async def journal(self, since: str = "", contains: str = "", limit: int = 1000) -> list[journal.Entry]:
+        """The newest rows, oldest first; `since` as `journal.parse_since` takes it. Raises `BadInput`."""
+        start = journal.parse_since(since, self._clock.wall()) if since else None
+        return await self._state.read(lambda conn: journal.entries(conn, start, contains, limit))
+
+    async def verify_journal(self) -> tuple[int, list[str]]:
+        """The number of the newest row, and what is wrong with the journal."""
+
+        def check(conn: sqlite3.Connection) -> tuple[int, list[str]]:
+            return journal.last(conn), journal.verify(conn, self.me)
+
+        return await self._state.read(check)
+
     # --- the inviter's side -----------------------------------------------------------------
 
     async def invite(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from island.errors import BadInput
 from island.kernel.db import Database
 from island.kernel.ports import SeededRng
 from island.trust import journal
@@ -118,3 +119,25 @@ def test_an_unreadable_detail_is_shown_not_raised(conn: sqlite3.Connection) -> N
     conn.execute("UPDATE journal SET detail = '{' WHERE seq = 1")
     conn.execute("UPDATE journal SET detail = '[1]' WHERE seq = 2")
     assert [set(e.detail) for e in journal.entries(conn)] == [{"unreadable"}, {"unreadable"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-20", 1795132800.0),
+        ("2026-11-20T18:00", 1795197600.0),
+        ("2026-11-20T18:00:00+02:00", 1795190400.0),
+        ("90s", 910.0),
+        ("1.5m", 910.0),
+        ("0h", 1000.0),
+        ("7d", 1000.0 - 7 * 86400),
+    ],
+)
+def test_since_as_people_write_it(text: str, expected: float) -> None:
+    assert journal.parse_since(text, 1000.0) == expected
+
+
+@pytest.mark.parametrize("text", ["yesterday", "1", "-1h", "1w", "9" * 400 + "d", "2026-13-01", "'; --"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="is not a time"):
+        journal.parse_since(text, 1000.0)

@@ -1,0 +1,64 @@
+"""`island peer`: the islands of the archipelago, and how one gets in."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from island.cli import base
+
+app = typer.Typer(help="The islands of the archipelago: invite, join, list.", no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the group to the command."""
+    root.add_typer(app, name="peer")
+
+
+@app.command("invite")
+def invite(
+    uses: Annotated[int, typer.Option(min=1, max=1000, help="How many islands may join with it.")] = 1,
+    hours: Annotated[float, typer.Option(min=0.001, max=8784, help="For how long it is good.")] = 24.0,
+) -> None:
+    """Print an invitation, one word; the first one founds the archipelago.
+
+    Whoever has the word can join: hand it over as you would a password.
+    """
+    made = base.api().post("/api/v1/peers/invitations", {"uses": uses, "valid_s": hours * 3600})
+    if made["founded"]:
+        base.say(
+            f"This founded the archipelago. Its recovery key is {made['recovery_key']}: "
+            "move that file to a place that is not on this machine."
+        )
+    addresses = ", ".join(made["addresses"])
+    if made["this_machine_only"]:
+        base.say(
+            f"Its address ({addresses}) can only be dialled from this machine. For islands elsewhere set listen.peer, "
+            "and listen.advertise where that differs, in island.toml."
+        )
+    base.say(f"Good for {uses} {'island' if uses == 1 else 'islands'} within {hours:g} h: island peer join INVITATION")
+    base.out(made["invitation"])
+
+
+@app.command("join")
+def join(
+    invitation: Annotated[str, typer.Argument(metavar="INVITATION", help="The word that was printed; - reads stdin.")],
+) -> None:
+    """Join the archipelago of an invitation, and wait until linked with the island that made it."""
+    word = sys.stdin.read(20_000) if invitation == "-" else invitation
+    base.say("dialling the island that made the invitation ...")
+    joined = base.api().post("/api/v1/peers/join", {"invitation": word})
+    base.say(f"linked with {joined['island']}; `island peer ls` shows the archipelago")
+
+
+@app.command("ls")
+def ls(as_json: base.Json = False) -> None:
+    """All islands that are known here: up, suspect or down, and since when."""
+    columns = ("island", "key", "state", "since", "address", "rtt_ms", "dialled", "version")
+    found = base.api().get("/api/v1/peers")
+    if as_json:
+        base.show_json(found)
+    else:
+        base.rows([{**row, "key": row["key"][:10]} for row in found], columns, False)
