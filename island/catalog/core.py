@@ -89,7 +89,9 @@ def join_coverages(packed: Sequence[bytes], order: int = ROLL_UP_ORDER) -> bytes
 
 
 def may_overlap(packed: bytes, region: bytes) -> bool:
-    """Whether a coverage shares a cell with a region's bitmap (of order 5, or any finer than the coverage)."""
+    """Whether a coverage shares a cell with a region's bitmap of order 5; one that is not known never does."""
+    if not packed:
+        return False
     order, bitmap = unpack_coverage(packed)
     return bool(int.from_bytes(bitmap, "little") & int.from_bytes(coarser(region, order), "little"))
 
@@ -167,22 +169,24 @@ def moc_ranges(text: str) -> tuple[int, Ranges]:
 
 
 def moc_text(order: int, ranges: Ranges) -> str:
-    """The normal ASCII form of ranges of cells of one order."""
-    words: dict[int, list[str]] = {level: [] for level in range(order + 1)}
+    """The normal ASCII form of ranges of cells of one order: coarsest cells, neighbours of one order joined."""
+    runs: dict[int, list[tuple[int, int]]] = {level: [] for level in range(order + 1)}
     for low, high in ranges:
         while low < high:
-            level = order
-            width = 1
+            level, width = order, 1
             while level > 0 and low % (4 * width) == 0 and low + 4 * width <= high:
                 level, width = level - 1, 4 * width
-            # Neighbours of one level are written as one range.
-            count = 1
-            while low + (count + 1) * width <= high and (low // width + count) % 4 and level > 0:
-                count += 1
-            first = low // width
-            words[level].append(f"{first}" if count == 1 else f"{first}-{first + count - 1}")
-            low += count * width
-    parts = [f"{level}/" + " ".join(found) for level, found in words.items() if found or level == order]
+            cell, found = low // width, runs[level]
+            if found and found[-1][1] == cell - 1:
+                found[-1] = (found[-1][0], cell)
+            else:
+                found.append((cell, cell))
+            low += width
+    parts = [
+        f"{level}/" + " ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in found)
+        for level, found in runs.items()
+        if found or level == order
+    ]
     return " ".join(parts)
 
 

@@ -110,7 +110,7 @@ class PageStore:
     def insert(conn: sqlite3.Connection, pack: Pack) -> None:
         """Name the pages of a written pack, in the transaction that needs them."""
         conn.executemany(
-            "INSERT OR IGNORE INTO catalog_page (hash, pack, at, size) VALUES (?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO catalog_page (hash, pack, at, size) VALUES (?, ?, ?, ?)",
             [(name, pack.name, at, size) for name, at, size in pack.pages],
         )
 

@@ -87,10 +87,10 @@ class Index:
             writer = self._index.writer(_HEAP, 1)
             try:
                 for owner, name in gone:
-                    writer.delete_documents("key", f"{owner}/{name}")
+                    writer.delete_documents_by_term("key", f"{owner}/{name}")
                 for one in changed:
                     key = f"{one.owner}/{one.name}"
-                    writer.delete_documents("key", key)
+                    writer.delete_documents_by_term("key", key)
                     writer.add_document(
                         tantivy.Document(
                             key=key, title=one.title, words=one.text, plain=f"{one.title}\n{one.text}", name=one.name
