@@ -48,11 +48,11 @@ class Channel:
         self._lock = threading.Lock()
 
     def send(self, message: Any) -> None:
-        """Send one frame; if the engine is gone there is nobody to tell."""
+        """Send one frame; if the engine is gone, or user code closed the pipe, there is nobody to tell."""
         with self._lock:
             try:
                 write_all(self._fd, frame(message))
-            except BrokenPipeError:
+            except OSError:
                 os._exit(1)
 
 
@@ -208,7 +208,7 @@ def private_fds(incoming: int, outgoing: int) -> tuple[int, int]:
 
 
 def read_orders(fd: int, session: Session) -> None:
-    """Take frames until the engine closes the pipe; then end, whatever the main thread does."""
+    """Take frames until the pipe ends (or user code closed it); then end, whatever the main thread does."""
     try:
         while True:
             order = read_to_child(fd)
@@ -216,7 +216,7 @@ def read_orders(fd: int, session: Session) -> None:
                 session.queue.put(order)
             elif isinstance(order, Cancel):
                 session.cancel(order.id)
-    except EOFError:
+    except (EOFError, OSError):
         os._exit(0)
 
 

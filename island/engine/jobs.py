@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -102,9 +103,7 @@ class Job:
         try:
             if not self._end.is_set():
                 code = await self._run()
-        except (OSError, IslandError) as error:
-            self.log.note(f"{self.what} {self.id} failed: {error}")
-        except ExceptionGroup as group:
+        except* (OSError, IslandError) as group:
             self.log.note(f"{self.what} {self.id} failed: {'; '.join(str(error) for error in group.exceptions)}")
         finally:
             self._buried(code)
@@ -143,7 +142,11 @@ class Job:
             self.log.note(f"the process ended with code {code}")
         self.state = self.finish(code)
         self.died = time.monotonic()
-        self.place.store.end(self.what, self.id, self.state, self.log.lines())
+        try:
+            self.place.store.end(self.what, self.id, self.state, self.log.lines())
+        except sqlite3.Error as error:
+            # The job has ended all the same; a later instance will call it lost.
+            log.error("engine.not_remembered", what=self.what, id=self.id, error=str(error))
         shutil.rmtree(self.scratch, ignore_errors=True)
         log.info("engine.ended", what=self.what, id=self.id, name=self.name, state=self.state, code=code)
         self.gone.set()

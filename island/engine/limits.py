@@ -19,7 +19,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_sessions: int = 4
     max_batches: int = 4
     max_queued: int = 200
-    max_output: int = 2 * 1024 * 1024
+    max_output: int = 4 * 1024 * 1024
     max_kept_output: int = 32 * 1024 * 1024
     memory: str = "1g"
     max_memory: str = "8g"

@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from island.engine.server import Rest
 from island.engine.spark import spark_home
 from island.engine.store import Store
 from island.errors import ConfigError, IslandError
+from island.kernel import telemetry
 
 TOKEN_VARIABLE: Final = "ISLAND_ENGINE_TOKEN"
 PR_SET_PDEATHSIG: Final = 1
@@ -71,15 +73,16 @@ def run_engine(
             _die_with_parent()
         store = Store(folder / "engine.db")
         try:
+            listening = _bound(host, port)
             environ = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
             place = Place(folder, secrets.token_hex(8), str(java), environ, limits or Limits(), store)
-            asyncio.run(_serve(place, host, port, secret, parent_pipe))
+            asyncio.run(_serve(place, listening, secret, parent_pipe))
         finally:
             store.close()
     return 0
 
 
-async def _serve(place: Place, host: str, port: int, token: str, parent_pipe: bool) -> None:
+async def _serve(place: Place, listening: socket.socket, token: str, parent_pipe: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -91,18 +94,11 @@ async def _serve(place: Place, host: str, port: int, token: str, parent_pipe: bo
         runner = web.AppRunner(Rest(engine, token).app(), access_log=None, handle_signals=False, shutdown_timeout=2.0)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, host, port)
-            try:
-                await site.start()
-            except OSError as error:
-                raise ConfigError(
-                    f"port {port} on {host} cannot be used: {error.strerror or error}",
-                    hint="Choose another with --port; 0 takes any free one.",
-                ) from error
+            await web.SockSite(runner, listening).start()
             ticker = group.create_task(engine.run())
-            bound = runner.addresses[0][1]
+            host, port = listening.getsockname()[:2]
             where = f"[{host}]" if ":" in host else host
-            ready = {"url": f"http://{where}:{bound}", "instance": place.instance, "pid": os.getpid()}
+            ready = {"url": f"http://{where}:{port}", "instance": place.instance, "pid": os.getpid()}
             print(json.dumps(ready), flush=True)
             await stop.wait()
             log.info("engine.ending")
@@ -110,6 +106,19 @@ async def _serve(place: Place, host: str, port: int, token: str, parent_pipe: bo
             ticker.cancel()
         finally:
             await runner.cleanup()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """The listening socket. Raises `ConfigError` when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(
+            f"port {port} on {host} cannot be used: {reason}",
+            hint="Choose another with --port; 0 takes any free one.",
+        ) from error
 
 
 async def _watch_parent(stop: asyncio.Event) -> None:
@@ -203,6 +212,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an engine as a program. Exit codes: 0 ended in order, 1 failed, 2 usage."""
     args = vars(parser().parse_args(argv))
+    telemetry.configure()
     settings = {name: args[name] for name in Limits.__struct_fields__ if name in args}
     settings |= {"allow_files": tuple(args["allow_files"]), "pass_env": tuple(args["pass_env"])}
     try:

@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import os
+import signal
 import site
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -113,7 +114,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The warden's process id, also the id of the process group."""
+        """The warden's process id."""
         return self._child.pid
 
     @classmethod
@@ -214,5 +215,9 @@ class Process:
                 await self._child.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._child.pid, 9)
+                os.killpg(self._child.pid, signal.SIGKILL)
             await self._child.wait()
+        finally:
+            # Whatever should still be alive reads its end here.
+            if self._writer is not None:
+                self._writer.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -146,6 +147,9 @@ class Rest:
             return empty(404, JSON_HEADERS["Content-Type"] if inside else HTML_TYPE)
         except web.HTTPRequestEntityTooLarge:
             return answer(f"The body is over {requests.MAX_BODY} bytes", 413)
+        except sqlite3.Error as error:
+            log.error("engine.store", path=request.path, error=str(error))
+            return answer(Message(f"The engine cannot write to its directory: {error}. Nothing was started."), 507)
         except IslandError as error:
             log.warning("engine.failed", path=request.path, error=str(error))
             return answer(Message(str(error)), error.status)

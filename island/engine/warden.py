@@ -10,7 +10,7 @@ COMMAND with the two descriptors, waits, and leaves nothing behind:
 - SIGTERM → all are killed.
 
 On Linux it is the subreaper of everything below it, so that a process which left its
-group or its parent is found as well. Elsewhere the process group is all that is killed.
+group or its parent is found as well. Elsewhere the command's process group is all that is killed.
 """
 
 from __future__ import annotations
@@ -71,13 +71,14 @@ def reap() -> bool:
             return True
 
 
-def kill_all(subreaper: bool) -> None:
-    """Kill everything below this process, again and again until nothing is left."""
+def kill_all(group: int, subreaper: bool) -> None:
+    """Kill the command's group and, where they can be found, all below this process, until nothing is left."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # nothing of the group is left
     if not subreaper:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.killpg(0, signal.SIGTERM)
-        time.sleep(0.5)
-        os.killpg(0, signal.SIGKILL)
+        return
     end = time.monotonic() + PATIENCE_S
     while reap() and time.monotonic() < end:
         for pid in descendants(os.getpid()):
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda number, _frame: ordered.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-    command = subprocess.Popen(argv[split + 1 :], stdin=subprocess.DEVNULL, pass_fds=passed)
+    command = subprocess.Popen(argv[split + 1 :], stdin=subprocess.DEVNULL, pass_fds=passed, process_group=0)
     # Ours would keep the engine from seeing the ends of the command's pipes.
     for fd in passed:
         os.close(fd)
@@ -121,7 +122,7 @@ def main(argv: list[str]) -> int:
     if code is None:
         command.kill()
         code = command.wait()
-    kill_all(subreaper)
+    kill_all(command.pid, subreaper)
     return 128 - code if code < 0 else code
 
 

@@ -36,7 +36,7 @@ class RunningEngine:
             self.process.wait()
             raise AssertionError(f"the engine did not start: {self.errors.read_text()}")
         ready = json.loads(line)
-        self.url, self.instance = ready["url"], ready["instance"]
+        self.url, self.instance = str(ready["url"]), str(ready["instance"])
         self.token = TOKEN
 
     @property

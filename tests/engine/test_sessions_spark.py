@@ -291,7 +291,7 @@ async def test_too_many_sessions_are_refused(client: LivyClient) -> None:
 
 async def test_sql_json(session: Opened) -> None:
     view = await session.run("select 1 as a, double('NaN') as b, timestamp'2026-01-02 03:04:05.678' as t", "sql")
-    assert view.output is not None and view.output.data is not None
+    assert view.output is not None and isinstance(view.output.data, dict)
     result = view.output.data["application/json"]
     assert result["data"] == [[1, None, "2026-01-02T03:04:05.678Z"]]
     assert result["schema"]["fields"][0] == {"name": "a", "type": "integer", "nullable": False, "metadata": {}}
