@@ -300,6 +300,10 @@ class Catalog:
             await self._gossip.flush()
             self._sweep_wanted.set()
 
+    def who(self, user: str) -> str:
+        """A user of this island as the journal names them."""
+        return self._trust.who(user)
+
     def audience(self) -> str:
         """Who sees what is published here, in words."""
         count = len(self._membership.views())

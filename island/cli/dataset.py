@@ -1,0 +1,155 @@
+"""`island dataset`: publish, withdraw, list, search and show datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from island.cli import base
+from island.errors import BadInput
+
+COLUMNS = ("island", "name", "title", "format", "rows", "bytes", "files", "updated")
+app = typer.Typer(help="Datasets of the whole archipelago; this island's own to publish.", no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the group."""
+    root.add_typer(app, name="dataset")
+
+
+@app.command()
+def publish(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A Parquet or Avro file, a folder, or a HATS catalog.")],
+    name: Annotated[str, typer.Option(help="The dataset's name; new content at a name is a new snapshot.")],
+    title: Annotated[str, typer.Option(help="One line for people.")] = "",
+    description: Annotated[str, typer.Option(help="What it is, in words.")] = "",
+    licence: Annotated[str, typer.Option(help="Under which licence the data may be used, and whom to credit.")] = "",
+    ra: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of right ascension, if not found.")] = None,
+    dec: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of declination, if not found.")] = None,
+    as_json: base.Json = False,
+) -> None:
+    """Publish files in place: they are read once and stay where they are."""
+    body = {
+        "path": str(path.expanduser().absolute()),
+        "name": name,
+        "title": title,
+        "description": description,
+        "licence": licence,
+        "ra": ra,
+        "dec": dec,
+    }
+    with base.progress_bar(f"publishing {name}") as progress:
+        result = base.api(timeout=3600).follow("POST", "/api/v1/datasets", body, progress)
+    for warning in result["warnings"]:
+        base.say(f"warning: {warning}")
+    base.say(
+        f"published {result['dataset']}: {result['rows']:,} rows in {result['files']:,} files"
+        f" ({base.size(result['bytes'])}), snapshot {result['snapshot'][:12]}"
+    )
+    base.say(result["audience"])
+    if as_json:
+        base.show_json(result)
+    else:
+        base.out(result["dataset"])
+
+
+@app.command()
+def unpublish(name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset of this island.")]) -> None:
+    """Withdraw a dataset of this island; its files stay where they are."""
+    own = name.rpartition("/")[2] if name.count("/") == 1 else name
+    if own != name:
+        _check_own(name)
+    base.api().delete(f"/api/v1/datasets/{quote(own, safe='')}")
+    base.say(f"withdrew {name}; its files are untouched")
+
+
+def _check_own(name: str) -> None:
+    found = base.api().get(f"/api/v1/datasets/{_path(name)}")
+    owner = next((holder for holder in found["holders"] if holder["role"] == "owner"), None)
+    if owner is None or owner["state"] != "self":
+        raise BadInput(f"{name} belongs to another island", hint="Only its owner can withdraw it.")
+
+
+@app.command()
+def ls(as_json: base.Json = False) -> None:
+    """Every dataset of every island."""
+    found = base.api().get("/api/v1/datasets")
+    _list(found, as_json, "no island publishes a dataset yet: `island dataset publish PATH --name NAME`")
+
+
+@app.command()
+def search(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Words; all must be there.")] = None,
+    column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A column's name or its beginning, or a UCD; in any case.")
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(help="'circle RA DEC RADIUS' in degrees (ICRS), as 'circle 187.7 12.4 5'.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="FROM..TO", help="ISO dates or times in UTC; either side may be empty.")
+    ] = None,
+    form: Annotated[str | None, typer.Option("--format", help="parquet, avro or hats.")] = None,
+    as_json: base.Json = False,
+) -> None:
+    """Datasets by words, columns, sky, time and format; all that is given must hold."""
+    found = base.api().get(
+        "/api/v1/datasets/search",
+        words=" ".join(words) if words else None,
+        column=column,
+        region=region,
+        time=time,
+        format=form,
+    )
+    _list(found, as_json, "nothing fits")
+
+
+def _list(found: list[dict[str, Any]], as_json: bool, empty: str) -> None:
+    if not as_json:
+        found = [item | {"bytes": base.size(item["bytes"]), "updated": (item["updated"] or "")[:19]} for item in found]
+    base.rows(found, COLUMNS, as_json, empty=empty)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME[@SNAPSHOT]", help="As `island dataset ls` shows it.")],
+    as_json: base.Json = False,
+) -> None:
+    """Everything that is known of a dataset: columns, sky, times, who holds it, what of it is here."""
+    found = base.api().get(f"/api/v1/datasets/{_path(name)}")
+    if as_json:
+        base.show_json(found)
+        return
+    tables = {key: found.pop(key) for key in ("columns", "holders", "warnings", "details")}
+    found |= {key: base.size(found[key]) for key in ("bytes", "bytes_local", "bytes_moved")}
+    base.pairs({key: value for key, value in found.items() if value not in (None, "", [])}, False)
+    for key, value in tables["details"].items():
+        base.out(f"{key}: {value}")
+    for title, columns in (
+        ("columns", ("name", "type", "unit", "ucd", "description")),
+        ("holders", ("island", "role", "state", "since")),
+    ):
+        if tables[title]:
+            base.out("")
+            base.table(columns, ([_cell(item, column) for column in columns] for item in tables[title]))
+    for warning in tables["warnings"]:
+        base.say(f"warning: {warning}")
+
+
+def _cell(item: Mapping[str, Any], key: str) -> str:
+    text = base.cell(item.get(key) or "")
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _path(name: str) -> str:
+    owner, slash, rest = name.strip().removeprefix("island://").partition("/")
+    if not slash or not owner or not rest or "/" in rest:
+        raise BadInput(f"{name!r} does not name a dataset", hint="Write OWNER/NAME or OWNER/NAME@SNAPSHOT.")
+    return f"{quote(owner, safe='')}/{quote(rest, safe='@')}"
+
+
+# --- replicas: `island dataset fetch` and what else concerns them goes below this line ----------
