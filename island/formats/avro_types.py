@@ -100,6 +100,7 @@ class Decoder:
 
     def __init__(self, avro_schema: Any, columns: Sequence[str] | None = None, *, name: str = "the file") -> None:
         self._name = name
+        _check_depth(avro_schema, name)
         self._writer = _parse(_plain(avro_schema), name)
         # Only then is it known which branch of a union a value came from.
         self._tagged = _has_wide_union(avro_schema)
@@ -192,6 +193,19 @@ def _parse(schema: Any, name: str) -> Any:
         return fastavro.parse_schema(schema)
     except (SchemaParseException, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Corrupt(f"{name} has a schema that is not valid Avro: {error}", hint="Write the file again.") from error
+
+
+def _check_depth(schema: Any, name: str) -> None:
+    """Limit the recursion of all that follows, here and inside fastavro."""
+    stack = [(schema, 0)]
+    while stack:
+        part, depth = stack.pop()
+        # A record inside a record is three levels of JSON: its dict, its list of fields, a field.
+        if depth > 4 * MAX_DEPTH:
+            raise Unsupported(f"{name} has a schema that is nested too deeply", hint="Flatten the table.")
+        if isinstance(part, dict | list):
+            inner = part.values() if isinstance(part, dict) else part
+            stack.extend((item, depth + 1) for item in inner)
 
 
 # --- cutting schemas --------------------------------------------------------------------------

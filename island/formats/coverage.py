@@ -136,6 +136,29 @@ def moc_ascii(flags: Flags, limit: int = MAX_MOC_BYTES) -> str:
         order, cells = order - 1, np.unique(cells >> 2)
 
 
+def moc_flags(text: str, order: int = FINE_ORDER) -> Flags:
+    """The cells of an ASCII MOC as flags of an order; finer cells count whole. Raises BadInput for no MOC."""
+    flags: Flags = np.zeros(cell_count(order), dtype=np.bool_)
+    level = -1
+    try:
+        for word in text.replace(",", " ").replace("/", "/ ").split():
+            if word.endswith("/"):
+                level = int(word[:-1])
+                continue
+            first, _, last = word.partition("-")
+            low, high = int(first), int(last or first)
+            if not (0 <= level <= 29 and 0 <= low <= high < cell_count(level)):
+                raise ValueError(word)
+            if level <= order:
+                width = 4 ** (order - level)
+                flags[low * width : (high + 1) * width] = True
+            else:
+                flags[low >> (2 * (level - order)) : (high >> (2 * (level - order))) + 1] = True
+    except ValueError as error:
+        raise BadInput(f"this is no ASCII MOC: {str(error)[:80]}", hint="It looks like '5/17 20-23 6/100'.") from error
+    return flags
+
+
 def _ascii(cells: Any, finest: int) -> str:
     """Sorted, distinct cells of one order as a MOC: four sisters become their parent."""
     parts: list[str] = []

@@ -6,7 +6,7 @@ about rows, ranges, sky and time comes from the rows and not from what headers c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import msgspec
 from island.errors import BadInput, Changed, IslandError
 from island.formats import files, hats, parquet, rows
 from island.formats.columns import Column, Position, Progress, TimeColumn, find_position, find_time, of_schema
-from island.formats.coverage import FINE_ORDER, Bitmap, SkyTally, moc_ascii
+from island.formats.coverage import FINE_ORDER, Bitmap, SkyTally, moc_ascii, moc_flags
 from island.formats.hats import Layout, Part, Role
 from island.formats.schemas import difference
 from island.formats.stats import ColumnStats, DatasetStats, FileStats, stat_names
@@ -108,18 +108,29 @@ def data_paths(path: Path) -> list[Path]:
 
 
 def describe(
-    path: Path, *, ra: str | None = None, dec: str | None = None, progress: Progress | None = None
+    path: Path,
+    *,
+    ra: str | None = None,
+    dec: str | None = None,
+    progress: Progress | None = None,
+    previous: DatasetDescription | None = None,
+    unchanged: Collection[str] = (),
 ) -> DatasetDescription:
     """Decode a file or folder whole and tell what it holds.
 
-    `ra` and `dec` name the coordinate columns where they would not be found. Raises as `detect`
+    `ra` and `dec` name the coordinate columns where they would not be found. With the description
+    of an earlier version, data files whose relative paths the caller knows to be `unchanged` since
+    are not read again. Raises as `detect`
     does, and: Corrupt with file, row group and column or block offset; Unsupported for a type or
     codec; BadInput for files of differing schema or for named columns that are not there; Changed
     where a file changes meanwhile.
     """
     if (ra is None) != (dec is None):
         raise BadInput("ra and dec are named together or not at all", hint="Give both --ra and --dec.")
-    return _Description(_survey(path), ra, dec, progress).run()
+    run = _Description(_survey(path), ra, dec, progress)
+    if previous is not None:
+        run.remember(previous, frozenset(unchanged))
+    return run.run()
 
 
 class _Survey(msgspec.Struct, frozen=True):
@@ -179,8 +190,16 @@ class _Description:
         self.warnings: list[str] = []
         self.problems: list[str] = list(survey.layout.problems) if survey.layout else []
         self.groups: dict[str, _Group] = {}
+        self.previous: DatasetDescription | None = None
+        self.known: dict[str, DataFile] = {}
+        self.reused = False
         self.total = sum(files.regular_size(survey.root / name) for name in survey.published)
         self.done = 0
+
+    def remember(self, previous: DatasetDescription, unchanged: frozenset[str]) -> None:
+        """Take over what was said before about files that are the same."""
+        self.previous = previous
+        self.known = {file.path: file for file in previous.files if file.role == "data" and file.path in unchanged}
 
     def run(self) -> DatasetDescription:
         described = []
@@ -189,6 +208,8 @@ class _Description:
             self.done += described[-1].bytes
             self._tell(0, relative)
         main = self._main_group()
+        if self.reused and self.previous is not None:
+            self._add_previous(main, self.previous)
         self._judge(main)
         located = main.stats.position is not None or self._fill_from_partitions(main)
         return DatasetDescription(
@@ -221,6 +242,8 @@ class _Description:
             kind: Literal["parquet", "other"] = "parquet" if self._is_sidecar(relative) else "other"
             return DataFile(path=relative, bytes=before.st_size, role=role, format=kind)
         group = self._group(relative, role)
+        if (known := self._known(relative, before.st_size, group)) is not None:
+            return known
         stats, sky_known = self._decode(path, relative, group)
         after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
@@ -236,6 +259,34 @@ class _Description:
             coverage=stats.sky.bitmap() if sky_known else None,
             time_range=stats.times.iso(),
         )
+
+    def _known(self, relative: str, size: int, group: _Group) -> DataFile | None:
+        """What was said before about this file, where it still holds; counted into its group."""
+        file, previous = self.known.get(relative), self.previous
+        if file is None or previous is None or file.bytes != size:
+            return None
+        if group.schema is None:
+            self._admit(rows.arrow_schema(self.survey.root / relative), relative, group)
+        same = (group.columns, group.stats.position, group.stats.time) == (
+            previous.columns,
+            previous.position,
+            previous.time_column,
+        )
+        if not same or (previous.position is not None and previous.moc is None):
+            return None
+        cell = hats.partition_of(relative) if self.survey.layout is not None else None
+        if cell is not None:
+            group.cells.add(cell)
+        group.rows += file.rows
+        group.stats.times.add_iso(file.time_range)
+        self.reused = True
+        return file
+
+    def _add_previous(self, main: _Group, previous: DatasetDescription) -> None:
+        """The fine coverage and the doubts of before; both may be more than what is left of it, never less."""
+        if previous.moc is not None and main.stats.position is not None:
+            main.stats.sky.flags |= moc_flags(previous.moc)
+        self.warnings.extend(warning for warning in previous.warnings if warning not in self.warnings)
 
     @staticmethod
     def _is_sidecar(relative: str) -> bool:

@@ -324,7 +324,7 @@ def _literal(_: Compiler, node: Any) -> Term:
     try:
         number = float(node.this)
     except ValueError:
-        raise _refused(node)
+        raise _refused(node) from None
     if not math.isfinite(number):
         raise BadInput(f"number {str(node.this)[:40]} is too large", hint="Numbers reach to 1.8e308.")
     return _constant("number", number, pa.float64())

@@ -161,7 +161,8 @@ class _Footer:
         elif kind == _DOUBLE:
             self.at += 8
         elif kind == _BINARY:
-            self.at += self._varint()
+            length = self._varint()
+            self.at += length
         elif kind in (_LIST, _SET):
             self._skip_list(depth)
         elif kind == _MAP:

@@ -21,6 +21,7 @@ __all__ = ["batches", "borders", "classify", "open_file"]
 
 MAX_BATCH_ROWS = 65_536
 MAX_BATCH_BYTES = 64 * 1024 * 1024
+MAX_ROW_BYTES = 256 * 1024 * 1024
 # Thrift's own limits stand before allocation: a footer string and a footer list.
 _THRIFT_STRING = MAX_FOOTER
 _THRIFT_CONTAINER = 50_000_000
@@ -102,6 +103,12 @@ def _row_group(file: Any, path: Path, group: int, columns: Sequence[str] | None,
     row_group = file.metadata.row_group(group)
     if row_group.num_rows == 0:
         return
+    if row_group.total_byte_size // row_group.num_rows > MAX_ROW_BYTES:
+        raise Unsupported(
+            f"{path}: row group {group} takes {row_group.total_byte_size} bytes for {row_group.num_rows} rows,"
+            f" {MAX_ROW_BYTES >> 20} MiB a row at most can be read",
+            hint="Keep large values in files of their own, and their names in the table.",
+        )
     # Sizes are uncompressed and encoded; a dictionary may hide more, hence the factor.
     per_row = max(1, 2 * row_group.total_byte_size // row_group.num_rows)
     size = max(1, min(batch_rows, MAX_BATCH_ROWS, MAX_BATCH_BYTES // per_row))

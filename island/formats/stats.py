@@ -91,6 +91,12 @@ class TimeSpan:
         """Widen by a range."""
         self.low, self.high = min(self.low, low), max(self.high, high)
 
+    def add_iso(self, span: tuple[str, str] | None) -> None:
+        """Widen by what `iso` gave before."""
+        if span is not None:
+            low, high = (datetime.datetime.fromisoformat(moment).timestamp() for moment in span)
+            self.add(low, high)
+
     def iso(self) -> tuple[str, str] | None:
         """(earliest, latest) as ISO 8601 in UTC with milliseconds, rounded outwards; None without any."""
         if self.low > self.high:
