@@ -1,0 +1,390 @@
+"""The decisions of gossip, pure: what a batch is, what to store, ask, send and sign.
+
+An origin's log is a chain of signed batches. A `Head` is how far one island has it; `Positions`
+is all heads of one island. Whoever compares two of them knows what each side lacks.
+"""
+
+from __future__ import annotations
+
+import bisect
+import enum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from blake3 import blake3
+
+from island.errors import BadInput
+from island.gossip.messages import (
+    BATCH_LIMIT,
+    HEADS_A_PAGE,
+    KEY,
+    KEY_LIMIT,
+    VALUE_LIMIT,
+    Body,
+    Digest,
+    Entry,
+    HeadAt,
+    HeadOf,
+    Heads,
+    SignedBody,
+    Want,
+)
+from island.kernel import codec
+from island.kernel.codec import Malformed
+from island.kernel.ids import IslandId, island_id, key_bytes
+
+EPOCH = 1
+"""The one epoch of this version. A later one opens with a checkpoint, which this version cannot read."""
+
+MAX_ORIGINS = 10_000
+MAX_KEYS = 10_000
+"""Records of one origin, tombstones included."""
+
+MAX_LOG_BYTES = 256 * 2**20
+"""Bytes of one origin's batches. Checkpoints, which will let old ones go, come later."""
+
+KEY_INTERVAL = 10.0
+"""Seconds between two signed changes of one key."""
+
+ZERO = bytes(32)
+FROZEN = b"\xff" * 8
+
+
+# Batches
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch whose form is right; its signature is still to be verified."""
+
+    origin: IslandId
+    epoch: int
+    first: int
+    last: int
+    previous: bytes
+    hash: bytes
+    entries: tuple[Entry, ...]
+    body: bytes
+    signature: bytes
+    signed: bytes
+    """All of it as it travels and is stored."""
+
+
+def batch_hash(body: bytes) -> bytes:
+    """The hash by which the next batch, and a head, name this one."""
+    return blake3(body).digest()
+
+
+def open_batch(signed: bytes) -> Batch:
+    """The batch in these bytes; raises `Malformed` unless sizes, keys and seqs are in order."""
+    outer = codec.decode(signed, SignedBody, limit=BATCH_LIMIT)
+    body = codec.decode(outer.body, Body, limit=BATCH_LIMIT)
+    for place, entry in enumerate(body.entries):
+        if entry.seq != body.first + place:
+            raise Malformed(f"a batch has seq {entry.seq} where {body.first + place} belongs")
+        if not KEY.match(entry.key):
+            raise Malformed(f"{entry.key[:80]!r} is not the key of a record")
+    return Batch(
+        origin=island_id(body.origin),
+        epoch=body.epoch,
+        first=body.first,
+        last=body.first + len(body.entries) - 1,
+        previous=body.previous,
+        hash=batch_hash(outer.body),
+        entries=body.entries,
+        body=outer.body,
+        signature=outer.signature,
+        signed=signed,
+    )
+
+
+def check_record(key: str, value: bytes | None) -> None:
+    """Raises `BadInput` unless key and value can stand in a log."""
+    if not isinstance(key, str) or len(key) > KEY_LIMIT or not KEY.match(key):
+        raise BadInput(
+            f"{str(key)[:80]!r} is not the key of a record",
+            hint=f"Keys are kind/rest in printable ASCII without spaces, at most {KEY_LIMIT} bytes.",
+        )
+    if value is not None and len(value) > VALUE_LIMIT:
+        raise BadInput(
+            f"the record {key} has {len(value)} bytes, over the limit of {VALUE_LIMIT}",
+            hint="Put what is big into a blob and name its hash in the record.",
+        )
+
+
+def cut(me: IslandId, head: Head, changes: Sequence[tuple[str, bytes | None]]) -> list[bytes]:
+    """The bodies of the batches that put `changes` after `head`, each within the limit when signed.
+
+    Each must be signed and chained in this order; the hashes of earlier ones are in the later ones.
+    """
+    bodies: list[bytes] = []
+    previous, seq, start = head.hash, head.seq, 0
+    while start < len(changes):
+        size, end = 256, start  # 256: fields of the body, the signature and its envelope
+        while end < len(changes) and end - start < 1000:
+            size += len(changes[end][0]) + len(changes[end][1] or b"") + 24
+            if size > BATCH_LIMIT and end > start:
+                break
+            end += 1
+        entries = tuple(
+            Entry(key=key, value=value, seq=seq + place)
+            for place, (key, value) in enumerate(changes[start:end], start=1)
+        )
+        body = codec.encode(
+            Body(origin=key_bytes(me), epoch=head.epoch, first=seq + 1, previous=previous, entries=entries)
+        )
+        bodies.append(body)
+        previous, seq, start = batch_hash(body), seq + len(entries), end
+    return bodies
+
+
+# Heads
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How far one island has the log of one origin."""
+
+    epoch: int = EPOCH
+    seq: int = 0
+    hash: bytes = ZERO
+    frozen: bool = False
+
+    def after(self, batch: Batch) -> Head:
+        """The head once `batch`, which fits, is stored."""
+        return Head(batch.epoch, batch.last, batch.hash)
+
+    @property
+    def short(self) -> bytes:
+        """What a digest shows of the hash; none of a frozen origin."""
+        return b"" if self.frozen else self.hash[:8]
+
+    @property
+    def shown(self) -> int:
+        """What a digest shows as seq."""
+        return 0 if self.frozen else self.seq
+
+
+class Positions:
+    """The heads of one island, and the two hashes that stand for them."""
+
+    def __init__(self, heads: Mapping[IslandId, Head] | None = None) -> None:
+        self._heads: dict[IslandId, Head] = dict(heads or {})
+        self._roster: list[IslandId] = sorted(self._heads)
+        self._hashes: tuple[bytes, bytes] | None = None
+
+    def __contains__(self, origin: IslandId) -> bool:
+        return origin in self._heads
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def get(self, origin: IslandId) -> Head:
+        """The head of `origin`; that of an empty log if nothing is known."""
+        return self._heads.get(origin, Head())
+
+    def set(self, origin: IslandId, head: Head) -> None:
+        if origin not in self._heads:
+            bisect.insort(self._roster, origin)
+        self._heads[origin] = head
+        self._hashes = None
+
+    def freeze(self, origin: IslandId) -> None:
+        self.set(origin, replace(self.get(origin), frozen=True))
+
+    @property
+    def roster(self) -> Sequence[IslandId]:
+        """The origins in the order of their keys."""
+        return self._roster
+
+    def digest(self, after: bytes = b"") -> Digest:
+        """Roster hash and state root."""
+        roster, root = self._hash()
+        return Digest(roster=roster, root=root, after=after)
+
+    def answer(self, asked: Digest) -> Heads:
+        """The answer to another's digest."""
+        roster, root = self._hash()
+        if (roster, root) == (asked.roster, asked.root):
+            return Heads(roster=roster, root=root)
+        start = bisect.bisect_right(self._roster, IslandId(asked.after.hex())) if asked.after else 0
+        origins = self._roster[start : start + HEADS_A_PAGE]
+        more = start + HEADS_A_PAGE < len(self._roster)
+        heads = [(origin, self._heads[origin]) for origin in origins]
+        if roster == asked.roster:
+            indexed = tuple(HeadAt(epoch=h.epoch, seq=h.shown, head=h.short) for _, h in heads)
+            return Heads(roster=roster, root=root, indexed=indexed, more=more)
+        keyed = tuple(HeadOf(origin=key_bytes(o), epoch=h.epoch, seq=h.shown, head=h.short) for o, h in heads)
+        return Heads(roster=roster, root=root, keyed=keyed, more=more)
+
+    def read(self, asked: Digest, answer: Heads) -> tuple[list[HeadOf], bytes | None]:
+        """The heads in an answer with their keys, and the key after which to ask on, None at the end.
+
+        Raises `Malformed` for an answer that cannot be one to what was asked.
+        """
+        if answer.indexed:
+            if answer.roster != asked.roster:
+                raise Malformed("heads by index for another roster")
+            if self._hash()[0] != asked.roster:  # it grew while we asked; the next exchange sees to it
+                return [], None
+            start = bisect.bisect_right(self._roster, IslandId(asked.after.hex())) if asked.after else 0
+            origins = self._roster[start : start + len(answer.indexed)]
+            if len(origins) != len(answer.indexed):
+                raise Malformed("more heads by index than the roster has")
+            heads = [
+                HeadOf(origin=key_bytes(o), epoch=h.epoch, seq=h.seq, head=h.head)
+                for o, h in zip(origins, answer.indexed, strict=True)
+            ]
+        else:
+            heads = list(answer.keyed)
+            keys = [head.origin for head in heads]
+            if any(a >= b for a, b in zip([asked.after, *keys], keys, strict=False)):
+                raise Malformed("heads that are not in the order of keys")
+        return heads, heads[-1].origin if answer.more and heads else None
+
+    def _hash(self) -> tuple[bytes, bytes]:
+        if self._hashes is None:
+            keys = [key_bytes(origin) for origin in self._roster]
+            lines = []
+            for origin, key in zip(self._roster, keys, strict=True):
+                head = self._heads[origin]
+                lines += [key, head.epoch.to_bytes(8), head.shown.to_bytes(8), head.short or FROZEN]
+            self._hashes = blake3(b"".join(keys)).digest(), blake3(b"".join(lines)).digest()
+        return self._hashes
+
+
+class Verdict(enum.Enum):
+    """What a well-formed batch is to one who has a log up to some head."""
+
+    FITS = "fits"
+    PAST = "past"
+    """At or below the head: the same as is stored, or proof of a fork."""
+    GAP = "gap"
+    """Something before it is missing."""
+    BREAKS = "breaks"
+    """It follows the head in number, and names another batch before it: a fork lies at or below the head."""
+    FROZEN = "frozen"
+    OTHER_EPOCH = "other epoch"
+
+
+def judge(head: Head, batch: Batch) -> Verdict:
+    """What `batch` is to one whose log ends at `head`."""
+    if head.frozen:
+        return Verdict.FROZEN
+    if batch.epoch != head.epoch:
+        return Verdict.OTHER_EPOCH
+    if batch.first <= head.seq:
+        return Verdict.PAST
+    if batch.first > head.seq + 1:
+        return Verdict.GAP
+    return Verdict.FITS if batch.previous == head.hash else Verdict.BREAKS
+
+
+def contradict(one: Batch, other: Batch) -> bool:
+    """Whether two batches with valid signatures prove that their origin told two stories."""
+    return (
+        one.origin == other.origin
+        and one.epoch == other.epoch
+        and one.hash != other.hash
+        and one.first <= other.last
+        and other.first <= one.last
+    )
+
+
+@dataclass(slots=True)
+class Difference:
+    """What two islands lack of each other."""
+
+    wants: list[Want] = field(default_factory=list)
+    """To be pulled from the other."""
+    offers: list[Want] = field(default_factory=list)
+    """What the other lacks, as it would ask for it."""
+
+
+def compare(mine: Positions, theirs: Iterable[HeadOf], after: bytes, until: bytes | None) -> Difference:
+    """The difference over the origins above `after` up to `until` (None: to the end).
+
+    A head that differs at the same seq, or a frozen origin, is asked for from one below, so
+    that both stories meet at one side.
+    """
+    result = Difference()
+    seen: set[IslandId] = set()
+    for their in theirs:
+        origin = island_id(their.origin)
+        seen.add(origin)
+        head = mine.get(origin)
+        frozen = not their.head
+        if frozen or head.frozen:
+            if not head.frozen:
+                result.wants.append(Want(origin=their.origin, epoch=head.epoch, after=head.seq))
+            elif not frozen:
+                result.offers.append(Want(origin=their.origin, epoch=their.epoch, after=their.seq))
+        elif their.epoch != head.epoch:
+            continue  # a later epoch opens with a checkpoint, which this version cannot read
+        elif their.seq > head.seq:
+            result.wants.append(Want(origin=their.origin, epoch=head.epoch, after=head.seq))
+        elif their.seq < head.seq:
+            result.offers.append(Want(origin=their.origin, epoch=head.epoch, after=their.seq))
+        elif their.seq and their.head != head.short:
+            result.wants.append(Want(origin=their.origin, epoch=head.epoch, after=head.seq - 1))
+    low = bisect.bisect_right(mine.roster, IslandId(after.hex())) if after else 0
+    high = len(mine.roster) if until is None else bisect.bisect_right(mine.roster, IslandId(until.hex()))
+    for origin in mine.roster[low:high]:
+        if origin not in seen:
+            result.offers.append(Want(origin=key_bytes(origin), epoch=mine.get(origin).epoch, after=0))
+    return result
+
+
+# Pace
+
+
+def due(pending: Iterable[str], signed: Mapping[str, float], now: float) -> tuple[list[str], float | None]:
+    """The keys that may be signed at `now` (monotonic), and the time at which the next one may."""
+    ready, later = [], None
+    for key in pending:
+        at = signed.get(key, -KEY_INTERVAL) + KEY_INTERVAL
+        if at <= now:
+            ready.append(key)
+        elif later is None or at < later:
+            later = at
+    return ready, later
+
+
+@dataclass(slots=True)
+class Budget:
+    """A token bucket: work that one peer may cause, in units a second."""
+
+    rate: float
+    burst: float
+    left: float = -1.0
+    at: float = 0.0
+
+    def take(self, amount: float, now: float) -> bool:
+        """Whether `amount` may be spent at `now` (monotonic seconds)."""
+        if self.left < 0:
+            self.left, self.at = self.burst, now
+        self.left = min(self.burst, self.left + (now - self.at) * self.rate)
+        self.at = now
+        if self.left < amount:
+            return False
+        self.left -= amount
+        return True
+
+
+class Recent:
+    """The newest of what was seen, bounded: a cheap answer to most duplicates."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._seen: dict[bytes, None] = {}
+
+    def __contains__(self, item: bytes) -> bool:
+        return item in self._seen
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._seen)
+
+    def add(self, item: bytes) -> None:
+        self._seen[item] = None
+        if len(self._seen) > self._limit:
+            del self._seen[next(iter(self._seen))]

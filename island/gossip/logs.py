@@ -1,0 +1,345 @@
+"""The logs of all islands as this one has them: checked, stored, projected, served."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+from blake3 import blake3
+
+from island.errors import PeerMisbehaved
+from island.gossip import core, store
+from island.gossip.core import Batch, Budget, Head, Positions, Recent, Verdict
+from island.gossip.messages import PAGE_LIMIT, Delta, Page, Proof, Want
+from island.gossip.projections import Projections
+from island.gossip.store import Change
+from island.kernel.db import Database
+from island.kernel.ids import IslandId, island_id, key_bytes
+from island.kernel.ports import Clock, Topic
+from island.kernel.telemetry import counter, gauge
+from island.trust.keys import verify
+from island.trust.service import Trust
+
+log = structlog.get_logger("island")
+
+BATCHES_IN = counter("gossip_batches_in", "Batches of other islands that were stored")
+BYTES_IN = counter("gossip_bytes_in", "Bytes of batches of other islands that were stored")
+DUPLICATES = counter("gossip_duplicates", "Batches that came although they were stored already")
+REJECTS = counter("gossip_rejects", "Batches that were not stored, by why", ("why",))
+ORIGINS = gauge("gossip_origins", "Islands whose logs are stored")
+
+SIGNATURE = "gossip-batch"
+"""The use that a batch's signature is for."""
+
+VERIFY_RATE, VERIFY_BURST = 2000.0, 4000.0
+"""Signatures checked for one peer: a second, and at once."""
+
+
+@dataclass(slots=True)
+class Taken:
+    """What came of the deltas of one message."""
+
+    fresh: list[Delta] = field(default_factory=list)
+    """What was stored, to be relayed."""
+    bytes: int = 0
+    gap: bool = False
+    """Something before was missing: the sender has it."""
+    throttled: bool = False
+    """The sender's budget of signatures is used up for the moment."""
+    doubts: list[Want] = field(default_factory=list)
+    """What to ask of the sender to see where two stories of one origin part."""
+
+
+@dataclass(slots=True)
+class _Intake:
+    """What one message brings, before it is stored."""
+
+    source: IslandId
+    heads: dict[IslandId, Head] = field(default_factory=dict)
+    chains: dict[IslandId, bytes] = field(default_factory=dict)
+    batches: dict[IslandId, list[Batch]] = field(default_factory=dict)
+    proofs: dict[IslandId, Proof] = field(default_factory=dict)
+    taken: Taken = field(default_factory=Taken)
+
+
+class Logs:
+    """All logs. One writer at a time: `lock` is held from a decision to its commit."""
+
+    def __init__(self, db: Database, trust: Trust, projections: Projections, clock: Clock) -> None:
+        self._db, self._trust, self._projections, self._clock = db, trust, projections, clock
+        self.me: IslandId = trust.me
+        self.positions = Positions()
+        self.lock = asyncio.Lock()
+        self.changed = Topic()
+        self.returned: Callable[[Sequence[Batch]], Awaitable[bool]] | None = None
+        """Called with batches of this island's own log that only peers had, before they are stored."""
+        self._recent = Recent(8192)
+        self._budgets: dict[IslandId, Budget] = {}
+        self._refused: set[IslandId] = set()
+
+    async def start(self) -> None:
+        """Load the heads, and apply what is new among the projections."""
+        self.positions = Positions(await self._db.read(store.heads))
+        rebuilt = await self._db.write(self._projections.rebuild)
+        if rebuilt:
+            log.info("gossip.projected", kinds=",".join(rebuilt))
+        ORIGINS.set(len(self.positions))
+
+    def forget(self, peer: IslandId) -> None:
+        """The session with `peer` is gone."""
+        self._budgets.pop(peer, None)
+
+    def accepts(self, origin: IslandId) -> bool:
+        """Whether more of this origin's log would be stored."""
+        return origin not in self._refused
+
+    async def take(self, source: IslandId, deltas: Sequence[Delta]) -> Taken:
+        """Check and store what a peer sent. Raises `PeerMisbehaved` for what no honest peer relays."""
+        async with self.lock:
+            intake = _Intake(source)
+            try:
+                for delta in deltas:
+                    await self._examine(intake, delta)
+            finally:
+                # What was right before the fault is kept: it is signed by its origin.
+                await self._store(intake)
+        return intake.taken
+
+    async def _examine(self, intake: _Intake, delta: Delta) -> None:
+        origin = island_id(delta.origin)
+        if origin not in self.positions and not self._admit(intake, origin, delta):
+            return
+        intake.heads.setdefault(origin, self.positions.get(origin))
+        for place, signed in enumerate(delta.batches):
+            if place % 16 == 15:
+                await asyncio.sleep(0)  # checking signatures must not starve the loop
+            if not await self._examine_batch(intake, origin, signed):
+                break
+        if delta.proof is not None and not intake.heads[origin].frozen:
+            self._check_proof(origin, delta.proof)
+            intake.proofs[origin] = delta.proof
+
+    def _admit(self, intake: _Intake, origin: IslandId, delta: Delta) -> bool:
+        """Whether a new origin may be stored: no chain, no storage."""
+        if origin in intake.chains:
+            return True
+        if not delta.chain:
+            intake.taken.gap = True
+            return False
+        if self._trust.check_chain(delta.chain) != origin:
+            raise PeerMisbehaved(f"a chain that does not admit {origin[:10]}", code="bad_chain")
+        if len(self.positions) + len(intake.chains) >= core.MAX_ORIGINS:
+            self._refuse(origin, "origins")
+            return False
+        intake.chains[origin] = delta.chain
+        return True
+
+    async def _examine_batch(self, intake: _Intake, origin: IslandId, signed: bytes) -> bool:
+        """Sort one batch into the intake; False if nothing after it can be used."""
+        mark = blake3(signed).digest(16)
+        if mark in self._recent:
+            DUPLICATES.inc()
+            return True
+        batch = core.open_batch(signed)
+        if batch.origin != origin:
+            raise PeerMisbehaved("a batch of another origin than its delta says")
+        head = intake.heads[origin]
+        verdict = core.judge(head, batch)
+        if verdict is Verdict.GAP:
+            intake.taken.gap = True
+            return False
+        if verdict in (Verdict.FROZEN, Verdict.OTHER_EPOCH) or not self.accepts(origin):
+            REJECTS.labels(verdict.value if self.accepts(origin) else "limit").inc()
+            return False
+        rival: bytes | None = None
+        if verdict is Verdict.PAST:
+            rival = await self._rival(intake, batch)
+            if rival is None:
+                self._recent.add(mark)
+                DUPLICATES.inc()
+                return True
+        if not self._verified(intake, batch):
+            return False
+        if rival is not None:
+            intake.proofs[origin] = Proof(one=rival, other=signed)
+            return False
+        if verdict is Verdict.BREAKS:
+            intake.taken.doubts.append(Want(origin=key_bytes(origin), epoch=head.epoch, after=max(0, head.seq - 1)))
+            return False
+        intake.batches.setdefault(origin, []).append(batch)
+        intake.heads[origin] = head.after(batch)
+        return True
+
+    async def _rival(self, intake: _Intake, batch: Batch) -> bytes | None:
+        """The stored batch that tells another story than `batch` at the same place, if one does."""
+        stored = await self._db.read(lambda conn: store.overlapping(conn, batch))
+        stored += [other.signed for other in intake.batches.get(batch.origin, ())]
+        return next((other for other in stored if core.contradict(core.open_batch(other), batch)), None)
+
+    def _verified(self, intake: _Intake, batch: Batch) -> bool:
+        """Whether the signature is right; False if the peer's budget is used up. Raises if it is wrong."""
+        budget = self._budgets.setdefault(intake.source, Budget(VERIFY_RATE, VERIFY_BURST))
+        if not budget.take(1, self._clock.monotonic()):
+            intake.taken.gap = intake.taken.throttled = True
+            REJECTS.labels("throttled").inc()
+            return False
+        self._check_signature(batch)
+        return True
+
+    def _check_signature(self, batch: Batch) -> None:
+        network = self._trust.network
+        if network is None or not verify(batch.origin, SIGNATURE, network, batch.body, batch.signature):
+            REJECTS.labels("signature").inc()
+            raise PeerMisbehaved(f"a batch of {batch.origin[:10]} whose signature is wrong", code="bad_signature")
+
+    def _check_proof(self, origin: IslandId, proof: Proof) -> None:
+        one, other = core.open_batch(proof.one), core.open_batch(proof.other)
+        if one.origin != origin or not core.contradict(one, other):
+            raise PeerMisbehaved(f"a proof against {origin[:10]} that proves nothing")
+        self._check_signature(one)
+        self._check_signature(other)
+
+    async def _store(self, intake: _Intake) -> None:
+        own = intake.batches.get(self.me)
+        if own and (self.returned is None or not await self.returned(own)):
+            del intake.batches[self.me]
+        if not intake.batches and not intake.proofs:
+            return
+        refused = await self._db.write(lambda conn: self._write(conn, intake))
+        for origin in refused:
+            self._refuse(origin, "limit")
+        self._committed(intake, refused)
+
+    def _write(self, conn: sqlite3.Connection, intake: _Intake) -> list[IslandId]:
+        refused = []
+        for origin in sorted({*intake.batches, *intake.proofs}):
+            conn.execute("SAVEPOINT origin")
+            self._enter(conn, intake, origin)
+            if not self._append(conn, intake.batches.get(origin, [])):
+                conn.execute("ROLLBACK TO origin")
+                refused.append(origin)
+            if origin in intake.proofs:
+                self._enter(conn, intake, origin)
+                store.add_proof(conn, origin, intake.proofs[origin].one, intake.proofs[origin].other)
+            conn.execute("RELEASE origin")
+        return refused
+
+    @staticmethod
+    def _enter(conn: sqlite3.Connection, intake: _Intake, origin: IslandId) -> None:
+        if origin in intake.chains:
+            store.add_origin(conn, origin, intake.chains[origin])
+
+    def _append(self, conn: sqlite3.Connection, batches: Sequence[Batch]) -> bool:
+        """Store batches of one origin and project them; False if they exceed what an origin may have."""
+        for batch in batches:
+            if batch.origin == self.me:
+                store.append_own(conn, batch)
+                continue
+            keys = store.append(conn, batch)
+            if keys > core.MAX_KEYS or store.size(conn, batch.origin)[1] > core.MAX_LOG_BYTES:
+                return False
+            self._projections.apply(
+                conn, (Change(batch.origin, e.key, e.value, e.seq, batch.epoch) for e in batch.entries)
+            )
+        return True
+
+    def _committed(self, intake: _Intake, refused: Sequence[IslandId]) -> None:
+        taken = intake.taken
+        for origin, batches in sorted(intake.batches.items()):
+            if origin in refused:
+                continue
+            self.positions.set(origin, intake.heads[origin])
+            chain = intake.chains.get(origin, b"")
+            taken.fresh.append(
+                Delta(origin=key_bytes(origin), chain=chain, batches=tuple(batch.signed for batch in batches))
+            )
+            for batch in batches:
+                self._recent.add(blake3(batch.signed).digest(16))
+                taken.bytes += len(batch.signed)
+            BATCHES_IN.inc(len(batches))
+        BYTES_IN.inc(taken.bytes)
+        for origin, proof in sorted(intake.proofs.items()):
+            self.positions.freeze(origin)
+            log.warning("gossip.fork", origin=origin, relayed_by=intake.source, own=origin == self.me)
+            taken.fresh.append(Delta(origin=key_bytes(origin), chain=intake.chains.get(origin, b""), proof=proof))
+        ORIGINS.set(len(self.positions))
+        self.changed.touch()
+
+    def _refuse(self, origin: IslandId, why: str) -> None:
+        if origin not in self._refused and len(self._refused) < core.MAX_ORIGINS:
+            self._refused.add(origin)
+            log.warning("gossip.refused", origin=origin, why=why)
+        REJECTS.labels(why).inc()
+
+    async def add_own(self, batches: Sequence[Batch], chain: bytes) -> None:
+        """Store batches that this island signed; `lock` is held."""
+
+        def write(conn: sqlite3.Connection) -> None:
+            store.add_origin(conn, self.me, chain)
+            for batch in batches:
+                store.append_own(conn, batch)
+
+        await self._db.write(write)
+        head = self.positions.get(self.me)
+        for batch in batches:
+            head = head.after(batch)
+            self._recent.add(blake3(batch.signed).digest(16))
+        self.positions.set(self.me, head)
+
+    async def own_batches(self, after: int) -> list[Batch]:
+        """The copies of this island's own batches with entries above `after`."""
+        epoch = self.positions.get(self.me).epoch
+        signed = await self._db.read(lambda conn: list(store.batches(conn, self.me, epoch, after)))
+        return [core.open_batch(one) for one in signed]
+
+    async def put_own(self, changes: Sequence[Change]) -> None:
+        """Write records of this island into the projections, signed or not yet."""
+
+        def write(conn: sqlite3.Connection) -> bool:
+            fresh = [change for change in changes if store.put_own(conn, change)]
+            self._projections.apply(conn, fresh)
+            return bool(fresh)
+
+        if not changes:
+            return
+        if await self._db.write(write):
+            self.changed.touch()
+
+    async def page(self, wants: Sequence[Want]) -> Page:
+        """As much of what is wanted as fits in one message."""
+        return await self._db.read(lambda conn: _page(conn, wants))
+
+
+def _page(conn: sqlite3.Connection, wants: Sequence[Want]) -> Page:
+    deltas: list[Delta] = []
+    left = PAGE_LIMIT
+    for want in wants:
+        origin = island_id(want.origin)
+        chain = store.chain(conn, origin)
+        if chain is None:
+            continue
+        chain = chain if want.after == 0 else b""
+        left -= 100 + len(chain)
+        batches: list[bytes] = []
+        whole = True
+        for signed in store.batches(conn, origin, want.epoch, want.after):
+            if left < len(signed) + 8 or len(batches) == 1000:
+                whole = False
+                break
+            left -= len(signed) + 8
+            batches.append(signed)
+        found = store.proof(conn, origin) if whole else None
+        if found is not None:
+            if left < len(found[0]) + len(found[1]) + 32:
+                found, whole = None, False
+            else:
+                left -= len(found[0]) + len(found[1]) + 32
+        proof = Proof(one=found[0], other=found[1]) if found else None
+        if batches or proof:
+            deltas.append(Delta(origin=want.origin, chain=chain, batches=tuple(batches), proof=proof))
+        if not whole:
+            return Page(deltas=tuple(deltas), more=True)
+    return Page(deltas=tuple(deltas))

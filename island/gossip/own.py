@@ -1,0 +1,213 @@
+"""This island's own log: projected at once, signed when that is safe, restored from peers if lost.
+
+The truth is in state.db. Signing waits at boot until a few peers have shown which head of
+this log they hold: an island whose disk was restored from a backup would otherwise sign a
+second story over the one that the others have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from island.errors import Full
+from island.gossip import core, ownstore
+from island.gossip.core import EPOCH, Batch
+from island.gossip.logs import SIGNATURE, Logs
+from island.gossip.messages import BATCH_LIMIT, Delta, SignedBody
+from island.gossip.store import Change, own_keys
+from island.kernel import codec
+from island.kernel.db import Database
+from island.kernel.ids import IslandId, key_bytes
+from island.kernel.ports import Clock, Peers, Signal
+from island.kernel.telemetry import counter
+from island.trust.core import decode_chain
+from island.trust.service import Trust
+
+log = structlog.get_logger("island")
+
+BATCHES_OUT = counter("gossip_batches_signed", "Batches that this island signed")
+
+BOOT_PEERS, BOOT_WAIT = 3, 30.0
+"""Before the first signature: how many peers' heads are waited for, and how long in seconds."""
+
+Truth = Callable[[sqlite3.Connection], dict[str, bytes]]
+
+
+class OwnLog:
+    """Signs and projects what this island wants known."""
+
+    def __init__(self, state: Database, db: Database, logs: Logs, trust: Trust, peers: Peers, clock: Clock) -> None:
+        self._state, self._db, self._logs = state, db, logs
+        self._trust, self._peers, self._clock = trust, peers, clock
+        self.poked = Signal()
+        self.problem = ""
+        """Why nothing can be signed, or "". For health reports."""
+        self._truths: dict[str, Truth] = {}
+        self._heard: set[IslandId] = set()
+        self._booted = 0.0
+        self._ready = False
+        self._projected = 0
+        self._projecting = asyncio.Lock()
+        self._signed_at: dict[str, float] = {}
+        logs.returned = self._restore
+
+    def truth(self, prefix: str, wanted: Truth) -> None:
+        """What the records below `prefix` should be, by the owner's own tables in state.db."""
+        self._truths[prefix] = wanted
+
+    async def start(self) -> None:
+        """Bring gossip.db's copy of the log to what state.db has, or the other way if that is behind."""
+        self._booted = self._clock.monotonic()
+        async with self._logs.lock:
+            mine, copy = await self._state.read(ownstore.head), self._logs.positions.get(self._logs.me)
+            if copy.seq > mine.seq:
+                found = await self._logs.own_batches(mine.seq)
+                if not await self._restore(found):
+                    self._fork("the copy of this island's log in gossip.db contradicts the one in state.db")
+            elif copy.seq == mine.seq and copy.hash != mine.hash:
+                self._fork("the copy of this island's log in gossip.db contradicts the one in state.db")
+            else:
+                await self._catch_up()
+        await self._state.write(self._reconcile)
+        await self.project(whole=True)
+
+    def heard(self, peer: IslandId) -> None:
+        """`peer` has shown its heads, and what it has of this log is here."""
+        if not self._ready and peer not in self._heard:
+            self._heard.add(peer)
+            self.poked.set()
+
+    async def project(self, *, whole: bool = False) -> None:
+        """Write what is not projected yet into gossip.db: pending changes, or `whole` the entire state."""
+        async with self._projecting:  # else an older reading could be written after a newer one
+            await (self._project_whole() if whole else self._project_pending())
+
+    async def _project_whole(self) -> None:
+        me = self._logs.me
+        wanted = await self._state.read(ownstore.state)
+        changes = [Change(me, key, value, seq, EPOCH) for key, (value, seq) in sorted(wanted.items())]
+        for key in await self._db.read(lambda conn: own_keys(conn, me)):
+            if key not in wanted:
+                changes.append(Change(me, key, None, 0, EPOCH))
+        await self._logs.put_own(changes)
+
+    async def _project_pending(self) -> None:
+        me = self._logs.me
+        pending = await self._state.read(lambda conn: ownstore.pending(conn, self._projected))
+        await self._logs.put_own([Change(me, key, value, 0, EPOCH) for _, key, value in pending])
+        if pending:
+            self._projected = max(self._projected, pending[-1][0])
+
+    async def step(self) -> tuple[Delta | None, float | None]:
+        """Project, and sign what may be signed. Returns what to spread and seconds until the next is due."""
+        await self.project()
+        if self._trust.network is None or self._frozen():
+            return None, None
+        if not self._is_ready():
+            return None, 1.0
+        now = self._clock.monotonic()
+        pending = await self._state.read(ownstore.pending)
+        keys, later = core.due([key for change, key, _ in pending if change <= self._projected], self._signed_at, now)
+        wait = None if later is None else later - now
+        async with self._logs.lock:
+            batches = await self._state.write(lambda conn: self._sign(conn, set(keys))) if keys else []
+            await self._catch_up()
+        if not batches:
+            return None, wait
+        for key in keys:
+            self._signed_at[key] = now
+        self._signed_at = {key: at for key, at in self._signed_at.items() if now - at < core.KEY_INTERVAL}
+        BATCHES_OUT.inc(len(batches))
+        first = batches[0].first == 1
+        delta = Delta(
+            origin=key_bytes(self._logs.me),
+            chain=self._trust.chain or b"" if first else b"",
+            batches=tuple(batch.signed for batch in batches),
+        )
+        self._logs.changed.touch()
+        return delta, wait
+
+    def _sign(self, conn: sqlite3.Connection, keys: set[str]) -> list[Batch]:
+        ownstore.prune(conn, self._projected)
+        changes = [
+            (key, value) for change, key, value in ownstore.pending(conn) if key in keys and change <= self._projected
+        ]
+        if changes and ownstore.log_bytes(conn) > core.MAX_LOG_BYTES - BATCH_LIMIT * 4:
+            raise Full(
+                "this island's log has reached the size that others accept",
+                hint="This version cannot shorten a log. Give the island a new key and let it join again.",
+            )
+        batches = []
+        for body in core.cut(self._logs.me, ownstore.head(conn), changes):
+            signature = self._trust.sign(SIGNATURE, body)
+            batches.append(core.open_batch(codec.encode(SignedBody(body=body, signature=signature))))
+        ownstore.append(conn, batches)
+        return batches
+
+    async def _catch_up(self) -> None:
+        """Copy to gossip.db what state.db has more; `lock` is held."""
+        chain = self._trust.chain
+        if chain is None:
+            return
+        after = self._logs.positions.get(self._logs.me).seq
+        missing = await self._state.read(lambda conn: ownstore.batches(conn, after))
+        if missing:
+            await self._logs.add_own([core.open_batch(signed) for signed in missing], chain)
+
+    async def _restore(self, batches: Sequence[Batch]) -> bool:
+        """Take back batches of this log that state.db has lost; False if they do not extend it. `lock` is held."""
+
+        def write(conn: sqlite3.Connection) -> bool:
+            head = ownstore.head(conn)
+            for batch in batches:
+                if core.judge(head, batch) is not core.Verdict.FITS:
+                    return False
+                ownstore.append(conn, [batch])
+                head = head.after(batch)
+            self._reconcile(conn)
+            return True
+
+        if not await self._state.write(write):
+            return False
+        log.warning("gossip.own_log_restored", batches=len(batches), seq=batches[-1].last)
+        self._projected = 0  # what the owners' tables say again is pending, and the rest is to be projected
+        await self.project(whole=True)
+        self.poked.set()
+        return True
+
+    def _reconcile(self, conn: sqlite3.Connection) -> None:
+        for prefix in sorted(self._truths):
+            ownstore.replace(conn, prefix, self._truths[prefix](conn))
+
+    def _frozen(self) -> bool:
+        if self._logs.positions.get(self._logs.me).frozen:
+            self._fork("two different batches of this island were signed at one position")
+        return bool(self.problem)
+
+    def _fork(self, why: str) -> None:
+        if not self.problem:
+            self.problem = (
+                f"{why}: nothing more is signed. Does another machine run with a copy of this home's key? "
+                "Stop it; then give this island a new key and let it join again."
+            )
+            log.error("gossip.own_log_frozen", problem=self.problem)
+
+    def _is_ready(self) -> bool:
+        if not self._ready:
+            links = len(self._peers.links())
+            waited = self._clock.monotonic() - self._booted
+            enough = min(BOOT_PEERS, links) if links else int(self._has_others())
+            if len(self._heard) >= enough or waited >= BOOT_WAIT:
+                self._ready = True
+                log.debug("gossip.signs", heard=len(self._heard), waited_s=round(waited, 1))
+        return self._ready
+
+    def _has_others(self) -> bool:
+        """Whether the network has other islands, as far as is known here."""
+        me = int(self._logs.me in self._logs.positions)
+        joined = self._trust.chain is not None and bool(decode_chain(self._trust.chain).links)
+        return joined or len(self._logs.positions) > me

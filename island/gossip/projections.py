@@ -1,0 +1,56 @@
+"""What other concerns make of the records: their own tables in gossip.db, written with the log."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from island.gossip import store
+from island.gossip.store import Change
+
+log = structlog.get_logger("island")
+
+Apply = Callable[[sqlite3.Connection, Change], None]
+
+
+class Projections:
+    """Which functions see the changes of which kinds of record."""
+
+    def __init__(self) -> None:
+        self._applies: dict[str, list[tuple[Apply, str]]] = {}
+
+    def register(self, kind: str, apply: Apply, version: str) -> None:
+        """Call `apply` for every change of a record of `kind`; a new `version` applies all again."""
+        self._applies.setdefault(kind.rstrip("/"), []).append((apply, version))
+
+    def apply(self, conn: sqlite3.Connection, changes: Iterable[Change]) -> None:
+        """Apply changes in the transaction that stores them."""
+        for change in changes:
+            for apply, _ in self._applies.get(change.key.partition("/")[0], ()):
+                _guarded(conn, apply, change)
+
+    def rebuild(self, conn: sqlite3.Connection) -> list[str]:
+        """Apply every record of the kinds whose projection is new or changed; returns these kinds."""
+        stored, done = store.versions(conn), []
+        for kind in sorted(self._applies):
+            version = ",".join(version for _, version in self._applies[kind])
+            if stored.get(kind) == version:
+                continue
+            self.apply(conn, list(store.records(conn, f"{kind}/", tombstones=True)))
+            store.set_version(conn, kind, version)
+            done.append(kind)
+        return done
+
+
+def _guarded(conn: sqlite3.Connection, apply: Apply, change: Change) -> None:
+    conn.execute("SAVEPOINT projection")
+    try:
+        apply(conn, change)
+    except sqlite3.OperationalError:
+        raise  # a full disk undoes the whole transaction
+    except Exception:  # a bug, logged whole: no record that someone else wrote may stop the log
+        conn.execute("ROLLBACK TO projection")
+        log.exception("gossip.projection_failed", origin=change.origin, key=change.key)
+    conn.execute("RELEASE projection")

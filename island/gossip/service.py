@@ -1,0 +1,137 @@
+"""Gossip of one island: its own records out, everyone's records in.
+
+Other concerns put records with `put` in their own transactions of state.db, and see everyone's
+through projections, which are written in gossip.db together with the logs.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+
+import structlog
+
+from island.gossip import ownstore, store
+from island.gossip.blobs import Blobs
+from island.gossip.core import Head
+from island.gossip.logs import Logs
+from island.gossip.own import OwnLog
+from island.gossip.projections import Projections
+from island.gossip.spread import Spread
+from island.gossip.store import Change
+from island.kernel.db import Database
+from island.kernel.ids import IslandId
+from island.kernel.loops import Tasks, forever
+from island.kernel.ports import Clock, Peers, Rng, Topic
+from island.trust.service import Trust
+
+__all__ = ["Change", "Gossip"]
+
+log = structlog.get_logger("island")
+
+
+class Gossip:
+    """The signed logs of the archipelago. Register projections first, then `start`."""
+
+    def __init__(self, state: Database, db: Database, trust: Trust, peers: Peers, clock: Clock, rng: Rng) -> None:
+        self._state, self._db, self._trust, self._rng = state, db, trust, rng
+        self._projections = Projections()
+        self._logs = Logs(db, trust, self._projections, clock)
+        self._own = OwnLog(state, db, self._logs, trust, peers, clock)
+        self._spread = Spread(self._logs, self._own, peers, clock, rng)
+        self.blobs = Blobs(state, db, peers, clock)
+        self._wait: float | None = None
+
+    @property
+    def changed(self) -> Topic:
+        """Touched after each transaction that stored or projected something."""
+        return self._logs.changed
+
+    async def start(self, tasks: Tasks) -> None:
+        """Load the logs, bring projections up to date, and begin to sign and spread."""
+        await self._logs.start()
+        await self._own.start()
+        self._own.poked.set()
+        tasks.loop("gossip.sign", forever(self._sign, name="gossip.sign", rng=self._rng))
+        tasks.loop("gossip.network", self._await_network())
+        self._spread.start(tasks)
+
+    # --- this island's records ------------------------------------------------------------------
+
+    def put(self, conn: sqlite3.Connection, key: str, value: bytes) -> None:
+        """Make `key` (`kind/rest`, ≤ 200 bytes) say `value` (≤ 4 KiB), in a transaction of state.db.
+
+        `poke` after the commit. Raises `BadInput` for a key or value over the limits, `Full`.
+        """
+        ownstore.put(conn, key, value)
+
+    def delete(self, conn: sqlite3.Connection, key: str) -> None:
+        """Withdraw `key`, in a transaction of state.db. Nothing happens if it was never put."""
+        ownstore.put(conn, key, None)
+
+    def own(self, conn: sqlite3.Connection, prefix: str = "") -> dict[str, bytes]:
+        """What this island wants known, by key, read from state.db."""
+        return {key: value for key, (value, _) in ownstore.state(conn, prefix).items()}
+
+    def truth(self, prefix: str, wanted: Callable[[sqlite3.Connection], dict[str, bytes]]) -> None:
+        """Let `wanted(conn of state.db)` say what the own records below `prefix` are.
+
+        It is asked at every start, and after a part of the log came back from peers, so that
+        the log follows the owner's tables whatever was restored from where. Before `start`.
+        """
+        self._own.truth(prefix, wanted)
+
+    def poke(self) -> None:
+        """Something was put and committed: project, sign and spread it soon."""
+        self._own.poked.set()
+
+    async def flush(self) -> None:
+        """Return once all that was put and committed is in the projections of this island."""
+        await self._own.project()
+        self.poke()
+
+    # --- everyone's records -----------------------------------------------------------------------
+
+    def project(self, kind: str, apply: Callable[[sqlite3.Connection, Change], None], *, version: str = "1") -> None:
+        """Call `apply(conn of gossip.db, change)` for every change of a record of `kind`, before `start`.
+
+        It runs in the transaction that stores the change, for own and others' records alike,
+        and must store nothing of what it cannot read. At start with a new `version`, and with a
+        new gossip.db, it sees all records again: it must not mind what it has seen before.
+        """
+        self._projections.register(kind, apply, version)
+
+    def read_records(self, conn: sqlite3.Connection, prefix: str, origin: IslandId | None = None) -> Iterator[Change]:
+        """The records that begin with `prefix`, by origin and key, read from gossip.db."""
+        return store.records(conn, prefix, origin)
+
+    def head(self, origin: IslandId) -> Head:
+        """How far the log of `origin` is here."""
+        return self._logs.positions.get(origin)
+
+    def origins(self) -> list[IslandId]:
+        """The islands of which anything is known, by key."""
+        return list(self._logs.positions.roster)
+
+    def digest(self) -> bytes:
+        """The state root: equal on two islands if and only if they have the same logs."""
+        return self._logs.positions.digest().root
+
+    def problems(self) -> list[str]:
+        """What a health report should say about this island's log."""
+        return [self._own.problem] if self._own.problem else []
+
+    # --- loops ----------------------------------------------------------------------------------
+
+    async def _sign(self) -> None:
+        await self._own.poked.wait(self._wait)
+        self._wait = 1.0  # after a failure the poke is used up, and the work is not done
+        delta, self._wait = await self._own.step()
+        if delta is not None:
+            self._spread.push([delta])
+
+    async def _await_network(self) -> None:
+        version = self._trust.network_known.version
+        while self._trust.network is None:
+            version = await self._trust.network_known.after(version)
+        self._own.poked.set()

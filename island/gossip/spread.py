@@ -1,0 +1,263 @@
+"""How logs spread: new batches are pushed at once; comparing heads finds what a push missed.
+
+An exchange begins with two hashes. If they differ, the heads are compared page by page, what
+is missing here is pulled in pages, and what the other lacks is pushed if it is little, else
+the other is told to look. Everything big moves at the receiver's pace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from island.errors import PeerMisbehaved, PeerRefused, Unreachable
+from island.gossip import core
+from island.gossip.core import Difference
+from island.gossip.logs import Logs, Taken
+from island.gossip.messages import PAGE_LIMIT, WANTS_A_PAGE, Delta, Digest, Heads, Page, Pull, Want
+from island.gossip.own import OwnLog
+from island.kernel import codec
+from island.kernel.ids import IslandId, island_id
+from island.kernel.loops import Tasks, backoff
+from island.kernel.ports import Clock, Peers, Rng, Signal
+from island.kernel.telemetry import counter
+
+log = structlog.get_logger("island")
+
+EXCHANGES = counter("gossip_exchanges", "Comparisons with other islands, by outcome", ("outcome",))
+BYTES_OUT = counter("gossip_bytes_out", "Bytes of gossip sent: pushes and answers to pulls")
+
+INTERVAL = 5.0
+"""Seconds between two comparisons with some island, on average."""
+
+PUSH_LIMIT = 32 * 1024
+"""Bytes that are pushed in one go; of more, the others are told to look."""
+
+AT_ONCE = 4
+"""Exchanges that this island runs at one time."""
+
+PAUSE = 0.1
+"""Seconds between two exchanges with one island."""
+
+TIMEOUT = 4.0
+"""Seconds in which a peer must answer a request."""
+
+
+class Spread:
+    """Moves batches between this island and the linked ones."""
+
+    def __init__(self, logs: Logs, own: OwnLog, peers: Peers, clock: Clock, rng: Rng) -> None:
+        self._logs, self._own, self._peers, self._clock, self._rng = logs, own, peers, clock, rng
+        self._due: dict[IslandId, None] = {}
+        self._busy: set[IslandId] = set()
+        self._failures: dict[IslandId, int] = {}
+        self._wake = Signal()
+        peers.on_push("gossip.batch", self._on_batch)
+        peers.on_push("gossip.look", self._on_look)
+        peers.on_request("gossip.digest", self._on_digest)
+        peers.on_request("gossip.pull", self._on_pull)
+        peers.on_link(self._on_link)
+
+    def start(self, tasks: Tasks) -> None:
+        tasks.loop("gossip.look", self._look_loop(tasks))
+        tasks.loop("gossip.anti_entropy", self._anti_entropy())
+        for link in self._peers.links():
+            self.look_at(link.island)
+
+    def push(self, deltas: Sequence[Delta], but: IslandId | None = None) -> None:
+        """Send new batches to every linked island but the one they came from."""
+        islands = [link.island for link in self._peers.links() if link.island != but]
+        if not islands or not deltas:
+            return
+        messages = _messages(deltas)
+        for island in islands:
+            for message in messages:
+                self._send(island, "gossip.batch", message)
+
+    def look_at(self, peer: IslandId) -> None:
+        """Compare with `peer` soon."""
+        self._due[peer] = None
+        self._wake.set()
+
+    def _send(self, island: IslandId, kind: str, message: bytes) -> None:
+        if self._peers.push(island, kind, message):
+            BYTES_OUT.inc(len(message))
+
+    # --- what others send ---------------------------------------------------------------------
+
+    def _on_link(self, peer: IslandId, up: bool) -> None:
+        if up:
+            self._failures.pop(peer, None)
+            self.look_at(peer)
+            self._own.poked.set()
+        else:
+            self._due.pop(peer, None)
+            self._logs.forget(peer)
+
+    async def _on_batch(self, peer: IslandId, body: bytes) -> None:
+        taken = await self._logs.take(peer, codec.decode(body, Page).deltas)
+        self._relay(taken, peer)
+        if taken.gap or taken.doubts:
+            self.look_at(peer)
+
+    async def _on_look(self, peer: IslandId, _body: bytes) -> None:
+        self.look_at(peer)
+
+    async def _on_digest(self, peer: IslandId, body: bytes) -> bytes:
+        asked = codec.decode(body, Digest)
+        answer = self._logs.positions.answer(asked)
+        if not (answer.indexed or answer.keyed) and answer.root == asked.root:
+            self._own.heard(peer)
+        return codec.encode(answer)
+
+    async def _on_pull(self, _peer: IslandId, body: bytes) -> bytes:
+        answer = codec.encode(await self._logs.page(codec.decode(body, Pull).wants))
+        BYTES_OUT.inc(len(answer))
+        return answer
+
+    def _relay(self, taken: Taken, source: IslandId) -> None:
+        if taken.bytes <= PUSH_LIMIT:
+            self.push(taken.fresh, but=source)
+            return
+        for link in self._peers.links():
+            if link.island != source:
+                self._send(link.island, "gossip.look", b"")
+
+    # --- exchanges ----------------------------------------------------------------------------
+
+    async def _anti_entropy(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL * (0.75 + 0.5 * self._rng.random()))
+            if links := self._peers.links():
+                self.look_at(self._rng.choice(links).island)
+
+    async def _look_loop(self, tasks: Tasks) -> None:
+        while True:
+            for peer in list(self._due):
+                if peer not in self._busy and len(self._busy) < AT_ONCE:
+                    del self._due[peer]
+                    self._busy.add(peer)
+                    tasks.spawn("gossip.exchange", self._visit(peer))
+            await self._wake.wait()
+
+    async def _visit(self, peer: IslandId) -> None:
+        try:
+            outcome = await self._exchange(peer)
+            self._failures.pop(peer, None)
+            EXCHANGES.labels(outcome).inc()
+            await asyncio.sleep(PAUSE)
+        except (Unreachable, PeerRefused, PeerMisbehaved) as error:
+            EXCHANGES.labels("failed").inc()
+            failures = self._failures[peer] = self._failures.get(peer, 0) + 1
+            log.debug("gossip.exchange_failed", peer=peer, error=error.message)
+            await asyncio.sleep(backoff(failures, self._rng))
+            if self._peers.link(peer) is not None and failures < 5:
+                self._due[peer] = None
+        finally:
+            self._busy.discard(peer)
+            self._wake.set()
+
+    async def _exchange(self, peer: IslandId) -> str:
+        """Compare with `peer` and exchange what differs; returns the outcome for the metrics."""
+        after, outcome = b"", "equal"
+        while True:
+            asked = self._logs.positions.digest(after)
+            answer = codec.decode(await self._ask(peer, "gossip.digest", codec.encode(asked)), Heads)
+            if (answer.roster, answer.root) == (asked.roster, asked.root):
+                break
+            outcome = "differed"
+            heads, until = self._logs.positions.read(asked, answer)
+            if answer.indexed and not heads:
+                continue  # the roster grew under the question
+            difference = core.compare(self._logs.positions, heads, after, until)
+            await self._pull(peer, [w for w in difference.wants if self._logs.accepts(island_id(w.origin))])
+            await self._offer(peer, difference)
+            if until is None:
+                break
+            after = until
+        self._own.heard(peer)
+        return outcome
+
+    async def _pull(self, peer: IslandId, wants: Sequence[Want]) -> None:
+        """Pull what is wanted, page by page, as long as every page brings something."""
+        todo = {want.origin: want for want in wants}
+        doubted: set[bytes] = set()
+        while todo:
+            asked = list(todo.values())[:WANTS_A_PAGE]
+            body = codec.encode(Pull(wants=tuple(asked)))
+            page = codec.decode(await self._ask(peer, "gossip.pull", body), Page)
+            taken = await self._logs.take(peer, page.deltas)
+            self._relay(taken, peer)
+            if taken.throttled:
+                await asyncio.sleep(1.0)
+                continue
+            progress = {delta.origin for delta in taken.fresh}
+            for want in asked:
+                # What fitted may be only the beginning; what brought nothing is not asked for again.
+                if page.more and (want.origin in progress or want.origin not in {d.origin for d in page.deltas}):
+                    head = self._logs.positions.get(island_id(want.origin))
+                    todo[want.origin] = Want(origin=want.origin, epoch=want.epoch, after=head.seq)
+                else:
+                    del todo[want.origin]
+            for doubt in taken.doubts:
+                if doubt.origin not in doubted:
+                    doubted.add(doubt.origin)
+                    todo[doubt.origin] = doubt
+            if not page.deltas:
+                return
+
+    async def _offer(self, peer: IslandId, difference: Difference) -> None:
+        """Push what `peer` lacks if it is little; else tell it to look here."""
+        offers = difference.offers
+        if not offers:
+            return
+        page = await self._logs.page(offers[:WANTS_A_PAGE])
+        messages = _messages(page.deltas)
+        if page.more or len(offers) > WANTS_A_PAGE or sum(map(len, messages)) > PUSH_LIMIT:
+            self._send(peer, "gossip.look", b"")
+            return
+        for message in messages:
+            self._send(peer, "gossip.batch", message)
+
+    async def _ask(self, peer: IslandId, kind: str, body: bytes) -> bytes:
+        return await self._peers.request(peer, kind, body, timeout=TIMEOUT)
+
+
+def _messages(deltas: Sequence[Delta]) -> list[bytes]:
+    """The deltas as few messages that each respect the limit of a control message."""
+    messages: list[bytes] = []
+    page: list[Delta] = []
+    size = 0
+    for delta in deltas:
+        for part in _parts(delta):
+            cost = 120 + len(part.chain) + sum(len(b) + 8 for b in part.batches)
+            if part.proof is not None:
+                cost += len(part.proof.one) + len(part.proof.other) + 32
+            if page and (size + cost > PAGE_LIMIT or len(page) == WANTS_A_PAGE):
+                messages.append(codec.encode(Page(deltas=tuple(page))))
+                page, size = [], 0
+            page.append(part)
+            size += cost
+    if page:
+        messages.append(codec.encode(Page(deltas=tuple(page))))
+    return messages
+
+
+def _parts(delta: Delta) -> list[Delta]:
+    """A delta that may be too big for one message, as several that are not."""
+    parts: list[Delta] = []
+    some: list[bytes] = []
+    size = len(delta.chain)
+    for batch in delta.batches:
+        if some and (size + len(batch) + 8 > PAGE_LIMIT - 200 or len(some) == 1000):
+            parts.append(Delta(origin=delta.origin, chain=delta.chain, batches=tuple(some)))
+            some, size = [], len(delta.chain)
+        some.append(batch)
+        size += len(batch) + 8
+    if some:
+        parts.append(Delta(origin=delta.origin, chain=delta.chain, batches=tuple(some)))
+    if delta.proof is not None:
+        parts.append(Delta(origin=delta.origin, chain=delta.chain, proof=delta.proof))
+    return parts

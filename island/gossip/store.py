@@ -1,0 +1,207 @@
+"""SQL of gossip.db: every origin's log, the records in it, proofs of forks, fetched blobs."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from island.gossip.core import EPOCH, ZERO, Batch, Head
+from island.kernel.ids import IslandId
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of one record, as projections see it.
+
+    `value` None: the record is gone. `seq` 0: a change of this island that is not signed yet.
+    """
+
+    origin: IslandId
+    key: str
+    value: bytes | None
+    seq: int
+    epoch: int
+
+
+def heads(conn: sqlite3.Connection) -> dict[IslandId, Head]:
+    """The head of every origin."""
+    rows = conn.execute(
+        "SELECT o.origin, epoch, seq, head, p.origin IS NOT NULL AS frozen"
+        " FROM gossip_origins o LEFT JOIN gossip_proofs p ON p.origin = o.origin"
+        " WHERE seq > 0 OR p.origin IS NOT NULL"
+    )
+    return {row["origin"]: Head(row["epoch"], row["seq"], row["head"], bool(row["frozen"])) for row in rows}
+
+
+def add_origin(conn: sqlite3.Connection, origin: IslandId, chain: bytes) -> None:
+    """Remember an origin with the chain that admits it, before its first batch or proof."""
+    conn.execute(
+        "INSERT INTO gossip_origins (origin, chain, epoch, seq, head, keys, bytes) VALUES (?, ?, ?, 0, ?, 0, 0)"
+        " ON CONFLICT DO NOTHING",
+        (origin, chain, EPOCH, ZERO),
+    )
+
+
+def chain(conn: sqlite3.Connection, origin: IslandId) -> bytes | None:
+    """The chain of an origin that is known."""
+    row = conn.execute("SELECT chain FROM gossip_origins WHERE origin = ?", (origin,)).fetchone()
+    return row["chain"] if row else None
+
+
+def size(conn: sqlite3.Connection, origin: IslandId) -> tuple[int, int]:
+    """Records and bytes of batches of one origin."""
+    row = conn.execute("SELECT keys, bytes FROM gossip_origins WHERE origin = ?", (origin,)).fetchone()
+    return (row["keys"], row["bytes"]) if row else (0, 0)
+
+
+def append(conn: sqlite3.Connection, batch: Batch) -> int:
+    """Store a batch that fits; returns the number of records its origin now has."""
+    conn.execute(
+        "INSERT INTO gossip_batches (origin, epoch, first, last, hash, signed) VALUES (?, ?, ?, ?, ?, ?)",
+        (batch.origin, batch.epoch, batch.first, batch.last, batch.hash, batch.signed),
+    )
+    fresh = sum(
+        _put(conn, Change(batch.origin, entry.key, entry.value, entry.seq, batch.epoch)) for entry in batch.entries
+    )
+    row = conn.execute(
+        "UPDATE gossip_origins SET epoch = ?, seq = ?, head = ?, keys = keys + ?, bytes = bytes + ?"
+        " WHERE origin = ? RETURNING keys",
+        (batch.epoch, batch.last, batch.hash, fresh, len(batch.signed), batch.origin),
+    ).fetchone()
+    return int(row["keys"])
+
+
+def append_own(conn: sqlite3.Connection, batch: Batch) -> None:
+    """Store a batch of this island itself; its records are written by `put_own`, which may be ahead."""
+    conn.execute(
+        "INSERT INTO gossip_batches (origin, epoch, first, last, hash, signed) VALUES (?, ?, ?, ?, ?, ?)",
+        (batch.origin, batch.epoch, batch.first, batch.last, batch.hash, batch.signed),
+    )
+    conn.execute(
+        "UPDATE gossip_origins SET epoch = ?, seq = ?, head = ?, bytes = bytes + ? WHERE origin = ?",
+        (batch.epoch, batch.last, batch.hash, len(batch.signed), batch.origin),
+    )
+    for entry in batch.entries:
+        conn.execute(
+            "UPDATE gossip_records SET epoch = ?, seq = ? WHERE origin = ? AND key = ? AND value IS ?",
+            (batch.epoch, entry.seq, batch.origin, entry.key, entry.value),
+        )
+
+
+def put_own(conn: sqlite3.Connection, change: Change) -> bool:
+    """Write a record of this island; False if it says the same already."""
+    row = conn.execute(
+        "SELECT value FROM gossip_records WHERE origin = ? AND key = ?", (change.origin, change.key)
+    ).fetchone()
+    if (row["value"] if row else None) == change.value:
+        return False
+    _put(conn, change)
+    return True
+
+
+def _put(conn: sqlite3.Connection, change: Change) -> bool:
+    """Write a record; True if its key is new."""
+    values = (change.value, change.epoch, change.seq, change.origin, change.key)
+    updated = conn.execute(
+        "UPDATE gossip_records SET value = ?, epoch = ?, seq = ? WHERE origin = ? AND key = ?", values
+    )
+    if updated.rowcount:
+        return False
+    conn.execute("INSERT INTO gossip_records (value, epoch, seq, origin, key) VALUES (?, ?, ?, ?, ?)", values)
+    return True
+
+
+def overlapping(conn: sqlite3.Connection, batch: Batch) -> list[bytes]:
+    """The stored batches that share a seq with `batch`, first to last."""
+    rows = conn.execute(
+        "SELECT signed FROM gossip_batches WHERE origin = ? AND epoch = ? AND last >= ? AND first <= ? ORDER BY first",
+        (batch.origin, batch.epoch, batch.first, batch.last),
+    )
+    return [row["signed"] for row in rows]
+
+
+def batches(conn: sqlite3.Connection, origin: IslandId, epoch: int, after: int) -> Iterator[bytes]:
+    """The batches with entries above `after`, in order."""
+    # The batch that holds `after + 1` may begin at or below it, at one who has another story.
+    rows = conn.execute(
+        "SELECT signed FROM gossip_batches WHERE origin = ?1 AND epoch = ?2 AND last > ?3 AND first >= coalesce("
+        " (SELECT max(first) FROM gossip_batches WHERE origin = ?1 AND epoch = ?2 AND first <= ?3 + 1), 0)"
+        " ORDER BY first",
+        (origin, epoch, after),
+    )
+    for row in rows:
+        yield row["signed"]
+
+
+def records(
+    conn: sqlite3.Connection, prefix: str, origin: IslandId | None = None, *, tombstones: bool = False
+) -> Iterator[Change]:
+    """The records whose key begins with `prefix`, by origin and key; of one origin if named."""
+    rows = conn.execute(
+        "SELECT origin, key, value, seq, epoch FROM gossip_records WHERE key >= ? AND key < ?"
+        " AND (?3 IS NULL OR origin = ?3) AND (?4 OR value IS NOT NULL) ORDER BY origin, key",
+        (prefix, prefix + "\x7f", origin, tombstones),
+    )
+    for row in rows:
+        yield Change(row["origin"], row["key"], row["value"], row["seq"], row["epoch"])
+
+
+def own_keys(conn: sqlite3.Connection, me: IslandId) -> list[str]:
+    """The keys of this island's records that are not gone."""
+    rows = conn.execute("SELECT key FROM gossip_records WHERE origin = ? AND value IS NOT NULL ORDER BY key", (me,))
+    return [row["key"] for row in rows]
+
+
+def count_records(conn: sqlite3.Connection) -> int:
+    """Records of all origins, tombstones left out."""
+    return int(conn.execute("SELECT count(*) FROM gossip_records WHERE value IS NOT NULL").fetchone()[0])
+
+
+def add_proof(conn: sqlite3.Connection, origin: IslandId, one: bytes, other: bytes) -> bool:
+    """Keep the proof that freezes an origin; False if there is one."""
+    done = conn.execute(
+        "INSERT INTO gossip_proofs (origin, one, other) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (origin, one, other)
+    )
+    return done.rowcount > 0
+
+
+def proof(conn: sqlite3.Connection, origin: IslandId) -> tuple[bytes, bytes] | None:
+    """The proof against an origin, if it is frozen."""
+    row = conn.execute("SELECT one, other FROM gossip_proofs WHERE origin = ?", (origin,)).fetchone()
+    return (row["one"], row["other"]) if row else None
+
+
+def versions(conn: sqlite3.Connection) -> dict[str, str]:
+    """With which version each kind was last projected."""
+    return {row["kind"]: row["version"] for row in conn.execute("SELECT kind, version FROM gossip_projections")}
+
+
+def set_version(conn: sqlite3.Connection, kind: str, version: str) -> None:
+    """Remember that all records of `kind` were projected with `version`."""
+    conn.execute(
+        "INSERT INTO gossip_projections (kind, version) VALUES (?, ?)"
+        " ON CONFLICT (kind) DO UPDATE SET version = excluded.version",
+        (kind, version),
+    )
+
+
+def blob(conn: sqlite3.Connection, name: str) -> bytes | None:
+    """A fetched blob by its hash."""
+    row = conn.execute("SELECT data FROM gossip_blobs WHERE hash = ?", (name,)).fetchone()
+    return row["data"] if row else None
+
+
+def keep_blob(conn: sqlite3.Connection, name: str, data: bytes, limit: int) -> None:
+    """Keep a fetched blob; the ones fetched longest ago go when all exceed `limit` bytes."""
+    conn.execute("INSERT INTO gossip_blobs (hash, data) VALUES (?, ?) ON CONFLICT DO NOTHING", (name, data))
+    total = conn.execute("SELECT coalesce(sum(length(data)), 0) FROM gossip_blobs").fetchone()[0]
+    for row in _oldest(conn):
+        if total <= limit:
+            return
+        conn.execute("DELETE FROM gossip_blobs WHERE fetched = ?", (row["fetched"],))
+        total -= row["size"]
+
+
+def _oldest(conn: sqlite3.Connection) -> Iterable[sqlite3.Row]:
+    return conn.execute("SELECT fetched, length(data) AS size FROM gossip_blobs ORDER BY fetched LIMIT 1000").fetchall()

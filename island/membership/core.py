@@ -1,0 +1,212 @@
+"""The decisions of membership, pure: who is up, what a name means, which server may be listed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+from urllib.parse import urlsplit
+
+from blake3 import blake3
+
+from island.errors import Ambiguous, BadInput, NotFound
+from island.kernel.ids import IslandId, is_key_prefix, is_name, key_prefix
+from island.membership.messages import SERVER_KINDS, ServerKind
+
+State = Literal["self", "up", "suspect", "down"]
+STATES: tuple[State, ...] = get_args(State)
+
+REDIAL = 1.5
+"""Seconds after a lost session by which the first redial has succeeded or failed."""
+
+DOWN = 15.0
+"""Seconds without a session after which an island is down."""
+
+MAX_SERVERS = 200
+"""Servers of one island that are listed."""
+
+NAMES_KEPT = 16
+"""Former names of one island that are remembered."""
+
+COMMENT_LIMIT, URL_LIMIT = 500, 512
+
+SCHEMES: dict[str, tuple[str, ...]] = {
+    "livy": ("http", "https"),
+    "spark-ui": ("http", "https"),
+    "spark-history": ("http", "https"),
+    "hdfs": ("hdfs", "webhdfs", "swebhdfs", "http", "https"),
+    "hbase": ("http", "https", "hbase", "thrift"),
+    "jupyterhub": ("http", "https"),
+    "other": ("http", "https", "ftp", "sftp", "ssh", "root", "roots", "s3", "hdfs", "webhdfs", "kafka", "tcp"),
+}
+
+_URL = re.compile(r"[\x21-\x7e]+\Z")
+
+
+# Liveness
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """What this island knows of reaching another. Times are monotonic seconds of this island."""
+
+    linked: bool
+    since: float
+    """When the session was made or lost, or, if there never was one, the island became known."""
+    heard: float
+    """When anything new of it last came, from whomever."""
+    was_linked: bool = False
+    """Whether there was a session since this island started."""
+
+
+def opinion(contact: Contact, now: float) -> tuple[State, float | None]:
+    """The state of an island at `now`, and when it changes by itself, if it does."""
+    if contact.linked:
+        return "up", None
+    if contact.heard > contact.since and now < contact.heard + DOWN:
+        return "up", contact.heard + DOWN
+    if contact.was_linked and now < contact.since + REDIAL:
+        return "up", contact.since + REDIAL
+    if now < contact.since + DOWN:
+        return "suspect", contact.since + DOWN
+    return "down", None
+
+
+# Names
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Which islands claim which name, now and before."""
+
+    current: Mapping[IslandId, str]
+    former: Mapping[str, frozenset[IslandId]] = field(default_factory=dict)
+
+    def claimants(self, name: str) -> list[IslandId]:
+        """Every island that claims `name` or ever did, by key."""
+        claiming = {island for island, claimed in self.current.items() if claimed == name}
+        return sorted(claiming | self.former.get(name, frozenset()))
+
+    def display(self, island: IslandId) -> str:
+        """How people see an island: its name where that is unique, else `NAME.KEYPREFIX`."""
+        name = self.current.get(island)
+        if name is None:
+            return key_prefix(island)
+        return name if self.claimants(name) == [island] else f"{name}.{key_prefix(island)}"
+
+    def resolve(self, text: str) -> IslandId:
+        """The island that `text` names: a name, `NAME.KEYPREFIX`, a key, or a unique prefix of one.
+
+        Raises `NotFound` with the nearest names, `Ambiguous` listing those that it could mean.
+        """
+        if IslandId(text) in self.current:
+            return IslandId(text)
+        claimants = self.claimants(text)
+        if len(claimants) == 1 and self.current.get(claimants[0]) == text:
+            return claimants[0]
+        if claimants:
+            raise self._claimed(text, claimants)
+        return self._by_prefix(text)
+
+    def _claimed(self, name: str, claimants: list[IslandId]) -> Ambiguous | NotFound:
+        now = [island for island in claimants if self.current.get(island) == name]
+        if not now:
+            island = claimants[0]
+            return NotFound(f"no island is called {name} any more", hint=f"One that was is now {self.display(island)}.")
+        shown = " or ".join(f"{name}.{key_prefix(island)}" for island in now)
+        if len(now) == 1:
+            return Ambiguous(
+                f"the name {name} belonged to another island before",
+                hint=f"Write {shown} if you mean the one that uses it now.",
+            )
+        return Ambiguous(f"{len(now)} islands call themselves {name}", hint=f"Write {shown}.")
+
+    def _by_prefix(self, text: str) -> IslandId:
+        name, dot, prefix = text.rpartition(".")
+        if dot and is_key_prefix(prefix) and is_name(name):
+            found = [i for i, claimed in sorted(self.current.items()) if claimed == name and i.startswith(prefix)]
+        elif is_key_prefix(text):
+            found = [island for island in sorted(self.current) if island.startswith(text)]
+        else:
+            found = []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            shown = ", ".join(f"{key_prefix(i)} ({self.display(i)})" for i in found[:5])
+            raise Ambiguous(f"'{text}' fits {len(found)} islands", hint=f"Write more digits: {shown}.")
+        displays = sorted(self.display(island) for island in self.current)
+        near = difflib.get_close_matches(text, displays, n=3, cutoff=0.4) or displays[:3]
+        raise NotFound(
+            f"no island is called '{text[:80]}'",
+            hint=f"Did you mean {' or '.join(near)}? `island peer ls` shows all."
+            if near
+            else "No island is known yet.",
+        )
+
+
+# Servers
+
+
+def check_server(kind: str, url: str, comment: str) -> ServerKind:
+    """The kind, if a server of it may be listed with this URL and comment; raises `BadInput`."""
+    if kind not in SERVER_KINDS:
+        near = difflib.get_close_matches(kind, SERVER_KINDS, n=1, cutoff=0.5)
+        raise BadInput(
+            f"'{kind[:40]}' is not a kind of server",
+            hint=(f"Did you mean {near[0]}? " if near else "") + f"Kinds are {', '.join(SERVER_KINDS)}.",
+        )
+    _check_url(kind, url)
+    if len(comment) > COMMENT_LIMIT or not all(c.isprintable() for c in comment):
+        raise BadInput(f"a comment is one line of at most {COMMENT_LIMIT} printable characters")
+    return kind  # type: ignore[return-value]  # it is one of SERVER_KINDS, which are its values
+
+
+def _check_url(kind: str, url: str) -> None:
+    form = f"Write it as {SCHEMES[kind][0]}://HOST:PORT/PATH."
+    if len(url) > URL_LIMIT or not _URL.match(url):
+        raise BadInput(f"a server's URL has at most {URL_LIMIT} ASCII characters and no spaces", hint=form)
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError as error:
+        raise BadInput(f"'{url[:200]}' is not a URL: {error}", hint=form) from error
+    if parts.username is not None or parts.password is not None:
+        raise BadInput(
+            "the URL of a server must not hold a user name or password: every island would see it",
+            hint="Leave out what stands before '@'.",
+        )
+    if parts.scheme not in SCHEMES[kind]:
+        raise BadInput(
+            f"'{url[:200]}' is not a URL for a server of kind {kind}",
+            hint=f"Its scheme is one of {', '.join(SCHEMES[kind])}. {form}",
+        )
+    if not host:
+        raise BadInput(f"'{url[:200]}' names no host", hint=form)
+
+
+def is_server(kind: str, url: str, comment: str) -> bool:
+    """Whether what another island lists may be shown here."""
+    try:
+        check_server(kind if kind in SERVER_KINDS else "other", url, comment)
+    except BadInput:
+        return False
+    return True
+
+
+def server_id(kind: str, url: str) -> str:
+    """A short id that is the same for the same server: 8 hex digits."""
+    return blake3(f"{kind}\0{url}".encode()).hexdigest()[:8]
+
+
+def find_server(text: str, ids: Iterable[str]) -> str:
+    """The id that `text` is or begins; raises `NotFound` or `Ambiguous`."""
+    found = [one for one in sorted(ids) if one == text] or [one for one in sorted(ids) if text and one.startswith(text)]
+    if not found:
+        raise NotFound(
+            f"this island lists no server with the id '{text[:40]}'", hint="`island server ls` shows the ids."
+        )
+    if len(found) > 1:
+        raise Ambiguous(f"'{text}' fits {len(found)} servers", hint=f"One of {', '.join(found[:5])}.")
+    return found[0]

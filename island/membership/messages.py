@@ -1,0 +1,36 @@
+"""The records of membership: the island itself, and its servers. `protocols/gossip-v1.md`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from msgspec import Meta
+
+from island.kernel.codec import Message
+
+SELF_KEY = "island/self"
+
+ServerKind = Literal["livy", "spark-ui", "spark-history", "hdfs", "hbase", "jupyterhub", "other"]
+SERVER_KINDS: tuple[str, ...] = get_args(ServerKind)
+
+Address = Annotated[str, Meta(min_length=3, max_length=260)]
+
+
+class SelfRecord(Message, frozen=True):
+    """`island/self`: what an island says of itself."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", max_length=64)]
+    addresses: Annotated[tuple[Address, ...], Meta(max_length=8)] = ()
+    """`host:port` at which its peer port can be dialled; none if it only dials out."""
+    version: Annotated[str, Meta(max_length=64)] = ""
+    software: Annotated[str, Meta(max_length=64)] = ""
+    started: float = 0.0
+    """Wall time of its last start, for people."""
+
+
+class ServerRecord(Message, frozen=True):
+    """`server/ID`: one service beside an island."""
+
+    kind: Annotated[str, Meta(min_length=1, max_length=32)]
+    url: Annotated[str, Meta(min_length=1, max_length=512)]
+    comment: Annotated[str, Meta(max_length=500)] = ""

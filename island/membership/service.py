@@ -1,0 +1,390 @@
+"""Membership of one island: who there is, who can be reached, and all islands' servers."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+import island as package
+from island.errors import BadInput, Conflict, Full, NotFound
+from island.gossip.service import Change, Gossip
+from island.kernel import codec
+from island.kernel.codec import Malformed
+from island.kernel.db import Database
+from island.kernel.ids import IslandId, is_name
+from island.kernel.loops import Tasks, forever
+from island.kernel.ports import Clock, Peers, Rng, Signal, Topic
+from island.kernel.telemetry import gauge
+from island.membership import core, store
+from island.membership.core import Contact, Names, State
+from island.membership.messages import SELF_KEY, SelfRecord, ServerRecord
+from island.membership.store import ServerRow
+from island.trust import journal
+from island.trust.service import Trust
+
+log = structlog.get_logger("island")
+
+ISLANDS = gauge("membership_islands", "Islands known here, by state", ("state",))
+
+OWN_LIVY = "livy"
+"""The id under which an island lists the Livy that it drives itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class IslandView:
+    """One island as this one sees it."""
+
+    island: IslandId
+    name: str
+    """What it calls itself, "" if it has not said."""
+    display: str
+    """What people see and may write: unique."""
+    state: State
+    since: float
+    """Wall time here at which the state became so."""
+    addresses: list[str]
+    version: str
+    rtt: float | None
+    """Seconds, while linked."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerView:
+    """One server of one island."""
+
+    island: IslandId
+    display: str
+    id: str
+    kind: str
+    url: str
+    comment: str
+    mine: bool
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is kept in memory of one island."""
+
+    record: SelfRecord | None
+    contact: Contact
+    state: State
+    since: float
+
+
+class Membership:
+    """Islands and servers. `views` and all that names islands answer from memory."""
+
+    def __init__(
+        self, state: Database, db: Database, gossip: Gossip, trust: Trust, peers: Peers, clock: Clock, rng: Rng
+    ) -> None:
+        self._state, self._db, self._gossip, self._trust = state, db, gossip, trust
+        self._peers, self._clock, self._rng = peers, clock, rng
+        self.me: IslandId = trust.me
+        self.changed = Topic()
+        """Touched when an island, a name, an address, a state or a server changes."""
+        self._known: dict[IslandId, _Known] = {}
+        self._former: dict[str, frozenset[IslandId]] = {}
+        self._names = Names({})
+        self._touched: set[IslandId] = set()
+        self._heads: dict[IslandId, int] = {}
+        self._lost: set[IslandId] = set()
+        self._wake = Signal()
+        self._next: float | None = None
+        gossip.project("island", self._project_island)
+        gossip.project("server", self._project_server)
+        gossip.truth("server/", _server_records)
+        peers.on_link(self._on_link)
+
+    async def start(self, tasks: Tasks) -> None:
+        """Load what is known, and keep the opinions fresh."""
+        for island, name in await self._state.read(store.names):
+            self._former[name] = self._former.get(name, frozenset()) | {island}
+        seen = await self._state.read(store.seen)
+        wall = self._clock.wall()
+        for island, record in (await self._db.read(store.islands)).items():
+            self._learn(island, record, since=seen.get(island, wall))
+        self._learn(self.me, self._record(self.me), since=wall)
+        self._touched.clear()
+        for link in self._peers.links():
+            self._on_link(link.island, True)
+        await self._remember()
+        self._renew()
+        tasks.loop("membership.watch", forever(self._watch, name="membership.watch", rng=self._rng))
+        tasks.loop("membership.gossip", forever(self._follow_gossip, name="membership.gossip", rng=self._rng))
+
+    # --- islands --------------------------------------------------------------------------------
+
+    def views(self) -> list[IslandView]:
+        """Every island that is known, this one first, then by what people see."""
+        views = [self._view(island) for island in self._known]
+        return sorted(views, key=lambda view: (view.state != "self", view.display.lower(), view.island))
+
+    def view(self, island: IslandId) -> IslandView:
+        """One island; raises `NotFound` for one that is not known."""
+        if island not in self._known:
+            raise NotFound(f"the island {island[:10]} is not known here", hint="`island peer ls` shows all.")
+        return self._view(island)
+
+    def display(self, island: IslandId) -> str:
+        """What people see of an island: its name where that is unique, `NAME.KEYPREFIX` where not."""
+        return self._names.display(island)
+
+    def resolve(self, text: str) -> IslandId:
+        """The island that `text` names; raises `NotFound` with the nearest names, or `Ambiguous`."""
+        return self._names.resolve(text)
+
+    def is_up(self, island: IslandId) -> bool:
+        """Whether it is worth asking this island."""
+        known = self._known.get(island)
+        return known is not None and known.state in ("self", "up")
+
+    def addresses(self) -> dict[IslandId, list[str]]:
+        """Where other islands can be dialled, as they say."""
+        return {
+            island: list(known.record.addresses)
+            for island, known in sorted(self._known.items())
+            if known.record is not None and known.record.addresses and island != self.me
+        }
+
+    async def announce(self, addresses: Sequence[str]) -> None:
+        """Say who this island is and where it can be dialled (at most 8 addresses)."""
+        record = SelfRecord(
+            name=self._trust.name,
+            addresses=tuple(addresses[:8]),
+            version=package.__version__,
+            software="island",
+            started=self._clock.wall(),
+        )
+        await self._state.write(lambda conn: self._gossip.put(conn, SELF_KEY, codec.encode(record)))
+        await self._gossip.flush()
+
+    def _view(self, island: IslandId) -> IslandView:
+        known = self._known[island]
+        link = self._peers.link(island)
+        return IslandView(
+            island=island,
+            name=known.record.name if known.record else "",
+            display=self._names.display(island),
+            state=known.state,
+            since=known.since,
+            addresses=list(known.record.addresses) if known.record else [],
+            version=known.record.version if known.record else "",
+            rtt=link.rtt if link else None,
+        )
+
+    # --- servers --------------------------------------------------------------------------------
+
+    async def servers(self) -> list[ServerView]:
+        """The servers of all islands, by what people see of the island."""
+        rows = await self._db.read(store.servers)
+        views = [self._server_view(row) for row in rows]
+        return sorted(views, key=lambda view: (view.display.lower(), view.island, view.kind, view.id))
+
+    async def add_server(self, who: str, kind: str, url: str, comment: str = "") -> ServerView:
+        """List a server of this island. Raises `BadInput`, `Conflict` if it is listed, `Full`."""
+        core.check_server(kind, url, comment)
+        record, server = ServerRecord(kind=kind, url=url, comment=comment), core.server_id(kind, url)
+
+        def write(conn: sqlite3.Connection) -> None:
+            listed = store.own_servers(conn)
+            if any((one.kind, one.url) == (kind, url) for one in listed.values()):
+                raise Conflict(
+                    f"this island lists {url} already", hint="`island server rm ID` first, to change its comment."
+                )
+            if len(listed) >= core.MAX_SERVERS:
+                raise Full(f"this island lists {len(listed)} servers, the most that others show")
+            self._put(conn, server, record)
+            self._journal(conn, who, "server.add", f"{kind} {url}")
+
+        await self._state.write(write)
+        await self._gossip.flush()
+        return self._server_view(ServerRow(self.me, server, kind, url, comment))
+
+    async def remove_server(self, who: str, id: str) -> ServerView:
+        """Take a server of this island, by its id or a unique prefix, off the list and return it."""
+
+        def write(conn: sqlite3.Connection) -> ServerRow:
+            listed = store.own_servers(conn)
+            server = core.find_server(id, listed)
+            record = listed[server]
+            if server == OWN_LIVY:
+                raise BadInput(
+                    "the Livy that this island drives itself is always listed", hint="Set [livy] url in island.toml."
+                )
+            store.drop_server(conn, server)
+            self._gossip.delete(conn, f"server/{server}")
+            self._journal(conn, who, "server.remove", f"{record.kind} {record.url}")
+            return ServerRow(self.me, server, record.kind, record.url, record.comment)
+
+        row = await self._state.write(write)
+        await self._gossip.flush()
+        return self._server_view(row)
+
+    async def set_own_livy(self, url: str | None, comment: str = "Livy of this island") -> None:
+        """List the Livy that this island drives, or none. Its id stays the same when the URL changes."""
+        if url is not None:
+            core.check_server("livy", url, comment)
+
+        def write(conn: sqlite3.Connection) -> None:
+            if url is not None:
+                self._put(conn, OWN_LIVY, ServerRecord(kind="livy", url=url, comment=comment))
+            elif OWN_LIVY in store.own_servers(conn):
+                store.drop_server(conn, OWN_LIVY)
+                self._gossip.delete(conn, f"server/{OWN_LIVY}")
+
+        await self._state.write(write)
+        await self._gossip.flush()
+
+    def _put(self, conn: sqlite3.Connection, server: str, record: ServerRecord) -> None:
+        store.put_server(conn, server, record, self._clock.wall())
+        self._gossip.put(conn, f"server/{server}", codec.encode(record))
+
+    def _journal(self, conn: sqlite3.Connection, who: str, act: str, what: str) -> None:
+        journal.append(conn, at=self._clock.wall(), who=who, act=act, what=what, outcome="done", detail={})
+
+    def _server_view(self, row: ServerRow) -> ServerView:
+        return ServerView(
+            island=row.island,
+            display=self.display(row.island),
+            id=row.id,
+            kind=row.kind,
+            url=row.url,
+            comment=row.comment,
+            mine=row.island == self.me,
+        )
+
+    # --- projections: in the writer's thread, within the transaction of the change ------------------
+
+    def _project_island(self, conn: sqlite3.Connection, change: Change) -> None:
+        if change.key != SELF_KEY:
+            return
+        self._touched.add(change.origin)
+        if change.value is None:
+            store.drop_island(conn, change.origin)
+            return
+        try:
+            record = codec.decode(change.value, SelfRecord)
+        except Malformed as error:
+            log.warning("membership.bad_record", origin=change.origin, key=change.key, error=error.message)
+            return
+        store.put_island(conn, change.origin, record)
+
+    def _project_server(self, conn: sqlite3.Connection, change: Change) -> None:
+        server = change.key.removeprefix("server/")
+        if change.value is None:
+            store.drop_row(conn, change.origin, server)
+            return
+        try:
+            record = codec.decode(change.value, ServerRecord)
+        except Malformed as error:
+            log.warning("membership.bad_record", origin=change.origin, key=change.key, error=error.message)
+            return
+        if not is_name(server) or not core.is_server(record.kind, record.url, record.comment):
+            log.warning("membership.bad_server", origin=change.origin, key=change.key)
+            return
+        row = ServerRow(change.origin, server, record.kind, record.url, record.comment)
+        store.put_row(conn, row, core.MAX_SERVERS)
+
+    # --- opinions -------------------------------------------------------------------------------
+
+    def _record(self, island: IslandId) -> SelfRecord | None:
+        if island in self._known and (record := self._known[island].record) is not None:
+            return record
+        return SelfRecord(name=self._trust.name) if island == self.me else None
+
+    def _learn(self, island: IslandId, record: SelfRecord | None, since: float) -> None:
+        """Take in what an island says of itself, or that there is one."""
+        if island in self._known:
+            self._known[island].record = record
+            return
+        now = self._clock.monotonic()
+        state: State = "self" if island == self.me else "suspect"
+        self._known[island] = _Known(record, Contact(linked=False, since=now, heard=now), state, since)
+
+    def _on_link(self, island: IslandId, up: bool) -> None:
+        if island not in self._known:
+            self._learn(island, None, self._clock.wall())
+        known = self._known[island]
+        now = self._clock.monotonic()
+        known.contact = Contact(linked=up, since=now, heard=known.contact.heard, was_linked=True)
+        self._lost.add(island)
+        self._wake.set()
+        self._renew()
+
+    def _renew(self) -> None:
+        """Form every opinion anew, and tell who waits if one changed."""
+        before = {island: (known.state, known.record) for island, known in self._known.items()}
+        self._names = Names({i: k.record.name for i, k in self._known.items() if k.record is not None}, self._former)
+        now, self._next = self._clock.monotonic(), None
+        for island, known in sorted(self._known.items()):
+            if island == self.me:
+                continue
+            state, until = core.opinion(known.contact, now)
+            if until is not None:
+                self._next = until if self._next is None else min(self._next, until)
+            if state != known.state:
+                # `since` of what is found again after a restart stays the time it was last seen.
+                log.info("membership.state", island=island, name=self.display(island), state=state, was=known.state)
+                if not (known.state == "suspect" and state == "down"):
+                    known.since = self._clock.wall()
+                known.state = state
+        for state in core.STATES:
+            ISLANDS.labels(state).set(sum(known.state == state for known in self._known.values()))
+        if before != {island: (known.state, known.record) for island, known in self._known.items()}:
+            self.changed.touch()
+
+    async def _watch(self) -> None:
+        wait = None if self._next is None else max(0.0, self._next - self._clock.monotonic())
+        await self._wake.wait(wait)
+        if self._lost:
+            lost, self._lost = sorted(self._lost), set()
+            wall = self._clock.wall()
+            await self._state.write(lambda conn: store.remember_seen(conn, lost, wall))
+        self._renew()
+
+    async def _follow_gossip(self) -> None:
+        version = self._gossip.changed.version
+        await self._take_in()
+        await self._gossip.changed.after(version)
+
+    async def _take_in(self) -> None:
+        """Read what changed in the projections since the last time."""
+        touched, self._touched = sorted(self._touched), set()
+        now = self._clock.monotonic()
+        for origin in self._gossip.origins():
+            seq = self._gossip.head(origin).seq
+            if origin in self._known and self._heads.get(origin, seq) != seq:
+                known = self._known[origin]
+                contact = known.contact
+                known.contact = Contact(contact.linked, contact.since, now, contact.was_linked)
+            self._heads[origin] = seq
+        records = await self._db.read(lambda conn: store.islands(conn, touched)) if touched else {}
+        for origin in touched:
+            self._learn(origin, records.get(origin, self._record(origin) if origin == self.me else None), 0.0)
+            if self._known[origin].since == 0.0:
+                self._known[origin].since = self._clock.wall()
+        await self._remember()
+        self._wake.set()
+        self._renew()
+        self.changed.touch()
+
+    async def _remember(self) -> None:
+        """Keep every name that is claimed for the first time."""
+        claims = [
+            (island, known.record.name)
+            for island, known in sorted(self._known.items())
+            if known.record is not None and island not in self._former.get(known.record.name, frozenset())
+        ]
+        if not claims:
+            return
+        wall = self._clock.wall()
+        await self._state.write(lambda conn: store.remember_names(conn, claims, wall, core.NAMES_KEPT))
+        for island, name in claims:
+            self._former[name] = self._former.get(name, frozenset()) | {island}
+
+
+def _server_records(conn: sqlite3.Connection) -> dict[str, bytes]:
+    return {f"server/{server}": codec.encode(record) for server, record in store.own_servers(conn).items()}
