@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from island.catalog import manifest
-from island.catalog.messages import DatasetRecord, Resolved
+from island.catalog.messages import DatasetRecord, DatasetView, Resolved
 from island.catalog.snapshots import Manifest
 from island.config import parse
 from island.errors import Changed, IslandError, NotFound, PeerRefused, Unreachable
@@ -25,8 +26,11 @@ from island.kernel.ids import IslandId
 from island.kernel.loops import Tasks
 from island.kernel.ports import BulkHandler, BulkStream, Link, SeededRng, SystemClock, Topic
 from island.membership.service import IslandView
+from island.net.api import files
+from island.net.api.server import UserServer, build
 from island.replicas.fetching import Patience
 from island.replicas.service import Replicas
+from island.trust.users import Tokens
 
 SHORT = Patience(nothing=1.0, block=0.6, open=0.5)
 
@@ -164,6 +168,8 @@ class Catalog:
     def __init__(self) -> None:
         self.pages: dict[str, bytes] = {}
         self.published: dict[tuple[IslandId, str], Resolved] = {}
+        self.versions: list[Resolved] = []
+        """Everything that was ever published, the newest first."""
         self.own: dict[tuple[IslandId, str, str], OwnFile] = {}
         self.complete: dict[tuple[IslandId, str, str], list[IslandId]] = {}
         self.changed = Topic()
@@ -201,6 +207,7 @@ class Catalog:
             card="0" * 64,
         )
         resolved = self.published[owner, name] = Resolved(owner, display, name, snapshot, record)
+        self.versions.insert(0, resolved)
         return resolved
 
     def of(self, me: IslandId, gossip: Gossip) -> CatalogView:
@@ -232,13 +239,18 @@ class CatalogView:
         return own
 
     async def resolve(self, name: Any) -> Resolved:
-        for resolved in self._shared.published.values():
-            if (resolved.owner_name, resolved.name) == (name.owner, name.name):
+        for resolved in self._shared.versions:
+            if (resolved.owner_name, resolved.name) == (name.owner, name.name) and (
+                resolved.snapshot.startswith(name.snapshot)
+            ):
                 return resolved
         raise NotFound(f"there is no dataset {name}")
 
-    async def datasets(self) -> list[Any]:
-        return []
+    async def datasets(self) -> list[DatasetView]:
+        return [
+            DatasetView(r.owner, r.owner_name, r.name, "", "parquet", 0, 0, 0, r.snapshot, 0.0, 0.0, r.record)
+            for r in self._shared.published.values()
+        ]
 
     def holders(self, owner: IslandId, name: str, snapshot: str) -> list[IslandId]:
         return [owner, *self._shared.complete.get((owner, name, snapshot), [])]
@@ -352,6 +364,23 @@ class Archipelago:
         finally:
             chunks.close()
             state.close()
+
+
+@contextlib.asynccontextmanager
+async def user_port(there: Archipelago, island: Island) -> AsyncIterator[str]:
+    """The URL of an island's files over HTTP; its home has what `island://` looks for."""
+    tokens: dict[Any, str] = {"administrator": "admin-token", "user": "user-token"}
+    for name, token in (("token", "admin-token"), ("token.user", "user-token")):
+        (island.home / name).write_text(token)
+        (island.home / name).chmod(0o600)
+    catalog: Any = there.catalog.of(island.me, island.gossip)
+    server = UserServer(build(Tokens(tokens), files.routes(catalog, island.replicas), lambda: True), "127.0.0.1:0")
+    await server.start()
+    (island.home / "running.json").write_text(json.dumps({"pid": 1, "url": server.url}))
+    try:
+        yield server.url
+    finally:
+        await server.stop()
 
 
 @contextlib.asynccontextmanager

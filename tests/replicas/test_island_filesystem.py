@@ -1,0 +1,323 @@
+"""`island://` as pandas, pyarrow, fastavro and fsspec itself use it, against the real HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import pickle
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fastavro
+import fsspec
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+
+from island.catalog.messages import Resolved
+from island.replicas.fsspec import IslandFileSystem
+from tests.replicas.archipelago import Archipelago, Island, key_of, user_port
+
+T = TypeVar("T")
+ROWS = 40_000
+
+
+class Site:
+    """A reader with its user port, and an owner with a dataset of three Parquet files and one of Avro."""
+
+    def __init__(self, there: Archipelago, owner: Island, reader: Island, url: str, folder: Path) -> None:
+        self.there, self.owner, self.reader, self.url, self.folder = there, owner, reader, url, folder
+
+    @property
+    def options(self) -> dict[str, str]:
+        return {"home": str(self.reader.home)}
+
+    def publish(self, name: str) -> Resolved:
+        return self.there.catalog.publish(self.owner.me, "owner", name, self.folder / name)
+
+    async def moved(self, resolved: Resolved) -> int:
+        return (await self.reader.replicas.status(resolved)).bytes_moved
+
+
+def frame(seed: int) -> pd.DataFrame:
+    numbers = pd.Series(range(ROWS)) * (seed + 1)
+    return pd.DataFrame({f"c{i}": (numbers * 7919 + i * 104_729) % 1_000_003 for i in range(12)})
+
+
+def write_tables(folder: Path) -> None:
+    (folder / "deep" / "er").mkdir(parents=True)
+    for seed, path in enumerate(("a.parquet", "b.parquet", "deep/er/c.parquet")):
+        table = pa.Table.from_pandas(frame(seed))
+        pq.write_table(table, folder / path, compression="none", use_dictionary=False, row_group_size=ROWS // 2)
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    (tmp_path / "islands").mkdir()
+    there = Archipelago(tmp_path / "islands")
+    write_tables(tmp_path / "tables")
+    async with contextlib.AsyncExitStack() as stack:
+        owner = await stack.enter_async_context(there.island("owner"))
+        reader = await stack.enter_async_context(there.island("reader"))
+        url = await stack.enter_async_context(user_port(there, reader))
+        yield Site(there, owner, reader, url, tmp_path)
+        IslandFileSystem.clear_instance_cache()
+        gc.collect()
+
+
+async def run(function: Callable[..., T], *args: Any, **options: Any) -> T:
+    return await asyncio.to_thread(function, *args, **options)
+
+
+def expected() -> pd.DataFrame:
+    return pd.concat([frame(0), frame(1), frame(2)], ignore_index=True)
+
+
+async def test_pandas_reads_a_folder_whole_and_warm_reads_move_nothing(site: Site) -> None:
+    resolved = site.publish("tables")
+    found = await run(pd.read_parquet, "island://owner/tables", storage_options=site.options)
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), expected())
+    moved = await site.moved(resolved)
+    assert moved == await site.owner.replicas.sent(resolved)
+    await run(pd.read_parquet, "island://owner/tables", storage_options=site.options)
+    assert await site.moved(resolved) == moved
+
+
+async def test_chosen_columns_move_little_more_than_themselves(site: Site) -> None:
+    resolved = site.publish("tables")
+    columns = ["c3", "c9"]
+    found = await run(pd.read_parquet, "island://owner/tables", columns=columns, storage_options=site.options)
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), expected()[columns])
+    ideal = ideal_bytes(site.folder / "tables", columns)
+    assert ideal <= await site.moved(resolved) <= 1.05 * ideal
+    moved = await site.moved(resolved)
+    await run(pd.read_parquet, "island://owner/tables", columns=columns, storage_options=site.options)
+    assert await site.moved(resolved) == moved
+
+
+def ideal_bytes(folder: Path, columns: list[str]) -> int:
+    """Footers and the column chunks of the columns, to the byte."""
+    total = 0
+    for path in folder.rglob("*.parquet"):
+        metadata = pq.read_metadata(path)
+        total += metadata.serialized_size + 8
+        for group in range(metadata.num_row_groups):
+            for index in range(metadata.num_columns):
+                chunk = metadata.row_group(group).column(index)
+                if chunk.path_in_schema in columns:
+                    total += chunk.total_compressed_size
+    return total
+
+
+async def test_pyarrow_dataset_reads_with_filters(site: Site) -> None:
+    site.publish("tables")
+
+    def read() -> pd.DataFrame:
+        filesystem = fsspec.filesystem("island", **site.options)
+        dataset = pads.dataset("owner/tables", filesystem=filesystem, format="parquet")
+        return dataset.to_table(columns=["c0", "c1"], filter=pads.field("c0") < 1000).to_pandas()
+
+    found = await run(read)
+    wanted = expected()[["c0", "c1"]]
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), wanted[wanted.c0 < 1000].reset_index(drop=True))
+
+
+async def test_a_dataset_of_one_file_is_a_folder_with_that_file(site: Site) -> None:
+    (site.folder / "one").mkdir()
+    frame(5).to_parquet(site.folder / "one" / "only.parquet")
+    site.publish("one")
+    for path in ("island://owner/one", "island://owner/one/only.parquet"):
+        found = await run(pd.read_parquet, path, storage_options=site.options)
+        pd.testing.assert_frame_equal(found, frame(5))
+
+
+async def test_fastavro_reads_from_front_to_back_in_few_requests(site: Site) -> None:
+    (site.folder / "packets").mkdir()
+    schema = {"type": "record", "name": "r", "fields": [{"name": "x", "type": "long"}, {"name": "s", "type": "string"}]}
+    rows = [{"x": i, "s": f"{i:0200d}"} for i in range(20_000)]
+    with (site.folder / "packets" / "p.avro").open("wb") as file:
+        fastavro.writer(file, schema, rows)
+    site.publish("packets")
+    asked = 0
+    real = site.reader.replicas.stream
+
+    def counted(*args: Any) -> AsyncIterator[bytes]:
+        nonlocal asked
+        asked += 1
+        return real(*args)
+
+    site.reader.replicas.stream = counted  # type: ignore[method-assign]  # counts the requests of the test
+
+    def read() -> list[Any]:
+        with fsspec.open("island://owner/packets/p.avro", **site.options) as file:
+            return list(fastavro.reader(file))
+
+    assert await run(read) == rows
+    assert asked < 20
+
+
+async def test_listings_show_the_published_files_only(site: Site) -> None:
+    site.publish("tables")
+    filesystem = fsspec.filesystem("island", **site.options)
+
+    def look() -> None:
+        assert filesystem.ls("island://", detail=False) == ["owner"]
+        assert filesystem.ls("island://owner", detail=False) == ["owner/tables"]
+        top = filesystem.ls("island://owner/tables", detail=True)
+        assert {entry["name"]: entry["type"] for entry in top} == {
+            "owner/tables/a.parquet": "file",
+            "owner/tables/b.parquet": "file",
+            "owner/tables/deep": "directory",
+        }
+        assert top[0]["size"] == (site.folder / "tables" / "a.parquet").stat().st_size
+        assert filesystem.find("owner/tables") == [
+            "owner/tables/a.parquet",
+            "owner/tables/b.parquet",
+            "owner/tables/deep/er/c.parquet",
+        ]
+        assert filesystem.glob("owner/tables/**/*.parquet")[-1] == "owner/tables/deep/er/c.parquet"
+        assert filesystem.isdir("owner/tables/deep/er")
+        assert filesystem.isfile("owner/tables/a.parquet")
+        assert not filesystem.exists("owner/tables/z.parquet")
+        assert filesystem.info("owner/tables")["type"] == "directory"
+
+    await run(look)
+
+
+async def test_bytes_ranges_and_copies(site: Site) -> None:
+    site.publish("tables")
+    whole = (site.folder / "tables" / "a.parquet").read_bytes()
+    filesystem = fsspec.filesystem("island", **site.options)
+    path = "owner/tables/a.parquet"
+
+    def read() -> None:
+        assert filesystem.cat_file(path) == whole
+        assert filesystem.cat_file(path, 10, 20) == whole[10:20]
+        assert filesystem.cat_file(path, -8) == whole[-8:]
+        assert filesystem.cat_file(path, 20, 10) == b""
+        assert filesystem.cat_ranges([path] * 3, [0, 5, 100_000], [4, 9, 200_000]) == [
+            whole[:4],
+            whole[5:9],
+            whole[100_000:200_000],
+        ]
+        filesystem.get_file(path, str(site.folder / "copy"))
+        assert (site.folder / "copy").read_bytes() == whole
+        with filesystem.open(path) as file:
+            assert file.read(3) == whole[:3]
+            file.seek(-5, 2)
+            assert file.read() == whole[-5:]
+            assert file.read() == b""
+
+    await run(read)
+
+
+async def test_it_is_read_only(site: Site) -> None:
+    site.publish("tables")
+    filesystem = fsspec.filesystem("island", **site.options)
+    for write in (
+        lambda: filesystem.open("owner/tables/new", "wb"),
+        lambda: filesystem.rm("owner/tables/a.parquet"),
+        lambda: filesystem.mkdir("owner/new"),
+        lambda: filesystem.cp_file("owner/tables/a.parquet", "owner/tables/z"),
+    ):
+        with pytest.raises(OSError, match="read only"):
+            await run(write)
+
+
+async def test_errors_are_those_that_programs_expect_in_the_islands_words(site: Site) -> None:
+    site.publish("tables")
+    filesystem = fsspec.filesystem("island", **site.options)
+    with pytest.raises(FileNotFoundError, match="there is no dataset owner/nothing"):
+        await run(filesystem.ls, "owner/nothing")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        await run(filesystem.open, "owner/tables/nothing")
+    with pytest.raises(IsADirectoryError):
+        await run(filesystem.open, "owner/tables/deep")
+    wrong = fsspec.filesystem("island", url=site.url, token="wrong")
+    with pytest.raises(PermissionError, match="token"):
+        await run(wrong.ls, "owner/tables")
+    away = fsspec.filesystem("island", url="http://127.0.0.1:9", token="x")
+    with pytest.raises(ConnectionError, match="island run"):
+        await run(away.ls, "owner/tables")
+    lost = fsspec.filesystem("island", home=str(site.folder / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="there is no island at"):
+        await run(lost.ls, "owner/tables")
+    site.there.network.kill(site.owner.me)
+    with pytest.raises(OSError, match=r"held by owner \(down since 12:03:11 UTC\), and nobody else"):
+        await run(filesystem.cat_file, "owner/tables/a.parquet")
+
+
+async def test_a_read_stays_at_one_snapshot_until_the_dataset_is_listed_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = site.folder / "tables"
+    first = site.publish("tables")
+    filesystem = fsspec.filesystem("island", **site.options)
+    assert len(await run(filesystem.find, "owner/tables")) == 3
+    old = (folder / "a.parquet").read_bytes()
+    frame(9).to_parquet(folder / "d.parquet")
+    site.publish("tables")
+    assert await run(filesystem.cat_file, "owner/tables/a.parquet") == old
+    with pytest.raises(FileNotFoundError):
+        await run(filesystem.open, "owner/tables/d.parquet")
+    clone = pickle.loads(pickle.dumps(filesystem))
+    assert len(await run(clone.find, "owner/tables")) == 3
+    monkeypatch.setattr("island.replicas.fsspec.PIN_REFRESH_S", 0.0)
+    assert len(await run(filesystem.find, "owner/tables")) == 4
+    assert len(await run(filesystem.find, f"owner/tables@{first.snapshot}")) == 3
+    filesystem.invalidate_cache()
+
+
+async def test_a_pickle_in_a_new_process_reads_the_same_snapshot_and_moves_nothing(site: Site) -> None:
+    resolved = site.publish("tables")
+    filesystem = fsspec.filesystem("island", **site.options)
+    assert len(await run(filesystem.find, "owner/tables")) == 3
+    await run(pd.read_parquet, "island://owner/tables", columns=["c1"], storage_options=site.options)
+    moved = await site.moved(resolved)
+    frame(9).to_parquet(site.folder / "tables" / "d.parquet")
+    site.publish("tables")
+    (site.folder / "pickle").write_bytes(pickle.dumps(filesystem))
+    code = (
+        "import pickle, sys, pandas as pd\n"
+        "fs = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "paths = fs.find('owner/tables')\n"
+        "print(len(paths), len(pd.read_parquet('owner/tables', columns=['c1'], filesystem=fs)))\n"
+    )
+    done = await run(
+        subprocess.run,
+        [sys.executable, "-c", code, str(site.folder / "pickle")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["3", str(3 * ROWS)], done.stderr
+    assert await site.moved(resolved) == moved
+
+
+async def test_many_threads_share_one_filesystem(site: Site) -> None:
+    site.publish("tables")
+    filesystem = fsspec.filesystem("island", **site.options)
+    whole = (site.folder / "tables" / "b.parquet").read_bytes()
+    reads = [run(filesystem.cat_file, "owner/tables/b.parquet", i * 1000, i * 1000 + 50_000) for i in range(40)]
+    for i, data in enumerate(await asyncio.gather(*reads)):
+        assert data == whole[i * 1000 : i * 1000 + 50_000]
+
+
+async def test_a_daemon_that_breaks_off_never_gives_short_data(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    (site.folder / "big").mkdir()
+    data = bytes(range(256)) * 16_384
+    (site.folder / "big" / "x.bin").write_bytes(data)
+    site.publish("big")
+    filesystem = fsspec.filesystem("island", **site.options)
+    site.there.network.change[site.owner.me] = lambda block, at: bytes(len(block)) if at > 1_500_000 else block
+    with pytest.raises(OSError, match="do not match their hash"):
+        await run(filesystem.cat_file, "owner/big/x.bin")
+    del site.there.network.change[site.owner.me]
+    assert await run(filesystem.cat_file, "owner/big/x.bin") == data
+    assert key_of("owner") == site.owner.me
