@@ -68,7 +68,10 @@ class Tasks:
 
     def spawn(self, name: str, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
         """Start a piece of work whose failure concerns only itself; it is logged."""
-        return self._group.create_task(_guarded(name, coroutine), name=name)
+        task = self._group.create_task(_guarded(name, coroutine), name=name)
+        # One that is cancelled before its first step would leave the coroutine unstarted and complained about.
+        task.add_done_callback(lambda _: coroutine.close())
+        return task
 
 
 async def _guarded(name: str, coroutine: Coroutine[Any, Any, object]) -> None:
