@@ -55,7 +55,8 @@ def admit(request: SessionRequest | BatchRequest, limits: Limits) -> Admitted:
         conf["spark.submit.pyFiles"] = ",".join(py_files)
     if isinstance(request, SessionRequest) and request.kind not in (None, *HERE):
         raise unsupported_kind(str(request.kind))
-    memory = _memory(request.driver_memory or conf.pop("spark.driver.memory", None) or limits.memory, limits)
+    asked = request.driver_memory or conf.pop("spark.driver.memory", None)
+    memory = _memory(asked, limits) if asked else limits.memory
     return Admitted(conf, views, aliases, memory, py_files, file)
 
 

@@ -128,7 +128,10 @@ async def _watch_parent(stop: asyncio.Event) -> None:
         def connection_lost(self, _error: Exception | None) -> None:
             stop.set()
 
-    await asyncio.get_running_loop().connect_read_pipe(Watch, sys.stdin)
+    try:
+        await asyncio.get_running_loop().connect_read_pipe(Watch, sys.stdin)
+    except ValueError as error:
+        raise ConfigError("with --parent-pipe the engine's standard input must be a pipe") from error
 
 
 def _die_with_parent() -> None:

@@ -257,14 +257,17 @@ async def test_times_end_sessions(client: LivyClient) -> None:
     views = [
         await client.create_session(SessionRequest(kind="pyspark", ttl="1s")),
         await client.create_session(SessionRequest(kind="pyspark", idle_timeout="200ms")),
+        await client.create_session(SessionRequest(kind="pyspark", heartbeat_timeout_in_second=1)),
     ]
+    # A listing is no heartbeat; a request for the session would be one.
+    ours = {view.id for view in views}
     async with asyncio.timeout(60):
-        for view in views:
-            while (await client.session(view.id)).state != "dead":
-                await asyncio.sleep(0.05)
+        while not all(s.state == "dead" for s in (await client.sessions()).sessions if s.id in ours):
+            await asyncio.sleep(0.05)
     logs = ["\n".join((await client.session_log(view.id)).log) for view in views]
     assert "its ttl of 1s is over" in logs[0]
     assert "idle for" in logs[1]
+    assert "no request of its client for 1 s" in logs[2]
     for view in views:
         await client.delete_session(view.id)
 
