@@ -1,0 +1,566 @@
+"""The life of a run at its executor: inputs, submission, statements, the end.
+
+Every call to the engine that makes something happen is preceded by its durable intent. So a
+crash at any moment leads to the same session and the same statement again: the engine is
+asked for what bears our name (sessions, batches) or stands at the expected number
+(statements) before anything is sent a second time.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from island.catalog.ports import Inputs
+from island.config import Config
+from island.errors import BadInput, Changed, Corrupt, EngineFailed, IslandError, Unreachable
+from island.jobs import core, runs, store
+from island.jobs.engine import Engine, EngineLost, Remote
+from island.jobs.messages import (
+    InputRef,
+    StatementReport,
+)
+from island.jobs.ports import Datasets
+from island.jobs.router import show_bytes
+from island.jobs.runs import Run, RunStatement
+from island.kernel.db import Database
+from island.kernel.ids import DatasetName, IslandId
+from island.kernel.loops import Tasks, backoff
+from island.kernel.ports import Clock, Rng, Signal, Topic
+from island.livy.conf import PATH_PREFIX
+from island.livy.messages import STATEMENT_ENDED
+from island.trust.service import Trust
+
+log = structlog.get_logger("island")
+
+_POLL_FAST, _POLL_SLOW, _POLL_IDLE = 0.004, 0.5, 3.0
+
+
+@dataclass(slots=True)
+class Live:
+    """A run that has not ended, with what is known only now."""
+
+    run: Run
+    version: int
+    renewed: float
+    """When its home was last heard, on the clock of leases."""
+    next_remote: int = 0
+    current: RunStatement | None = None
+    last_number: int = -1
+    signal: Signal = field(default_factory=Signal)
+    cancel_sent: bool = False
+    placed: bool = False
+    """Whether it holds one of the engine's places."""
+    spoke: float = -1e9
+    """When home was last told of mere progress (monotonic)."""
+
+
+class Ended(Exception):
+    """The run has come to its end: state, and the reason in words."""
+
+    def __init__(self, state: str, reason: str) -> None:
+        super().__init__(reason)
+        self.state, self.reason = state, reason
+
+
+class Carrier:
+    """Carries runs through one engine."""
+
+    def __init__(
+        self,
+        state: Database,
+        catalog: Datasets,
+        inputs: Inputs,
+        trust: Trust,
+        config: Config,
+        engine: Engine | None,
+        clock: Clock,
+        rng: Rng,
+        *,
+        folder: Path,
+        changed: Callable[[IslandId, str, int], None],
+    ) -> None:
+        self._state, self._catalog, self._inputs = state, catalog, inputs
+        self._trust, self._config, self._engine = trust, config, engine
+        self._clock, self._rng, self._folder, self._changed = clock, rng, folder, changed
+        self.live: dict[tuple[str, int], Live] = {}
+        """The runs that have not ended, in the order in which they were accepted."""
+        self.places = Topic()
+        """Touched when a place may have become free."""
+        self._tasks: Tasks | None = None
+
+    async def start(self, tasks: Tasks) -> None:
+        """Take up every run that had not ended."""
+        self._tasks = tasks
+        for run in await self._state.read(runs.unended):
+            statements = await self._state.read(partial(runs.statements, job=run.job, epoch=run.epoch))
+            live = self.begin(run)
+            if statements:
+                live.last_number, live.next_remote = statements[-1].number, statements[-1].remote + 1
+                live.current = None if statements[-1].ended else statements[-1]
+
+    def run_folder(self, job: str, epoch: int) -> Path:
+        """Where the file of a batch is placed."""
+        return self._folder / f"{job.partition('.')[0]}-{epoch}"
+
+    def begin(self, run: Run) -> Live:
+        assert self._tasks is not None
+        live = Live(run, int(self._clock.wall() * 1000), self._clock.boottime(), next_remote=run.hidden)
+        self.live[run.job, run.epoch] = live
+        self._tasks.spawn(f"run {run.job} {run.epoch}", self._carry(live))
+        return live
+
+    async def _carry(self, live: Live) -> None:
+        try:
+            await self._live_through(live)
+        except Ended as end:
+            await self._end(live, end.state, end.reason)
+        except EngineLost as error:
+            await self._end(live, "dead", f"{error.message}; what was in it is lost, finished results are kept")
+        except BadInput as error:
+            await self._end(live, "dead", f"the engine refused it: {error.message}")
+        except (Unreachable, Changed, Corrupt, IslandError) as error:
+            await self._end(live, "dead", str(error).replace("\n", " "))
+
+    async def _live_through(self, live: Live) -> None:
+        if live.run.step == "accepted":
+            await self._take_place(live)
+        live.placed = True
+        if live.run.step in ("accepted", "submitting"):
+            body = await self._body(live)
+            await self._submit(live, body)
+        await self._check_instance(live)
+        if live.run.work.kind == "batch":
+            await self._follow_batch(live)
+        else:
+            await self._serve_session(live)
+
+    async def _take_place(self, live: Live) -> None:
+        said = False
+        while True:
+            self._check_stop(live)
+            version = self.places.version
+            limit = self._config.livy.max_sessions
+            if sum(1 for other in self.live.values() if other.placed) < limit and live is next(
+                other for other in self.live.values() if not other.placed
+            ):
+                live.placed = True
+                self.places.touch()
+                return
+            if not said:
+                said = True
+                self._note(live, f"waits for a place: {limit} of {limit} are taken (livy.max_sessions)")
+            await self.places.after(version, timeout=30.0)
+
+    async def _body(self, live: Live) -> dict[str, Any]:
+        """Livy's request, with every input fetched, verified and named in its conf."""
+        run, work = live.run, live.run.work
+        paths = []
+        moved = 0
+        for ref in work.inputs:
+            self._check_stop(live)
+            resolved = await self._catalog.resolve(DatasetName(ref.owner, ref.name, ref.snapshot))
+            missing = await self._inputs.missing(resolved)
+            if missing:
+                self._note(live, f"fetches {show_bytes(missing)} of {ref}")
+            local = await self._inputs.materialise(resolved, self._progress(live, ref))
+            if missing:
+                moved += missing
+                self._note(live, f"{ref} is here: {show_bytes(missing)} fetched and verified")
+            paths.append((ref, local.path))
+        live.run.moved = max(live.run.moved, moved)
+        if work.inputs and live.run.step == "accepted":
+            views = ", ".join(ref.views[-1] for ref in work.inputs)
+            self._note(live, f"inputs are ready as views: {views}")
+        conf = {key: value for key, value in work.conf.items() if not key.startswith("spark.island.")}
+        conf |= core.input_conf(paths)
+        body: dict[str, Any] = {"name": run.name, "conf": conf, **work.resources}
+        if work.kind == "session":
+            return {"kind": work.language, **body}
+        file = await self._place_file(run)
+        return {"file": str(file), "args": list(work.args), **body}
+
+    async def _place_file(self, run: Run) -> Path:
+        """The file of a batch in a folder of its own, where its Livy can read it."""
+        data = await self._state.read(lambda conn: store.file(conn, run.work.file_hash))
+        path = self.run_folder(run.job, run.epoch) / run.work.file_name
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.write_bytes(data)  # at most a megabyte, to a local disk
+        return path
+
+    def _progress(self, live: Live, ref: InputRef) -> Callable[[int, int, str], None]:
+        def progress(done: int, total: int, what: str) -> None:
+            now = self._clock.monotonic()
+            if now - live.spoke >= 2.0 and done < total:
+                live.spoke = now
+                self._note(live, f"{ref}: {show_bytes(done)} of {show_bytes(total)} ({what})")
+
+        return progress
+
+    async def _submit(self, live: Live, body: Mapping[str, Any]) -> None:
+        """Create the session or batch, once: after a lost answer it is looked for by its name."""
+        run = live.run
+        assert self._engine is not None
+        failures = 0
+        while True:
+            self._check_stop(live)
+            try:
+                instance = await self._engine.instance()
+                remote = await self._adopted(live, instance)
+                if remote is None:
+                    run.step, run.engine = "submitting", instance
+                    await self.save(live)
+                    remote = await self._create(live, body)
+                break
+            except EngineLost:
+                raise
+            except EngineFailed as error:
+                failures += 1
+                if failures == 1:
+                    self._note(live, f"the engine does not answer ({error.message}); trying again")
+                await live.signal.wait(backoff(failures, self._rng))
+        run.step, run.remote = "running", remote.id
+        self._note(live, f"Spark is starting at {self._trust.name}")
+        await self.save(live)
+
+    async def _create(self, live: Live, body: Mapping[str, Any]) -> Remote:
+        assert self._engine is not None
+        kind = live.run.work.kind
+        try:
+            return await self._engine.create(kind, body)
+        except BadInput:
+            # The first attempt, whose answer was lost, may have come through only now: its name is taken by us.
+            if (found := await self._engine.find(kind, live.run.name)) is not None:
+                return found
+            raise
+
+    async def _adopted(self, live: Live, instance: str) -> Remote | None:
+        """What an earlier attempt, whose answer was lost, has started already."""
+        run = live.run
+        if run.step != "submitting":
+            return None
+        assert self._engine is not None
+        if instance != run.engine:
+            # A session in which nothing ran yet loses nothing by being started again; a batch may have run.
+            if run.work.kind == "batch":
+                raise EngineLost("the engine was started anew while the batch was being submitted")
+            return None
+        if (found := await self._engine.find(run.work.kind, run.name)) is not None:
+            return found
+        if not instance and run.work.kind == "batch":
+            raise Ended(
+                "dead",
+                "it is unknown whether the batch ran: Livy's answer was lost, and Livy no longer shows it",
+            )
+        return None
+
+    async def _check_instance(self, live: Live) -> None:
+        run = live.run
+        assert self._engine is not None
+        failures = 0
+        while True:
+            try:
+                instance = await self._engine.instance()
+                break
+            except EngineFailed:
+                failures += 1
+                await live.signal.wait(backoff(failures, self._rng))
+                self._check_stop_silent(live)
+        if instance != run.engine:
+            raise EngineLost(f"the engine at {self._trust.name} was started anew, and its Spark sessions ended")
+
+    async def _serve_session(self, live: Live) -> None:
+        run = live.run
+        wait = 0.05
+        while run.state not in ("idle", "busy"):
+            await self._look(live)
+            if run.state not in ("idle", "busy"):
+                await live.signal.wait(wait)
+                wait = min(wait * 1.3, 0.5)
+        if not run.engine and run.work.inputs and not run.hidden:
+            await self._preamble(live)
+        run.state = "idle"
+        await self._tell(live)
+        while True:
+            if live.current is not None:
+                await self._run_statement(live)
+            else:
+                await self._look(live)
+                if live.current is None:
+                    await live.signal.wait(_POLL_IDLE * (0.75 + 0.5 * self._rng.random()))
+
+    async def _look(self, live: Live) -> None:
+        """Ask the engine how the session or batch is; obey the owner; tell home what changed."""
+        run = live.run
+        assert self._engine is not None and run.remote is not None
+        self._check_stop(live)
+        self._check_lease(live)
+        try:
+            remote = await self._engine.show(run.work.kind, run.remote)
+        except EngineLost:
+            raise
+        except EngineFailed as error:
+            self._silent(live, error)
+            return
+        self._verify_instance(live)
+        if remote.log and remote.log != run.log:
+            run.log = remote.log
+            live.version += 1
+            if run.work.kind == "batch" and self._clock.monotonic() - live.spoke >= 1.0:
+                live.spoke = self._clock.monotonic()
+                self._changed(IslandId(run.home), run.job, run.epoch)
+        before = (run.state, run.app_id, run.app_info)
+        state = remote.state if remote.state != "busy" or run.work.kind == "batch" else "idle"
+        if core.has_ended(remote.state):
+            run.log = await self._last_log(live) or run.log
+            reason = "" if remote.state == "success" else _last_words(run.log) or f"the {run.work.kind} ended by itself"
+            raise Ended(remote.state, reason)
+        if run.work.kind == "session" and run.state == "starting" and state == "idle":
+            state = "starting" if not run.engine and run.work.inputs and not run.hidden else "idle"
+            if state == "starting":
+                run.state = "busy"  # the engine is up; our views come first
+                return
+        run.state, run.app_id, run.app_info = state, remote.app_id, remote.app_info
+        if before != (run.state, run.app_id, run.app_info):
+            await self._tell(live)
+
+    async def _last_log(self, live: Live) -> list[str]:
+        run = live.run
+        assert self._engine is not None and run.remote is not None
+        try:
+            return await self._engine.log(run.work.kind, run.remote)
+        except EngineFailed:
+            return []  # the short log of the last look is what remains
+
+    def _silent(self, live: Live, error: EngineFailed) -> None:
+        if live.run.notes[-1:] != [text := f"the engine does not answer: {error.message}"]:
+            self._note(live, text)
+
+    async def _preamble(self, live: Live) -> None:
+        """Views of the inputs in a stock Livy, by statements of ours before the user's first."""
+        run = live.run
+        assert self._engine is not None and run.remote is not None
+        statements = _view_statements(await self._body(live), run.work.inputs)
+        for number, code in enumerate(statements):
+            if await self._engine.statement(run.remote, number) is None:
+                await self._engine.post(run.remote, code, "sql")
+            view = await self._await_remote(live, run.remote, number)
+            output = view.get("output") or {}
+            if output.get("status") == "error":
+                raise Ended("dead", f"an input could not be made a view: {output.get('evalue', '')}"[:1000])
+        run.hidden = live.next_remote = len(statements)
+        await self.save(live)
+
+    async def _await_remote(self, live: Live, remote: int, number: int) -> dict[str, Any]:
+        assert self._engine is not None
+        wait = _POLL_FAST
+        while True:
+            self._check_stop(live)
+            view = await self._engine.statement(remote, number)
+            if view is not None and view.get("state") in STATEMENT_ENDED:
+                return view
+            await live.signal.wait(wait)
+            wait = min(wait * 1.3, _POLL_SLOW)
+
+    # --- statements ---------------------------------------------------------------------------
+
+    async def _run_statement(self, live: Live) -> None:
+        """Post the current statement, unless it is there already, and follow it to its end."""
+        run, statement = live.run, live.current
+        assert statement is not None and run.remote is not None and self._engine is not None
+        posted, wait, failures = False, _POLL_FAST, 0
+        while True:
+            self._check_stop(live)
+            try:
+                view = None
+                if posted or failures or statement.state != "waiting":
+                    view = await self._engine.statement(run.remote, statement.remote)
+                    self._verify_instance(live)
+                if view is None and not posted:
+                    await self._post(live, statement)
+                    posted = True
+                    continue
+                failures = 0
+            except EngineLost:
+                raise
+            except BadInput as error:
+                await self._finish(live, statement, "error", core.error_output("Refused", error.message), 0, 0)
+                return
+            except EngineFailed as error:
+                failures += 1
+                posted = False
+                self._silent(live, error)
+                await live.signal.wait(backoff(failures, self._rng, base=0.2, cap=5.0))
+                continue
+            if view is None:
+                raise EngineLost("the engine no longer knows the statement that was running")
+            posted = True
+            if view.get("state") in STATEMENT_ENDED:
+                output = view.get("output")
+                text = "" if output is None else json.dumps(output, ensure_ascii=False, separators=(",", ":"))
+                await self._finish(
+                    live,
+                    statement,
+                    str(view["state"]),
+                    core.cut_output(text),
+                    view.get("started", 0),
+                    view.get("completed", 0),
+                )
+                return
+            await self._note_running(live, statement, view)
+            if await live.signal.wait(wait):
+                wait = _POLL_FAST
+            wait = min(wait * 1.3, _POLL_SLOW)
+
+    async def _post(self, live: Live, statement: RunStatement) -> None:
+        run = live.run
+        assert self._engine is not None and run.remote is not None
+        number = await self._engine.post(run.remote, statement.code, statement.language)
+        if number != statement.remote:
+            statement.remote, live.next_remote = number, number + 1
+            await self._state.write(lambda conn: runs.save_statement(conn, run, statement))
+
+    def _verify_instance(self, live: Live) -> None:
+        assert self._engine is not None
+        if self._engine.seen != live.run.engine:
+            raise EngineLost(f"the engine at {self._trust.name} was started anew, and its Spark sessions ended")
+
+    async def _note_running(self, live: Live, statement: RunStatement, view: Mapping[str, Any]) -> None:
+        assert self._engine is not None and live.run.remote is not None
+        if statement.cancel and not live.cancel_sent:
+            await self._engine.cancel(live.run.remote, statement.remote)
+            live.cancel_sent = True
+        before = (statement.state, statement.progress)
+        statement.state = str(view.get("state", "running"))
+        statement.progress, statement.started = float(view.get("progress", 0.0)), int(view.get("started", 0))
+        if before != (statement.state, statement.progress):
+            live.version += 1
+            self._changed(IslandId(live.run.home), live.run.job, live.run.epoch)
+
+    async def _finish(
+        self, live: Live, statement: RunStatement, state: str, output: str, started: int, completed: int
+    ) -> None:
+        """The result is durable here before home can hear of it."""
+        statement.state, statement.output = state, output
+        statement.started, statement.completed = started, completed
+        await self._state.write(lambda conn: runs.save_statement(conn, live.run, statement))
+        live.current = None
+        live.version += 1
+        self._changed(IslandId(live.run.home), live.run.job, live.run.epoch)
+
+    # --- batches ------------------------------------------------------------------------------
+
+    async def _follow_batch(self, live: Live) -> None:
+        wait = 0.05
+        while True:
+            await self._look(live)
+            await live.signal.wait(wait)
+            wait = min(wait * 1.3, 1.0)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _check_stop(self, live: Live) -> None:
+        if live.run.stop:
+            raise Ended("killed", f"ended by its owner ({live.run.user})")
+
+    def _check_stop_silent(self, live: Live) -> None:
+        # While the engine is silent nothing can be ended there; its own watch over idle sessions will.
+        self._check_stop(live)
+        self._check_lease(live)
+
+    def _check_lease(self, live: Live) -> None:
+        silent = self._clock.boottime() - live.renewed
+        if live.run.home != self._trust.me and silent > live.run.lease:
+            raise Ended("killed", f"its home was silent for {silent:.0f} s, longer than its lease")
+
+    async def _end(self, live: Live, state: str, reason: str) -> None:
+        run = live.run
+        run.step, run.state, run.reason = "ended", state, reason[:4000]
+        if reason:
+            self._note(live, f"{run.work.kind} {state}: {reason}", tell=False)
+
+        def write(conn: sqlite3.Connection) -> None:
+            for statement in runs.statements(conn, run.job, run.epoch):
+                if not statement.ended:
+                    last = core.lost_statement(_as_running(statement), reason)
+                    statement.state, statement.output = last.state, last.output
+                    runs.save_statement(conn, run, statement)
+            runs.save(conn, run)
+
+        await self._state.write(write)
+        live.version += 1
+        self.live.pop((run.job, run.epoch), None)
+        self.places.touch()
+        log.info("jobs.run_ended", job=run.job, epoch=run.epoch, state=state, reason=reason)
+        self._changed(IslandId(run.home), run.job, run.epoch)
+        await self._clear(run)
+
+    async def _clear(self, run: Run) -> None:
+        """Leave nothing at the engine or in the folder. What the engine misses here it ends by itself."""
+        if run.remote is not None and self._engine is not None:
+            try:
+                if not run.engine or await self._engine.instance() == run.engine:
+                    await self._engine.end(run.work.kind, run.remote)
+            except IslandError as error:
+                log.info("jobs.not_cleared", job=run.job, error=error.message)
+        if run.work.file_name:
+            _remove(self.run_folder(run.job, run.epoch))
+
+    # --- odds ---------------------------------------------------------------------------------
+
+    def _note(self, live: Live, text: str, *, tell: bool = True) -> None:
+        if len(live.run.notes) < 150:
+            live.run.notes.append(f"{self._trust.name}: {text}"[:4000])
+        if tell:
+            live.version += 1
+            self._changed(IslandId(live.run.home), live.run.job, live.run.epoch)
+
+    async def _tell(self, live: Live) -> None:
+        await self.save(live)
+        live.version += 1
+        self._changed(IslandId(live.run.home), live.run.job, live.run.epoch)
+
+    async def save(self, live: Live) -> None:
+        await self._state.write(lambda conn: runs.save(conn, live.run))
+
+
+def _as_running(statement: RunStatement) -> StatementReport:
+    """An accepted statement may have been posted: it counts as running."""
+    report = statement.report()
+    if report.state == "waiting":
+        return StatementReport(number=report.number, state="running")
+    return report
+
+
+def _last_words(lines: list[str]) -> str:
+    """The last line of a log that says something."""
+    said = [line.strip() for line in lines if line.strip() and line.strip() not in ("stdout:", "stderr:")]
+    return said[-1][:500] if said else ""
+
+
+def _remove(folder: Path) -> None:
+    for entry in folder.glob("*"):
+        entry.unlink(missing_ok=True)
+    if folder.exists():
+        folder.rmdir()
+
+
+def _view_statements(body: Mapping[str, Any], inputs: tuple[InputRef, ...]) -> list[str]:
+    """SQL that makes the views of the inputs, for a Livy that knows nothing of them."""
+    conf, statements = body["conf"], []
+    for ref in inputs:
+        path = conf[PATH_PREFIX + ref.views[0]]
+        files = json.loads(path) if path.startswith("[") else [path]
+        source = " UNION ALL ".join(f"SELECT * FROM parquet.`{file.replace('`', '``')}`" for file in files)
+        statements.append(f"CREATE OR REPLACE TEMPORARY VIEW `{ref.views[0]}` AS {source}")
+        statements += [
+            f"CREATE OR REPLACE TEMPORARY VIEW `{alias}` AS SELECT * FROM `{ref.views[0]}`" for alias in ref.views[1:]
+        ]
+    return statements

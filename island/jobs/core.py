@@ -1,0 +1,277 @@
+"""Decisions about jobs, pure: what may run, under which names, and what is told of what was lost.
+
+No I/O, clock, randomness or logging. The choice of the place is in `router`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from island.config import JobsSection
+from island.errors import BadInput
+from island.jobs.messages import LOG_LINES, MAX_HOPS, MAX_OUTPUT, Envelope, InputRef, StatementReport
+from island.livy.conf import ALIAS_PREFIX, INPUTS_KEY, PATH_PREFIX, is_protected
+from island.livy.messages import SESSION_ENDED, STATEMENT_ENDED
+
+QUEUE_PREFIX: Final = "island:"
+EMBEDDED_LANGUAGES: Final = ("batch", "pyspark", "shared", "sql")
+STOCK_LANGUAGES: Final = ("batch", "pyspark", "shared", "spark", "sparkr", "sql")
+
+MAX_SESSIONS_OF_USER: Final = 50
+"""Live sessions and batches of one user at one home."""
+
+# What a client may never set, beyond what the engine refuses: where data come from and how
+# names are looked up outside Spark, and everything of ours but the inputs.
+_REFUSED_PREFIXES: Final = ("spark.hadoop.", "spark.hive.", "spark.island.", "spark.jars", "spark.submit.")
+
+# What a foreign job may set: how its own computation is cut and sized, nothing that names a
+# class, a path, an address or a catalog.
+_FOREIGN: Final = re.compile(
+    r"spark\.(app\.name|default\.parallelism|rdd\.compress|speculation|serializer\.objectStreamReset"
+    r"|(driver|executor)\.(memory|cores|memoryOverhead)|driver\.maxResultSize|executor\.instances"
+    r"|dynamicAllocation\.(enabled|maxExecutors|minExecutors)|task\.(cpus|maxFailures)"
+    r"|sql\.(shuffle\.partitions|session\.timeZone|ansi\.enabled|autoBroadcastJoinThreshold|caseSensitive"
+    r"|broadcastTimeout|repl\.eagerEval\.[A-Za-z]+|adaptive\.[A-Za-z.]+|execution\.arrow\.[A-Za-z.]+"
+    r"|files\.maxPartitionBytes|parquet\.(binaryAsString|int96RebaseModeInRead|filterPushdown)))"
+)
+
+_NO_TABLE: Final = re.compile(
+    r"TABLE_OR_VIEW_NOT_FOUND\]?[^`]*((?:`[^`]{1,200}`\.?)+)|Table or view not found: ([A-Za-z0-9_.`]{1,200})"
+)
+
+
+# --- what a client asks -------------------------------------------------------------------
+
+
+def refused_keys(conf: Mapping[str, str]) -> list[str]:
+    """Keys of `conf` that no client may set, sorted."""
+    return sorted(key for key in conf if is_protected(key) or (key.startswith(_REFUSED_PREFIXES) and key != INPUTS_KEY))
+
+
+def refused_foreign_keys(conf: Mapping[str, str]) -> list[str]:
+    """Keys that a job from another island may not set here, sorted."""
+    return sorted(key for key in conf if key != INPUTS_KEY and not _FOREIGN.fullmatch(key))
+
+
+def named_inputs(conf: Mapping[str, str]) -> list[str]:
+    """The dataset names in `spark.island.inputs`, in order, each once."""
+    names = [part.strip() for part in conf.get(INPUTS_KEY, "").split(",")]
+    found = list(dict.fromkeys(name for name in names if name))
+    if len(found) > 64:
+        raise BadInput(f"{len(found)} inputs; the limit is 64", hint="Join them in fewer datasets.")
+    return found
+
+
+def pinned(queue: str | None) -> str:
+    """The island named by `queue = "island:NAME"`, or ""."""
+    return queue[len(QUEUE_PREFIX) :].strip() if queue and queue.startswith(QUEUE_PREFIX) else ""
+
+
+def request_hash(kind: str, request: Any) -> str:
+    """The hash by which two requests are the same: SHA-256 of kind and canonical JSON."""
+    text = json.dumps([kind, request], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def view_name(text: str) -> str:
+    """A name as a Spark view: characters outside `[A-Za-z0-9_]` become `_`."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", text)
+
+
+def view_names(datasets: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """For each (owner, name) the names of its views: `OWNER__NAME`, and `NAME` where only one input has it.
+
+    Spark's names do not differ by case. Raises `BadInput` when two inputs would be one view.
+    """
+    whole = [view_name(f"{owner}__{name}") for owner, name in datasets]
+    short = [view_name(name) for _, name in datasets]
+    folded = [text.lower() for text in whole]
+    for index, text in enumerate(folded):
+        if text in folded[:index]:
+            first, second = ("/".join(datasets[i]) for i in (folded.index(text), index))
+            raise BadInput(
+                f"the inputs {first} and {second} would both be the view {whole[index]}", hint="Leave one of them out."
+            )
+    taken = [text.lower() for text in short]
+    return [
+        (long, name) if taken.count(name.lower()) == 1 and name.lower() not in folded else (long,)
+        for long, name in zip(whole, short, strict=True)
+    ]
+
+
+def input_conf(inputs: Iterable[tuple[InputRef, str]]) -> dict[str, str]:
+    """The settings by which inputs, each with its local path, reach a session."""
+    conf = {}
+    for ref, path in inputs:
+        conf[PATH_PREFIX + ref.views[0]] = path
+        for alias in ref.views[1:]:
+            conf[ALIAS_PREFIX + alias] = ref.views[0]
+    return conf
+
+
+# --- policy of the executor ---------------------------------------------------------------
+
+
+def policy_refusal(jobs: JobsSection, home: str, home_name: str, *, is_home: bool, named: bool) -> str:
+    """Why a job of `home` may not run here, naming the key of island.toml; "" if it may.
+
+    `named` says that an entry of `accept_from` means `home`.
+    """
+    if is_home:
+        return ""
+    if not named and "members" not in jobs.accept_from:
+        return f"its administrator does not accept jobs of {home_name} (jobs.accept_from in its island.toml)"
+    if jobs.foreign_code == "none":
+        return 'its administrator allows no foreign code (jobs.foreign_code = "none" in its island.toml)'
+    if not jobs.same_user:
+        return (
+            "its administrator does not accept foreign code under the account of the daemon"
+            " (jobs.same_user = false in its island.toml)"
+        )
+    return ""
+
+
+def envelope_problem(envelope: Envelope, sender: str, me: str) -> str:
+    """Why an envelope is not acceptable from `sender`, or ""."""
+    if envelope.home != sender:
+        return "a job is offered by its home only"
+    if not envelope.path or envelope.path[0] != envelope.home:
+        return "the path of a job begins at its home"
+    if me != envelope.home and me in envelope.path:
+        return "the job was here already"
+    if len(envelope.path) > MAX_HOPS:
+        return "the job passed through too many islands"
+    if envelope.hops < 1 and me != envelope.home:
+        return "the job may pass through no more islands"
+    if not envelope.job.endswith("." + envelope.home[:10]):
+        return "the job's id is not of that home"
+    return ""
+
+
+# --- results -------------------------------------------------------------------------------
+
+
+def cut_output(output: str, limit: int = MAX_OUTPUT) -> str:
+    """Livy's output object as JSON of at most about `limit` bytes; what is left out is said in it."""
+    size = len(output.encode("utf-8", "surrogatepass"))
+    if size <= limit:
+        return output
+    value = json.loads(output)
+    room = limit // 2
+    if value.get("status") == "error":
+        value["evalue"] = str(value.get("evalue", ""))[: room // 8] + f"\n[cut by island: {size} bytes]"
+        value["traceback"] = [str(line)[:1000] for line in value.get("traceback", [])[:100]]
+        return _json(value)
+    data: dict[str, Any] = {}
+    for kind, content in value.get("data", {}).items():
+        data.update(_cut_content(kind, content, room // max(1, 4), size))
+    value["data"] = data
+    return _json(value)
+
+
+def _cut_content(kind: str, content: Any, room: int, size: int) -> dict[str, Any]:
+    notice = f"[cut by island: the output has {size} bytes; write it to a file, or select less]"
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        rows, used, kept = content["data"], 0, []
+        for row in rows:
+            used += len(_json(row)) * 2
+            if used > room:
+                break
+            kept.append(row)
+        text = f"[cut by island: {len(kept)} of {len(rows)} rows are kept; select less]"
+        return {kind: {**content, "data": kept}, "text/plain": text}
+    text = content if isinstance(content, str) else _json(content)
+    if kind == "text/plain":
+        return {kind: text[:room] + "\n" + notice}
+    return {kind: content} if len(text) * 2 <= room else {"text/plain": notice}
+
+
+def missing_table(output: str) -> str:
+    """The table or view that a failed statement did not find, or ""."""
+    if '"error"' not in output[:4096] or ("NOT_FOUND" not in output and "not found" not in output):
+        return ""
+    value = json.loads(output)
+    if value.get("status") != "error":
+        return ""
+    found = _NO_TABLE.search(str(value.get("evalue", "")))
+    return (found[1] or found[2]).replace("`", "").strip(".") if found else ""
+
+
+def suggest(table: str, datasets: Sequence[tuple[str, str]]) -> tuple[str, bool]:
+    """The dataset `OWNER/NAME` that `table` is the view of (exactly: True) or nearly (False); "" for none."""
+    wanted = view_name(table).lower()
+    names: dict[str, str] = {}
+    for owner, name in datasets:
+        for view in (view_name(f"{owner}__{name}"), view_name(f"{owner}.{name}"), view_name(name)):
+            names.setdefault(view.lower(), f"{owner}/{name}")
+    if wanted in names:
+        return names[wanted], True
+    near = difflib.get_close_matches(wanted, sorted(names), n=1, cutoff=0.8)
+    return (names[near[0]], False) if near else ("", False)
+
+
+def with_hint(output: str, table: str, dataset: str, exact: bool, inputs: Sequence[str]) -> str:
+    """The output of a failed statement with the line that would make its table an input."""
+    value = json.loads(output)
+    line = f"{INPUTS_KEY} = {','.join([*inputs, dataset])}"
+    which = f"`{table}` is the dataset {dataset}" if exact else f"`{table}` may mean the dataset {dataset}"
+    text = f"island: {which}, which is not an input of this session. Open a session with this line in its conf: {line}"
+    value["evalue"] = f"{str(value.get('evalue', '')).rstrip()}\n{text}"
+    value["traceback"] = [*value.get("traceback", []), f"{text}\n"]
+    return _json(value)
+
+
+def error_output(name: str, text: str) -> str:
+    """An output object of Livy's that says an error of ours."""
+    return _json({"status": "error", "execution_count": 0, "ename": name, "evalue": text, "traceback": [text + "\n"]})
+
+
+def lost_statement(report: StatementReport, why: str) -> StatementReport:
+    """How a statement ends whose session is lost: a running one in error, a waiting one cancelled."""
+    if report.state in STATEMENT_ENDED:
+        return report
+    if report.state == "waiting":
+        text = f"it was never run: {why}"
+        return StatementReport(
+            number=report.number, state="cancelled", output=error_output("NeverRun", text), progress=1.0
+        )
+    if report.state == "cancelling":
+        return StatementReport(number=report.number, state="cancelled", progress=1.0, started=report.started)
+    text = f"it was running when its session was lost, and its result is lost with it: {why}"
+    return StatementReport(
+        number=report.number,
+        state="error",
+        output=error_output("SessionLost", text),
+        progress=1.0,
+        started=report.started,
+    )
+
+
+def session_state(executor_state: str, open_statements: int) -> str:
+    """The Livy state that home shows: a session with a statement that home has not finished is busy."""
+    return "busy" if executor_state == "idle" and open_statements else executor_state
+
+
+def has_ended(state: str) -> bool:
+    """Whether a session or batch in this Livy state will never run anything again."""
+    return state in SESSION_ENDED and state != "shutting_down"
+
+
+def livy_log(engine_log: Sequence[str], notes: Sequence[str]) -> list[str]:
+    """The log that a Livy client sees: the engine's streams, then what island did, newest last."""
+    streams = list(engine_log) or ["stdout: ", "\nstderr: "]
+    return [*streams, "\nisland: ", *notes[-LOG_LINES:]]
+
+
+def short_log(lines: Sequence[str]) -> list[str]:
+    """The ten lines of a session's view, the headings among them."""
+    return list(lines[-10:])
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,161 @@
+"""What an executor needs of a Livy server: the port, and its one implementation over `island.livy`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from island.errors import EngineFailed, NotFound
+from island.livy.client import LivyClient
+from island.livy.messages import BatchRequest, BatchView, CompletionRequest, SessionRequest, SessionView
+
+T = TypeVar("T")
+
+
+class EngineLost(EngineFailed):
+    """What ran is gone for good: the engine was started anew, or no longer knows it."""
+
+    code = "engine_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A session or batch as the engine shows it."""
+
+    id: int
+    state: str
+    app_id: str = ""
+    app_info: dict[str, str] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+
+class Engine(Protocol):
+    """One Livy server. Every method raises `EngineFailed` when it does not answer (what was asked
+    may or may not have happened), `EngineLost` when the session or batch is gone, and
+    `BadInput` when the engine refuses."""
+
+    @property
+    def seen(self) -> str:
+        """The instance that gave the newest answer; "" for a stock Livy, or before any answer."""
+
+    async def instance(self) -> str:
+        """The instance id of an embedded engine, "" for a stock Livy; asks it."""
+
+    async def create(self, kind: str, body: Mapping[str, Any]) -> Remote:
+        """Start a session or batch; `body` is Livy's, with a name that nothing else has."""
+
+    async def find(self, kind: str, name: str) -> Remote | None:
+        """The session or batch of that name that the engine still shows."""
+
+    async def show(self, kind: str, remote: int) -> Remote:
+        """Its state now."""
+
+    async def log(self, kind: str, remote: int) -> list[str]:
+        """All lines of its log that the engine keeps."""
+
+    async def post(self, remote: int, code: str, language: str) -> int:
+        """Post a statement; returns its id there."""
+
+    async def statement(self, remote: int, number: int) -> dict[str, Any] | None:
+        """A statement as Livy shows it, or None if there is none of that id."""
+
+    async def cancel(self, remote: int, number: int) -> None:
+        """Cancel a statement."""
+
+    async def end(self, kind: str, remote: int) -> None:
+        """End it, whatever it does. One that is gone already is no error."""
+
+    async def complete(self, remote: int, code: str, language: str, cursor: int) -> list[str]:
+        """Completion candidates."""
+
+
+class LivyEngine:
+    """`Engine` over a `LivyClient`. `client` gives the one of now (an embedded engine that is started
+    anew has another address); it may raise `EngineFailed` while there is none."""
+
+    def __init__(self, client: Callable[[], LivyClient]) -> None:
+        self._client = client
+        self._seen = ""
+
+    @property
+    def seen(self) -> str:
+        return self._seen
+
+    async def instance(self) -> str:
+        await self._ask(lambda livy: livy.version())
+        return self._seen
+
+    async def create(self, kind: str, body: Mapping[str, Any]) -> Remote:
+        if kind == "session":
+            session = msgspec.convert(dict(body), SessionRequest)
+            return _remote(await self._ask(lambda livy: livy.create_session(session)))
+        batch = msgspec.convert(dict(body), BatchRequest)
+        return _remote(await self._ask(lambda livy: livy.create_batch(batch)))
+
+    async def find(self, kind: str, name: str) -> Remote | None:
+        try:
+            return _remote(await self._view(kind, name))
+        except NotFound:
+            return None
+
+    async def show(self, kind: str, remote: int) -> Remote:
+        try:
+            return _remote(await self._view(kind, remote))
+        except NotFound as error:
+            raise EngineLost(f"the engine no longer knows the {kind}") from error
+
+    async def log(self, kind: str, remote: int) -> list[str]:
+        try:
+            page = await self._ask(
+                lambda livy: livy.session_log(remote, size=-1) if kind == "session" else livy.batch_log(remote, size=-1)
+            )
+        except NotFound as error:
+            raise EngineLost(f"the engine no longer knows the {kind}") from error
+        return [line[:4096] for line in page.log[-250:]]
+
+    async def post(self, remote: int, code: str, language: str) -> int:
+        return (await self._ask(lambda livy: livy.post_statement(remote, code, language or None))).id
+
+    async def statement(self, remote: int, number: int) -> dict[str, Any] | None:
+        try:
+            view = await self._ask(lambda livy: livy.statement(remote, number))
+        except NotFound:
+            return None
+        plain: dict[str, Any] = msgspec.to_builtins(view)
+        return plain
+
+    async def cancel(self, remote: int, number: int) -> None:
+        await self._ask(lambda livy: livy.cancel_statement(remote, number))
+
+    async def end(self, kind: str, remote: int) -> None:
+        try:
+            await self._ask(
+                lambda livy: livy.delete_session(remote) if kind == "session" else livy.delete_batch(remote)
+            )
+        except NotFound:
+            return
+
+    async def complete(self, remote: int, code: str, language: str, cursor: int) -> list[str]:
+        request = CompletionRequest(code, language, cursor)
+        return (await self._ask(lambda livy: livy.complete(remote, request))).candidates
+
+    async def _view(self, kind: str, key: int | str) -> SessionView | BatchView:
+        if kind == "session":
+            return await self._ask(lambda livy: livy.session(key))
+        return await self._ask(lambda livy: livy.batch(key))
+
+    async def _ask(self, what: Callable[[LivyClient], Awaitable[T]]) -> T:
+        client = self._client()
+        try:
+            return await what(client)
+        finally:
+            self._seen = client.instance or ""
+
+
+def _remote(view: SessionView | BatchView) -> Remote:
+    info = msgspec.to_builtins(view.app_info)
+    plain = {key: str(value) for key, value in info.items() if isinstance(value, str)}
+    return Remote(view.id, view.state, view.app_id or "", plain, [line[:4096] for line in view.log])

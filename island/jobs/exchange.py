@@ -1,0 +1,118 @@
+"""How requests about jobs travel: on the control session, or through a bulk stream when they are long.
+
+To this island itself they are plain calls, so that home and executor need not know whether
+they are one. A refusal is `PeerRefused` in both cases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from island.errors import IslandError, PeerRefused, Unreachable
+from island.jobs.messages import MAX_MESSAGE, BulkHead, Large
+from island.kernel import codec
+from island.kernel.codec import Malformed, Message
+from island.kernel.ids import IslandId
+from island.kernel.ports import BulkStream, Peers
+
+R = TypeVar("R", bound=Message)
+A = TypeVar("A", bound=Message)
+
+Handler = Callable[[IslandId, Any], Awaitable[Message]]
+
+PREFIX = "job."
+BULK = "job"
+_ROOM = codec.CONTROL_LIMIT - 1024
+_BLOCK = codec.BULK_LIMIT - 1024
+
+
+class Exchange:
+    """Serves and asks `job.*`."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+        self._served: dict[str, tuple[type[Message], Handler]] = {}
+        peers.on_bulk(BULK, self._on_bulk)
+
+    def serve(self, kind: str, request: type[R], handler: Callable[[IslandId, R], Awaitable[Message]]) -> None:
+        """Answer requests of a kind; `handler(sender, request)`."""
+        self._served[kind] = (request, handler)
+
+        async def answer(sender: IslandId, body: bytes) -> bytes:
+            encoded = codec.encode(await handler(sender, codec.decode(body, request)))
+            return encoded if len(encoded) <= _ROOM else codec.encode(Large(large=len(encoded)))
+
+        self._peers.on_request(PREFIX + kind, answer)
+
+    async def ask(self, to: IslandId, kind: str, request: Message, answer: type[A], *, timeout: float = 10.0) -> A:
+        """Ask an island, or this one. Raises `Unreachable`, or `PeerRefused` with the refusal's code."""
+        if to == self._peers.me:
+            return await self._ask_here(kind, request, answer)
+        body = codec.encode(request)
+        if len(body) <= _ROOM:
+            encoded = await self._peers.request(to, PREFIX + kind, body, timeout=timeout)
+            size = _large(encoded)
+            if size is None:
+                return codec.decode(encoded, answer)
+        async with _within(timeout + 50):
+            return codec.decode(await self._ask_bulk(to, kind, body, timeout), answer, limit=MAX_MESSAGE)
+
+    async def _ask_here(self, kind: str, request: Message, answer: type[A]) -> A:
+        try:
+            found = await self._served[kind][1](self._peers.me, request)
+            assert isinstance(found, answer)
+            return found
+        except Unreachable:
+            raise
+        except IslandError as error:
+            raise PeerRefused(error.message, hint=error.hint, code=error.code) from error
+
+    async def _ask_bulk(self, to: IslandId, kind: str, body: bytes, timeout: float) -> bytes:
+        head = codec.encode(BulkHead(kind=kind, size=len(body)))
+        async with self._peers.bulk(to, BULK, head, timeout=timeout) as stream:
+            await _send(stream, body)
+            await stream.finish()
+            return await _receive(stream, MAX_MESSAGE)
+
+    async def _on_bulk(self, sender: IslandId, body: bytes, stream: BulkStream) -> None:
+        head = codec.decode(body, BulkHead)
+        served = self._served.get(head.kind)
+        if served is None:
+            raise Malformed(f"an unknown request about jobs: '{head.kind[:50]}'")
+        request = codec.decode(await _receive(stream, head.size), served[0], limit=MAX_MESSAGE)
+        await _send(stream, codec.encode(await served[1](sender, request)))
+        await stream.finish()
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float) -> Any:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise Unreachable(f"no complete answer within {seconds:.0f} s", hint="It is asked again.") from error
+
+
+async def _send(stream: BulkStream, data: bytes) -> None:
+    for start in range(0, max(len(data), 1), _BLOCK):
+        await stream.send(data[start : start + _BLOCK])
+
+
+async def _receive(stream: BulkStream, limit: int) -> bytes:
+    parts, size = [], 0
+    while (block := await stream.receive()) is not None:
+        size += len(block)
+        if size > limit:
+            raise Malformed(f"more than {limit} bytes in one message about jobs")
+        parts.append(block)
+    return b"".join(parts)
+
+
+def _large(encoded: bytes) -> int | None:
+    # Only this one struct is a map of the single key "large": anything longer cannot be it.
+    if len(encoded) > 16 or b"large" not in encoded:
+        return None
+    return codec.decode(encoded, Large).large

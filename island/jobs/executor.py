@@ -1,0 +1,402 @@
+"""The executor: offers places, accepts commits, and answers homes about their runs.
+
+A run is a row before the engine hears of it. What happens to it then is in `carrier`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from island.catalog.messages import Resolved
+from island.catalog.ports import Inputs
+from island.config import Config
+from island.errors import Conflict, Denied, EngineFailed, IslandError, NotFound
+from island.jobs import core, runs, store
+from island.jobs.carrier import Carrier, Live
+from island.jobs.engine import Engine
+from island.jobs.messages import (
+    RESERVATION_S,
+    CommitAnswer,
+    CommitRequest,
+    Completion,
+    CompletionRequest,
+    Done,
+    InputRef,
+    Offer,
+    OfferPart,
+    OfferRequest,
+    ReleaseRequest,
+    Report,
+    StatementReport,
+    StatementRequest,
+    StatusRequest,
+    StopRequest,
+)
+from island.jobs.ports import Datasets, Islands
+from island.jobs.router import show_bytes
+from island.jobs.runs import Run, RunStatement
+from island.kernel import codec
+from island.kernel.db import Database
+from island.kernel.ids import DatasetName, IslandId
+from island.kernel.loops import Tasks
+from island.kernel.ports import Clock, Peers, Rng
+from island.trust import journal
+from island.trust.keys import verify
+from island.trust.service import Trust
+
+log = structlog.get_logger("island")
+
+MAX_WAITING = 100
+"""Runs that may wait for a place here."""
+
+WAIT_S = 60.0
+"""Seconds that a place is expected to stay taken."""
+
+_ENDED_VERSION = 2**52
+
+
+@dataclass(slots=True)
+class Reservation:
+    """A place that is held for a job until `expires` (monotonic)."""
+
+    id: str
+    job: str
+    home: IslandId
+    expires: float
+
+
+class Executor:
+    """Runs jobs at this island's Livy, for this home and for others that the administrator allows."""
+
+    def __init__(
+        self,
+        state: Database,
+        catalog: Datasets,
+        inputs: Inputs,
+        membership: Islands,
+        trust: Trust,
+        peers: Peers,
+        config: Config,
+        engine: Engine | None,
+        clock: Clock,
+        rng: Rng,
+        *,
+        folder: Path,
+        changed: Callable[[IslandId, str, int], None],
+    ) -> None:
+        self._state, self._catalog, self._inputs, self._membership = state, catalog, inputs, membership
+        self._trust, self._peers, self._config, self._engine = trust, peers, config, engine
+        self._clock, self._rng = clock, rng
+        self._reservations: dict[str, Reservation] = {}
+        self._carrier = Carrier(
+            state, catalog, inputs, trust, config, engine, clock, rng, folder=folder, changed=changed
+        )
+
+    async def start(self, tasks: Tasks) -> None:
+        """Take up every run that had not ended."""
+        await self._carrier.start(tasks)
+
+    # --- offers -----------------------------------------------------------------------------
+
+    async def offer(self, sender: IslandId, request: OfferRequest) -> Offer:
+        """A place for a job with this island's own terms, or a refusal that says why."""
+        refusal = self._refusal(sender, request) or self._capacity_refusal(sender)
+        if refusal:
+            return Offer(refusal=refusal)
+        languages = await self._languages()
+        if request.language not in languages:
+            return Offer(refusal=f"its engine does not run '{request.language}'" if languages else "it has no engine")
+        parts = []
+        for ref in request.inputs:
+            part, problem = await self._part(ref)
+            if problem:
+                return Offer(refusal=problem)
+            parts.append(part)
+        wait = self._wait(request.envelope.job)
+        return Offer(
+            reservation=self._reserve(request.envelope.job, sender).id,
+            wait=wait,
+            languages=languages,
+            parts=tuple(parts),
+        )
+
+    def decline(self, sender: IslandId, reservation: str) -> None:
+        """The reservation is not wanted."""
+        held = self._reservations.get(reservation)
+        if held is not None and held.home == sender:
+            del self._reservations[reservation]
+
+    def _refusal(self, sender: IslandId, request: OfferRequest) -> str:
+        if problem := core.envelope_problem(request.envelope, sender, self._trust.me):
+            return problem
+        return self._policy(sender)
+
+    def _policy(self, home: IslandId) -> str:
+        return core.policy_refusal(
+            self._config.jobs,
+            home,
+            self._membership.display(home),
+            is_home=home == self._trust.me,
+            named=any(self._means(entry, home) for entry in self._config.jobs.accept_from),
+        )
+
+    def _means(self, entry: str, home: IslandId) -> bool:
+        if entry == "members":
+            return True
+        try:
+            return self._membership.resolve(entry) == home
+        except IslandError:
+            return False  # a name that nobody bears, or two: it admits nobody
+
+    def _capacity_refusal(self, sender: IslandId) -> str:
+        if self._engine is None:
+            return "it has no Spark engine (no [livy] url, and the extra `spark` is not installed)"
+        foreign = [live for live in self._carrier.live.values() if live.run.home != self._trust.me]
+        limit = self._config.jobs.max_foreign
+        if sender != self._trust.me and len(foreign) >= limit:
+            return f"it runs {len(foreign)} foreign jobs already (jobs.max_foreign = {limit} in its island.toml)"
+        if len(self._carrier.live) >= self._config.livy.max_sessions + MAX_WAITING:
+            return f"{len(self._carrier.live)} jobs run or wait there already"
+        return ""
+
+    async def _languages(self) -> tuple[str, ...]:
+        assert self._engine is not None
+        try:
+            return core.EMBEDDED_LANGUAGES if await self._engine.instance() else core.STOCK_LANGUAGES
+        except EngineFailed as error:
+            # An engine that is still coming up will run the job; one that never comes fails it with a reason.
+            log.info("jobs.engine_silent", error=error.message)
+            return core.EMBEDDED_LANGUAGES if not self._config.livy.url else core.STOCK_LANGUAGES
+
+    async def _part(self, ref: InputRef) -> tuple[OfferPart, str]:
+        try:
+            resolved = await self._catalog.resolve(DatasetName(ref.owner, ref.name, ref.snapshot))
+        except IslandError as error:
+            return OfferPart(dataset=str(ref), bytes=0, missing=0), f"it does not know the input {ref}: {error.message}"
+        missing = await self._inputs.missing(resolved)
+        part = OfferPart(dataset=str(ref), bytes=resolved.record.size, missing=missing, files=resolved.record.files)
+        if not missing:
+            return part, ""
+        return self._from_best_holder(part, ref, resolved)
+
+    def _from_best_holder(self, part: OfferPart, ref: InputRef, resolved: Resolved) -> tuple[OfferPart, str]:
+        me = self._trust.me
+        holders = [h for h in self._catalog.holders(resolved.owner, resolved.name, resolved.snapshot) if h != me]
+        up = [holder for holder in holders if self._membership.is_up(holder)]
+        if not up:
+            names = ", ".join(self._membership.display(h) for h in holders) or "nobody"
+            return part, f"it lacks {show_bytes(part.missing)} of {ref}, and no holder ({names}) is up"
+        links = [(self._peers.link(holder), holder) for holder in up]
+        link, source = max(links, key=lambda pair: (pair[0] is not None, (pair[0] and pair[0].bandwidth) or 0.0))
+        return (
+            OfferPart(
+                dataset=part.dataset,
+                bytes=part.bytes,
+                missing=part.missing,
+                files=part.files,
+                source=self._membership.display(source),
+                rtt=link.rtt if link else None,
+                bandwidth=link.bandwidth if link else None,
+            ),
+            "",
+        )
+
+    def _wait(self, job: str) -> float:
+        now = self._clock.monotonic()
+        for key in [key for key, held in self._reservations.items() if held.expires <= now]:
+            del self._reservations[key]
+        taken = len(self._carrier.live) + sum(1 for held in self._reservations.values() if held.job != job)
+        return max(0, taken + 1 - self._config.livy.max_sessions) * WAIT_S
+
+    def _reserve(self, job: str, home: IslandId) -> Reservation:
+        for key in [key for key, held in self._reservations.items() if held.job == job and held.home == home]:
+            del self._reservations[key]
+        if len(self._reservations) >= 1000:
+            raise Conflict("too many places are reserved here", hint="They expire within half a minute.")
+        held = Reservation(self._rng.bytes(8).hex(), job, home, self._clock.monotonic() + RESERVATION_S)
+        self._reservations[held.id] = held
+        return held
+
+    # --- commits ----------------------------------------------------------------------------
+
+    async def commit(self, sender: IslandId, request: CommitRequest) -> CommitAnswer:
+        """Accept a job for good (durably), or refuse it for good under this epoch. Repeatable."""
+        problem = self._commit_problem(sender, request)
+        held = self._reservations.get(request.reservation)
+        reserved = held is not None and held.home == sender and held.job == request.envelope.job
+        fresh = reserved and held is not None and held.expires > self._clock.monotonic()
+        answer, run = await self._state.write(lambda conn: self._accept(conn, request, problem, fresh))
+        self._reservations.pop(request.reservation, None)
+        if run is not None and not run.ended and (run.job, run.epoch) not in self._carrier.live:
+            self._carrier.begin(run)
+            log.info("jobs.accepted", job=run.job, epoch=run.epoch, home=self._membership.display(sender))
+        return answer
+
+    def _commit_problem(self, sender: IslandId, request: CommitRequest) -> str:
+        envelope = request.envelope
+        if problem := core.envelope_problem(envelope, sender, self._trust.me) or self._policy(sender):
+            return problem
+        if request.work.file_hash and hashlib.sha256(request.file).hexdigest() != request.work.file_hash:
+            return "the file of the batch is not the one that its hash names"
+        if sender == self._trust.me:
+            return ""
+        if bad := core.refused_foreign_keys(request.work.conf):
+            return f"a foreign job may not set {', '.join(bad)} there"
+        network = self._trust.network
+        payload = codec.encode(envelope.on_behalf())
+        if network is None or not verify(sender, "on-behalf", network, payload, envelope.signature):
+            return "home's signature for its user does not verify"
+        return ""
+
+    def _accept(
+        self, conn: sqlite3.Connection, request: CommitRequest, problem: str, fresh: bool
+    ) -> tuple[CommitAnswer, Run | None]:
+        envelope = request.envelope
+        if (run := runs.get(conn, envelope.job, envelope.epoch)) is not None:
+            if not run.request_hash:
+                return CommitAnswer(accepted=False, reason="it was stopped before it began"), None
+            if run.request_hash != envelope.request_hash or run.home != envelope.home:
+                raise Conflict(f"job {envelope.job} was committed here under this epoch with another request")
+            return CommitAnswer(accepted=True), run
+        if problem:
+            return CommitAnswer(accepted=False, reason=problem), None
+        if runs.newest_epoch(conn, envelope.job) > envelope.epoch:
+            return CommitAnswer(accepted=False, reason="a later epoch of this job was committed here"), None
+        if not fresh:
+            return CommitAnswer(accepted=False, reason="the reservation has expired"), None
+        now = self._clock.wall()
+        runs.insert(conn, request, now)
+        if request.work.file_hash:
+            store.keep_file(conn, request.work.file_hash, request.file)
+        journal.append(
+            conn,
+            at=now,
+            who=f"{envelope.user}@{self._membership.display(IslandId(envelope.home))}",
+            act="job.run",
+            what=envelope.job,
+            outcome="accepted",
+            detail={
+                "kind": request.work.kind,
+                "epoch": envelope.epoch,
+                "inputs": [str(i) for i in request.work.inputs],
+            },
+        )
+        return CommitAnswer(accepted=True), runs.get(conn, envelope.job, envelope.epoch)
+
+    # --- requests of home --------------------------------------------------------------------
+
+    async def statement(self, sender: IslandId, request: StatementRequest) -> Done:
+        """Accept a statement durably. Again the same: nothing more happens."""
+        live = self._mine(sender, request.job, request.epoch)
+        live.renewed = self._clock.boottime()
+        if request.number <= live.last_number:
+            return Done()
+        if live.current is not None:
+            raise Conflict(f"statement {live.current.number} is still running; they are sent one at a time")
+        if live.run.step != "running" or live.run.state != "idle":
+            raise Conflict(f"the session is {live.run.state}", code="not_ready")
+        fresh = RunStatement(request.number, request.code, request.language, live.next_remote)
+        live.current, live.last_number, live.cancel_sent = fresh, request.number, False
+        try:
+            await self._state.write(lambda conn: runs.add_statement(conn, live.run, fresh))
+        except IslandError:
+            live.current, live.last_number = None, request.number - 1
+            raise
+        live.next_remote += 1
+        live.signal.set()
+        return Done()
+
+    async def status(self, sender: IslandId, request: StatusRequest) -> Report:
+        """The run as it is now; also renews its lease."""
+        live = self._carrier.live.get((request.job, request.epoch))
+        run = live.run if live else await self._state.read(lambda conn: runs.get(conn, request.job, request.epoch))
+        if run is None:
+            raise NotFound(f"this island knows no run of {request.job} under epoch {request.epoch}")
+        self._check_home(run, sender)
+        version = live.version if live else _ENDED_VERSION
+        statements: list[StatementReport] = []
+        if live is not None:
+            live.renewed = self._clock.boottime()
+        if live is None or live.last_number >= request.acknowledged:
+            stored = await self._state.read(
+                lambda conn: runs.statements(conn, request.job, request.epoch, request.acknowledged)
+            )
+            current = live.current if live else None
+            statements = [
+                current.report() if current and current.number == each.number and not each.ended else each.report()
+                for each in stored
+            ]
+        return Report(
+            job=run.job,
+            epoch=run.epoch,
+            version=version,
+            state="busy" if live and live.current and run.state == "idle" else run.state,
+            ended=run.ended,
+            reason=run.reason,
+            app_id=run.app_id,
+            app_info=run.app_info,
+            notes=tuple(run.notes),
+            log=None if request.seen == version else tuple(run.log),
+            statements=tuple(statements),
+            moved=run.moved,
+        )
+
+    async def stop(self, sender: IslandId, request: StopRequest) -> Done:
+        """Cancel a statement or end the run. What never began never will."""
+        live = self._carrier.live.get((request.job, request.epoch))
+        if live is None:
+            await self._state.write(
+                lambda conn: runs.insert_refused(
+                    conn, request.job, request.epoch, sender, "stopped before it began", self._clock.wall()
+                )
+            )
+            return Done()
+        self._check_home(live.run, sender)
+        live.renewed = self._clock.boottime()
+        if request.number is None:
+            live.run.stop = True
+            await self._carrier.save(live)
+        elif (current := live.current) is not None and current.number == request.number:
+            current.cancel = True
+            await self._state.write(lambda conn: runs.save_statement(conn, live.run, current))
+        live.signal.set()
+        self._carrier.places.touch()
+        return Done()
+
+    async def release(self, sender: IslandId, request: ReleaseRequest) -> Done:
+        """Home has everything: forget all but that the run was."""
+        run = await self._state.read(lambda conn: runs.get(conn, request.job, request.epoch))
+        if run is not None:
+            self._check_home(run, sender)
+            await self._state.write(lambda conn: runs.release(conn, request.job, request.epoch))
+        return Done()
+
+    async def complete(self, sender: IslandId, request: CompletionRequest) -> Completion:
+        """Code completion by the engine."""
+        live = self._mine(sender, request.job, request.epoch)
+        if live.run.remote is None or self._engine is None:
+            return Completion()
+        found = await self._engine.complete(live.run.remote, request.code, request.language, request.cursor)
+        return Completion(candidates=tuple(text[:4096] for text in found[:1000]))
+
+    async def newest(self, limit: int) -> list[Run]:
+        """The newest runs at this island, for its administrator."""
+        return await self._state.read(lambda conn: runs.newest(conn, limit))
+
+    def _mine(self, sender: IslandId, job: str, epoch: int) -> Live:
+        live = self._carrier.live.get((job, epoch))
+        if live is None:
+            raise NotFound(f"no run of {job} under epoch {epoch} is alive here")
+        self._check_home(live.run, sender)
+        return live
+
+    @staticmethod
+    def _check_home(run: Run, sender: IslandId) -> None:
+        if run.home != sender:
+            raise Denied(f"job {run.job} is not yours")

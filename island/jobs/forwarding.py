@@ -1,0 +1,607 @@
+"""Home's side of a job: find a place, commit, send statements, bring results home.
+
+Each job that is not finished has one driver. It does what the stored phase says, and
+nothing that is not stored first:
+
+    routing ──(decision stored)──► committing ──(accepted)──► placed ──(last report stored)──► ended
+       ▲                               │                                                        │
+       └────────────(refused)──────────┘                                      released ◄────────┘
+
+A driver that is started again after a crash goes on from the phase it finds; every request
+that it may repeat is idempotent at the executor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import msgspec
+import structlog
+
+from island.catalog.messages import Resolved
+from island.catalog.ports import Inputs
+from island.errors import IslandError, PeerRefused, Unreachable
+from island.jobs import core, router, store
+from island.jobs.exchange import Exchange
+from island.jobs.messages import (
+    MAX_HOPS,
+    CommitAnswer,
+    CommitRequest,
+    Decline,
+    Done,
+    Envelope,
+    InputRef,
+    Offer,
+    OfferRequest,
+    ReleaseRequest,
+    Report,
+    StatementReport,
+    StatementRequest,
+    StatusRequest,
+    StopRequest,
+)
+from island.jobs.ports import Datasets, Islands
+from island.jobs.router import Candidate, Decision, Part, Wanted
+from island.jobs.store import Job, Statement
+from island.kernel import codec
+from island.kernel.db import Database
+from island.kernel.ids import DatasetName, IslandId
+from island.kernel.loops import Tasks, backoff
+from island.kernel.ports import Clock, Peers, Rng, Signal, Topic
+from island.livy.messages import STATEMENT_ENDED
+from island.trust import journal
+from island.trust.service import Trust
+
+log = structlog.get_logger("island")
+
+ASKED = 3
+"""Islands, beside home, that are asked for an offer at a time."""
+
+POLL_S = 20.0
+"""Seconds between two questions about a quiet job; changes are pushed."""
+
+MAX_EPOCHS = 20
+"""Places that are tried before a job is given up."""
+
+DECLINE = "job.decline"
+
+
+@dataclass(slots=True)
+class Driven:
+    """What home knows of a live job beyond its rows."""
+
+    id: str
+    signal: Signal = field(default_factory=Signal)
+    dirty: bool = True
+    """The executor has news, or may have: nothing was heard since the start."""
+    confirmed: bool = False
+    """The executor has said which statements it has."""
+    lost_since: float | None = None
+    """Wall time since which the executor does not answer."""
+    sent: int = -1
+    """The last statement that was sent, or is being sent."""
+    stop_sent: bool = False
+    cancels: set[int] = field(default_factory=set)
+    overlay: dict[int, StatementReport] = field(default_factory=dict)
+    """Progress of the running statement; results are read from the database."""
+    seen: int = 0
+    state: str = ""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Islands that refused a commit, with their reasons."""
+    failures: int = 0
+    last: Report | None = None
+
+
+class Forwarding:
+    """Drives the jobs of this home."""
+
+    def __init__(
+        self,
+        state: Database,
+        exchange: Exchange,
+        catalog: Datasets,
+        inputs: Inputs,
+        membership: Islands,
+        trust: Trust,
+        peers: Peers,
+        clock: Clock,
+        rng: Rng,
+        *,
+        decline: Callable[[IslandId, str], None],
+    ) -> None:
+        self._decline_here = decline
+        self._state, self._exchange, self._catalog, self._inputs = state, exchange, catalog, inputs
+        self._membership, self._trust, self._peers = membership, trust, peers
+        self._clock, self._rng = clock, rng
+        self._driven: dict[str, Driven] = {}
+        self._tasks: Tasks | None = None
+        self.changed = Topic()
+        """Touched when any job's rows have changed."""
+        peers.on_link(self._on_link)
+
+    async def start(self, tasks: Tasks) -> None:
+        """Take up every job that is not finished."""
+        self._tasks = tasks
+        for job in await self._state.read(store.unfinished):
+            self.drive(job.id)
+
+    def drive(self, job: str) -> None:
+        """Start the driver of a job that was just stored."""
+        assert self._tasks is not None
+        if job not in self._driven:
+            driven = self._driven[job] = Driven(job)
+            self._tasks.spawn(f"job {job}", self._drive(driven))
+
+    def poke(self, job: str) -> None:
+        """The owner has asked for something: a statement, a cancel, the end."""
+        if (driven := self._driven.get(job)) is not None:
+            driven.signal.set()
+
+    def news(self, sender: IslandId, job: str, epoch: int) -> None:
+        """An executor says that there is something to ask for. Only a hint: the epoch is checked when asking."""
+        if (driven := self._driven.get(job)) is not None:
+            driven.dirty = True
+            driven.signal.set()
+
+    def lost_since(self, job: str) -> float | None:
+        """Since when the executor of a job does not answer; None while it does."""
+        driven = self._driven.get(job)
+        return driven.lost_since if driven else None
+
+    def overlay(self, job: str, number: int) -> StatementReport | None:
+        """How far the running statement is; None when the database knows it better."""
+        driven = self._driven.get(job)
+        if driven is None:
+            return None
+        if (report := driven.overlay.get(number)) is not None:
+            return report
+        return StatementReport(number=number, state="running") if number == driven.sent else None
+
+    def was_sent(self, job: str, number: int) -> bool:
+        """Whether a statement may have reached the executor."""
+        driven = self._driven.get(job)
+        return driven is not None and (not driven.confirmed or number <= driven.sent)
+
+    # --- the driver ---------------------------------------------------------------------------
+
+    async def _drive(self, driven: Driven) -> None:
+        steps: dict[str, Callable[[Driven, Job], Awaitable[None]]] = {
+            "routing": self._route,
+            "committing": self._commit,
+            "placed": self._follow,
+            "ended": self._release,
+        }
+        while True:
+            job = await self._state.read(lambda conn: store.get(conn, driven.id))
+            if job is None or (job.phase == "ended" and job.released):
+                self._driven.pop(driven.id, None)
+                self.changed.touch()
+                return
+            try:
+                await steps[job.phase](driven, job)
+                await self._found_again(driven, job)
+            except Unreachable as error:
+                await self._lost(driven, job, error)
+            except PeerRefused as error:
+                await self._refused(driven, job, error)
+            except Exception as error:
+                # A bug must not leave a job hanging without a word; it is logged whole and said in the job's log.
+                log.exception("jobs.driver_bug", job=job.id)
+                await self._end(job, "error", f"a fault in island itself: {type(error).__name__}: {error}")
+                raise
+
+    async def _lost(self, driven: Driven, job: Job, error: Unreachable) -> None:
+        driven.failures += 1
+        driven.dirty = True
+        if driven.lost_since is None:
+            driven.lost_since = self._clock.wall()
+            name = self._membership.display(IslandId(job.executor))
+            await self._say(job, f"{name} does not answer ({error.message}); what runs there goes on, asking again")
+        await driven.signal.wait(backoff(driven.failures, self._rng))
+
+    async def _found_again(self, driven: Driven, job: Job) -> None:
+        driven.failures = 0
+        if driven.lost_since is not None:
+            driven.lost_since = None
+            await self._say(job, f"{self._membership.display(IslandId(job.executor))} answers again")
+
+    async def _refused(self, driven: Driven, job: Job, error: PeerRefused) -> None:
+        name = self._membership.display(IslandId(job.executor))
+        if error.code == "not_ready":
+            driven.dirty = True
+            await driven.signal.wait(0.2)
+        elif job.phase == "placed" and error.code == "not_found":
+            await self._end(job, "dead", f"{name} no longer knows this job: {error.message}")
+        elif job.phase == "committing":
+            await self._back_to_routing(driven, job, error.message)
+        else:
+            driven.failures += 1
+            log.warning("jobs.refused", job=job.id, island=name, error=error.message)
+            await driven.signal.wait(backoff(driven.failures, self._rng))
+
+    # --- routing --------------------------------------------------------------------------------
+
+    async def _route(self, driven: Driven, job: Job) -> None:
+        if job.stop:
+            await self._end(job, "killed", f"ended by its owner ({job.user}) before it had a place")
+            return
+        if job.epoch >= MAX_EPOCHS:
+            await self._end(job, "error", f"{job.epoch} places were tried; none kept its offer")
+            return
+        try:
+            guesses = await self._guesses(driven, job)
+        except IslandError as error:
+            await self._end(job, "error", str(error).replace("\n", " "))
+            return
+        wanted = Wanted(home=self._trust.me, language=job.work.language, pin=job.pin)
+        decision, reservations = await self._choose(job, wanted, guesses)
+        if not decision.chosen:
+            await self._nowhere(job, decision)
+            return
+        await self._place(job, decision, reservations.pop(decision.chosen))
+        for island, reservation in reservations.items():
+            self._decline(IslandId(island), reservation)
+
+    async def _choose(self, job: Job, wanted: Wanted, guesses: list[Candidate]) -> tuple[Decision, dict[str, str]]:
+        """Ask the few that look best, and home; while none offers a place, the next few."""
+        known = {guess.island: guess for guess in guesses}
+        reservations: dict[str, str] = {}
+        while True:
+            decision = router.decide(wanted, list(known.values()))
+            unasked = [i for i in router.ranking(decision) if not known[i].offered]
+            if reservations or not unasked:
+                return decision, reservations
+            asked = unasked[:ASKED]
+            if wanted.home in unasked and wanted.home not in asked:
+                asked.append(wanted.home)
+            names = ", ".join(known[island].name for island in asked)
+            await self._say(job, f"asks {names} for a place")
+            answers = await asyncio.gather(*(self._ask_offer(job, known[island]) for island in asked))
+            for candidate, reservation in answers:
+                known[candidate.island] = candidate
+                if reservation:
+                    reservations[candidate.island] = reservation
+
+    async def _guesses(self, driven: Driven, job: Job) -> list[Candidate]:
+        """Every island as home sees it, before asking."""
+        inputs = [(ref, await self._resolved(ref)) for ref in job.work.inputs]
+        candidates = []
+        for view in self._membership.views():
+            here = view.island == self._trust.me
+            link = None if here else self._peers.link(view.island)
+            up = here or link is not None
+            candidates.append(
+                Candidate(
+                    island=view.island,
+                    name=view.display,
+                    up=up,
+                    state="" if up else await self._why_down(view.state, view.since),
+                    rtt=0.0 if here else (link.rtt if link else None),
+                    bandwidth=link.bandwidth if link else None,
+                    parts=tuple([await self._part(ref, resolved, view.island) for ref, resolved in inputs]),
+                    refusal=driven.refused.get(view.island, ""),
+                    draw=self._rng.random(),
+                )
+            )
+        return candidates
+
+    async def _resolved(self, ref: InputRef) -> Resolved:
+        return await self._catalog.resolve(DatasetName(ref.owner, ref.name, ref.snapshot))
+
+    async def _why_down(self, state: str, since: float) -> str:
+        if state == "up":
+            return "there is no session with it at this moment"
+        return f"it is {state}, for {router.show_seconds(max(0.0, self._clock.wall() - since))}"
+
+    async def _part(self, ref: InputRef, resolved: Resolved, island: IslandId) -> Part:
+        holders = self._catalog.holders(resolved.owner, resolved.name, resolved.snapshot)
+        size, files = resolved.record.size, resolved.record.files
+        if island == self._trust.me:
+            missing = await self._inputs.missing(resolved)
+        else:
+            missing = 0 if island in holders else size
+        if not missing:
+            return Part(str(ref), size, 0, files)
+        source = next((holder for holder in holders if holder != island), resolved.owner)
+        link = self._peers.link(source) if island == self._trust.me else None
+        return Part(
+            dataset=str(ref),
+            bytes=size,
+            missing=missing,
+            files=files,
+            source=self._membership.display(source),
+            rtt=link.rtt if link else None,
+            bandwidth=link.bandwidth if link else None,
+        )
+
+    async def _ask_offer(self, job: Job, guess: Candidate) -> tuple[Candidate, str]:
+        request = OfferRequest(
+            envelope=self._envelope(job, job.epoch + 1, guess.island),
+            kind=job.kind,
+            language=job.work.language,
+            inputs=job.work.inputs,
+        )
+        try:
+            offer = await self._exchange.ask(IslandId(guess.island), "offer", request, Offer)
+        except IslandError as error:
+            return msgspec.structs.replace(guess, up=False, state=f"it did not answer: {error.message}"), ""
+        if offer.refusal:
+            return msgspec.structs.replace(guess, refusal=offer.refusal), ""
+        parts = tuple(Part(p.dataset, p.bytes, p.missing, p.files, p.source, p.rtt, p.bandwidth) for p in offer.parts)
+        offered = msgspec.structs.replace(
+            guess, offered=True, wait=max(0.0, offer.wait), languages=offer.languages, parts=parts
+        )
+        return offered, offer.reservation
+
+    def _envelope(self, job: Job, epoch: int, to: str) -> Envelope:
+        me = self._trust.me
+        envelope = Envelope(
+            job=job.id,
+            epoch=epoch,
+            home=me,
+            user=job.user,
+            request_hash=job.request_hash,
+            path=(me,),
+            hops=MAX_HOPS - 1,
+        )
+        if to == me:
+            return envelope
+        signature = self._trust.sign("on-behalf", codec.encode(envelope.on_behalf()))
+        return msgspec.structs.replace(envelope, signature=signature)
+
+    async def _place(self, job: Job, decision: Decision, reservation: str) -> None:
+        chosen = next(v for v in decision.verdicts if v.verdict == "chosen")
+        others = [f"{v.name}: {v.reason}" for v in decision.verdicts if v.verdict != "chosen"]
+
+        def write(conn: sqlite3.Connection) -> None:
+            now = self._clock.wall()
+            store.place(conn, job.id, decision.chosen, reservation)
+            store.add_decision(conn, job.id, now, msgspec.json.encode(decision).decode())
+            store.add_log(conn, job.id, now, [f"runs at {chosen.name}: {chosen.reason}", *others[:20]])
+
+        await self._state.write(write)
+        self.changed.touch()
+
+    async def _nowhere(self, job: Job, decision: Decision) -> None:
+        reasons = "; ".join(f"{v.name}: {v.reason}" for v in decision.verdicts)
+
+        def write(conn: sqlite3.Connection) -> None:
+            store.add_decision(conn, job.id, self._clock.wall(), msgspec.json.encode(decision).decode())
+
+        await self._state.write(write)
+        await self._end(job, "error", f"no island can run this job. {reasons}")
+
+    def _decline(self, island: IslandId, reservation: str) -> None:
+        body = codec.encode(Decline(reservation=reservation))
+        if island == self._trust.me:
+            self._decline_here(island, reservation)
+        else:
+            self._peers.push(island, DECLINE, body)
+
+    # --- commit ---------------------------------------------------------------------------------
+
+    async def _commit(self, driven: Driven, job: Job) -> None:
+        to = IslandId(job.executor)
+        if job.stop:
+            await self._exchange.ask(to, "stop", StopRequest(job=job.id, epoch=job.epoch), Done)
+        request = CommitRequest(
+            envelope=self._envelope(job, job.epoch, to),
+            reservation=job.reservation,
+            work=job.work,
+            file=await self._state.read(lambda conn: store.file(conn, job.work.file_hash)),
+        )
+        answer = await self._exchange.ask(to, "commit", request, CommitAnswer, timeout=15.0)
+        if not answer.accepted:
+            await self._back_to_routing(driven, job, answer.reason)
+            return
+        await self._state.write(lambda conn: store.set_phase(conn, job.id, job.epoch, "placed"))
+        driven.dirty = True
+        self.changed.touch()
+
+    async def _back_to_routing(self, driven: Driven, job: Job, reason: str) -> None:
+        name = self._membership.display(IslandId(job.executor))
+        if "reservation has expired" not in reason:
+            driven.refused[job.executor] = reason
+
+        def write(conn: sqlite3.Connection) -> None:
+            store.set_phase(conn, job.id, job.epoch, "routing")
+            store.add_log(conn, job.id, self._clock.wall(), [f"{name} refused: {reason}; looking for another place"])
+
+        await self._state.write(write)
+        self.changed.touch()
+
+    # --- following --------------------------------------------------------------------------------
+
+    async def _follow(self, driven: Driven, job: Job) -> None:
+        """One round: news from the executor, the owner's wishes, the next statement; then wait."""
+        if driven.dirty:
+            driven.dirty = False
+            try:
+                ended = await self._refresh(driven, job)
+            except BaseException:
+                driven.dirty = True
+                raise
+            if ended:
+                return
+        pending, stop = await self._state.read(
+            lambda conn: (store.open_statements(conn, job.id), _wants_stop(conn, job.id))
+        )
+        to = IslandId(job.executor)
+        if stop and not driven.stop_sent:
+            await self._exchange.ask(to, "stop", StopRequest(job=job.id, epoch=job.epoch), Done)
+            driven.stop_sent = True
+        await self._send_cancels(driven, job, pending)
+        if pending and pending[0].number > driven.sent and driven.state == "idle" and not stop:
+            await self._send(driven, job, pending[0])
+            return
+        if not driven.dirty and not await driven.signal.wait(POLL_S * (0.75 + 0.5 * self._rng.random())):
+            driven.dirty = True
+
+    async def _send_cancels(self, driven: Driven, job: Job, pending: list[Statement]) -> None:
+        for statement in pending:
+            if not statement.cancel or statement.number in driven.cancels:
+                continue
+            if statement.number > driven.sent:
+                cancelled = StatementReport(number=statement.number, state="cancelled", progress=1.0)
+                await self._state.write(partial(store.apply_statement, job=job.id, report=cancelled))
+                driven.signal.set()
+            else:
+                request = StopRequest(job=job.id, epoch=job.epoch, number=statement.number)
+                await self._exchange.ask(IslandId(job.executor), "stop", request, Done)
+            driven.cancels.add(statement.number)
+
+    async def _send(self, driven: Driven, job: Job, statement: Statement) -> None:
+        request = StatementRequest(
+            job=job.id,
+            epoch=job.epoch,
+            number=statement.number,
+            code=statement.code,
+            language=statement.language,
+        )
+        before, driven.sent = driven.sent, statement.number
+        try:
+            await self._exchange.ask(IslandId(job.executor), "statement", request, Done)
+        except PeerRefused:
+            driven.sent, driven.dirty = before, True
+            raise
+
+    async def _refresh(self, driven: Driven, job: Job) -> bool:
+        """Ask the executor and store what is new; True when the job has ended."""
+        waiting = await self._state.read(lambda conn: _first_open(conn, job.id))
+        request = StatusRequest(job=job.id, epoch=job.epoch, acknowledged=waiting, seen=driven.seen)
+        report = await self._exchange.ask(IslandId(job.executor), "status", request, Report)
+        if report.statements:
+            driven.sent = max(driven.sent, report.statements[-1].number)
+            report = msgspec.structs.replace(report, statements=await self._hinted(job, report))
+        driven.confirmed = True
+        driven.overlay = {s.number: s for s in report.statements if s.state not in STATEMENT_ENDED}
+        if report.ended:
+            await self._finish(job, report)
+            return True
+        driven.state = report.state
+        stored = msgspec.structs.replace(
+            report,
+            state="idle" if report.state == "busy" and job.kind == "session" else report.state,
+            statements=tuple(s for s in report.statements if s.state in STATEMENT_ENDED),
+        )
+        if stored.statements or _differs(driven.last, stored):
+            now = self._clock.wall()
+            await self._state.write(lambda conn: store.apply_report(conn, job.id, job.epoch, stored, now))
+            self.changed.touch()
+        driven.last, driven.seen = stored, report.version
+        return False
+
+    async def _hinted(self, job: Job, report: Report) -> tuple[StatementReport, ...]:
+        """Statements that failed for want of a table get the line that would bring it."""
+        out = []
+        for statement in report.statements:
+            table = core.missing_table(statement.output) if statement.state in STATEMENT_ENDED else ""
+            if table:
+                datasets = [(view.island, view.name) for view in await self._catalog.datasets()]
+                dataset, exact = core.suggest(table, datasets)
+                if dataset and dataset not in [str(ref) for ref in job.work.inputs]:
+                    inputs = [str(ref) for ref in job.work.inputs]
+                    output = core.with_hint(statement.output, table, dataset, exact, inputs)
+                    statement = msgspec.structs.replace(statement, output=output)
+            out.append(statement)
+        return tuple(out)
+
+    async def _finish(self, job: Job, report: Report) -> None:
+        ended = msgspec.structs.replace(
+            report, statements=tuple(s for s in report.statements if s.state in STATEMENT_ENDED)
+        )
+
+        def write(conn: sqlite3.Connection) -> None:
+            now = self._clock.wall()
+            if store.apply_report(conn, job.id, job.epoch, ended, now):
+                self._end_in(conn, job, now, report.state, report.reason, released=False)
+
+        await self._state.write(write)
+        log.info("jobs.ended", job=job.id, state=report.state, reason=report.reason)
+        self.changed.touch()
+
+    async def _release(self, driven: Driven, job: Job) -> None:
+        if job.executor:
+            request = ReleaseRequest(job=job.id, epoch=job.epoch)
+            try:
+                await self._exchange.ask(IslandId(job.executor), "release", request, Done)
+            except PeerRefused as error:
+                log.info("jobs.release_refused", job=job.id, error=error.message)
+
+        def write(conn: sqlite3.Connection) -> None:
+            store.set_released(conn, job.id)
+            if job.work.file_hash:
+                store.drop_files(conn)
+
+        await self._state.write(write)
+
+    async def _end(self, job: Job, state: str, reason: str) -> None:
+        """Give a job its last state without an executor's report."""
+
+        def write(conn: sqlite3.Connection) -> None:
+            now = self._clock.wall()
+            store.add_log(conn, job.id, now, [reason])
+            self._end_in(conn, job, now, state, reason, released=job.phase == "routing")
+
+        await self._state.write(write)
+        log.info("jobs.ended", job=job.id, state=state, reason=reason)
+        self.changed.touch()
+
+    def _end_in(
+        self, conn: sqlite3.Connection, job: Job, now: float, state: str, reason: str, *, released: bool
+    ) -> None:
+        if not store.end(conn, job.id, now, state, reason, released=released):
+            return
+        driven = self._driven.get(job.id)
+        for statement in store.open_statements(conn, job.id):
+            report = statement.report()
+            if driven is not None and statement.number <= driven.sent:
+                report = msgspec.structs.replace(report, state="running")
+            why = reason or f"its session is {state}"
+            store.apply_statement(conn, job.id, core.lost_statement(report, why))
+        journal.append(
+            conn,
+            at=now,
+            who=self._trust.who(job.user),
+            act="job.end",
+            what=job.id,
+            outcome=state,
+            detail={"reason": reason[:500]},
+        )
+
+    async def _say(self, job: Job, line: str) -> None:
+        await self._state.write(lambda conn: store.add_log(conn, job.id, self._clock.wall(), [line]))
+        self.changed.touch()
+
+    def _on_link(self, island: IslandId, made: bool) -> None:
+        if made:
+            for driven in self._driven.values():
+                if driven.lost_since is not None:
+                    driven.signal.set()
+
+
+def _wants_stop(conn: sqlite3.Connection, job: str) -> bool:
+    row = conn.execute("SELECT stop FROM job WHERE id = ?", (job,)).fetchone()
+    return bool(row and row["stop"])
+
+
+def _first_open(conn: sqlite3.Connection, job: str) -> int:
+    pending = store.open_statements(conn, job)
+    if pending:
+        return pending[0].number
+    row = conn.execute("SELECT statements FROM job WHERE id = ?", (job,)).fetchone()
+    return int(row["statements"]) if row else 0
+
+
+def _differs(last: Report | None, now: Report) -> bool:
+    """Whether a report says anything that is not stored yet."""
+    if last is None:
+        return True
+    keep = ("state", "reason", "app_id", "app_info", "moved")
+    if any(getattr(last, name) != getattr(now, name) for name in keep) or len(last.notes) != len(now.notes):
+        return True
+    return now.log is not None and now.log != last.log

@@ -1,0 +1,268 @@
+"""Where a job runs: hard filters with their reasons, then estimated seconds, every term with its number.
+
+Pure. The service describes the islands (`Candidate`), first from what this island knows by
+itself, then from their own offers; `decide` filters, estimates and chooses. A `Decision`
+holds all that went into it, so that `decide(decision.wanted, decision.candidates)` gives
+the same decision again: that is what `island job explain` replays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+ASSUMED_BANDWIDTH = 10_000_000.0
+"""Bytes a second, where nothing was measured yet."""
+
+ASSUMED_RTT = 0.05
+"""Seconds, where nothing was measured yet."""
+
+EXCHANGES = 8
+"""Control round trips between home and executor in the life of a small job (offer, commit, statement, result)."""
+
+COMPUTE_S = 1.0
+"""Seconds of computing at speed 1; the same everywhere until speeds are measured."""
+
+OUTPUT_BYTES = 100_000
+"""Bytes of results that travel home, until results are measured."""
+
+HOME_FACTOR, HOME_SECONDS = 1.1, 0.25
+"""Home is kept unless another island is better by more than 10 % and a quarter of a second."""
+
+TIE = 0.01
+"""Estimates that differ by less than this (seconds) are equal; the draw decides."""
+
+
+class Part(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one input would reach an island."""
+
+    dataset: str
+    bytes: int
+    """Size of the whole input."""
+    missing: int
+    """Bytes of it that are not there."""
+    files: int = 1
+    source: str = ""
+    """Name of the island that they would come from; "" when nothing is missing."""
+    rtt: float | None = None
+    """Measured round trip to the source, seconds; None: not measured."""
+    bandwidth: float | None = None
+    """Measured bytes a second from the source; None: not measured."""
+
+
+class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One island as the router sees it."""
+
+    island: str
+    """Its key."""
+    name: str
+    """Its display name."""
+    up: bool = True
+    state: str = ""
+    """Why it is not up, with since when."""
+    rtt: float | None = None
+    """Measured round trip from home, seconds; 0 for home itself."""
+    bandwidth: float | None = None
+    """Measured bytes a second between home and this island."""
+    wait: float = 0.0
+    """Seconds until a place is free."""
+    speed: float = 1.0
+    parts: tuple[Part, ...] = ()
+    languages: tuple[str, ...] | None = None
+    """Kinds of code that its engine runs; () when it has no engine; None: not known."""
+    refusal: str = ""
+    """Why it said no itself (its policy, its limits); the text names what would have to change."""
+    offered: bool = False
+    """Whether these numbers are its own offer, and not this island's guess."""
+    draw: float = 0.0
+    """A random number, drawn once, that decides between equals."""
+
+
+class Wanted(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the job needs of a place."""
+
+    home: str
+    language: str
+    """`pyspark`, `sql`, `spark`, `sparkr`, `shared`, or `batch`."""
+    pin: str = ""
+    """Key of the only island that the user wants (`queue = "island:NAME"`), or ""."""
+
+
+class Term(msgspec.Struct, frozen=True):
+    """One term of an estimate."""
+
+    what: str
+    seconds: float
+    why: str
+
+
+class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was found of one island: `rejected` with the reason, or its estimate."""
+
+    island: str
+    name: str
+    verdict: str
+    """`chosen`, `considered` or `rejected`."""
+    reason: str
+    terms: tuple[Term, ...] = ()
+    seconds: float | None = None
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The choice, what it was made from, and why each of the others was not taken."""
+
+    wanted: Wanted
+    candidates: tuple[Candidate, ...]
+    chosen: str
+    """Key of the island, or "" when none can run the job."""
+    why: str
+    verdicts: tuple[Verdict, ...]
+
+
+def reject(wanted: Wanted, candidate: Candidate) -> str:
+    """The first hard reason against an island, or ""."""
+    if wanted.pin and candidate.island != wanted.pin:
+        return "the job is pinned to another island (queue)"
+    if not candidate.up:
+        return candidate.state or "it cannot be reached"
+    if candidate.refusal:
+        return candidate.refusal
+    if candidate.languages is not None and not candidate.languages:
+        return "it has no Spark engine"
+    if candidate.languages is not None and wanted.language not in candidate.languages:
+        return f"its engine does not run '{wanted.language}' (it runs {', '.join(candidate.languages)})"
+    return ""
+
+
+def estimate(wanted: Wanted, candidate: Candidate) -> tuple[Term, ...]:
+    """The terms, in seconds, of running the job at an island."""
+    at_home = candidate.island == wanted.home
+    missing = [part for part in candidate.parts if part.missing > 0]
+    rtt = 0.0 if at_home else _or(candidate.rtt, ASSUMED_RTT)
+    terms = [
+        Term("wait", candidate.wait, "a place is free" if candidate.wait == 0 else "places are taken"),
+        Term("transfer", sum(p.missing / _or(p.bandwidth, ASSUMED_BANDWIDTH) for p in missing), _transfer(candidate)),
+        Term("round trips", sum(p.files * _or(p.rtt, ASSUMED_RTT) for p in missing), _trips(missing)),
+        Term(
+            "control", EXCHANGES * rtt, "this is home" if at_home else f"{EXCHANGES} × {_rtt(candidate.rtt)} from home"
+        ),
+        Term("compute", COMPUTE_S / candidate.speed, f"assumed {COMPUTE_S:g} s at speed {candidate.speed:g}"),
+        Term(
+            "output",
+            0.0 if at_home else OUTPUT_BYTES / _or(candidate.bandwidth, ASSUMED_BANDWIDTH),
+            "stays here" if at_home else f"{show_bytes(OUTPUT_BYTES)} at {_bandwidth(candidate.bandwidth)}",
+        ),
+    ]
+    return tuple(terms)
+
+
+def decide(wanted: Wanted, candidates: Sequence[Candidate]) -> Decision:
+    """Choose among islands: the smallest estimate, home favoured, equals by their draw."""
+    costs: dict[str, tuple[tuple[Term, ...], float]] = {}
+    reasons: dict[str, str] = {}
+    for candidate in candidates:
+        if reason := reject(wanted, candidate):
+            reasons[candidate.island] = reason
+        else:
+            terms = estimate(wanted, candidate)
+            costs[candidate.island] = (terms, sum(term.seconds for term in terms))
+    # Once islands have answered, only those that offered a place can be chosen.
+    offered = {c.island for c in candidates if c.offered and c.island in costs}
+    choosable = {island: seconds for island, (_, seconds) in costs.items() if not offered or island in offered}
+    chosen, why = _choose(wanted, candidates, choosable)
+    verdicts = []
+    for candidate in candidates:
+        if candidate.island in reasons:
+            verdicts.append(Verdict(candidate.island, candidate.name, "rejected", reasons[candidate.island]))
+            continue
+        terms, seconds = costs[candidate.island]
+        verdict, reason = "considered", _behind(terms, seconds, costs[chosen])
+        if candidate.island == chosen:
+            verdict, reason = "chosen", why
+        elif candidate.island not in choosable:
+            reason = f"{show_seconds(seconds)} by what home knows; not asked, others looked better"
+        verdicts.append(Verdict(candidate.island, candidate.name, verdict, reason, terms, seconds))
+    order = {"chosen": 0, "considered": 1, "rejected": 2}
+    verdicts.sort(key=lambda v: (order[v.verdict], v.seconds or 0.0, v.name, v.island))
+    return Decision(wanted, tuple(candidates), chosen, why, tuple(verdicts))
+
+
+def ranking(decision: Decision) -> list[str]:
+    """The islands that may run the job, best first."""
+    return [v.island for v in decision.verdicts if v.verdict != "rejected"]
+
+
+def _choose(wanted: Wanted, candidates: Sequence[Candidate], seconds: dict[str, float]) -> tuple[str, str]:
+    if not seconds:
+        return "", "no island can run this job"
+    best = min(seconds.values())
+    if wanted.home in seconds:
+        at_home = seconds[wanted.home]
+        if at_home <= best + TIE:
+            return wanted.home, f"home is the cheapest place: {show_seconds(at_home)}"
+        if at_home <= max(best * HOME_FACTOR, best + HOME_SECONDS):
+            return wanted.home, f"home, {show_seconds(at_home)}, is hardly worse than the best, {show_seconds(best)}"
+    equals = [c for c in candidates if c.island in seconds and seconds[c.island] <= best + TIE]
+    winner = min(equals, key=lambda c: (c.draw, c.island))
+    if len(seconds) == 1:
+        return winner.island, f"the only place that can run it: {show_seconds(best)}"
+    if len(equals) > 1:
+        return winner.island, f"drawn among {len(equals)} equals: {show_seconds(best)}"
+    return winner.island, f"the cheapest place: {show_seconds(best)}"
+
+
+def _behind(terms: tuple[Term, ...], seconds: float, best: tuple[tuple[Term, ...], float]) -> str:
+    gaps = [(mine.seconds - theirs.seconds, mine) for mine, theirs in zip(terms, best[0], strict=True)]
+    gap, term = max(gaps, key=lambda pair: pair[0])
+    if gap <= 0 or seconds <= best[1]:
+        return f"{show_seconds(seconds)}: no better than the chosen place"
+    return f"{show_seconds(seconds)}: most of the difference is {term.what}: {term.why}"
+
+
+def _transfer(candidate: Candidate) -> str:
+    if not candidate.parts:
+        return "the job has no inputs"
+    total = sum(part.bytes for part in candidate.parts)
+    missing = [part for part in candidate.parts if part.missing > 0]
+    if not missing:
+        return f"all {show_bytes(total)} of input are there"
+    return "; ".join(
+        f"{show_bytes(p.missing)} of {show_bytes(p.bytes)} of {p.dataset} are missing, from {p.source or 'a holder'}"
+        f" at {_bandwidth(p.bandwidth)}"
+        for p in missing
+    )
+
+
+def _trips(missing: list[Part]) -> str:
+    if not missing:
+        return "no file is to be fetched"
+    return "; ".join(f"{part.files} files × {_rtt(part.rtt)}" for part in missing)
+
+
+def _or(value: float | None, assumed: float) -> float:
+    return value if value is not None and value > 0 else assumed
+
+
+def _rtt(value: float | None) -> str:
+    return f"{value * 1000:.1f} ms" if value else f"{ASSUMED_RTT * 1000:.0f} ms (assumed, not measured yet)"
+
+
+def _bandwidth(value: float | None) -> str:
+    return f"{show_bytes(value)}/s" if value else f"{show_bytes(ASSUMED_BANDWIDTH)}/s (assumed, not measured yet)"
+
+
+def show_seconds(seconds: float) -> str:
+    """`0.35 s`, `12 s`, `3 min`."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def show_bytes(count: float) -> str:
+    """`12 B`, `3.4 MB` (powers of ten)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} PB"

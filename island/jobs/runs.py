@@ -1,0 +1,236 @@
+"""SQL of the tables by which an executor knows its runs: run, run_statement."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass, field
+
+from island.jobs.messages import CommitRequest, StatementReport, Work
+from island.kernel import codec
+from island.livy.messages import STATEMENT_ENDED
+
+
+@dataclass(slots=True)
+class Run:
+    """One job at its executor, under one epoch: the row, and what is known only while it lives."""
+
+    job: str
+    epoch: int
+    home: str
+    user: str
+    request_hash: str
+    work: Work
+    lease: float
+    accepted: float
+    step: str = "accepted"
+    engine: str = ""
+    remote: int | None = None
+    hidden: int = 0
+    state: str = "starting"
+    reason: str = ""
+    app_id: str = ""
+    app_info: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    moved: int = 0
+    stop: bool = False
+    released: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.step == "ended"
+
+    @property
+    def name(self) -> str:
+        """The name under which the engine knows it: what makes a lost answer harmless."""
+        return f"isl-{self.job.partition('.')[0]}-{self.epoch}"
+
+
+@dataclass(slots=True)
+class RunStatement:
+    """One row of `run_statement`."""
+
+    number: int
+    code: str
+    language: str
+    remote: int
+    state: str = "waiting"
+    output: str = ""
+    started: int = 0
+    completed: int = 0
+    cancel: bool = False
+    progress: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        return self.state in STATEMENT_ENDED
+
+    def report(self) -> StatementReport:
+        return StatementReport(
+            number=self.number,
+            state=self.state,
+            output=self.output,
+            progress=1.0 if self.ended else self.progress,
+            started=self.started,
+            completed=self.completed,
+        )
+
+
+def insert(conn: sqlite3.Connection, request: CommitRequest, now: float) -> None:
+    """A run that was accepted; its engine knows nothing of it yet."""
+    envelope = request.envelope
+    conn.execute(
+        "INSERT INTO run (job, epoch, home, user, request_hash, work, signature, file_hash, lease, accepted, step)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'accepted')",
+        (
+            envelope.job,
+            envelope.epoch,
+            envelope.home,
+            envelope.user,
+            envelope.request_hash,
+            codec.encode(request.work),
+            envelope.signature,
+            request.work.file_hash,
+            request.lease,
+            now,
+        ),
+    )
+
+
+def insert_refused(conn: sqlite3.Connection, job: str, epoch: int, home: str, reason: str, now: float) -> None:
+    """Remember that this epoch of a job never starts here, whatever arrives late."""
+    conn.execute(
+        "INSERT OR IGNORE INTO run (job, epoch, home, user, request_hash, work, signature, lease, accepted, step,"
+        " state, reason, stop) VALUES (?, ?, ?, '', '', ?, x'', 0, ?, 'ended', 'killed', ?, 1)",
+        (job, epoch, home, codec.encode(Work(kind="session")), now, reason),
+    )
+
+
+def get(conn: sqlite3.Connection, job: str, epoch: int) -> Run | None:
+    """A run by job and epoch."""
+    row = conn.execute("SELECT * FROM run WHERE job = ? AND epoch = ?", (job, epoch)).fetchone()
+    return None if row is None else _run(row)
+
+
+def newest_epoch(conn: sqlite3.Connection, job: str) -> int:
+    """The highest epoch of a job that this executor has seen; 0 for none."""
+    return int(conn.execute("SELECT coalesce(max(epoch), 0) FROM run WHERE job = ?", (job,)).fetchone()[0])
+
+
+def unended(conn: sqlite3.Connection) -> list[Run]:
+    """The runs that have not ended, oldest first."""
+    return [_run(row) for row in conn.execute("SELECT * FROM run WHERE step != 'ended' ORDER BY accepted, job")]
+
+
+def newest(conn: sqlite3.Connection, limit: int) -> list[Run]:
+    """The newest runs here, for the administrator."""
+    return [_run(row) for row in conn.execute("SELECT * FROM run ORDER BY accepted DESC LIMIT ?", (limit,))]
+
+
+def save(conn: sqlite3.Connection, run: Run) -> None:
+    """Write what may change of a run."""
+    conn.execute(
+        "UPDATE run SET step = ?, engine = ?, remote = ?, hidden = ?, state = ?, reason = ?, app_id = ?, app_info = ?,"
+        " notes = ?, log = ?, moved = ?, stop = max(stop, ?), released = ? WHERE job = ? AND epoch = ?",
+        (
+            run.step,
+            run.engine,
+            run.remote,
+            run.hidden,
+            run.state,
+            run.reason,
+            run.app_id,
+            json.dumps(run.app_info),
+            json.dumps(run.notes, ensure_ascii=False),
+            json.dumps(run.log, ensure_ascii=False),
+            run.moved,
+            int(run.stop),
+            int(run.released),
+            run.job,
+            run.epoch,
+        ),
+    )
+
+
+def release(conn: sqlite3.Connection, job: str, epoch: int) -> None:
+    """Forget what home has stored; the row itself stays, so that nothing late starts it again."""
+    conn.execute("DELETE FROM run_statement WHERE job = ? AND epoch = ?", (job, epoch))
+    conn.execute("UPDATE run SET released = 1, log = '[]' WHERE job = ? AND epoch = ? AND step = 'ended'", (job, epoch))
+
+
+def add_statement(conn: sqlite3.Connection, run: Run, statement: RunStatement) -> None:
+    """Accept a statement, and record the intent to post it. Results before it are home's now."""
+    conn.execute(
+        "DELETE FROM run_statement WHERE job = ? AND epoch = ? AND number < ?", (run.job, run.epoch, statement.number)
+    )
+    conn.execute(
+        "INSERT INTO run_statement (job, epoch, number, code, language, remote, state) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (run.job, run.epoch, statement.number, statement.code, statement.language, statement.remote, statement.state),
+    )
+
+
+def save_statement(conn: sqlite3.Connection, run: Run, statement: RunStatement) -> None:
+    """Write what may change of a statement."""
+    conn.execute(
+        "UPDATE run_statement SET remote = ?, state = ?, output = ?, started = ?, completed = ?,"
+        " cancel = max(cancel, ?) WHERE job = ? AND epoch = ? AND number = ?",
+        (
+            statement.remote,
+            statement.state,
+            statement.output,
+            statement.started,
+            statement.completed,
+            int(statement.cancel),
+            run.job,
+            run.epoch,
+            statement.number,
+        ),
+    )
+
+
+def statements(conn: sqlite3.Connection, job: str, epoch: int, since: int = 0) -> list[RunStatement]:
+    """The statements of a run that are kept, from number `since`, in order."""
+    rows = conn.execute(
+        "SELECT * FROM run_statement WHERE job = ? AND epoch = ? AND number >= ? ORDER BY number", (job, epoch, since)
+    )
+    return [
+        RunStatement(
+            number=row["number"],
+            code=row["code"],
+            language=row["language"],
+            remote=row["remote"],
+            state=row["state"],
+            output=row["output"],
+            started=row["started"],
+            completed=row["completed"],
+            cancel=bool(row["cancel"]),
+        )
+        for row in rows
+    ]
+
+
+def _run(row: sqlite3.Row) -> Run:
+    return Run(
+        job=row["job"],
+        epoch=row["epoch"],
+        home=row["home"],
+        user=row["user"],
+        request_hash=row["request_hash"],
+        work=codec.decode(row["work"], Work, limit=codec.BULK_LIMIT * 16),
+        lease=row["lease"],
+        accepted=row["accepted"],
+        step=row["step"],
+        engine=row["engine"],
+        remote=row["remote"],
+        hidden=row["hidden"],
+        state=row["state"],
+        reason=row["reason"],
+        app_id=row["app_id"],
+        app_info=json.loads(row["app_info"]),
+        notes=json.loads(row["notes"]),
+        log=json.loads(row["log"]),
+        moved=row["moved"],
+        stop=bool(row["stop"]),
+        released=bool(row["released"]),
+    )

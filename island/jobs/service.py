@@ -1,0 +1,684 @@
+"""Jobs of one island: what its gateway and its operator API call, over home's side and the executor's."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+import structlog
+
+from island.catalog.messages import Resolved
+from island.catalog.ports import Inputs
+from island.config import Config
+from island.errors import Ambiguous, BadInput, Denied, NotFound
+from island.gossip.service import Gossip
+from island.jobs import core, router, store
+from island.jobs.engine import Engine
+from island.jobs.exchange import Exchange
+from island.jobs.executor import Executor
+from island.jobs.forwarding import DECLINE, Forwarding
+from island.jobs.messages import (
+    MAX_CODE,
+    MAX_FILE,
+    Changed,
+    CommitRequest,
+    Completion,
+    CompletionRequest,
+    Decline,
+    InputRef,
+    OfferRequest,
+    ReattachAnswer,
+    ReattachRequest,
+    ReleaseRequest,
+    StatementReport,
+    StatementRequest,
+    StatusRequest,
+    StopRequest,
+    Work,
+)
+from island.jobs.ports import Datasets, Islands
+from island.jobs.router import Decision
+from island.jobs.runs import Run
+from island.jobs.store import Job, Statement
+from island.kernel import codec
+from island.kernel.db import Database
+from island.kernel.ids import DatasetName, IslandId, is_job_id, job_id
+from island.kernel.loops import Tasks
+from island.kernel.ports import Clock, Peers, Rng
+from island.kernel.telemetry import counter
+from island.livy.conf import refused_conf
+from island.livy.messages import BatchRequest, SessionRequest
+from island.livy.rest import duplicate_name, not_active, rejected, session_not_found, statement_not_found
+from island.trust import journal
+from island.trust.service import Trust
+from island.trust.users import Principal
+
+log = structlog.get_logger("island")
+
+ACCEPTED = counter("jobs_accepted", "Sessions and batches accepted here as home", ("kind",))
+STATEMENTS = counter("jobs_statements", "Statements accepted here as home")
+
+CHANGED = "job.changed"
+_RESOURCES = ("driverMemory", "driverCores", "executorMemory", "executorCores", "numExecutors", "ttl", "idleTimeout")
+_MAX_KEY = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch's file as bytes: what travels, and under which name."""
+
+    name: str
+    data: bytes
+
+
+class Jobs:
+    """Sessions, statements and batches. `livy` is None where this island has no Livy."""
+
+    def __init__(
+        self,
+        state: Database,
+        catalog: Datasets,
+        inputs: Inputs,
+        membership: Islands,
+        gossip: Gossip,
+        trust: Trust,
+        peers: Peers,
+        config: Config,
+        livy: Engine | None,
+        clock: Clock,
+        rng: Rng,
+        *,
+        home: Path,
+    ) -> None:
+        # Gossip carries nothing of jobs in this version: load is asked for, and policies are in the offers.
+        del gossip
+        self._state, self._catalog, self._membership = state, catalog, membership
+        self._trust, self._peers, self._config, self._clock, self._rng = trust, peers, config, clock, rng
+        self._exchange = Exchange(peers)
+        self.executor = Executor(
+            state,
+            catalog,
+            inputs,
+            membership,
+            trust,
+            peers,
+            config,
+            livy,
+            clock,
+            rng,
+            folder=home / "jobs",
+            changed=self._tell_home,
+        )
+        self.forwarding = Forwarding(
+            state,
+            self._exchange,
+            catalog,
+            inputs,
+            membership,
+            trust,
+            peers,
+            clock,
+            rng,
+            decline=self.executor.decline,
+        )
+        self.changed = self.forwarding.changed
+        self._serve()
+
+    def _serve(self) -> None:
+        executor, exchange = self.executor, self._exchange
+        exchange.serve("offer", OfferRequest, executor.offer)
+        exchange.serve("commit", CommitRequest, executor.commit)
+        exchange.serve("statement", StatementRequest, executor.statement)
+        exchange.serve("status", StatusRequest, executor.status)
+        exchange.serve("stop", StopRequest, executor.stop)
+        exchange.serve("release", ReleaseRequest, executor.release)
+        exchange.serve("complete", CompletionRequest, executor.complete)
+        exchange.serve("reattach", ReattachRequest, self._reattach)
+        self._peers.on_push(CHANGED, self._on_changed)
+        self._peers.on_push(DECLINE, self._on_decline)
+
+    async def start(self, tasks: Tasks) -> None:
+        """Take up what was under way: runs first, so that home's questions find them."""
+        await self._state.write(store.drop_files)
+        await self.executor.start(tasks)
+        await self.forwarding.start(tasks)
+
+    async def stop(self) -> None:
+        """Nothing to close: what is under way is stored, and goes on at the next start."""
+
+    def _tell_home(self, home: IslandId, job: str, epoch: int) -> None:
+        if home == self._trust.me:
+            self.forwarding.news(home, job, epoch)
+        else:
+            self._peers.push(home, CHANGED, codec.encode(Changed(job=job, epoch=epoch)))
+
+    async def _on_changed(self, sender: IslandId, body: bytes) -> None:
+        news = codec.decode(body, Changed)
+        self.forwarding.news(sender, news.job, news.epoch)
+
+    async def _on_decline(self, sender: IslandId, body: bytes) -> None:
+        self.executor.decline(sender, codec.decode(body, Decline).reservation)
+
+    # --- accept -------------------------------------------------------------------------------
+
+    async def open_session(self, who: Principal, request: SessionRequest, *, key: str | None = None) -> Job:
+        """Accept a session: journaled before this returns; it is placed and started in the background.
+
+        Raises `Refusal` (Livy's words), `NotFound` for an unknown input with the nearest names,
+        `Conflict` for an idempotency key that was used for something else.
+        """
+        _check_files([*request.jars, *request.py_files, *request.files, *request.archives])
+        kind = {"pyspark3": "pyspark"}.get(request.kind or "shared", request.kind or "shared")
+        if kind in ("spark", "sparkr") and not self._config.livy.url:
+            raise rejected(
+                f"kind '{kind}' does not run on the embedded engine; it has pyspark and sql.",
+                hint="Open a session of kind pyspark or sql, or set [livy] url to a Livy that has the kind.",
+            )
+        shown = {"kind": kind, **msgspec.to_builtins(msgspec.structs.replace(request, proxy_user=None, kind=kind))}
+        work = Work(
+            kind="session",
+            language=kind,
+            inputs=await self._inputs_of(request.conf),
+            conf=request.conf,
+            resources=_resources(shown),
+        )
+        return await self._accept(who, shown, work, request.name, request.queue, key)
+
+    async def submit_batch(
+        self, who: Principal, request: BatchRequest, *, file: Batch | None = None, key: str | None = None
+    ) -> Job:
+        """Accept a batch, its file given as bytes or named by a path that the administrator allows.
+
+        Raises as `open_session` does, and `BadInput` for a file that is too large.
+        """
+        _check_files([*request.jars, *request.py_files, *request.files, *request.archives])
+        if request.class_name:
+            raise rejected("requirement failed: this version runs Python files (.py) only.")
+        problem = ""
+        if file is None:
+            content, problem = await asyncio.to_thread(self._read_file, request.file or "")
+        else:
+            content = file
+        if not content.name.endswith(".py"):
+            raise rejected("requirement failed: this version runs Python files (.py) only.")
+        shown = msgspec.to_builtins(msgspec.structs.replace(request, proxy_user=None))
+        if len(content.data) > MAX_FILE:
+            raise BadInput(
+                f"the file has {len(content.data)} bytes; the limit is {MAX_FILE}", hint="Use inputs for data."
+            )
+        digest = hashlib.sha256(content.data).hexdigest()
+        work = Work(
+            kind="batch",
+            language="batch",
+            inputs=await self._inputs_of(request.conf),
+            conf=request.conf,
+            resources=_resources(shown),
+            file_name=Path(content.name).name[-200:],
+            file_hash=digest,
+            args=tuple(request.args),
+        )
+        shown = {**shown, "file_hash": digest}
+        return await self._accept(
+            who, shown, work, request.name, request.queue, key, data=content.data, problem=problem
+        )
+
+    async def _accept(
+        self,
+        who: Principal,
+        shown: dict[str, Any],
+        work: Work,
+        name: str | None,
+        queue: str | None,
+        key: str | None,
+        *,
+        data: bytes = b"",
+        problem: str = "",
+    ) -> Job:
+        if refusal := refused_conf(work.conf):
+            raise refusal
+        if bad := core.refused_keys(work.conf):
+            raise rejected(f"Blacklisted configuration values in session config: {', '.join(bad)}")
+        if key is not None and not 0 < len(key) <= _MAX_KEY:
+            raise BadInput(f"an idempotency key has 1 to {_MAX_KEY} characters")
+        pin = self._membership.resolve(text) if (text := core.pinned(queue)) else ""
+        now = self._clock.wall()
+        job = job_id(now, self._rng.bytes(10), self._trust.me)
+        digest = core.request_hash(work.kind, shown)
+        reattach = self._rng.bytes(16).hex()
+        if len(codec.encode(work)) > MAX_CODE:
+            raise BadInput("the request is too large", hint="Put long arguments into a file.")
+
+        def write(conn: sqlite3.Connection) -> tuple[Job, bool]:
+            if key is not None and (earlier := store.repeated(conn, who.user, key, digest)) is not None:
+                return earlier, False
+            if name and (holder := store.living_name(conn, work.kind, name)) is not None:
+                raise duplicate_name(name, holder)
+            if store.living_of(conn, who.user) >= core.MAX_SESSIONS_OF_USER:
+                raise rejected(f"{core.MAX_SESSIONS_OF_USER} sessions and batches of {who.user} live already.")
+            local = store.next_local(conn, work.kind)
+            store.insert(
+                conn,
+                job=job,
+                kind=work.kind,
+                local=local,
+                user=who.user,
+                name=name,
+                idempotency=key,
+                request_hash=digest,
+                request=shown,
+                work=work,
+                pin=pin,
+                reattach=reattach,
+                created=now,
+            )
+            if work.file_hash and not problem:
+                store.keep_file(conn, work.file_hash, data)
+            inputs = [str(ref) for ref in work.inputs]
+            store.add_log(conn, job, now, [f"job {job}, inputs: {', '.join(inputs) or 'none'}"])
+            if problem:
+                store.add_log(conn, job, now, [problem])
+                store.end(conn, job, now, "dead", problem, released=True)
+            journal.append(
+                conn,
+                at=now,
+                who=self._trust.who(who.user),
+                act="job.accept",
+                what=job,
+                outcome="accepted",
+                detail={"kind": work.kind, "inputs": inputs},
+            )
+            stored = store.get(conn, job)
+            assert stored is not None
+            return stored, not problem
+
+        accepted, is_new = await self._state.write(write)
+        if is_new:
+            ACCEPTED.labels(work.kind).inc()
+            self.forwarding.drive(accepted.id)
+        return accepted
+
+    async def _inputs_of(self, conf: dict[str, str]) -> tuple[InputRef, ...]:
+        found: list[Resolved] = []
+        for text in core.named_inputs(conf):
+            resolved = await self._catalog.resolve(DatasetName.parse(text))
+            if all((r.owner, r.name) != (resolved.owner, resolved.name) for r in found):
+                found.append(resolved)
+        views = core.view_names([(resolved.owner_name, resolved.name) for resolved in found])
+        return tuple(
+            InputRef(owner=r.owner, owner_name=r.owner_name, name=r.name, snapshot=r.snapshot, views=names)
+            for r, names in zip(found, views, strict=True)
+        )
+
+    # --- a batch's file --------------------------------------------------------------------------
+
+    def _read_file(self, path: str) -> tuple[Batch, str]:
+        """The file of a batch that names a path here; a missing one makes a job that fails, as in Livy."""
+        local = _local_path(path)
+        real = Path(os.path.realpath(local))
+        if not any(real.is_relative_to(os.path.realpath(folder)) for folder in self._config.jobs.allow_files):
+            raise rejected(
+                f"requirement failed: Local path {path[:1000]} cannot be added to user sessions.",
+                hint="Use `island job submit FILE`, or have the administrator add the folder to jobs.allow_files.",
+            )
+        try:
+            size = real.stat().st_size
+            if size > MAX_FILE:
+                raise rejected(f"the file {path[:1000]} has {size} bytes; the limit is {MAX_FILE}.")
+            return Batch(real.name, real.read_bytes()), ""
+        except OSError as error:
+            return Batch(real.name, b""), f"the file {path[:1000]} cannot be read: {error.strerror}"
+
+    # --- look up ------------------------------------------------------------------------------------
+
+    async def find(self, who: Principal, kind: str, key: int | str) -> Job:
+        """A job as a Livy client names it. Raises `Refusal` 404 also for what is another's or deleted."""
+
+        def read(conn: sqlite3.Connection) -> Job | None:
+            return store.by_local(conn, kind, key) if isinstance(key, int) else store.by_name(conn, kind, key)
+
+        job = await self._state.read(read)
+        if job is None or job.deleted or not _may(who, job):
+            raise session_not_found(key)
+        return job
+
+    async def named(self, who: Principal, text: str, kind: str | None = None) -> Job:
+        """A job of this home by local id, public id, unique prefix of it, or name.
+
+        Raises `NotFound`, or `Ambiguous` with the candidates.
+        """
+        user = None if who.is_administrator else who.user
+
+        def read(conn: sqlite3.Connection) -> list[Job]:
+            kinds = [kind] if kind else ["session", "batch"]
+            found: list[Job | None] = []
+            if text.isascii() and text.isdigit() and len(text) < 10 and str(int(text)) == text:
+                found = [store.by_local(conn, each, int(text)) for each in kinds]
+            elif len(text) >= 4:
+                found = list(store.by_prefix(conn, text.lower(), user))
+            jobs = [job for job in found if job is not None]
+            return jobs or [j for j in (store.by_name(conn, each, text) for each in kinds) if j is not None]
+
+        found = [job for job in await self._state.read(read) if _may(who, job) and kind in (None, job.kind)]
+        if not found:
+            raise NotFound(
+                f"no {kind or 'job'} '{text[:100]}' of yours is known at {self._trust.name}",
+                hint="`island job ls` shows them; one of another home is shown with --key-file.",
+            )
+        if len(found) > 1:
+            listed = ", ".join(f"{job.id} ({job.kind} {job.local})" for job in found)
+            raise Ambiguous(f"'{text}' may mean several jobs", hint=f"Write more of one of these: {listed}")
+        return found[0]
+
+    async def page(self, who: Principal, kind: str, start: int, size: int) -> tuple[int, list[Job]]:
+        """How many jobs of a kind a Livy client sees, and a page of them."""
+        user = None if who.is_administrator else who.user
+        return await self._state.read(lambda conn: store.page(conn, kind, user, start, size))
+
+    async def newest(self, who: Principal, limit: int, *, live_only: bool = False) -> list[Job]:
+        """The newest jobs of this home that one may see."""
+        user = None if who.is_administrator else who.user
+        return await self._state.read(lambda conn: store.newest(conn, user, limit, live_only=live_only))
+
+    async def log(self, job: Job) -> list[str]:
+        """The log as a Livy client sees it: the engine's streams, then what island did."""
+        notes = await self._state.read(lambda conn: store.log_lines(conn, job.id))
+        return core.livy_log(job.engine_log, [text for _, text in notes])
+
+    async def logs(self, jobs: list[Job]) -> list[list[str]]:
+        """The logs of several jobs, in one read."""
+        notes = await self._state.read(lambda conn: [store.log_lines(conn, job.id) for job in jobs])
+        return [core.livy_log(job.engine_log, [t for _, t in lines]) for job, lines in zip(jobs, notes, strict=True)]
+
+    async def state_of(self, job: Job) -> str:
+        """The Livy state of a job: a session whose statements are not finished is busy."""
+        if job.live and job.stop:
+            return "shutting_down"
+        if job.state != "idle":
+            return job.state
+        pending = await self._state.read(lambda conn: len(store.open_statements(conn, job.id)))
+        return core.session_state(job.state, pending)
+
+    # --- statements ------------------------------------------------------------------------------------
+
+    async def post(self, job: Job, code: str, language: str | None) -> Statement:
+        """Accept a statement, stored before this returns. Raises `Refusal` when the session has ended."""
+        if len(code.encode("utf-8", "surrogatepass")) > MAX_CODE:
+            raise BadInput(f"the code has more than {MAX_CODE} bytes", hint="Put it into a file of a batch.")
+        language = {"pyspark3": "pyspark"}.get(language or "", language or "")
+        if language in ("spark", "sparkr") and not self._config.livy.url:
+            raise rejected(f"kind '{language}' does not run on the embedded engine; it has pyspark and sql.")
+        if not language and job.work.language == "shared":
+            raise rejected("Code type should be specified if session kind is shared")
+        limit = self._config.jobs.max_statements
+
+        def write(conn: sqlite3.Connection) -> Statement:
+            now = store.get(conn, job.id)
+            if now is None or not now.live or now.stop or core.has_ended(now.state):
+                raise not_active(now.state if now else "dead")
+            number = store.add_statement(conn, job.id, code, language, limit)
+            if number is None:
+                raise rejected(f"{limit} statements wait in this session (jobs.max_statements).")
+            stored = store.statement(conn, job.id, number)
+            assert stored is not None
+            return stored
+
+        statement = await self._state.write(write)
+        STATEMENTS.inc()
+        self.forwarding.poke(job.id)
+        return statement
+
+    async def statement(self, job: Job, number: int) -> tuple[Statement, StatementReport]:
+        """A statement and how far it is. Raises `Refusal` 404."""
+        found = await self._state.read(lambda conn: store.statement(conn, job.id, number))
+        if found is None:
+            raise statement_not_found()
+        return found, self._progress(job, found)
+
+    async def statements(self, job: Job) -> list[tuple[Statement, StatementReport]]:
+        """All statements of a session in order."""
+        found = await self._state.read(lambda conn: store.statements(conn, job.id))
+        return [(statement, self._progress(job, statement)) for statement in found]
+
+    def _progress(self, job: Job, statement: Statement) -> StatementReport:
+        if statement.ended:
+            return msgspec.structs.replace(statement.report(), progress=1.0)
+        return self.forwarding.overlay(job.id, statement.number) or statement.report()
+
+    async def cancel_statement(self, job: Job, number: int) -> None:
+        """Cancel a statement. One that ended, or never was, is left as it is."""
+        sent = self.forwarding.was_sent(job.id, number)
+        await self._state.write(lambda conn: store.cancel_statement(conn, job.id, number, sent=sent))
+        self.changed.touch()
+        self.forwarding.poke(job.id)
+
+    async def cancel_open_statements(self, job: Job) -> None:
+        """Cancel everything that waits or runs in a session; the session stays."""
+        for statement in await self._state.read(lambda conn: store.open_statements(conn, job.id)):
+            await self.cancel_statement(job, statement.number)
+
+    async def end(self, job: Job, *, deleted: bool) -> None:
+        """The owner wants a job ended; with `deleted`, Livy's clients no longer see it either."""
+        await self._state.write(lambda conn: store.want_stop(conn, job.id, deleted=deleted))
+        self.forwarding.poke(job.id)
+        self.changed.touch()
+
+    async def settled(self, job: Job, timeout: float) -> Job:
+        """The job once it has ended, or as a session is idle with nothing waiting; as it is after `timeout` seconds."""
+        end = self._clock.monotonic() + timeout
+        while True:
+            version = self.changed.version
+            now = await self._state.read(lambda conn: store.get(conn, job.id))
+            left = end - self._clock.monotonic()
+            if now is None or not now.live or left <= 0:
+                return now or job
+            if now.kind == "session" and await self.state_of(now) == "idle":
+                return now
+            await self.changed.after(version, timeout=left)
+
+    async def finished_statement(self, job: Job, number: int, timeout: float) -> tuple[Statement, StatementReport]:
+        """A statement once it has ended; as it is after `timeout` seconds."""
+        end = self._clock.monotonic() + timeout
+        while True:
+            version = self.changed.version
+            found = await self.statement(job, number)
+            left = end - self._clock.monotonic()
+            if found[0].ended or left <= 0:
+                return found
+            await self.changed.after(version, timeout=left)
+
+    async def complete(self, job: Job, code: str, language: str, cursor: int) -> list[str]:
+        """Completion candidates of the engine that runs a session."""
+        if job.phase != "placed":
+            return []
+        request = CompletionRequest(job=job.id, epoch=job.epoch, code=code, language=language, cursor=cursor)
+        answer = await self._exchange.ask(IslandId(job.executor), "complete", request, Completion)
+        return list(answer.candidates)
+
+    # --- what people see ---------------------------------------------------------------------------------
+
+    async def row(self, job: Job) -> dict[str, Any]:
+        """A job as `island job ls` and `show` print it: flat, with stable keys."""
+        lost = self.forwarding.lost_since(job.id)
+        return {
+            "id": job.local,
+            "job": job.id,
+            "kind": job.kind,
+            "state": "unknown" if lost is not None and job.live else await self.state_of(job),
+            "island": self._membership.display(IslandId(job.executor)) if job.executor else "",
+            "owner": self._trust.who(job.user),
+            "inputs": [str(ref) for ref in job.work.inputs],
+            "home": self._trust.name,
+            "name": job.name or "",
+            "language": job.work.language,
+            "created": job.created,
+            "ended": job.ended,
+            "reason": job.reason,
+            "silent_since": lost,
+            "statements": job.statements,
+            "bytes_moved": job.moved,
+            "epoch": job.epoch,
+            "phase": job.phase,
+        }
+
+    def run_row(self, run: Run) -> dict[str, Any]:
+        """A run of another home at this island, as its administrator sees it in `island job ls`."""
+        home = self._membership.display(IslandId(run.home))
+        return {
+            "id": None,
+            "job": run.job,
+            "kind": run.work.kind,
+            "state": run.state,
+            "island": self._trust.name,
+            "owner": f"{run.user}@{home}",
+            "inputs": [str(ref) for ref in run.work.inputs],
+            "home": home,
+            "name": "",
+            "language": run.work.language,
+            "created": run.accepted,
+            "ended": None,
+            "reason": run.reason,
+            "silent_since": None,
+            "statements": 0,
+            "bytes_moved": run.moved,
+            "epoch": run.epoch,
+            "phase": run.step,
+        }
+
+    async def listing(self, who: Principal, limit: int, *, live_only: bool = False) -> list[dict[str, Any]]:
+        """The jobs of this home, and for the administrator those that others run here; newest first."""
+        rows = [await self.row(job) for job in await self.newest(who, limit, live_only=live_only)]
+        if who.is_administrator:
+            foreign = [run for run in await self.executor.newest(limit) if run.home != self._trust.me]
+            rows += [self.run_row(run) for run in foreign if not (live_only and run.ended)]
+        return sorted(rows, key=lambda row: -row["created"])[:limit]
+
+    async def show(self, job: Job) -> dict[str, Any]:
+        """One job for its owner, with the key by which it can be followed from another island."""
+        return {**await self.row(job), "key": job.reattach}
+
+    async def explain(self, job: Job) -> list[dict[str, Any]]:
+        """Every island that was considered, in each decision, with the terms; flat rows."""
+        stored = await self._state.read(lambda conn: store.decisions(conn, job.id))
+        rows = []
+        for attempt, (at, text) in enumerate(stored, 1):
+            decision = msgspec.json.decode(text, type=Decision)
+            replayed = router.decide(decision.wanted, decision.candidates) == decision
+            rows += [{"job": job.id, "attempt": attempt, "at": at, **r, "replayed": replayed} for r in _rows(decision)]
+        return rows
+
+    # --- from another island -------------------------------------------------------------------------------
+
+    async def elsewhere(self, text: str, key: str, what: str) -> Any:
+        """Ask the home of a job for it, on behalf of whoever knows the job's key. `text` is its whole public id."""
+        if not is_job_id(text):
+            raise BadInput(
+                f"'{text[:100]}' is not a whole public id of a job", hint="`island job show` at its home shows it."
+            )
+        prefix = text.rpartition(".")[2]
+        homes = [view.island for view in self._membership.views() if view.island.startswith(prefix)]
+        if not homes:
+            raise NotFound(
+                f"no island whose key begins with {prefix} is known here", hint="`island peer ls` shows all."
+            )
+        request = ReattachRequest(job=text, key=key, what=what)
+        answer = await self._exchange.ask(homes[0], "reattach", request, ReattachAnswer)
+        return msgspec.json.decode(answer.body)
+
+    async def _reattach(self, sender: IslandId, request: ReattachRequest) -> ReattachAnswer:
+        job = await self._state.read(lambda conn: store.get(conn, request.job))
+        known = job.reattach if job is not None else "0" * 32
+        if not hmac.compare_digest(known.encode(), request.key.encode("utf-8", "replace")) or job is None:
+            raise Denied(
+                "the key does not fit the job",
+                hint="`island job show ID` at the job's home shows its key to the owner.",
+            )
+        log.info("jobs.reattached", job=job.id, island=self._membership.display(sender), what=request.what)
+        if request.what == "cancel":
+            await self.end(job, deleted=False)
+        body: Any
+        if request.what == "explain":
+            body = await self.explain(job)
+        elif request.what == "logs":
+            body = await self.log(job)
+        elif request.what == "statements":
+            body = [statement_row(*pair) for pair in await self.statements(job)]
+            while len(text := msgspec.json.encode(body)) > codec.BULK_LIMIT * 12:
+                body = body[1:]  # the newest are what one comes back for
+            return ReattachAnswer(body=text.decode())
+        else:
+            body = await self.row(job)
+        return ReattachAnswer(body=msgspec.json.encode(body).decode())
+
+
+def statement_row(statement: Statement, progress: StatementReport) -> dict[str, Any]:
+    """A statement as the operator API shows it."""
+    output = progress.output or statement.output
+    return {
+        "id": statement.number,
+        "code": statement.code,
+        "state": progress.state,
+        "progress": progress.progress,
+        "output": msgspec.json.decode(output) if output else None,
+        "started": progress.started or statement.started,
+        "completed": progress.completed or statement.completed,
+    }
+
+
+def _rows(decision: Decision) -> list[dict[str, Any]]:
+    candidates = {candidate.island: candidate for candidate in decision.candidates}
+    rows = []
+    for verdict in decision.verdicts:
+        candidate = candidates[verdict.island]
+        rows.append(
+            {
+                "island": verdict.name,
+                "key": verdict.island,
+                "verdict": verdict.verdict,
+                "reason": verdict.reason,
+                "seconds": verdict.seconds,
+                **{f"{term.what.replace(' ', '_')}_s": term.seconds for term in verdict.terms},
+                "terms": "; ".join(f"{t.what} {router.show_seconds(t.seconds)} ({t.why})" for t in verdict.terms),
+                "rtt_s": candidate.rtt,
+                "bandwidth": candidate.bandwidth,
+                "input_bytes": sum(part.bytes for part in candidate.parts),
+                "missing_bytes": sum(part.missing for part in candidate.parts),
+                "asked": candidate.offered or bool(candidate.refusal),
+            }
+        )
+    return rows
+
+
+def _may(who: Principal, job: Job) -> bool:
+    return who.is_administrator or job.user == who.user
+
+
+def _resources(shown: dict[str, Any]) -> dict[str, str | int]:
+    return {name: shown[name] for name in _RESOURCES if shown.get(name) is not None}
+
+
+def _check_files(paths: list[str]) -> None:
+    """Files beside the code do not travel in this version; refused in Livy's words."""
+    for path in paths:
+        _local_path(path)
+        raise rejected(
+            f"requirement failed: Local path {path[:1000]} cannot be added to user sessions.",
+            hint="Name datasets as inputs; files beside the code do not travel to other islands yet.",
+        )
+
+
+def _local_path(path: str) -> str:
+    parts = urlsplit(path)
+    if parts.scheme not in ("", "file"):
+        raise rejected(f"requirement failed: {path[:1000]} is not a local path; this version reads local files only.")
+    local = unquote(parts.path) if parts.scheme == "file" else path
+    if not os.path.isabs(local) or "\0" in local:
+        raise rejected(f"requirement failed: Path '{path[:1000]}' is not absolute.")
+    return local

@@ -1,0 +1,458 @@
+"""SQL of the tables by which a home knows its jobs: job, job_log, job_statement, job_decision."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from island.errors import Conflict
+from island.jobs.messages import LOG_LINES, Report, StatementReport, Work
+from island.kernel import codec
+from island.livy.messages import STATEMENT_ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row of `job`. Times are unix seconds."""
+
+    id: str
+    kind: str
+    local: int
+    user: str
+    name: str | None
+    request_hash: str
+    request: dict[str, Any]
+    work: Work
+    pin: str
+    reattach: str
+    created: float
+    ended: float | None
+    phase: str
+    epoch: int
+    executor: str
+    reservation: str
+    released: bool
+    stop: bool
+    deleted: bool
+    state: str
+    reason: str
+    app_id: str
+    app_info: dict[str, str]
+    engine_log: list[str]
+    notes: int
+    moved: int
+    statements: int
+
+    @property
+    def live(self) -> bool:
+        """Whether it may still run something."""
+        return self.phase != "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One row of `job_statement`. Times are milliseconds since 1970, 0 while not reached."""
+
+    number: int
+    code: str
+    language: str
+    state: str
+    output: str
+    started: int
+    completed: int
+    cancel: bool
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has its last state."""
+        return self.state in STATEMENT_ENDED
+
+    def report(self) -> StatementReport:
+        return StatementReport(
+            number=self.number,
+            state=self.state,
+            output=self.output,
+            started=self.started,
+            completed=self.completed,
+        )
+
+
+def _job(row: sqlite3.Row) -> Job:
+    return Job(
+        id=row["id"],
+        kind=row["kind"],
+        local=row["local"],
+        user=row["user"],
+        name=row["name"],
+        request_hash=row["request_hash"],
+        request=json.loads(row["request"]),
+        work=codec.decode(row["work"], Work, limit=codec.BULK_LIMIT * 16),
+        pin=row["pin"],
+        reattach=row["reattach"],
+        created=row["created"],
+        ended=row["ended"],
+        phase=row["phase"],
+        epoch=row["epoch"],
+        executor=row["executor"],
+        reservation=row["reservation"],
+        released=bool(row["released"]),
+        stop=bool(row["stop"]),
+        deleted=bool(row["deleted"]),
+        state=row["state"],
+        reason=row["reason"],
+        app_id=row["app_id"],
+        app_info=json.loads(row["app_info"]),
+        engine_log=json.loads(row["engine_log"]),
+        notes=row["notes"],
+        moved=row["moved"],
+        statements=row["statements"],
+    )
+
+
+def _statement(row: sqlite3.Row) -> Statement:
+    return Statement(
+        number=row["number"],
+        code=row["code"],
+        language=row["language"],
+        state=row["state"],
+        output=row["output"],
+        started=row["started"],
+        completed=row["completed"],
+        cancel=bool(row["cancel"]),
+    )
+
+
+# --- accept ---------------------------------------------------------------------------------
+
+
+def repeated(conn: sqlite3.Connection, user: str, key: str, request_hash: str) -> Job | None:
+    """The job that this user's idempotency key already made.
+
+    Raises `Conflict` when it was made by another request.
+    """
+    row = conn.execute("SELECT * FROM job WHERE user = ? AND idempotency = ?", (user, key)).fetchone()
+    if row is None:
+        return None
+    if row["request_hash"] != request_hash:
+        raise Conflict(
+            f"the idempotency key '{key[:80]}' was used for another request (job {row['id']})",
+            hint="Use a new key for a new request.",
+        )
+    return _job(row)
+
+
+def next_local(conn: sqlite3.Connection, kind: str) -> int:
+    """The next id for Livy's clients; never given twice."""
+    return int(
+        conn.execute("UPDATE job_counter SET next = next + 1 WHERE kind = ? RETURNING next - 1", (kind,)).fetchone()[0]
+    )
+
+
+def living_name(conn: sqlite3.Connection, kind: str, name: str) -> int | None:
+    """The local id of the living job of this name."""
+    row = conn.execute(
+        "SELECT local FROM job WHERE kind = ? AND name = ? AND deleted = 0 AND phase != 'ended'", (kind, name)
+    ).fetchone()
+    return None if row is None else int(row["local"])
+
+
+def living_of(conn: sqlite3.Connection, user: str) -> int:
+    """How many live jobs a user has."""
+    return int(conn.execute("SELECT count(*) FROM job WHERE user = ? AND phase != 'ended'", (user,)).fetchone()[0])
+
+
+def insert(
+    conn: sqlite3.Connection,
+    *,
+    job: str,
+    kind: str,
+    local: int,
+    user: str,
+    name: str | None,
+    idempotency: str | None,
+    request_hash: str,
+    request: dict[str, Any],
+    work: Work,
+    pin: str,
+    reattach: str,
+    created: float,
+) -> None:
+    """A new job, to be routed."""
+    conn.execute(
+        "INSERT INTO job (id, kind, local, user, name, idempotency, request_hash, request, work, file_hash, pin,"
+        " reattach, created, phase, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'routing', 'starting')",
+        (
+            job,
+            kind,
+            local,
+            user,
+            name,
+            idempotency,
+            request_hash,
+            json.dumps(request, ensure_ascii=False),
+            codec.encode(work),
+            work.file_hash,
+            pin,
+            reattach,
+            created,
+        ),
+    )
+
+
+def keep_file(conn: sqlite3.Connection, digest: str, data: bytes) -> None:
+    """Keep the file of a batch under its SHA-256."""
+    conn.execute("INSERT OR IGNORE INTO job_file (hash, data) VALUES (?, ?)", (digest, data))
+
+
+def file(conn: sqlite3.Connection, digest: str) -> bytes:
+    """The file of a batch; empty for no file."""
+    row = conn.execute("SELECT data FROM job_file WHERE hash = ?", (digest,)).fetchone()
+    return b"" if row is None else bytes(row["data"])
+
+
+def drop_files(conn: sqlite3.Connection) -> None:
+    """Forget the files that no living job and no living run needs."""
+    conn.execute(
+        "DELETE FROM job_file WHERE hash NOT IN (SELECT file_hash FROM job WHERE phase != 'ended')"
+        " AND hash NOT IN (SELECT file_hash FROM run WHERE step != 'ended')"
+    )
+
+
+# --- look up ----------------------------------------------------------------------------------
+
+
+def get(conn: sqlite3.Connection, job: str) -> Job | None:
+    """A job by its public id."""
+    row = conn.execute("SELECT * FROM job WHERE id = ?", (job,)).fetchone()
+    return None if row is None else _job(row)
+
+
+def by_local(conn: sqlite3.Connection, kind: str, local: int) -> Job | None:
+    """A job by the id that Livy's clients use."""
+    row = conn.execute("SELECT * FROM job WHERE kind = ? AND local = ?", (kind, local)).fetchone()
+    return None if row is None else _job(row)
+
+
+def by_name(conn: sqlite3.Connection, kind: str, name: str) -> Job | None:
+    """The newest job of a name that Livy's clients still see, living ones first."""
+    row = conn.execute(
+        "SELECT * FROM job WHERE kind = ? AND name = ? AND deleted = 0 ORDER BY phase = 'ended', local DESC LIMIT 1",
+        (kind, name),
+    ).fetchone()
+    return None if row is None else _job(row)
+
+
+def by_prefix(conn: sqlite3.Connection, prefix: str, user: str | None, limit: int = 6) -> list[Job]:
+    """Jobs whose public id begins with `prefix`, of one user or of all."""
+    rows = conn.execute(
+        "SELECT * FROM job WHERE id >= ? AND id < ? AND (? IS NULL OR user = ?) ORDER BY id LIMIT ?",
+        (prefix, prefix + "\x7f", user, user, limit),
+    )
+    return [_job(row) for row in rows]
+
+
+def page(conn: sqlite3.Connection, kind: str, user: str | None, start: int, size: int) -> tuple[int, list[Job]]:
+    """How many jobs of a kind Livy's clients see, and a page of them by local id."""
+    where = "kind = ? AND deleted = 0 AND (? IS NULL OR user = ?)"
+    total = conn.execute(f"SELECT count(*) FROM job WHERE {where}", (kind, user, user)).fetchone()[0]
+    if size <= 0 or start + size <= 0:
+        return total, []
+    first, count = max(start, 0), min(start + size, 2**31) - max(start, 0)
+    rows = conn.execute(
+        f"SELECT * FROM job WHERE {where} ORDER BY local LIMIT ? OFFSET ?", (kind, user, user, count, first)
+    )
+    return total, [_job(row) for row in rows]
+
+
+def newest(conn: sqlite3.Connection, user: str | None, limit: int, *, live_only: bool = False) -> list[Job]:
+    """The newest jobs, of one user or of all, deleted ones included."""
+    rows = conn.execute(
+        "SELECT * FROM job WHERE (? IS NULL OR user = ?) AND (? = 0 OR phase != 'ended')"
+        " ORDER BY created DESC, id DESC LIMIT ?",
+        (user, user, int(live_only), limit),
+    )
+    return [_job(row) for row in rows]
+
+
+def unfinished(conn: sqlite3.Connection) -> list[Job]:
+    """The jobs that home still has something to do for, oldest first."""
+    rows = conn.execute("SELECT * FROM job WHERE phase != 'ended' OR released = 0 ORDER BY created, id")
+    return [_job(row) for row in rows]
+
+
+# --- log and decisions -------------------------------------------------------------------------
+
+
+def add_log(conn: sqlite3.Connection, job: str, at: float, lines: Iterable[str]) -> None:
+    """Append lines to what a job's log says that island did; the oldest beyond a limit go."""
+    number = conn.execute("SELECT coalesce(max(number) + 1, 0) FROM job_log WHERE job = ?", (job,)).fetchone()[0]
+    for line in lines:
+        conn.execute("INSERT INTO job_log (job, number, at, text) VALUES (?, ?, ?, ?)", (job, number, at, line[:4000]))
+        number += 1
+    if number > LOG_LINES:
+        conn.execute("DELETE FROM job_log WHERE job = ? AND number < ?", (job, number - LOG_LINES))
+
+
+def log_lines(conn: sqlite3.Connection, job: str) -> list[tuple[float, str]]:
+    """What island did for a job, as (time, line)."""
+    rows = conn.execute("SELECT at, text FROM job_log WHERE job = ? ORDER BY number", (job,))
+    return [(row["at"], row["text"]) for row in rows]
+
+
+def add_decision(conn: sqlite3.Connection, job: str, at: float, decision: str) -> None:
+    """Keep a decision of the router (JSON)."""
+    conn.execute(
+        "INSERT INTO job_decision (job, number, at, decision)"
+        " SELECT ?, coalesce(max(number) + 1, 0), ?, ? FROM job_decision WHERE job = ?",
+        (job, at, decision, job),
+    )
+
+
+def decisions(conn: sqlite3.Connection, job: str) -> list[tuple[float, str]]:
+    """The decisions made for a job, oldest first, as (time, JSON)."""
+    rows = conn.execute("SELECT at, decision FROM job_decision WHERE job = ? ORDER BY number", (job,))
+    return [(row["at"], row["decision"]) for row in rows]
+
+
+# --- progress ----------------------------------------------------------------------------------
+
+
+def place(conn: sqlite3.Connection, job: str, executor: str, reservation: str) -> int:
+    """Record the permission to start at `executor`; returns the new epoch. The commit may be sent after this."""
+    row = conn.execute(
+        "UPDATE job SET phase = 'committing', epoch = epoch + 1, executor = ?, reservation = ?, notes = 0"
+        " WHERE id = ? AND phase = 'routing' RETURNING epoch",
+        (executor, reservation, job),
+    ).fetchone()
+    if row is None:
+        raise Conflict(f"job {job} is not waiting for a place")
+    return int(row["epoch"])
+
+
+def set_phase(conn: sqlite3.Connection, job: str, epoch: int, phase: str) -> bool:
+    """Move a job of this epoch to another phase; False if it has gone on since."""
+    changed = conn.execute(
+        "UPDATE job SET phase = ? WHERE id = ? AND epoch = ? AND phase != 'ended'", (phase, job, epoch)
+    )
+    return changed.rowcount > 0
+
+
+def apply_report(conn: sqlite3.Connection, job: str, epoch: int, report: Report, at: float) -> bool:
+    """Store what the executor of this epoch says; False (and nothing stored) if the epoch has passed.
+
+    Results are written once: a statement that has its last state keeps it.
+    """
+    row = conn.execute("SELECT epoch, notes, phase FROM job WHERE id = ?", (job,)).fetchone()
+    if row is None or row["epoch"] != epoch or row["phase"] == "ended":
+        return False
+    if fresh := report.notes[row["notes"] :]:
+        add_log(conn, job, at, fresh)
+    conn.execute(
+        "UPDATE job SET state = ?, reason = CASE WHEN ? = '' THEN reason ELSE ? END, app_id = ?, app_info = ?,"
+        " engine_log = coalesce(?, engine_log), notes = ?, moved = ? WHERE id = ?",
+        (
+            report.state,
+            report.reason,
+            report.reason,
+            report.app_id,
+            json.dumps(report.app_info),
+            None if report.log is None else json.dumps(list(report.log), ensure_ascii=False),
+            max(len(report.notes), row["notes"]),
+            report.moved,
+            job,
+        ),
+    )
+    for statement in report.statements:
+        apply_statement(conn, job, statement)
+    return True
+
+
+def apply_statement(conn: sqlite3.Connection, job: str, report: StatementReport) -> None:
+    """Store a statement's state and result, unless it has its last state already."""
+    conn.execute(
+        "UPDATE job_statement SET state = ?, output = ?, started = ?, completed = ?"
+        " WHERE job = ? AND number = ? AND state IN ('waiting', 'running', 'cancelling')",
+        (report.state, report.output, report.started, report.completed, job, report.number),
+    )
+
+
+def end(conn: sqlite3.Connection, job: str, at: float, state: str, reason: str, *, released: bool) -> bool:
+    """Give a job its last state; False if it had one. Without an executor it is released at once."""
+    changed = conn.execute(
+        "UPDATE job SET phase = 'ended', state = ?, reason = ?, ended = ?, released = ?"
+        " WHERE id = ? AND phase != 'ended'",
+        (state, reason, at, int(released), job),
+    )
+    return changed.rowcount > 0
+
+
+def set_released(conn: sqlite3.Connection, job: str) -> None:
+    """The executor was told that everything of this job is stored here."""
+    conn.execute("UPDATE job SET released = 1 WHERE id = ?", (job,))
+
+
+def want_stop(conn: sqlite3.Connection, job: str, *, deleted: bool) -> None:
+    """The owner wants a job ended, and perhaps no longer shown to Livy's clients."""
+    conn.execute("UPDATE job SET stop = 1, deleted = max(deleted, ?) WHERE id = ?", (int(deleted), job))
+
+
+# --- statements --------------------------------------------------------------------------------
+
+
+def add_statement(conn: sqlite3.Connection, job: str, code: str, language: str, limit: int) -> int | None:
+    """Append a statement and return its number; None when `limit` statements wait already."""
+    waiting = conn.execute(
+        "SELECT count(*) FROM job_statement WHERE job = ? AND state IN ('waiting', 'running', 'cancelling')", (job,)
+    ).fetchone()[0]
+    if waiting >= limit:
+        return None
+    row = conn.execute(
+        "UPDATE job SET statements = statements + 1 WHERE id = ? RETURNING statements - 1", (job,)
+    ).fetchone()
+    conn.execute(
+        "INSERT INTO job_statement (job, number, code, language, state) VALUES (?, ?, ?, ?, 'waiting')",
+        (job, row[0], code, language),
+    )
+    return int(row[0])
+
+
+def statement(conn: sqlite3.Connection, job: str, number: int) -> Statement | None:
+    """One statement of a job."""
+    row = conn.execute("SELECT * FROM job_statement WHERE job = ? AND number = ?", (job, number)).fetchone()
+    return None if row is None else _statement(row)
+
+
+def statements(conn: sqlite3.Connection, job: str, numbers: Sequence[int] | None = None) -> list[Statement]:
+    """The statements of a job in order, all or those with these numbers."""
+    if numbers is None:
+        rows = conn.execute("SELECT * FROM job_statement WHERE job = ? ORDER BY number", (job,)).fetchall()
+        return [_statement(row) for row in rows]
+    found = [statement(conn, job, number) for number in numbers]
+    return [each for each in found if each is not None]
+
+
+def open_statements(conn: sqlite3.Connection, job: str) -> list[Statement]:
+    """The statements that have no last state yet, in order."""
+    rows = conn.execute(
+        "SELECT * FROM job_statement WHERE job = ? AND state IN ('waiting', 'running', 'cancelling') ORDER BY number",
+        (job,),
+    )
+    return [_statement(row) for row in rows]
+
+
+def cancel_statement(conn: sqlite3.Connection, job: str, number: int, *, sent: bool) -> str | None:
+    """The owner wants a statement cancelled; returns the state before, None if there is no such statement.
+
+    One that was not sent is cancelled here and now; for one that was, the wish is kept.
+    """
+    row = conn.execute("SELECT state FROM job_statement WHERE job = ? AND number = ?", (job, number)).fetchone()
+    if row is None:
+        return None
+    if row["state"] == "waiting" and not sent:
+        conn.execute("UPDATE job_statement SET state = 'cancelled' WHERE job = ? AND number = ?", (job, number))
+    elif row["state"] not in STATEMENT_ENDED:
+        conn.execute("UPDATE job_statement SET cancel = 1 WHERE job = ? AND number = ?", (job, number))
+    return str(row["state"])

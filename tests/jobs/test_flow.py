@@ -1,0 +1,457 @@
+"""Sessions, statements and batches across islands, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from island.errors import Ambiguous, BadInput, Conflict, Denied, NotFound
+from island.jobs.service import Batch
+from island.livy.messages import BatchRequest, SessionRequest
+from island.livy.rest import Refusal
+from island.trust import journal
+from island.trust.users import Principal
+from tests.jobs.world import ADMINISTRATOR, OPEN, USER, PlayedEngine, World
+from tests.sim.archipelago import Archipelago, simulate
+
+
+def text(statement: Any) -> str:
+    return str(json.loads(statement.output)["data"]["text/plain"])
+
+
+def test_a_session_without_inputs_runs_at_home() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        job = await world.open(home, name="mine")
+        assert (job.local, job.state, job.kind) == (0, "starting", "session")
+        job = await world.settled(home, job)
+        assert job.state == "idle" and job.executor == home.id
+        assert text(await world.run(home, job, "1+1")) == "did 1+1"
+        assert text(await world.run(home, job, "2+2")) == "did 2+2"
+        assert "runs at home: home is the cheapest place" in await world.log(home, job)
+        assert "hello from isl-" in await world.log(home, job)
+        rows = await world.jobs["home"].listing(USER, 10)
+        assert [(r["id"], r["job"], r["state"], r["island"], r["owner"], r["inputs"]) for r in rows] == [
+            (0, job.id, "idle", "home", "user@home", [])
+        ]
+        await world.jobs["home"].end(job, deleted=True)
+        job = await world.settled(home, job)
+        assert job.state == "killed"
+        with pytest.raises(Refusal):
+            await world.jobs["home"].find(USER, "session", 0)
+        assert (await world.jobs["home"].named(USER, "0")).id == job.id
+        await a.until(lambda: not world.engines["home"].alive(), within=10)  # type: ignore[union-attr]  # it has one
+        entries = await home.state.read(lambda conn: [e.act for e in journal.entries(conn)])
+        assert [act for act in entries if act.startswith("job.")] == ["job.accept", "job.run", "job.end"]
+
+    simulate(1, scenario)
+
+
+def test_a_session_runs_where_its_input_is() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("laptop", engine=PlayedEngine())
+        data = await world.island("big", engine=PlayedEngine(), jobs=OPEN)
+        await world.island("other", engine=PlayedEngine(), jobs=OPEN)
+        world.publish(data, "galaxies", 5_000_000_000)
+        await world.linked()
+        job = await world.settled(home, await world.open(home, "big/galaxies"))
+        assert (job.state, job.executor) == ("idle", data.id)
+        engine = world.engines["big"]
+        assert engine is not None
+        body = engine.alive()[0].body
+        assert body["conf"]["spark.island.path.big__galaxies"] == "/data/big/galaxies"
+        assert body["conf"]["spark.island.view.galaxies"] == "big__galaxies"
+        assert text(await world.run(home, job, "count")) == "did count"
+        rows = await world.jobs["laptop"].explain(job)
+        assert {row["island"]: row["verdict"] for row in rows} == {
+            "big": "chosen",
+            "laptop": "considered",
+            "other": "considered",
+        }
+        assert all(row["replayed"] for row in rows)
+        laptop = next(row for row in rows if row["island"] == "laptop")
+        assert laptop["missing_bytes"] == 5_000_000_000 and laptop["transfer_s"] > 100
+        seen = await world.jobs["big"].listing(ADMINISTRATOR, 10)
+        assert [(r["job"], r["owner"], r["island"]) for r in seen] == [(job.id, "user@laptop", "big")]
+        assert await world.jobs["big"].listing(USER, 10) == []
+
+    simulate(2, scenario)
+
+
+def test_a_refused_place_is_left_for_another_and_the_reason_is_kept() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("laptop", engine=PlayedEngine())
+        data = await world.island("big", engine=PlayedEngine(), jobs={"accept_from": ["laptop"]})
+        world.publish(data, "galaxies", 900_000_000)
+        await world.linked()
+        job = await world.settled(home, await world.open(home, "big/galaxies"))
+        assert (job.state, job.executor) == ("idle", home.id)
+        assert world.materialised == [("laptop", "galaxies")]
+        log = await world.log(home, job)
+        assert 'jobs.foreign_code = "none" in its island.toml' in log
+        assert "laptop: fetches 900 MB of big/galaxies" in log
+        assert job.moved == 900_000_000
+
+    simulate(3, scenario)
+
+
+@pytest.mark.parametrize(
+    ("policy", "key"),
+    [
+        ({}, "jobs.accept_from"),
+        ({"accept_from": ["members"]}, "jobs.foreign_code"),
+        ({"accept_from": ["members"], "foreign_code": "any"}, "jobs.same_user"),
+    ],
+)
+def test_a_job_that_nobody_may_run_says_why_for_each_island(policy: dict[str, Any], key: str) -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("laptop")
+        await world.island("big", engine=PlayedEngine(), jobs=policy)
+        await world.linked()
+        job = await world.settled(home, await world.open(home))
+        assert job.state == "error" and job.phase == "ended"
+        assert "no island can run this job" in job.reason
+        assert "laptop: it has no Spark engine" in job.reason and key in job.reason
+        assert await world.log(home, job)
+        with pytest.raises(Refusal):
+            await world.jobs["laptop"].post(job, "1", None)
+
+    simulate(4, scenario)
+
+
+def test_bad_requests_are_refused_at_once() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        world.publish(home, "stars", 10)
+        jobs = world.jobs["home"]
+        with pytest.raises(NotFound, match="no dataset home/stairs is known") as unknown:
+            await world.open(home, "home/stairs")
+        assert "home/stars" in unknown.value.hint
+        with pytest.raises(BadInput, match="is not a valid dataset name"):
+            await world.open(home, "a/b/c")
+        for conf in ({"spark.master": "x"}, {"spark.hadoop.fs.defaultFS": "x"}, {"spark.island.path.x": "/etc"}):
+            with pytest.raises(Refusal, match="Blacklisted"):
+                await jobs.open_session(USER, SessionRequest(kind="sql", conf=conf))
+        with pytest.raises(Refusal, match="does not run on the embedded engine"):
+            await jobs.open_session(USER, SessionRequest(kind="spark"))
+        with pytest.raises(Refusal, match="cannot be added"):
+            await jobs.open_session(USER, SessionRequest(kind="sql", jars=["/etc/passwd"]))
+        with pytest.raises(NotFound):
+            await world.open(home, queue="island:nowhere")
+        assert await jobs.listing(ADMINISTRATOR, 10) == []
+        # No id was spent on any of them, and a name is borne by one living session.
+        first = await world.open(home, name="one", proxy_user="root")
+        assert first.local == 0 and "proxyUser" not in first.request
+        with pytest.raises(Refusal, match="Duplicate session name"):
+            await world.open(home, name="one")
+        await world.settled(home, first)
+
+    simulate(5, scenario)
+
+
+def test_the_same_key_gives_the_same_job_and_another_request_a_conflict() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        jobs = world.jobs["home"]
+        request = SessionRequest(kind="sql", name="n")
+        first = await jobs.open_session(USER, request, key="k")
+        again = await jobs.open_session(USER, request, key="k")
+        assert first.id == again.id
+        with pytest.raises(Conflict, match="was used for another request"):
+            await jobs.open_session(USER, SessionRequest(kind="pyspark"), key="k")
+        other = await jobs.open_session(Principal("user", "eve"), SessionRequest(kind="sql"), key="k")
+        assert other.id != first.id and other.local == first.local + 1
+        await world.settled(home, other)
+
+    simulate(6, scenario)
+
+
+def test_users_see_their_own_and_ids_may_be_shortened() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        jobs, eve = world.jobs["home"], Principal("user", "eve")
+        mine = await world.open(home)
+        await asyncio.sleep(5)
+        hers = await world.open(home, who=eve)
+        with pytest.raises(NotFound):
+            await jobs.named(eve, mine.id)
+        with pytest.raises(Refusal):
+            await jobs.find(eve, "session", mine.local)
+        assert (await jobs.named(ADMINISTRATOR, mine.id)).id == mine.id
+        assert (await jobs.named(USER, mine.id[:4])).id == mine.id
+        assert (await jobs.named(USER, "0")).id == mine.id
+        with pytest.raises(Ambiguous):
+            await jobs.named(ADMINISTRATOR, mine.id[:4])
+        batch = await jobs.submit_batch(USER, BatchRequest(file="x.py"), file=Batch("x.py", b"print(1)"))
+        assert batch.local == 0
+        with pytest.raises(Ambiguous, match="several"):
+            await jobs.named(USER, "0")
+        assert (await jobs.named(USER, "0", "batch")).id == batch.id
+        assert [r["job"] for r in await jobs.listing(eve, 10)] == [hers.id]
+        assert (await world.ended(home, batch)).state == "success"
+
+    simulate(7, scenario)
+
+
+def test_statements_run_in_order_and_can_be_cancelled() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        engine = PlayedEngine()
+        home = await world.island("home", engine=engine, jobs={"max_statements": 3})
+        jobs = world.jobs["home"]
+        job = await world.open(home)
+        early = await jobs.post(job, "early", None)
+        job = await world.settled(home, job)
+        assert (await jobs.finished_statement(job, early.number, 60))[0].state == "available"
+        long, queued, third = [await jobs.post(job, code, None) for code in ("sleep", "queued", "third")]
+        with pytest.raises(Refusal, match="max_statements"):
+            await jobs.post(job, "too many", None)
+        await asyncio.sleep(2)
+        assert await jobs.state_of(job) == "busy"
+        assert (await jobs.statement(job, long.number))[1].state == "running"
+        assert (await jobs.statement(job, long.number))[1].progress == 0.5
+        await jobs.cancel_statement(job, queued.number)
+        assert (await jobs.statement(job, queued.number))[0].state == "cancelled"
+        await jobs.cancel_statement(job, long.number)
+        assert (await jobs.finished_statement(job, long.number, 5))[0].state == "cancelled"
+        assert (await jobs.finished_statement(job, third.number, 5))[0].state == "available"
+        assert engine.ran == ["early", "sleep", "third"]
+        await jobs.cancel_statement(job, 99)  # Livy says "canceled" to this too
+
+    simulate(8, scenario)
+
+
+def test_a_table_that_is_no_input_is_answered_with_the_line_to_add() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        engine = PlayedEngine()
+        home = await world.island("home", engine=engine)
+        world.publish(home, "messier", 10)
+        world.publish(home, "stars", 10)
+        missing = "[TABLE_OR_VIEW_NOT_FOUND] The table or view `{}` cannot be found."
+        for table in ("home__messier", "mesier", "elsewhere"):
+            engine.outputs[table] = {"status": "error", "ename": "Error", "evalue": missing.format(table)}
+        job = await world.settled(home, await world.open(home, "home/stars"))
+        exact, near, none = [json.loads((await world.run(home, job, t)).output) for t in engine.outputs]
+        line = "spark.island.inputs = home/stars,home/messier"
+        assert "is the dataset home/messier" in exact["evalue"] and line in exact["evalue"]
+        assert "may mean the dataset home/messier" in near["evalue"] and line in near["evalue"]
+        assert none["evalue"] == missing.format("elsewhere")
+
+    simulate(9, scenario)
+
+
+def test_a_batch_travels_with_its_file() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("laptop")
+        await world.island("big", engine=PlayedEngine(), jobs=OPEN)
+        await world.linked()
+        jobs = world.jobs["laptop"]
+        code = b"print('x')\n" * 30_000  # far beyond what fits a control message
+        job = await jobs.submit_batch(USER, BatchRequest(file="x.py", args=["a"]), file=Batch("x.py", code))
+        await a.until(lambda: bool(world.engines["big"].alive()), within=30)  # type: ignore[union-attr]  # it has one
+        path = world.engines["big"].alive()[0].body["file"]  # type: ignore[union-attr]  # it has one
+        with open(path, "rb") as found:
+            assert found.read() == code
+        job = await world.settled(home, job)
+        assert job.state == "success"
+        assert "hello from" in await world.log(home, job)
+        bad = await jobs.submit_batch(USER, BatchRequest(file="x.py", args=["bad"]), file=Batch("x.py", b"exit(3)"))
+        assert (await world.settled(home, bad)).state == "dead"
+        with pytest.raises(Refusal, match="cannot be added"):
+            await jobs.submit_batch(USER, BatchRequest(file="/etc/passwd"))
+        with pytest.raises(BadInput, match="the limit is"):
+            await jobs.submit_batch(USER, BatchRequest(file="x.py"), file=Batch("x.py", b"#" * (1 << 20) + b"#"))
+
+    simulate(10, scenario)
+
+
+def test_a_pinned_job_waits_for_nobody_else() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        there = await world.island("there", engine=PlayedEngine(), jobs=OPEN)
+        await world.linked()
+        job = await world.settled(home, await world.open(home, queue="island:there"))
+        assert job.executor == there.id
+        verdicts = {r["island"]: r["reason"] for r in await world.jobs["home"].explain(job)}
+        assert verdicts["home"] == "the job is pinned to another island (queue)"
+
+    simulate(11, scenario)
+
+
+def test_places_are_limited_and_the_next_in_line_is_served() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine(), max_sessions=1)
+        first = await world.settled(home, await world.open(home))
+        second = await world.settled(home, await world.open(home), within=20)
+        assert (first.state, second.state) == ("idle", "starting")
+        assert "waits for a place: 1 of 1 are taken" in await world.log(home, second)
+        await world.jobs["home"].end(first, deleted=True)
+        assert (await world.settled(home, second)).state == "idle"
+
+    simulate(12, scenario)
+
+
+def test_a_lost_link_gives_unknown_and_then_the_result() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home")
+        there = await world.island("there", engine=PlayedEngine(), jobs=OPEN)
+        await world.linked()
+        jobs = world.jobs["home"]
+        job = await world.settled(home, await world.open(home))
+        statement = await jobs.post(job, "once", None)
+        a.network.partition([[home.id], [there.id]])
+        await asyncio.sleep(40)
+        row = (await jobs.listing(USER, 5))[0]
+        assert row["state"] == "unknown" and row["silent_since"] is not None
+        assert "there does not answer" in await world.log(home, job)
+        a.network.heal()
+        found, _ = await jobs.finished_statement(job, statement.number, 120)
+        assert text(found) == "did once"
+        assert world.engines["there"].ran == ["once"]  # type: ignore[union-attr]  # it has one
+        assert "there answers again" in await world.log(home, job)
+
+    simulate(13, scenario)
+
+
+def test_an_executor_ends_a_session_whose_home_is_gone_for_long() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home")
+        await world.island("there", engine=PlayedEngine(), jobs=OPEN)
+        await world.linked()
+        job = await world.settled(home, await world.open(home))
+        await world.run(home, job, "before")
+        await a.crash(home)
+        await a.until(lambda: not world.engines["there"].alive(), within=700)  # type: ignore[union-attr]  # it has one
+        await a.restart(home)
+        job = await world.ended(home, job)
+        assert job.state == "killed" and "longer than its lease" in job.reason
+        assert text((await world.jobs["home"].statement(job, 0))[0]) == "did before"
+
+    simulate(14, scenario)
+
+
+def test_what_an_engine_took_with_it_is_said_and_what_was_finished_stays() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        engine = PlayedEngine()
+        home = await world.island("home", engine=engine)
+        jobs = world.jobs["home"]
+        job = await world.settled(home, await world.open(home))
+        await world.run(home, job, "done")
+        running, waiting = await jobs.post(job, "sleep", None), await jobs.post(job, "never", None)
+        await asyncio.sleep(2)
+        engine.start_anew("two")
+        job = await world.settled(home, job)
+        for _ in range(2):
+            assert job.state == "dead" and "was started anew" in job.reason
+            assert "was started anew" in await world.log(home, job)
+            lost = json.loads((await jobs.statement(job, running.number))[0].output)
+            assert lost["ename"] == "SessionLost" and "its result is lost" in lost["evalue"]
+            assert (await jobs.statement(job, running.number))[0].state == "error"
+            assert (await jobs.statement(job, waiting.number))[0].state == "cancelled"
+            assert text((await jobs.statement(job, 0))[0]) == "did done"
+            await a.crash(home)
+            await a.restart(home)
+            jobs = world.jobs["home"]
+        assert engine.ran == ["done", "sleep"]
+
+    simulate(15, scenario)
+
+
+def test_an_owner_follows_a_job_from_another_island_by_its_key() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        await world.island("cafe")
+        await world.linked()
+        job = await world.settled(home, await world.open(home))
+        await world.run(home, job, "answer")
+        key = (await world.jobs["home"].show(job))["key"]
+        cafe = world.jobs["cafe"]
+        assert (await cafe.elsewhere(job.id, key, "show"))["state"] == "idle"
+        statements = await cafe.elsewhere(job.id, key, "statements")
+        assert statements[0]["output"]["data"]["text/plain"] == "did answer"
+        assert any("runs at home" in line for line in await cafe.elsewhere(job.id, key, "logs"))
+        assert "key" not in await cafe.elsewhere(job.id, key, "show")
+        for wrong in ("0" * 32, "", key[:-1]):
+            with pytest.raises(Exception, match="does not fit"):
+                await cafe.elsewhere(job.id, wrong, "show")
+        with pytest.raises(BadInput):
+            await cafe.elsewhere("not-an-id", key, "show")
+        await cafe.elsewhere(job.id, key, "cancel")
+        assert (await world.settled(home, job)).state in ("idle", "killed", "shutting_down")
+        await asyncio.sleep(5)
+        assert (await world.settled(home, job)).state == "killed"
+
+    simulate(16, scenario)
+
+
+def test_an_executor_answers_a_jobs_home_only() -> None:
+    async def scenario(a: Archipelago) -> None:
+        from island.jobs.messages import StatementRequest, StatusRequest, StopRequest
+
+        world = World(a)
+        home = await world.island("home")
+        there = await world.island("there", engine=PlayedEngine(), jobs=OPEN)
+        eve = await world.island("eve")
+        await world.linked()
+        job = await world.settled(home, await world.open(home))
+        executor = world.jobs["there"].executor
+        with pytest.raises(Denied):
+            await executor.status(eve.id, StatusRequest(job=job.id, epoch=job.epoch))
+        with pytest.raises(Denied):
+            await executor.stop(eve.id, StopRequest(job=job.id, epoch=job.epoch))
+        with pytest.raises(Denied):
+            await executor.statement(
+                eve.id, StatementRequest(job=job.id, epoch=job.epoch, number=0, code="steal", language="")
+            )
+        assert there.id == job.executor and world.engines["there"].ran == []  # type: ignore[union-attr]  # it has one
+
+    simulate(17, scenario)
+
+
+def test_an_input_that_cannot_be_had_ends_the_session_with_the_reason() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        far = await world.island("far")
+        world.publish(far, "alerts", 10)
+        world.broken["alerts"] = "far is down since noon"
+        await world.linked()
+        job = await world.settled(home, await world.open(home, "far/alerts"))
+        assert job.state == "dead" and "far is down since noon" in job.reason
+
+    simulate(18, scenario)
+
+
+def test_a_foreign_job_may_set_less() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home")
+        await world.island("there", engine=PlayedEngine(), jobs=OPEN)
+        await world.linked()
+        jobs = world.jobs["home"]
+        fine = {"spark.sql.shuffle.partitions": "4"}
+        job = await world.settled(home, await jobs.open_session(USER, SessionRequest(kind="sql", conf=fine)))
+        assert job.state == "idle"
+        bold = {"spark.sql.extensions": "evil.Code"}
+        job = await world.settled(home, await jobs.open_session(USER, SessionRequest(kind="sql", conf=bold)))
+        assert job.state == "error" and "may not set spark.sql.extensions there" in job.reason
+
+    simulate(19, scenario)

@@ -1,0 +1,352 @@
+"""An archipelago in virtual time whose islands run jobs: real services, an engine that is played.
+
+The engine stands in for Livy where faults must be put between any two steps; what Spark
+does with the code is tested with the real one elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from island.catalog.messages import DatasetRecord, DatasetView, Resolved
+from island.catalog.ports import LocalInput, Progress
+from island.config import parse
+from island.errors import BadInput, EngineFailed, NotFound, Unreachable
+from island.jobs.engine import EngineLost, Remote
+from island.jobs.service import Jobs
+from island.jobs.store import Job, Statement
+from island.kernel.ids import DatasetName, IslandId
+from island.kernel.ports import SeededRng
+from island.livy.messages import SessionRequest
+from island.trust.users import Principal
+from tests.sim.archipelago import Archipelago, SimIsland
+
+T = TypeVar("T")
+
+USER = Principal("user", "user")
+ADMINISTRATOR = Principal("administrator", "administrator")
+
+OPEN = {"accept_from": ["members"], "foreign_code": "any", "same_user": True}
+
+
+@dataclass
+class PlayedStatement:
+    code: str
+    language: str
+    posted: float
+    cancelled: float | None = None
+
+
+@dataclass
+class PlayedSession:
+    id: int
+    name: str
+    kind: str
+    body: dict[str, Any]
+    created: float
+    ended: float | None = None
+    statements: list[PlayedStatement] = field(default_factory=list)
+
+
+class PlayedEngine:
+    """Livy's behaviour in virtual time: a session idle after a second, a statement done after `took` seconds."""
+
+    def __init__(self, instance: str = "one") -> None:
+        self.name = instance
+        self.up = True
+        self.jobs: dict[tuple[str, int], PlayedSession] = {}
+        self.ran: list[str] = []
+        """The code of every statement that began, ever."""
+        self.created: list[str] = []
+        self.seen = instance
+        self.took = 0.3
+        self.outputs: dict[str, dict[str, Any]] = {}
+        self.fault: Callable[[str, str], Awaitable[None]] | None = None
+        """Called with (operation, "before" or "after")."""
+        self._next = {"session": 0, "batch": 0}
+
+    def start_anew(self, instance: str) -> None:
+        """The engine's process is another: nothing of before is left."""
+        self.name, self.jobs = instance, {}
+
+    def alive(self) -> list[PlayedSession]:
+        return [job for job in self.jobs.values() if job.ended is None]
+
+    async def _call(self, what: str, do: Callable[[], T]) -> T:
+        if self.fault is not None:
+            await self.fault(what, "before")
+        await asyncio.sleep(0.005)
+        if not self.up:
+            raise EngineFailed("nothing listens there")
+        try:
+            result = do()
+        finally:
+            self.seen = self.name
+        if self.fault is not None:
+            await self.fault(what, "after")
+        return result
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _job(self, kind: str, remote: int) -> PlayedSession:
+        job = self.jobs.get((kind, remote))
+        if job is None:
+            raise EngineLost(f"the engine no longer knows the {kind}")
+        return job
+
+    def _state(self, job: PlayedSession) -> str:
+        age = self._now() - job.created
+        if job.kind == "batch":
+            return "running" if age < 2 else "dead" if "bad" in str(job.body.get("args")) else "success"
+        if job.ended is not None:
+            return "dead"
+        return "starting" if age < 1 else "idle"
+
+    def _remote(self, job: PlayedSession) -> Remote:
+        return Remote(job.id, self._state(job), log=["stdout: ", f"hello from {job.name}", "\nstderr: "])
+
+    async def instance(self) -> str:
+        return await self._call("instance", lambda: self.name)
+
+    async def create(self, kind: str, body: Mapping[str, Any]) -> Remote:
+        def do() -> Remote:
+            if any(job.name == body["name"] for job in self.alive()):
+                raise BadInput(f"Duplicate session name: {body['name']}")
+            number = self._next[kind]
+            self._next[kind] += 1
+            job = self.jobs[kind, number] = PlayedSession(number, body["name"], kind, dict(body), self._now())
+            self.created.append(job.name)
+            return self._remote(job)
+
+        return await self._call("create", do)
+
+    async def find(self, kind: str, name: str) -> Remote | None:
+        def do() -> Remote | None:
+            return next((self._remote(j) for j in self.jobs.values() if (j.kind, j.name) == (kind, name)), None)
+
+        return await self._call("find", do)
+
+    async def show(self, kind: str, remote: int) -> Remote:
+        return await self._call("show", lambda: self._remote(self._job(kind, remote)))
+
+    async def log(self, kind: str, remote: int) -> list[str]:
+        return await self._call("log", lambda: self._remote(self._job(kind, remote)).log)
+
+    async def post(self, remote: int, code: str, language: str) -> int:
+        def do() -> int:
+            job = self._job("session", remote)
+            job.statements.append(PlayedStatement(code, language, self._now()))
+            self.ran.append(code)
+            return len(job.statements) - 1
+
+        return await self._call("post", do)
+
+    async def statement(self, remote: int, number: int) -> dict[str, Any] | None:
+        def do() -> dict[str, Any] | None:
+            job = self.jobs.get(("session", remote))
+            if job is None or number >= len(job.statements):
+                return None
+            played = job.statements[number]
+            view = {"id": number, "code": played.code, "state": "running", "output": None, "progress": 0.5}
+            if played.cancelled is not None:
+                return {**view, "state": "cancelled", "progress": 1.0}
+            if self._now() - played.posted < (60 if played.code.startswith("sleep") else self.took):
+                return {**view, "started": 1}
+            ok = {"status": "ok", "execution_count": number, "data": {"text/plain": f"did {played.code}"}}
+            output = self.outputs.get(played.code, ok)
+            return {**view, "state": "available", "output": output, "progress": 1.0, "started": 1, "completed": 2}
+
+        return await self._call("statement", do)
+
+    async def cancel(self, remote: int, number: int) -> None:
+        def do() -> None:
+            self._job("session", remote).statements[number].cancelled = self._now()
+
+        await self._call("cancel", do)
+
+    async def end(self, kind: str, remote: int) -> None:
+        def do() -> None:
+            if (job := self.jobs.pop((kind, remote), None)) is not None:
+                job.ended = self._now()
+
+        await self._call("end", do)
+
+    async def complete(self, remote: int, code: str, language: str, cursor: int) -> list[str]:
+        return await self._call("complete", lambda: [code + "k"])
+
+
+@dataclass
+class Published:
+    """One dataset of the world."""
+
+    owner: IslandId
+    owner_name: str
+    name: str
+    size: int
+    holders: list[IslandId]
+
+
+class World:
+    """What the islands of a test share: their datasets; and what each has of its own beside the archipelago."""
+
+    def __init__(self, archipelago: Archipelago) -> None:
+        self.a = archipelago
+        archipelago.services = self._build
+        self.published: list[Published] = []
+        self.engines: dict[str, PlayedEngine | None] = {}
+        self.configs: dict[str, dict[str, Any]] = {}
+        self.jobs: dict[str, Jobs] = {}
+        self.materialised: list[tuple[str, str]] = []
+        self.broken: dict[str, str] = {}
+        self.folder = archipelago._folder
+
+    async def island(
+        self, name: str, *, engine: PlayedEngine | None = None, jobs: dict[str, Any] | None = None, **livy: Any
+    ) -> SimIsland:
+        """A new island with an engine, or without."""
+        self.engines[name], self.configs[name] = engine, {"jobs": jobs or {}, "livy": livy}
+        return await self.a.add(name)
+
+    async def _build(self, island: SimIsland) -> None:
+        assert island.trust is not None and island.peers is not None
+        config = parse({"island": {"name": island.name}, **self.configs[island.name]}, "test")
+        rng = SeededRng(f"{self.a.seed}/jobs/{island.name}/{island.lives}")
+        jobs = self.jobs[island.name] = Jobs(
+            island.state,
+            Datasets(self, island),
+            Stored(self, island),
+            island.m,
+            island.g,
+            island.trust,
+            island.peers,
+            config,
+            self.engines[island.name],
+            self.a.clock(island),
+            rng,
+            home=self.folder / island.name,
+        )
+        await jobs.start(island.tasks)
+
+    def publish(self, owner: SimIsland, name: str, size: int, *others: SimIsland) -> None:
+        """A dataset of `owner`, with complete replicas at `others`."""
+        self.published.append(Published(owner.id, owner.name, name, size, [owner.id, *(o.id for o in others)]))
+
+    async def linked(self) -> None:
+        """Every island has a session with every other, and knows its name."""
+        count = len(self.a.alive())
+        await self.a.until(
+            lambda: all(
+                len(i.peers.up) == count - 1 and sum(bool(v.name) for v in i.m.views()) == count
+                for i in self.a.alive()
+                if i.peers is not None
+            ),
+            within=60,
+        )
+
+    # --- what a client does ---------------------------------------------------------------------
+
+    async def open(self, home: SimIsland, *inputs: str, who: Principal = USER, **more: Any) -> Job:
+        conf = {"spark.island.inputs": ",".join(inputs)} if inputs else {}
+        request = SessionRequest(kind="pyspark", conf=conf, **more)
+        return await self.jobs[home.name].open_session(who, request)
+
+    async def settled(self, home: SimIsland, job: Job, within: float = 120) -> Job:
+        return await self.jobs[home.name].settled(job, within)
+
+    async def ended(self, home: SimIsland, job: Job) -> Job:
+        """The job once it has its last state."""
+        for _ in range(2000):
+            found = await self.jobs[home.name].named(ADMINISTRATOR, job.id)
+            if not found.live:
+                return found
+            await asyncio.sleep(0.5)
+        raise AssertionError(f"{job.id} does not end")
+
+    async def run(self, home: SimIsland, job: Job, code: str, within: float = 120) -> Statement:
+        jobs = self.jobs[home.name]
+        statement = await jobs.post(job, code, None)
+        return (await jobs.finished_statement(job, statement.number, within))[0]
+
+    async def log(self, home: SimIsland, job: Job) -> str:
+        return "\n".join(await self.jobs[home.name].log(job))
+
+
+class Datasets:
+    """The catalog as one island sees it; every island knows all."""
+
+    def __init__(self, world: World, island: SimIsland) -> None:
+        self._world, self._island = world, island
+
+    async def resolve(self, name: DatasetName | str) -> Resolved:
+        wanted = DatasetName.parse(name) if isinstance(name, str) else name
+        for each in self._world.published:
+            if wanted.owner in (each.owner, each.owner_name) and wanted.name == each.name:
+                return _resolved(each)
+        near = ", ".join(f"{p.owner_name}/{p.name}" for p in self._world.published)
+        raise NotFound(f"no dataset {wanted.owner}/{wanted.name} is known", hint=f"The nearest names: {near}")
+
+    async def datasets(self) -> list[DatasetView]:
+        return [_view(each) for each in self._world.published]
+
+    def holders(self, owner: IslandId, name: str, snapshot: str) -> list[IslandId]:
+        return next(p.holders for p in self._world.published if (p.owner, p.name) == (owner, name))
+
+
+class Stored:
+    """`Inputs` of one island."""
+
+    def __init__(self, world: World, island: SimIsland) -> None:
+        self._world, self._island = world, island
+
+    async def missing(self, resolved: Resolved) -> int:
+        holders = Datasets(self._world, self._island).holders(resolved.owner, resolved.name, resolved.snapshot)
+        return 0 if self._island.id in holders else resolved.record.size
+
+    async def materialise(self, resolved: Resolved, progress: Progress) -> LocalInput:
+        if problem := self._world.broken.get(resolved.name):
+            raise Unreachable(problem)
+        missing = await self.missing(resolved)
+        if missing:
+            progress(missing // 2, missing, "fetching")
+            await asyncio.sleep(2.5)
+            progress(missing * 3 // 4, missing, "fetching")
+            self._world.materialised.append((self._island.name, resolved.name))
+            each = next(p for p in self._world.published if (p.owner, p.name) == (resolved.owner, resolved.name))
+            each.holders.append(self._island.id)
+        path = f"/data/{self._island.name}/{resolved.name}"
+        return LocalInput("", resolved.owner, resolved.name, resolved.snapshot, path, resolved.record.size, missing)
+
+
+def _record(each: Published) -> DatasetRecord:
+    return DatasetRecord(
+        format="parquet",
+        rows=1,
+        size=each.size,
+        files=2,
+        snapshot="ab" * 32,
+        created=0.0,
+        updated=0.0,
+        card="cd" * 32,
+    )
+
+
+def _resolved(each: Published) -> Resolved:
+    return Resolved(each.owner, each.owner_name, each.name, "ab" * 32, _record(each))
+
+
+def _view(each: Published) -> DatasetView:
+    record = _record(each)
+    return DatasetView(
+        each.owner, each.owner_name, each.name, "", "parquet", 1, each.size, 2, record.snapshot, 0.0, 0.0, record
+    )
+
+
+def folder_of(world: World, island: SimIsland) -> Path:
+    """The home of an island."""
+    return world.folder / island.name
