@@ -128,12 +128,29 @@ def order_of(flags: Flags) -> int:
 
 def moc_ascii(flags: Flags, limit: int = MAX_MOC_BYTES) -> str:
     """The flags as an ASCII MOC of at most `limit` bytes; coarser, never smaller, where it would not fit."""
-    order, cells = order_of(flags), np.flatnonzero(flags)
     while True:
-        text = _ascii(cells, order)
-        if len(text) <= limit or order == 0:
-            return text
-        order, cells = order - 1, np.unique(cells >> 2)
+        levels = _levels(flags)
+        # A run takes two bytes or more, so what cannot fit is seen before it is written.
+        if order_of(flags) == 0 or 2 * sum(_starts(left).size for left in levels) <= limit:
+            text = _ascii(levels)
+            if len(text) <= limit or order_of(flags) == 0:
+                return text
+        flags = degrade(flags)
+
+
+def _levels(flags: Flags) -> list[Flags]:
+    """The cells of a normal MOC, one array an order from 0 up: four sisters became their parent."""
+    levels: list[Flags] = []
+    while flags.size > 12:
+        whole = np.asarray(flags.reshape(-1, 4).all(axis=1), dtype=np.bool_)
+        levels.append(flags & ~np.repeat(whole, 4))
+        flags = whole
+    return [flags, *reversed(levels)]
+
+
+def _starts(flags: Flags) -> Any:
+    """Where runs of set cells begin."""
+    return np.flatnonzero(flags & ~np.concatenate(([False], flags[:-1])))
 
 
 def moc_flags(text: str, order: int = FINE_ORDER) -> Flags:
@@ -159,27 +176,16 @@ def moc_flags(text: str, order: int = FINE_ORDER) -> Flags:
     return flags
 
 
-def _ascii(cells: Any, finest: int) -> str:
-    """Sorted, distinct cells of one order as a MOC: four sisters become their parent."""
-    parts: list[str] = []
-    for order in range(finest, -1, -1):
-        parents, first, counts = np.unique(cells >> 2, return_index=True, return_counts=True)
-        whole = (counts == 4) & (order > 0)
-        left = cells[~np.repeat(whole, counts)] if first.size else cells
-        parts.append(_ranges(left, order, always=order == finest))
-        cells = parents[whole]
-    return " ".join(part for part in reversed(parts) if part)
-
-
-def _ranges(cells: Any, order: int, *, always: bool) -> str:
-    if not cells.size:
+def _ascii(levels: list[Flags]) -> str:
+    parts = []
+    for order, flags in enumerate(levels):
+        firsts = _starts(flags)
+        lasts = flags.size - 1 - _starts(flags[::-1])[::-1]
+        runs = [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True)]
         # The finest order is always written: it is the resolution of the MOC.
-        return f"{order}/" if always else ""
-    breaks = np.flatnonzero(np.diff(cells) > 1)
-    firsts = cells[np.concatenate(([0], breaks + 1))]
-    lasts = cells[np.concatenate((breaks, [cells.size - 1]))]
-    runs = [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True)]
-    return f"{order}/" + " ".join(runs)
+        if runs or order == len(levels) - 1:
+            parts.append(f"{order}/" + " ".join(runs))
+    return " ".join(parts)
 
 
 class SkyTally:
