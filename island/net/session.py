@@ -130,7 +130,9 @@ class Session:
         if self._group is None or self.over is not None:
             work.close()
             return
-        self._group.create_task(self._guarded(work))
+        task = self._group.create_task(self._guarded(work))
+        # Cancelled before its first step it would leave the coroutine unstarted and complained about.
+        task.add_done_callback(lambda _: work.close())
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:

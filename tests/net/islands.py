@@ -104,7 +104,8 @@ class Node:
 
 
 async def admit(inviter: Node, *newcomers: Node) -> None:
-    """Let newcomers into the inviter's network, without a session."""
+    """Let newcomers into the inviter's network, without a session; founds it where there is none."""
+    await inviter.trust.invite(["127.0.0.1:1"])
     for newcomer in newcomers:
         word = await inviter.trust.invite(["127.0.0.1:1"])
         invitation = newcomer.trust.parse_invitation(word)
