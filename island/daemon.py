@@ -88,7 +88,6 @@ class Daemon:
             home=home.path,
             state=self.state,
         )
-        self.catalog.replication = self.replicas
         self.engine = EngineProcess(home.path, config, rng)
         self.livy = LivyClient(config.livy.url or self.engine.url)
         self.jobs = Jobs(

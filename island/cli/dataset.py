@@ -153,3 +153,33 @@ def _path(name: str) -> str:
 
 
 # --- replicas: `island dataset fetch` and what else concerns them goes below this line ----------
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME[@SNAPSHOT]", help="As `island dataset ls` shows it.")],
+    as_json: base.Json = False,
+) -> None:
+    """Fetch a complete, verified replica; what is here already is not moved again."""
+    with base.progress_bar(f"fetching {name}") as progress:
+        found = base.api(timeout=600).follow("POST", f"/api/v1/files/{_path(name)}/fetch", None, progress)
+    base.say(
+        f"{found['dataset']} is here, whole and verified: {base.size(found['bytes'])},"
+        f" of which {base.size(found['fetched'])} were fetched now; snapshot {found['snapshot'][:12]}"
+    )
+    if as_json:
+        base.show_json(found)
+    else:
+        base.out(found["dataset"])
+
+
+@app.command()
+def drop(
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME[@SNAPSHOT]", help="A dataset of another island.")],
+    as_json: base.Json = False,
+) -> None:
+    """Delete what this island keeps of another island's dataset, to make room."""
+    found = base.api().delete(f"/api/v1/files/{_path(name)}")
+    base.say(f"dropped {base.size(found['freed'])} of {found['dataset']}; its owner has it still")
+    if as_json:
+        base.show_json(found)

@@ -152,7 +152,7 @@ async def test_fastavro_reads_from_front_to_back_in_few_requests(site: Site) -> 
         asked += 1
         return real(*args)
 
-    site.reader.replicas.stream = counted  # type: ignore[method-assign]  # counts the requests of the test
+    site.reader.replicas.stream = counted  # type: ignore[method-assign,assignment]  # counts the requests
 
     def read() -> list[Any]:
         with fsspec.open("island://owner/packets/p.avro", **site.options) as file:

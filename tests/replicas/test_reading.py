@@ -250,7 +250,7 @@ async def test_hostile_answers_are_refused_in_bounded_memory(fault: str, there: 
             else:
                 await asyncio.Event().wait()
 
-        liar.peers.handlers["chunks"] = lie  # type: ignore[assignment]  # as above
+        liar.peers.handlers["chunks"] = lie
         assert await reader.replicas.read(resolved, "a.bin", 0, 2 * MIB) == data
         await reader.replicas._write_back()
         assert (list(await reader.replicas.faults()) == [liar.me]) == (fault != "silent")

@@ -69,8 +69,10 @@ class _Files:
         resolved = await self._resolve(request)
 
         async def work(progress: base.Progress) -> dict[str, Any]:
+            before = (await self._replicas.status(resolved)).bytes_moved
             await self._replicas.fetch(resolved, progress)
-            return await self._about(resolved)
+            about = await self._about(resolved)
+            return {**about, "fetched": about["bytes_moved"] - before}
 
         return await base.stream(request, work)
 

@@ -1,0 +1,202 @@
+"""Three islands with all of their own services, over real sessions: publish, read, fetch, restart, relay."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from island.catalog.messages import Resolved
+from island.catalog.service import Catalog
+from island.config import parse
+from island.errors import IslandError, Unreachable
+from island.gossip.service import Gossip
+from island.kernel.db import Database
+from island.kernel.loops import Tasks
+from island.kernel.ports import SystemClock, SystemRng
+from island.membership.service import Membership
+from island.net.peers import PeerSessions
+from island.replicas.fetching import Patience
+from island.replicas.service import Replicas
+from island.trust.keys import Identity
+from island.trust.service import Trust
+
+CLOCK, RNG = SystemClock(), SystemRng()
+
+
+class Over(Exception):
+    """Ends an island's task group."""
+
+
+class Island:
+    """The services of one island below jobs and streams, wired as the daemon does it."""
+
+    def __init__(self, home: Path, name: str) -> None:
+        self.name, self.home = name, home
+        home.mkdir(exist_ok=True)
+        if not (home / "key").exists():
+            Identity.generate(RNG).save(home / "key")
+        identity = Identity.load(home / "key")
+        self.state, self.db = Database.open(home, "state"), Database.open(home, "gossip")
+        self.chunks = Database.open(home, "chunks")
+        self.trust = Trust(self.state, identity, name, "test", CLOCK, RNG)
+        self.peers = PeerSessions(
+            identity,
+            self.trust,
+            CLOCK,
+            RNG,
+            listen="127.0.0.1:0",
+            advertise=[],
+            addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - made below
+        )
+        self.gossip = Gossip(self.state, self.db, self.trust, self.peers, CLOCK, RNG)
+        self.membership = Membership(self.state, self.db, self.gossip, self.trust, self.peers, CLOCK, RNG)
+        self.catalog = Catalog(self.state, self.db, self.gossip, self.membership, self.trust, CLOCK, RNG, home=home)
+        self.replicas = Replicas(
+            self.chunks,
+            self.catalog,
+            self.gossip,
+            self.membership,
+            self.trust,
+            self.peers,
+            parse({"island": {"name": name}, "replicas": {"reserve": "0"}}, "test"),
+            CLOCK,
+            RNG,
+            home=home,
+            state=self.state,
+            patience=Patience(nothing=3.0, block=2.0, open=1.0),
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Island]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = Tasks(group)
+                for service in (self.trust, self.gossip, self.membership, self.catalog, self.peers):
+                    await service.start(tasks)
+                await self.membership.announce(self.peers.local_addresses())
+                await self.replicas.start(tasks)
+                try:
+                    yield self
+                finally:
+                    await self.peers.stop()
+                    await self.replicas.stop()
+                raise Over
+        except* Over:
+            pass
+        finally:
+            for database in (self.state, self.db, self.chunks):
+                database.close()
+
+    async def resolved(self, name: str) -> Resolved:
+        """A dataset as soon as this island has heard of it."""
+        return await self.until(lambda: self.catalog.resolve(name))
+
+    async def until(self, look: Callable[[], object]) -> Resolved:
+        async with asyncio.timeout(20):
+            while True:
+                version = self.gossip.changed.version
+                try:
+                    found = await look()  # type: ignore[misc]  # an awaitable of what is looked for
+                    if found:
+                        return found
+                except IslandError:
+                    pass
+                await self.gossip.changed.after(version, 0.5)
+
+
+def table(rows: int, seed: int) -> pa.Table:
+    random = np.random.default_rng(seed)
+    return pa.table({"id": np.arange(rows), **{f"c{i}": random.random(rows) for i in range(6)}})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for seed in range(3):
+        pq.write_table(table(30_000, seed), folder / f"part{seed}.parquet")
+    return folder
+
+
+async def join(inviter: Island, other: Island) -> None:
+    invitation = await inviter.trust.invite(inviter.peers.local_addresses())
+    await other.peers.join(invitation)
+
+
+async def test_a_dataset_is_read_fetched_and_served_on_over_tls(tmp_path: Path, data: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        owner_stack = await stack.enter_async_context(contextlib.AsyncExitStack())
+        owner = await owner_stack.enter_async_context(Island(tmp_path / "owner", "owner").running())
+        second = await stack.enter_async_context(Island(tmp_path / "second", "second").running())
+        third = await stack.enter_async_context(Island(tmp_path / "third", "third").running())
+        await join(owner, second)
+        await join(owner, third)
+        view = await owner.catalog.publish("administrator@owner", data, "galaxies")
+        whole = (data / "part1.parquet").read_bytes()
+
+        resolved = await second.resolved("owner/galaxies")
+        assert await second.replicas.read(resolved, "part1.parquet", 1000, 90_000) == whole[1000:90_000]
+        status = await second.replicas.status(resolved)
+        assert 0 < status.bytes_moved < view.bytes
+        assert status.bytes_moved == await owner.replicas.sent(resolved)
+
+        told: list[tuple[int, int]] = []
+        await second.replicas.fetch(resolved, lambda done, total, _: told.append((done, total)))
+        status = await second.replicas.status(resolved)
+        assert (status.bytes, status.bytes_local, status.bytes_moved) == (view.bytes,) * 3
+        assert await owner.replicas.sent(resolved) == view.bytes
+        assert told == sorted(told)
+        assert told[-1] == (view.bytes, view.bytes)
+
+        # The third hears of the replica, and reads from it when the owner is gone.
+        at_third = await third.resolved("owner/galaxies")
+
+        async def heard() -> bool:
+            return second.trust.me in third.catalog.holders(resolved.owner, resolved.name, resolved.snapshot)
+
+        await third.until(heard)
+        await owner_stack.aclose()
+        assert await third.replicas.read(at_third, "part1.parquet", 0, len(whole)) == whole
+        assert await second.replicas.sent(resolved) == len(whole)
+        assert (await third.replicas.status(at_third)).bytes_moved == len(whole)
+
+
+async def test_an_input_for_spark_is_a_path_that_reads_the_same(tmp_path: Path, data: Path) -> None:
+    async with (
+        Island(tmp_path / "owner", "owner").running() as owner,
+        Island(tmp_path / "second", "second").running() as second,
+    ):
+        await join(owner, second)
+        await owner.catalog.publish("administrator@owner", data, "galaxies")
+        resolved = await second.resolved("owner/galaxies")
+        assert await second.replicas.missing(resolved) == resolved.record.size
+        local = await second.replicas.materialise(resolved)
+        assert await second.replicas.missing(resolved) == 0
+        assert (local.view, local.moved) == ("owner__galaxies", resolved.record.size)
+        expected = pa.concat_tables([table(30_000, seed) for seed in range(3)])
+        assert pq.read_table(local.path).equals(expected)
+        own = await owner.replicas.materialise(await owner.resolved("owner/galaxies"))
+        assert pq.read_table(own.path).equals(expected)
+        assert own.moved == 0
+
+
+async def test_when_the_only_holder_is_gone_the_error_says_so(tmp_path: Path, data: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        owner_stack = await stack.enter_async_context(contextlib.AsyncExitStack())
+        owner = await owner_stack.enter_async_context(Island(tmp_path / "owner", "owner").running())
+        second = await stack.enter_async_context(Island(tmp_path / "second", "second").running())
+        await join(owner, second)
+        await owner.catalog.publish("administrator@owner", data, "galaxies")
+        resolved = await second.resolved("owner/galaxies")
+        await second.replicas.read(resolved, "part0.parquet", 0, 10)
+        await owner_stack.aclose()
+        with pytest.raises(Unreachable, match=r"held by owner \((suspect|down) since .* UTC\), and nobody else"):
+            await second.replicas.read(resolved, "part0.parquet", 0, resolved.record.size)
+        assert len(await second.replicas.read(resolved, "part0.parquet", 0, 10)) == 10
