@@ -380,15 +380,19 @@ def _moment(word: str, text: str) -> tuple[float, float]:
     """The first and the last instant that `word` means: a moment, a day, a month or a year."""
     word = word.strip()
     try:
+        start = end = None
         if re.fullmatch(r"\d{4}", word):
-            return _utc(f"{word}-01-01"), _utc(f"{int(word) + 1:04}-01-01")
-        if match := re.fullmatch(r"(\d{4})-(\d{2})", word):
+            start, end = _utc(f"{word}-01-01"), _utc(f"{int(word) + 1:04}-01-01")
+        elif match := re.fullmatch(r"(\d{4})-(\d{2})", word):
             months = int(match[1]) * 12 + int(match[2])
-            return _utc(f"{word}-01"), _utc(f"{months // 12:04}-{months % 12 + 1:02}-01")
-        start = _utc(word)
+            start, end = _utc(f"{word}-01"), _utc(f"{months // 12:04}-{months % 12 + 1:02}-01")
+        else:
+            start = _utc(word)
+            end = start + 86400.0 if len(word) == 10 else None
     except (ValueError, OverflowError) as error:
         raise BadInput(f"{word[:40]!r} in {text[:80]!r} is not a date or time", hint=_TIME_HINT) from error
-    return start, start + (86400.0 if len(word) == 10 else 0.0)
+    # Times in records are given to the millisecond.
+    return start, start if end is None else end - 0.001
 
 
 def _utc(word: str) -> float:

@@ -375,7 +375,8 @@ class FileHashes:
 
     def chunks(self, start: int, end: int) -> list[Chunk]:
         """The known chunks that share a byte with [start, end)."""
-        if start >= end or not self.starts:
+        start, end = max(start, self.start), min(end, self.end)
+        if start >= end:
             return []
         low = max(0, bisect.bisect_right(self.starts, start) - 1)
         high = bisect.bisect_left(self.starts, end)

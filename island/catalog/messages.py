@@ -72,7 +72,7 @@ class ReplicaRecord(Message, frozen=True, kw_only=True):
 
 
 class CardColumn(Message, frozen=True, kw_only=True):
-    """One column, nested ones by dotted path. `type` is in words; `unsupported` says why it cannot be decoded."""
+    """One column, nested ones by dotted path. `type` is in words."""
 
     name: Text
     type: Text
@@ -80,7 +80,6 @@ class CardColumn(Message, frozen=True, kw_only=True):
     ucd: Text = ""
     description: Text = ""
     nullable: bool = True
-    unsupported: Text = ""
 
 
 class Card(Message, frozen=True, kw_only=True):

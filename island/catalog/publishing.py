@@ -445,7 +445,6 @@ def _facts(description: DatasetDescription) -> _Facts:
                 ucd=core.short(column.ucd, 256),
                 description=core.short(column.description, 1000),
                 nullable=column.nullable,
-                unsupported=core.short(column.unsupported, 500),
             )
             for column in description.columns
         ),

@@ -379,7 +379,9 @@ async def test_real_catalogs(alpha: Island, shared_data: Path) -> None:
     assert "dataset/_metadata" in paths
     collection = await alpha.catalog.publish(WHO, shared_data / "hats" / "small_sky_o1_collection", "collection")
     listed = await alpha.catalog.manifest(alpha.trust.me, collection.snapshot)
-    roles = {entry.path.split("/")[0]: entry.role for entry in await listed.listing() if entry.path.endswith("44.parquet")}
+    roles = {
+        entry.path.split("/")[0]: entry.role for entry in await listed.listing() if entry.path.endswith("44.parquet")
+    }
     assert roles == {"small_sky_order1": "data", "small_sky_order1_margin": "margin"}
     assert sum(entry.rows for entry in await listed.listing()) == collection.rows == 131
     assert {entry.format for entry in await listed.listing() if entry.role != "data"} == {""}
@@ -396,4 +398,3 @@ async def test_real_catalogs(alpha: Island, shared_data: Path) -> None:
     assert [view.name for view in await alpha.catalog.search(Query(column="magpsf", format="avro"))] == ["alerts"]
     again = await alpha.catalog.publish(WHO, shared_data / "hats" / "small_sky_source", "source")
     assert again == hats
-

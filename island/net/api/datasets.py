@@ -162,7 +162,6 @@ def details_row(details: DatasetDetails) -> dict[str, Any]:
                 "unit": column.unit,
                 "ucd": column.ucd,
                 "description": column.description,
-                "unsupported": column.unsupported,
             }
             for column in card.columns
         ]
