@@ -27,7 +27,7 @@ from island.streams import core, store, tables
 from island.streams.messages import READ, Ack, Behind, Delivery, Heartbeat, Opened, ReadRequest, decode_down
 from island.streams.segments import Segments
 from island.streams.store import SubscriptionRow
-from island.streams.tasks import raise_first
+from island.streams.tasks import Run, in_thread, raise_first
 
 log = structlog.get_logger("island")
 
@@ -98,7 +98,9 @@ class Channel:
         clock: Clock,
         rng: Rng,
         checkpoint: Checkpoint = lambda _: None,
+        run: Run = in_thread,
     ) -> None:
+        self._run = run
         self.row = row
         self.status = Status(since=clock.wall())
         self.meter = core.Meter()
@@ -172,7 +174,7 @@ class Channel:
             return False
         self.row = row
         self._schema = tables.schema_from_bytes(row.columns) if row.columns else None
-        self._attempt, swept = await asyncio.to_thread(self._segments.sweep, named)
+        self._attempt, swept = await self._run(self._segments.sweep, named)
         if swept:
             log.info("channel.swept", subscription=row.id, files=len(swept))
         self._expected, self._pending = row.position, None
@@ -209,7 +211,15 @@ class Channel:
         if self._schema is None:
             self._schema = schema
             await begin(
-                self._state, self._publisher, self._segments, self._attempt, self.row, columns, self._who, self._clock
+                self._state,
+                self._publisher,
+                self._segments,
+                self._attempt,
+                self.row,
+                columns,
+                self._who,
+                self._clock,
+                run=self._run,
             )
             self.row = replace(self.row, columns=columns, segments=1)
         elif not self._schema.equals(schema, check_metadata=False):
@@ -227,7 +237,7 @@ class Channel:
         batches: list[Any] = []
         if delivery.size:
             data, schema = bytes(payload), self._schema
-            batches = await asyncio.to_thread(tables.rows_from_bytes, data, schema, count=delivery.rows)
+            batches = await self._run(tables.rows_from_bytes, data, schema, delivery.rows)
         elif delivery.rows:
             raise PeerMisbehaved(f"{self.row.owner_name} sent a delivery without its rows")
         self._gather(delivery, batches)
@@ -274,9 +284,7 @@ class Channel:
         if pending.rows:
             self._at("received")
             number = self.row.segments
-            segment = await asyncio.to_thread(
-                self._segments.write, self._attempt, number, pending.batches, self._schema
-            )
+            segment = await self._run(self._segments.write, self._attempt, number, pending.batches, self._schema)
             self._at("written")
             prepared = await self._publisher.prepare(self._segments.folder, self.row.name, **about(self.row))
             self._at("prepared")
@@ -343,10 +351,12 @@ async def begin(
     who: str,
     clock: Clock,
     also: Callable[[sqlite3.Connection], None] = lambda _: None,
+    *,
+    run: Run = in_thread,
 ) -> None:
     """Publish the dataset of a subscription without rows yet, in one transaction with `also`."""
     schema = tables.schema_from_bytes(columns)
-    file, _, size = await asyncio.to_thread(segments.write, attempt, 0, [], schema)
+    file, _, size = await run(segments.write, attempt, 0, [], schema)
     prepared = await publisher.prepare(segments.folder, row.name, **about(row))
     now = clock.wall()
 

@@ -43,6 +43,7 @@ from island.streams.segments import Segments
 from island.streams.serving import Serving
 from island.streams.source import Decoded, FolderSource, columns_of
 from island.streams.store import SourceRow, SubscriptionRow
+from island.streams.tasks import Run, in_place, in_thread
 from island.streams.views import ChannelView, SourceView, SubscriptionView
 from island.trust import journal
 from island.trust.service import Trust
@@ -85,7 +86,9 @@ class Streams:
         *,
         home: Path,
         checkpoint: channels.Checkpoint = lambda _: None,
+        threads: bool = True,
     ) -> None:
+        self._run: Run = in_thread if threads else in_place
         self._state, self._gossip_db, self._catalog, self._membership = state, gossip_db, catalog, membership
         self._gossip, self._trust, self._peers, self._clock, self._rng = gossip, trust, peers, clock, rng
         self._home, self._poll, self._checkpoint = home, config.streams.poll, checkpoint
@@ -94,7 +97,7 @@ class Streams:
         self._channels: dict[str, Channel] = {}
         self._running: dict[str, _Running] = {}
         self._decoded = Decoded()
-        self._serving = Serving(state, self._sources, clock)
+        self._serving = Serving(state, self._sources, clock, self._run)
         self._local: dict[str, BulkHandler] = {}
         self._serving.register(self._local.__setitem__)
         self._serving.register(peers.on_bulk)
@@ -228,7 +231,14 @@ class Streams:
 
     def _watch(self, row: SourceRow) -> None:
         source = FolderSource(
-            row, self._state, self._announce, self._decoded, self._clock, poll=self._poll, poke=self._gossip.poke
+            row,
+            self._state,
+            self._announce,
+            self._decoded,
+            self._clock,
+            poll=self._poll,
+            poke=self._gossip.poke,
+            run=self._run,
         )
         self._sources[row.name] = source
         self._running[f"source/{row.name}"] = _Running(self._started.loop(f"streams.source.{row.name}", source.run()))
@@ -297,17 +307,26 @@ class Streams:
             store.insert_subscription(conn, row)
             self._journal(conn, who, "subscription.add", f"{row.owner_name}/{row.source}", detail)
 
-        await asyncio.to_thread(segments.create)
+        await self._run(segments.create)
         try:
             if not columns:  # the dataset is made when the first file tells its columns
                 await self._state.write(write)
                 return
-            attempt, _ = await asyncio.to_thread(segments.sweep, set())
+            attempt, _ = await self._run(segments.sweep, set())
             await channels.begin(
-                self._state, self._catalog, segments, attempt, row, columns, self._who(who.user), self._clock, write
+                self._state,
+                self._catalog,
+                segments,
+                attempt,
+                row,
+                columns,
+                self._who(who.user),
+                self._clock,
+                write,
+                run=self._run,
             )
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(_discard, segments))
+            await asyncio.shield(self._run(_discard, segments))
             raise
 
     async def unsubscribe(self, who: Principal, ident: str) -> SubscriptionView:
@@ -331,9 +350,9 @@ class Streams:
 
             named = await self._state.write(write)
             segments = Segments(self._home / "streams" / row.name)
-            await asyncio.to_thread(segments.sweep, named)
+            await self._run(segments.sweep, named)
             if not named:
-                await asyncio.to_thread(segments.remove_empty)
+                await self._run(segments.remove_empty)
         log.info("subscription.removed", subscription=row.id)
         return view
 
@@ -474,6 +493,7 @@ class Streams:
             clock=self._clock,
             rng=self._rng,
             checkpoint=self._checkpoint,
+            run=self._run,
         )
         self._channels[row.id] = channel
         self._running[f"channel/{row.id}"] = _Running(self._started.loop(f"streams.channel.{row.id}", channel.run()))

@@ -42,7 +42,7 @@ from island.streams.messages import (
     encode_position,
 )
 from island.streams.source import FolderSource, Missing
-from island.streams.tasks import raise_first
+from island.streams.tasks import Run, in_thread, raise_first
 
 log = structlog.get_logger("island")
 
@@ -80,7 +80,10 @@ class Served:
 class Serving:
     """Serves the sources of this island to subscribers, its own included."""
 
-    def __init__(self, state: Database, sources: Mapping[str, FolderSource], clock: Clock) -> None:
+    def __init__(
+        self, state: Database, sources: Mapping[str, FolderSource], clock: Clock, run: Run = in_thread
+    ) -> None:
+        self._run = run
         self._state, self._sources, self._clock = state, sources, clock
         self._decoders = asyncio.Semaphore(DECODERS)
         self._per_peer: Counter[IslandId] = Counter()
@@ -150,7 +153,9 @@ class Serving:
         self._per_peer[peer] += 1
         self.served.append(served)
         try:
-            await _Reader(self._state, source, request, sieve, stream, served, self._clock, self._decoders).run()
+            await _Reader(
+                self._state, source, request, sieve, stream, served, self._clock, self._decoders, self._run
+            ).run()
         finally:
             self._per_peer[peer] -= 1
             self.served.remove(served)
@@ -173,7 +178,9 @@ class _Reader:
         served: Served,
         clock: Clock,
         decoders: asyncio.Semaphore,
+        run: Run,
     ) -> None:
+        self._run = run
         self._state, self._source, self._sieve, self._stream = state, source, sieve, stream
         self._served, self._clock, self._decoders = served, clock, decoders
         self._bound: Any = None
@@ -268,7 +275,7 @@ class _Reader:
     async def _send_file(self, file: store.FileRow) -> None:
         async for first, batch in self._source.rows(file, self._at.row):
             async with self._decoders:
-                sifted = await asyncio.to_thread(self._sift, batch)
+                sifted = await self._run(self._sift, batch)
             for count, kept in sifted:
                 first += count
                 self._at = Position(seq=file.seq, row=first, since=self._at.since)
@@ -302,7 +309,7 @@ class _Reader:
         if to == self._sent:
             return
         batches, self._gathered, self._gathered_bytes = self._gathered, [], 0
-        payload = await asyncio.to_thread(formats_rows.to_ipc, batches) if batches else b""
+        payload = await self._run(formats_rows.to_ipc, batches) if batches else b""
         if len(payload) > MAX_PAYLOAD:
             raise Unsupported(f"a row takes {len(payload)} bytes, and {MAX_PAYLOAD} at most may travel")
         while not self._window.open():

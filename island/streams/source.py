@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +19,7 @@ from island.kernel.ports import Clock, Signal, Topic
 from island.streams import core, folder, store, tables
 from island.streams.messages import ColumnNote, SourceRecord
 from island.streams.store import FileRow, SourceRow
+from island.streams.tasks import Run, in_thread
 
 log = structlog.get_logger("island")
 
@@ -78,7 +78,9 @@ class FolderSource:
         *,
         poll: float,
         poke: Callable[[], None],
+        run: Run = in_thread,
     ) -> None:
+        self._run = run
         self.name, self.incarnation, self.root = row.name, row.incarnation, Path(row.path)
         self.columns = row.columns or b""
         self.schema = tables.schema_from_bytes(row.columns) if row.columns else None
@@ -115,7 +117,7 @@ class FolderSource:
         """One look: journal what is complete, forget what vanished."""
         if self._known is None:
             self._known = await self._state.read(lambda conn: store.names(conn, self.name))
-        found = await asyncio.to_thread(folder.listing, self.root)
+        found = await self._run(folder.listing, self.root)
         plan = core.look(
             found,
             self._known,
@@ -153,7 +155,7 @@ class FolderSource:
     async def _read(self, path: str) -> folder.Reading | None:
         rest = self._resting[path]
         try:
-            reading = await asyncio.to_thread(folder.read, self.root, path, rest.stat, self.schema)
+            reading = await self._run(folder.read, self.root, path, rest.stat, self.schema)
         except Changed:
             return None
         except (Corrupt, Unsupported, BadInput) as error:
@@ -263,10 +265,10 @@ class FolderSource:
         path, stat = await self._locate(file)
         full, schema = self.root / path, self.schema
         try:
-            table = await asyncio.to_thread(tables.open_table, full)
+            table = await self._run(tables.open_table, full)
             start, size = 0, 0
             keep: list[Any] = []
-            while (batch := await asyncio.to_thread(_next_fitted, table, schema, path)) is not None:
+            while (batch := await self._run(_next_fitted, table, schema, path)) is not None:
                 # Only what was read before anything changed is the content that was journaled.
                 if folder.stat_of(full) != stat:
                     raise Missing(f"{path} changed while it was read")

@@ -231,7 +231,7 @@ def schema_from_bytes(data: bytes) -> Schema:
     return schema
 
 
-def rows_from_bytes(data: bytes, schema: Schema, *, count: int) -> list[Batch]:
+def rows_from_bytes(data: bytes, schema: Schema, count: int) -> list[Batch]:
     """The batches of a peer's delivery, fully validated.
 
     Raises PeerMisbehaved where they are malformed, of another schema, or of another number of rows.
