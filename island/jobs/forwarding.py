@@ -75,6 +75,7 @@ class Driven:
     """What home knows of a live job beyond its rows."""
 
     id: str
+    executor: str = ""
     signal: Signal = field(default_factory=Signal)
     dirty: bool = True
     """The executor has news, or may have: nothing was heard since the start."""
@@ -181,6 +182,7 @@ class Forwarding:
                 self._driven.pop(driven.id, None)
                 self.changed.touch()
                 return
+            driven.executor = job.executor
             try:
                 await steps[job.phase](driven, job)
                 await self._found_again(driven, job)
@@ -577,11 +579,12 @@ class Forwarding:
         await self._state.write(lambda conn: store.add_log(conn, job.id, self._clock.wall(), [line]))
         self.changed.touch()
 
-    def _on_link(self, island: IslandId, made: bool) -> None:
-        if made:
-            for driven in self._driven.values():
-                if driven.lost_since is not None:
-                    driven.signal.set()
+    def _on_link(self, island: IslandId, _made: bool) -> None:
+        # Made or lost, there is something to find out: results of meanwhile, or that it does not answer.
+        for driven in self._driven.values():
+            if driven.executor == island:
+                driven.dirty = True
+                driven.signal.set()
 
 
 def _wants_stop(conn: sqlite3.Connection, job: str) -> bool:

@@ -1,0 +1,113 @@
+"""`island job`: sessions and batches wherever they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from island.cli import base
+from island.cli.jobs import FAILED, KEY_HEADER, get, key_headers, path, settle
+from island.errors import BadInput
+
+app = typer.Typer(help="Sessions and batches, wherever they run.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The local id, the public id, or a unique prefix of it.")]
+Kind = Annotated[str | None, typer.Option(help="session or batch, where both have this local id.")]
+KeyFile = Annotated[
+    str | None,
+    typer.Option(
+        help="File (- is stdin; else ISLAND_JOB_KEY) with the job's key, for a job of another home: "
+        "`island job show ID` there shows it."
+    ),
+]
+
+
+def register(root: typer.Typer) -> None:
+    """Add the group to the command."""
+    root.add_typer(app, name="job")
+
+
+@app.command("ls")
+def ls(
+    live: Annotated[bool, typer.Option("--live", help="Only those that have not ended.")] = False,
+    as_json: base.Json = False,
+) -> None:
+    """Your jobs, newest first; the administrator sees all, and those that others run here."""
+    rows = base.api().get("/api/v1/jobs", live=1 if live else None)
+    base.rows(rows, ("id", "job", "kind", "state", "island", "owner", "inputs"), as_json, empty="no jobs")
+
+
+@app.command("show")
+def show(job: Id, kind: Kind = None, key_file: KeyFile = None, as_json: base.Json = False) -> None:
+    """All that is known of a job. Its key lets you follow it from another island: keep it to yourself."""
+    base.pairs(get(base.api(), path(job), key_headers(key_file), kind=kind), as_json)
+
+
+@app.command("explain")
+def explain(job: Id, kind: Kind = None, key_file: KeyFile = None, as_json: base.Json = False) -> None:
+    """Every island that was considered: why it was rejected, or what the job would have cost there."""
+    rows = get(base.api(), path(job, "explain"), key_headers(key_file), kind=kind)
+    if as_json:
+        base.show_json(rows)
+        return
+    if not rows:
+        base.say("no island was considered yet")
+    for attempt in sorted({row["attempt"] for row in rows}):
+        these = [row for row in rows if row["attempt"] == attempt]
+        base.say(f"decision {attempt}, {these[0]['at']}, {'replayed' if these[0]['replayed'] else 'NOT REPRODUCED'}:")
+        base.table(("island", "verdict", "reason"), [(r["island"], r["verdict"], r["reason"]) for r in these])
+        for row in these:
+            if row.get("terms"):
+                base.out(f"{row['island']}: {base.cell(row['seconds'])} s = {row['terms']}")
+
+
+@app.command("cancel")
+def cancel(job: Id, kind: Kind = None, key_file: KeyFile = None) -> None:
+    """End a job; what it has given stays."""
+    key = key_headers(key_file).get(KEY_HEADER, "")
+    row: dict[str, Any] = base.api().post(path(job, "cancel"), {"key": key}, kind=kind)
+    base.say(f"{row['kind']} {row['job']} is {row['state']}")
+
+
+@app.command("logs")
+def logs(job: Id, kind: Kind = None, key_file: KeyFile = None) -> None:
+    """The engine's log, then what island did for the job."""
+    for line in get(base.api(), path(job, "log"), key_headers(key_file), kind=kind)["log"]:
+        base.out(line)
+
+
+@app.command("wait")
+def wait(job: Id, key_file: KeyFile = None, as_json: base.Json = False) -> None:
+    """Wait until a batch has ended, or a session is idle or has ended; exit code 1 if it failed."""
+    row = settle(base.api(), job, headers=key_headers(key_file))
+    if as_json:
+        base.show_json(row)
+    else:
+        base.say(f"{row['kind']} {row['job']} is {row['state']}" + (f": {row['reason']}" if row["reason"] else ""))
+    if row["state"] in FAILED:
+        raise typer.Exit(1)
+
+
+@app.command("submit")
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A Python file (.py).")],
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="OWNER/NAME", help="A dataset that it reads.")
+    ] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Option("--arg", help="An argument of the file; may be repeated.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="A name for it.")] = None,
+    at: Annotated[str, typer.Option(metavar="ISLAND", help="Run it there and nowhere else.")] = "",
+) -> None:
+    """Run a file as a batch where its inputs are; prints the job's public id."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read: {error.strerror}") from error
+    query = {"file": file.name, "input": inputs or None, "arg": arguments or None, "name": name, "at": at or None}
+    row = base.api().post("/api/v1/batches", data, **query)
+    base.say(f"batch {row['id']}; follow it with: island job wait {row['job']}")
+    base.out(row["job"])

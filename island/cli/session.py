@@ -1,0 +1,128 @@
+"""`island session`: interactive sessions, at the island where their inputs are."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from island.cli import base
+from island.cli.jobs import path, settle
+from island.client import Api
+from island.errors import IslandError
+
+app = typer.Typer(help="Interactive Spark sessions: open, execute, list, close.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The local id, the public id, or a unique prefix of it.")]
+
+
+def register(root: typer.Typer) -> None:
+    """Add the group to the command."""
+    root.add_typer(app, name="session")
+
+
+@app.command("open")
+def open_session(
+    kind: Annotated[str, typer.Option(help="pyspark or sql.")],
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="OWNER/NAME", help="A dataset to have in the session.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="A name for it.")] = None,
+    at: Annotated[str, typer.Option(metavar="ISLAND", help="Run it there and nowhere else.")] = "",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the id at once; it starts by itself.")] = False,
+) -> None:
+    """Open a session; prints its id once it is ready, and says on stderr what is being done."""
+    if kind not in ("pyspark", "sql", "shared", "spark", "sparkr"):
+        raise typer.BadParameter(f"'{kind}' is not a kind of session: use pyspark or sql", param_hint="--kind")
+    api = base.api()
+    made = api.post("/api/v1/sessions", {"kind": kind, "inputs": inputs or [], "name": name, "at": at})
+    base.say(f"session {made['id']} is job {made['job']}")
+    if not no_wait:
+        row = settle(api, made["job"])
+        if row["state"] != "idle":
+            raise IslandError(f"the session is {row['state']}: {row['reason']}", hint="`island job explain` says more.")
+        base.say(f"ready at {row['island']}")
+    base.out(str(made["id"]))
+
+
+@app.command("exec")
+def execute(
+    session: Id,
+    code: Annotated[str, typer.Argument(metavar="CODE", help="What to run; - reads stdin.")],
+    kind: Annotated[str | None, typer.Option(help="pyspark or sql, if it is not the session's own.")] = None,
+    as_json: base.Json = False,
+) -> None:
+    """Run code in a session and print its result; exit code 1 if it fails."""
+    text = sys.stdin.read() if code == "-" else code
+    api = base.api()
+    posted = api.post(path(session, "statements"), {"code": text, "kind": kind})
+    where = path(session, "statements", str(posted["id"]))
+    try:
+        while posted["state"] not in ("available", "error", "cancelled"):
+            posted = api.get(where, timeout=30.0)
+    except KeyboardInterrupt:
+        api.post(where + "/cancel")
+        base.say("cancelled")
+        raise
+    if as_json:
+        base.show_json(posted)
+    else:
+        _print(posted)
+    output = posted["output"] or {}
+    if posted["state"] != "available" or output.get("status") == "error":
+        raise typer.Exit(1)
+
+
+@app.command("ls")
+def ls(
+    everything: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False, as_json: base.Json = False
+) -> None:
+    """Your sessions, and where each runs."""
+    rows = base.api().get("/api/v1/jobs", kind="session", live=None if everything else 1)
+    base.rows(rows, ("id", "job", "state", "island", "owner", "inputs", "name"), as_json, empty="no sessions")
+
+
+@app.command("close")
+def close(session: Id) -> None:
+    """End a session; its results stay."""
+    row = base.api().delete(path(session), kind="session")
+    base.say(f"session {row['id']} is closed; its results stay: island job show {row['job']}")
+
+
+def _print(statement: dict[str, Any]) -> None:
+    """A statement's result: text on stdout as it is, SQL as a table, an error on stderr."""
+    output = statement["output"]
+    if statement["state"] == "cancelled" and not output:
+        base.say("the statement was cancelled")
+    elif output is None:
+        return
+    elif output["status"] == "error":
+        base.say("".join(output.get("traceback") or []).rstrip() or f"{output.get('ename')}: {output.get('evalue')}")
+        said = str(output.get("evalue", "")).splitlines()
+        if said and said[-1].startswith("island: ") and said[-1] not in "".join(output.get("traceback") or []):
+            base.say(said[-1])
+    else:
+        _print_data(output.get("data", {}))
+
+
+def _print_data(data: dict[str, Any]) -> None:
+    for kind, content in data.items():
+        if isinstance(content, dict) and "schema" in content and "data" in content:
+            names = [field["name"] for field in content["schema"]["fields"]]
+            base.table(names, [[base.cell(value) for value in row] for row in content["data"]])
+        elif kind == "text/plain":
+            if content:
+                base.out(str(content))
+        elif isinstance(content, str):
+            base.say(f"[{kind}, {len(content)} characters; --json shows it]")
+        else:
+            base.show_json(content)
+
+
+def close_quietly(api: Api, session: str) -> None:
+    """End a session that nobody needs, whatever became of it."""
+    try:
+        api.delete(path(session), kind="session")
+    except IslandError:
+        return

@@ -1,0 +1,230 @@
+"""Sessions, statements and batches in the operator API; Livy's own REST is in `net.gateway`.
+
+Every operation acts on the caller's own jobs; the administrator sees all. `ID` is the
+local id, the public id, or a unique prefix of it; where a session and a batch share a
+local id, `kind` tells them apart. With a job's key (`X-Island-Job-Key`) an id of another
+home is followed there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+
+from island.errors import BadInput
+from island.jobs.messages import MAX_FILE
+from island.jobs.service import Batch, Jobs, statement_row
+from island.jobs.store import Job
+from island.livy.conf import INPUTS_KEY
+from island.livy.messages import BatchRequest, SessionRequest
+from island.net.api import base
+
+KEY_HEADER = "X-Island-Job-Key"
+_WAIT = 60.0
+
+Names = Annotated[list[Annotated[str, Meta(max_length=300)]], Meta(max_length=64)]
+
+
+class NewSession(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /api/v1/sessions`."""
+
+    kind: Literal["pyspark", "sql", "shared", "spark", "sparkr"] = "pyspark"
+    inputs: Names = []
+    name: Annotated[str, Meta(max_length=256)] | None = None
+    at: Annotated[str, Meta(max_length=100)] = ""
+    conf: dict[str, str] = {}
+
+
+class NewStatement(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /api/v1/jobs/ID/statements`."""
+
+    code: str
+    kind: str | None = None
+
+
+class JobKey(msgspec.Struct, forbid_unknown_fields=True):
+    """The optional body of `POST /api/v1/jobs/ID/cancel`: the key of a job of another home."""
+
+    key: Annotated[str, Meta(max_length=64)] = ""
+
+
+def routes(jobs: Jobs) -> list[web.RouteDef]:
+    """The operations on jobs."""
+    api = JobsApi(jobs)
+    one = "/api/v1/jobs/{id}"
+    return [
+        web.get("/api/v1/jobs", api.ls),
+        web.post("/api/v1/sessions", api.open_session),
+        web.post("/api/v1/batches", api.submit),
+        web.get(one, api.show),
+        web.delete(one, api.close),
+        web.get(one + "/explain", api.explain),
+        web.get(one + "/log", api.log),
+        web.get(one + "/wait", api.wait),
+        web.post(one + "/cancel", api.cancel),
+        web.get(one + "/statements", api.statements),
+        web.post(one + "/statements", api.post),
+        web.get(one + "/statements/{number}", api.statement),
+        web.post(one + "/statements/{number}/cancel", api.cancel_statement),
+    ]
+
+
+class JobsApi:
+    """Handlers of the operations on jobs."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    async def _job(self, request: web.Request, kind: str | None = None) -> Job:
+        kind = kind or request.query.get("kind")
+        return await self._jobs.named(base.principal(request), request.match_info["id"], kind)
+
+    async def _elsewhere(self, request: web.Request, what: str) -> Any | None:
+        """The answer of another home, when the request carries a job's key."""
+        key = request.headers.get(KEY_HEADER)
+        if key is None:
+            return None
+        return await self._jobs.elsewhere(request.match_info["id"], key, what)
+
+    async def ls(self, request: web.Request) -> web.Response:
+        """`GET /api/v1/jobs?kind=&live=&limit=`."""
+        limit = _number(request, "limit", 1000)
+        rows = await self._jobs.listing(base.principal(request), limit, live_only=request.query.get("live") == "1")
+        kind = request.query.get("kind")
+        return base.reply([_timed(row) for row in rows if kind in (None, row["kind"])])
+
+    async def open_session(self, request: web.Request) -> web.Response:
+        """`POST /api/v1/sessions`."""
+        body = await base.body(request, NewSession)
+        asked = SessionRequest(
+            kind=body.kind, name=body.name, conf=_conf(body.conf, body.inputs), queue=_queue(body.at)
+        )
+        key = request.headers.get("Idempotency-Key")
+        job = await self._jobs.open_session(base.principal(request), asked, key=key)
+        return base.reply(_timed(await self._jobs.row(job)), 201)
+
+    async def submit(self, request: web.Request) -> web.Response:
+        """`POST /api/v1/batches?file=NAME&input=...&arg=...`: the body is the file."""
+        query = request.query
+        data = await request.read()
+        if len(data) > MAX_FILE:
+            raise BadInput(f"the file has {len(data)} bytes; the limit is {MAX_FILE}", hint="Read big data as inputs.")
+        asked = BatchRequest(
+            file=query.get("file", "job.py"),
+            args=query.getall("arg", []),
+            name=query.get("name") or None,
+            conf=_conf({}, query.getall("input", [])),
+            queue=_queue(query.get("at", "")),
+        )
+        file = Batch(query.get("file", "job.py"), data)
+        key = request.headers.get("Idempotency-Key")
+        job = await self._jobs.submit_batch(base.principal(request), asked, file=file, key=key)
+        return base.reply(_timed(await self._jobs.row(job)), 201)
+
+    async def show(self, request: web.Request) -> web.Response:
+        """`GET /api/v1/jobs/ID`."""
+        if (row := await self._elsewhere(request, "show")) is not None:
+            return base.reply(_timed(row))
+        return base.reply(_timed(await self._jobs.show(await self._job(request))))
+
+    async def explain(self, request: web.Request) -> web.Response:
+        """`GET /api/v1/jobs/ID/explain`: every island that was considered, best first."""
+        rows = await self._elsewhere(request, "explain")
+        if rows is None:
+            rows = await self._jobs.explain(await self._job(request))
+        return base.reply([_timed(row) for row in rows])
+
+    async def log(self, request: web.Request) -> web.Response:
+        """`GET /api/v1/jobs/ID/log`."""
+        lines = await self._elsewhere(request, "logs")
+        if lines is None:
+            lines = await self._jobs.log(await self._job(request))
+        return base.reply({"job": request.match_info["id"], "log": lines})
+
+    async def wait(self, request: web.Request) -> web.Response:
+        """`GET /api/v1/jobs/ID/wait?timeout=`: the job once it has settled, or as it is after the timeout."""
+        if (row := await self._elsewhere(request, "show")) is not None:
+            return base.reply(_timed(row))
+        job = await self._jobs.settled(await self._job(request), _seconds(request))
+        return base.reply(_timed(await self._jobs.row(job)))
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """`POST /api/v1/jobs/ID/cancel`: ends a batch or a session; its results stay."""
+        key = (await base.body(request, JobKey)).key or request.headers.get(KEY_HEADER)
+        if key:
+            return base.reply(_timed(await self._jobs.elsewhere(request.match_info["id"], key, "cancel")))
+        job = await self._job(request)
+        await self._jobs.end(job, deleted=False)
+        return base.reply(_timed(await self._jobs.row(job)))
+
+    async def close(self, request: web.Request) -> web.Response:
+        """`DELETE /api/v1/jobs/ID`: ends it, and Livy's clients no longer see it."""
+        job = await self._job(request)
+        await self._jobs.end(job, deleted=True)
+        return base.reply(_timed(await self._jobs.row(job)))
+
+    async def statements(self, request: web.Request) -> web.Response:
+        """`GET /api/v1/jobs/ID/statements`."""
+        rows = await self._elsewhere(request, "statements")
+        if rows is None:
+            rows = [statement_row(*pair) for pair in await self._jobs.statements(await self._job(request, "session"))]
+        return base.reply(rows)
+
+    async def post(self, request: web.Request) -> web.Response:
+        """`POST /api/v1/jobs/ID/statements`."""
+        body = await base.body(request, NewStatement)
+        job = await self._job(request, "session")
+        statement = await self._jobs.post(job, body.code, body.kind)
+        return base.reply({**statement_row(statement, statement.report()), "session": job.local}, 201)
+
+    async def statement(self, request: web.Request) -> web.Response:
+        """`GET /api/v1/jobs/ID/statements/N?timeout=`: waits for its end up to the timeout."""
+        job = await self._job(request, "session")
+        number = _path_number(request)
+        return base.reply(statement_row(*await self._jobs.finished_statement(job, number, _seconds(request, 0.0))))
+
+    async def cancel_statement(self, request: web.Request) -> web.Response:
+        """`POST /api/v1/jobs/ID/statements/N/cancel`."""
+        job = await self._job(request, "session")
+        await self._jobs.cancel_statement(job, _path_number(request))
+        return base.reply({"cancelled": _path_number(request)})
+
+
+def _conf(conf: dict[str, str], inputs: list[str]) -> dict[str, str]:
+    return {**conf, INPUTS_KEY: ",".join(inputs)} if inputs else conf
+
+
+def _queue(at: str) -> str | None:
+    return f"island:{at}" if at else None
+
+
+def _timed(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its times as ISO 8601."""
+    times = ("created", "ended", "silent_since", "at")
+    return {k: base.iso(v) if k in times and isinstance(v, int | float) else v for k, v in row.items()}
+
+
+def _number(request: web.Request, name: str, default: int) -> int:
+    text = request.query.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 10_000):
+        raise BadInput(f"{name} = '{text[:50]}' is not a number from 1 to 10000")
+    return int(text)
+
+
+def _path_number(request: web.Request) -> int:
+    text = request.match_info["number"]
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise BadInput(f"'{text[:50]}' is not the number of a statement")
+    return int(text)
+
+
+def _seconds(request: web.Request, default: float = _WAIT) -> float:
+    text = request.query.get("timeout", str(default))
+    try:
+        seconds = float(text)
+    except ValueError as error:
+        raise BadInput(f"timeout = '{text[:50]}' is not a number of seconds") from error
+    return min(max(0.0, seconds), _WAIT)  # not a number counts as 0
