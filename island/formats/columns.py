@@ -24,7 +24,10 @@ _MAX_TEXT = 4096
 
 
 class Column(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One column of a dataset; `name` is a dotted path, `type` as in `type_name`."""
+    """One column of a dataset; `name` is a dotted path, `type` as in `type_name`.
+
+    `unsupported` says why it cannot be decoded here, and is empty where it can.
+    """
 
     name: str
     type: str
@@ -68,10 +71,11 @@ class Notes(msgspec.Struct, frozen=True):
 def of_schema(schema: Any, unsupported: Mapping[str, str] | None = None) -> tuple[Column, ...]:
     """The flattened columns of a pyarrow schema, with what its metadata say about them.
 
+    `unsupported` gives the reason for those top-level columns that cannot be decoded.
+
     Raises BadInput for duplicate names, too many columns, or nesting deeper than MAX_DEPTH.
     """
     notes = file_notes(schema.metadata or {})
-    reasons = unsupported or {}
     columns: list[Column] = []
     seen: set[str] = set()
     for path, field, nullable in leaves(schema):
@@ -87,7 +91,7 @@ def of_schema(schema: Any, unsupported: Mapping[str, str] | None = None) -> tupl
                 ucd=said.ucd,
                 description=said.description,
                 nullable=nullable,
-                unsupported=reasons.get(path.split(".", 1)[0], reasons.get(path, "")),
+                unsupported=(unsupported or {}).get(path, (unsupported or {}).get(path.partition(".")[0], "")),
             )
         )
     return tuple(columns)

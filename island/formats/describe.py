@@ -6,13 +6,13 @@ about rows, ranges, sky and time comes from the rows and not from what headers c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from island.errors import BadInput, Changed, IslandError
+from island.errors import BadInput, Changed, IslandError, Unsupported
 from island.formats import files, hats, parquet, rows
 from island.formats.columns import Column, Position, Progress, TimeColumn, find_position, find_time, of_schema
 from island.formats.coverage import FINE_ORDER, Bitmap, SkyTally, moc_ascii, moc_flags
@@ -174,6 +174,7 @@ class _Group:
         self.schema: Any = None
         self.columns: tuple[Column, ...] = ()
         self.names: frozenset[str] = frozenset()
+        self.lacking: dict[str, str] = {}
         self.stats = DatasetStats(None, None)
         self.rows = 0
         self.cells: set[hats.Partition] = set()
@@ -266,7 +267,8 @@ class _Description:
         if file is None or previous is None or file.bytes != size:
             return None
         if group.schema is None:
-            self._admit(rows.arrow_schema(self.survey.root / relative), relative, group)
+            schema, _, lacking = self._open(self.survey.root / relative)
+            self._admit(schema, relative, group, lacking)
         same = (group.columns, group.stats.position, group.stats.time) == (
             previous.columns,
             previous.position,
@@ -294,8 +296,8 @@ class _Description:
 
     def _decode(self, path: Path, relative: str, group: _Group) -> tuple[FileStats, bool]:
         """Read one file to its end. Returns what was gathered, and whether its coverage is known."""
-        schema, stream = rows.open_table(path)
-        self._admit(schema, relative, group)
+        schema, stream, lacking = self._open(path)
+        self._admit(schema, relative, group, lacking)
         cell = hats.partition_of(relative) if self.survey.layout is not None else None
         if cell is not None:
             group.cells.add(cell)
@@ -311,6 +313,19 @@ class _Description:
             return stats, True
         return stats, group.stats.position is not None
 
+    def _open(self, path: Path) -> tuple[Any, Iterator[tuple[Any, int]], dict[str, str]]:
+        """(schema, batches, columns that cannot be decoded) of one file; those columns are not in the batches."""
+        if self.survey.format == "avro":
+            return *rows.open_table(path), {}
+        file = parquet.open_file(path)
+        lacking = parquet.undecodable(file)
+        schema = file.schema_arrow
+        left = [name for name in schema.names if name not in lacking]
+        if lacking and not left:
+            reasons = ", ".join(sorted(set(lacking.values())))
+            raise Unsupported(f"{path}: no column can be decoded ({reasons})", hint="Write it with zstd or snappy.")
+        return schema, parquet.batches(file, path, left if lacking else None), lacking
+
     # --- groups of files with one schema ---
 
     def _group(self, relative: str, role: Role) -> _Group:
@@ -320,12 +335,18 @@ class _Description:
             self.groups[key] = _Group(part, role)
         return self.groups[key]
 
-    def _admit(self, schema: Any, relative: str, group: _Group) -> None:
+    def _admit(self, schema: Any, relative: str, group: _Group, lacking: dict[str, str]) -> None:
         """Take the schema of the group's first file, or compare with it."""
         if group.schema is None:
             group.first = relative
-            self._take_schema(schema, group)
+            self._take_schema(schema, group, lacking)
             return
+        if new := sorted(lacking.keys() - group.lacking.keys()):
+            raise Unsupported(
+                f"{self.survey.root / relative}: column {new[0]} cannot be decoded ({lacking[new[0]]})"
+                f" and is decoded in {group.first}",
+                hint="Write this file as the others are.",
+            )
         what = difference(group.schema, schema)
         if what:
             raise BadInput(
@@ -333,28 +354,30 @@ class _Description:
                 hint="All files of one dataset have one schema: publish this file as another dataset, or rewrite it.",
             )
 
-    def _take_schema(self, schema: Any, group: _Group) -> None:
-        group.schema = schema
-        group.columns = of_schema(schema)
+    def _take_schema(self, schema: Any, group: _Group, lacking: dict[str, str]) -> None:
+        group.schema, group.lacking = schema, lacking
+        group.columns = of_schema(schema, lacking)
         group.names = stat_names(schema)
-        position, doubts = self._position(group)
-        group.stats = DatasetStats(position, find_time(group.columns))
+        usable = tuple(column for column in group.columns if not column.unsupported)
+        position, doubts = self._position(group, usable)
+        group.stats = DatasetStats(position, find_time(usable))
+        self.problems.extend(f"column {name} cannot be decoded here: {why}" for name, why in sorted(lacking.items()))
         if group.role == "data":
             self.warnings.extend(doubts)
             self._warn_of_names(group.columns)
 
-    def _position(self, group: _Group) -> tuple[Position | None, list[str]]:
+    def _position(self, group: _Group, usable: tuple[Column, ...]) -> tuple[Position | None, list[str]]:
         if group.role == "index":
             return None, []
         if group.role == "data" and self.named != (None, None):
-            return find_position(group.columns, *self.named, how="named when published")
+            return find_position(usable, *self.named, how="named when published")
         part = group.part
         if part is not None and part.ra and part.dec:
             try:
-                return find_position(group.columns, part.ra, part.dec, how="by HATS properties")
+                return find_position(usable, part.ra, part.dec, how="by HATS properties")
             except BadInput as error:
                 self.problems.append(f"the HATS properties of {part.name}: {error.message}")
-        return find_position(group.columns)
+        return find_position(usable)
 
     def _warn_of_names(self, columns: Iterable[Column]) -> None:
         seen: dict[str, str] = {}
@@ -382,7 +405,7 @@ class _Description:
             raise BadInput(
                 f"{self.survey.root} holds no rows and no schema", hint="Check that the catalog is complete."
             )
-        self._take_schema(parquet.open_file(common).schema_arrow, group)
+        self._take_schema(parquet.open_file(common).schema_arrow, group, {})
         if part is not None:
             self.groups[part.path] = group
         return group

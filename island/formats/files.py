@@ -64,11 +64,11 @@ def sniff(path: Path) -> FileFormat:
     promised = format_by_name(path.name)
     if promised is not None:
         raise Corrupt(
-            f"{path} is named as {promised} and does not begin like it (first bytes {head.hex(' ')})",
+            f"{path} is named as {promised} and does not begin like it",
             hint="Write the file again, or give it the suffix of what it is.",
         )
     raise Unsupported(
-        f"{path} is neither Parquet nor Avro (first bytes {head.hex(' ')})",
+        f"{path} is neither Parquet nor Avro",
         hint="Parquet files, Avro object containers, folders of either, and HATS catalogs can be published.",
     )
 

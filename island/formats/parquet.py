@@ -17,7 +17,7 @@ from island.formats.columns import project_batch, project_schema
 from island.formats.files import sniff
 from island.formats.footer import MAX_FOOTER, borders
 
-__all__ = ["batches", "borders", "classify", "open_file"]
+__all__ = ["batches", "borders", "classify", "open_file", "undecodable"]
 
 MAX_BATCH_ROWS = 65_536
 MAX_BATCH_BYTES = 64 * 1024 * 1024
@@ -26,6 +26,7 @@ MAX_ROW_BYTES = 256 * 1024 * 1024
 _THRIFT_STRING = MAX_FOOTER
 _THRIFT_CONTAINER = 50_000_000
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, NotImplementedError)
+_CODECS = ("UNCOMPRESSED", "SNAPPY", "GZIP", "BROTLI", "LZ4", "LZ4_RAW", "ZSTD")
 _LACKING = ("not yet implemented", "not supported", "not implemented", "unsupported", "support for codec")
 
 
@@ -52,6 +53,21 @@ def open_file(path: Path) -> Any:
     except READ_ERRORS as error:
         _raise(path, "its footer", error)
     return file
+
+
+def undecodable(file: Any) -> dict[str, str]:
+    """Top-level columns of an open file that cannot be decoded here, with the reason, by the footer alone."""
+    found: dict[str, str] = {}
+    metadata = file.metadata
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for index in range(row_group.num_columns):
+            chunk = row_group.column(index)
+            if chunk.compression not in _CODECS:
+                name = chunk.path_in_schema
+                top = name if name in file.schema_arrow.names else name.partition(".")[0]
+                found[top] = f"compression {chunk.compression}"
+    return found
 
 
 def classify(path: Path, part: str, error: Exception) -> IslandError:

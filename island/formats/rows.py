@@ -13,7 +13,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from island.errors import BadInput, Corrupt, Full, PeerMisbehaved
+from island.errors import BadInput, Corrupt, Full, PeerMisbehaved, Unsupported
 from island.formats import avro_types, parquet
 from island.formats.columns import project_schema
 from island.formats.files import sniff
@@ -146,13 +146,16 @@ class Limits(msgspec.Struct, frozen=True):
 def to_ipc(rows: Iterable[Any], *, schema: Any = None, compress: bool = True) -> bytes:
     """Record batches of one schema as bytes: a header of ours and an Arrow IPC stream, zstd around it.
 
-    Dictionary columns become plain ones. `schema` is needed where there may be no batch.
+    Dictionary and extension columns become plain ones. `schema` is needed where there may be no batch.
+    Raises Unsupported for types that `from_ipc` would refuse.
     """
     sink = io.BytesIO()
     writer: Any = None
     count = 0
     for batch in rows:
         plain = _plain(batch)
+        if writer is None:
+            _check_sendable(plain.schema)
         writer = writer or pa.ipc.new_stream(sink, plain.schema)
         writer.write_batch(plain)
         count += plain.num_rows
@@ -167,13 +170,27 @@ def to_ipc(rows: Iterable[Any], *, schema: Any = None, compress: bool = True) ->
 
 
 def _plain(batch: Any) -> Any:
-    """The batch without dictionary encoding, whose tables would travel outside the row limits."""
-    fields = [
-        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
-        for field in batch.schema
-    ]
+    """The batch without dictionary encoding, whose tables would travel outside the row limits, and
+    without extension types, which only programs share."""
+    fields = [field.with_type(_plain_type(field.type)) for field in batch.schema]
     schema = pa.schema(fields, metadata=batch.schema.metadata)
     return batch if schema.equals(batch.schema) else batch.cast(schema)
+
+
+def _plain_type(kind: Any) -> Any:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain_type(kind.storage_type)
+    return _plain_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
+
+
+def _check_sendable(schema: Any) -> None:
+    """Raise Unsupported where the receiver would refuse the types."""
+    try:
+        _check_types(list(schema), 0, [0])
+    except PeerMisbehaved as error:
+        raise Unsupported(
+            f"these rows cannot be sent: {error.message}", hint="Leave that column out, or write it in a plain type."
+        ) from error
 
 
 def from_ipc(data: bytes, limits: Limits | None = None) -> list[Any]:

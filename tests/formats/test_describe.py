@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from island.errors import BadInput, Corrupt, IslandError, Unsupported
+from island.formats import rows
 from island.formats.coverage import from_bitmap, moc_flags
 from island.formats.describe import DatasetDescription, data_paths, describe, detect
+from island.formats.parquet import borders
 
 
 def write(path: Path, columns: dict[str, Any], units: dict[str, dict[str, str]] | None = None) -> Path:
@@ -184,6 +186,29 @@ def test_a_row_of_a_gigabyte_is_unsupported_before_it_is_decompressed(shared_dat
     """4 KiB on disk, two rows of 1 GiB each."""
     with pytest.raises(Unsupported, match="256 MiB a row"):
         describe(shared_data / "parquet" / "large_string_map.brotli.parquet")
+
+
+def test_a_codec_that_is_not_known_makes_a_column_unsupported(tmp_path: Path) -> None:
+    """The footer says LZO, Parquet's codec 3, for one column of two; the other is published."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"ra": [1.0], "dec": [2.0], "odd": [3]}), path, compression={"odd": "BROTLI"})
+    data = path.read_bytes()
+    start = borders(path)[-1]
+    # path_in_schema ["odd"] (a list of one string), then field 4, an i32: codec 4 (BROTLI) in zigzag.
+    before = b"\x19\x18\x03odd\x15\x08"
+    at = data.index(before, start)
+    path.write_bytes(data[:at] + b"\x19\x18\x03odd\x15\x06" + data[at + len(before) :])
+    said = describe(path)
+    assert {column.name: column.unsupported for column in said.columns} == {
+        "ra": "",
+        "dec": "",
+        "odd": "compression LZO",
+    }
+    assert said.rows == 1
+    assert said.coverage is not None
+    assert any("odd cannot be decoded" in problem for problem in said.problems)
+    with pytest.raises(Unsupported, match="column odd"):
+        list(rows.batches(path))
 
 
 # --- what bad input gets ---

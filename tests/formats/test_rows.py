@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from island.errors import BadInput, Corrupt, PeerMisbehaved
+from island.errors import BadInput, Corrupt, PeerMisbehaved, Unsupported
 from island.formats import rows
 from island.formats.rows import Limits, from_ipc, to_ipc
 
@@ -105,6 +105,14 @@ def test_dictionaries_travel_as_plain_columns() -> None:
     (found,) = from_ipc(to_ipc([batch]))
     assert found.schema.field("s").type == pa.string()
     assert found.to_pydict() == {"s": ["a", "b", "a"]}
+
+
+def test_what_would_be_refused_is_not_sent() -> None:
+    batch = pa.RecordBatch.from_arrays([pa.array([[None]], pa.list_(pa.null()))], ["x"])
+    with pytest.raises(Unsupported, match="list of nothing"):
+        to_ipc([batch])
+    (found,) = from_ipc(to_ipc([pa.RecordBatch.from_arrays([pa.array([b"0" * 16], pa.uuid())], ["u"])]))
+    assert found.to_pydict() == {"u": [b"0" * 16]}
 
 
 def frame(body: bytes, count: int, *, length: int | None = None, compressed: bool = False) -> bytes:
