@@ -9,6 +9,7 @@ from aiohttp import web
 from island.config import split_address
 from island.errors import ConfigError
 from island.kernel import telemetry
+from island.net import gateway
 from island.net.api import base
 from island.trust.users import Tokens
 
@@ -25,7 +26,9 @@ def build(tokens: Tokens, routes: Iterable[web.AbstractRouteDef], ready: Callabl
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=telemetry.exposition(), content_type="text/plain", charset="utf-8")
 
-    application = web.Application(middlewares=[base.errors, base.authenticate], client_max_size=base.BODY_LIMIT)
+    application = web.Application(
+        middlewares=[base.errors, base.authenticate, gateway.livy_errors], client_max_size=base.BODY_LIMIT
+    )
     application[base.TOKENS] = tokens
     application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
     application.add_routes(routes)
