@@ -131,12 +131,12 @@ class Fetcher:
         """
         while True:
             self.begin(held, wants)
-            waiting = {
+            waiting = [
                 future
                 for want in wants
-                for index, future in want.file.arriving.items()
-                if want.run[0] <= index < want.run[1]
-            }
+                for index in range(*want.run)
+                if (future := want.file.arriving.get(index)) is not None
+            ]
             if not waiting:
                 return
             await asyncio.wait(waiting)
@@ -155,10 +155,10 @@ class Fetcher:
     def _begin(self, held: HeldSnapshot, batch: list[tuple[Want, Edges, Run]]) -> None:
         if self._tasks is None or self._stopping:
             raise IslandError("the island is stopping", hint="Ask again when it runs.")
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
         for want, _, run in batch:
-            want.file.arriving.update(dict.fromkeys(range(*run), future))
-        task = self._tasks.spawn("replicas.transfer", self._transfer(held, batch, future))
+            want.file.arriving.update((index, loop.create_future()) for index in range(*run))
+        task = self._tasks.spawn("replicas.transfer", self._transfer(held, batch))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
@@ -170,9 +170,7 @@ class Fetcher:
         if self._running:
             await asyncio.wait(self._running)
 
-    async def _transfer(
-        self, held: HeldSnapshot, batch: list[tuple[Want, Edges, Run]], future: asyncio.Future[None]
-    ) -> None:
+    async def _transfer(self, held: HeldSnapshot, batch: list[tuple[Want, Edges, Run]]) -> None:
         failure: BaseException | None = None
         try:
             async with self._slots:
@@ -188,15 +186,7 @@ class Fetcher:
                 raise
         finally:
             for want, _, run in batch:
-                for index in range(*run):
-                    want.file.arriving.pop(index, None)
-            if failure is None:
-                future.set_result(None)
-            elif isinstance(failure, asyncio.CancelledError):
-                future.cancel()
-            else:
-                future.set_exception(failure)
-                future.exception()  # the readers may all have gone; then nobody needs to hear of it
+                _arrived(want.file, run, failure)
 
     async def _deliver(self, held: HeldSnapshot, batch: list[tuple[Want, Edges, Run]], claim: Claim) -> None:
         attempts: dict[IslandId, _Attempts] = {}
@@ -355,11 +345,27 @@ class Fetcher:
             # A stream that breaks off must not cost the chunks that came before.
             good = await self._held.put(held, want.file, want.hashes, first, data) if data else 0
             claim.spend(edges.size((first, first + good)))
+            _arrived(want.file, (first, first + good), None)
         if good < len(data):
             chunk = want.hashes.chunk(first + good)
             raise PeerMisbehaved(
                 f"sent bytes that do not match their hash ({want.file.entry.path}, {chunk.start} to {chunk.end})"
             )
+
+
+def _arrived(file: HeldFile, run: Run, failure: BaseException | None) -> None:
+    """Tell those who wait for the chunks of `run` that they are here, or that they will not come."""
+    for index in range(*run):
+        future = file.arriving.pop(index, None)
+        if future is None or future.done():
+            continue
+        if failure is None:
+            future.set_result(None)
+        elif isinstance(failure, IslandError):
+            future.set_exception(failure)
+            future.exception()  # the readers may all have gone; then nobody needs to hear of it
+        else:
+            future.cancel()
 
 
 class _Answer:

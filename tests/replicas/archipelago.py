@@ -324,6 +324,17 @@ def key_of(name: str) -> IslandId:
     return IslandId(name.encode().hex().ljust(64, "0")[:64])
 
 
+def good_until(size: int) -> Callable[[bytes, int], bytes]:
+    """What an island does that sends `size` right bytes, over all streams, and then wrong ones."""
+    left = [size]
+
+    def change(block: bytes, _: int) -> bytes:
+        left[0] -= len(block)
+        return block if left[0] >= 0 else bytes([block[0] ^ 1]) + block[1:]
+
+    return change
+
+
 class Archipelago:
     """Starts islands that share a network and a catalog."""
 

@@ -22,7 +22,7 @@ import pytest
 
 from island.catalog.messages import Resolved
 from island.replicas.fsspec import IslandFileSystem
-from tests.replicas.archipelago import Archipelago, Island, key_of, user_port
+from tests.replicas.archipelago import Archipelago, Island, good_until, key_of, user_port
 
 T = TypeVar("T")
 ROWS = 40_000
@@ -315,7 +315,7 @@ async def test_a_daemon_that_breaks_off_never_gives_short_data(site: Site, monke
     (site.folder / "big" / "x.bin").write_bytes(data)
     site.publish("big")
     filesystem = fsspec.filesystem("island", **site.options)
-    site.there.network.change[site.owner.me] = lambda block, at: bytes(len(block)) if at > 1_500_000 else block
+    site.there.network.change[site.owner.me] = good_until(1_500_000)
     with pytest.raises(OSError, match="do not match their hash"):
         await run(filesystem.cat_file, "owner/big/x.bin")
     del site.there.network.change[site.owner.me]

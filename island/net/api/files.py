@@ -140,7 +140,7 @@ class _Files:
             log.warning("files.broke_off", dataset=str(resolved.dataset), path=path, error=str(error))
             if request.transport is not None:
                 request.transport.abort()
-            raise ConnectionResetError("the answer was broken off") from error
+            return response
         await response.write_eof()
         return response
 
