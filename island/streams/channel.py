@@ -49,7 +49,7 @@ class Publisher(Protocol):
     def commit(self, conn: sqlite3.Connection, prepared: Any, who: str, now: float, *, journaled: bool = True) -> str:
         """Make the prepared snapshot the dataset's newest; returns its hash."""
 
-    async def committed(self) -> None:
+    def committed(self) -> None:
         """The transaction is done: tell others."""
 
 
@@ -131,6 +131,9 @@ class Channel:
             except EXPECTED as error:
                 self._set("error", str(error))
                 log.warning("channel.failed", subscription=self.row.id, error=str(error))
+            # A task group that ends with an error forgets that its task was cancelled meanwhile.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError
             failures = 0 if self.row.position != before else failures + 1
             if self.row.halted:
                 break
@@ -307,7 +310,7 @@ class Channel:
             self.row = replace(
                 self.row, segments=self.row.segments + 1, rows=self.row.rows + rows, bytes=self.row.bytes + size
             )
-            await self._publisher.committed()
+            self._publisher.committed()
             self.meter.add(self._clock.monotonic(), rows, size)
         with contextlib.suppress(Unreachable):  # what is durable stays so; the receiver tells of the loss
             await stream.send(encode(Ack(position=pending.to)))
@@ -367,4 +370,4 @@ async def begin(
         publisher.commit(conn, prepared, who, now)
 
     await state.write(write)
-    await publisher.committed()
+    publisher.committed()

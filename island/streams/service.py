@@ -296,6 +296,7 @@ class Streams:
             await self._insert(who, row, described.columns)
             stored = await self._state.write(lambda conn: store.subscription(conn, row.id))
             self._flow(stored or row)
+        await self._gossip.flush()  # the dataset is listed from now on
         log.info("subscription.added", subscription=row.id, source=f"{row.owner_name}/{name}", into=into)
         return self._subscription_view(stored or row)
 

@@ -51,7 +51,7 @@ class Shelf:
         self.snapshots += 1
         return "00" * 32
 
-    async def committed(self) -> None:
+    def committed(self) -> None:
         pass
 
 

@@ -1,0 +1,307 @@
+"""The service on the daemon's own trust, gossip, membership and catalog, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from island.catalog.service import Catalog
+from island.config import Config, IslandSection, StreamsSection
+from island.errors import BadInput, Conflict, Denied, IslandError, NotFound, Unreachable
+from island.kernel.ports import SeededRng
+from island.streams.service import Streams
+from island.streams.views import ChannelView
+from island.trust.users import Principal
+from tests.sim.archipelago import Archipelago, SimIsland, simulate
+from tests.streams.site import rows_of
+
+ADMIN, USER = Principal("administrator", "administrator"), Principal("user", "user")
+
+
+class Crash(Exception):
+    """The process ends here."""
+
+
+class Scene:
+    """An archipelago whose islands also have a catalog and streams, each with a home on disk."""
+
+    def __init__(self, archipelago: Archipelago, folder: Path) -> None:
+        self.archipelago, self.folder = archipelago, folder
+        self.streams: dict[str, Streams] = {}
+        self.catalogs: dict[str, Catalog] = {}
+        self.checkpoints: dict[str, Callable[[str], None]] = {}
+        archipelago.services = self._start
+
+    async def _start(self, island: SimIsland) -> None:
+        assert island.trust is not None and island.peers is not None
+        home = self.home(island.name)
+        home.mkdir(exist_ok=True)
+        clock = self.archipelago.clock(island)
+        rng = SeededRng(f"{self.archipelago.seed}/streams/{island.name}/{island.lives}")
+        config = Config(island=IslandSection(name=island.name), streams=StreamsSection(poll=0.5, window="64KiB"))
+        catalog = Catalog(
+            island.state, island.gossip_db, island.g, island.m, island.trust, clock, rng, home=home, threads=False
+        )
+        streams = Streams(
+            island.state, island.gossip_db, catalog, island.m, island.g, island.trust, island.peers, config, clock, rng,
+            home=home, checkpoint=lambda step: self._at(island.name, step), threads=False,
+        )  # fmt: skip
+        await catalog.start(island.tasks)
+        await streams.start(island.tasks)
+        self.streams[island.name], self.catalogs[island.name] = streams, catalog
+
+    def _at(self, name: str, step: str) -> None:
+        if name in self.checkpoints:
+            self.checkpoints[name](step)
+
+    def home(self, name: str) -> Path:
+        return self.folder / f"home-{name}"
+
+    def drop(self, name: str) -> Path:
+        folder = self.folder / f"drop-{name}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    async def channel(self, name: str) -> ChannelView:
+        return next(view for view in await self.streams[name].channels() if view.direction == "in")
+
+    async def until(self, condition: Callable[[], Awaitable[bool]], within: float = 120.0) -> None:
+        async with asyncio.timeout(within):
+            while not await condition():
+                await asyncio.sleep(0.2)
+                self.archipelago.check()
+
+
+def put(folder: Path, name: str, first: int, count: int) -> None:
+    ids = range(first, first + count)
+    table = pa.table(
+        {
+            "id": pa.array(ids, pa.int64()),
+            "ra": pa.array([(i * 7.3) % 360 for i in ids]),
+            "dec": pa.array([(i * 1.7) % 180 - 90 for i in ids]),
+            "mag": pa.array([None if i % 11 == 0 else float(10 + i % 13) for i in ids]),
+        }
+    )
+    pq.write_table(table, folder / f".{name}.tmp")
+    (folder / f".{name}.tmp").rename(folder / f"{name}.parquet")
+
+
+def bright(rows: Counter[tuple[Any, ...]]) -> Counter[tuple[Any, ...]]:
+    return Counter({row: n for row, n in rows.items() if row[3] is not None and row[3] < 15})
+
+
+async def two(archipelago: Archipelago, folder: Path) -> Scene:
+    scene = Scene(archipelago, folder)
+    await archipelago.add("alpha")
+    await archipelago.add("beta")
+    await archipelago.until(archipelago.converged, within=60)
+    return scene
+
+
+def test_a_subscription_makes_and_feeds_a_published_dataset(tmp_path: Path) -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        scene = await two(archipelago, tmp_path)
+        alpha, beta = scene.streams["alpha"], scene.streams["beta"]
+        put(scene.drop("alpha"), "one", 0, 300)
+        view = await alpha.add_source(ADMIN, scene.drop("alpha"), "alerts")
+        assert (view.source, view.state) == ("alpha/alerts", "empty")
+
+        async def known() -> bool:
+            return any(view.files == 1 for view in await beta.sources())
+
+        await scene.until(known)
+        listed = (await beta.sources())[0]
+        assert listed.island == "alpha"
+        assert listed.columns[:2] == ["id int64", "ra double"]
+        assert listed.path is None
+
+        with pytest.raises(BadInput, match="magnitude"):
+            await beta.subscribe(USER, "alpha/alerts", where="magnitude < 15", into="mine")
+        with pytest.raises(BadInput):
+            await beta.subscribe(USER, "alpha/alerts", where="mag < 15; DROP TABLE x", into="mine")
+        with pytest.raises(BadInput):
+            await beta.subscribe(USER, "alpha/alerts", into="../mine")
+        with pytest.raises(NotFound, match="alert"):
+            await beta.subscribe(USER, "alpha/alert", into="mine")
+        assert not (scene.home("beta") / "streams" / "mine").exists()
+
+        made = await beta.subscribe(USER, "alpha/alerts", where="mag < 15", start="beginning", into="mine")
+        datasets = [view for view in await scene.catalogs["beta"].datasets() if view.name == "mine"]
+        assert [view.dataset for view in datasets] == ["beta/mine"], "the dataset is there at once"
+        with pytest.raises(Conflict):
+            await beta.subscribe(USER, "alpha/alerts", into="mine")
+        put(scene.drop("alpha"), "two", 300, 300)
+
+        def expected() -> Counter[tuple[Any, ...]]:
+            return bright(rows_of(sorted(scene.drop("alpha").glob("*.parquet"))))
+
+        async def all_there() -> bool:
+            return (await scene.channel("beta")).rows == sum(expected().values())
+
+        await scene.until(all_there)
+        assert rows_of(sorted((scene.home("beta") / "streams" / "mine").glob("*.parquet"))) == expected()
+        newest = next(view for view in await scene.catalogs["beta"].datasets() if view.name == "mine")
+        assert newest.rows == sum(expected().values())
+        # The subscriber's dataset is in everyone's catalog.
+        await scene.until(lambda: _has_rows(scene, "alpha", newest.rows))
+
+        with pytest.raises(NotFound):
+            await beta.unsubscribe(USER, "nothing")
+        administrators = await beta.subscribe(ADMIN, "alpha/alerts", into="other")
+        with pytest.raises(Denied):
+            await beta.unsubscribe(USER, administrators.id)
+        await beta.unsubscribe(USER, made.id)
+        assert [view.id for view in await beta.subscriptions()] == [administrators.id]
+        assert any(view.name == "mine" for view in await scene.catalogs["beta"].datasets()), "its rows stay"
+
+    simulate(1, scenario)
+
+
+async def _has_rows(scene: Scene, name: str, rows: int) -> bool:
+    return any(view.name == "mine" and view.rows == rows for view in await scene.catalogs[name].datasets())
+
+
+def test_a_source_of_one_s_own(tmp_path: Path) -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        scene = Scene(archipelago, tmp_path)
+        await archipelago.add("alpha")
+        alpha = scene.streams["alpha"]
+        await alpha.add_source(ADMIN, scene.drop("alpha"), "alerts")
+        # No file yet: what `--where` names cannot be checked, and the dataset cannot be made.
+        await alpha.subscribe(ADMIN, "alpha/alerts", where="nothing > 3", into="bad")
+        await alpha.subscribe(ADMIN, "alpha/alerts", region="circle 10 0 30", into="near")
+        put(scene.drop("alpha"), "one", 0, 500)
+
+        async def settled() -> bool:
+            channels = {view.into: view for view in await alpha.channels()}
+            return channels["alpha/bad"].state == "error" and channels["alpha/near"].rows > 0
+
+        await scene.until(settled)
+        bad = next(view for view in await alpha.channels() if view.into == "alpha/bad")
+        assert "nothing" in bad.reason
+        kept = rows_of(sorted((scene.home("alpha") / "streams" / "near").glob("*.parquet")))
+        assert kept and all(row[1] < 41 or row[1] > 339 for row in kept)
+        with pytest.raises(NotFound):
+            await alpha.remove_source(ADMIN, "other")
+        await alpha.remove_source(ADMIN, "alerts")
+
+        async def stopped() -> bool:
+            return all(view.state == "stopped" for view in await alpha.channels() if view.into == "alpha/near")
+
+        await scene.until(stopped)
+
+    simulate(2, scenario)
+
+
+def test_a_source_that_does_not_answer_is_said(tmp_path: Path) -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        scene = await two(archipelago, tmp_path)
+        await scene.streams["alpha"].add_source(ADMIN, scene.drop("alpha"), "alerts")
+        put(scene.drop("alpha"), "one", 0, 50)
+
+        async def known() -> bool:
+            return bool(await scene.streams["beta"].sources())
+
+        await scene.until(known)
+        await scene.streams["beta"].subscribe(USER, "alpha/alerts", start="beginning", into="mine")
+
+        async def arrived() -> bool:
+            return (await scene.channel("beta")).rows == 50
+
+        await scene.until(arrived)
+        await archipelago.crash(archipelago.islands[0])
+
+        async def waiting() -> bool:
+            return (await scene.channel("beta")).state == "waiting"
+
+        await scene.until(waiting)
+        assert "alpha" in (await scene.channel("beta")).reason
+        with pytest.raises(Unreachable, match="alpha"):
+            await scene.streams["beta"].subscribe(USER, "alpha/alerts", into="later")
+        put(scene.drop("alpha"), "two", 50, 50)
+        await archipelago.restart(archipelago.islands[0])
+
+        async def complete() -> bool:
+            return (await scene.channel("beta")).rows == 100
+
+        await scene.until(complete)
+
+    simulate(3, scenario)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_twenty_crashes_at_random_steps(tmp_path: Path, seed: int) -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        scene = await two(archipelago, tmp_path)
+        rng = SeededRng(f"crashes/{seed}")
+        await scene.streams["alpha"].add_source(ADMIN, scene.drop("alpha"), "alerts")
+        put(scene.drop("alpha"), "first", 0, 10)
+
+        async def known() -> bool:
+            return any(view.files for view in await scene.streams["beta"].sources())
+
+        await scene.until(known)
+        await scene.streams["beta"].subscribe(USER, "alpha/alerts", where="mag < 15", start="beginning", into="mine")
+        written = 0
+        steps = ("received", "written", "prepared", "committed", "acknowledged")
+        for _ in range(20):
+            for _ in range(rng.bytes(1)[0] % 3):
+                written += 1
+                put(scene.drop("alpha"), f"f{written:03d}", written * 1000, 1 + rng.bytes(1)[0])
+            victim = archipelago.islands[rng.bytes(1)[0] % 2]
+            doomed = rng.choice(steps)
+
+            def at(step: str, doomed: str = doomed) -> None:
+                if step == doomed:
+                    raise Crash(step)
+
+            if victim.name == "beta":
+                scene.checkpoints["beta"] = at
+            await _sleep(archipelago, rng.random() * 4)
+            scene.checkpoints.clear()
+            await archipelago.crash(victim)
+            victim.tasks.failure = None
+            await asyncio.sleep(rng.random())
+            await archipelago.restart(victim)
+
+        expected = bright(rows_of(sorted(scene.drop("alpha").glob("*.parquet"))))
+
+        async def complete() -> bool:
+            return (await scene.channel("beta")).rows >= sum(expected.values())
+
+        await scene.until(complete, 300)
+        await asyncio.sleep(5)
+        assert rows_of(sorted((scene.home("beta") / "streams" / "mine").glob("*.parquet"))) == expected
+
+    simulate(seed, scenario)
+
+
+async def _sleep(archipelago: Archipelago, seconds: float) -> None:
+    """Wait, or until a loop of some island has met its crash."""
+    end = archipelago.loop.time() + seconds
+    while archipelago.loop.time() < end and not any(island.tasks.failure for island in archipelago.islands):
+        await asyncio.sleep(0.05)
+
+
+def test_who_may_watch_what(tmp_path: Path) -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        scene = Scene(archipelago, tmp_path)
+        await archipelago.add("alpha")
+        alpha = scene.streams["alpha"]
+        for path in (tmp_path / "absent", scene.home("alpha"), tmp_path, Path("relative")):
+            with pytest.raises(IslandError):
+                await alpha.add_source(ADMIN, path, "alerts")
+        with pytest.raises(BadInput):
+            await alpha.add_source(ADMIN, scene.drop("alpha"), "a/b")
+        await alpha.add_source(ADMIN, scene.drop("alpha"), "alerts")
+        with pytest.raises(Conflict):
+            await alpha.add_source(ADMIN, scene.drop("alpha"), "alerts")
+
+    simulate(4, scenario)
