@@ -316,6 +316,16 @@ def fit_card(card: Card) -> bytes:
     )
 
 
+def read_card(data: bytes) -> Card:
+    """A card from its blob; raises `Malformed`, also for a MOC that is none."""
+    card = codec.decode(data, Card, limit=CARD_LIMIT)
+    try:
+        moc_ranges(card.moc)
+    except BadInput as error:
+        raise Malformed(f"a card with a broken MOC: {error.message}") from error
+    return card
+
+
 def _same(card: Card) -> Card:
     return card
 
@@ -424,7 +434,6 @@ def tokens(text: str) -> list[str]:
     return [word.lower()[:100] for word in re.findall(r"[^\W_]+", text)][:32]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names what a person may have meant; "" if nothing is near."""
-    close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
-    return f"Did you mean {' or '.join(close)}?" if close else ""
+def near(name: str, known: Iterable[str]) -> list[str]:
+    """What a person may have meant, the likeliest first."""
+    return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)

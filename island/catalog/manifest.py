@@ -54,6 +54,7 @@ _NODE_BITS = 5
 
 Size = Annotated[int, Meta(ge=0, le=MAX_FILE)]
 Count = Annotated[int, Meta(ge=0, le=(1 << 62))]
+Moment = Annotated[float, Meta(ge=-1e14, le=1e14)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
@@ -184,7 +185,7 @@ class FileStats(Message, frozen=True, kw_only=True):
     """
 
     coverage: Annotated[bytes, Meta(max_length=2048)] = b""
-    time: tuple[float, float] | None = None
+    time: tuple[Moment, Moment] | None = None
     ranges: Annotated[tuple[tuple[Annotated[str, Meta(max_length=256)], float, float], ...], Meta(max_length=64)] = ()
 
 
@@ -210,7 +211,7 @@ class PageRef(Message, frozen=True, kw_only=True):
     size: Count
     rows: Count
     coverage: Annotated[bytes, Meta(max_length=2048)] = b""
-    time: tuple[float, float] | None = None
+    time: tuple[Moment, Moment] | None = None
 
 
 class Node(Message, frozen=True, kw_only=True):

@@ -102,7 +102,7 @@ class Card(Message, frozen=True, kw_only=True):
     columns: Annotated[tuple[CardColumn, ...], Meta(max_length=50_000)] = ()
     hidden: Size = 0
     moc: Annotated[str, Meta(max_length=128 * 1024)] = ""
-    area: float | None = None
+    area: Annotated[float, Meta(ge=0, le=41_253)] | None = None
     time: tuple[Seconds, Seconds] | None = None
     position: Annotated[tuple[Text, ...], Meta(max_length=4)] = ()
     time_column: Text = ""

@@ -20,7 +20,7 @@ import island
 from island.catalog import core, folder
 from island.catalog.folder import Found, Listing
 from island.catalog.manifest import FileEntry, FileStats, Root, TreeBuilder
-from island.catalog.messages import CARD_LIMIT, Card, CardColumn, DatasetRecord, LocalIndex, LocalPage
+from island.catalog.messages import Card, CardColumn, DatasetRecord, LocalIndex, LocalPage
 from island.catalog.pages import Pack, PackWriter, PageStore
 from island.catalog.ports import Progress, no_progress
 from island.catalog.snapshots import Manifest
@@ -560,8 +560,3 @@ def _seconds(iso: tuple[str, str] | None) -> tuple[float, float] | None:
         datetime.datetime.fromisoformat(iso[0]).timestamp(),
         datetime.datetime.fromisoformat(iso[1]).timestamp(),
     )
-
-
-def decode_card(data: bytes) -> Card:
-    """A card from its blob; raises `Malformed`."""
-    return codec.decode(data, Card, limit=CARD_LIMIT)

@@ -23,7 +23,6 @@ from island.catalog import core, manifest, store
 from island.catalog.folder import Found, is_same
 from island.catalog.manifest import FileEntry
 from island.catalog.messages import (
-    CARD_LIMIT,
     RECORD_LIMIT,
     Card,
     DatasetRecord,
@@ -89,7 +88,7 @@ class Holder:
     display: str
     role: str
     state: str
-    since: float
+    since: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,10 +281,10 @@ class Catalog:
 
         def withdraw(conn: sqlite3.Connection) -> None:
             if store.own_dataset(conn, name) is None:
-                known = [own.name for own in store.own_datasets(conn)]
+                near = core.near(name, [own.name for own in store.own_datasets(conn)])
                 raise NotFound(
                     f"this island publishes no dataset {name}",
-                    hint=core.nearest(name, known) or "`island dataset ls` shows all.",
+                    hint=f"Did you mean {' or '.join(near)}?" if near else "`island dataset ls` shows all.",
                 )
             for old in store.snapshots(conn, name):
                 self._drop_snapshot(conn, old)
@@ -335,7 +334,7 @@ class Catalog:
         try:
             listed = await self.manifest(self.me, newest.snapshot)
             local = codec.decode(await listed.load(newest.local), LocalIndex, limit=1 << 26)
-            card = codec.decode(await self._gossip.blobs.get(newest.card), Card, limit=CARD_LIMIT)
+            card = core.read_card(await self._gossip.blobs.get(newest.card))
         except IslandError as error:
             log.warning("catalog.previous_lost", name=name, snapshot=newest.snapshot, error=error.message)
             return None
@@ -373,11 +372,14 @@ class Catalog:
 
     async def _unknown(self, owner: IslandId, wanted: DatasetName) -> NotFound:
         everything = await self._db.read(store.names)
-        shown = [f"{self._membership.display(other)}/{name}" for other, name in everything]
         display = self._membership.display(owner)
-        same = [text for text in shown if text.endswith(f"/{wanted.name}")][:3]
-        hint = f"Did you mean {' or '.join(same)}?" if same else core.nearest(f"{display}/{wanted.name}", shown)
-        return NotFound(f"there is no dataset {display}/{wanted.name}", hint=hint or "`island dataset ls` shows all.")
+        same = [f"{self._membership.display(other)}/{name}" for other, name in everything if name == wanted.name]
+        near = core.near(wanted.name, [name for other, name in everything if other == owner])
+        meant = [*same[:3], *(f"{display}/{name}" for name in near)][:3]
+        return NotFound(
+            f"there is no dataset {display}/{wanted.name}",
+            hint=f"Did you mean {' or '.join(meant)}?" if meant else "`island dataset ls` shows all.",
+        )
 
     async def _older(self, owner: IslandId, wanted: DatasetName, newest: DatasetRecord) -> tuple[str, DatasetRecord]:
         """(snapshot, record) of a snapshot that is not the newest."""
@@ -404,7 +406,7 @@ class Catalog:
         if kept is None:
             holders = self.holders(resolved.owner, resolved.name, resolved.record.snapshot)
             kept = await self._gossip.blobs.get(name, holders)
-        return codec.decode(kept, Card, limit=CARD_LIMIT)
+        return core.read_card(kept)
 
     async def show(self, name: DatasetName | str) -> DatasetDetails:
         """Everything that is known of a dataset, as far as it can be had."""
@@ -428,8 +430,13 @@ class Catalog:
         roles = [(resolved.owner, "owner")] + [(r.holder, r.state) for r in self._replicas.get(key, ())]
         shown = []
         for island, role in roles:
-            view = self._membership.view(island)
-            shown.append(Holder(island, view.display, role, view.state, view.since))
+            if role == "gone":
+                continue
+            try:
+                view = self._membership.view(island)
+                shown.append(Holder(island, view.display, role, view.state, view.since))
+            except NotFound:  # its record of itself is still to come
+                shown.append(Holder(island, self._membership.display(island), role, "unknown", None))
         return shown
 
     def holders(self, owner: IslandId, name: str, snapshot: str) -> list[IslandId]:
@@ -513,7 +520,7 @@ class Catalog:
         data = await self._db.read(lambda conn: store.card(conn, entry.record.card))
         if data is None and entry.owner == self.me:
             data = await self._gossip.blobs.local(entry.record.card)
-        return codec.decode(data, Card, limit=CARD_LIMIT) if data is not None else None
+        return core.read_card(data) if data is not None else None
 
     async def index(self) -> int:
         """Bring the index up to what is known now; returns how many datasets it took in."""
@@ -705,7 +712,7 @@ class Catalog:
             log.info("catalog.card_missing", card=name, owner=owner, dataset=dataset, error=error.message)
             return
         try:
-            codec.decode(data or b"", Card, limit=CARD_LIMIT)
+            core.read_card(data or b"")
         except Malformed as error:
             log.warning("catalog.bad_card", card=name, owner=owner, dataset=dataset, error=error.message)
             data = None

@@ -1,0 +1,251 @@
+"""What islands see of each other's datasets: records, cards, manifests, replicas; and what a bad neighbour can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from island.catalog.messages import Card, DatasetRecord, DatasetView, Held, Query, ReplicaRecord
+from island.catalog.store import Entry
+from island.errors import BadInput, NotFound, Unreachable
+from island.kernel import codec
+from island.kernel.codec import Malformed
+from tests.catalog.archipelago import Island, Islands, until, write_table
+
+WHO = "administrator@alpha"
+
+
+async def sees(island: Island, count: int) -> None:
+    """Wait until an island lists so many datasets and has their cards."""
+
+    async def enough() -> bool:
+        found = await island.catalog.datasets()
+        cards = [await island.catalog._local_card(_entry(view)) for view in found]
+        return len(found) == count and all(cards)
+
+    await until(island, enough)
+
+
+def _entry(view: DatasetView) -> Entry:
+    return Entry(view.owner, view.name, view.record)
+
+
+async def put(island: Island, key: str, value: bytes) -> None:
+    """Write anything into an island's own log."""
+    await island.state.write(lambda conn: island.gossip.put(conn, key, value))
+    island.gossip.poke()
+
+
+async def test_a_dataset_is_seen_searched_and_shown_while_its_owner_is_down(tmp_path: Path) -> None:
+    islands = Islands(tmp_path)
+    path = write_table(tmp_path / "data" / "virgo.parquet", 3000)
+    async with islands.island("beta") as beta:
+        async with islands.island("alpha") as alpha:
+            view = await alpha.catalog.publish(
+                WHO, path, "virgo", title="Nearby galaxies", description="Around Messier 87", licence="CC-BY"
+            )
+            assert "2 islands now" in alpha.catalog.audience()
+            await sees(beta, 1)
+            assert await beta.catalog.datasets() == [view]
+            resolved = await beta.catalog.resolve("alpha/virgo")
+            listed = await beta.catalog.manifest(resolved.owner, resolved.snapshot, resolved.name)
+            entry = await listed.find("virgo.parquet")
+            hashes = await listed.hashes(entry)
+            data = path.read_bytes()
+            assert all(hashes.verify(c.index, data[c.start : c.end]) for c in hashes.chunks(0, entry.size))
+
+        async def lost() -> bool:
+            return not beta.membership.is_up(view.owner)
+
+        await until(beta, lost)
+        # A word that only the card has, a UCD, the sky to the order of the card.
+        for query in (
+            Query(words="messier"),
+            Query(column="phot.mag"),
+            Query(region="circle 187.5 12.5 0.2"),
+            Query(words="galaxy", column="dec", region="circle 187.5 12.5 1", format="PARQUET"),
+        ):
+            assert await beta.catalog.search(query) == [view]
+        # Within a cell of the record's coverage, and outside the card's.
+        assert await beta.catalog.search(Query(region="circle 189.2 12.5 0.05")) == []
+        details = await beta.catalog.show("alpha/virgo")
+        assert details.card is not None
+        assert details.card.licence == "CC-BY"
+        assert [(holder.display, holder.state != "up") for holder in details.holders] == [("alpha", True)]
+        assert details.status.bytes_local == 0
+        # The manifest was read before, so it can still be read; another one cannot.
+        beta.catalog._manifests.clear()
+        assert (await beta.catalog.manifest(resolved.owner, resolved.snapshot)).root == listed.root
+        with pytest.raises(Unreachable):
+            await beta.catalog.manifest(resolved.owner, "0" * 64)
+    async with islands.island("beta") as beta:
+        assert await beta.catalog.datasets() == [view]
+        assert await beta.catalog.search(Query(words="messier")) == [view]
+
+
+async def test_withdrawn_is_withdrawn_everywhere(tmp_path: Path) -> None:
+    islands = Islands(tmp_path)
+    async with islands.island("alpha") as alpha, islands.island("beta") as beta:
+        path = write_table(tmp_path / "data" / "a.parquet")
+        await alpha.catalog.publish(WHO, path, "stars")
+        await sees(beta, 1)
+        assert len(await beta.catalog.search(Query(words="stars"))) == 1
+        await alpha.catalog.unpublish(WHO, "stars")
+        await sees(beta, 0)
+        assert await beta.catalog.search(Query(words="stars")) == []
+        with pytest.raises(NotFound):
+            await beta.catalog.resolve("alpha/stars")
+
+
+async def test_replicas_are_holders_once_they_are_complete(tmp_path: Path) -> None:
+    islands = Islands(tmp_path)
+    async with islands.island("alpha") as alpha, islands.island("beta") as beta:
+        view = await alpha.catalog.publish(WHO, write_table(tmp_path / "data" / "a.parquet"), "stars")
+        old, me, other = "c" * 64, alpha.trust.me, beta.trust.me
+        held = ReplicaRecord(
+            held=(Held(snapshot=view.snapshot, state="complete", size=5), Held(snapshot=old, state="begun"))
+        )
+        await put(beta, f"replica/{me}/stars", codec.encode(held))
+
+        async def known() -> bool:
+            return alpha.catalog.holders(me, "stars", view.snapshot) == [me, other]
+
+        await until(alpha, known)
+        assert alpha.catalog.holders(me, "stars", old) == [me]
+        details = await alpha.catalog.show("alpha/stars")
+        assert [(h.display, h.role) for h in details.holders] == [("alpha", "owner"), ("beta", "complete")]
+        # What another island begins to hold can be named by the beginning of its hash.
+        await sees(beta, 1)
+        assert (await beta.catalog.resolve("alpha/stars@cccc")).snapshot == old
+        await beta.state.write(lambda conn: beta.gossip.delete(conn, f"replica/{me}/stars"))
+        beta.gossip.poke()
+
+        async def gone() -> bool:
+            return alpha.catalog.holders(me, "stars", view.snapshot) == [me]
+
+        await until(alpha, gone)
+
+
+async def test_names_that_are_not_there_come_with_the_nearest(tmp_path: Path) -> None:
+    islands = Islands(tmp_path)
+    async with islands.island("alpha") as alpha, islands.island("beta") as beta:
+        await alpha.catalog.publish(WHO, write_table(tmp_path / "data" / "a.parquet"), "galaxies")
+        await sees(beta, 1)
+        for text, hint in (
+            ("alpha/galaxys", "alpha/galaxies"),
+            ("beta/galaxies", "alpha/galaxies"),
+            ("alpha/xyz", "dataset ls"),
+        ):
+            with pytest.raises(NotFound) as caught:
+                await beta.catalog.resolve(text)
+            assert hint in caught.value.hint
+        with pytest.raises(NotFound):
+            await beta.catalog.resolve("gamma/galaxies")
+        with pytest.raises(NotFound) as caught:
+            await beta.catalog.resolve("alpha/galaxies@0000")
+        assert "newest" in caught.value.hint
+        for text in ("galaxies", "alpha/a/b", "alpha/galaxies@xyz", ""):
+            with pytest.raises(BadInput):
+                await beta.catalog.resolve(text)
+
+
+RECORD = DatasetRecord(
+    format="parquet", rows=1, size=1, files=1, snapshot="a" * 64, created=1.0, updated=2.0, card="b" * 64
+)
+
+
+async def test_bad_records_and_cards_of_a_neighbour_change_nothing_else(tmp_path: Path) -> None:
+    islands = Islands(tmp_path)
+    async with islands.island("alpha") as alpha, islands.island("beta") as beta:
+        import msgspec
+
+        replace = msgspec.structs.replace
+        bad = {
+            "dataset/junk": b"\xff\xff",
+            "dataset/empty": b"",
+            "dataset/deep": b"\x91" * 4000,
+            "dataset/a/b": codec.encode(RECORD),
+            "dataset/coverage": codec.encode(replace(RECORD, coverage=b"\x05\x01\xff")),
+            "dataset/private": codec.encode(replace(RECORD, visibility="group")),
+            "dataset/negative": codec.encode(replace(RECORD, rows=-1)),
+            "dataset/hash": codec.encode(replace(RECORD, snapshot="A" * 64)),
+            "dataset/nan": codec.encode(replace(RECORD, created=float("nan"))),
+            "replica/xyz/stars": codec.encode(ReplicaRecord(held=())),
+            "replica/" + "0" * 64: codec.encode(ReplicaRecord(held=())),
+            "replica/" + "0" * 64 + "/a": b"junk",
+        }
+        for key, value in bad.items():
+            await put(beta, key, value)
+        # A record whose card is no card, and one whose card is hostile.
+        hostile = Card(snapshot="a" * 64, format="parquet", moc="5/1-99999999999")
+        names: list[str] = []
+
+        def cards(conn: object) -> None:
+            for data in (b"no card", codec.encode(hostile)):
+                names.append(beta.gossip.blobs.put(conn, data))  # type: ignore[arg-type]  # a connection
+
+        await beta.state.write(cards)
+        for name, card in zip(("nocard", "badmoc"), names, strict=True):
+            record = replace(RECORD, card=card, coverage=bytes((0, 0, 0xFF, 0x0F)))
+            await put(beta, f"dataset/{name}", codec.encode(record))
+        good = write_table(tmp_path / "data" / "a.parquet")
+        await alpha.catalog.publish(WHO, good, "good")
+
+        async def seen() -> bool:
+            return {view.name for view in await alpha.catalog.datasets()} == {"good", "nocard", "badmoc"}
+
+        await until(alpha, seen)
+
+        async def fetched() -> bool:
+            return not await alpha.gossip_db.read(
+                lambda conn: conn.execute(
+                    "SELECT 1 FROM catalog_entry WHERE card NOT IN (SELECT hash FROM catalog_card)"
+                ).fetchone()
+            )
+
+        await until(alpha, fetched)
+        found = {view.name for view in await alpha.catalog.search(Query(region="circle 187.5 12.5 5"))}
+        assert "good" in found
+        assert {view.name for view in await alpha.catalog.search(Query(words="parquet"))} == {
+            "good",
+            "nocard",
+            "badmoc",
+        }
+        details = await alpha.catalog.show("beta/nocard")
+        assert details.card is None
+        assert details.problem
+        assert (await alpha.catalog.show("alpha/good")).card is not None
+
+
+async def test_a_neighbours_broken_manifest_is_malformed(tmp_path: Path) -> None:
+    islands = Islands(tmp_path)
+    async with islands.island("alpha") as alpha, islands.island("beta") as beta:
+        names: list[str] = []
+        await beta.state.write(lambda conn: names.append(beta.gossip.blobs.put(conn, b"\x81\xa1x\x01")))
+
+        async def linked() -> bool:
+            return alpha.peers.link(beta.trust.me) is not None
+
+        await until(alpha, linked)
+        with pytest.raises(Malformed):
+            await alpha.catalog.manifest(beta.trust.me, names[0])
+        with pytest.raises(BadInput):
+            await alpha.catalog.manifest(beta.trust.me, "../../etc/passwd")
+
+
+async def test_two_islands_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    from island.errors import Ambiguous
+    from island.kernel.ids import key_prefix
+
+    islands = Islands(tmp_path)
+    async with islands.island("alpha") as alpha, islands.island("beta") as beta:
+        for island, name in ((alpha, "stars"), (beta, "stars")):
+            path = write_table(tmp_path / island.name / "data" / "a.parquet")
+            await island.catalog.publish(WHO, path, name)
+        await sees(alpha, 2)
+        assert [view.dataset for view in await alpha.catalog.datasets()] == ["alpha/stars", "beta/stars"]
+        key = beta.trust.me
+        assert (await alpha.catalog.resolve(f"beta.{key_prefix(key)}/stars")).owner == key
+        assert (await alpha.catalog.resolve(f"{key}/stars")).owner == key
+        assert issubclass(Ambiguous, Exception)
