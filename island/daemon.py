@@ -19,9 +19,10 @@ import structlog
 import island
 from island.catalog.service import Catalog
 from island.config import Config
-from island.errors import IslandError
+from island.errors import EngineFailed, IslandError
 from island.gossip.service import Gossip
-from island.home import Home
+from island.home import Home, read_secret
+from island.jobs.engine import LivyEngine
 from island.jobs.engine_process import EngineProcess
 from island.jobs.service import Jobs
 from island.kernel.db import Database
@@ -89,7 +90,7 @@ class Daemon:
             state=self.state,
         )
         self.engine = EngineProcess(home.path, config, rng)
-        self.livy = LivyClient(config.livy.url or self.engine.url)
+        self._livy: LivyClient | None = None
         self.jobs = Jobs(
             self.state,
             self.catalog,
@@ -99,7 +100,7 @@ class Daemon:
             self.trust,
             self.peers,
             config,
-            self.livy,
+            LivyEngine(self._livy_now),
             clock,
             rng,
             home=home.path,
@@ -118,6 +119,25 @@ class Daemon:
             home=home.path,
         )
         self.server = UserServer(build(Tokens.load(home.path), self._routes(), lambda: self.ready), config.listen.user)
+
+    def _livy_now(self) -> LivyClient:
+        """The client of the Livy that runs this island's jobs; raises `EngineFailed` while there is none."""
+        own = self.config.livy
+        if own.url:
+            if self._livy is None:
+                password = read_secret(self.home.path / own.password_file) if own.password_file else ""
+                self._livy = LivyClient(own.url, (own.user, password) if own.user else None)
+            return self._livy
+        if not self.engine.running:
+            raise EngineFailed(self.engine.problem)
+        if self._livy is None or self._livy.url != self.engine.url:
+            # The engine was started anew on another port; the old client's connections go with its session.
+            self._livy = LivyClient(self.engine.url, self.engine.token)
+        return self._livy
+
+    async def _close_livy(self) -> None:
+        if self._livy is not None:
+            await self._livy.close()
 
     def _routes(self) -> list[Any]:
         return [
@@ -162,7 +182,7 @@ class Daemon:
             ("streams", self.streams.stop),
             ("jobs", self.jobs.stop),
             ("engine", self.engine.stop),
-            ("livy", self.livy.close),
+            ("livy", self._close_livy),
             ("peers", self.peers.stop),
             ("replicas", self.replicas.stop),
         ):

@@ -1,0 +1,49 @@
+"""`island server`: the services beside the islands of the archipelago."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from island.cli import base
+from island.client import quote
+
+app = typer.Typer(help="The services beside all islands: Livy, Spark, HDFS and others.", no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the group to the command."""
+    root.add_typer(app, name="server")
+
+
+@app.command("ls")
+def ls(as_json: base.Json = False) -> None:
+    """The servers of all islands."""
+    base.rows(
+        base.api().get("/api/v1/servers"),
+        ("island", "id", "kind", "url", "comment"),
+        as_json,
+        empty="no servers are known",
+    )
+
+
+@app.command("add")
+def add(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="livy, spark-ui, spark-history, hdfs, hbase, jupyterhub, other")
+    ],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Without user and password.")],
+    comment: Annotated[str, typer.Option(help="A few words for people.")] = "",
+) -> None:
+    """Tell the archipelago of a service beside this island."""
+    row = base.api().post("/api/v1/servers", {"kind": kind, "url": url, "comment": comment})
+    base.say("every island of the archipelago will list it")
+    base.out(row["id"])
+
+
+@app.command("rm")
+def rm(server: Annotated[str, typer.Argument(metavar="ID", help="As `island server ls` shows it.")]) -> None:
+    """Take a service of this island off the list."""
+    row = base.api().delete(f"/api/v1/servers/{quote(server)}")
+    base.say(f"{row['kind']} {row['url']} is no longer listed")
