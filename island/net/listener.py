@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 from collections import Counter
@@ -31,7 +32,9 @@ class Listener:
     def __init__(self, listen: str, context: ssl.SSLContext, limits: Limits, accepted: Accepted) -> None:
         self._listen, self._context, self._limits, self._accepted = listen, context, limits, accepted
         self._socket: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._shaking: Counter[str] = Counter()
+        self._unserved: set[socket.socket] = set()
         self._connections = 0
         self.host = ""
         self.port: int | None = None
@@ -50,22 +53,24 @@ class Listener:
                 hint="Another program has it, or the address is not of this machine: change [listen] in island.toml.",
             ) from error
         self.host, self.port = host, self._socket.getsockname()[1]
-        tasks.loop("peers.listen", self._accept(self._socket, tasks))
+        self._accepting = tasks.loop("peers.listen", self._accept(self._socket, tasks))
 
-    def close(self) -> None:
-        """Free the port."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+    async def close(self) -> None:
+        """Accept nothing more and free the port."""
+        if self._socket is None or self._accepting is None:
+            return
+        # The loop must have let go of the descriptor before its number can be given to another.
+        self._accepting.cancel()
+        await asyncio.wait({self._accepting})
+        self._socket.close()
+        self._socket = None
 
     async def _accept(self, listening: socket.socket, tasks: Tasks) -> None:
         loop = asyncio.get_running_loop()
-        while self._socket is listening:
+        while True:
             try:
                 connection, remote = await loop.sock_accept(listening)
             except OSError as error:
-                if self._socket is not listening:
-                    return
                 # No descriptors left, most likely; what is there must go on.
                 log.warning("peer.accept_failed", error=str(error))
                 await asyncio.sleep(0.5)
@@ -76,7 +81,14 @@ class Listener:
                 continue
             self._shaking[source] += 1
             self._connections += 1
-            tasks.spawn("peers.connection", self._serve(connection, source, int(remote[1])))
+            self._unserved.add(connection)
+            task = tasks.spawn("peers.connection", self._serve(connection, source, int(remote[1])))
+            task.add_done_callback(functools.partial(self._served, connection))
+
+    def _served(self, connection: socket.socket, _: object) -> None:
+        if connection in self._unserved:  # cancelled before its first step
+            self._unserved.discard(connection)
+            connection.close()
 
     def _has_room(self, source: str) -> bool:
         return (
@@ -87,6 +99,7 @@ class Listener:
 
     async def _serve(self, connection: socket.socket, source: str, port: int) -> None:
         shaking = True
+        self._unserved.discard(connection)
 
         def proved() -> None:
             nonlocal shaking

@@ -191,7 +191,7 @@ class PeerSessions:
         """Say goodbye to everybody and free the port, within two seconds."""
         self._stopped = True
         if self._listener is not None:
-            self._listener.close()
+            await self._listener.close()
         for session in list(self._all):
             session.end(Unreachable(f"{self._trust.name} stops", code="stops"))
         with contextlib.suppress(TimeoutError):

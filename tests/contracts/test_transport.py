@@ -52,8 +52,8 @@ class Tls:
         node = self._nodes[peers.me]
         node.known.clear()
         node.peers._learned.clear()
-        if node.peers._listener is not None:
-            node.peers._listener.close()
+        if node.peers._listener is not None and node.peers._listener._accepting is not None:
+            node.peers._listener._accepting.cancel()
         for session in list(node.peers._all):
             session._writer.transport.abort()
 

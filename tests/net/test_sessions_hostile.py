@@ -197,10 +197,12 @@ async def test_one_who_asks_and_never_reads_is_cut_off(tmp_path: Path) -> None:
 
 async def test_a_silent_peer_is_dead_after_a_while(tmp_path: Path) -> None:
     limits = Limits(ping_s=0.1, dead_s=0.3)
-    async with archipelago(tmp_path, 2, mesh=False, limits=limits) as (victim, member):
-        async with session(victim, member, "control"):  # never pings, never hangs up
-            await victim.linked(member)
-            await victim.unlinked(member)
+    async with (
+        archipelago(tmp_path, 2, mesh=False, limits=limits) as (victim, member),
+        session(victim, member, "control"),  # never pings, never hangs up
+    ):
+        await victim.linked(member)
+        await victim.unlinked(member)
 
 
 async def test_a_flood_of_pushes_is_dropped_not_kept(tmp_path: Path) -> None:
@@ -233,15 +235,17 @@ async def test_a_flood_of_pushes_is_dropped_not_kept(tmp_path: Path) -> None:
 
 async def test_pushes_to_one_who_does_not_read_are_turned_away(tmp_path: Path) -> None:
     limits = Limits(write_queue=256 * 1024)
-    async with archipelago(tmp_path, 2, mesh=False, limits=limits) as (victim, member):
-        async with session(victim, member, "control") as raw:
-            raw.writer.transport.pause_reading()  # type: ignore[attr-defined]  # as above
-            await victim.linked(member)
-            pushed = 0
-            while victim.peers.push(member.id, "news", bytes(60_000)):
-                pushed += 1
-                await asyncio.sleep(0)
-            assert 0 < pushed < 1000
+    async with (
+        archipelago(tmp_path, 2, mesh=False, limits=limits) as (victim, member),
+        session(victim, member, "control") as raw,
+    ):
+        raw.writer.transport.pause_reading()  # type: ignore[attr-defined]  # as above
+        await victim.linked(member)
+        pushed = 0
+        while victim.peers.push(member.id, "news", bytes(60_000)):
+            pushed += 1
+            await asyncio.sleep(0)
+        assert 0 < pushed < 1000
 
 
 class _Sent(BulkSession):

@@ -1,0 +1,428 @@
+"""Sessions between honest islands: joining, redialling, NAT, passing on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from island.errors import BadInput, ConfigError, Conflict, Denied, PeerRefused, Unreachable
+from island.kernel.codec import encode
+from island.kernel.ids import IslandId, key_bytes
+from island.kernel.ports import BulkStream, SystemClock, SystemRng
+from island.net import relay
+from island.net.bulk import Meter
+from island.net.frames import RequestHead
+from island.net.limits import Limits
+from island.net.listener import own_addresses
+from island.trust.keys import Identity
+from tests.net.islands import Node, admit, archipelago
+
+
+def served(node: Node) -> None:
+    """A public read, a private one, and their bulk kinds."""
+
+    async def echo(_sender: IslandId, body: bytes) -> bytes:
+        return node.name.encode() + b":" + body
+
+    async def pour(_sender: IslandId, body: bytes, stream: BulkStream) -> None:
+        for n in range(int(body)):
+            await stream.send(n.to_bytes(4, "big") * 5000)
+
+    async def mirror(_sender: IslandId, _body: bytes, stream: BulkStream) -> None:
+        while (block := await stream.receive()) is not None:
+            await stream.send(block)
+
+    async def deny(_sender: IslandId, _body: bytes, _stream: BulkStream) -> None:
+        raise Denied("not for you")
+
+    node.peers.on_request("echo", echo)
+    node.peers.on_request("public", echo, relay=True)
+    node.peers.on_bulk("pour", pour, relay=True)
+    node.peers.on_bulk("mirror", mirror, relay=True)
+    node.peers.on_bulk("deny", deny, relay=True)
+    node.peers.on_bulk("private", pour)
+
+
+async def read(one: Node, other: Node, kind: str = "pour", count: int = 50) -> list[bytes]:
+    blocks = []
+    async with one.peers.bulk(other.id, kind, str(count).encode()) as stream:
+        while (block := await stream.receive()) is not None:
+            blocks.append(block)
+    return blocks
+
+
+EXPECTED = [n.to_bytes(4, "big") * 5000 for n in range(50)]
+
+
+# --- joining -------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def strangers(folder: Path, **changes: Any) -> AsyncIterator[tuple[Node, Node, Node]]:
+    """Three islands of no network."""
+    nodes = [Node(folder / name, name, register=served, **changes) for name in ("a", "b", "c")]
+    async with contextlib.AsyncExitStack() as stack:
+        for node in nodes:
+            await stack.enter_async_context(node.running())
+        yield nodes[0], nodes[1], nodes[2]
+
+
+async def test_join_admits_links_and_can_be_repeated(tmp_path: Path) -> None:
+    async with strangers(tmp_path) as (a, b, c):
+        word = await a.trust.invite(a.peers.local_addresses())
+        assert await b.peers.join(word) == a.id
+        assert b.peers.link(a.id) is not None and b.trust.network == a.trust.network
+        assert await b.peers.request(a.id, "echo", b"x") == b"a:x"
+        await a.linked(b)
+        await b.peers.join(word)
+        with pytest.raises(PeerRefused) as used_up:
+            await c.peers.join(word)
+        assert used_up.value.code == "invitation_used_up" and "new one" in used_up.value.hint
+        assert c.trust.network is None
+        # One that was admitted invites in turn.
+        await c.peers.join(await b.trust.invite(b.peers.local_addresses()))
+        assert c.trust.network == a.trust.network
+
+
+async def test_join_says_what_is_wrong_with_an_invitation(tmp_path: Path) -> None:
+    async with strangers(tmp_path) as (a, b, c):
+        word = await a.trust.invite(a.peers.local_addresses())
+        with pytest.raises(BadInput) as altered:
+            await b.peers.join(word[:-3] + "xyz")
+        assert altered.value.code == "invitation_altered"
+        with pytest.raises(BadInput, match="itself"):
+            await a.peers.join(word)
+        other = await c.trust.invite(c.peers.local_addresses())
+        await b.peers.join(word)
+        with pytest.raises(Conflict, match="another archipelago"):
+            await b.peers.join(other)
+        with pytest.raises(Conflict, match="another archipelago"):
+            await c.peers.join(word)
+
+
+async def test_join_says_that_the_inviter_cannot_be_dialled(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{taken.getsockname()[1]}"
+        async with strangers(tmp_path) as (a, b, c):
+            with pytest.raises(Unreachable) as refused:
+                await b.peers.join(await a.trust.invite([nobody]))
+            assert nobody in refused.value.message and "refused" in refused.value.message
+            assert "this machine" in refused.value.hint
+            with pytest.raises(Unreachable, match="not known"):
+                await b.peers.join(await a.trust.invite(["no-such-host.invalid:1"]))
+            # Another island is there now, of no network, and says so.
+            with pytest.raises(PeerRefused, match="no archipelago"):
+                await b.peers.join(await a.trust.invite(c.peers.local_addresses()))
+            # A bad address before a good one does not matter.
+            await b.peers.join(await a.trust.invite([nobody, *a.peers.local_addresses()]))
+
+
+async def test_join_when_the_inviter_cannot_be_reached_any_more_is_told(tmp_path: Path) -> None:
+    async with strangers(tmp_path) as (a, b, _):
+        word = await a.trust.invite(a.peers.local_addresses(), valid_s=1)
+        a.trust._clock.wall = lambda: SystemClock().wall() + 60  # type: ignore[method-assign]  # its clock, later
+        with pytest.raises(PeerRefused) as expired:
+            await b.peers.join(word)
+        assert expired.value.code == "invitation_expired"
+
+
+# --- the mesh ------------------------------------------------------------------------------
+
+
+async def test_islands_that_dial_at_once_keep_one_session(tmp_path: Path) -> None:
+    for attempt in range(5):
+        async with archipelago(tmp_path / str(attempt), 3, register=served) as nodes:
+            async with asyncio.timeout(10):  # until those that were replaced have ended
+                while not all(settled(node, other) for node in nodes for other in nodes if other is not node):
+                    await asyncio.sleep(0.01)
+            for node in nodes:
+                for other in nodes:
+                    if other is not node:
+                        assert await node.peers.request(other.id, "echo", b"") == other.name.encode() + b":"
+
+
+def settled(one: Node, other: Node) -> bool:
+    """Whether two islands have one session, of which both think the same."""
+    mine, theirs = one.peers.link(other.id), other.peers.link(one.id)
+    between = [session for session in one.peers._all if session.island == other.id]
+    return mine is not None and theirs is not None and mine.dialled != theirs.dialled and len(between) == 1
+
+
+async def test_both_sides_know_the_round_trip(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 2) as (a, b):
+        async with asyncio.timeout(5):
+            while True:
+                links = (a.peers.link(b.id), b.peers.link(a.id))
+                if all(link is not None and link.rtt is not None for link in links):
+                    break
+                await asyncio.sleep(0.01)
+        assert all(link is not None and link.rtt is not None and 0 < link.rtt < 5 for link in links)
+
+
+async def test_a_restart_on_the_same_port_is_redialled(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 1, register=served) as (a,):
+        told: list[tuple[IslandId, bool]] = []
+        a.peers.on_link(lambda island, up: told.append((island, up)))
+        identity, listen = Identity.generate(SystemRng()), "127.0.0.1:0"
+        for start in range(3):
+            b = Node(tmp_path / "b", "b", listen=listen, identity=identity, register=served)
+            if start == 0:
+                await admit(a, b)
+            async with b.running():
+                listen = b.address
+                a.knows(b)
+                await a.linked(b)
+                assert await a.peers.request(b.id, "echo", b"1") == b"b:1"
+            await a.unlinked(b)
+        assert told == [(b.id, True), (b.id, False)] * 3
+
+
+async def test_a_changed_address_is_dialled_at_once(tmp_path: Path) -> None:
+    slow = Limits(redial_base_s=3600, redial_cap_s=3600)
+    async with archipelago(tmp_path, 2, mesh=False, limits=slow) as (a, b):
+        a.known[b.id] = ["127.0.0.1:1"]
+        a.peers.connect_soon()
+        async with asyncio.timeout(5):
+            while b.id not in a.peers._last_error:
+                await asyncio.sleep(0.01)
+        a.knows(b)
+        await a.linked(b)
+
+
+async def test_an_island_whose_address_leads_to_itself_notices(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 2, mesh=False) as (a, b):
+        a.known[b.id] = [a.address]
+        a.peers.connect_soon()
+        async with asyncio.timeout(5):
+            while (b.id, a.address) not in a.peers._not_there:
+                await asyncio.sleep(0.01)
+        a.known[b.id] = [a.address, b.address]
+        a.peers.connect_soon()
+        await a.linked(b)
+
+
+async def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 1) as (a,):
+        other = Node(tmp_path / "other", "other", listen=a.address)
+        with pytest.raises(ExceptionGroup) as caught:
+            async with other.running():
+                pass
+        [error] = caught.value.exceptions
+        assert isinstance(error, ConfigError) and "listen.peer" in str(error) and "cannot be bound" in str(error)
+
+
+async def test_stop_is_quick_and_tells_the_others(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 3, register=served) as (a, b, c):
+        async with b.peers.bulk(a.id, "pour", b"100000") as stream:
+            await stream.receive()
+            before = SystemClock().monotonic()
+            async with asyncio.timeout(2):
+                await a.peers.stop()
+            assert SystemClock().monotonic() - before < 2
+            with pytest.raises(Unreachable):
+                while await stream.receive() is not None:
+                    pass
+        await b.unlinked(a)
+        await c.unlinked(a)
+        assert b.peers.link(c.id) is not None
+
+
+SILENT_KILL = """
+import asyncio, sys
+from pathlib import Path
+from tests.net.islands import Node
+from island.trust.keys import Identity
+
+async def main():
+    folder = Path(sys.argv[1])
+    node = Node(folder, "victim", identity=Identity.load(folder / "key"))
+    async with node.running():
+        print(node.address, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_sigkill_of_the_other_side_is_noticed_at_once(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 1) as (a,):
+        victim = Node(tmp_path / "victim", "victim")
+        victim.identity.save(tmp_path / "victim" / "key")
+        await admit(a, victim)
+        victim.state.close()
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            SILENT_KILL,
+            str(tmp_path / "victim"),
+            stdout=asyncio.subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        )
+        try:
+            assert child.stdout is not None
+            async with asyncio.timeout(30):
+                while b"127.0.0.1" not in (line := await child.stdout.readline()):
+                    pass
+            a.known[victim.id] = [line.decode().strip()]
+            a.peers.connect_soon()
+            await a.linked(victim)
+            os.kill(child.pid, signal.SIGKILL)
+            async with asyncio.timeout(2):  # well before any keepalive
+                await a.peers.until_unlinked(victim.id)
+        finally:
+            if child.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    child.kill()
+            await child.wait()
+
+
+# --- bulk sessions where one or both cannot be dialled ---------------------------------------
+
+
+def nat(*which: int) -> Any:
+    """`listen` of an archipelago where some do not listen."""
+    return lambda n: "" if n in which else "127.0.0.1:0"
+
+
+async def test_streams_from_one_who_cannot_be_dialled(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 2, mesh=False, register=served, listen=nat(1)) as (a, hidden):
+        assert hidden.peers.local_addresses() == [] and hidden.peers.port is None
+        hidden.knows(a)
+        await a.linked(hidden)
+        assert await read(a, hidden) == EXPECTED
+        assert await read(hidden, a) == EXPECTED
+        assert len(a.peers._all) == 2  # one control, one bulk for both directions
+        assert all(not session.dialled for session in a.peers._all)
+
+
+async def test_streams_where_an_advertised_address_does_not_work(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 2, mesh=False, register=served, listen=nat(1)) as (a, hidden):
+        hidden.knows(a)
+        await a.linked(hidden)
+        a.known[hidden.id] = ["127.0.0.1:1"]
+        assert await read(a, hidden) == EXPECTED
+
+
+async def test_two_that_cannot_dial_each_other_read_through_a_third(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 3, mesh=False, register=served, listen=nat(1, 2)) as (third, one, other):
+        for node in (one, other):
+            node.knows(third)
+            await node.linked(third)
+            await third.linked(node)
+        assert one.peers.link(other.id) is None
+        assert await one.peers.request(other.id, "public", b"x") == b"island-2:x"
+        assert await read(one, other) == EXPECTED
+        async with one.peers.bulk(other.id, "mirror", b"") as stream:
+            for n in range(20):
+                await stream.send(bytes([n]) * 100_000)
+                assert await stream.receive() == bytes([n]) * 100_000
+            await stream.finish()
+            assert await stream.receive() is None
+        async with one.peers.bulk(other.id, "deny", b"") as stream:
+            with pytest.raises(PeerRefused, match="not for you"):
+                await stream.receive()
+        # What is not a public read is never passed on.
+        with pytest.raises(Unreachable):
+            await one.peers.request(other.id, "echo", b"x")
+        with pytest.raises(Unreachable):
+            await read(one, other, "private")
+        via = one.peers._control[third.id]
+        with pytest.raises(PeerRefused) as refused:
+            await via.request(RequestHead(kind="echo", to=key_bytes(other.id), hops=1), b"", 5)
+        assert refused.value.code == "not_relayed"
+        for hops, code in ((2, "too_many_hops"), (1, "no_route")):
+            with pytest.raises(PeerRefused) as refused:
+                await via.request(RequestHead(kind="public", to=bytes(32), hops=hops), b"", 5)
+            assert refused.value.code == code
+
+
+async def test_a_reader_through_a_third_that_leaves_frees_all(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 3, mesh=False, register=served, listen=nat(1, 2)) as (third, one, other):
+        for node in (one, other):
+            node.knows(third)
+            await node.linked(third)
+            await third.linked(node)
+        async with one.peers.bulk(other.id, "pour", b"100000") as stream:
+            assert await stream.receive() is not None
+        async with asyncio.timeout(10):
+            while any(session._serving for node in (third, other) for s in node.peers._bulk.values() for session in s):
+                await asyncio.sleep(0.01)
+        assert await read(one, other) == EXPECTED
+
+
+async def test_a_ticket_is_good_for_the_one_it_was_given_to(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 3, mesh=False) as (a, b, c):
+        made: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        a.peers._tickets[b"t" * 16] = (b.id, made)
+        for node in (b, c):
+            node.knows(a)
+            await node.linked(a)
+        with pytest.raises(PeerRefused) as refused:
+            await c.peers._dial(a.id, "bulk", b"t" * 16, a.address)
+        assert refused.value.code == "bad_ticket" and not made.done()
+        await b.peers._dial(a.id, "bulk", b"t" * 16, a.address)
+        assert (await made).island == b.id
+
+
+async def test_a_bulk_session_serves_both_and_is_closed_when_idle(tmp_path: Path) -> None:
+    limits = Limits(idle_s=0.2, ping_s=0.05, redial_base_s=0.05)
+    async with archipelago(tmp_path, 2, register=served, limits=limits) as (a, b):
+        assert await read(a, b) == EXPECTED and await read(b, a) == EXPECTED
+        async with asyncio.timeout(10):
+            while a.peers._bulk or b.peers._bulk:
+                await asyncio.sleep(0.02)
+        assert a.peers.link(b.id) is not None
+        assert await read(b, a) == EXPECTED
+
+
+async def test_bandwidth_is_measured_where_data_arrive(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 2, register=served) as (a, b):
+        for _ in range(50):
+            await read(a, b, count=500)
+            if (link := a.peers.link(b.id)) is not None and link.bandwidth is not None:
+                break
+        assert link is not None and link.bandwidth is not None and link.bandwidth > 1e5
+        sender = b.peers.link(a.id)
+        assert sender is not None and sender.bandwidth is None
+
+
+def test_the_meter_counts_only_while_bytes_flow() -> None:
+    meter = Meter()
+    for second in range(3):
+        meter.add(10**6, second * 10.0)  # one block now and then says nothing
+    assert meter.rate is None
+    for n in range(20):
+        meter.add(100_000, 100 + n * 0.01)
+    assert meter.rate is not None and abs(meter.rate - 1e7) < 1e4
+
+
+# --- odds ------------------------------------------------------------------------------------
+
+
+def test_own_addresses() -> None:
+    assert own_addresses("127.0.0.1", 5) == ["127.0.0.1:5"]
+    assert own_addresses("::1", 5) == ["[::1]:5"]
+    for wild in ("0.0.0.0", "::"):
+        found = own_addresses(wild, 5)
+        assert found and all(each.endswith(":5") and "0.0.0.0" not in each for each in found)
+
+
+def test_what_is_passed_on_names_who_began() -> None:
+    first, sender = Identity.generate(SystemRng()).id, Identity.generate(SystemRng()).id
+    head = RequestHead(kind="chunks", to=key_bytes(first), hops=1)
+    passed = relay.onward(head, sender)
+    assert (passed.origin, passed.hops, passed.to) == (key_bytes(sender), 2, head.to)
+    assert relay.check(head, {"chunks"}) == first
+    with pytest.raises(Denied):
+        relay.check(passed, {"chunks"})
+    assert encode(RequestHead(kind="x")) == b"\x81\xa4kind\xa1x"
