@@ -1,0 +1,100 @@
+"""A process to be killed: the daemon's services that streams stand on, over real sessions, and nothing else.
+
+`python -m tests.streams.child HOME NAME PORT --watch FOLDER` (the source's side) or
+`... --join FILE --where EXPR` (the subscriber's). Prints `ready` once it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from island.catalog.service import Catalog
+from island.config import Config, IslandSection, StreamsSection
+from island.errors import IslandError
+from island.gossip.service import Gossip
+from island.kernel import telemetry
+from island.kernel.db import Database
+from island.kernel.loops import Tasks
+from island.kernel.ports import SystemClock, SystemRng
+from island.membership.service import Membership
+from island.net.peers import PeerSessions
+from island.streams.service import Streams
+from island.trust.keys import Identity
+from island.trust.service import Trust
+from island.trust.users import Principal
+
+ADMIN = Principal("administrator", "administrator")
+SOURCE = "alerts"
+
+
+async def live(options: argparse.Namespace) -> None:
+    """Run until killed."""
+    home: Path = options.home
+    home.mkdir(exist_ok=True)
+    clock, rng = SystemClock(), SystemRng()
+    if not (home / "key").exists():
+        Identity.generate(rng).save(home / "key")
+    identity = Identity.load(home / "key")
+    state, gossip_db = Database.open(home, "state"), Database.open(home, "gossip")
+    config = Config(island=IslandSection(name=options.name), streams=StreamsSection(poll=0.05, window="64KiB"))
+    trust = Trust(state, identity, options.name, "test", clock, rng)
+    peers = PeerSessions(
+        identity, trust, clock, rng,
+        listen=f"127.0.0.1:{options.port}", advertise=[], addresses=lambda: membership.addresses(),  # noqa: PLW0108
+    )  # fmt: skip
+    gossip = Gossip(state, gossip_db, trust, peers, clock, rng)
+    membership = Membership(state, gossip_db, gossip, trust, peers, clock, rng)
+    catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home)
+    streams = Streams(state, gossip_db, catalog, membership, gossip, trust, peers, config, clock, rng, home=home)
+    async with asyncio.TaskGroup() as group:
+        tasks = Tasks(group)
+        for service in (trust, gossip, membership, catalog, peers, streams):
+            await service.start(tasks)
+        await membership.announce(peers.local_addresses())
+        if options.watch:
+            await offer(options, trust, peers, streams)
+        else:
+            await subscribe(options, trust, peers, streams)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+
+
+async def offer(options: argparse.Namespace, trust: Trust, peers: PeerSessions, streams: Streams) -> None:
+    """The first life founds the network and makes the source."""
+    invitation = options.home.parent / "invitation"
+    if not invitation.exists():
+        await streams.add_source(ADMIN, options.watch, SOURCE)
+        text = await trust.invite(peers.local_addresses(), uses=10)
+        (options.home.parent / "invitation.part").write_text(text)
+        (options.home.parent / "invitation.part").rename(invitation)
+
+
+async def subscribe(options: argparse.Namespace, trust: Trust, peers: PeerSessions, streams: Streams) -> None:
+    """The first life joins and subscribes."""
+    if trust.network is None:
+        await peers.join((options.home.parent / "invitation").read_text())
+    while not await streams.subscriptions():
+        try:
+            await streams.subscribe(ADMIN, f"source/{SOURCE}", where=options.where, start="beginning", into="mine")
+        except IslandError:  # the source is not known yet
+            await asyncio.sleep(0.1)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("home", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("port", type=int)
+    parser.add_argument("--watch", type=Path)
+    parser.add_argument("--where", default="")
+    telemetry.configure("info")
+    asyncio.run(live(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
