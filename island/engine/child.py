@@ -29,9 +29,10 @@ from island.engine.protocol import (
     read_to_child,
     write_all,
 )
-from island.engine.shell import Cancelled, Capture, Shell, size_of
+from island.engine.shell import Cancelled, Capture, Shell, cleaned, size_of
 from island.engine.spark import Driver
 from island.engine.table import run_sql
+from island.engine.warden import die_with_parent
 from island.errors import IslandError
 from island.livy.messages import Output
 
@@ -80,7 +81,6 @@ class Session:
         self.spark = spark
         threading.Thread(target=self._end_with_java, args=(driver,), daemon=True).start()
         self.shell.names.update(spark=spark, sc=context, sqlContext=sql)
-        sys.stdout = sys.stderr = self.capture
 
     def _end_with_java(self, driver: Driver) -> None:
         """A session whose JVM is gone is of no use: end, saying so."""
@@ -113,7 +113,7 @@ class Session:
             self.cancelled.discard(order.id)
             output = None
             self._forget_connection()
-        self.channel.send(Done(order.id, output))
+        self.channel.send(Done(order.id, _sendable(output, self.count - 1)))
 
     def _output(self, order: Run) -> Output:
         number = self.count
@@ -176,6 +176,18 @@ class Session:
             self.channel.send(Note(f"cancel: the connection to Spark was not renewed: {error}"))
 
 
+def _sendable(output: Output | None, number: int) -> Output | None:
+    """The output, or what is left of one that JSON cannot hold (half a surrogate pair, for example)."""
+    try:
+        frame(output)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        if isinstance(error, UnicodeEncodeError) and output is not None:
+            return cleaned(output)
+        text = f"the result cannot be sent as JSON: {error}"
+        return Output("error", number, ename=type(error).__name__, evalue=text, traceback=[])
+    return output
+
+
 def _active_context() -> Any:
     """The SparkContext that lives now (user code may stop it and start another), or None."""
     from pyspark import SparkContext
@@ -198,7 +210,11 @@ def _to_log(text: str) -> None:
 
 
 def private_fds(incoming: int, outgoing: int) -> tuple[int, int]:
-    """Keep the frames' descriptors for this process, and give user code an empty standard input."""
+    """Keep the frames' descriptors for this process, and give user code an empty standard input.
+
+    Should the warden be killed, this process goes too, and with it the JVM, whose input ends.
+    """
+    die_with_parent(signal.SIGKILL)
     os.set_inheritable(incoming, False)
     os.set_inheritable(outgoing, False)
     null = os.open(os.devnull, os.O_RDONLY)

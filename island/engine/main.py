@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -33,11 +32,11 @@ from island.engine.limits import Limits
 from island.engine.server import Rest
 from island.engine.spark import spark_home
 from island.engine.store import Store
+from island.engine.warden import die_with_parent
 from island.errors import ConfigError, IslandError
 from island.kernel import telemetry
 
 TOKEN_VARIABLE: Final = "ISLAND_ENGINE_TOKEN"
-PR_SET_PDEATHSIG: Final = 1
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 log = structlog.get_logger("island.engine")
@@ -70,7 +69,7 @@ def run_engine(
         java = find_java(os.environ)
         spark_home()
         if parent_pipe:
-            _die_with_parent()
+            die_with_parent(signal.SIGTERM)
         store = Store(folder / "engine.db")
         try:
             listening = _bound(host, port)
@@ -132,12 +131,6 @@ async def _watch_parent(stop: asyncio.Event) -> None:
         await asyncio.get_running_loop().connect_read_pipe(Watch, sys.stdin)
     except ValueError as error:
         raise ConfigError("with --parent-pipe the engine's standard input must be a pipe") from error
-
-
-def _die_with_parent() -> None:
-    """Have the kernel send us SIGTERM when the thread that started us ends (Linux)."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 @contextlib.contextmanager

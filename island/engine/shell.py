@@ -107,7 +107,8 @@ class Shell:
     def run(self, code: str, number: int) -> Output:
         """Run one statement. `number` is the execution count. Raises `Cancelled` only."""
         self.capture.begin()
-        sys.stdin = io.StringIO("")
+        # A statement before this one may have closed or replaced them.
+        sys.stdin, sys.stdout, sys.stderr = io.StringIO(""), self.capture, self.capture
         data: dict[str, Any] = {}
         try:
             for part in _parts(code):
@@ -282,6 +283,19 @@ def _matplot_magic(value: Any) -> dict[str, Any]:
     if hasattr(figure, "clf"):
         figure.clf()
     return {"image/png": base64.b64encode(picture.getvalue()).decode("ascii")}
+
+
+def cleaned(output: Output) -> Output:
+    """The output with what is no text (lone surrogates) shown as escapes."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.encode("utf-8", "backslashreplace").decode("utf-8")
+        if isinstance(value, dict):
+            return {clean(key): clean(item) for key, item in value.items()}
+        return [clean(item) for item in value] if isinstance(value, list) else value
+
+    return Output(**{name: clean(getattr(output, name)) for name in Output.__struct_fields__})
 
 
 def size_of(output: Output) -> int:

@@ -107,6 +107,37 @@ async def test_input_is_empty_and_exit_does_no_harm(session: Opened) -> None:
     assert await session.text("3") == "3"
 
 
+async def test_odd_code_and_results(session: Opened) -> None:
+    assert await session.text("print('a\\ud800b')") == "a\\ud800b"
+    failed = await session.run("raise ValueError('\\udcff')")
+    assert failed.output is not None and failed.output.evalue == "\\udcff"
+    big = await session.run("n = {'n': 10**30}\n%json n")
+    assert big.output is not None and big.output.data == {"application/json": {"n": 10**30}}
+    assert await session.text("len('" + "x" * 1_000_000 + "')") == "1000000"
+    assert await session.text("import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); 1") == "1"
+    assert await session.text("import sys; sys.stdout = None") == ""
+    assert await session.text("print('again')") == "again"
+    thread = "import threading; t = threading.Thread(target=print, args=('t',)); t.start(); t.join()"
+    assert await session.text(thread) == "t"
+
+
+async def test_spark_stopped_and_started_again(client: LivyClient) -> None:
+    view = await client.create_session(SessionRequest(kind="pyspark"))
+    opened = Opened(client, (await client.wait_session(view.id)).id)
+    assert await opened.text("spark.stop()") == ""
+    failed = await opened.run("select 1", "sql")
+    assert failed.output is not None and failed.output.status == "error"
+    again = "from pyspark.sql import SparkSession\nspark = SparkSession.builder.getOrCreate()\nspark.range(3).count()"
+    assert await opened.text(again) == "3"
+    rows = await opened.run("select 1 as one", "sql")
+    assert rows.output is not None and rows.output.status == "ok"
+    # Code that closes the engine's pipes ends its session, and nothing else.
+    ended = await opened.run("import os; os.closerange(3, 200)")
+    assert ended.state == "error"
+    assert (await client.session(view.id)).state == "dead"
+    await client.delete_session(view.id)
+
+
 async def test_the_environment_has_no_secret(session: Opened, engine: RunningEngine) -> None:
     names = await session.text("import os; sorted(os.environ)")
     assert "ISLAND" not in names and "TOKEN" not in names and "SECRET" not in names
@@ -211,6 +242,19 @@ async def test_a_session_ends_with_its_java(client: LivyClient, engine: RunningE
         while (await client.session(view.id)).state != "dead":
             await asyncio.sleep(0.05)
     assert "Spark's Java ended" in "\n".join((await client.session_log(view.id)).log)
+    await client.delete_session(view.id)
+
+
+async def test_a_session_ends_with_its_warden(client: LivyClient, engine: RunningEngine) -> None:
+    before = set(engine.below())
+    view = await client.create_session(SessionRequest(kind="pyspark"))
+    opened = Opened(client, (await client.wait_session(view.id)).id)
+    await client.post_statement(view.id, "while True: pass")
+    started = sorted(set(engine.below()) - before)
+    os.kill(next(pid for pid in started if "warden.py" in _command(pid)), signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while (await client.session(opened.id)).state != "dead" or alive(started):
+            await asyncio.sleep(0.05)
     await client.delete_session(view.id)
 
 
