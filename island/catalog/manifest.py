@@ -31,6 +31,8 @@ CHUNK = 64 * 1024
 """The largest chunk, and the distance of borders that nothing else asks for."""
 NEAR = 4 * 1024
 """Borders nearer than this to another are merged; only the last chunk of a file may be shorter."""
+TINY = 64
+"""What is smaller is no column that is worth a chunk: the magic bytes at the start of a file."""
 GROUP = 64
 """Chunks in a group."""
 CHUNK_PAGE = 8 * GROUP
@@ -65,11 +67,10 @@ def borders(size: int, hard: Iterable[int] = ()) -> Iterator[int]:
     """The ends of the chunks of a file of `size` bytes, ascending; the last one is `size`.
 
     `hard` are offsets at which the format begins something (column chunks, the footer of
-    Parquet). In their ascending order, one is kept if it is at least NEAR bytes after the one
-    kept before (or the start) and at least NEAR before the end of the file. From the start and
-    from each kept one, a border follows every CHUNK bytes; what remains before the next kept
-    one, if longer than CHUNK and shorter than CHUNK + NEAR, is cut NEAR bytes before it.
-    So every chunk has NEAR to CHUNK bytes, but the last, which has 1 to CHUNK.
+    Parquet); `kept` says which of them become borders. From the start and from each kept one,
+    a border follows every CHUNK bytes; what remains before the next kept one, if longer than
+    CHUNK and shorter than CHUNK + NEAR, is cut NEAR bytes before it. So every chunk has NEAR to
+    CHUNK bytes, but the last, which has 1 to CHUNK.
     """
     start = 0
     for stop in kept(size, hard):
@@ -85,12 +86,26 @@ def borders(size: int, hard: Iterable[int] = ()) -> Iterator[int]:
 
 
 def kept(size: int, hard: Iterable[int]) -> Iterator[int]:
-    """Those of the format's own offsets that become borders."""
+    """The format's own offsets as borders, at least NEAR bytes apart, ascending.
+
+    An offset at least NEAR bytes after the border before it (or the start) is a border. One
+    that is nearer is merged into what follows, if the next offset that is far enough (or the
+    end of the file) comes within 2 * NEAR of that border, or if less than TINY bytes lie before
+    it; otherwise there is a border NEAR bytes after the one before, so that a small column
+    never brings a large one along (`protocols/decisions/0008-small-columns.md`).
+    """
+    offsets = sorted({offset for offset in hard if 0 < offset < size})
     previous = 0
-    for offset in sorted(set(hard)):
-        if offset - previous >= NEAR and size - offset >= NEAR:
-            yield offset
-            previous = offset
+    for offset in offsets:
+        border = offset
+        if offset - previous < NEAR:
+            at = bisect.bisect_left(offsets, previous + NEAR)
+            following = offsets[at] if at < len(offsets) else size
+            if offset - previous < TINY or following - previous < 2 * NEAR:
+                continue
+            border = previous + NEAR
+        yield border
+        previous = border
 
 
 _CHUNK_KEY = blake3.blake3(derive_key_context="island/1 chunk")

@@ -5,7 +5,8 @@ keeps what is read. Below OWNER/NAME stand the published relative paths. The cla
 synchronous, safe in threads, may be pickled and used after a fork; it holds no event loop.
 
 Storage options: `home` (the island's home; default `ISLAND_HOME`, then `~/.island`), or
-`url` and `token` (default for the token: `ISLAND_TOKEN`).
+`url` and `token` (default for the token: `ISLAND_TOKEN`). `endpoint` is another name of
+`url`, for pandas: there, `url` collides with an argument of fsspec's own.
 
 A filesystem pins OWNER/NAME to the snapshot that was the newest when the dataset was listed,
 and reads from that snapshot until the dataset is listed again, so that one read sees one
@@ -56,10 +57,16 @@ class IslandFileSystem(AbstractFileSystem):
     cachable = True
 
     def __init__(
-        self, *args: Any, home: str | None = None, url: str | None = None, token: str | None = None, **options: Any
+        self,
+        *args: Any,
+        home: str | None = None,
+        url: str | None = None,
+        token: str | None = None,
+        endpoint: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        self._client = _Client(home, url, token)
+        self._client = _Client(home, url or endpoint, token)
         self._datasets: dict[str, _Dataset] = {}
         self._wanted: dict[str, str] = {}
         self._lock = threading.RLock()
