@@ -44,8 +44,7 @@ class OwnLog:
         self._state, self._db, self._logs = state, db, logs
         self._trust, self._peers, self._clock = trust, peers, clock
         self.poked = Signal()
-        self.problem = ""
-        """Why nothing can be signed, or "". For health reports."""
+        self._problem = ""
         self._truths: dict[str, Truth] = {}
         self._heard: set[IslandId] = set()
         self._booted = 0.0
@@ -54,6 +53,13 @@ class OwnLog:
         self._projecting = asyncio.Lock()
         self._signed_at: dict[str, float] = {}
         logs.returned = self._restore
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be signed, or "". For health reports."""
+        if self._logs.positions.get(self._logs.me).frozen:
+            self._fork("two different batches of this island were signed at one position")
+        return self._problem
 
     def truth(self, prefix: str, wanted: Truth) -> None:
         """What the records below `prefix` should be, by the owner's own tables in state.db."""
@@ -105,7 +111,7 @@ class OwnLog:
     async def step(self) -> tuple[Delta | None, float | None]:
         """Project, and sign what may be signed. Returns what to spread and seconds until the next is due."""
         await self.project()
-        if self._trust.network is None or self._frozen():
+        if self._trust.network is None or self.problem:
             return None, None
         if not self._is_ready():
             return None, 1.0
@@ -183,18 +189,13 @@ class OwnLog:
         for prefix in sorted(self._truths):
             ownstore.replace(conn, prefix, self._truths[prefix](conn))
 
-    def _frozen(self) -> bool:
-        if self._logs.positions.get(self._logs.me).frozen:
-            self._fork("two different batches of this island were signed at one position")
-        return bool(self.problem)
-
     def _fork(self, why: str) -> None:
-        if not self.problem:
-            self.problem = (
+        if not self._problem:
+            self._problem = (
                 f"{why}: nothing more is signed. Does another machine run with a copy of this home's key? "
                 "Stop it; then give this island a new key and let it join again."
             )
-            log.error("gossip.own_log_frozen", problem=self.problem)
+            log.error("gossip.own_log_frozen", problem=self._problem)
 
     def _is_ready(self) -> bool:
         if not self._ready:

@@ -1,0 +1,262 @@
+"""What a lying peer can do: be named, lose its session, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from island.gossip import core
+from island.gossip.core import Head
+from island.gossip.logs import SIGNATURE
+from island.gossip.messages import BATCH_LIMIT, Body, Delta, Entry, HeadOf, Heads, Page, Proof, SignedBody
+from island.kernel import codec
+from island.kernel.ids import key_bytes
+from island.kernel.ports import SeededRng
+from island.trust.keys import Identity
+from tests.sim.archipelago import Archipelago, names, simulate
+from tests.sim.stranger import Stranger
+
+
+async def _grow(world: Archipelago, count: int) -> Stranger:
+    for name in names(count):
+        await world.add(name)
+    await world.until(lambda: world.converged() and len(world.islands[0].g.origins()) == count, within=60)
+    return await Stranger.admitted(world)
+
+
+def _signed(liar: Stranger, body: bytes) -> bytes:
+    return codec.encode(SignedBody(body=body, signature=liar.trust.sign(SIGNATURE, body)))
+
+
+def _body(liar: Stranger, entries: tuple[Entry, ...], first: int = 1) -> Body:
+    return Body(origin=key_bytes(liar.id), epoch=1, first=first, previous=core.ZERO, entries=entries)
+
+
+def _flip(liar: Stranger) -> bytes:
+    batch = liar.batch(Head(), [("test/a", b"1")])
+    raw = bytearray(batch.signed)
+    raw[-1] ^= 1
+    return codec.encode(Page(deltas=(_replace(liar.delta(batch), batches=(bytes(raw),)),)))
+
+
+def _replace(delta: Delta, **changes: object) -> Delta:
+    return msgspec.structs.replace(delta, **changes)
+
+
+def _raw(liar: Stranger, signed: bytes) -> bytes:
+    return codec.encode(Page(deltas=(_replace(liar.delta(), batches=(signed,)),)))
+
+
+def _bad_key(liar: Stranger) -> bytes:
+    return _raw(liar, _signed(liar, codec.encode(_body(liar, (Entry(key="no slash", value=b"", seq=1),)))))
+
+
+def _bad_seq(liar: Stranger) -> bytes:
+    return _raw(liar, _signed(liar, codec.encode(_body(liar, (Entry(key="test/a", value=b"", seq=7),)))))
+
+
+def _big_value(liar: Stranger) -> bytes:
+    return _raw(liar, _signed(liar, codec.encode(_body(liar, (Entry(key="test/a", value=bytes(5000), seq=1),)))))
+
+
+def _big_batch(liar: Stranger) -> bytes:
+    entries = tuple(Entry(key=f"test/{n}", value=bytes(4000), seq=n) for n in range(1, 8))
+    signed = _signed(liar, codec.encode(_body(liar, entries)))
+    assert len(signed) > BATCH_LIMIT
+    return _raw(liar, signed)
+
+
+def _other_chain(liar: Stranger) -> bytes:
+    assert liar.world.islands[1].trust is not None
+    chain = liar.world.islands[1].trust.chain
+    batch = liar.batch(Head(), [("test/a", b"1")])
+    return codec.encode(Page(deltas=(_replace(liar.delta(batch), chain=chain),)))
+
+
+def _outsider(liar: Stranger) -> bytes:
+    outsider = Identity.generate(SeededRng("outsider"))
+    assert liar.trust.network is not None
+    (body,) = core.cut(outsider.id, Head(), [("test/a", b"1")])
+    signed = codec.encode(SignedBody(body=body, signature=outsider.sign(SIGNATURE, liar.trust.network, body)))
+    chain = liar.trust.chain or b""
+    return codec.encode(Page(deltas=(Delta(origin=key_bytes(outsider.id), chain=chain, batches=(signed,)),)))
+
+
+def _other_use(liar: Stranger) -> bytes:
+    (body,) = core.cut(liar.id, Head(), [("test/a", b"1")])
+    return _raw(liar, codec.encode(SignedBody(body=body, signature=liar.trust.sign("admission", body))))
+
+
+def _forged_own(liar: Stranger) -> bytes:
+    """A batch in the name of the very island that it is sent to."""
+    victim = liar.world.islands[0]
+    (body,) = core.cut(victim.id, victim.g.head(victim.id), [("test/a", b"1")])
+    signed = codec.encode(SignedBody(body=body, signature=liar.trust.sign(SIGNATURE, body)))
+    return codec.encode(Page(deltas=(Delta(origin=key_bytes(victim.id), batches=(signed,)),)))
+
+
+def _empty_proof(liar: Stranger) -> bytes:
+    batch = liar.batch(Head(), [("test/a", b"1")]).signed
+    proof = Proof(one=batch, other=batch)
+    return codec.encode(Page(deltas=(_replace(liar.delta(), proof=proof),)))
+
+
+def _forged_proof(liar: Stranger) -> bytes:
+    victim = liar.world.islands[1]
+    halves = []
+    for value in (b"1", b"2"):
+        (body,) = core.cut(victim.id, Head(), [("test/a", value)])
+        halves.append(codec.encode(SignedBody(body=body, signature=liar.trust.sign(SIGNATURE, body))))
+    proof = Proof(one=halves[0], other=halves[1])
+    return codec.encode(Page(deltas=(Delta(origin=key_bytes(victim.id), proof=proof),)))
+
+
+def _noise(liar: Stranger) -> bytes:
+    return b"\xc1\xff\x00"
+
+
+def _nested(liar: Stranger) -> bytes:
+    return b"\x91" * 5000 + b"\x90"
+
+
+ATTACKS: list[Callable[[Stranger], bytes]] = [
+    _flip,
+    _bad_key,
+    _bad_seq,
+    _big_value,
+    _big_batch,
+    _other_chain,
+    _outsider,
+    _other_use,
+    _forged_own,
+    _empty_proof,
+    _forged_proof,
+    _noise,
+    _nested,
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__.strip("_"))
+def test_a_false_push_is_named_and_leaves_nothing(attack: Callable[[Stranger], bytes]) -> None:
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 3)
+        before = [island.g.digest() for island in world.islands]
+        await liar.say_bytes(world.islands[0], attack(liar))
+        await asyncio.sleep(3)
+        assert world.islands[0].peers is not None
+        assert [who for who, _ in world.islands[0].peers.misbehaved] == [liar.id]
+        assert [island.g.digest() for island in world.islands] == before
+        # The island goes on, and does not blame those who are honest.
+        await world.islands[0].put("test/life", b"goes on")
+        await world.until(lambda: all(len(i.records("test/")) == 1 for i in world.islands), within=10)
+        assert all(not island.peers.misbehaved for island in world.islands[1:] if island.peers)
+        assert all(not island.g.problems() for island in world.islands)
+        await liar.leave()
+
+    simulate(1, scenario)
+
+
+def test_without_a_chain_nothing_is_stored() -> None:
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 2)
+        batch = liar.batch(Head(), [("test/a", b"1")])
+        await liar.say(world.islands[0], liar.delta(batch, chain=False))
+        await asyncio.sleep(5)
+        assert liar.id not in world.islands[0].g.origins()
+        await liar.say(world.islands[0], liar.delta(batch))
+        await world.until(lambda: all(len(i.records("test/")) == 1 for i in world.islands), within=10)
+        await liar.leave()
+
+    simulate(2, scenario)
+
+
+def test_false_heads_cost_a_few_questions_only() -> None:
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 2)
+        questions = 0
+
+        async def digest(_peer: object, _body: bytes) -> bytes:
+            heads = tuple(HeadOf(origin=n.to_bytes(32), epoch=1, seq=2**50, head=b"12345678") for n in range(1, 801))
+            return codec.encode(Heads(roster=bytes(32), root=bytes(32), keyed=heads, more=True))
+
+        async def pull(_peer: object, _body: bytes) -> bytes:
+            nonlocal questions
+            questions += 1
+            return codec.encode(Page(more=True))
+
+        liar.peers._requests["gossip.digest"] = digest
+        liar.peers._requests["gossip.pull"] = pull
+        await liar.say_bytes(world.islands[0], b"", "gossip.look")
+        await asyncio.sleep(60)
+        assert 0 < questions < 100
+        await world.islands[1].put("test/life", b"goes on")
+        await world.until(lambda: len(world.islands[0].records("test/")) == 1, within=5)
+        await liar.leave()
+
+    simulate(3, scenario)
+
+
+def test_an_origin_over_its_limit_is_refused_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "MAX_KEYS", 20)
+
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 3)
+        head = Head()
+        for number in range(4):
+            batch = liar.batch(head, [(f"test/{number}-{n}", b"1") for n in range(9)])
+            await liar.say(world.islands[0], liar.delta(batch))
+            head = head.after(batch)
+            await asyncio.sleep(2)
+        assert all(len(i.records("test/")) == 18 for i in world.islands)
+        await world.islands[1].put("good/life", b"goes on")
+        await world.until(lambda: all(len(i.records("good/")) == 1 for i in world.islands), within=10)
+        await liar.leave()
+
+    simulate(4, scenario)
+
+
+def test_signatures_checked_for_one_peer_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("island.gossip.logs.VERIFY_RATE", 10.0)
+    monkeypatch.setattr("island.gossip.logs.VERIFY_BURST", 10.0)
+
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 2)
+        head, batches = Head(), []
+        for number in range(50):
+            batch = liar.batch(head, [("test/a", b"%d" % number)])
+            head = head.after(batch)
+            batches.append(batch)
+        await liar.say(world.islands[0], liar.delta(*batches))
+        await asyncio.sleep(0.5)
+        assert world.islands[0].g.head(liar.id).seq <= 10
+        await liar.leave()
+
+    simulate(5, scenario)
+
+
+def test_kinds_and_fields_that_nobody_knows_travel_unread() -> None:
+    async def scenario(world: Archipelago) -> None:
+        newer = await _grow(world, 4)
+        body = {
+            "origin": key_bytes(newer.id),
+            "epoch": 1,
+            "first": 1,
+            "previous": core.ZERO,
+            "entries": [["future-kind/x", b"\xc1 not msgpack", 1], ["server/bad", b"\xc1", 2]],
+            "novelty": {"of": "version 2"},
+        }
+        signed = _signed(newer, codec.encode(body))
+        delta = Delta(origin=key_bytes(newer.id), chain=newer.trust.chain or b"", batches=(signed,))
+        await newer.say(world.islands[0], delta)
+        await asyncio.sleep(1)
+        await newer.leave()
+        await world.until(lambda: all(len(i.records("future-kind/")) == 1 for i in world.islands), within=10)
+        for island in world.islands:
+            page = await island.g._logs.page([core.Want(origin=key_bytes(newer.id), epoch=1, after=0)])
+            assert page.deltas[0].batches == (signed,)
+            assert await island.m.servers() == []
+
+    simulate(6, scenario)

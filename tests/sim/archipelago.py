@@ -1,0 +1,248 @@
+"""Tens of islands in one process: the daemon's own services over the simulated network."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import tempfile
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blake3 import blake3
+
+from island.gossip.service import Gossip
+from island.kernel.db import Database
+from island.kernel.ids import IslandId
+from island.kernel.ports import SeededRng
+from island.membership.service import Membership
+from island.trust.core import network_id
+from island.trust.keys import Identity
+from island.trust.service import Trust
+from tests.sim import virtual
+from tests.sim.network import Network, SimPeers, Weather
+from tests.sim.virtual import SimTasks, VirtualClock
+
+T = TypeVar("T")
+MEMORY = Path(":memory:")
+
+
+def memory(kind: Any) -> Database:
+    """A database in memory, run inline: it outlives a crash of its island as a file would."""
+    return Database(MEMORY, kind, inline=True)
+
+
+@dataclass
+class SimIsland:
+    """One island: its disk, and the services of its present life."""
+
+    name: str
+    identity: Identity
+    state: Database
+    gossip_db: Database
+    lives: int = 0
+    tasks: SimTasks = field(default_factory=lambda: SimTasks("none"))
+    peers: SimPeers | None = None
+    trust: Trust | None = None
+    gossip: Gossip | None = None
+    membership: Membership | None = None
+
+    @property
+    def id(self) -> IslandId:
+        return self.identity.id
+
+    @property
+    def g(self) -> Gossip:
+        assert self.gossip is not None
+        return self.gossip
+
+    @property
+    def m(self) -> Membership:
+        assert self.membership is not None
+        return self.membership
+
+    async def put(self, key: str, value: bytes | None) -> None:
+        """Change one record of this island."""
+        gossip = self.g
+        if value is None:
+            await self.state.write(lambda conn: gossip.delete(conn, key))
+        else:
+            kept = value
+            await self.state.write(lambda conn: gossip.put(conn, key, kept))
+        gossip.poke()
+
+    def records(self, prefix: str = "") -> list[tuple[str, str, bytes | None]]:
+        """What this island knows of everyone: (origin, key, value)."""
+        found = []
+
+        def read(conn: Any) -> None:
+            found.extend((c.origin, c.key, c.value) for c in self.g.read_records(conn, prefix))
+
+        self.gossip_db._run_inline(read)
+        return found
+
+
+class Archipelago:
+    """Islands of one network on one simulated network, from one seed."""
+
+    def __init__(self, seed: int, weather: Weather | None = None, *, record: bool = True, folder: Path) -> None:
+        self.seed = seed
+        self.loop = asyncio.get_running_loop()
+        self.network = Network(seed, weather, record=record)
+        self.islands: list[SimIsland] = []
+        self.services: Callable[[SimIsland], Coroutine[Any, Any, None]] | None = None
+        """Builds and starts further services of an island, after membership."""
+        self._folder = folder
+        self._invitation = ""
+
+    async def add(self, name: str, *, identity: Identity | None = None, announce: bool = True) -> SimIsland:
+        """A new island, admitted by the first one, and started."""
+        identity = identity or Identity.generate(SeededRng(f"{self.seed}/key/{name}/{len(self.islands)}"))
+        island = SimIsland(name, identity, memory("state"), memory("gossip"))
+        self.islands.append(island)
+        await self._admit(island)
+        await self.start(island, announce=announce)
+        return island
+
+    async def _admit(self, island: SimIsland) -> None:
+        trust = self._trust(island)
+        await trust.load()
+        if len(self.islands) == 1:
+            self._invitation = await trust.invite([f"{island.name}:1"], uses=1000)
+            return
+        founder = self._trust(self.islands[0])
+        await founder.load()
+        invitation = founder.parse_invitation(self._invitation)
+        chain = await founder.redeem(invitation.secret, island.id, island.name)
+        await trust.adopt(network_id(invitation.genesis), chain)
+
+    def _trust(self, island: SimIsland) -> Trust:
+        clock = self.clock(island)
+        rng = SeededRng(f"{self.seed}/trust/{island.name}/{island.lives}")
+        trust = Trust(island.state, island.identity, island.name, "sim", clock, rng)
+        trust.recovery_path = self._folder / f"recovery-{island.name}.key"
+        return trust
+
+    def clock(self, island: SimIsland) -> VirtualClock:
+        """Each machine's wall clock is off by minutes, its own ones."""
+        offset = SeededRng(f"{self.seed}/clock/{island.name}").random() * 600 - 300
+        return VirtualClock(self.loop, offset)
+
+    async def start(self, island: SimIsland, *, announce: bool = True) -> None:
+        """Start the services of an island on the databases that it has."""
+        island.lives += 1
+        clock, rng = self.clock(island), SeededRng(f"{self.seed}/{island.name}/{island.lives}")
+        island.tasks = SimTasks(island.name)
+        island.trust = self._trust(island)
+        island.peers = SimPeers(self.network, island.id, island.tasks)
+        island.gossip = Gossip(island.state, island.gossip_db, island.trust, island.peers, clock, rng)
+        island.membership = Membership(
+            island.state, island.gossip_db, island.gossip, island.trust, island.peers, clock, rng
+        )
+        await island.trust.load()
+        await island.gossip.start(island.tasks)
+        await island.membership.start(island.tasks)
+        if self.services is not None:
+            await self.services(island)
+        if announce:
+            await island.membership.announce([f"{island.name}:8991"])
+        self.network.join(island.peers)
+
+    async def crash(self, island: SimIsland) -> None:
+        """Kill an island; what it has committed stays."""
+        assert island.peers is not None
+        self.network.leave(island.peers)
+        await island.tasks.crash()
+        island.peers = None
+
+    async def restart(self, island: SimIsland, *, lose_gossip: bool = False) -> None:
+        """Start a crashed island again, if asked with an empty gossip.db."""
+        if lose_gossip:
+            island.gossip_db.close()
+            island.gossip_db = memory("gossip")
+        await self.start(island)
+
+    @staticmethod
+    def backup(island: SimIsland) -> sqlite3.Connection:
+        """A copy of the island's state.db as it is now."""
+        copy = sqlite3.connect(":memory:", isolation_level=None)
+        island.state._writer.backup(copy)
+        return copy
+
+    @staticmethod
+    def restore(island: SimIsland, copy: sqlite3.Connection) -> None:
+        """Put a copy in the place of state.db, while the island is down."""
+        island.state.close()
+        island.state = memory("state")
+        copy.backup(island.state._writer)
+        copy.close()
+
+    def alive(self) -> list[SimIsland]:
+        """The islands that run."""
+        return [island for island in self.islands if island.peers is not None]
+
+    def converged(self) -> bool:
+        """Whether every running island has the same logs."""
+        self.check()
+        return len({island.g.digest() for island in self.alive()}) == 1
+
+    async def until(self, condition: Callable[[], bool], *, within: float, step: float = 0.25) -> float:
+        """Let virtual time pass until `condition`; returns the seconds it took. Fails after `within`."""
+        begun = self.loop.time()
+        while not condition():
+            assert self.loop.time() - begun < within, f"seed {self.seed}: not so within {within} virtual seconds"
+            await asyncio.sleep(step)
+            self.check()
+        return self.loop.time() - begun
+
+    def check(self) -> None:
+        """No loop of any island has ended with an error."""
+        for island in self.islands:
+            if island.tasks.failure is not None:
+                raise AssertionError(f"seed {self.seed}: {island.name} failed") from island.tasks.failure
+
+    def fingerprint(self) -> str:
+        """Hash of the event log and of what every island knows at the end."""
+        mark = blake3("\n".join(self.network.events).encode())
+        for island in self.islands:
+            mark.update(repr(island.records()).encode())
+        return mark.hexdigest()
+
+    async def close(self) -> None:
+        """End every island and close its databases."""
+        for island in self.islands:
+            await island.tasks.crash()
+        self.check()
+        for island in self.islands:
+            island.state.close()
+            island.gossip_db.close()
+
+
+def simulate(
+    seed: int,
+    scenario: Callable[[Archipelago], Coroutine[Any, Any, T]],
+    weather: Weather | None = None,
+    *,
+    record: bool = True,
+) -> T:
+    """Run `scenario` in virtual time from one seed. A failure names the seed, which replays it."""
+
+    async def main(folder: Path) -> T:
+        archipelago = Archipelago(seed, weather, record=record, folder=folder)
+        try:
+            result = await scenario(archipelago)
+        except BaseException as error:
+            error.add_note(f"simulation seed {seed}, virtual time {archipelago.loop.time():.3f} s")
+            raise
+        finally:
+            await archipelago.close()
+        return result
+
+    with tempfile.TemporaryDirectory() as folder:
+        return virtual.run(main(Path(folder)))
+
+
+def names(count: int) -> Sequence[str]:
+    """Names for `count` islands."""
+    return [f"island-{number:03d}" for number in range(count)]

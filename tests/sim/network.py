@@ -1,0 +1,363 @@
+"""A simulated network: lossy, slow, duplicating, reordering, partitioned; `Peers` for each island on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from island.errors import IslandError, PeerMisbehaved, PeerRefused, Unreachable
+from island.kernel.codec import BULK_LIMIT, CONTROL_LIMIT
+from island.kernel.ids import IslandId
+from island.kernel.ports import BulkHandler, Link, LinkListener, PushHandler, RequestHandler, SeededRng
+from tests.sim.virtual import EPOCH, SimTasks
+
+OVERHEAD = 90
+"""Bytes that one message costs on a real session beside its body: TCP/IP, TLS, WebSocket, frame."""
+
+SILENCE = 12.0
+"""Seconds after which a session over a cut line is given up."""
+
+
+@dataclass
+class Weather:
+    """What the network does to messages."""
+
+    loss: float = 0.0
+    duplicate: float = 0.0
+    delay: tuple[float, float] = (0.005, 0.05)
+    """Seconds, uniform: a wide range reorders."""
+
+
+class Network:
+    """Who can talk to whom, and what becomes of what they say. All chances come from one seed."""
+
+    def __init__(self, seed: int | str, weather: Weather | None = None, *, record: bool = True) -> None:
+        self.rng = SeededRng(f"network/{seed}")
+        self.weather = weather or Weather()
+        self.nodes: dict[IslandId, SimPeers] = {}
+        self.events: list[str] = []
+        self.sent: dict[IslandId, int] = {}
+        self.messages = 0
+        self._record = record
+        self._neighbours: dict[IslandId, set[IslandId]] | None = None
+        self._groups: dict[IslandId, int] = {}
+
+    # --- shape ----------------------------------------------------------------------------------
+
+    def neighbours(self, graph: dict[IslandId, set[IslandId]]) -> None:
+        """Only these pairs keep sessions; without it, all do."""
+        self._neighbours = graph
+
+    def partition(self, groups: Iterable[Iterable[IslandId]]) -> None:
+        """Cut the lines between the groups; sessions over them end after `SILENCE`."""
+        self._groups = {island: number for number, group in enumerate(groups) for island in group}
+        self.note("partition")
+        for a, b in self._pairs():
+            if not self.line(a, b):
+                self._later(SILENCE, self._cut_if_dead, a, b)
+            else:
+                self._dial_soon(a, b)
+
+    def heal(self) -> None:
+        """All lines work again."""
+        self._groups = {}
+        self.note("heal")
+        for a, b in self._pairs():
+            self._dial_soon(a, b)
+
+    def line(self, a: IslandId, b: IslandId) -> bool:
+        """Whether bytes can pass between two islands."""
+        return self._groups.get(a, 0) == self._groups.get(b, 0)
+
+    def join(self, node: SimPeers) -> None:
+        """An island starts."""
+        self.nodes[node.me] = node
+        self.sent.setdefault(node.me, 0)
+        self.note(f"start {node.me[:8]}")
+        for other in sorted(self.nodes):
+            if other != node.me and self._wanted(node.me, other):
+                self._dial_soon(node.me, other)
+
+    def leave(self, node: SimPeers) -> None:
+        """An island's process is gone: the others see their sessions end."""
+        self.note(f"stop {node.me[:8]}")
+        self.nodes.pop(node.me, None)
+        for other in sorted(node.up):
+            if other in self.nodes:
+                self._later(self._delay(), self.nodes[other].lose, node.me)
+        node.up.clear()
+
+    def break_session(self, a: IslandId, b: IslandId) -> None:
+        """End the session of two islands; they redial."""
+        for one, other in ((a, b), (b, a)):
+            if one in self.nodes:
+                self.nodes[one].lose(other)
+        self._dial_soon(a, b)
+
+    def _wanted(self, a: IslandId, b: IslandId) -> bool:
+        return self._neighbours is None or b in self._neighbours.get(a, ()) or a in self._neighbours.get(b, ())
+
+    def _pairs(self) -> Iterator[tuple[IslandId, IslandId]]:
+        islands = sorted(self.nodes)
+        for place, a in enumerate(islands):
+            for b in islands[place + 1 :]:
+                if self._wanted(a, b):
+                    yield a, b
+
+    def _dial_soon(self, a: IslandId, b: IslandId) -> None:
+        self._later(0.2 + 0.8 * self.rng.random(), self._connect, a, b)
+
+    def _connect(self, a: IslandId, b: IslandId) -> None:
+        if a in self.nodes and b in self.nodes and self.line(a, b) and b not in self.nodes[a].up:
+            self.nodes[b].lose(a)
+            self.note(f"link {a[:8]} {b[:8]}")
+            self.nodes[a].make(b, dialled=True)
+            self.nodes[b].make(a, dialled=False)
+
+    def _cut_if_dead(self, a: IslandId, b: IslandId) -> None:
+        if not self.line(a, b):
+            for one, other in ((a, b), (b, a)):
+                if one in self.nodes:
+                    self.nodes[one].lose(other)
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """A line in the event log, which two runs of one seed must share to the byte."""
+        if self._record:
+            self.events.append(f"{asyncio.get_running_loop().time():.6f} {text}")
+
+    def carry(
+        self, source: IslandId, to: IslandId, what: str, body: bytes, deliver: Callable[[SimPeers], None]
+    ) -> None:
+        """Move one message, or lose it, or move it twice."""
+        self.messages += 1
+        self.sent[source] = self.sent.get(source, 0) + len(body) + OVERHEAD
+        lost = self.rng.random() < self.weather.loss
+        copies = 0 if lost else 1 + int(self.rng.random() < self.weather.duplicate)
+        if self._record:
+            mark = blake3(body).hexdigest(4)
+            self.note(f"{source[:8]}>{to[:8]} {what} {len(body)} {mark} x{copies}")
+        for _ in range(copies):
+            self._later(self._delay(), self._arrive, source, to, deliver)
+
+    def _arrive(self, source: IslandId, to: IslandId, deliver: Callable[[SimPeers], None]) -> None:
+        node = self.nodes.get(to)
+        if node is not None and source in node.up and self.line(source, to):
+            deliver(node)
+
+    def _delay(self) -> float:
+        low, high = self.weather.delay
+        return low + (high - low) * self.rng.random()
+
+    @staticmethod
+    def _later(delay: float, function: Callable[..., None], *arguments: object) -> None:
+        asyncio.get_running_loop().call_later(delay, function, *arguments)
+
+
+class SimPeers:
+    """`Peers` of one island on the simulated network; made anew at each start of the island."""
+
+    def __init__(self, network: Network, me: IslandId, tasks: SimTasks) -> None:
+        self.me = me
+        self.network = network
+        self.tasks = tasks
+        self.up: dict[IslandId, Link] = {}
+        self.misbehaved: list[tuple[IslandId, str]] = []
+        self._requests: dict[str, RequestHandler] = {}
+        self._pushes: dict[str, PushHandler] = {}
+        self._bulks: dict[str, BulkHandler] = {}
+        self._listeners: list[LinkListener] = []
+        self._streams: dict[int, SimStream] = {}
+
+    # --- Peers ----------------------------------------------------------------------------------
+
+    def links(self) -> list[Link]:
+        return [self.up[island] for island in sorted(self.up)]
+
+    def link(self, island: IslandId) -> Link | None:
+        return self.up.get(island)
+
+    async def request(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> bytes:
+        assert len(body) <= CONTROL_LIMIT, f"a request of {len(body)} bytes"
+        if to not in self.up:
+            raise Unreachable(f"no session with {to[:10]}")
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def deliver(node: SimPeers) -> None:
+            node.tasks.spawn(f"request {kind}", node._answer(self.me, kind, body, answer))
+
+        self.network.carry(self.me, to, kind, body, deliver)
+        try:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError as error:
+            raise Unreachable(f"{to[:10]} did not answer {kind}") from error
+
+    def push(self, to: IslandId, kind: str, body: bytes) -> bool:
+        assert len(body) <= CONTROL_LIMIT, f"a push of {len(body)} bytes"
+        if to not in self.up:
+            return False
+        self.network.carry(self.me, to, kind, body, lambda node: node._pushed(self.me, kind, body))
+        return True
+
+    @contextlib.asynccontextmanager
+    async def bulk(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> AsyncIterator[SimStream]:
+        other = self.network.nodes.get(to)
+        if to not in self.up or other is None or not self.network.line(self.me, to):
+            raise Unreachable(f"no session with {to[:10]}")
+        here, there = SimStream(to, self.network, self.me), SimStream(self.me, self.network, to)
+        here.other, there.other = there, here
+        self._streams[id(here)] = here
+        other._streams[id(there)] = there
+        other.tasks.spawn(f"bulk {kind}", other._serve(self.me, kind, body, there))
+        try:
+            yield here
+        finally:
+            here.close(None)
+            self._streams.pop(id(here), None)
+
+    def on_request(self, kind: str, handler: RequestHandler) -> None:
+        assert kind not in self._requests
+        self._requests[kind] = handler
+
+    def on_push(self, kind: str, handler: PushHandler) -> None:
+        assert kind not in self._pushes
+        self._pushes[kind] = handler
+
+    def on_bulk(self, kind: str, handler: BulkHandler) -> None:
+        assert kind not in self._bulks
+        self._bulks[kind] = handler
+
+    def on_link(self, listener: LinkListener) -> None:
+        self._listeners.append(listener)
+
+    def connect_soon(self) -> None:
+        return
+
+    # --- the network's side ---------------------------------------------------------------------
+
+    def make(self, peer: IslandId, *, dialled: bool) -> None:
+        """A session with `peer` begins."""
+        loop = asyncio.get_running_loop()
+        self.up[peer] = Link(peer, EPOCH + loop.time(), dialled, f"{peer[:8]}:1", 0.03, None)
+        for listener in self._listeners:
+            listener(peer, True)
+
+    def lose(self, peer: IslandId) -> None:
+        """The session with `peer` ends."""
+        if self.up.pop(peer, None) is None:
+            return
+        for stream in list(self._streams.values()):
+            if stream.peer == peer:
+                stream.close(Unreachable(f"the session with {peer[:10]} ended"))
+        for listener in self._listeners:
+            listener(peer, False)
+
+    def _pushed(self, source: IslandId, kind: str, body: bytes) -> None:
+        self.tasks.spawn(f"push {kind}", self._guard(source, self._pushes[kind](source, body)))
+
+    async def _guard(self, source: IslandId, handling: Awaitable[None]) -> None:
+        try:
+            await handling
+        except PeerMisbehaved as error:
+            self._blame(source, error)
+
+    async def _answer(self, source: IslandId, kind: str, body: bytes, answer: asyncio.Future[bytes]) -> None:
+        try:
+            result = await self._requests[kind](source, body)
+        except IslandError as error:
+            if isinstance(error, PeerMisbehaved):
+                self._blame(source, error)
+            refusal = PeerRefused(error.message, code=error.code)
+            self.network.carry(self.me, source, "refused", b"", lambda _: _settle(answer, refusal))
+            return
+        assert len(result) <= CONTROL_LIMIT, f"an answer of {len(result)} bytes to {kind}"
+        self.network.carry(self.me, source, f"{kind}.answer", result, lambda _: _settle(answer, result))
+
+    async def _serve(self, source: IslandId, kind: str, body: bytes, stream: SimStream) -> None:
+        failure: IslandError | None = None
+        try:
+            await asyncio.sleep(self.network._delay())
+            await self._bulks[kind](source, body, stream)
+        except IslandError as error:
+            if isinstance(error, PeerMisbehaved):
+                self._blame(source, error)
+            failure = PeerRefused(error.message, code=error.code)
+        finally:
+            self._streams.pop(id(stream), None)
+            if stream.other is not None:
+                stream.other.end(failure)
+
+    def _blame(self, source: IslandId, error: IslandError) -> None:
+        self.misbehaved.append((source, error.message))
+        self.network.note(f"misbehaved {source[:8]} at {self.me[:8]}: {error.message}")
+        self.network.break_session(self.me, source)
+
+
+def _settle(answer: asyncio.Future[bytes], result: bytes | IslandError) -> None:
+    if answer.done():
+        return
+    if isinstance(result, bytes):
+        answer.set_result(result)
+    else:
+        answer.set_exception(result)
+
+
+@dataclass
+class SimStream:
+    """One end of a bulk stream; nothing is lost on it, and it ends with the session."""
+
+    peer: IslandId
+    network: Network
+    me: IslandId
+    other: SimStream | None = None
+    sent: int = 0
+    received: int = 0
+    _blocks: list[bytes] = field(default_factory=list)
+    _ended: bool = False
+    _failure: IslandError | None = None
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def send(self, block: bytes) -> None:
+        assert len(block) <= BULK_LIMIT
+        await asyncio.sleep(self.network._delay())
+        if self._failure is not None:
+            raise self._failure
+        assert self.other is not None
+        self.network.sent[self.me] = self.network.sent.get(self.me, 0) + len(block) + OVERHEAD
+        self.sent += len(block)
+        self.other._blocks.append(block)
+        self.other._news.set()
+
+    async def receive(self) -> bytes | None:
+        while not self._blocks:
+            if self._failure is not None:
+                raise self._failure
+            if self._ended:
+                return None
+            self._news.clear()
+            await self._news.wait()
+        block = self._blocks.pop(0)
+        self.received += len(block)
+        return block
+
+    async def finish(self) -> None:
+        if self.other is not None:
+            self.other.end(None)
+
+    def end(self, failure: IslandError | None) -> None:
+        self._ended = True
+        self._failure = self._failure or failure
+        self._news.set()
+
+    def close(self, failure: IslandError | None) -> None:
+        """Both ends are over."""
+        self.end(failure)
+        if self.other is not None:
+            self.other._failure = self.other._failure or failure or Unreachable("the other side closed the stream")
+            self.other._news.set()

@@ -1,0 +1,137 @@
+"""An event loop whose time is virtual: it jumps to the next timer, and the same program runs the same way."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+from island.kernel.loops import Tasks, _guarded
+
+T = TypeVar("T")
+
+EPOCH = 1_800_000_000.0
+"""Wall time at virtual time 0."""
+
+
+LONGEST = 6 * 3600.0
+"""Virtual seconds after which a simulation that still runs is taken to wait for ever."""
+
+
+class Stuck(RuntimeError):
+    """Every task waits and no timer is set: nothing can ever happen again."""
+
+
+class _NoInput(selectors.BaseSelector):
+    """A selector that never has input; waiting moves the virtual clock."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self._keys: dict[Any, selectors.SelectorKey] = {}
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        self._keys[fileobj] = selectors.SelectorKey(fileobj, 0, events, data)
+        return self._keys[fileobj]
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys.pop(fileobj)
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise Stuck("every task waits and no timer is set")
+        self._loop.advance(timeout)
+        return []
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return self._keys
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Time stands still while code runs, and jumps while everyone waits."""
+
+    def __init__(self) -> None:
+        self._virtual = 0.0
+        super().__init__(_NoInput(self))
+        self._clock_resolution = 1e-6
+
+    def time(self) -> float:
+        return self._virtual
+
+    def advance(self, seconds: float) -> None:
+        if self._virtual > LONGEST:
+            raise Stuck(f"still running after {LONGEST:g} virtual seconds")
+        if seconds > 0:
+            self._virtual += seconds
+
+
+class VirtualClock:
+    """The clocks of one simulated machine: virtual time plus what this machine's clock is off by."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, offset: float = 0.0) -> None:
+        self._loop, self._offset = loop, offset
+
+    def wall(self) -> float:
+        return EPOCH + self._loop.time() + self._offset
+
+    def monotonic(self) -> float:
+        return self._loop.time()
+
+    def boottime(self) -> float:
+        return self._loop.time()
+
+
+class SimTasks(Tasks):
+    """The tasks of one simulated island, in the order of their start: a crash is the same every time."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: dict[int, asyncio.Task[Any]] = {}
+        self._count = 0
+        self.failure: BaseException | None = None
+
+    def loop(self, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._start(name, coroutine)
+
+    def spawn(self, name: str, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
+        return self._start(name, _guarded(name, coroutine))
+
+    def _start(self, name: str, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        number = self._count = self._count + 1
+        task = asyncio.get_running_loop().create_task(coroutine, name=f"{self._name}/{name}")
+        self._tasks[number] = task
+        task.add_done_callback(lambda done: self._ended(number, done))
+        return task
+
+    def _ended(self, number: int, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(number, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failure = self.failure or error
+
+    async def crash(self) -> None:
+        """Cancel everything, as a killed process would end."""
+        while self._tasks:
+            tasks, self._tasks = list(self._tasks.values()), {}
+            for task in tasks:
+                task.cancel()
+            for task in tasks:
+                try:
+                    await task
+                except asyncio.CancelledError:
+                    pass
+                except Exception as error:  # noqa: BLE001 - shown by `check`
+                    self.failure = self.failure or error
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` to its end in virtual time."""
+    loop = VirtualLoop()
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        leftover = asyncio.all_tasks(loop)
+        for task in leftover:
+            task.cancel()
+        if leftover:
+            loop.run_until_complete(asyncio.gather(*leftover, return_exceptions=True))
+        loop.close()
