@@ -20,6 +20,7 @@ import pytest
 
 from tests.engine.conftest import need_spark
 from tests.engine.running import RunningEngine
+from tests.net.gateway.site import site_in_thread
 
 pytestmark = pytest.mark.spark
 
@@ -67,7 +68,29 @@ def accepted() -> dict[str, str]:
     return {**NO_SCALA, **BETTER, **PY4J, **missing}
 
 
-SUBJECTS: list[tuple[str, Subject, Callable[[], dict[str, str]]]] = [("engine", engine, accepted)]
+@contextmanager
+def gateway(home: Path, work: Path) -> Iterator[str]:
+    """An island's user port, with the embedded engine behind it."""
+    need_spark()
+    limits = ("--max-sessions", "8", "--max-batches", "8")
+    running = RunningEngine(home / "engine", "--allow-files", str(home / "island" / "jobs"), *limits)
+    sections = {"jobs": {"allow_files": [str(work)]}, "livy": {"max_sessions": 16}}
+    try:
+        with site_in_thread(home / "island", running.url, running.token, sections) as url:
+            yield url
+    finally:
+        running.close()
+
+
+def accepted_of_gateway() -> dict[str, str]:
+    """The differences of the gateway: the engine's, and what it does better."""
+    return {**accepted(), "dead: statements": "what is stored of a session is readable when the session is gone"}
+
+
+SUBJECTS: list[tuple[str, Subject, Callable[[], dict[str, str]]]] = [
+    ("engine", engine, accepted),
+    ("gateway", gateway, accepted_of_gateway),
+]
 
 
 @pytest.mark.parametrize(("subject", "differs"), [row[1:] for row in SUBJECTS], ids=[row[0] for row in SUBJECTS])
@@ -88,6 +111,6 @@ def play(url: str, work: Path, groups: str) -> str:
     """Play groups of the recording against a server; the player's output."""
     command = [sys.executable, str(RECORDING / "transcript.py"), url]
     command += ["--golden", str(RECORDING / "golden-livy-0.9.0.json"), "--only", groups, "--work", str(work)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode in (0, 1), done.stderr
     return done.stdout

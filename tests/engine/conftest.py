@@ -57,7 +57,7 @@ class Opened:
     async def run(self, code: str, kind: str | None = None) -> StatementView:
         """Run a statement to its end."""
         statement = await self.client.post_statement(self.id, code, kind)
-        return await self.client.wait_statement(self.id, statement.id, 120)
+        return await self.client.wait_statement(self.id, statement.id, 300)
 
     async def text(self, code: str) -> str:
         """The text of a statement that succeeds."""

@@ -57,7 +57,7 @@ class RunningEngine:
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
-        until(lambda: not alive(below), 10)
+        until(lambda: not alive(below), 20)
         return code
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.spark
 
 async def _finished(client: LivyClient, batch: BatchView) -> tuple[str, str]:
     """State and log of a batch once it has ended."""
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(300):
         while (view := await client.batch(batch.id)).state in ("starting", "running"):
             await asyncio.sleep(0.05)
     return view.state, "\n".join((await client.batch_log(batch.id, size=-1)).log)
@@ -80,7 +80,7 @@ async def test_deleting_a_batch_ends_every_process_of_it(client: LivyClient, eng
     )
     before = set(engine.below())
     batch = await client.create_batch(BatchRequest(file=str(work / "slow.py")))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while "up" not in (await client.batch(batch.id)).log:
             await asyncio.sleep(0.05)
     assert (await client.batch(batch.id)).state == "running"

@@ -52,7 +52,7 @@ def test_sparkmagic_calls(engine: RunningEngine) -> None:
     )
     assert status == 201
     path = f"/sessions/{session['id']}"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while (state := _call(engine, "GET", path)[1]["state"]) != "idle":
         assert state == "starting" and time.monotonic() < end
         time.sleep(0.05)

@@ -63,7 +63,7 @@ async def _follow(process: Process, order: int) -> tuple[list[int], int]:
 async def test_the_warden_leaves_nothing_and_tells_the_code(tmp_path: Path, order: int, code: int) -> None:
     log = Log()
     process = await _start(tmp_path, log)
-    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(120), asyncio.TaskGroup() as group:
         group.create_task(process.keep_log())
         pids, ended = await _follow(process, order)
     assert ended == code
