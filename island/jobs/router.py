@@ -27,8 +27,11 @@ COMPUTE_S = 1.0
 OUTPUT_BYTES = 100_000
 """Bytes of results that travel home, until results are measured."""
 
-HOME_FACTOR, HOME_SECONDS = 1.1, 0.25
-"""Home is kept unless another island is better by more than 10 % and a quarter of a second."""
+FETCH_S = 0.2
+"""Seconds that bringing one input costs whatever its size: manifest, hashes, streams, syncing to disk, preparing."""
+
+HOME_FACTOR, HOME_SECONDS = 1.1, 0.05
+"""Home is kept unless another island is better by more than 10 % and 50 ms: what a measured round trip varies by."""
 
 TIE = 0.01
 """Estimates that differ by less than this (seconds) are equal; the draw decides."""
@@ -143,6 +146,7 @@ def estimate(wanted: Wanted, candidate: Candidate) -> tuple[Term, ...]:
     terms = [
         Term("wait", candidate.wait, "a place is free" if candidate.wait == 0 else "places are taken"),
         Term("transfer", sum(p.missing / _or(p.bandwidth, ASSUMED_BANDWIDTH) for p in missing), _transfer(candidate)),
+        Term("preparing", FETCH_S * len(missing), _preparing(missing)),
         Term("round trips", sum(p.files * _or(p.rtt, ASSUMED_RTT) for p in missing), _trips(missing)),
         Term(
             "control", EXCHANGES * rtt, "this is home" if at_home else f"{EXCHANGES} × {_rtt(candidate.rtt)} from home"
@@ -238,6 +242,12 @@ def _trips(missing: list[Part]) -> str:
     if not missing:
         return "no file is to be fetched"
     return "; ".join(f"{part.files} files × {_rtt(part.rtt)}" for part in missing)
+
+
+def _preparing(missing: list[Part]) -> str:
+    if not missing:
+        return "nothing is to be brought"
+    return f"{len(missing)} {'input' if len(missing) == 1 else 'inputs'} × {FETCH_S:g} s: manifest, hashes, disk"
 
 
 def _or(value: float | None, assumed: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections import Counter
@@ -37,7 +38,7 @@ class Stage:
 
     def typed(self, place: str, *words: str) -> None:
         """The command that a person would type, and where."""
-        shown = " ".join(f"'{word}'" if any(c in word for c in " <>*") else word for word in words)
+        shown = words[0] if len(words) == 1 else shlex.join(words)
         self._console.print(f"   [dim]{escape(place)}$[/dim] {escape(shown)}", soft_wrap=True)
 
     def table(self, columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
