@@ -9,7 +9,7 @@ and then it says who holds the bytes and since when each of them is down.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -286,19 +286,8 @@ class Fetcher:
     ) -> IslandError:
         path = batch[0][0].file.entry.path
         what = f"{self._membership.display(held.owner)}/{held.name}: {path}"
-        views = {view.island: view for view in self._membership.views()}
-        shown = []
-        for island in holders:
-            view, attempt = views.get(island), attempts.get(island)
-            shown.append(
-                core.Holder(
-                    self._membership.display(island),
-                    view.state if view else "unknown",
-                    view.since if view else 0.0,
-                    attempt.reason if attempt else "",
-                )
-            )
-        text = f"{what} cannot be read: {core.explain_absence(shown)}"
+        reasons = {island: attempt.reason for island, attempt in attempts.items()}
+        text = f"{what} cannot be read: {self.who_holds(holders, reasons)}"
         errors = [attempt.error for attempt in attempts.values() if attempt.error]
         cause = next(iter(errors), None)
         if any(isinstance(error, PeerMisbehaved) for error in errors):
@@ -314,6 +303,16 @@ class Fetcher:
             failure = Unreachable(text, hint="It is read again where it stopped as soon as a holder is back.")
         failure.__cause__ = cause
         return failure
+
+    def who_holds(self, holders: Sequence[IslandId], reasons: Mapping[IslandId, str]) -> str:
+        """The holders, with what each of them answered or since when it is down, as an error says it."""
+        views = {view.island: view for view in self._membership.views()}
+        shown = []
+        for island in holders:
+            view = views.get(island)
+            name, reason = self._membership.display(island), reasons.get(island, "")
+            shown.append(core.Holder(name, view.state if view else "unknown", view.since if view else 0.0, reason))
+        return core.explain_absence(shown)
 
     # --- one stream ---------------------------------------------------------------------------
 

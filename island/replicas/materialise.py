@@ -74,6 +74,11 @@ class Views:
         for folder in (self._links / snapshot, self._converted / snapshot):
             shutil.rmtree(folder, ignore_errors=True)
 
+    def snapshots(self) -> set[str]:
+        """The snapshots for which something was made."""
+        roots = [root for root in (self._links, self._converted) if root.is_dir()]
+        return {folder.name for root in roots for folder in root.iterdir() if not folder.name.startswith(".")}
+
     def sweep(self, keep: set[str]) -> None:
         """Delete what a broken off run left, and what was made for snapshots that are not in `keep`."""
         for root in (self._links, self._converted):

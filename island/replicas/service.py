@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -23,11 +24,11 @@ from island.catalog.service import Catalog
 from island.catalog.snapshots import Manifest
 from island.catalog.views import view_name
 from island.config import Config, size_in_bytes
-from island.errors import BadInput, Changed, Conflict, IslandError, NotFound
+from island.errors import BadInput, Changed, Conflict, IslandError, NotFound, Unreachable
 from island.gossip.service import Gossip
 from island.kernel import codec
 from island.kernel.db import Database
-from island.kernel.ids import IslandId
+from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks, forever
 from island.kernel.ports import Clock, Peers, Rng
 from island.membership.service import Membership
@@ -41,6 +42,7 @@ from island.replicas.serving import Blocks, Server
 from island.replicas.space import Space
 from island.trust.service import Trust
 
+T = TypeVar("T")
 log = structlog.get_logger("island")
 
 FLUSH_S = 0.5
@@ -89,7 +91,7 @@ class Replicas:
             clock,
             quota=size_in_bytes(config.replicas.quota),
             reserve=size_in_bytes(config.replicas.reserve),
-            elsewhere=lambda held: bool(self._holders(held)),
+            elsewhere=self._is_elsewhere,
             dropped=self._on_dropped,
         )
         self._fetcher = Fetcher(
@@ -105,6 +107,7 @@ class Replicas:
         self._server = Server(self.held, peers, self._open_for_peer, membership.display)
         self._views = Views(home)
         gossip.blobs.also(self._kept_page)
+        self._patience = patience or Patience()
         self._manifests: OrderedDict[tuple[IslandId, str, str], Manifest] = OrderedDict()
         self._hashes: OrderedDict[tuple[str, str], list[FileHashes]] = OrderedDict()
         self._pages: dict[tuple[IslandId, str, str], dict[str, bytes]] = {}
@@ -118,9 +121,20 @@ class Replicas:
         self._tasks = tasks
         self._fetcher.start(tasks)
         await self.held.start()
-        self.space.other_bytes = await self.held.run(self._views.converted_bytes)
+        await self._sweep_views()
         await self._reconcile_records()
         tasks.loop("replicas.flush", forever(self._flush, name="replicas.flush", rng=self._rng, pause=FLUSH_S))
+
+    async def _sweep_views(self) -> None:
+        """Delete what was made for Spark of snapshots that are neither kept nor published here any more."""
+        keep = {held.snapshot for held in self.held.snapshots.values()}
+        for snapshot in await self.held.run(self._views.snapshots):
+            if snapshot not in keep:
+                with contextlib.suppress(IslandError):
+                    await self._catalog.manifest(self._trust.me, snapshot)
+                    keep.add(snapshot)
+        await self.held.run(lambda: self._views.sweep(keep))
+        self.space.other_bytes = await self.held.run(self._views.converted_bytes)
 
     async def stop(self) -> None:
         """Write back what is known, once nobody reads any more."""
@@ -173,13 +187,13 @@ class Replicas:
 
     async def _load_manifest(self, key: tuple[IslandId, str, str]) -> Manifest:
         owner, name, snapshot = key
-        found = await self._catalog.manifest(owner, snapshot, name)
         if owner == self._trust.me:
-            return found
+            return await self._catalog.manifest(owner, snapshot, name)
+        found = await self._patiently(key, lambda: self._catalog.manifest(owner, snapshot, name))
 
         async def load(page: str) -> bytes:
             """Pages of what is kept here are kept along, so that it can be verified while its owner is down."""
-            data = await found.load(page)
+            data = await self._patiently(key, lambda: found.load(page))
             waiting = self._pages.setdefault(key, {})
             if sum(map(len, waiting.values())) < _WAITING_PAGES:
                 waiting[page] = data
@@ -187,6 +201,25 @@ class Replicas:
 
         await load(snapshot)
         return Manifest(owner, snapshot, found.root, load)
+
+    async def _patiently(self, key: tuple[IslandId, str, str], ask: Callable[[], Awaitable[T]]) -> T:
+        """What `ask` brings; it is asked again for a while when nobody can be reached."""
+        owner, name, snapshot = key
+        until = self._clock.monotonic() + self._patience.nothing
+        while True:
+            version = self._fetcher.changed.version
+            try:
+                async with asyncio.timeout(max(0.1, until - self._clock.monotonic())):
+                    return await ask()
+            except (Unreachable, TimeoutError) as error:
+                if self._clock.monotonic() >= until - 0.1:
+                    holders = [i for i in self._catalog.holders(owner, name, snapshot) if i != self._trust.me]
+                    raise Unreachable(
+                        f"the manifest of {self._membership.display(owner)}/{name} cannot be read: "
+                        + self._fetcher.who_holds(holders, {}),
+                        hint="Ask again when a holder is back.",
+                    ) from error
+            await self._fetcher.changed.after(version, 0.5)
 
     async def _kept_page(self, page: str) -> bytes | None:
         return await self._db.read(lambda conn: store.page(conn, page))
@@ -367,7 +400,15 @@ class Replicas:
                     log.warning("replicas.fetch_again", dataset=what)
                 await self.held.update(held, complete=True, used_at=self._clock.wall(), pinned=True if pin else None)
                 await self._announce(held)
+                if pin:
+                    await self._unpin_older(held)
                 progress(held.bytes, held.bytes, what)
+
+    async def _unpin_older(self, newest: HeldSnapshot) -> None:
+        """Who fetches a dataset again wants the new snapshot; the old one may make room."""
+        for held in list(self.held.snapshots.values()):
+            if (held.owner, held.name) == (newest.owner, newest.name) and held is not newest and held.pinned:
+                await self.held.update(held, pinned=False)
 
     async def _fetch_all(self, held: HeldSnapshot, manifest: Manifest, progress: Progress, what: str) -> bool:
         """One pass over all files; whether everything is here and unchanged afterwards."""
@@ -552,6 +593,18 @@ class Replicas:
     def _holders(self, held: HeldSnapshot) -> list[IslandId]:
         me = self._trust.me
         return [i for i in self._catalog.holders(held.owner, held.name, held.snapshot) if i != me]
+
+    async def _is_elsewhere(self, held: HeldSnapshot) -> bool:
+        """Whether what is here of a snapshot can be had again: parts are a cache; a whole replica must be held
+        whole by another one, or still be what its owner publishes."""
+        others = [island for island in self._holders(held) if island != held.owner]
+        if others or not held.complete:
+            return True
+        try:
+            newest = await self._catalog.resolve(DatasetName(held.owner, held.name))
+        except IslandError:
+            return False
+        return newest.snapshot == held.snapshot
 
     # --- what others are told -----------------------------------------------------------------
 

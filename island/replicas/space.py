@@ -33,7 +33,7 @@ class Claim:
 class Space:
     """Says whether bytes may be taken, and makes room where it may.
 
-    `elsewhere(held)` says whether another island holds a snapshot whole; `dropped(held)` is
+    `await elsewhere(held)` says whether another island holds a snapshot whole; `dropped(held)` is
     awaited after one was evicted. `other_bytes` are bytes of converted copies.
     """
 
@@ -44,7 +44,7 @@ class Space:
         *,
         quota: int,
         reserve: int,
-        elsewhere: Callable[[HeldSnapshot], bool],
+        elsewhere: Callable[[HeldSnapshot], Awaitable[bool]],
         dropped: Callable[[HeldSnapshot], Awaitable[None]],
     ) -> None:
         self._held, self._clock = held, clock
@@ -101,7 +101,7 @@ class Space:
 
     async def _evict(self, needed: int) -> bool:
         now = self._clock.wall()
-        by_id = {held.id: held for held in self._held.snapshots.values()}
+        by_id = {held.id: held for held in list(self._held.snapshots.values())}
         kept = [
             core.Kept(
                 id=held.id,
@@ -109,7 +109,7 @@ class Space:
                 used_at=held.used_at,
                 pinned=held.pinned,
                 in_use=held.users > 0 or held.kept_until > now,
-                elsewhere=self._elsewhere(held),
+                elsewhere=held.bytes_local > 0 and await self._elsewhere(held),
             )
             for held in by_id.values()
         ]

@@ -210,15 +210,15 @@ class Catalog:
         self.versions.insert(0, resolved)
         return resolved
 
-    def of(self, me: IslandId, gossip: Gossip) -> CatalogView:
-        return CatalogView(self, me, gossip)
+    def of(self, me: IslandId, gossip: Gossip, network: Network) -> CatalogView:
+        return CatalogView(self, me, gossip, network)
 
 
 class CatalogView:
     """The catalog as one island sees it."""
 
-    def __init__(self, shared: Catalog, me: IslandId, gossip: Gossip) -> None:
-        self._shared, self._me, self._gossip = shared, me, gossip
+    def __init__(self, shared: Catalog, me: IslandId, gossip: Gossip, network: Network) -> None:
+        self._shared, self._me, self._gossip, self._network = shared, me, gossip, network
         self.changed = shared.changed
 
     async def manifest(self, owner: IslandId, snapshot: str, name: str = "") -> Manifest:
@@ -226,10 +226,12 @@ class CatalogView:
             for lookup in self._gossip.lookups:
                 if (kept := await lookup(page)) is not None:
                     return kept
-            if page not in self._shared.pages:
+            if page not in self._shared.pages or (owner != self._me and owner in self._network.down):
                 raise Unreachable("nobody has this page")
             return self._shared.pages[page]
 
+        if owner == self._me and not any(r.snapshot == snapshot for r in self._shared.versions):
+            raise NotFound("no longer served")
         return Manifest(owner, snapshot, manifest.decode_root(await load(snapshot)), load)
 
     async def own_file(self, snapshot: str, path: str) -> OwnFile | None:
@@ -240,8 +242,10 @@ class CatalogView:
 
     async def resolve(self, name: Any) -> Resolved:
         for resolved in self._shared.versions:
-            if (resolved.owner_name, resolved.name) == (name.owner, name.name) and (
-                resolved.snapshot.startswith(name.snapshot)
+            if (
+                name.owner in (resolved.owner, resolved.owner_name)
+                and resolved.name == name.name
+                and (resolved.snapshot.startswith(name.snapshot))
             ):
                 return resolved
         raise NotFound(f"there is no dataset {name}")
@@ -357,7 +361,7 @@ class Archipelago:
         build: Any = Replicas  # the parts stand in for services of other folders
         replicas: Replicas = build(
             chunks,
-            self.catalog.of(me, gossip),
+            self.catalog.of(me, gossip, self.network),
             gossip,
             Membership(self.network, self.names),
             Trust(me),
@@ -384,7 +388,7 @@ async def user_port(there: Archipelago, island: Island) -> AsyncIterator[str]:
     for name, token in (("token", "admin-token"), ("token.user", "user-token")):
         (island.home / name).write_text(token)
         (island.home / name).chmod(0o600)
-    catalog: Any = there.catalog.of(island.me, island.gossip)
+    catalog: Any = there.catalog.of(island.me, island.gossip, there.network)
     server = UserServer(build(Tokens(tokens), files.routes(catalog, island.replicas), lambda: True), "127.0.0.1:0")
     await server.start()
     (island.home / "running.json").write_text(json.dumps({"pid": 1, "url": server.url}))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pytest
 from island.catalog.messages import Resolved
 from island.catalog.service import Catalog
 from island.config import parse
-from island.errors import IslandError, Unreachable
+from island.errors import NotFound, Unreachable
 from island.gossip.service import Gossip
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
@@ -27,6 +28,7 @@ from island.replicas.service import Replicas
 from island.trust.keys import Identity
 from island.trust.service import Trust
 
+T = TypeVar("T")
 CLOCK, RNG = SystemClock(), SystemRng()
 
 
@@ -96,18 +98,22 @@ class Island:
 
     async def resolved(self, name: str) -> Resolved:
         """A dataset as soon as this island has heard of it."""
-        return await self.until(lambda: self.catalog.resolve(name))
 
-    async def until(self, look: Callable[[], object]) -> Resolved:
+        async def look() -> Resolved | None:
+            try:
+                return await self.catalog.resolve(name)
+            except NotFound:
+                return None
+
+        return await self.until(look)
+
+    async def until(self, look: Callable[[], Awaitable[T | None]]) -> T:
+        """What `look` finds, as soon as it finds something."""
         async with asyncio.timeout(20):
             while True:
                 version = self.gossip.changed.version
-                try:
-                    found = await look()  # type: ignore[misc]  # an awaitable of what is looked for
-                    if found:
-                        return found
-                except IslandError:
-                    pass
+                if found := await look():
+                    return found
                 await self.gossip.changed.after(version, 0.5)
 
 

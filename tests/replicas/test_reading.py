@@ -222,6 +222,20 @@ async def test_when_all_holders_are_down_the_error_says_who_and_since_when(there
         assert await reader.replicas.read(resolved, "a.bin", 0, 65_536) == content(MIB)[:65_536]
 
 
+async def test_a_dataset_that_was_never_read_and_whose_owner_is_down_says_so_too(
+    there: Archipelago, tmp_path: Path
+) -> None:
+    data = content(MIB)
+    resolved = publish(there, tmp_path / "pub", {"a.bin": data})
+    async with there.island("owner") as owner, there.island("reader") as reader:
+        there.network.kill(owner.me)
+        with pytest.raises(Unreachable, match=r"manifest of owner/data .*owner \(down since 12:03:11 UTC\)"):
+            await reader.replicas.read(resolved, "a.bin", 0, 10)
+        read = asyncio.ensure_future(reader.replicas.read(resolved, "a.bin", 0, 10))
+        there.network.revive(owner.me)
+        assert await read == data[:10]
+
+
 @pytest.mark.parametrize("fault", ["short", "long", "order", "endless", "empty", "silent"])
 async def test_hostile_answers_are_refused_in_bounded_memory(fault: str, there: Archipelago, tmp_path: Path) -> None:
     data = content(2 * MIB)
@@ -316,6 +330,21 @@ async def test_room_is_made_by_dropping_what_others_hold_too(there: Archipelago,
         assert (await reader.replicas.status(second)).bytes_local == 0
         assert (await reader.replicas.status(third)).bytes_local == 2 * MIB
         assert await reader.replicas.read(first, "a.bin", 0, 10) == content(10, 3)
+
+
+async def test_a_whole_replica_of_what_its_owner_no_longer_publishes_is_never_dropped(
+    there: Archipelago, tmp_path: Path
+) -> None:
+    first = publish(there, tmp_path / "pub", {"a.bin": content(2 * MIB, 3)})
+    async with there.island("owner"), there.island("reader", quota="3MiB") as reader:
+        await reader.replicas.fetch(first, pin=False)
+        second = publish(there, tmp_path / "pub", {"a.bin": content(2 * MIB, 5)})
+        with pytest.raises(Full):
+            await reader.replicas.fetch(second)
+        assert await reader.replicas.read(first, "a.bin", 0, 2 * MIB) == content(2 * MIB, 3)
+        there.catalog.complete[first.owner, first.name, first.snapshot] = [key_of("third")]
+        await reader.replicas.fetch(second)
+        assert (await reader.replicas.status(first)).bytes_local == 0
 
 
 async def test_a_full_disk_is_said_and_everything_before_stays_usable(
