@@ -274,7 +274,8 @@ class Channel:
     def _commit_in(self) -> float:
         size = self._pending.bytes if self._pending else 0
         now = self._clock.monotonic()
-        return core.commit_in(now=now, last=self._last_commit, pending_bytes=size, window=self._window)
+        every = core.commit_every(self.row.segments)
+        return core.commit_in(now=now, last=self._last_commit, pending_bytes=size, window=self._window, every=every)
 
     async def _commit(self, stream: BulkStream) -> None:
         """File, transaction, acknowledgement; in this order."""

@@ -129,11 +129,13 @@ class Window:
 
 # --- the subscriber ----------------------------------------------------------------------------
 
-COMMIT_EVERY = 0.25
-"""Seconds between two commits under load."""
+
+def commit_every(segments: int) -> float:
+    """Seconds between two commits under load: the more files a dataset has, the fewer small ones are added."""
+    return min(10.0, max(0.1, segments / 10_000))
 
 
-def commit_in(*, now: float, last: float, pending_bytes: int, window: int, every: float = COMMIT_EVERY) -> float:
+def commit_in(*, now: float, last: float, pending_bytes: int, window: int, every: float) -> float:
     """Seconds until what is pending should be committed: at once when idle or when half the window is full."""
     if pending_bytes * 2 >= window:
         return 0.0

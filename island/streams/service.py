@@ -96,7 +96,7 @@ class Streams:
         self._sources: dict[str, FolderSource] = {}
         self._channels: dict[str, Channel] = {}
         self._running: dict[str, _Running] = {}
-        self._decoded = Decoded()
+        self._decoded = Decoded(clock)
         self._serving = Serving(state, self._sources, clock, self._run)
         self._local: dict[str, BulkHandler] = {}
         self._serving.register(self._local.__setitem__)

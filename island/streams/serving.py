@@ -57,8 +57,8 @@ PIECE = 1024 * 1024
 LINGER = 30.0
 """Seconds for which the last acknowledgements are waited for after the last message."""
 
-EMPTY_EVERY = 0.5
-"""Seconds between two deliveries without rows, while no row satisfies the predicate."""
+SEND_EVERY = 0.5
+"""Seconds for which rows, or a position without any, are gathered while there is more to read."""
 
 DECODERS = 2
 """Subscribers for whom rows are decoded and sifted at one time; others wait their turn."""
@@ -190,7 +190,7 @@ class _Reader:
         self._acknowledged = asyncio.Event()
         self._gathered: list[Any] = []
         self._gathered_bytes = 0
-        self._last_sent = clock.monotonic()
+        self._moved_at: float | None = None
         self._behind_at = float("-inf")
         self._behind = Behind()
 
@@ -273,6 +273,8 @@ class _Reader:
         return True
 
     async def _send_file(self, file: store.FileRow) -> None:
+        if self._moved_at is None:
+            self._moved_at = self._clock.monotonic()
         async for first, batch in self._source.rows(file, self._at.row):
             async with self._decoders:
                 sifted = await self._run(self._sift, batch)
@@ -284,7 +286,10 @@ class _Reader:
                     self._gathered_bytes += kept.nbytes
                 if self._gathered_bytes >= PIECE // 2:
                     await self._flush()
-            if self._clock.monotonic() - self._last_sent >= EMPTY_EVERY:
+            now = self._clock.monotonic()
+            if self._moved_at is None:
+                self._moved_at = now
+            elif now - self._moved_at >= SEND_EVERY:
                 await self._flush()
         self._at = Position(seq=file.seq + 1, since=self._at.since)
 
@@ -322,7 +327,7 @@ class _Reader:
         await self._stream.send(encode(delivery))
         for start in range(0, len(payload), BLOCK):
             await self._stream.send(payload[start : start + BLOCK])
-        self._sent, self._last_sent = to, self._clock.monotonic()
+        self._sent, self._moved_at = to, None
         self._served.rows += count
         self._served.bytes += len(payload)
         self._served.under_way, self._served.behind = self._window.size, behind

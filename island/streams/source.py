@@ -38,31 +38,42 @@ class Missing(IslandError):
 
 
 class Decoded:
-    """The decoded rows of small files that were read lately, for all who read along; bounded in bytes."""
+    """The decoded rows of small files that were read lately, for all who read along; bounded in bytes.
 
-    def __init__(self, budget: int = 64 * 1024 * 1024) -> None:
-        self._budget, self._bytes = budget, 0
-        self._files: OrderedDict[tuple[str, str], tuple[list[Any], int]] = OrderedDict()
+    What was not asked for in `IDLE` seconds gives way, nothing else: were the newest to push out the
+    oldest, a reader that is a little behind would find none of what it needs next.
+    """
+
+    IDLE = 5.0
+
+    def __init__(self, clock: Clock, budget: int = 64 * 1024 * 1024) -> None:
+        self._clock, self._budget, self._bytes = clock, budget, 0
+        self._files: OrderedDict[tuple[str, str], tuple[list[Any], int, float]] = OrderedDict()
 
     def put(self, incarnation: str, digest: str, batches: list[Any]) -> None:
-        """Keep the rows of one content; the least recently used give way."""
-        key = (incarnation, digest)
+        """Keep the rows of one content if there is room."""
+        key, now = (incarnation, digest), self._clock.monotonic()
         size = sum(batch.nbytes for batch in batches)
         if key in self._files or size > self._budget // 4:
             return
-        self._files[key] = (batches, size)
+        while self._bytes + size > self._budget:
+            oldest, (_, freed, used) = next(iter(self._files.items()))
+            if now - used < self.IDLE:
+                return
+            del self._files[oldest]
+            self._bytes -= freed
+        self._files[key] = (batches, size, now)
         self._bytes += size
-        while self._bytes > self._budget:
-            _, (_, dropped) = self._files.popitem(last=False)
-            self._bytes -= dropped
 
     def get(self, incarnation: str, digest: str) -> list[Any] | None:
         """The rows of one content, if they are kept."""
-        found = self._files.get((incarnation, digest))
-        if found is None:
+        key = (incarnation, digest)
+        if (found := self._files.get(key)) is None:
             return None
-        self._files.move_to_end((incarnation, digest))
-        return found[0]
+        batches, size, _ = found
+        self._files[key] = (batches, size, self._clock.monotonic())
+        self._files.move_to_end(key)
+        return batches
 
 
 class FolderSource:

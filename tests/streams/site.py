@@ -93,7 +93,9 @@ class Running:
             row = SourceRow(name, "folder", str(self.home.drop), incarnation, now, "t", "", None, 0, 0, 0, 0, now)
             made = row
             await self.state.write(lambda conn: store.insert_source(conn, made))
-        source = FolderSource(row, self.state, self._announce, Decoded(), self.clock, poll=0.05, poke=lambda: None)
+        source = FolderSource(
+            row, self.state, self._announce, Decoded(self.clock), self.clock, poll=0.05, poke=lambda: None
+        )
         self.sources[name] = source
         self.serving.ready.set()
         self.tasks.append(self.group.create_task(source.run()))
