@@ -8,6 +8,7 @@ asked for what bears our name (sessions, batches) or stands at the expected numb
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -40,6 +41,9 @@ from island.trust.service import Trust
 
 log = structlog.get_logger("island")
 
+CLEARS = 8
+"""Attempts to end at the engine what has ended here."""
+
 _POLL_FAST, _POLL_SLOW, _POLL_IDLE = 0.004, 0.5, 3.0
 
 
@@ -55,6 +59,8 @@ class Live:
     current: RunStatement | None = None
     last_number: int = -1
     signal: Signal = field(default_factory=Signal)
+    adopted: bool = False
+    """The current statement was accepted in an earlier life of this program: it may have been posted."""
     cancel_sent: bool = False
     placed: bool = False
     """Whether it holds one of the engine's places."""
@@ -99,12 +105,15 @@ class Carrier:
     async def start(self, tasks: Tasks) -> None:
         """Take up every run that had not ended."""
         self._tasks = tasks
+        for run in await self._state.read(runs.uncleared):
+            tasks.spawn(f"clear {run.job} {run.epoch}", self._clear(run))
         for run in await self._state.read(runs.unended):
             statements = await self._state.read(partial(runs.statements, job=run.job, epoch=run.epoch))
             live = self.begin(run)
             if statements:
                 live.last_number, live.next_remote = statements[-1].number, statements[-1].remote + 1
                 live.current = None if statements[-1].ended else statements[-1]
+                live.adopted = live.current is not None
 
     def run_folder(self, job: str, epoch: int) -> Path:
         """Where the file of a batch is placed."""
@@ -380,12 +389,12 @@ class Carrier:
             self._check_stop(live)
             try:
                 view = None
-                if posted or failures or statement.state != "waiting":
+                if posted or failures or live.adopted:
                     view = await self._engine.statement(run.remote, statement.remote)
                     self._verify_instance(live)
                 if view is None and not posted:
                     await self._post(live, statement)
-                    posted = True
+                    posted, live.adopted = True, False
                     continue
                 failures = 0
             except EngineLost:
@@ -451,7 +460,7 @@ class Carrier:
         statement.state, statement.output = state, output
         statement.started, statement.completed = started, completed
         await self._state.write(lambda conn: runs.save_statement(conn, live.run, statement))
-        live.current = None
+        live.current, live.adopted = None, False
         live.version += 1
         self._changed(IslandId(live.run.home), live.run.job, live.run.epoch)
 
@@ -468,7 +477,9 @@ class Carrier:
 
     def _check_stop(self, live: Live) -> None:
         if live.run.stop:
-            raise Ended("killed", f"ended by its owner ({live.run.user})")
+            # As in Livy: a session that was stopped is dead, a batch that was stopped is killed.
+            state = "killed" if live.run.work.kind == "batch" else "dead"
+            raise Ended(state, f"ended by its owner ({live.run.user})")
 
     def _check_stop_silent(self, live: Live) -> None:
         # While the engine is silent nothing can be ended there; its own watch over idle sessions will.
@@ -503,15 +514,26 @@ class Carrier:
         await self._clear(run)
 
     async def _clear(self, run: Run) -> None:
-        """Leave nothing at the engine or in the folder. What the engine misses here it ends by itself."""
-        if run.remote is not None and self._engine is not None:
+        """Leave nothing at the engine or in the folder, also of a submission whose answer was lost."""
+        for failures in range(1, CLEARS + 1):
             try:
-                if not run.engine or await self._engine.instance() == run.engine:
-                    await self._engine.end(run.work.kind, run.remote)
+                await self._clear_engine(run)
+                break
             except IslandError as error:
-                log.info("jobs.not_cleared", job=run.job, error=error.message)
+                log.info("jobs.not_cleared", job=run.job, error=error.message, failures=failures)
+                await asyncio.sleep(backoff(failures, self._rng))
         if run.work.file_name:
             _remove(self.run_folder(run.job, run.epoch))
+        await self._state.write(partial(runs.set_cleared, job=run.job, epoch=run.epoch))
+
+    async def _clear_engine(self, run: Run) -> None:
+        if self._engine is None or await self._engine.instance() != run.engine:
+            return  # it went with the engine
+        remote = run.remote
+        if remote is None and (found := await self._engine.find(run.work.kind, run.name)) is not None:
+            remote = found.id
+        if remote is not None:
+            await self._engine.end(run.work.kind, remote)
 
     # --- odds ---------------------------------------------------------------------------------
 

@@ -72,8 +72,8 @@ class EngineProcess:
             *("--memory", livy.driver_memory, "--idle-timeout", str(livy.idle_timeout)),
             *("--max-queued", str(self._config.jobs.max_statements)),
         ]
-        for folder in self._config.jobs.allow_files:
-            arguments += ["--allow-files", folder]
+        # Files of batches travel with their jobs and are placed here; `jobs.allow_files` is read by the gateway.
+        arguments += ["--allow-files", str(self._folder.parent / "jobs")]
         environment = {k: v for k, v in os.environ.items() if k != "ISLAND_TOKEN"}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "island.engine", *arguments),

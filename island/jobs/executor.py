@@ -170,6 +170,8 @@ class Executor:
         try:
             return core.EMBEDDED_LANGUAGES if await self._engine.instance() else core.STOCK_LANGUAGES
         except EngineFailed as error:
+            if error.code == "no_engine":
+                return ()
             # An engine that is still coming up will run the job; one that never comes fails it with a reason.
             log.info("jobs.engine_silent", error=error.message)
             return core.EMBEDDED_LANGUAGES if not self._config.livy.url else core.STOCK_LANGUAGES

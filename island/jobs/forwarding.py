@@ -64,6 +64,9 @@ ASKED = 3
 POLL_S = 20.0
 """Seconds between two questions about a quiet job; changes are pushed."""
 
+PATIENCE_S = 30.0
+"""Seconds that a job waits for an island that was there just now, when no other can run it."""
+
 MAX_EPOCHS = 20
 """Places that are tried before a job is given up."""
 
@@ -94,6 +97,9 @@ class Driven:
     refused: dict[str, str] = field(default_factory=dict)
     """Islands that refused a commit, with their reasons."""
     failures: int = 0
+    patience: float | None = None
+    """Until when (monotonic) it waits for islands that are not linked yet."""
+    said_waiting: bool = False
     last: Report | None = None
 
 
@@ -242,11 +248,32 @@ class Forwarding:
         wanted = Wanted(home=self._trust.me, language=job.work.language, pin=job.pin)
         decision, reservations = await self._choose(job, wanted, guesses)
         if not decision.chosen:
-            await self._nowhere(job, decision)
+            if not await self._wait_for_links(driven, job, guesses):
+                await self._nowhere(job, decision)
             return
         await self._place(job, decision, reservations.pop(decision.chosen))
         for island, reservation in reservations.items():
             self._decline(IslandId(island), reservation)
+
+    async def _wait_for_links(self, driven: Driven, job: Job, guesses: list[Candidate]) -> bool:
+        """Whether to look again: an island that was up a moment ago may be linked in the next."""
+        now = self._clock.monotonic()
+        if driven.patience is None:
+            driven.patience = now + PATIENCE_S
+        absent = [g for g in guesses if not g.up and job.pin in ("", g.island) and self._is_new(IslandId(g.island))]
+        if not absent or now >= driven.patience:
+            return False
+        if not driven.said_waiting:
+            driven.said_waiting = True
+            names = ", ".join(guess.name for guess in absent)
+            await self._say(job, f"no place yet; waits up to {PATIENCE_S:.0f} s for a session with {names}")
+        await driven.signal.wait(min(2.0, driven.patience - now))
+        return True
+
+    def _is_new(self, island: IslandId) -> bool:
+        """Whether an island that has no session with this one was there less than a minute ago."""
+        view = next((view for view in self._membership.views() if view.island == island), None)
+        return view is not None and (view.state != "down" or self._clock.wall() - view.since < 2 * PATIENCE_S)
 
     async def _choose(self, job: Job, wanted: Wanted, guesses: list[Candidate]) -> tuple[Decision, dict[str, str]]:
         """Ask the few that look best, and home; while none offers a place, the next few."""
@@ -476,8 +503,9 @@ class Forwarding:
         waiting = await self._state.read(lambda conn: _first_open(conn, job.id))
         request = StatusRequest(job=job.id, epoch=job.epoch, acknowledged=waiting, seen=driven.seen)
         report = await self._exchange.ask(IslandId(job.executor), "status", request, Report)
+        # What the executor does not know was never sent, whatever became of the request: it may go again.
+        driven.sent = max((statement.number for statement in report.statements), default=waiting - 1)
         if report.statements:
-            driven.sent = max(driven.sent, report.statements[-1].number)
             report = msgspec.structs.replace(report, statements=await self._hinted(job, report))
         driven.confirmed = True
         driven.overlay = {s.number: s for s in report.statements if s.state not in STATEMENT_ENDED}
@@ -582,7 +610,7 @@ class Forwarding:
     def _on_link(self, island: IslandId, _made: bool) -> None:
         # Made or lost, there is something to find out: results of meanwhile, or that it does not answer.
         for driven in self._driven.values():
-            if driven.executor == island:
+            if driven.executor in (island, ""):
                 driven.dirty = True
                 driven.signal.set()
 

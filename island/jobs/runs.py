@@ -102,7 +102,7 @@ def insert_refused(conn: sqlite3.Connection, job: str, epoch: int, home: str, re
     """Remember that this epoch of a job never starts here, whatever arrives late."""
     conn.execute(
         "INSERT OR IGNORE INTO run (job, epoch, home, user, request_hash, work, signature, lease, accepted, step,"
-        " state, reason, stop) VALUES (?, ?, ?, '', '', ?, x'', 0, ?, 'ended', 'killed', ?, 1)",
+        " state, reason, stop, cleared) VALUES (?, ?, ?, '', '', ?, x'', 0, ?, 'ended', 'killed', ?, 1, 1)",
         (job, epoch, home, codec.encode(Work(kind="session")), now, reason),
     )
 
@@ -121,6 +121,16 @@ def newest_epoch(conn: sqlite3.Connection, job: str) -> int:
 def unended(conn: sqlite3.Connection) -> list[Run]:
     """The runs that have not ended, oldest first."""
     return [_run(row) for row in conn.execute("SELECT * FROM run WHERE step != 'ended' ORDER BY accepted, job")]
+
+
+def uncleared(conn: sqlite3.Connection) -> list[Run]:
+    """The runs that have ended and may have left something at the engine."""
+    return [_run(row) for row in conn.execute("SELECT * FROM run WHERE step = 'ended' AND cleared = 0")]
+
+
+def set_cleared(conn: sqlite3.Connection, job: str, epoch: int) -> None:
+    """Nothing of the run is left at the engine."""
+    conn.execute("UPDATE run SET cleared = 1 WHERE job = ? AND epoch = ?", (job, epoch))
 
 
 def newest(conn: sqlite3.Connection, limit: int) -> list[Run]:

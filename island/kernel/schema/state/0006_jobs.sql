@@ -82,9 +82,12 @@ CREATE TABLE run (
     notes TEXT NOT NULL DEFAULT '[]', log TEXT NOT NULL DEFAULT '[]',
     moved INTEGER NOT NULL DEFAULT 0,
     stop INTEGER NOT NULL DEFAULT 0,
+    cleared INTEGER NOT NULL DEFAULT 0,       -- nothing of it is left at the engine
     released INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job, epoch)
 ) STRICT;
+
+CREATE INDEX run_open ON run (step, cleared) WHERE step != 'ended' OR cleared = 0;
 
 CREATE TABLE run_statement (
     job TEXT NOT NULL, epoch INTEGER NOT NULL, number INTEGER NOT NULL,

@@ -1,0 +1,165 @@
+"""Decisions about jobs: settings, views, policies, results, and what is told of what was lost."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from island.config import JobsSection
+from island.errors import BadInput
+from island.jobs import core
+from island.jobs.messages import MAX_HOPS, Envelope, InputRef, StatementReport
+
+ME, HOME = "b" * 64, "a" * 64
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "spark.master",
+        "spark.submit.pyFiles",
+        "spark.driver.extraJavaOptions",
+        "spark.executor.extraJavaOptions",
+        "spark.jars",
+        "spark.jars.packages",
+        "spark.yarn.queue",
+        "spark.hadoop.fs.s3a.access.key",
+        "spark.island.path.x",
+        "spark.island.view.x",
+        "spark.kubernetes.namespace",
+    ],
+)
+def test_settings_that_no_client_may_send(key: str) -> None:
+    assert core.refused_keys({key: "x", "spark.sql.shuffle.partitions": "2"}) == [key]
+
+
+def test_settings_of_foreign_jobs_are_an_allow_list() -> None:
+    fine = {"spark.sql.shuffle.partitions": "2", "spark.driver.memory": "1g", "spark.island.inputs": "a/b"}
+    assert core.refused_keys(fine) == core.refused_foreign_keys(fine) == []
+    own = {"spark.golden": "1", "spark.sql.extensions": "x", "spark.serializer": "x"}
+    assert core.refused_keys(own) == []
+    assert core.refused_foreign_keys(own) == sorted(own)
+
+
+def test_inputs_are_a_comma_separated_list() -> None:
+    assert core.named_inputs({"spark.island.inputs": " a/b, c/d@abcd ,,a/b"}) == ["a/b", "c/d@abcd"]
+    assert core.named_inputs({}) == []
+    with pytest.raises(BadInput, match="65 inputs"):
+        core.named_inputs({"spark.island.inputs": ",".join(f"a/{n}" for n in range(65))})
+
+
+def test_views_have_a_long_name_and_a_short_one_where_that_is_clear() -> None:
+    assert core.view_names([("my.site", "open-ngc")]) == [("my_site__open_ngc", "open_ngc")]
+    assert core.view_names([("a", "x"), ("b", "X"), ("b", "y")]) == [("a__x",), ("b__X",), ("b__y", "y")]
+    with pytest.raises(BadInput, match="would both be the view"):
+        core.view_names([("a", "x-y"), ("a", "x_y")])
+
+
+def test_inputs_reach_a_session_as_paths_and_aliases() -> None:
+    ref = InputRef(owner=HOME, owner_name="a", name="x", snapshot="0" * 64, views=("a__x", "x"))
+    assert core.input_conf([(ref, "/p")]) == {"spark.island.path.a__x": "/p", "spark.island.view.x": "a__x"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "named", "key"),
+    [
+        (JobsSection(), False, "jobs.accept_from"),
+        (JobsSection(foreign_code="any", same_user=True), False, "jobs.accept_from"),
+        (JobsSection(accept_from=["members"], same_user=True), False, "jobs.foreign_code"),
+        (JobsSection(accept_from=["h"], foreign_code="any"), True, "jobs.same_user"),
+        (JobsSection(accept_from=["h"], foreign_code="any", same_user=True), True, ""),
+        (JobsSection(accept_from=["members"], foreign_code="any", same_user=True), False, ""),
+    ],
+)
+def test_a_foreign_job_needs_all_three_keys(policy: JobsSection, named: bool, key: str) -> None:
+    refusal = core.policy_refusal(policy, HOME, "h", is_home=False, named=named)
+    assert key in refusal if key else refusal == ""
+    assert core.policy_refusal(policy, HOME, "h", is_home=True, named=False) == ""
+
+
+def envelope(**change: Any) -> Envelope:
+    fields: dict[str, Any] = {
+        "job": "01890000-0000-7000-8000-000000000000." + HOME[:10],
+        "epoch": 1,
+        "home": HOME,
+        "user": "u",
+        "request_hash": "0" * 64,
+        "path": (HOME,),
+        "hops": MAX_HOPS - 1,
+    }
+    return Envelope(**{**fields, **change})
+
+
+def test_envelopes_that_are_not_acceptable() -> None:
+    assert core.envelope_problem(envelope(), HOME, ME) == ""
+    assert "home only" in core.envelope_problem(envelope(), "c" * 64, ME)
+    assert "here already" in core.envelope_problem(envelope(path=(HOME, ME)), HOME, ME)
+    assert "begins at its home" in core.envelope_problem(envelope(path=(ME,)), HOME, ME)
+    assert "no more islands" in core.envelope_problem(envelope(hops=0), HOME, ME)
+    assert "not of that home" in core.envelope_problem(envelope(home="c" * 64, path=("c" * 64,)), "c" * 64, ME)
+
+
+def test_a_short_output_is_left_as_it_is() -> None:
+    assert core.cut_output('{"status": "ok"}') == '{"status": "ok"}'
+    assert core.cut_output("") == ""
+
+
+@given(st.integers(1000, 20_000), st.sampled_from(["text", "rows", "error", "png"]))
+def test_a_big_output_is_cut_and_says_so(size: int, kind: str) -> None:
+    shapes: dict[str, Any] = {
+        "text": {"status": "ok", "data": {"text/plain": "é" * size}},
+        "rows": {"status": "ok", "data": {"application/json": {"schema": {}, "data": [[n] for n in range(size)]}}},
+        "error": {"status": "error", "ename": "E", "evalue": "é" * size, "traceback": ["x" * 50] * size},
+        "png": {"status": "ok", "data": {"image/png": "A" * size * 2}},
+    }
+    text = json.dumps(shapes[kind], ensure_ascii=False)
+    cut = core.cut_output(text, 1000)
+    assert len(cut.encode()) <= (110_000 if kind == "error" else 2_000)
+    assert json.loads(cut)["status"] == shapes[kind]["status"]
+    assert "cut by island" in cut
+
+
+def not_found(evalue: str) -> str:
+    return json.dumps({"status": "error", "ename": "Error", "evalue": evalue, "traceback": []})
+
+
+def test_the_missing_table_is_read_from_sparks_words() -> None:
+    message = "[TABLE_OR_VIEW_NOT_FOUND] The table or view `a`.`b c` cannot be found."
+    assert core.missing_table(not_found(message)) == "a.b c"
+    assert core.missing_table(not_found("Table or view not found: a.b; line 1")) == "a.b"
+    assert core.missing_table(not_found("[UNRESOLVED_COLUMN] `x` NOT_FOUND")) == ""
+    assert core.missing_table('{"status": "ok", "data": {"text/plain": "TABLE_OR_VIEW_NOT_FOUND `x`"}}') == ""
+
+
+def test_the_dataset_that_a_table_means() -> None:
+    known = [("ngc", "galaxies"), ("ngc", "open-clusters"), ("ztf", "alerts")]
+    assert core.suggest("ngc__galaxies", known) == ("ngc/galaxies", True)
+    assert core.suggest("NGC.galaxies", known) == ("ngc/galaxies", True)
+    assert core.suggest("open_clusters", known) == ("ngc/open-clusters", True)
+    assert core.suggest("galaxie", known) == ("ngc/galaxies", False)
+    assert core.suggest("nowhere_at_all", known) == ("", False)
+
+
+def test_how_statements_of_a_lost_session_end() -> None:
+    waiting = core.lost_statement(StatementReport(number=1, state="waiting"), "why")
+    assert waiting.state == "cancelled" and json.loads(waiting.output)["ename"] == "NeverRun"
+    running = core.lost_statement(StatementReport(number=1, state="running"), "why")
+    assert running.state == "error" and "why" in json.loads(running.output)["evalue"]
+    assert core.lost_statement(StatementReport(number=1, state="cancelling"), "why").state == "cancelled"
+    done = StatementReport(number=1, state="available", output="{}")
+    assert core.lost_statement(done, "why") is done
+
+
+def test_the_log_begins_as_livys() -> None:
+    assert core.livy_log([], ["a"]) == ["stdout: ", "\nstderr: ", "\nisland: ", "a"]
+    assert core.livy_log(["stdout: ", "x", "\nstderr: "], [])[:2] == ["stdout: ", "x"]
+    assert len(core.short_log([str(n) for n in range(50)])) == 10
+
+
+def test_two_requests_are_the_same_by_content() -> None:
+    assert core.request_hash("session", {"a": 1, "b": "é"}) == core.request_hash("session", {"b": "é", "a": 1})
+    assert core.request_hash("session", {"a": 1}) != core.request_hash("batch", {"a": 1})

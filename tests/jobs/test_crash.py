@@ -1,0 +1,224 @@
+"""A crash between every two steps of offer, commit, statement and result: nothing is lost, nothing runs twice.
+
+A step is a write to a database or a call to an engine. For each of them, one run in which
+the island that makes it dies before, and one in which it dies after; then it is started
+again on what it had written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+
+from island.errors import IslandError
+from island.jobs.store import Job, Statement
+from island.livy.messages import SessionRequest
+from tests.jobs.world import OPEN, USER, PlayedEngine, World
+from tests.sim.archipelago import Archipelago, SimIsland, simulate
+
+T = TypeVar("T")
+
+CODES = ["first", "second"]
+
+
+class Reaper:
+    """Kills one island at its n-th step, before it or after it; counts the steps."""
+
+    def __init__(self, world: World, victim: SimIsland, at: int, when: str) -> None:
+        self.world, self.victim, self.at, self.when = world, victim, at, when
+        self.steps = 0
+        self.killed = asyncio.Event()
+        self.active = True
+        self._write = victim.state.write
+        victim.state.write = self._watched_write  # type: ignore[method-assign]  # a tap between service and disk
+
+    async def _watched_write(self, function: Callable[[Any], T]) -> T:
+        number = self._next()
+        await self._perhaps(number, "before")
+        result = await self._write(function)
+        await self._perhaps(number, "after")
+        return result
+
+    async def engine_step(self, what: str, when: str) -> None:
+        if what in ("show", "instance", "statement", "log", "find"):
+            return  # questions change nothing
+        number = self._next() if when == "before" else self.steps
+        await self._perhaps(number, when)
+
+    def _next(self) -> int:
+        self.steps += self.active
+        return self.steps
+
+    async def _perhaps(self, number: int, when: str) -> None:
+        if self.active and number == self.at and when == self.when:
+            self.active = False
+            self.killed.set()
+            await asyncio.Event().wait()  # this task goes no further: the crash ends it
+
+
+async def client(world: World, home: SimIsland, call: Callable[[], Awaitable[T]]) -> T | None:
+    """One request of a client: None when the island died before it answered."""
+    answer: list[Any] = []
+    task = home.tasks.loop("client", _caught(call, answer))
+    await asyncio.wait([task])
+    if task.cancelled() or not answer:
+        return None
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    found: T = answer[0]
+    return found
+
+
+async def _caught(call: Callable[[], Awaitable[Any]], answer: list[Any]) -> None:
+    try:
+        answer.append(await call())
+    except IslandError as error:
+        answer.append(error)
+
+
+def story(victim_name: str, at: int, when: str, *, engine_dies: bool, remote: bool) -> int:
+    """A client opens a session, runs two statements and closes; returns the number of steps seen."""
+
+    async def scenario(a: Archipelago) -> int:
+        world = World(a)
+        engine = PlayedEngine()
+        if remote:
+            home = await world.island("home")
+            executor = await world.island("exec", engine=engine, jobs=OPEN)
+            await world.linked()
+        else:
+            home = executor = await world.island("home", engine=engine)
+        victim = {"home": home, "exec": executor}[victim_name]
+        reaper = Reaper(world, victim, at, when)
+        if victim is executor:
+            engine.fault = reaper.engine_step
+        undertaker = asyncio.get_running_loop().create_task(bury(world, reaper, engine, engine_dies))
+        try:
+            await life(world, home, engine, engine_dies=engine_dies and victim is executor)
+        finally:
+            undertaker.cancel()
+            await asyncio.wait([undertaker])
+            reaper.active = False
+        await a.until(lambda: not engine.alive(), within=900)
+        assert len(engine.ran) == len(set(engine.ran)), f"ran twice: {engine.ran}"
+        return reaper.steps
+
+    return simulate(at, scenario, record=False)
+
+
+async def bury(world: World, reaper: Reaper, engine: PlayedEngine, engine_dies: bool) -> None:
+    """The crash itself, and the new start."""
+    await reaper.killed.wait()
+    await world.a.crash(reaper.victim)
+    if engine_dies:
+        engine.start_anew("two")
+    await asyncio.sleep(1.0)
+    await world.a.restart(reaper.victim)
+
+
+async def up(world: World, home: SimIsland) -> None:
+    """The client tries again until its island answers."""
+    while home.peers is None:
+        await asyncio.sleep(0.1)
+
+
+async def life(world: World, home: SimIsland, engine: PlayedEngine, *, engine_dies: bool) -> None:
+    job: Job | None = None
+    request = SessionRequest(kind="pyspark", name="mine")
+    while job is None:  # the client repeats its request with the same key until it is answered
+        await up(world, home)
+        job = await client(world, home, lambda: world.jobs["home"].open_session(USER, request, key="once"))
+    acknowledged: dict[int, str] = {}
+    for code in CODES:
+        await post(world, home, job, code, acknowledged)
+    await settle(world, home, job, acknowledged)
+    await check(world, home, job, acknowledged, engine, engine_dies)
+    while True:
+        await up(world, home)
+        if await client(world, home, lambda: finish(world, home, job)):
+            break
+    await asyncio.sleep(30)
+    await up(world, home)
+    ended = await world.ended(home, job)
+    assert ended.state == "dead"
+    await check(world, home, job, acknowledged, engine, engine_dies)
+    assert [row["job"] for row in await world.jobs["home"].listing(USER, 10)] == [job.id], "one request made one job"
+
+
+async def post(world: World, home: SimIsland, job: Job, code: str, acknowledged: dict[int, str]) -> None:
+    """Post once; without an answer the client looks whether it came through before it tries again."""
+
+    async def post_once() -> Statement:
+        return await world.jobs["home"].post(job, code, None)
+
+    while code not in acknowledged.values():
+        await up(world, home)
+        try:
+            known = await client(world, home, lambda: world.jobs["home"].statements(job))
+            if known is None:
+                continue
+            arrived = [s for s, _ in known if s.code == code]
+            statement = arrived[0] if arrived else await client(world, home, post_once)
+        except IslandError:
+            return  # the session died with its engine, and says so
+        if statement is not None:
+            acknowledged[statement.number] = code
+
+
+async def settle(world: World, home: SimIsland, job: Job, acknowledged: dict[int, str]) -> None:
+    for number in acknowledged:
+        for _ in range(4000):
+            await up(world, home)
+            found, _ = await world.jobs["home"].statement(job, number)
+            if found.ended:
+                break
+            await asyncio.sleep(0.25)
+        else:
+            raise AssertionError(f"statement {number} never ends: {await world.log(home, job)}")
+
+
+async def check(
+    world: World, home: SimIsland, job: Job, acknowledged: dict[int, str], engine: PlayedEngine, engine_dies: bool
+) -> None:
+    """Every statement that was acknowledged has its result, or says that its engine took it along."""
+    for number, code in acknowledged.items():
+        found, _ = await world.jobs["home"].statement(job, number)
+        assert found.code == code and found.ended
+        output = json.loads(found.output) if found.output else {}
+        if found.state == "available" and output["status"] == "ok":
+            assert output["data"]["text/plain"] == f"did {code}"
+            assert engine.ran.count(code) == 1
+        else:
+            assert engine_dies, (found, await world.log(home, job))
+            assert output["ename"] in ("SessionLost", "NeverRun")
+            if output["ename"] == "NeverRun":
+                assert code not in engine.ran
+    if not engine_dies:
+        assert engine.ran == CODES
+
+
+async def finish(world: World, home: SimIsland, job: Job) -> bool:
+    await world.jobs["home"].end(job, deleted=False)
+    return True
+
+
+CASES = [
+    ("home", False, False),
+    ("home", True, False),
+    ("home", False, True),
+    ("exec", False, True),
+    ("exec", True, True),
+]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("victim", "engine_dies", "remote"), CASES)
+def test_crash_at_every_step(victim: str, engine_dies: bool, remote: bool, when: str) -> None:
+    steps = story(victim, 0, when, engine_dies=engine_dies, remote=remote)  # nobody dies: how many steps are there?
+    assert steps > 10
+    for at in range(1, steps + 1):
+        story(victim, at, when, engine_dies=engine_dies, remote=remote)

@@ -1,0 +1,166 @@
+"""A whole island in this process, with its user port and a real engine or none: what Livy clients talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from island.catalog.service import Catalog
+from island.config import parse
+from island.gossip.service import Gossip
+from island.jobs.engine import Engine, LivyEngine
+from island.jobs.service import Jobs
+from island.kernel.db import Database
+from island.kernel.loops import Tasks
+from island.kernel.ports import SystemClock, SystemRng
+from island.livy.client import LivyClient
+from island.membership.service import Membership
+from island.net import gateway
+from island.net.api import jobs as jobs_api
+from island.net.api.server import UserServer, build
+from island.net.peers import PeerSessions
+from island.replicas.service import Replicas
+from island.trust.keys import Identity
+from island.trust.service import Trust
+from island.trust.users import Tokens, create_tokens
+
+
+class Stop(Exception):
+    """Ends a site's tasks."""
+
+
+class Site:
+    """One island: its services over real databases and sockets. Make with `site`."""
+
+    def __init__(self, home: Path, name: str, livy: LivyClient | None, sections: dict[str, Any]) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.home = home
+        self.config = config = parse({"island": {"name": name}, **sections}, "test")
+        clock, rng = SystemClock(), SystemRng()
+        if not (home / "key").exists():
+            Identity.generate(rng).save(home / "key")
+            create_tokens(home, rng)
+        identity = Identity.load(home / "key")
+        self.databases = [Database.open(home, kind) for kind in ("state", "gossip", "chunks")]
+        state, db, chunks = self.databases
+        self.state = state
+        self.trust = Trust(state, identity, name, "tests", clock, rng)
+        self.peers = PeerSessions(
+            identity,
+            self.trust,
+            clock,
+            rng,
+            listen="127.0.0.1:0",
+            advertise=[],
+            addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is made after the peers
+        )
+        self.gossip = Gossip(state, db, self.trust, self.peers, clock, rng)
+        self.membership = Membership(state, db, self.gossip, self.trust, self.peers, clock, rng)
+        self.catalog = Catalog(state, db, self.gossip, self.membership, self.trust, clock, rng, home=home)
+        self.replicas = Replicas(
+            chunks,
+            self.catalog,
+            self.gossip,
+            self.membership,
+            self.trust,
+            self.peers,
+            config,
+            clock,
+            rng,
+            home=home,
+            state=state,
+        )
+        self.livy = livy
+        engine: Engine | None = LivyEngine(lambda: livy) if livy is not None else None
+        self.jobs = Jobs(
+            state,
+            self.catalog,
+            self.replicas,
+            self.membership,
+            self.gossip,
+            self.trust,
+            self.peers,
+            config,
+            engine,
+            clock,
+            rng,
+            home=home,
+        )
+        routes = [*gateway.routes(self.jobs), *jobs_api.routes(self.jobs)]
+        self.server = UserServer(build(Tokens.load(home), routes, lambda: True), "127.0.0.1:0")
+
+    async def start(self, tasks: Tasks) -> None:
+        await self.trust.start(tasks)
+        await self.gossip.start(tasks)
+        await self.membership.start(tasks)
+        await self.catalog.start(tasks)
+        await self.peers.start(tasks)
+        await self.membership.announce(self.peers.local_addresses())
+        await self.replicas.start(tasks)
+        await self.jobs.start(tasks)
+        await self.server.start()
+
+    async def stop(self) -> None:
+        await self.server.stop()
+        if self.livy is not None:
+            await self.livy.close()
+        await self.peers.stop()
+
+    def token(self, role: str = "user") -> str:
+        return (self.home / ("token" if role == "administrator" else "token.user")).read_text().strip()
+
+    def url(self, role: str = "user") -> str:
+        """With the token in it, for clients that know only that."""
+        return self.server.url.replace("http://", f"http://any:{self.token(role)}@")
+
+
+@asynccontextmanager
+async def site(
+    home: Path, name: str = "home", livy: LivyClient | None = None, sections: dict[str, Any] | None = None
+) -> AsyncIterator[Site]:
+    """A running island; everything of it is gone afterwards."""
+    made = Site(home, name, livy, sections or {})
+    try:
+        with contextlib.suppress(*()):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    await made.start(Tasks(group))
+                    try:
+                        yield made
+                    finally:
+                        await made.stop()
+                    raise Stop
+            except* Stop:
+                pass
+    finally:
+        for database in made.databases:
+            database.close()
+
+
+@contextmanager
+def site_in_thread(home: Path, url: str, token: str, sections: dict[str, Any]) -> Iterator[str]:
+    """A site with its own event loop beside a blocking client; gives its URL with the user's token in it."""
+    ready, stop, found = Event(), asyncio.Event(), []
+    loop = asyncio.new_event_loop()
+
+    async def main() -> None:
+        async with site(home, livy=LivyClient(url, token), sections=sections) as made:
+            found.append(made.url())
+            ready.set()
+            await stop.wait()
+
+    thread = Thread(target=lambda: loop.run_until_complete(main()))
+    thread.start()
+    try:
+        while not ready.wait(0.05):
+            assert thread.is_alive(), "the site did not start"
+        yield found[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
