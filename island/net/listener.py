@@ -22,6 +22,8 @@ log = structlog.get_logger("island")
 READ_AHEAD = 512 * 1024
 """Bytes that are read before they are asked for."""
 
+_BATCH = 32
+
 Accepted = Callable[[asyncio.StreamReader, asyncio.StreamWriter, str, Callable[[], None]], Awaitable[None]]
 """Serves one connection: reader, writer, remote `host:port`, and what to call once its key is proved."""
 
@@ -32,7 +34,7 @@ class Listener:
     def __init__(self, listen: str, context: ssl.SSLContext, limits: Limits, accepted: Accepted) -> None:
         self._listen, self._context, self._limits, self._accepted = listen, context, limits, accepted
         self._socket: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._tasks: Tasks | None = None
         self._shaking: Counter[str] = Counter()
         self._unserved: set[socket.socket] = set()
         self._connections = 0
@@ -53,37 +55,48 @@ class Listener:
                 hint="Another program has it, or the address is not of this machine: change [listen] in island.toml.",
             ) from error
         self.host, self.port = host, self._socket.getsockname()[1]
-        self._accepting = tasks.loop("peers.listen", self._accept(self._socket, tasks))
+        self._tasks = tasks
+        self._resume()
 
     async def close(self) -> None:
         """Accept nothing more and free the port."""
-        if self._socket is None or self._accepting is None:
-            return
-        # The loop must have let go of the descriptor before its number can be given to another.
-        self._accepting.cancel()
-        await asyncio.wait({self._accepting})
-        self._socket.close()
-        self._socket = None
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
 
-    async def _accept(self, listening: socket.socket, tasks: Tasks) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+    def _resume(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().add_reader(self._socket, self._accept)
+
+    def _accept(self) -> None:
+        """Take what waits at the port. A callback: a task that is cancelled could lose an accepted connection."""
+        for _ in range(_BATCH):
+            if self._socket is None:
+                return
             try:
-                connection, remote = await loop.sock_accept(listening)
+                connection, remote = self._socket.accept()
+            except (BlockingIOError, ConnectionError, InterruptedError):
+                return
             except OSError as error:
                 # No descriptors left, most likely; what is there must go on.
                 log.warning("peer.accept_failed", error=str(error))
-                await asyncio.sleep(0.5)
-                continue
-            source = str(remote[0])
-            if not self._has_room(source):
-                connection.close()
-                continue
-            self._shaking[source] += 1
-            self._connections += 1
-            self._unserved.add(connection)
-            task = tasks.spawn("peers.connection", self._serve(connection, source, int(remote[1])))
-            task.add_done_callback(functools.partial(self._served, connection))
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(self._socket)
+                loop.call_later(0.5, self._resume)
+                return
+            connection.setblocking(False)
+            self._take(connection, str(remote[0]), int(remote[1]))
+
+    def _take(self, connection: socket.socket, source: str, port: int) -> None:
+        if self._tasks is None or not self._has_room(source):
+            connection.close()
+            return
+        self._shaking[source] += 1
+        self._connections += 1
+        self._unserved.add(connection)
+        task = self._tasks.spawn("peers.connection", self._serve(connection, source, port))
+        task.add_done_callback(functools.partial(self._served, connection))
 
     def _served(self, connection: socket.socket, _: object) -> None:
         if connection in self._unserved:  # cancelled before its first step

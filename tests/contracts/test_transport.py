@@ -52,8 +52,9 @@ class Tls:
         node = self._nodes[peers.me]
         node.known.clear()
         node.peers._learned.clear()
-        if node.peers._listener is not None and node.peers._listener._accepting is not None:
-            node.peers._listener._accepting.cancel()
+        listener = node.peers._listener
+        assert listener is not None and listener._socket is not None
+        asyncio.get_running_loop().remove_reader(listener._socket)
         for session in list(node.peers._all):
             session._writer.transport.abort()
 
