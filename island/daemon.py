@@ -184,6 +184,7 @@ class Daemon:
             ("engine", self.engine.stop),
             ("livy", self._close_livy),
             ("peers", self.peers.stop),
+            ("trust", self.trust.stop),
             ("replicas", self.replicas.stop),
         ):
             try:

@@ -54,7 +54,7 @@ log = structlog.get_logger("island")
 
 LINKS = gauge("peer_links", "Live control sessions with other islands")
 
-RELAYED = frozenset({"chunks", "blob", "blobs"})
+RELAYED = frozenset({"chunks", "gossip.blob", "stream.describe", "stream.read"})
 """Kinds that read only what is public to every member, and so may be passed on by default."""
 
 _DIAL_BACK, _ROUTE = "session.dial", "session.route"
