@@ -89,6 +89,7 @@ class Membership:
         self._former: dict[str, frozenset[IslandId]] = {}
         self._names = Names({})
         self._touched: set[IslandId] = set()
+        self._servers_touched = False
         self._heads: dict[IslandId, int] = {}
         self._lost: set[IslandId] = set()
         self._wake = Signal()
@@ -243,6 +244,7 @@ class Membership:
         self._gossip.put(conn, f"server/{server}", codec.encode(record))
 
     def _journal(self, conn: sqlite3.Connection, who: str, act: str, what: str) -> None:
+        who = who if "@" in who else self._trust.who(who)
         journal.append(conn, at=self._clock.wall(), who=who, act=act, what=what, outcome="done", detail={})
 
     def _server_view(self, row: ServerRow) -> ServerView:
@@ -274,6 +276,7 @@ class Membership:
 
     def _project_server(self, conn: sqlite3.Connection, change: Change) -> None:
         server = change.key.removeprefix("server/")
+        self._servers_touched = True
         if change.value is None:
             store.drop_row(conn, change.origin, server)
             return
@@ -369,7 +372,9 @@ class Membership:
         await self._remember()
         self._wake.set()
         self._renew()
-        self.changed.touch()
+        if self._servers_touched:
+            self._servers_touched = False
+            self.changed.touch()
 
     async def _remember(self) -> None:
         """Keep every name that is claimed for the first time."""

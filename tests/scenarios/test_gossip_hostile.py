@@ -11,7 +11,7 @@ import pytest
 from island.gossip import core
 from island.gossip.core import Head
 from island.gossip.logs import SIGNATURE
-from island.gossip.messages import BATCH_LIMIT, Body, Delta, Entry, HeadOf, Heads, Page, Proof, SignedBody
+from island.gossip.messages import BATCH_LIMIT, Body, Delta, Entry, HeadOf, Heads, Page, Proof, SignedBody, Want
 from island.kernel import codec
 from island.kernel.ids import key_bytes
 from island.kernel.ports import SeededRng
@@ -255,7 +255,7 @@ def test_kinds_and_fields_that_nobody_knows_travel_unread() -> None:
         await newer.leave()
         await world.until(lambda: all(len(i.records("future-kind/")) == 1 for i in world.islands), within=10)
         for island in world.islands:
-            page = await island.g._logs.page([core.Want(origin=key_bytes(newer.id), epoch=1, after=0)])
+            page = await island.g._logs.page([Want(origin=key_bytes(newer.id), epoch=1, after=0)])
             assert page.deltas[0].batches == (signed,)
             assert await island.m.servers() == []
 

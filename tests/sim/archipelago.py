@@ -74,7 +74,7 @@ class SimIsland:
 
     def records(self, prefix: str = "") -> list[tuple[str, str, bytes | None]]:
         """What this island knows of everyone: (origin, key, value)."""
-        found = []
+        found: list[tuple[str, str, bytes | None]] = []
 
         def read(conn: Any) -> None:
             found.extend((c.origin, c.key, c.value) for c in self.g.read_records(conn, prefix))

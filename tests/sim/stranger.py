@@ -80,4 +80,5 @@ class Stranger:
         return
 
     async def _silence(self, _peer: IslandId, _body: bytes) -> bytes:
-        return await asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        return await answer

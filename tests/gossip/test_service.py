@@ -1,0 +1,269 @@
+"""The service over the simulated network: own records, projections, blobs; and over real threads and files."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from island.errors import BadInput, Full, Unreachable
+from island.gossip import core, ownstore
+from island.gossip.service import Change, Gossip
+from island.kernel.db import Database
+from island.kernel.ports import SeededRng, SystemClock
+from island.trust.core import network_id
+from island.trust.keys import Identity
+from island.trust.service import Trust
+from tests.sim.archipelago import Archipelago, SimIsland, memory, simulate
+from tests.sim.network import Network, SimPeers, Weather
+from tests.sim.virtual import SimTasks
+
+
+def test_put_delete_and_replace_in_one_transaction() -> None:
+    db = memory("state")
+    conn = db._writer
+    ownstore.put(conn, "a/1", b"1")
+    ownstore.put(conn, "a/2", b"2")
+    ownstore.put(conn, "b/1", b"3")
+    ownstore.put(conn, "a/2", None)
+    assert ownstore.state(conn, "a/") == {"a/1": (b"1", 0)}
+    ownstore.replace(conn, "a/", {"a/3": b"4"})
+    assert ownstore.state(conn) == {"a/3": (b"4", 0), "b/1": (b"3", 0)}
+    changes = [change for change, _, _ in ownstore.pending(conn)]
+    assert changes == sorted(set(changes))
+    db.close()
+
+
+def test_what_was_never_signed_and_is_not_wanted_needs_no_tombstone() -> None:
+    db = memory("state")
+    conn = db._writer
+    ownstore.put(conn, "a/1", None)
+    assert ownstore.pending(conn) == []
+    ownstore.put(conn, "a/1", b"1")
+    ownstore.put(conn, "a/1", None)
+    ownstore.prune(conn, 100)
+    assert ownstore.pending(conn) == []
+    db.close()
+
+
+def test_records_have_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    db = memory("state")
+    monkeypatch.setattr(ownstore, "MAX_KEYS", 3)
+    for number in range(3):
+        ownstore.put(db._writer, f"a/{number}", b"")
+    with pytest.raises(Full):
+        ownstore.put(db._writer, "a/9", b"")
+    with pytest.raises(BadInput):
+        ownstore.put(db._writer, "nokind", b"")
+    db.close()
+
+
+async def _pair(world: Archipelago) -> tuple[SimIsland, SimIsland]:
+    one, two = await world.add("one"), await world.add("two")
+    await world.until(lambda: world.converged() and len(one.g.origins()) == 2, within=60)
+    return one, two
+
+
+def test_deletes_reach_the_others() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        await one.put("test/a", b"1")
+        await one.put("test/b", b"2")
+        await world.until(lambda: len(two.records("test/")) == 2, within=10)
+        await one.put("test/a", None)
+        await one.g.flush()
+        assert [key for _, key, _ in one.records("test/")] == ["test/b"]
+        await world.until(lambda: [key for _, key, _ in two.records("test/")] == ["test/b"], within=30)
+
+    simulate(1, scenario)
+
+
+def test_a_projection_sees_own_records_at_once_and_is_made_anew_when_its_version_changes() -> None:
+    seen: list[Change] = []
+
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        await world.crash(one)
+        gossip_db = one.gossip_db
+
+        def fresh(version: str) -> Gossip:
+            tasks = SimTasks("probe")
+            assert one.trust is not None
+            peers = SimPeers(world.network, one.id, tasks)
+            gossip = Gossip(one.state, gossip_db, one.trust, peers, world.clock(one), SeededRng(1))
+            gossip.project("test", lambda _conn, change: seen.append(change), version=version)
+            return gossip
+
+        gossip = fresh("1")
+        one.tasks = SimTasks("probe")
+        await gossip.start(one.tasks)
+        await one.state.write(lambda conn: gossip.put(conn, "test/a", b"1"))
+        await gossip.flush()
+        assert [(c.origin, c.key, c.value, c.seq) for c in seen] == [(one.id, "test/a", b"1", 0)]
+        await one.tasks.crash()
+        seen.clear()
+        gossip = fresh("1")
+        await gossip.start(one.tasks)
+        assert seen == []
+        await one.tasks.crash()
+        gossip = fresh("2")
+        await gossip.start(one.tasks)
+        assert [(c.key, c.value) for c in seen] == [("test/a", b"1")]
+        assert two.records("test/") == []
+
+    simulate(2, scenario)
+
+
+def test_a_projection_that_fails_stops_nothing() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+
+        def broken(conn: sqlite3.Connection, change: Change) -> None:
+            conn.execute("DELETE FROM gossip_records")
+            raise ValueError("a bug")
+
+        two.g.project("test", broken)
+        await one.put("test/a", b"1")
+        await world.until(lambda: len(two.records("test/")) == 1, within=10)
+        assert len(two.records("island/")) == 2
+
+    simulate(3, scenario)
+
+
+def test_the_truth_of_an_owner_is_restored_at_start() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        await one.put("kept/stale", b"0")
+        await world.until(lambda: len(two.records("kept/")) == 1, within=10)
+        await world.crash(one)
+
+        original = Gossip.start
+
+        async def start(self: Gossip, tasks: SimTasks) -> None:
+            self.truth("kept/", lambda _: {"kept/a": b"1"})
+            await original(self, tasks)
+
+        Gossip.start = start  # type: ignore[method-assign, assignment]  # the owner registers before the start
+        try:
+            await world.restart(one)
+        finally:
+            Gossip.start = original  # type: ignore[method-assign]  # as it was
+        await world.until(lambda: [k for _, k, _ in two.records("kept/")] == ["kept/a"], within=30)
+
+    simulate(4, scenario)
+
+
+def test_blobs_come_from_their_owner_or_from_whoever_has_them() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        three = await world.add("three")
+        await world.until(lambda: world.converged() and len(one.g.origins()) == 3, within=60)
+        data = bytes(range(256)) * 1024
+        name = await one.state.write(lambda conn: one.g.blobs.put(conn, data))
+        assert name == blake3(data).hexdigest()
+        assert await two.g.blobs.get(name, [one.id]) == data
+        await world.crash(one)
+        await asyncio.sleep(1)
+        # The owner is gone; three does not know that two has read it.
+        results = await asyncio.gather(*(three.g.blobs.get(name, [one.id]) for _ in range(5)))
+        assert results == [data] * 5
+        with pytest.raises(Unreachable, match="could not be had from any of"):
+            await three.g.blobs.get("00" * 32, [one.id])
+        with pytest.raises(BadInput):
+            await three.g.blobs.get("short")
+
+    simulate(5, scenario)
+
+
+def test_a_blob_that_is_not_what_its_name_says_is_refused_and_another_holder_tried() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        three = await world.add("three")
+        await world.until(lambda: world.converged() and len(one.g.origins()) == 3, within=60)
+        name = await one.state.write(lambda conn: one.g.blobs.put(conn, b"true"))
+        await two.gossip_db.write(
+            lambda conn: conn.execute("INSERT INTO gossip_blobs (hash, data) VALUES (?, ?)", (name, b"false")).rowcount
+        )
+        assert await three.g.blobs.get(name, [two.id, one.id]) == b"true"
+
+    simulate(6, scenario)
+
+
+def test_blob_uses_are_counted() -> None:
+    db = memory("state")
+    conn = db._writer
+    name = ownstore.put_blob(conn, b"x")
+    assert ownstore.put_blob(conn, b"x") == name
+    ownstore.drop_blob(conn, name)
+    assert ownstore.blob(conn, name) == b"x"
+    ownstore.drop_blob(conn, name)
+    assert ownstore.blob(conn, name) is None
+    with pytest.raises(BadInput):
+        ownstore.put_blob(conn, bytes(256 * 1024 + 1))
+    db.close()
+
+
+async def test_the_same_with_threads_files_and_real_time(tmp_path: Path) -> None:
+    """Three islands on writer threads and files, three concurrent writers each."""
+    network = Network(1, Weather(delay=(0.0, 0.002)), record=False)
+    services: list[tuple[Identity, Trust, Gossip, SimPeers, SimTasks, Database, Database]] = []
+    word = ""
+    for number in range(3):
+        home = tmp_path / str(number)
+        home.mkdir()
+        identity, tasks = Identity.generate(SeededRng(number)), SimTasks(str(number))
+        state, db = Database.open(home, "state"), Database.open(home, "gossip")
+        trust = Trust(state, identity, f"i{number}", "real", SystemClock(), SeededRng(number))
+        if number == 0:
+            word = await trust.invite(["here:1"], uses=5)
+        else:
+            founder = services[0][1]
+            invitation = founder.parse_invitation(word)
+            chain = await founder.redeem(invitation.secret, identity.id, trust.name)
+            await trust.adopt(network_id(invitation.genesis), chain)
+        peers = SimPeers(network, identity.id, tasks)
+        gossip = Gossip(state, db, trust, peers, SystemClock(), SeededRng(number))
+        await gossip.start(tasks)
+        services.append((identity, trust, gossip, peers, tasks, state, db))
+    for _, _, _, peers, *_ in services:
+        network.join(peers)
+
+    async def write(number: int, writer: int) -> None:
+        _, _, gossip, _, _, state, _ = services[number]
+        for n in range(20):
+            await state.write(lambda conn, n=n: gossip.put(conn, f"test/{writer}-{n}", b"v"))  # type: ignore[misc]
+            gossip.poke()
+
+    await asyncio.gather(*(write(number, writer) for number in range(3) for writer in range(3)))
+    async with asyncio.timeout(30):
+        for _, _, gossip, *_ in services:
+            while True:
+                version = gossip.changed.version
+                if all(gossip.head(i.id).seq == 60 for i, *_ in services):
+                    break
+                await gossip.changed.after(version)
+    assert len({gossip.digest() for _, _, gossip, *_ in services}) == 1
+    for _, _, gossip, _, tasks, state, db in services:
+        assert len(await db.read(lambda conn, g=gossip: list(g.read_records(conn, "test/")))) == 180  # type: ignore[misc]
+        await tasks.crash()
+        assert tasks.failure is None
+        state.close()
+        db.close()
+
+
+def test_signing_at_the_limit_of_the_log_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "MAX_LOG_BYTES", 120_000)
+
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        for number in range(40):
+            await one.put(f"test/{number}", bytes(4000))
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(30)
+        assert 0 < len(two.records("test/")) < 40
+        assert len(one.records("test/")) == 40  # known here, and waits
+
+    simulate(7, scenario)

@@ -1,0 +1,196 @@
+"""Islands that know each other: servers, names, and who is up since when."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from island.errors import Ambiguous, BadInput, Conflict, NotFound
+from island.kernel import codec
+from island.kernel.ports import SeededRng
+from island.membership.messages import SelfRecord, ServerRecord
+from island.trust import journal
+from island.trust.keys import Identity
+from tests.sim.archipelago import Archipelago, SimIsland, simulate
+
+
+async def _grow(world: Archipelago, *names: str) -> list[SimIsland]:
+    islands = [await world.add(name) for name in names]
+    await world.until(
+        lambda: world.converged() and all(len(i.m.views()) == len(names) for i in islands) and _all_up(islands),
+        within=60,
+    )
+    return islands
+
+
+def _all_up(islands: list[SimIsland]) -> bool:
+    return all(island.m.is_up(other.id) and other.name in _shown(island) for island in islands for other in islands)
+
+
+def _shown(island: SimIsland) -> set[str]:
+    return {view.name for view in island.m.views()}
+
+
+def test_servers_of_all_islands_are_listed_everywhere_and_changed_by_their_own_only() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _grow(world, "one", "two")
+        await one.m.set_own_livy("http://127.0.0.1:8990")
+        added = await one.m.add_server("administrator", "hdfs", "hdfs://nn:8020", "the namenode")
+        mine = await one.m.servers()
+        assert [(s.display, s.kind, s.id, s.mine) for s in mine] == [
+            ("one", "hdfs", added.id, True),
+            ("one", "livy", "livy", True),
+        ]
+        await asyncio.sleep(5)
+        theirs = await two.m.servers()
+        assert [(s.kind, s.url, s.comment, s.mine) for s in theirs] == [
+            ("hdfs", "hdfs://nn:8020", "the namenode", False),
+            ("livy", "http://127.0.0.1:8990", "Livy of this island", False),
+        ]
+        with pytest.raises(NotFound):
+            await two.m.remove_server("administrator", added.id)
+        with pytest.raises(Conflict):
+            await one.m.add_server("administrator", "hdfs", "hdfs://nn:8020")
+        with pytest.raises(BadInput):
+            await one.m.remove_server("administrator", "livy")
+        await one.m.set_own_livy("http://127.0.0.1:9000")
+        await one.m.remove_server("administrator", added.id[:4])
+        await asyncio.sleep(25)
+        assert [(s.kind, s.url) for s in await two.m.servers()] == [("livy", "http://127.0.0.1:9000")]
+        await one.m.set_own_livy(None)
+        await asyncio.sleep(25)
+        assert await two.m.servers() == []
+        rows = await one.state.read(journal.entries)
+        assert [(r.act, r.what, r.who) for r in rows if r.act.startswith("server")] == [
+            ("server.add", "hdfs hdfs://nn:8020", "administrator@one"),
+            ("server.remove", "hdfs hdfs://nn:8020", "administrator@one"),
+        ]
+
+    simulate(1, scenario)
+
+
+def test_what_others_list_is_checked_before_it_is_shown() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _grow(world, "one", "two")
+        for server, record in {
+            "script": ServerRecord(kind="other", url="javascript:alert(1)"),
+            "secret": ServerRecord(kind="livy", url="http://a:b@host"),
+            "new": ServerRecord(kind="quantum-spark", url="https://host"),
+            "good": ServerRecord(kind="livy", url="https://host"),
+            "bad/id": ServerRecord(kind="livy", url="https://host"),
+        }.items():
+            await one.put(f"server/{server}", codec.encode(record))
+        await one.put("server/noise", b"\xc1")
+        await one.put("island/other", b"\xc1")
+        await asyncio.sleep(5)
+        assert {s.id for s in await two.m.servers()} == {"good", "new"}
+
+    simulate(2, scenario)
+
+
+def test_two_islands_of_one_name() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two, three = await _grow(world, "one", "two", "three")
+        twin = await world.add("two", identity=Identity.generate(SeededRng("twin")))
+        await world.until(lambda: world.converged() and len(one.m.views()) == 4 and _shown(three) != set(), within=60)
+        await asyncio.sleep(5)
+        with pytest.raises(Ambiguous):
+            one.m.resolve("two")
+        for island in (two, twin):
+            assert one.m.display(island.id) == f"two.{island.id[:10]}"
+            assert one.m.resolve(f"two.{island.id[:10]}") == island.id
+        # The first one takes another name and restarts: the bare name must not become the twin's.
+        await world.crash(two)
+        two.name = "renamed"
+        await world.restart(two)
+        await world.until(lambda: "renamed" in _shown(three), within=60)
+        with pytest.raises(Ambiguous, match="belonged to another"):
+            three.m.resolve("two")
+        await world.crash(three)
+        await world.restart(three, lose_gossip=True)
+        await world.until(lambda: "renamed" in _shown(three), within=60)
+        with pytest.raises(Ambiguous, match="belonged to another"):
+            three.m.resolve("two")
+
+    simulate(3, scenario)
+
+
+def test_states_and_since_when() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two, three = await _grow(world, "one", "two", "three")
+        await asyncio.sleep(30)
+        clock = world.clock(one)
+        died = clock.wall()
+        await world.crash(two)
+        await asyncio.sleep(0.5)
+        assert one.m.view(two.id).state == "up"  # a redial may yet succeed
+        await asyncio.sleep(2)
+        assert one.m.view(two.id).state == "suspect"
+        assert not one.m.is_up(two.id)
+        await asyncio.sleep(14)
+        view = one.m.view(two.id)
+        assert view.state == "down"
+        assert view.since == pytest.approx(died, abs=3)
+        assert one.m.view(three.id).state == "up"
+        await asyncio.sleep(100)
+        # The memory of when it was last seen outlives a restart of the observer.
+        await world.crash(one)
+        await world.restart(one)
+        await asyncio.sleep(20)
+        view = one.m.view(two.id)
+        assert view.state == "down"
+        assert view.since == pytest.approx(died, abs=3)
+        await world.restart(two)
+        await world.until(lambda: one.m.is_up(two.id), within=5)
+        assert one.m.view(two.id).since > died + 100
+        assert [v.state for v in one.m.views()] == ["self", "up", "up"]
+
+    simulate(4, scenario)
+
+
+def test_an_island_that_is_not_linked_is_up_while_its_log_grows() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, middle, two = [await world.add(name) for name in ("one", "middle", "two")]
+        world.network.neighbours({middle.id: {one.id, two.id}})
+        world.network.break_session(one.id, two.id)
+        await world.until(lambda: world.converged() and len(one.m.views()) == 3, within=60)
+        await asyncio.sleep(20)
+        if one.peers is not None and one.peers.link(two.id) is not None:
+            one.peers.lose(two.id)
+            assert two.peers is not None
+            two.peers.lose(one.id)
+        await asyncio.sleep(20)
+        assert one.m.view(two.id).state == "down"
+        await two.put("test/alive", b"1")
+        await asyncio.sleep(2)
+        assert one.m.view(two.id).state == "up"
+
+    simulate(5, scenario)
+
+
+def test_a_restart_with_another_address_is_told() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _grow(world, "one", "two")
+        assert one.m.addresses() == {two.id: ["two:8991"]}
+        version = one.m.changed.version
+        await two.m.announce(["new:1", "[2001:db8::1]:2"])
+        await one.m.changed.after(version, timeout=30)
+        await asyncio.sleep(1)
+        assert one.m.addresses() == {two.id: ["new:1", "[2001:db8::1]:2"]}
+        assert two.m.view(two.id).addresses == ["new:1", "[2001:db8::1]:2"]
+
+    simulate(6, scenario)
+
+
+def test_a_self_record_that_is_not_one_changes_nothing() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _grow(world, "one", "two")
+        await one.put("island/self", b"\xc1")
+        await asyncio.sleep(30)
+        assert two.m.view(one.id).name == "one"
+        await one.put("island/self", codec.encode(SelfRecord(name="uno")))
+        await asyncio.sleep(30)
+        assert two.m.view(one.id).name == "uno"
+
+    simulate(7, scenario)
