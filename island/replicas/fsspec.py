@@ -572,7 +572,7 @@ def _error(status: int, data: bytes, target: str) -> OSError:
     """The exception that a program expects for an answer of the API, with the island's own words."""
     try:
         found = json.loads(data)
-        text = " ".join(part for part in (found["message"], found["hint"]) if part)
+        text = ". ".join(part.rstrip(".") for part in (found["message"], found["hint"]) if part)
     except (ValueError, KeyError, TypeError):
         text = f"HTTP status {status}"
     if status in {400, 404}:

@@ -32,6 +32,8 @@ log = structlog.get_logger("island")
 T = TypeVar("T")
 
 _DAMAGED = telemetry.counter("replica_chunks_damaged", "Kept chunks that no longer matched their hash and were dropped")
+_SYNCED = 16
+"""Files that are synced before their bitmaps are written; a crash costs what was not yet written back."""
 _OPEN_FILES = 20_000
 """Files whose bitmaps stay in memory; of others they are loaded again."""
 
@@ -100,6 +102,7 @@ class Store:
         self._loading: dict[tuple[int, str], asyncio.Lock] = {}
         self._opening = asyncio.Lock()
         self._counting = asyncio.Lock()
+        self._flushing = asyncio.Lock()
 
     async def start(self) -> None:
         """Load what the database knows, and delete what it does not know."""
@@ -297,10 +300,11 @@ class Store:
 
     async def flush(self) -> None:
         """Sync the data of every changed file, then write back bitmaps and counters."""
-        await self._flush_counters()
         for held in list(self.snapshots.values()):
-            if dirty := [file for file in held.files.values() if file.dirty]:
-                await self.flush_files(held, dirty)
+            dirty = [file for file in held.files.values() if file.dirty]
+            for at in range(0, len(dirty), _SYNCED):
+                await self.flush_files(held, dirty[at : at + _SYNCED])
+        await self._flush_counters()
 
     async def _flush_counters(self) -> None:
         def write(conn: sqlite3.Connection) -> None:
@@ -315,8 +319,8 @@ class Store:
                 self._moved[key][0] -= received
                 self._moved[key][1] -= sent
 
-    async def flush_files(self, held: HeldSnapshot, dirty: Sequence[HeldFile]) -> None:
-        """Sync and write back some files of one snapshot."""
+    async def flush_files(self, held: HeldSnapshot, files: Sequence[HeldFile]) -> None:
+        """Sync and write back those of some files of one snapshot that changed; what is under way is waited for."""
 
         def sync() -> list[tuple[HeldFile, store.FileState]]:
             states = []
@@ -326,23 +330,27 @@ class Store:
                 states.append((file, store.FileState(file.id, size, bits, whole)))
             return states
 
-        # The bitmap is taken before the sync: every chunk that it names was written before.
-        snapshots = []
-        for file in dirty:
-            snapshots.append((file, file.bytes_local, core.pack(file.present)))
-            file.dirty = False
-        try:
-            states = await self.run(sync)
-            now = held.used_at
-            if not held.gone:
-                await self._db.write(lambda conn: store.save_files(conn, held.id, [s for _, s in states], now))
-        except BaseException:
-            for file in dirty:
-                file.dirty = True
-            raise
-        for file, state in states:
-            if not file.dirty:
-                file.mtime_ns = state.mtime_ns
+        async with self._flushing:
+            # The bitmap is taken before the sync: every chunk that it names was written before.
+            snapshots = []
+            for file in [file for file in files if file.dirty]:
+                snapshots.append((file, file.bytes_local, core.pack(file.present)))
+                file.dirty = False
+            if not snapshots:
+                return
+            try:
+                states = await self.run(sync)
+                if not held.gone:
+                    rows, now = [state for _, state in states], held.used_at
+                    await self._db.write(lambda conn: store.save_files(conn, held.id, rows, now))
+            except BaseException:
+                for file, _, _ in snapshots:
+                    file.dirty = True
+                raise
+            for file, state in states:
+                if not file.dirty:
+                    file.mtime_ns = state.mtime_ns
+        await self._flush_counters()
 
     async def update(
         self,

@@ -474,13 +474,12 @@ class Replicas:
         async for entry in manifest.files():
             file = await self.held.file(held, entry)
             whole = whole and file.complete
-            if file.dirty:
+            if file.dirty or file.mtime_ns is None:
                 batch.append(file)
-            if len(batch) >= 256:
+            if len(batch) >= 16:
                 await self.held.flush_files(held, batch)
                 batch = []
-        if batch:
-            await self.held.flush_files(held, batch)
+        await self.held.flush_files(held, batch)
         return whole
 
     async def materialise(self, resolved: Resolved, progress: Progress = no_progress) -> LocalInput:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -110,7 +111,8 @@ async def stream(request: web.Request, work: Callable[[Progress], Awaitable[Any]
         except (ConnectionError, asyncio.CancelledError):
             task.cancel()
             raise
-    await response.write_eof()
+    with contextlib.suppress(ConnectionError):  # a client that has its result may hang up first
+        await response.write_eof()
     return response
 
 
