@@ -50,7 +50,8 @@ def decode(data: bytes | bytearray | memoryview, kind: type[T], *, limit: int = 
     """
     plain = decode_plain(data, limit=limit)
     try:
-        return msgspec.convert(plain, kind, strict=True)
+        # Without `builtin_types` text would pass for bytes, as base64.
+        return msgspec.convert(plain, kind, strict=True, builtin_types=(bytes,))
     except (msgspec.ValidationError, RecursionError, OverflowError) as error:
         raise Malformed(f"not a valid {getattr(kind, '__name__', kind)}: {str(error)[:200]}") from error
 

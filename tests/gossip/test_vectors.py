@@ -13,7 +13,7 @@ from island.gossip.core import Batch, Head, Verdict
 from island.gossip.logs import SIGNATURE
 from island.gossip.messages import Digest, Heads, Page, Pull
 from island.kernel import codec
-from island.kernel.codec import Malformed
+from island.kernel.codec import Malformed, Message
 from island.kernel.ids import NetworkId
 from island.trust.keys import verify
 from tests.gossip.make_vectors import FILES, digest_case, meaning, positions
@@ -74,7 +74,8 @@ def test_digests(case: dict[str, Any], network: NetworkId) -> None:
 
 @pytest.mark.parametrize(("case", "network"), cases("gossip-messages.json"))
 def test_messages(case: dict[str, Any], network: NetworkId) -> None:
-    data, kind = bytes.fromhex(case["bytes"]), {"Pull": Pull, "Page": Page}[case["type"]]
+    kinds: dict[str, type[Message]] = {"Pull": Pull, "Page": Page}
+    data, kind = bytes.fromhex(case["bytes"]), kinds[case["type"]]
     if case.get("refused"):
         with pytest.raises(Malformed):
             codec.decode(data, kind)

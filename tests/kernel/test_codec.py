@@ -68,3 +68,8 @@ def test_hostile_bytes_are_refused(data: bytes) -> None:
 
 def test_map_keys_are_in_one_order() -> None:
     assert codec.encode({"b": 1, "a": 2}) == codec.encode({"a": 2, "b": 1})
+
+
+def test_text_is_not_bytes() -> None:
+    with pytest.raises(codec.Malformed):
+        codec.decode(codec.encode("text"), bytes)
