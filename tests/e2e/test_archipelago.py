@@ -334,7 +334,7 @@ def test_rows_arrive_once_and_exactly(pair: Pair) -> None:
 
     wait_for("the rows", complete, 30)
     assert read(pair.laptop, "island://laptop/bright").stdout.split() == [str(expected)] * 2
-    [channel] = [c for c in pair.laptop.json("channel", "ls") if c["into"] == "bright"]
+    [channel] = [c for c in pair.laptop.json("channel", "ls") if c["into"] == "laptop/bright"]
     assert channel["rows"] == expected
     assert {"rate", "lag", "bytes", "state"} <= set(channel)
 

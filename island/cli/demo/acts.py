@@ -420,6 +420,7 @@ def supernova(scene: Scene) -> None:
     stage = scene.stage
     stage.act(8, "The alerts of the stream and the galaxies of virgo, joined: a supernova in an NGC galaxy?")
     views = sky.MATCH.replace("ALERTS", "laptop__supernovae").replace("GALAXIES", "virgo__galaxies")
+    before = _local(scene, "virgo/galaxies")["bytes_moved"]
     text = _remote(scene, "match", "laptop/supernovae,virgo/galaxies", views)
     alerts = [row for row in data.alerts_in(scene.alerts) if row["tns"]]
     expected = sky.match(alerts, scene.galaxies)
@@ -427,7 +428,14 @@ def supernova(scene: Scene) -> None:
     for line in text.splitlines():
         alert, kind, galaxy, distance = line.split()
         stage.say(f"{alert} ({kind.replace('_', ' ')}) is {float(distance):.2f}′ from {galaxy}.")
-    _explained(scene, _job_of(scene, scene.sessions["match"]))
+    job = _job_of(scene, scene.sessions["match"])
+    _explained(scene, job)
+    view = _local(scene, "virgo/galaxies")
+    if job["island"] == "laptop":
+        why = "what was missing of galaxies came to the job, because that was no dearer than sending it"
+        stage.data_moved(view["bytes_moved"] - before, view["bytes"], "virgo to laptop", why)
+    else:
+        stage.say(f"The job went to {job['island']}, and took the alerts along.")
 
 
 def close_sessions(scene: Scene) -> None:

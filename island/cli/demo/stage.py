@@ -38,7 +38,7 @@ class Stage:
 
     def typed(self, place: str, *words: str) -> None:
         """The command that a person would type, and where."""
-        shown = words[0] if len(words) == 1 else shlex.join(words)
+        shown = words[0] if len(words) == 1 else " ".join(_quoted(word) for word in words)
         self._console.print(f"   [dim]{escape(place)}$[/dim] {escape(shown)}", soft_wrap=True)
 
     def table(self, columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
@@ -84,6 +84,12 @@ class Stage:
             self.say(f"DIFFERS  {line}")
         else:
             self.say(f"{what}: {want.total()} rows, exactly those that the same condition selects directly")
+
+
+def _quoted(word: str) -> str:
+    if "'" in word and not set(word) & set('"$`\\!'):
+        return f'"{word}"'
+    return shlex.quote(word)
 
 
 def _short(value: Any) -> str:
