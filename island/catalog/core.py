@@ -67,13 +67,22 @@ def unpack_coverage(packed: bytes) -> tuple[int, bytes]:
 
 def coarser(bitmap: bytes, order: int) -> bytes:
     """A bitmap at a coarser (or its own) order: a cell is set where any of its parts is."""
-    have = _order_of(len(bitmap))
-    number = int.from_bytes(bitmap, "little")
-    for level in range(have, order, -1):
-        wide, number, at = number, 0, 0
-        for at, byte in enumerate(wide.to_bytes((cells(level) + 7) // 8, "little")):
-            number |= ((byte & 0x0F != 0) | (byte & 0xF0 != 0) << 1) << (2 * at)
-    return number.to_bytes(_bitmap_bytes(min(have, order)), "little")
+    for level in range(_order_of(len(bitmap)), order, -1):
+        pairs = bitmap.translate(_HALVES) + bytes(-len(bitmap) % 4)
+        quarters = (pairs[0::4], pairs[1::4], pairs[2::4], pairs[3::4])
+        packed = bytes(a | b << 2 | c << 4 | d << 6 for a, b, c, d in zip(*quarters, strict=True))
+        bitmap = packed[: _bitmap_bytes(level - 1)]
+    return bitmap
+
+
+def set_cells(bitmap: bytes) -> list[int]:
+    """The cells that are set, ascending."""
+    return [8 * at + bit for at, byte in enumerate(bitmap) if byte for bit in _BITS[byte]]
+
+
+_HALVES = bytes((byte & 0x0F != 0) | (byte & 0xF0 != 0) << 1 for byte in range(256))
+"""For each byte, eight cells, the two cells that they lie in."""
+_BITS = [[bit for bit in range(8) if byte >> bit & 1] for byte in range(256)]
 
 
 def join_coverages(packed: Sequence[bytes], order: int = ROLL_UP_ORDER) -> bytes:
@@ -141,6 +150,45 @@ def _from_runs(body: bytes, count: int) -> int:
     if shift or position != count:
         raise Malformed("the runs of a coverage do not fill the sky")
     return number
+
+
+INDEX_ORDER = 4
+"""The finest order of cells in the search index."""
+
+
+def coarsest(found: Iterable[int], order: int) -> list[tuple[int, int]]:
+    """(order, cell): the fewest cells that make up these cells of one order."""
+    level: list[int] = sorted(set(found))
+    result: list[tuple[int, int]] = []
+    for depth in range(order, -1, -1):
+        sisters: dict[int, list[int]] = {}
+        for cell in level:
+            sisters.setdefault(cell >> 2, []).append(cell)
+        level = []
+        for parent, children in sisters.items():
+            if depth and len(children) == 4:
+                level.append(parent)
+            else:
+                result += [(depth, cell) for cell in children]
+    return sorted(result)
+
+
+def index_cells(packed: bytes) -> tuple[list[str], list[str]]:
+    """(the cells of a coverage, all cells above them) as words of an index; none for an unknown coverage."""
+    if not packed:
+        return [], []
+    order, bitmap = unpack_coverage(packed)
+    order = min(order, INDEX_ORDER)
+    own = coarsest(set_cells(coarser(bitmap, order)), order)
+    above = {(level, cell >> 2 * (depth - level)) for depth, cell in own for level in range(depth)}
+    return [f"{level}/{cell}" for level, cell in own], [f"{level}/{cell}" for level, cell in sorted(above)]
+
+
+def query_cells(found: Iterable[int], order: int) -> tuple[list[str], list[str]]:
+    """(words of which a coverage that shares a cell with these has one among its own, ... among those above)."""
+    wanted = coarsest(found, order)
+    own = {(level, cell >> 2 * (depth - level)) for depth, cell in wanted for level in range(depth + 1)}
+    return [f"{level}/{cell}" for level, cell in sorted(own)], [f"{level}/{cell}" for level, cell in wanted]
 
 
 # --- MOCs -----------------------------------------------------------------------------------
@@ -227,8 +275,7 @@ def moc_union(texts: Iterable[str]) -> str:
 def moc_of_coverage(packed: bytes) -> str:
     """The cells of a coverage as a MOC."""
     order, bitmap = unpack_coverage(packed)
-    number = int.from_bytes(bitmap, "little")
-    return moc_text(order, _merged([(cell, cell + 1) for cell in range(cells(order)) if number >> cell & 1]))
+    return moc_text(order, _merged([(cell, cell + 1) for cell in set_cells(bitmap)]))
 
 
 def moc_area(text: str) -> float:

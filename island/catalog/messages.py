@@ -170,7 +170,7 @@ class DatasetView:
 class Resolved:
     """A dataset name that was understood: whose it is, and which snapshot is meant.
 
-    `record` is that of the newest snapshot; `newest` says whether it is the one that is meant.
+    `record` is that of this snapshot where it is known, else that of the newest.
     """
 
     owner: IslandId
@@ -181,7 +181,7 @@ class Resolved:
 
     @property
     def newest(self) -> bool:
-        """Whether `record` describes `snapshot`."""
+        """Whether `record` describes `snapshot`, as it does for the newest one."""
         return self.record.snapshot == self.snapshot
 
     @property

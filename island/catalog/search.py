@@ -17,12 +17,13 @@ from typing import Any
 import structlog
 import tantivy
 
+from island.catalog import core
 from island.catalog.messages import Card, DatasetRecord
 from island.kernel.ids import IslandId
 
 log = structlog.get_logger("island")
 
-VERSION = "1"
+VERSION = "2"
 _HEAP = 32 * 1024 * 1024
 _MAX_TEXT = 200_000
 Key = tuple[IslandId, str]
@@ -36,6 +37,8 @@ class Document:
     name: str
     title: str
     text: str
+    cells: tuple[list[str], list[str]]
+    """As in `core.index_cells`."""
 
 
 def document(owner: IslandId, name: str, island: str, record: DatasetRecord, card: Card | None) -> Document:
@@ -45,7 +48,7 @@ def document(owner: IslandId, name: str, island: str, record: DatasetRecord, car
         parts += [card.description, card.licence, *(value for _, value in card.details)]
         for column in card.columns:
             parts += [column.name, column.ucd, column.description]
-    return Document(owner, name, record.title, "\n".join(parts)[:_MAX_TEXT])
+    return Document(owner, name, record.title, "\n".join(parts)[:_MAX_TEXT], core.index_cells(record.coverage))
 
 
 class Index:
@@ -93,7 +96,13 @@ class Index:
                     writer.delete_documents_by_term("key", key)
                     writer.add_document(
                         tantivy.Document(
-                            key=key, title=one.title, words=one.text, plain=f"{one.title}\n{one.text}", name=one.name
+                            key=key,
+                            title=one.title,
+                            name=one.name,
+                            words=one.text,
+                            plain=f"{one.title}\n{one.text}",
+                            cell=one.cells[0],
+                            above=one.cells[1],
                         )
                     )
                 writer.commit()
@@ -101,12 +110,22 @@ class Index:
                 writer.wait_merging_threads()
             self._index.reload()
 
-    def find(self, words: Sequence[str], limit: int) -> list[Key]:
-        """The datasets that have every word or the beginning of it, the best first."""
-        searcher = self._index.searcher()
-        query = tantivy.Query.boolean_query([(tantivy.Occur.Must, self._one(word)) for word in words])
+    def find(self, words: Sequence[str], cells: tuple[Sequence[str], Sequence[str]] | None, limit: int) -> list[Key]:
+        """The datasets that have every word or the beginning of it, the best first.
+
+        With `cells` (of `core.query_cells`) only those whose coverage shares a cell with them.
+        """
+        searcher, schema = self._index.searcher(), self._index.schema
+        parts = [(tantivy.Occur.Must, self._one(word)) for word in words]
+        if cells is not None:
+            either = [
+                (tantivy.Occur.Should, tantivy.Query.term_set_query(schema, name, list(terms)))
+                for name, terms in zip(("cell", "above"), cells, strict=True)
+            ]
+            sky = tantivy.Query.const_score_query(tantivy.Query.boolean_query(either), 0.0)
+            parts.append((tantivy.Occur.Must, sky))
         found = []
-        for _, address in searcher.search(query, limit).hits:
+        for _, address in searcher.search(tantivy.Query.boolean_query(parts), limit).hits:
             owner, _, name = searcher.doc(address)["key"][0].partition("/")
             found.append((IslandId(owner), name))
         return found
@@ -123,6 +142,8 @@ class Index:
 def _schema() -> Any:
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("key", stored=True, tokenizer_name="raw", index_option="basic")
+    for name in ("cell", "above"):
+        builder.add_text_field(name, tokenizer_name="raw", index_option="basic")
     for name in ("title", "name", "words"):
         builder.add_text_field(name, tokenizer_name="en_stem", index_option="position")
     builder.add_text_field("plain", tokenizer_name="default", index_option="basic")

@@ -8,6 +8,7 @@ them, so that search works when an owner is down.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sqlite3
 import weakref
@@ -36,7 +37,7 @@ from island.catalog.messages import (
 from island.catalog.pages import PageStore
 from island.catalog.ports import Progress, ReplicaStatus, Replication, no_progress
 from island.catalog.publishing import Prepared, Previous, Publisher, Run, Words, in_place, in_thread
-from island.catalog.search import Document, Index, document
+from island.catalog.search import Index, document
 from island.catalog.snapshots import Load, Manifest, live_pages
 from island.catalog.store import Entry, Replica
 from island.errors import Changed, Corrupt, IslandError, NotFound
@@ -60,9 +61,15 @@ CARDS = counter("catalog_cards_fetched", "Cards that were fetched")
 PUBLISHED = counter("catalog_published", "Snapshots that this island published")
 
 CARD_FETCHES = 4
+CARD_BATCH = 1000
+CARD_PAUSE = 5.0
 INDEX_BATCH = 2000
-INDEX_PAUSE = 1.0
+FOUND_LIMIT = 100_000
+"""The most datasets that the index hands over before the finer conditions are looked at."""
+INDEX_PAUSE = 5.0
 """Seconds for which changes gather before they are indexed, unless a search asks first."""
+SWEEP_PAUSE = 30.0
+"""Seconds after a change before what nobody needs any more is swept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,7 @@ class DatasetDetails:
     card: Card | None
     holders: tuple[Holder, ...]
     status: ReplicaStatus
+    newest: bool
     problem: str = ""
 
 
@@ -136,6 +144,8 @@ class Catalog:
         self._manifests: OrderedDict[tuple[IslandId, str], Manifest] = OrderedDict()
         self._locals: OrderedDict[tuple[str, str], list[OwnFile]] = OrderedDict()
         self._replicas: dict[tuple[IslandId, str, str], list[Replica]] = {}
+        self._versions = (-1, -1)
+        self._card_cursor = ""
         self._retry: dict[str, tuple[int, float]] = {}
         self._cards_wanted, self._index_wanted, self._sweep_wanted = Signal(), Signal(), Signal()
         gossip.project("dataset", self._project_dataset)
@@ -194,6 +204,8 @@ class Catalog:
             await self._state.write(lambda conn: self.commit(conn, prepared, who, now))
             self.committed()
             await self._gossip.flush()
+            # Its own words are found at once; the loop would fetch the card a moment later.
+            await self._db.write(lambda conn: store.put_card(conn, manifest.blob_hash(prepared.card), prepared.card))
         own = await self._state.read(lambda conn: store.own_dataset(conn, name))
         if own is None:
             raise NotFound(f"{name} was withdrawn meanwhile")
@@ -411,13 +423,17 @@ class Catalog:
     async def show(self, name: DatasetName | str) -> DatasetDetails:
         """Everything that is known of a dataset, as far as it can be had."""
         resolved = await self.resolve(name)
+        entry = await self._entry(resolved.owner, resolved.name)
+        newest = entry is not None and entry.record.snapshot == resolved.snapshot
         card, problem = None, ""
+        if not resolved.newest:
+            problem = "this is an older snapshot of another island: what is said is about the newest"
         try:
             card = await self.card(resolved)
         except IslandError as error:
             problem = error.message
         return DatasetDetails(
-            resolved, card, tuple(self._shown_holders(resolved)), await self._status(resolved), problem
+            resolved, card, tuple(self._shown_holders(resolved)), await self._status(resolved), newest, problem
         )
 
     async def _status(self, resolved: Resolved) -> ReplicaStatus:
@@ -469,38 +485,50 @@ class Catalog:
         What was published before is found: what the index has not seen yet, it is shown first.
         """
         region = Region.parse(query.region) if query.region.strip() else None
-        times = core.parse_times(query.time) if query.time.strip() else None
-        if query.words.strip():
-            found = await self._by_words(query.words)
+        times = core.parse_times(query.time) if query.time.strip() else (-math.inf, math.inf)
+        form = query.format.strip().lower()
+        if query.words.strip() or region is not None:
+            found = await self._by_index(query.words, region)
+            found = [entry for entry in found if not form or entry.record.format == form]
+            if query.time.strip():
+                found = [entry for entry in found if core.overlaps(entry.record.time, times)]
         else:
-            found = await self._db.read(store.entries)
+            found = await self._db.read(lambda conn: store.entries(conn, form, times))
+        if not query.words.strip():
             found.sort(key=lambda entry: (self._membership.display(entry.owner).lower(), entry.name))
-        if query.format:
-            found = [entry for entry in found if entry.record.format == query.format.strip().lower()]
-        if times is not None:
-            found = [entry for entry in found if core.overlaps(entry.record.time, times)]
         if region is not None:
-            bitmap = await self._run(lambda _: region.bitmap(), no_progress)
-            found = [entry for entry in found if core.may_overlap(entry.record.coverage, bitmap)]
             found = await self._in_region(found, region)
         if query.column.strip():
             found = await self._with_column(found, query.column)
         return [self._view(entry) for entry in found[: query.limit]]
 
-    async def _by_words(self, text: str) -> list[Entry]:
+    async def _by_index(self, text: str, region: Region | None) -> list[Entry]:
+        """What the index finds by words and by the sky, to the order of its cells."""
         words = core.tokens(text)
-        if not words:
+        if text.strip() and not words:
             return []
         await self.index()
-        keys = await self._run(lambda _: self._index.find(words, 10_000), no_progress)
+
+        def find(_: Progress) -> list[tuple[IslandId, str]]:
+            order = core.INDEX_ORDER
+            cells = core.query_cells(region.healpix(order), order) if region is not None else None
+            return self._index.find(words, cells, FOUND_LIMIT)
+
+        keys = await self._run(find, no_progress)
         return await self._db.read(lambda conn: store.entries_of(conn, keys))
 
     async def _in_region(self, found: Sequence[Entry], region: Region) -> list[Entry]:
-        """Those whose MOC, where the card is here, meets the region too."""
-        order = await self._run(lambda _: _fine_order(region), no_progress)
-        cells = await self._run(lambda _: region.healpix(order), no_progress)
+        """Those whose coverage, and whose MOC where the card is here, meets the region."""
+
+        def cells_of(_: Progress) -> tuple[bytes, int, list[int]]:
+            order = _fine_order(region)
+            return region.bitmap(), order, region.healpix(order)
+
+        bitmap, order, cells = await self._run(cells_of, no_progress)
         kept = []
         for entry in found:
+            if not core.may_overlap(entry.record.coverage, bitmap):
+                continue
             card = await self._local_card(entry)
             if card is None or not card.moc or core.moc_overlaps(card.moc, cells, order):
                 kept.append(entry)
@@ -532,23 +560,24 @@ class Catalog:
             return count
 
     async def _index_batch(self, changes: Sequence[tuple[int, IslandId, str]]) -> None:
-        documents: list[Document] = []
-        gone: list[tuple[IslandId, str]] = []
-        for _, owner, name in changes:
-            one = await self._document(owner, name)
-            if one is None:
-                gone.append((owner, name))
-            else:
-                documents.append(one)
-        await self._run(lambda _: self._index.apply(documents, gone), no_progress)
-        await self._db.write(lambda conn: store.indexed(conn, [change for change, _, _ in changes]))
+        keys = [(owner, name) for _, owner, name in changes]
 
-    async def _document(self, owner: IslandId, name: str) -> Document | None:
-        entry = await self._db.read(lambda conn: store.entry(conn, owner, name))
-        if entry is None:
-            return None
-        card = await self._local_card(entry)
-        return document(owner, name, self._membership.display(owner), entry.record, card)
+        def read(conn: sqlite3.Connection) -> list[tuple[Entry, bytes | None]]:
+            return [(entry, store.card(conn, entry.record.card)) for entry in store.entries_of(conn, keys)]
+
+        found = await self._db.read(read)
+        display = {owner: self._membership.display(owner) for owner, _ in keys}
+
+        def apply(_: Progress) -> None:
+            documents = [
+                document(e.owner, e.name, display[e.owner], e.record, core.read_card(card) if card else None)
+                for e, card in found
+            ]
+            here = {(document.owner, document.name) for document in documents}
+            self._index.apply(documents, [key for key in keys if key not in here])
+
+        await self._run(apply, no_progress)
+        await self._db.write(lambda conn: store.indexed(conn, [change for change, _, _ in changes]))
 
     # --- manifests and files ------------------------------------------------------------------------
 
@@ -664,21 +693,18 @@ class Catalog:
         await self._gossip.changed.after(version)
 
     async def _refresh(self) -> None:
-        """Take in what the projections say now."""
-        replicas: dict[tuple[IslandId, str, str], list[Replica]] = {}
-        for replica in await self._db.read(store.replicas):
-            replicas.setdefault((replica.owner, replica.name, replica.snapshot), []).append(replica)
-        missing = await self._db.read(lambda conn: store.missing_cards(conn, 1))
-        pending = await self._db.read(lambda conn: store.unindexed(conn, 1))
-        touched = replicas != self._replicas or bool(pending)
-        self._replicas = replicas
-        DATASETS.set(await self._db.read(lambda conn: len(store.names(conn))))
-        if missing:
+        """Take in what the projections say now, if they changed."""
+        versions = await self._db.read(store.versions)
+        if versions == self._versions:
+            return
+        if versions[1] != self._versions[1]:
+            self._replicas = _by_snapshot(await self._db.read(store.replicas))
+        if versions[0] != self._versions[0]:
+            DATASETS.set(await self._db.read(store.count_entries))
             self._cards_wanted.set()
-        if pending:
             self._index_wanted.set()
-        if touched:
-            self.changed.touch()
+        self._versions = versions
+        self.changed.touch()
 
     async def _retry_soon(self) -> None:
         """An island that came up may have the cards that could not be had."""
@@ -688,38 +714,38 @@ class Catalog:
             self._cards_wanted.set()
 
     async def _fetch_cards(self) -> None:
-        now = self._clock.monotonic()
-        times = [at for _, at in self._retry.values()]
-        await self._cards_wanted.wait(max(0.1, min(times) - now) if times else None)
-        missing = await self._db.read(lambda conn: store.missing_cards(conn, 1000))
-        self._retry = {name: self._retry[name] for name, _, _ in missing if name in self._retry}
+        """Try every card that is missing and due once, in the order of hashes, a batch a step."""
+        if not self._card_cursor:
+            times = [at for _, at in self._retry.values()]
+            await self._cards_wanted.wait(max(CARD_PAUSE, min(times) - self._clock.monotonic()) if times else None)
+        after = self._card_cursor
+        missing = await self._db.read(lambda conn: store.missing_cards(conn, after, CARD_BATCH))
         now = self._clock.monotonic()
         due = [one for one in missing if self._retry.get(one[0], (0, now))[1] <= now]
         for at in range(0, len(due), CARD_FETCHES):
             await asyncio.gather(*(self._fetch_card(*one) for one in due[at : at + CARD_FETCHES]))
-        if len(missing) == 1000:
-            self._cards_wanted.set()
-        elif not missing:
-            await self._db.write(store.prune_cards)
+        self._card_cursor = missing[-1][0] if len(missing) == CARD_BATCH else ""
+        if not missing and not after:
+            self._retry.clear()  # what was waited for is not wanted any more
 
-    async def _fetch_card(self, name: str, owner: IslandId, dataset: str) -> None:
+    async def _fetch_card(self, name: str, owners: list[IslandId]) -> None:
         try:
-            data: bytes | None = await self._gossip.blobs.get(name, [owner])
+            data: bytes | None = await self._gossip.blobs.get(name, owners)
         except IslandError as error:
             failures = self._retry.get(name, (0, 0.0))[0] + 1
             wait = backoff(failures, self._rng, base=5.0, cap=300.0)
             self._retry[name] = (failures, self._clock.monotonic() + wait)
-            log.info("catalog.card_missing", card=name, owner=owner, dataset=dataset, error=error.message)
+            log.info("catalog.card_missing", card=name, owner=owners[0], error=error.message)
             return
         try:
             core.read_card(data or b"")
         except Malformed as error:
-            log.warning("catalog.bad_card", card=name, owner=owner, dataset=dataset, error=error.message)
+            log.warning("catalog.bad_card", card=name, owner=owners[0], error=error.message)
             data = None
+        self._retry.pop(name, None)
         await self._db.write(lambda conn: store.put_card(conn, name, data))
         CARDS.inc()
-        self._index_wanted.set()
-        self.changed.touch()
+        await self._refresh()
 
     async def _index_step(self) -> None:
         await self._index_wanted.wait()
@@ -728,7 +754,7 @@ class Catalog:
 
     async def _sweep_step(self) -> None:
         await self._sweep_wanted.wait()
-        await asyncio.sleep(INDEX_PAUSE)
+        await asyncio.sleep(SWEEP_PAUSE)
         if self._preparing or len(self._open):
             self._sweep_wanted.set()
             return
@@ -752,6 +778,13 @@ class Catalog:
         return await self._pages.sweep(live, lambda conn: store.newest_id(conn) == newest)
 
 
+def _by_snapshot(replicas: Sequence[Replica]) -> dict[tuple[IslandId, str, str], list[Replica]]:
+    found: dict[tuple[IslandId, str, str], list[Replica]] = {}
+    for replica in replicas:
+        found.setdefault((replica.owner, replica.name, replica.snapshot), []).append(replica)
+    return found
+
+
 def changed(path: Path) -> Changed:
     """What a reader is told whose file is no longer what was published."""
     return Changed(
@@ -761,10 +794,10 @@ def changed(path: Path) -> Changed:
 
 
 def _fine_order(region: Region) -> int:
-    """The finest order, up to 10, at which a region has no more than some 100,000 cells."""
+    """The finest order, up to 10, at which a region has no more than some 20,000 cells."""
     count = max(1, len(region.healpix(5)))
     order = 5
-    while order < 10 and count * 4 <= 100_000:
+    while order < 10 and count * 4 <= 20_000:
         order, count = order + 1, count * 4
     return order
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from island.catalog.messages import DatasetRecord, ReplicaRecord
 from island.kernel import codec
@@ -140,6 +143,10 @@ def _own_snapshot(row: sqlite3.Row) -> OwnSnapshot:
 # --- gossip.db: everyone's records ----------------------------------------------------------
 
 
+# Records were decoded within their limits when they were stored; a listing decodes thousands of them.
+_RECORD = msgspec.msgpack.Decoder(DatasetRecord)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One dataset of any island."""
@@ -150,18 +157,42 @@ class Entry:
 
 
 def put_entry(conn: sqlite3.Connection, owner: str, name: str, record: DatasetRecord, data: bytes) -> None:
-    """Insert or replace a dataset, and have it indexed."""
+    """Insert or replace a dataset; have it indexed, and its card fetched if that is not here."""
+    before = _card_of(conn, owner, name)
     conn.execute(
-        "INSERT OR REPLACE INTO catalog_entry (owner, name, snapshot, card, record) VALUES (?, ?, ?, ?, ?)",
-        (owner, name, record.snapshot, record.card, data),
+        "INSERT OR REPLACE INTO catalog_entry (owner, name, snapshot, card, format, time_from, time_to, record)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (owner, name, record.snapshot, record.card, record.format, *(record.time or (None, None)), data),
     )
+    conn.execute("DELETE FROM catalog_wanted WHERE owner = ? AND name = ?", (owner, name))
+    conn.execute(
+        "INSERT INTO catalog_wanted (card, owner, name) SELECT ?1, ?2, ?3"
+        " WHERE NOT EXISTS (SELECT 1 FROM catalog_card WHERE hash = ?1)",
+        (record.card, owner, name),
+    )
+    _forget_card(conn, before)
     _unindexed(conn, owner, name)
 
 
 def drop_entry(conn: sqlite3.Connection, owner: str, name: str) -> None:
     """Forget a dataset, and have the index forget it."""
+    before = _card_of(conn, owner, name)
     conn.execute("DELETE FROM catalog_entry WHERE owner = ? AND name = ?", (owner, name))
+    conn.execute("DELETE FROM catalog_wanted WHERE owner = ? AND name = ?", (owner, name))
+    _forget_card(conn, before)
     _unindexed(conn, owner, name)
+
+
+def _card_of(conn: sqlite3.Connection, owner: str, name: str) -> str | None:
+    row = conn.execute("SELECT card FROM catalog_entry WHERE owner = ? AND name = ?", (owner, name)).fetchone()
+    return row["card"] if row else None
+
+
+def _forget_card(conn: sqlite3.Connection, card: str | None) -> None:
+    """Forget a card that no dataset names any more."""
+    conn.execute(
+        "DELETE FROM catalog_card WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM catalog_entry WHERE card = ?1)", (card,)
+    )
 
 
 def _unindexed(conn: sqlite3.Connection, owner: str, name: str) -> None:
@@ -175,9 +206,21 @@ def entry(conn: sqlite3.Connection, owner: str, name: str) -> Entry | None:
     return _entry(row) if row else None
 
 
-def entries(conn: sqlite3.Connection) -> list[Entry]:
-    """All datasets, by owner and name."""
-    return [_entry(row) for row in conn.execute("SELECT * FROM catalog_entry ORDER BY owner, name")]
+def entries(
+    conn: sqlite3.Connection, form: str = "", times: tuple[float, float] = (-math.inf, math.inf)
+) -> list[Entry]:
+    """All datasets, or those of a format or with a moment in common with `times`; by owner and name."""
+    conditions, values = ["1"], list[object]()
+    if form:
+        conditions.append("format = ?")
+        values.append(form)
+    if times != (-math.inf, math.inf):
+        conditions.append("time_from <= ? AND time_to >= ?")
+        values += [times[1], times[0]]
+    rows = conn.execute(
+        f"SELECT owner, name, record FROM catalog_entry WHERE {' AND '.join(conditions)} ORDER BY owner, name", values
+    )
+    return [_entry(row) for row in rows]
 
 
 def entries_of(conn: sqlite3.Connection, keys: Iterable[tuple[str, str]]) -> list[Entry]:
@@ -198,32 +241,29 @@ def names(conn: sqlite3.Connection, owner: str | None = None) -> list[tuple[Isla
 
 
 def _entry(row: sqlite3.Row) -> Entry:
-    return Entry(IslandId(row["owner"]), row["name"], codec.decode(row["record"], DatasetRecord))
+    return Entry(IslandId(row["owner"]), row["name"], _RECORD.decode(row["record"]))
 
 
 # --- gossip.db: cards -----------------------------------------------------------------------
 
 
-def missing_cards(conn: sqlite3.Connection, limit: int) -> list[tuple[str, IslandId, str]]:
-    """(hash, owner, name) of cards that are named and not here."""
+def missing_cards(conn: sqlite3.Connection, after: str, limit: int) -> list[tuple[str, list[IslandId]]]:
+    """(hash, owners of the datasets that name it) of cards above `after` that are not here, by hash."""
     rows = conn.execute(
-        "SELECT e.card, min(e.owner) AS owner, min(e.name) AS name FROM catalog_entry e"
-        " LEFT JOIN catalog_card c ON c.hash = e.card WHERE c.hash IS NULL GROUP BY e.card LIMIT ?",
-        (limit,),
+        "SELECT card, group_concat(DISTINCT owner) AS owners FROM catalog_wanted WHERE card > ?"
+        " GROUP BY card ORDER BY card LIMIT ?",
+        (after, limit),
     )
-    return [(row["card"], IslandId(row["owner"]), row["name"]) for row in rows]
+    return [(row["card"], [IslandId(owner) for owner in sorted(row["owners"].split(","))]) for row in rows]
 
 
 def put_card(conn: sqlite3.Connection, name: str, card: bytes | None) -> None:
     """Keep a card (None: what came is not one), and have the datasets indexed that name it."""
+    conn.execute("DELETE FROM catalog_wanted WHERE card = ?", (name,))
     conn.execute("INSERT OR REPLACE INTO catalog_card (hash, card) VALUES (?, ?)", (name, card))
     for row in conn.execute("SELECT owner, name FROM catalog_entry WHERE card = ?", (name,)).fetchall():
         _unindexed(conn, row["owner"], row["name"])
-
-
-def prune_cards(conn: sqlite3.Connection) -> None:
-    """Forget the cards that no dataset names."""
-    conn.execute("DELETE FROM catalog_card WHERE hash NOT IN (SELECT card FROM catalog_entry)")
+    _forget_card(conn, name)
 
 
 def card(conn: sqlite3.Connection, name: str) -> bytes | None:
@@ -256,6 +296,7 @@ def index_all(conn: sqlite3.Connection) -> None:
 
 def put_replica(conn: sqlite3.Connection, holder: str, owner: str, name: str, record: ReplicaRecord | None) -> None:
     """Replace what a holder says it has of a dataset."""
+    conn.execute("UPDATE catalog_version SET replicas = replicas + 1")
     conn.execute("DELETE FROM catalog_replica WHERE holder = ? AND owner = ? AND name = ?", (holder, owner, name))
     conn.executemany(
         "INSERT OR REPLACE INTO catalog_replica (holder, owner, name, snapshot, state, size) VALUES (?, ?, ?, ?, ?, ?)",
@@ -273,6 +314,17 @@ class Replica:
     snapshot: str
     state: str
     size: int
+
+
+def versions(conn: sqlite3.Connection) -> tuple[int, int]:
+    """(of datasets and cards, of replicas): each rises with every change."""
+    datasets = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'catalog_unindexed'").fetchone()
+    return int(datasets[0]) if datasets else 0, int(conn.execute("SELECT replicas FROM catalog_version").fetchone()[0])
+
+
+def count_entries(conn: sqlite3.Connection) -> int:
+    """How many datasets are known."""
+    return int(conn.execute("SELECT count(*) FROM catalog_entry").fetchone()[0])
 
 
 def replicas(conn: sqlite3.Connection) -> list[Replica]:

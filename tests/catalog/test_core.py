@@ -247,3 +247,24 @@ def test_views_are_unique_and_short_where_that_is_clear() -> None:
     same = view_names([resolved("a", "x-y"), resolved("a", "x.y")])
     assert sorted(same) == ["a__x_y", "a__x_y_2"]
     assert view_names([]) == {}
+
+
+# --- cells of the index ---------------------------------------------------------------------
+
+
+@given(bitmaps(4), bitmaps(4))
+@settings(deadline=None)
+def test_cells_of_the_index_meet_exactly_where_coverages_do(
+    one: tuple[int, set[int]], two: tuple[int, set[int]]
+) -> None:
+    own, above = core.index_cells(core.pack_coverage(bitmap_of(4, one[1])))
+    among_own, among_above = core.query_cells(two[1], 4)
+    meets = bool(set(own) & set(among_own) or set(above) & set(among_above))
+    assert meets == bool(one[1] & two[1])
+    assert core.set_cells(bitmap_of(4, one[1])) == sorted(one[1])
+
+
+def test_the_whole_sky_is_twelve_cells() -> None:
+    own, above = core.index_cells(core.pack_coverage(b"\xff" * 1536))
+    assert (len(own), above) == (12, [])
+    assert core.index_cells(b"") == ([], [])

@@ -37,7 +37,8 @@ def test_hashes(case: dict[str, Any]) -> None:
         pages[manifest.blob_hash(page)] = page.hex()
         return manifest.blob_hash(page)
 
-    hasher, at, chunks = FileHasher(sink), 0, []
+    chunks: list[dict[str, Any]] = []
+    hasher, at = FileHasher(sink), 0
     for end in manifest.borders(case["size"], case["offsets"]):
         chunks.append({"length": end - at, "hash": manifest.chunk_hash(data[at:end]).hex()})
         hasher.add(data[at:end])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from pathlib import Path
 
@@ -52,28 +53,31 @@ def run(seed: int) -> tuple[str, list[list[tuple[str, str]]]]:
         await archipelago.crash(islands[9])
         await catalogs["island-1"].publish("administrator@x", folder / "data" / "2.parquet", "stars")
         await archipelago.restart(islands[9], lose_gossip=True)
-        await archipelago.until(archipelago.converged, within=300)
 
         async def listed() -> list[list[tuple[str, str]]]:
             return [
                 [(view.dataset, view.snapshot) for view in await catalogs[island.name].datasets()] for island in islands
             ]
 
-        for _ in range(600):
-            missing = [
-                await island.gossip_db.read(
-                    lambda conn: conn.execute(
-                        "SELECT count(*) FROM catalog_entry WHERE card NOT IN (SELECT hash FROM catalog_card)"
-                    ).fetchone()[0]
-                )
-                for island in islands
-            ]
-            if not any(missing):
-                break
-            import asyncio
+        async def wanted(island: SimIsland) -> int:
+            return await island.gossip_db.read(
+                lambda conn: int(conn.execute("SELECT count(*) FROM catalog_wanted").fetchone()[0])
+            )
 
+        for _ in range(600):
+            found = await listed()
+            cards = [await wanted(island) for island in islands]
+            expected = await catalogs["island-1"].datasets()
+            mine = [view.snapshot for view in expected if view.island == "island-1"]
+            if (
+                all(one == found[0] and len(one) == 5 and one[0][1] == mine[0] for one in found)
+                and not any(cards)
+                and archipelago.converged()
+            ):
+                break
             await asyncio.sleep(1)
-        assert not any(missing)
+        else:
+            raise AssertionError("the islands do not agree within 600 virtual seconds")
         for catalog in catalogs.values():
             assert len(await catalog.search(Query(words="stars of"))) == 5
         return archipelago.fingerprint(), await listed()

@@ -90,7 +90,13 @@ async def test_publish_list_search_show_withdraw(shell: Shell, tmp_path: Path) -
         ["virgo", "--column", "ra", "--region", "circle 187.7 12.4 5"],
     ):
         assert json.loads((await shell("search", *words, "--json"))[0]) == listed, words
-    for words in (["andromeda"], ["--region", "circle 10 41 3"], ["--column", "nothing"], ["--time", "2020-01-01.."], ["!?"]):
+    for words in (
+        ["andromeda"],
+        ["--region", "circle 10 41 3"],
+        ["--column", "nothing"],
+        ["--time", "2020-01-01.."],
+        ["!?"],
+    ):
         assert json.loads((await shell("search", *words, "--json"))[0]) == [], words
     out, err = await shell("search", "andromeda")
     assert (out, err) == ("", "nothing fits\n")

@@ -132,7 +132,7 @@ def details_row(details: DatasetDetails) -> dict[str, Any]:
         "name": resolved.name,
         "dataset": f"{resolved.owner_name}/{resolved.name}",
         "snapshot": resolved.snapshot,
-        "newest": resolved.newest,
+        "newest": details.newest,
         "title": record.title,
         "description": card.description,
         "licence": card.licence,
