@@ -252,9 +252,9 @@ def lost_statement(report: StatementReport, why: str) -> StatementReport:
     )
 
 
-def session_state(executor_state: str, open_statements: int) -> str:
+def session_state(executor_state: str, has_open_statements: bool) -> str:
     """The Livy state that home shows: a session with a statement that home has not finished is busy."""
-    return "busy" if executor_state == "idle" and open_statements else executor_state
+    return "busy" if executor_state == "idle" and has_open_statements else executor_state
 
 
 def has_ended(state: str) -> bool:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import os
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,15 @@ class Batch:
 
     name: str
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A job with what a Livy client sees of it: its state now, and its log."""
+
+    job: Job
+    state: str
+    log: list[str]
 
 
 class Jobs:
@@ -282,7 +292,7 @@ class Jobs:
             if work.file_hash and not problem:
                 store.keep_file(conn, work.file_hash, data)
             inputs = [str(ref) for ref in work.inputs]
-            store.add_log(conn, job, now, [f"job {job}, inputs: {', '.join(inputs) or 'none'}"])
+            store.first_log(conn, job, now, f"job {job}, inputs: {', '.join(inputs) or 'none'}")
             if problem:
                 store.add_log(conn, job, now, [problem])
                 store.end(conn, job, now, "dead", problem, released=True)
@@ -341,10 +351,7 @@ class Jobs:
     async def find(self, who: Principal, kind: str, key: int | str) -> Job:
         """A job as a Livy client names it. Raises `Refusal` 404 also for what is another's or deleted."""
 
-        def read(conn: sqlite3.Connection) -> Job | None:
-            return store.by_local(conn, kind, key) if isinstance(key, int) else store.by_name(conn, kind, key)
-
-        job = await self._state.read(read)
+        job = await self._state.read(lambda conn: _named(conn, kind, key))
         if job is None or job.deleted or not _may(who, job):
             raise session_not_found(key)
         return job
@@ -389,22 +396,43 @@ class Jobs:
 
     async def log(self, job: Job) -> list[str]:
         """The log as a Livy client sees it: the engine's streams, then what island did."""
-        notes = await self._state.read(lambda conn: store.log_lines(conn, job.id))
-        return core.livy_log(job.engine_log, [text for _, text in notes])
+        return (await self._state.read(lambda conn: _seen(conn, job))).log
 
-    async def logs(self, jobs: list[Job]) -> list[list[str]]:
-        """The logs of several jobs, in one read."""
-        notes = await self._state.read(lambda conn: [store.log_lines(conn, job.id) for job in jobs])
-        return [core.livy_log(job.engine_log, [t for _, t in lines]) for job, lines in zip(jobs, notes, strict=True)]
+    async def seen(self, jobs: Sequence[Job]) -> list[Seen]:
+        """Jobs with their logs and states, in one read."""
+        return await self._state.read(lambda conn: [_seen(conn, job) for job in jobs])
+
+    async def find_seen(self, who: Principal, kind: str, key: int | str) -> Seen:
+        """`find`, with log and state, in one read: what a Livy client polls."""
+
+        def read(conn: sqlite3.Connection) -> Seen | None:
+            job = _named(conn, kind, key)
+            return None if job is None else _seen(conn, job)
+
+        found = await self._state.read(read)
+        if found is None or found.job.deleted or not _may(who, found.job):
+            raise session_not_found(key)
+        return found
+
+    async def find_statement(
+        self, who: Principal, key: int | str, number: int
+    ) -> tuple[Job, Statement, StatementReport]:
+        """A session's statement as a Livy client names it, in one read."""
+
+        def read(conn: sqlite3.Connection) -> tuple[Job | None, Statement | None]:
+            job = _named(conn, "session", key)
+            return job, None if job is None else store.statement(conn, job.id, number)
+
+        job, statement = await self._state.read(read)
+        if job is None or job.deleted or not _may(who, job):
+            raise session_not_found(key)
+        if statement is None:
+            raise statement_not_found()
+        return job, statement, self._progress(job, statement)
 
     async def state_of(self, job: Job) -> str:
         """The Livy state of a job: a session whose statements are not finished is busy."""
-        if job.live and job.stop:
-            return "shutting_down"
-        if job.state != "idle":
-            return job.state
-        pending = await self._state.read(lambda conn: len(store.open_statements(conn, job.id)))
-        return core.session_state(job.state, pending)
+        return await self._state.read(lambda conn: _state(conn, job))
 
     # --- statements ------------------------------------------------------------------------------------
 
@@ -655,6 +683,21 @@ def _rows(decision: Decision) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _named(conn: sqlite3.Connection, kind: str, key: int | str) -> Job | None:
+    return store.by_local(conn, kind, key) if isinstance(key, int) else store.by_name(conn, kind, key)
+
+
+def _state(conn: sqlite3.Connection, job: Job) -> str:
+    if job.live and job.stop:
+        return "shutting_down"
+    return core.session_state(job.state, job.state == "idle" and store.is_busy(conn, job.id))
+
+
+def _seen(conn: sqlite3.Connection, job: Job) -> Seen:
+    notes = [text for _, text in store.log_lines(conn, job.id)]
+    return Seen(job, _state(conn, job), core.livy_log(job.engine_log, notes))
 
 
 def _may(who: Principal, job: Job) -> bool:

@@ -302,6 +302,11 @@ def log_lines(conn: sqlite3.Connection, job: str) -> list[tuple[float, str]]:
     return [(row["at"], row["text"]) for row in rows]
 
 
+def first_log(conn: sqlite3.Connection, job: str, at: float, line: str) -> None:
+    """The first line of a new job's log."""
+    conn.execute("INSERT INTO job_log (job, number, at, text) VALUES (?, 0, ?, ?)", (job, at, line[:4000]))
+
+
 def add_decision(conn: sqlite3.Connection, job: str, at: float, decision: str) -> None:
     """Keep a decision of the router (JSON)."""
     conn.execute(
@@ -432,6 +437,14 @@ def statements(conn: sqlite3.Connection, job: str, numbers: Sequence[int] | None
         return [_statement(row) for row in rows]
     found = [statement(conn, job, number) for number in numbers]
     return [each for each in found if each is not None]
+
+
+def is_busy(conn: sqlite3.Connection, job: str) -> bool:
+    """Whether a statement has no last state yet."""
+    row = conn.execute(
+        "SELECT 1 FROM job_statement WHERE job = ? AND state IN ('waiting', 'running', 'cancelling') LIMIT 1", (job,)
+    ).fetchone()
+    return row is not None
 
 
 def open_statements(conn: sqlite3.Connection, job: str) -> list[Statement]:

@@ -16,7 +16,7 @@ from aiohttp import web
 from island.errors import IslandError, Unauthenticated
 from island.jobs import core
 from island.jobs.messages import StatementReport
-from island.jobs.service import Jobs
+from island.jobs.service import Jobs, Seen
 from island.jobs.store import Job, Statement
 from island.livy import requests
 from island.livy.messages import (
@@ -24,7 +24,6 @@ from island.livy.messages import (
     BatchPage,
     BatchView,
     Completion,
-    LogPage,
     Message,
     SessionPage,
     SessionRequest,
@@ -58,6 +57,7 @@ log = structlog.get_logger("island")
 JOB_API = "the job API (pickled functions) is not served here; send statements or batches."
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 _LISTED = 1000
+_STOP_S = 20.0
 _ROOTS = ("/sessions", "/batches", "/version", "/ui")
 
 
@@ -170,9 +170,7 @@ class Gateway:
         """`GET /sessions`."""
         start, size = page(request.query)
         total, found = await self._jobs.page(base.principal(request), "session", start, min(size, _LISTED))
-        logs = await self._jobs.logs(found)
-        states = [await self._jobs.state_of(job) for job in found]
-        views = [session_view(job, state, lines) for job, state, lines in zip(found, states, logs, strict=True)]
+        views = [session_view(seen) for seen in await self._jobs.seen(found)]
         return answer(SessionPage(start, total, views))
 
     async def create_session(self, request: web.Request) -> web.Response:
@@ -182,27 +180,24 @@ class Gateway:
             job = await self._jobs.open_session(base.principal(request), asked, key=_key(request))
         except IslandError as error:
             raise _refused(error) from error
-        return answer(await self._session_view(job), 201, f"/sessions/{job.local}")
+        return answer(session_view((await self._jobs.seen([job]))[0]), 201, f"/sessions/{job.local}")
 
-    async def _session_view(self, job: Job) -> SessionView:
-        return session_view(job, await self._jobs.state_of(job), await self._jobs.log(job))
+    async def _seen(self, request: web.Request, kind: str = "session") -> Seen:
+        return await self._jobs.find_seen(base.principal(request), kind, id_or_name(request.match_info["key"]))
 
     async def show_session(self, request: web.Request) -> web.Response:
         """`GET /sessions/N`."""
-        return answer(await self._session_view(await self._job(request)))
+        return answer(session_view(await self._seen(request)))
 
     async def session_state(self, request: web.Request) -> web.Response:
         """`GET /sessions/N/state`."""
-        job = await self._job(request)
-        return answer(StateView(job.local, await self._jobs.state_of(job)))
+        seen = await self._seen(request)
+        return answer(StateView(seen.job.local, seen.state))
 
     async def session_log(self, request: web.Request) -> web.Response:
         """`GET /sessions/N/log`."""
-        job = await self._job(request)
-        return answer(await self._log_page(job, request))
-
-    async def _log_page(self, job: Job, request: web.Request) -> LogPage:
-        return log_page(job.local, await self._jobs.log(job), request.query)
+        seen = await self._seen(request)
+        return answer(log_page(seen.job.local, seen.log, request.query))
 
     async def delete_session(self, request: web.Request) -> web.Response:
         """`DELETE /sessions/N`: hidden at once, ended at its executor."""
@@ -219,8 +214,10 @@ class Gateway:
         return answer(INTERRUPTED)
 
     async def stop(self, request: web.Request) -> web.Response:
-        """`POST /sessions/N/stop`: ends the session, which stays listed."""
-        await self._jobs.end(await self._job(request), deleted=False)
+        """`POST /sessions/N/stop`: ends the session, which stays listed; answered once it has ended."""
+        job = await self._job(request)
+        await self._jobs.end(job, deleted=False)
+        await self._jobs.settled(job, _STOP_S)
         return empty(204)
 
     async def complete(self, request: web.Request) -> web.Response:
@@ -251,7 +248,9 @@ class Gateway:
     async def show_statement(self, request: web.Request) -> web.Response:
         """`GET /sessions/N/statements/M`."""
         number = integer(request.match_info["statement"])
-        return answer(statement_view(*await self._jobs.statement(await self._job(request), number)))
+        key = id_or_name(request.match_info["key"])
+        _, statement, progress = await self._jobs.find_statement(base.principal(request), key, number)
+        return answer(statement_view(statement, progress))
 
     async def cancel_statement(self, request: web.Request) -> web.Response:
         """`POST /sessions/N/statements/M/cancel`."""
@@ -290,8 +289,7 @@ class Gateway:
         """`GET /batches`."""
         start, size = page(request.query)
         total, found = await self._jobs.page(base.principal(request), "batch", start, min(size, _LISTED))
-        logs = await self._jobs.logs(found)
-        views = [batch_view(job, lines) for job, lines in zip(found, logs, strict=True)]
+        views = [batch_view(seen) for seen in await self._jobs.seen(found)]
         return answer(BatchPage(start, total, views))
 
     async def create_batch(self, request: web.Request) -> web.Response:
@@ -301,21 +299,21 @@ class Gateway:
             job = await self._jobs.submit_batch(base.principal(request), asked, key=_key(request))
         except IslandError as error:
             raise _refused(error) from error
-        return answer(batch_view(job, await self._jobs.log(job)), 201, f"/batches/{job.local}")
+        return answer(batch_view((await self._jobs.seen([job]))[0]), 201, f"/batches/{job.local}")
 
     async def show_batch(self, request: web.Request) -> web.Response:
         """`GET /batches/N`."""
-        job = await self._job(request, "batch")
-        return answer(batch_view(job, await self._jobs.log(job)))
+        return answer(batch_view(await self._seen(request, "batch")))
 
     async def batch_state(self, request: web.Request) -> web.Response:
         """`GET /batches/N/state`."""
-        job = await self._job(request, "batch")
-        return answer(StateView(job.local, job.state))
+        seen = await self._seen(request, "batch")
+        return answer(StateView(seen.job.local, seen.state))
 
     async def batch_log(self, request: web.Request) -> web.Response:
         """`GET /batches/N/log`."""
-        return answer(await self._log_page(await self._job(request, "batch"), request))
+        seen = await self._seen(request, "batch")
+        return answer(log_page(seen.job.local, seen.log, request.query))
 
     async def delete_batch(self, request: web.Request) -> web.Response:
         """`DELETE /batches/N`."""
@@ -323,17 +321,18 @@ class Gateway:
         return answer(DELETED)
 
 
-def session_view(job: Job, state: str, lines: list[str]) -> SessionView:
+def session_view(seen: Seen) -> SessionView:
     """A session in Livy's 23 keys."""
+    job = seen.job
     request = msgspec.convert(job.request, SessionRequest)
     return SessionView(
         id=job.local,
         name=job.name,
         app_id=job.app_id or None,
-        state=state,
+        state=seen.state,
         kind=job.work.language,
         app_info=_app_info(job),
-        log=core.short_log(lines),
+        log=core.short_log(seen.log),
         ttl=request.ttl,
         idle_timeout=request.idle_timeout,
         driver_memory=request.driver_memory,
@@ -347,15 +346,16 @@ def session_view(job: Job, state: str, lines: list[str]) -> SessionView:
     )
 
 
-def batch_view(job: Job, lines: list[str]) -> BatchView:
+def batch_view(seen: Seen) -> BatchView:
     """A batch as Livy shows it."""
+    job = seen.job
     return BatchView(
         id=job.local,
         name=job.name,
-        state=job.state,
+        state=seen.state,
         app_id=job.app_id or None,
         app_info=_app_info(job),
-        log=core.short_log(lines),
+        log=core.short_log(seen.log),
     )
 
 

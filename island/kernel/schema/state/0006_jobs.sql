@@ -35,6 +35,8 @@ CREATE TABLE job (
 CREATE UNIQUE INDEX job_local ON job (kind, local);
 CREATE UNIQUE INDEX job_idempotency ON job (user, idempotency) WHERE idempotency IS NOT NULL;
 CREATE INDEX job_name ON job (kind, name) WHERE name IS NOT NULL AND deleted = 0;
+CREATE INDEX job_of_user ON job (user) WHERE phase != 'ended';
+CREATE INDEX job_seen ON job (kind, local) WHERE deleted = 0;
 CREATE INDEX job_live ON job (phase, released) WHERE phase != 'ended' OR released = 0;
 
 -- Never lowered, never reused: a client's id means one job for ever.
