@@ -1,0 +1,305 @@
+"""Writes `protocols/vectors/trust-*.json` and `session-*.json`: run once, then checked for ever.
+
+`python -m tests.trust.make_vectors` overwrites them; a difference means that the protocol has changed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from island.kernel import codec
+from island.kernel.db import Database
+from island.kernel.ids import NetworkId, key_bytes
+from island.kernel.ports import SeededRng
+from island.net import frames
+from island.net.frames import Hello, RequestHead, Type
+from island.net.handshake import transcript
+from island.trust import core, journal
+from island.trust.keys import Identity, signed_bytes
+from island.trust.messages import Admission, Chain, Invitation, Link
+
+FOLDER = Path(__file__).resolve().parents[2] / "protocols" / "vectors"
+
+
+class _Fixed(SeededRng):
+    """Bytes that another implementation can write down: the same byte over and over."""
+
+    def __init__(self, byte: int) -> None:
+        super().__init__(byte)
+        self._byte = byte
+
+    def bytes(self, count: int) -> bytes:
+        return bytes([self._byte]) * count
+
+
+ISLANDS = [Identity.generate(_Fixed(n)) for n in range(1, 12)]
+GENESIS = core.found("test vectors", bytes(range(32)), ISLANDS[0].id, key_bytes(ISLANDS[10].id))
+NETWORK = core.network_id(GENESIS)
+
+
+def signatures() -> dict[str, Any]:
+    """What is signed, and how."""
+    cases = []
+    for kind, payload in (("admission", b""), ("session", b"payload"), ("journal", bytes(range(256)))):
+        cases.append(
+            {
+                "kind": kind,
+                "payload": payload.hex(),
+                "signed": signed_bytes(kind, NETWORK, payload).hex(),
+                "signature": ISLANDS[0].sign(kind, NETWORK, payload).hex(),
+            }
+        )
+    return {
+        "what": "Signatures of island 1. The private key of island n is the byte n, 32 times.",
+        "islands": [identity.id for identity in ISLANDS],
+        "network": NETWORK,
+        "cases": cases,
+    }
+
+
+def chain_to(depth: int) -> Chain:
+    """From the founder, island 1, to island 1 + depth."""
+    chain = core.founder_chain(GENESIS, ISLANDS[0].id)
+    for n in range(depth):
+        chain = core.admit(chain, ISLANDS[n], ISLANDS[n + 1].id, f"island-{n + 2}")
+    return chain
+
+
+def _signed(by: int, link: Link | bytes, network: NetworkId = NETWORK) -> Admission:
+    data = link if isinstance(link, bytes) else codec.encode(link)
+    return Admission(link=data, signature=ISLANDS[by].sign("admission", network, data))
+
+
+def _link(by: int, key: int, **more: Any) -> Link:
+    return Link(key=key_bytes(ISLANDS[key].id), name="x", by=key_bytes(ISLANDS[by].id), **more)
+
+
+def _chain(*links: Admission, founder: int = 0) -> bytes:
+    return codec.encode(Chain(genesis=GENESIS, founder=key_bytes(ISLANDS[founder].id), links=links))
+
+
+def chains() -> dict[str, Any]:
+    """Chains that are believed, and such that are not."""
+    valid = []
+    for depth in (0, 1, 2, 8):
+        chain = chain_to(depth)
+        valid.append(
+            {
+                "meaning": f"{depth} links",
+                "chain": codec.encode(chain).hex(),
+                "links": [admission.link.hex() for admission in chain.links],
+                "holder": ISLANDS[depth].id,
+                "name": f"island-{depth + 1}" if depth else None,
+                "may_invite": True,
+            }
+        )
+    later = msgspec.to_builtins(_link(0, 1), builtin_types=(bytes,)) | {"from_a_later_version": 1}
+    valid += [
+        {
+            "meaning": "a field that is not known is signed with the rest and ignored",
+            "chain": _chain(_signed(0, codec.encode(later))).hex(),
+            "holder": ISLANDS[1].id,
+            "name": "x",
+            "may_invite": True,
+        },
+        {
+            "meaning": "one that may not invite",
+            "chain": _chain(_signed(0, _link(0, 1, may_invite=False))).hex(),
+            "holder": ISLANDS[1].id,
+            "name": "x",
+            "may_invite": False,
+        },
+    ]
+    eight = chain_to(8)
+    hostile = {
+        "signed by another key": _chain(_signed(2, _link(0, 1))),
+        "signed for another network": _chain(_signed(0, _link(0, 1), NetworkId("00" * 32))),
+        "links that do not follow each other": _chain(_signed(0, _link(0, 1)), _signed(2, _link(2, 3))),
+        "a link by one that may not invite": _chain(_signed(0, _link(0, 1, may_invite=False)), _signed(1, _link(1, 2))),
+        "one key twice": _chain(_signed(0, _link(0, 1)), _signed(1, _link(1, 0))),
+        "a founder that is none": _chain(founder=3),
+        "nine links": codec.encode(
+            Chain(genesis=GENESIS, founder=eight.founder, links=(*eight.links, _signed(8, _link(8, 9))))
+        ),
+        "another genesis": codec.encode(
+            Chain(genesis=core.found("x", bytes(32), ISLANDS[0].id, bytes(32)), founder=key_bytes(ISLANDS[0].id))
+        ),
+        "cut off": codec.encode(eight)[:-1],
+        "a byte too many": codec.encode(eight) + b"\0",
+        "nested deep": b"\x91" * 4000,
+        "not msgpack": b"\xc1",
+        "empty": b"",
+    }
+    return {
+        "what": "Chains of admissions in one network; hostile ones are refused.",
+        "network": NETWORK,
+        "genesis": GENESIS.hex(),
+        "valid": valid,
+        "hostile": [{"meaning": meaning, "chain": data.hex()} for meaning, data in hostile.items()],
+    }
+
+
+def invitations() -> dict[str, Any]:
+    """Invitations as words."""
+    invitation = Invitation(
+        genesis=GENESIS,
+        inviter=key_bytes(ISLANDS[0].id),
+        name="lapalma",
+        addresses=("island.example.org:8991", "[2001:db8::1]:8991"),
+        secret=bytes(range(16)),
+        expires=1_800_000_000,
+    )
+    word = core.format_invitation(invitation)
+    nonsense = codec.encode({"genesis": b"\x80"})
+    hostile = {
+        "a letter changed": (word[:50] + ("A" if word[50] != "A" else "B") + word[51:], "invitation_altered"),
+        "cut off": (word[:-4], "invitation_altered"),
+        "another version": (word.replace("island1-", "island2-"), "invitation_malformed"),
+        "letters that are none": (word[:-1] + "!", "invitation_malformed"),
+        "a good checksum over nonsense": (
+            core.PREFIX + base64.urlsafe_b64encode(nonsense + core._checksum(nonsense)).rstrip(b"=").decode(),
+            "invitation_malformed",
+        ),
+        "nothing": ("", "invitation_malformed"),
+    }
+    return {
+        "what": "Invitations: the word, and what it says.",
+        "word": word,
+        "body": codec.encode(invitation).hex(),
+        "inviter": ISLANDS[0].id,
+        "name": invitation.name,
+        "addresses": list(invitation.addresses),
+        "secret": invitation.secret.hex(),
+        "secret_hash": core.secret_hash(invitation.secret).hex(),
+        "expires": invitation.expires,
+        "network": NETWORK,
+        "hostile": [{"meaning": meaning, "word": text, "error": code} for meaning, (text, code) in hostile.items()],
+    }
+
+
+def journals() -> dict[str, Any]:
+    """Rows and their hashes."""
+    state = Database(Path(":memory:"), "state", inline=True)
+
+    def fill(conn: sqlite3.Connection) -> list[dict[str, Any]]:
+        for n in range(1, 4):
+            journal.append(
+                conn, at=1_800_000_000.5 + n, who="administrator@lapalma", act="peer.invite", what=f"no. {n} ä",
+                outcome="done", detail={"uses": n, "b": None},
+            )  # fmt: skip
+        return [dict(row) for row in conn.execute("SELECT * FROM journal ORDER BY seq")]
+
+    rows = state._run_inline(fill)
+    state.close()
+    return {
+        "what": "Rows of a journal; `hash` covers `previous` and the content.",
+        "rows": [{**row, "previous": row["previous"].hex(), "hash": row["hash"].hex()} for row in rows],
+    }
+
+
+def _hello(n: int, **more: Any) -> bytes:
+    return codec.encode(
+        Hello(
+            version=1,
+            session="control",
+            network=bytes.fromhex(NETWORK),
+            key=key_bytes(ISLANDS[n].id),
+            name=f"island-{n + 1}",
+            nonce=bytes([0xA0 + n]) * 32,
+            program="0.1.0",
+            chain=codec.encode(chain_to(n)),
+            **more,
+        )
+    )
+
+
+def handshakes() -> dict[str, Any]:
+    """What both sides of a handshake sign."""
+    dialler, listener = _hello(1), _hello(0, addresses=("island.example.org:8991",))
+    certificate = bytes([0xCE]) * 32
+    payloads = {
+        "dialler": transcript("dialler", NETWORK, dialler, listener, certificate),
+        "listener": transcript("listener", NETWORK, dialler, listener, certificate),
+    }
+    return {
+        "what": "Island 2 dials island 1: hellos, certificate hash, what each signs, and its signature.",
+        "network": NETWORK,
+        "hello_dialler": dialler.hex(),
+        "hello_listener": listener.hex(),
+        "certificate": certificate.hex(),
+        "transcript_dialler": payloads["dialler"].hex(),
+        "transcript_listener": payloads["listener"].hex(),
+        "proof_dialler": ISLANDS[1].sign("session", NETWORK, payloads["dialler"]).hex(),
+        "proof_listener": ISLANDS[0].sign("session", NETWORK, payloads["listener"]).hex(),
+    }
+
+
+def framing() -> dict[str, Any]:
+    """Frames as bytes."""
+
+    def one(kind: Type, number: int, payload: bytes) -> str:
+        return b"".join(frames.pack(kind, number, payload)).hex()
+
+    head = RequestHead(kind="chunks", to=key_bytes(ISLANDS[2].id), origin=key_bytes(ISLANDS[0].id), hops=1)
+    valid = [
+        {"meaning": "READY", "type": Type.READY, "id": 0, "payload": "", "frame": one(Type.READY, 0, b"")},
+        {"meaning": "CREDIT 65536", "type": Type.CREDIT, "id": 7, "payload": "00010000",
+         "frame": one(Type.CREDIT, 7, b"\0\1\0\0")},
+        {"meaning": "a block", "type": Type.DATA, "id": 3, "payload": b"block".hex(),
+         "frame": one(Type.DATA, 3, b"block")},
+        {"meaning": "request 1 of kind echo", "type": Type.REQUEST, "id": 1, "kind": "echo", "hops": 0, "to": "",
+         "origin": "", "body": b"body".hex(),
+         "frame": b"".join(frames.pack_headed(Type.REQUEST, 1, RequestHead(kind="echo"), b"body")).hex()},
+        {"meaning": "a stream that is passed on", "type": Type.OPEN, "id": 1, "kind": "chunks", "hops": 1,
+         "to": ISLANDS[2].id, "origin": ISLANDS[0].id, "body": "",
+         "frame": b"".join(frames.pack_headed(Type.OPEN, 1, head, b"")).hex()},
+    ]  # fmt: skip
+
+    def headed(data: bytes) -> str:
+        return one(Type.REQUEST, 1, len(data).to_bytes(2, "big") + data)
+
+    hostile = {
+        "no type and id": frames.HEAD.pack(4, 1, 0).hex(),
+        "over the limit of a control session": frames.HEAD.pack(frames.CONTROL_FRAME + 6, Type.REQUEST, 1).hex(),
+        "an unknown type": frames.HEAD.pack(5, 99, 0).hex(),
+        "a head that is cut": one(Type.REQUEST, 1, b"\x00\x09abc"),
+        "a kind with a slash": headed(codec.encode({"kind": "../x"})),
+        "three hops": headed(codec.encode({"kind": "x", "hops": 3})),
+        "a negative hop": headed(codec.encode({"kind": "x", "hops": -1})),
+        "no kind": headed(b"\x80"),
+        "a head nested deep": headed(b"\x91" * 900 + b"\x90"),
+        "a head that claims a huge array": headed(b"\xdd\xff\xff\xff\xff"),
+    }
+    return {
+        "what": "Frames after the handshake: bytes and meaning. Hostile ones end a control session.",
+        "valid": valid,
+        "hostile": [{"meaning": meaning, "frame": data} for meaning, data in hostile.items()],
+    }
+
+
+VECTORS: dict[str, Callable[[], dict[str, Any]]] = {
+    "trust-signatures": signatures,
+    "trust-chains": chains,
+    "trust-invitations": invitations,
+    "trust-journal": journals,
+    "session-handshake": handshakes,
+    "session-frames": framing,
+}
+
+
+def main() -> None:
+    """Write all files."""
+    for name, make in VECTORS.items():
+        path = FOLDER / f"{name}.json"
+        path.write_text(json.dumps(make(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
