@@ -1,0 +1,125 @@
+"""A source that lies: the subscriber blames it, keeps what is committed, and goes on when it is honest again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from island.formats import rows
+from island.kernel.codec import encode
+from island.kernel.ids import IslandId
+from island.kernel.ports import BulkStream
+from island.streams import tables
+from island.streams.messages import DESCRIBE, READ, Delivery, Described, Heartbeat, Opened
+from tests.streams.memory import Wire
+from tests.streams.site import ALPHA, BETA, Home, running, total, until
+
+SCHEMA = pa.schema([("id", pa.int64())])
+COLUMNS = tables.schema_to_bytes(SCHEMA)
+
+
+def payload(count: int, name: str = "id") -> bytes:
+    return rows.to_ipc([pa.record_batch({name: pa.array(range(count), pa.int64())})])
+
+
+async def opened(stream: BulkStream) -> None:
+    await stream.send(encode(Opened(columns=COLUMNS)))
+
+
+async def deliver(stream: BulkStream, frm: bytes, to: bytes, count: int, data: bytes, size: int | None = None) -> None:
+    await stream.send(encode(Delivery(frm=frm, to=to, rows=count, size=len(data) if size is None else size)))
+    if data:
+        await stream.send(data)
+
+
+async def garbage(stream: BulkStream) -> None:
+    await stream.send(b"\xc1garbage")
+
+
+async def other_columns(stream: BulkStream) -> None:
+    other = pa.schema([("other", pa.string())])
+    await stream.send(encode(Opened(columns=tables.schema_to_bytes(other))))
+
+
+async def no_columns(stream: BulkStream) -> None:
+    await deliver(stream, b"p0", b"p1", 3, payload(3))
+
+
+async def from_elsewhere(stream: BulkStream) -> None:
+    await opened(stream)
+    await deliver(stream, b"p7", b"p8", 3, payload(3))
+
+
+async def wrong_size(stream: BulkStream) -> None:
+    await opened(stream)
+    await deliver(stream, b"p0", b"p1", 3, payload(3), size=10)
+
+
+async def wrong_rows(stream: BulkStream) -> None:
+    await opened(stream)
+    await deliver(stream, b"p0", b"p1", 4, payload(3))
+
+
+async def wrong_schema(stream: BulkStream) -> None:
+    await opened(stream)
+    await deliver(stream, b"p0", b"p1", 3, payload(3, "other"))
+
+
+async def flipped(stream: BulkStream) -> None:
+    await opened(stream)
+    data = bytearray(payload(3))
+    data[len(data) // 2] ^= 0xFF
+    await deliver(stream, b"p0", b"p1", 3, bytes(data))
+
+
+async def rows_without_bytes(stream: BulkStream) -> None:
+    await opened(stream)
+    await deliver(stream, b"p0", b"p1", 3, b"")
+
+
+LIES = [
+    garbage,
+    other_columns,
+    no_columns,
+    from_elsewhere,
+    wrong_size,
+    wrong_rows,
+    wrong_schema,
+    flipped,
+    rows_without_bytes,
+]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.__name__)
+async def test_a_lie_is_blamed_and_not_kept(tmp_path: Path, lie: Callable[[BulkStream], Any]) -> None:
+    wire, b = Wire(), Home(tmp_path / "b")
+    liar = wire.join(ALPHA)
+    honest = asyncio.Event()
+
+    async def describe(_: IslandId, __: bytes, stream: BulkStream) -> None:
+        await stream.send(encode(Described(incarnation="0" * 16, position=b"p0", columns=COLUMNS)))
+
+    async def read(_: IslandId, __: bytes, stream: BulkStream) -> None:
+        if not honest.is_set():
+            await lie(stream)
+        else:
+            await opened(stream)
+            await deliver(stream, b"p0", b"p1", 3, payload(3))
+            await stream.send(encode(Heartbeat(position=b"p1")))
+        await stream.receive()
+
+    liar.on_bulk(DESCRIBE, describe)
+    liar.on_bulk(READ, read)
+    async with running(b, wire, BETA) as subscriber:
+        channel = await subscriber.subscribe(ALPHA)
+        await until(lambda: channel.status.state == "error")
+        assert total(b) == 0
+        assert sorted(path.name for path in (b.path / "streams" / "mine").iterdir()) == ["part-00000000.parquet"]
+        honest.set()
+        channel.redial.set()
+        await until(lambda: total(b) == 3)
