@@ -59,7 +59,7 @@ async def test_real_alerts_with_their_images(tmp_path: Path, shared_data: Path) 
     assert {(row["objectId"], row["candid"]): row["cutoutScience"]["stampData"] for row in found} == want
     assert len(found) == len(want) > 5
     assert not watched.problem
-    assert "tns" in watched.note
+    assert "part-3-305711.avro" in watched.note
 
 
 async def test_real_alerts_of_two_brokers_do_not_mix(tmp_path: Path, shared_data: Path) -> None:
