@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from island.errors import IslandError
+from island.home import Endpoint
 
 T = TypeVar("T")
 
@@ -120,6 +121,10 @@ class Place:
     def environment(self) -> dict[str, str]:
         """The environment in which programs find this island."""
         return {**os.environ, "ISLAND_HOME": str(self.home)}
+
+    def home_endpoint(self) -> Endpoint:
+        """URL and administrator's token."""
+        return Endpoint(self.url, (self.home / "token").read_text("utf-8").strip())
 
     @property
     def user_token(self) -> str:

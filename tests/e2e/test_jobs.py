@@ -1,0 +1,193 @@
+"""Sessions and batches across two real daemons with real Spark: by the commands and by an unmodified Livy client."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from island.cli.demo.place import ISLAND, Place, wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.spark]
+
+
+class Two:
+    """`lick` has two datasets and accepts members' code; `laptop` has nothing and accepts nobody's."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.lick = Place(root, "lick")
+        self.laptop = Place(root, "laptop", dialled=False)
+        self.lick.configure("accept_from", '["members"]')
+        self.lick.configure("foreign_code", '"any"')
+        self.lick.configure("same_user", "true")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+    found = Two(tmp_path_factory.mktemp("two"))
+    try:
+        found.lick.start()
+        found.laptop.start()
+        found.laptop.command("peer", "join", found.lick.command("peer", "invite").strip())
+        numbers = found.root / "numbers"
+        numbers.mkdir()
+        pq.write_table(pa.table({"n": list(range(1000)), "half": [n / 2 for n in range(1000)]}), numbers / "a.parquet")
+        nested = found.root / "nested.avro"
+        schema = {
+            "type": "record",
+            "name": "R",
+            "fields": [
+                {"name": "id", "type": "long"},
+                {"name": "inner", "type": {"type": "record", "name": "I", "fields": [{"name": "x", "type": "double"}]}},
+                {"name": "raw", "type": ["null", "bytes"]},
+            ],
+        }
+        with nested.open("wb") as file:
+            rows = [{"id": n, "inner": {"x": n * 1.5}, "raw": b"\x00\xff" if n % 2 else None} for n in range(40)]
+            fastavro.writer(file, fastavro.parse_schema(schema), rows)
+        found.lick.command("dataset", "publish", str(numbers), "--name", "numbers")
+        found.lick.command("dataset", "publish", str(nested), "--name", "nested.v1")
+        wait_for(
+            "both datasets at the laptop",
+            lambda: True if len(found.laptop.json("dataset", "ls")) == 2 else None,
+            30,
+        )
+        yield found
+    finally:
+        found.laptop.stop()
+        found.lick.stop()
+
+
+def island(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*ISLAND, "--home", str(place.home), *arguments], capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def job(place: Place, key: str) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = place.json("job", "ls")
+    return next(row for row in rows if key in (row["job"], str(row["id"])))
+
+
+def test_a_session_goes_to_its_data_and_its_results_stay(two: Two) -> None:
+    opened = island(
+        two.laptop, "session", "open", "--kind", "pyspark", "--input", "lick/numbers", "--input", "lick/nested.v1"
+    )
+    assert opened.returncode == 0, opened.stderr
+    session = opened.stdout.strip()
+    assert session.isdigit() and "lick" in opened.stderr
+
+    def run(code: str, *more: str) -> str:
+        done = island(two.laptop, "session", "exec", session, code, *more)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert run("spark.table('lick__numbers').count()") == "1000"
+    assert run("spark.table('numbers').selectExpr('sum(half)').first()[0]") == "249750.0"
+    assert (
+        run("spark.table('lick__nested_v1').where('raw IS NOT NULL').selectExpr('sum(inner.x)').first()[0]") == "600.0"
+    )
+    assert run("spark.read.parquet(spark.conf.get('spark.island.path.lick__numbers')).count()") == "1000"
+    answer = json.loads(run("SELECT max(n) AS top FROM numbers", "--kind", "sql", "--json"))
+    assert answer["output"]["data"]["application/json"]["data"] == [[999]]
+
+    failed = island(two.laptop, "session", "exec", session, "1/0")
+    assert failed.returncode == 1 and "ZeroDivisionError" in failed.stderr
+
+    row = next(r for r in two.laptop.json("job", "ls") if str(r["id"]) == session and r["kind"] == "session")
+    assert {"id", "job", "kind", "state", "island", "owner", "inputs"} <= set(row)
+    assert (row["island"], row["state"]) == ("lick", "idle")
+    by_prefix = two.laptop.json("job", "show", row["job"][:20])
+    assert by_prefix["job"] == row["job"]
+
+    considered = {r["island"]: r for r in two.laptop.json("job", "explain", row["job"])}
+    assert set(considered) == {"lick", "laptop"}
+    assert considered["lick"]["chosen"] and not considered["laptop"]["chosen"]
+    assert considered["laptop"]["missing_bytes"] > 0 == considered["lick"]["missing_bytes"]
+
+    assert island(two.laptop, "session", "close", session).returncode == 0
+    two.laptop.stop()
+    two.laptop.start()
+    kept = two.laptop.json("job", "show", row["job"])
+    assert kept["state"] not in {"idle", "busy"}
+    from island.client import Api
+
+    statements = Api(two.laptop.home_endpoint()).get(f"/api/v1/jobs/{row['job']}/statements")
+    texts = [s["output"]["data"].get("text/plain") for s in statements if s["output"]["status"] == "ok"]
+    assert texts[0] == "1000"
+
+
+def test_a_table_that_is_no_input_names_the_line_to_add(two: Two) -> None:
+    opened = island(two.laptop, "session", "open", "--kind", "sql")
+    assert opened.returncode == 0, opened.stderr
+    session = opened.stdout.strip()
+    try:
+        done = island(two.laptop, "session", "exec", session, "SELECT count(*) FROM lick__numbers")
+        assert done.returncode == 1
+        assert "spark.island.inputs" in done.stderr and "lick/numbers" in done.stderr
+        assert job(two.laptop, session)["island"] == "laptop"  # no inputs: nothing draws it away
+    finally:
+        island(two.laptop, "session", "close", session)
+
+
+def test_a_batch_runs_at_the_data_and_tells_its_end(two: Two, tmp_path: Path) -> None:
+    script = tmp_path / "count.py"
+    script.write_text(
+        "import sys\n"
+        "from pyspark.sql import SparkSession\n"
+        "spark = SparkSession.builder.getOrCreate()\n"
+        "print('COUNTED', spark.table('lick__numbers').where(f'n < {sys.argv[1]}').count())\n"
+    )
+    done = island(two.laptop, "job", "submit", str(script), "--input", "lick/numbers", "--arg", "10")
+    assert done.returncode == 0, done.stderr
+    batch = done.stdout.strip()
+    waited = island(two.laptop, "job", "wait", batch)
+    assert waited.returncode == 0, waited.stderr
+    logs = island(two.laptop, "job", "logs", batch).stdout
+    assert "COUNTED 10" in logs
+    row = job(two.laptop, batch)
+    assert (row["kind"], row["state"], row["island"]) == ("batch", "success", "lick")
+
+    script.write_text("raise SystemExit(3)\n")
+    failing = island(two.laptop, "job", "submit", str(script)).stdout.strip()
+    assert island(two.laptop, "job", "wait", failing).returncode == 1
+    assert job(two.laptop, failing)["state"] in {"dead", "error"}
+
+
+def test_a_job_that_nobody_may_run_says_which_key_forbids_it(two: Two) -> None:
+    """lick's user asks for the laptop, which accepts no foreign code."""
+    done = island(two.lick, "session", "open", "--kind", "sql", "--at", "laptop")
+    assert done.returncode == 1
+    session = next(r for r in two.lick.json("job", "ls") if r["kind"] == "session")
+    reasons = {r["island"]: r["reason"] for r in two.lick.json("job", "explain", session["job"])}
+    assert "accept_from" in reasons["laptop"] or "foreign_code" in reasons["laptop"]
+
+
+def test_an_unmodified_livy_client_cancels(two: Two) -> None:
+    from livy import LivySession, SessionKind
+
+    with LivySession.create(
+        two.laptop.url,
+        auth=("anybody", two.laptop.user_token),
+        kind=SessionKind.PYSPARK,
+        spark_conf={"spark.island.inputs": "lick/numbers"},
+        echo=False,
+    ) as session:
+        assert session.download("spark.table('numbers').where('n < 3')").n.tolist() == [0, 1, 2]
+        running = session.client.create_statement(session.session_id, "import time; time.sleep(300)")
+        session.client.cancel_statement(session.session_id, running.statement_id)
+
+        def stopped() -> bool | None:
+            state = session.client.get_statement(session.session_id, running.statement_id).state.value
+            return True if state in {"cancelled", "error", "available"} else None
+
+        wait_for("the statement to be cancelled", stopped, 30)
+        assert session.run("'alive'").text == "'alive'"
