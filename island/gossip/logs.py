@@ -31,6 +31,8 @@ DUPLICATES = counter("gossip_duplicates", "Batches that came although they were 
 REJECTS = counter("gossip_rejects", "Batches that were not stored, by why", ("why",))
 ORIGINS = gauge("gossip_origins", "Islands whose logs are stored")
 
+RECORDS = gauge("gossip_records", "Records of all islands that are stored")
+
 SIGNATURE = "gossip-batch"
 """The use that a batch's signature is for."""
 
@@ -87,6 +89,10 @@ class Logs:
         if rebuilt:
             log.info("gossip.projected", kinds=",".join(rebuilt))
         ORIGINS.set(len(self.positions))
+
+    async def count(self) -> None:
+        """Bring the number of records in the metrics up to date."""
+        RECORDS.set(await self._db.read(store.count_records))
 
     def forget(self, peer: IslandId) -> None:
         """The session with `peer` is gone."""

@@ -34,6 +34,9 @@ BATCHES_OUT = counter("gossip_batches_signed", "Batches that this island signed"
 BOOT_PEERS, BOOT_WAIT = 3, 30.0
 """Before the first signature: how many peers' heads are waited for, and how long in seconds."""
 
+BOOT_SETTLE = 3.0
+"""Seconds in which sessions with known islands are expected; after that those that are linked are enough."""
+
 Truth = Callable[[sqlite3.Connection], dict[str, bytes]]
 
 
@@ -201,7 +204,9 @@ class OwnLog:
         if not self._ready:
             links = len(self._peers.links())
             waited = self._clock.monotonic() - self._booted
-            enough = min(BOOT_PEERS, links) if links else int(self._has_others())
+            known = len(self._logs.positions) - int(self._logs.me in self._logs.positions)
+            live = max(links, known) if waited < BOOT_SETTLE else links
+            enough = min(BOOT_PEERS, live) or int(self._has_others())
             if len(self._heard) >= enough or waited >= BOOT_WAIT:
                 self._ready = True
                 log.debug("gossip.signs", heard=len(self._heard), waited_s=round(waited, 1))

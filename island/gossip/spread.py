@@ -16,7 +16,7 @@ from island.errors import PeerMisbehaved, PeerRefused, Unreachable
 from island.gossip import core
 from island.gossip.core import Difference
 from island.gossip.logs import Logs, Taken
-from island.gossip.messages import PAGE_LIMIT, WANTS_A_PAGE, Delta, Digest, Heads, Page, Pull, Want
+from island.gossip.messages import HEADS_A_PAGE, PAGE_LIMIT, WANTS_A_PAGE, Delta, Digest, Heads, Page, Pull, Want
 from island.gossip.own import OwnLog
 from island.kernel import codec
 from island.kernel.ids import IslandId, island_id
@@ -35,11 +35,20 @@ INTERVAL = 5.0
 PUSH_LIMIT = 32 * 1024
 """Bytes that are pushed in one go; of more, the others are told to look."""
 
+COUNT_EVERY = 12
+"""Rounds of anti-entropy between two counts of the records, for the metrics."""
+
 AT_ONCE = 4
 """Exchanges that this island runs at one time."""
 
 PAUSE = 0.1
 """Seconds between two exchanges with one island."""
+
+MAX_PAGES = core.MAX_ORIGINS // HEADS_A_PAGE + 3
+"""Pages of heads in one exchange: of all origins that may be known."""
+
+IDLE_PAGES = 3
+"""Pages in a row that may bring nothing before a pull is given up."""
 
 TIMEOUT = 4.0
 """Seconds in which a peer must answer a request."""
@@ -128,10 +137,14 @@ class Spread:
     # --- exchanges ----------------------------------------------------------------------------
 
     async def _anti_entropy(self) -> None:
+        rounds = 0
         while True:
             await asyncio.sleep(INTERVAL * (0.75 + 0.5 * self._rng.random()))
             if links := self._peers.links():
                 self.look_at(self._rng.choice(links).island)
+            rounds += 1
+            if rounds % COUNT_EVERY == 1:
+                await self._logs.count()
 
     async def _look_loop(self, tasks: Tasks) -> None:
         while True:
@@ -151,7 +164,10 @@ class Spread:
         except (Unreachable, PeerRefused, PeerMisbehaved) as error:
             EXCHANGES.labels("failed").inc()
             failures = self._failures[peer] = self._failures.get(peer, 0) + 1
-            log.debug("gossip.exchange_failed", peer=peer, error=error.message)
+            if isinstance(error, PeerMisbehaved):
+                log.warning("gossip.misbehaved", peer=peer, error=error.message)
+            else:
+                log.debug("gossip.exchange_failed", peer=peer, error=error.message)
             await asyncio.sleep(backoff(failures, self._rng))
             if self._peers.link(peer) is not None and failures < 5:
                 self._due[peer] = None
@@ -162,7 +178,7 @@ class Spread:
     async def _exchange(self, peer: IslandId) -> str:
         """Compare with `peer` and exchange what differs; returns the outcome for the metrics."""
         after, outcome = b"", "equal"
-        while True:
+        for _ in range(MAX_PAGES):
             asked = self._logs.positions.digest(after)
             answer = codec.decode(await self._ask(peer, "gossip.digest", codec.encode(asked)), Heads)
             if (answer.roster, answer.root) == (asked.roster, asked.root):
@@ -181,32 +197,32 @@ class Spread:
         return outcome
 
     async def _pull(self, peer: IslandId, wants: Sequence[Want]) -> None:
-        """Pull what is wanted, page by page, as long as every page brings something."""
+        """Pull what is wanted, page by page, as long as the pages bring something."""
         todo = {want.origin: want for want in wants}
         doubted: set[bytes] = set()
-        while todo:
+        idle = 0
+        while todo and idle < IDLE_PAGES:
             asked = list(todo.values())[:WANTS_A_PAGE]
-            body = codec.encode(Pull(wants=tuple(asked)))
-            page = codec.decode(await self._ask(peer, "gossip.pull", body), Page)
+            page = codec.decode(await self._ask(peer, "gossip.pull", codec.encode(Pull(wants=tuple(asked)))), Page)
             taken = await self._logs.take(peer, page.deltas)
             self._relay(taken, peer)
+            idle = 0 if taken.fresh else idle + 1
             if taken.throttled:
                 await asyncio.sleep(1.0)
                 continue
-            progress = {delta.origin for delta in taken.fresh}
+            came = {delta.origin for delta in page.deltas}
+            brought = {delta.origin for delta in taken.fresh}
             for want in asked:
-                # What fitted may be only the beginning; what brought nothing is not asked for again.
-                if page.more and (want.origin in progress or want.origin not in {d.origin for d in page.deltas}):
+                # What came may be only the beginning; what brought nothing is not asked for again.
+                if page.more and (want.origin in brought or want.origin not in came):
                     head = self._logs.positions.get(island_id(want.origin))
-                    todo[want.origin] = Want(origin=want.origin, epoch=want.epoch, after=head.seq)
+                    todo[want.origin] = Want(origin=want.origin, epoch=want.epoch, after=max(want.after, head.seq))
                 else:
                     del todo[want.origin]
             for doubt in taken.doubts:
                 if doubt.origin not in doubted:
                     doubted.add(doubt.origin)
                     todo[doubt.origin] = doubt
-            if not page.deltas:
-                return
 
     async def _offer(self, peer: IslandId, difference: Difference) -> None:
         """Push what `peer` lacks if it is little; else tell it to look here."""

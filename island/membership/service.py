@@ -135,7 +135,7 @@ class Membership:
 
     def resolve(self, text: str) -> IslandId:
         """The island that `text` names; raises `NotFound` with the nearest names, or `Ambiguous`."""
-        return self._names.resolve(text)
+        return IslandId(text) if text in self._known else self._names.resolve(text)
 
     def is_up(self, island: IslandId) -> bool:
         """Whether it is worth asking this island."""
@@ -363,6 +363,8 @@ class Membership:
                 known = self._known[origin]
                 contact = known.contact
                 known.contact = Contact(contact.linked, contact.since, now, contact.was_linked)
+            elif origin not in self._known:  # it has said something, and not yet who it is
+                self._learn(origin, None, self._clock.wall())
             self._heads[origin] = seq
         records = await self._db.read(lambda conn: store.islands(conn, touched)) if touched else {}
         for origin in touched:

@@ -11,7 +11,7 @@ import pytest
 from island.gossip import core
 from island.gossip.core import Head
 from island.gossip.logs import SIGNATURE
-from island.gossip.messages import BATCH_LIMIT, Body, Delta, Entry, HeadOf, Heads, Page, Proof, SignedBody, Want
+from island.gossip.messages import BATCH_LIMIT, Body, Delta, Digest, Entry, HeadOf, Heads, Page, Proof, SignedBody, Want
 from island.kernel import codec
 from island.kernel.ids import key_bytes
 from island.kernel.ports import SeededRng
@@ -260,3 +260,32 @@ def test_kinds_and_fields_that_nobody_knows_travel_unread() -> None:
             assert await island.m.servers() == []
 
     simulate(6, scenario)
+
+
+def test_endless_pages_that_bring_nothing_are_given_up() -> None:
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 2)
+        batch = liar.batch(Head(), [("test/a", b"1")])
+        questions = 0
+
+        async def digest(_peer: object, body: bytes) -> bytes:
+            asked = codec.decode(body, Digest)
+            start = int.from_bytes(asked.after)
+            heads = tuple(
+                HeadOf(origin=(start + n).to_bytes(32), epoch=1, seq=9, head=b"12345678") for n in range(1, 801)
+            )
+            return codec.encode(Heads(roster=bytes(32), root=bytes(32), keyed=heads, more=True))
+
+        async def pull(_peer: object, _body: bytes) -> bytes:
+            nonlocal questions
+            questions += 1
+            return codec.encode(Page(deltas=(liar.delta(batch),), more=True))
+
+        liar.peers._requests["gossip.digest"] = digest
+        liar.peers._requests["gossip.pull"] = pull
+        await liar.say_bytes(world.islands[0], b"", "gossip.look")
+        await asyncio.sleep(60)
+        assert 0 < questions < 1500
+        await liar.leave()
+
+    simulate(8, scenario)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -259,11 +259,11 @@ class SimPeers:
             listener(peer, False)
 
     def _pushed(self, source: IslandId, kind: str, body: bytes) -> None:
-        self.tasks.spawn(f"push {kind}", self._guard(source, self._pushes[kind](source, body)))
+        self.tasks.spawn(f"push {kind}", self._handle(source, kind, body))
 
-    async def _guard(self, source: IslandId, handling: Awaitable[None]) -> None:
+    async def _handle(self, source: IslandId, kind: str, body: bytes) -> None:
         try:
-            await handling
+            await self._pushes[kind](source, body)
         except PeerMisbehaved as error:
             self._blame(source, error)
 

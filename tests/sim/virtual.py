@@ -7,7 +7,7 @@ import selectors
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
-from island.kernel.loops import Tasks, _guarded
+from island.kernel.loops import EXPECTED, Tasks
 
 T = TypeVar("T")
 
@@ -94,7 +94,17 @@ class SimTasks(Tasks):
         return self._start(name, coroutine)
 
     def spawn(self, name: str, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
-        return self._start(name, _guarded(name, coroutine))
+        task = self._start(name, self._guard(coroutine))
+        task.add_done_callback(lambda _: coroutine.close())  # one that is cancelled before its first step
+        return task
+
+    async def _guard(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        try:
+            await coroutine
+        except EXPECTED:
+            return
+        except Exception as error:  # noqa: BLE001 - the daemon logs such a bug; a simulation fails with it
+            self.failure = self.failure or error
 
     def _start(self, name: str, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         number = self._count = self._count + 1
