@@ -38,6 +38,8 @@ REQUEST_RUNS = 48
 STREAMS = 8
 """Transfers at once."""
 STREAMS_A_HOLDER = 4
+_SLOW = 2**20
+"""Bytes a second below which several streams would only starve one another."""
 _BLOCK = 2**20
 """Verified and written in one go."""
 _GRUDGE_S = 120.0
@@ -201,6 +203,8 @@ class Fetcher:
             holder = core.choose([self._candidate(island, attempts, now) for island in holders], size, now)
             if holder is None:
                 tried = [attempts.get(island) for island in holders]
+                if any(self._is_busy(island) for island in holders):
+                    quiet_since = now  # it is delivering to others of us; the turn of this transfer comes
                 left = quiet_since + self._patience.nothing - now
                 if left <= 0 or (tried and all(attempt and attempt.final for attempt in tried)):
                     raise self._failure(held, batch, holders, attempts)
@@ -209,6 +213,12 @@ class Fetcher:
                 continue
             if await self._attempt(held, holder, rest, attempts.setdefault(holder, _Attempts()), claim):
                 quiet_since = self._clock.monotonic()
+
+    def _is_busy(self, island: IslandId) -> bool:
+        """Whether as many streams come from a holder as should: one where they are slow anyway."""
+        link, known = self._peers.link(island), self._known.get(island)
+        slow = link is not None and link.bandwidth is not None and link.bandwidth < _SLOW
+        return known is not None and known.streams >= (1 if slow else STREAMS_A_HOLDER)
 
     def _candidate(self, island: IslandId, attempts: dict[IslandId, _Attempts], now: float) -> core.Candidate:
         link = self._peers.link(island)
@@ -220,7 +230,7 @@ class Fetcher:
             rest_until = float("inf")
         elif attempt and self._linked_at.get(island, 0.0) <= attempt.failed_at:
             rest_until = attempt.rest_until
-        if known.streams >= STREAMS_A_HOLDER:
+        if self._is_busy(island):
             rest_until = max(rest_until, now + 0.05)
         return core.Candidate(
             island=island,

@@ -90,13 +90,13 @@ class HeldSnapshot:
 
 
 class Store:
-    """All that is kept of other islands' data."""
+    """All that is kept of other islands' data. `threads=False` blocks instead: for simulations in virtual time."""
 
-    def __init__(self, db: Database, root: Path, clock: Clock) -> None:
+    def __init__(self, db: Database, root: Path, clock: Clock, *, threads: bool = True) -> None:
         self._db, self._clock = db, clock
         self.files = ChunkFiles(root)
         self.snapshots: dict[tuple[IslandId, str, str], HeldSnapshot] = {}
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="chunks")
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="chunks") if threads else None
         self._closed = False
         self._moved: dict[tuple[IslandId, str, str], list[int]] = {}
         self._loading: dict[tuple[int, str], asyncio.Lock] = {}
@@ -117,12 +117,15 @@ class Store:
     def close(self) -> None:
         """End the threads; what they began is finished."""
         self._closed = True
-        self._threads.shutdown(wait=True)
+        if self._threads is not None:
+            self._threads.shutdown(wait=True)
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run a blocking function on the store's threads."""
         if self._closed:
             raise IslandError("the island is stopping", hint="Ask again when it runs.")
+        if self._threads is None:
+            return function()
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     @property
@@ -166,7 +169,10 @@ class Store:
         return known
 
     def _trim(self, held: HeldSnapshot) -> None:
-        for path in list(held.files)[: max(0, len(held.files) - _OPEN_FILES)]:
+        if len(held.files) <= _OPEN_FILES:
+            return
+        # A tenth at once, so that the next files cost nothing.
+        for path in list(held.files)[: _OPEN_FILES // 10]:
             file = held.files[path]
             if not (file.dirty or file.arriving):
                 del held.files[path]

@@ -40,6 +40,7 @@ from island.replicas.materialise import Views
 from island.replicas.messages import ChunkRequest
 from island.replicas.serving import Blocks, Server
 from island.replicas.space import Space
+from island.trust import journal
 from island.trust.service import Trust
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ KEPT_FOR_S = 24 * 3600.0
 """For how long a session may read a replica by its path; it is not evicted before."""
 
 _KNOWN_MANIFESTS = 64
-_WAITING_PAGES = 8 * 2**20
+_WAITING_PAGES = 4 * 2**20
 _KNOWN_HASHES = 512
 
 
@@ -81,11 +82,12 @@ class Replicas:
         home: Path,
         state: Database,
         patience: Patience | None = None,
+        threads: bool = True,
     ) -> None:
         self._db, self._state = chunks, state
         self._catalog, self._gossip, self._membership, self._trust = catalog, gossip, membership, trust
         self._clock, self._rng = clock, rng
-        self.held = Store(chunks, home / "replicas", clock)
+        self.held = Store(chunks, home / "replicas", clock, threads=threads)
         self.space = Space(
             self.held,
             clock,
@@ -181,7 +183,7 @@ class Replicas:
         if found is None:
             found = self._manifests[key] = await self._load_manifest(key)
             if len(self._manifests) > _KNOWN_MANIFESTS:
-                self._manifests.popitem(last=False)
+                self._pages.pop(self._manifests.popitem(last=False)[0], None)
         self._manifests.move_to_end(key)
         return found
 
@@ -524,6 +526,14 @@ class Replicas:
         path = await self._views.path(manifest.snapshot, form, files, progress)
         self.space.other_bytes = await self.held.run(self._views.converted_bytes)
         return path
+
+    async def note(self, user: str, act: str, resolved: Resolved, outcome: str, **detail: object) -> None:
+        """Write into the journal what a user of this island did with a dataset."""
+        what, at = f"{resolved.owner_name}/{resolved.name}", self._clock.wall()
+        who, told = self._trust.who(user), {"snapshot": resolved.snapshot, **detail}
+        await self._state.write(
+            lambda conn: journal.append(conn, at=at, who=who, act=act, what=what, outcome=outcome, detail=told)
+        )
 
     async def drop(self, resolved: Resolved) -> int:
         """Delete what is here of another island's snapshot; the bytes that became free."""

@@ -313,6 +313,9 @@ class Gossip:
 class Trust:
     me: IslandId
 
+    def who(self, user: str) -> str:
+        return f"{user}@test"
+
 
 @dataclass
 class Island:

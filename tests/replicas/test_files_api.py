@@ -14,7 +14,9 @@ import pytest
 from island.catalog.messages import Resolved
 from island.errors import IslandError
 from island.kernel import codec
+from island.kernel.db import Database
 from island.replicas.messages import ChunkRequest, Piece
+from island.trust import journal
 from tests.replicas.archipelago import Archipelago, Island, good_until, user_port
 
 DATA = bytes(range(256)) * 12_000
@@ -146,6 +148,12 @@ async def test_fetch_reports_progress_and_drop_frees_it_again(site: Site) -> Non
         assert (await gone.json())["freed"] == site.resolved.record.size
     assert not site.reader.gossip.records
     assert not list((site.reader.home / "replicas").rglob("*.bin"))
+    state = Database.open(site.reader.home, "state")
+    try:
+        told = await state.read(journal.entries)
+    finally:
+        state.close()
+    assert sorted(entry.act for entry in told) == ["dataset.drop", "dataset.fetch"]
 
 
 async def test_an_error_after_the_first_byte_breaks_the_connection(site: Site) -> None:

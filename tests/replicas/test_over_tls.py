@@ -39,7 +39,7 @@ class Over(Exception):
 class Island:
     """The services of one island below jobs and streams, wired as the daemon does it."""
 
-    def __init__(self, home: Path, name: str) -> None:
+    def __init__(self, home: Path, name: str, listen: str = "127.0.0.1:0") -> None:
         self.name, self.home = name, home
         home.mkdir(exist_ok=True)
         if not (home / "key").exists():
@@ -53,7 +53,7 @@ class Island:
             self.trust,
             CLOCK,
             RNG,
-            listen="127.0.0.1:0",
+            listen=listen,
             advertise=[],
             addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - made below
         )
@@ -206,3 +206,21 @@ async def test_when_the_only_holder_is_gone_the_error_says_so(tmp_path: Path, da
         with pytest.raises(Unreachable, match=r"held by owner \((suspect|down) since .* UTC\), and nobody else"):
             await second.replicas.read(resolved, "part0.parquet", 0, resolved.record.size)
         assert len(await second.replicas.read(resolved, "part0.parquet", 0, 10)) == 10
+
+
+async def test_two_islands_that_cannot_be_dialled_read_from_one_another_through_a_third(
+    tmp_path: Path, data: Path
+) -> None:
+    async with (
+        Island(tmp_path / "middle", "middle").running() as middle,
+        Island(tmp_path / "owner", "owner", listen="").running() as owner,
+        Island(tmp_path / "laptop", "laptop", listen="").running() as laptop,
+    ):
+        await join(middle, owner)
+        await join(middle, laptop)
+        await owner.catalog.publish("administrator@owner", data, "galaxies")
+        resolved = await laptop.resolved("owner/galaxies")
+        whole = (data / "part2.parquet").read_bytes()
+        assert await laptop.replicas.read(resolved, "part2.parquet", 0, len(whole)) == whole
+        assert await owner.replicas.sent(resolved) == len(whole)
+        assert await middle.replicas.sent(resolved) == 0

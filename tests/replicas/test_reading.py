@@ -10,7 +10,10 @@ import pytest
 
 from island.catalog.messages import Resolved
 from island.errors import Changed, Full, NotFound, PeerMisbehaved, Unreachable
+from island.kernel.ids import IslandId
+from island.kernel.ports import BulkStream
 from island.replicas import chunks
+from island.replicas.fetching import Patience
 from tests.replicas.archipelago import Archipelago, Island, key_of
 
 MIB = 2**20
@@ -269,6 +272,29 @@ async def test_hostile_answers_are_refused_in_bounded_memory(fault: str, there: 
         await reader.replicas._write_back()
         assert (list(await reader.replicas.faults()) == [liar.me]) == (fault != "silent")
         assert (await owner.replicas.sent(resolved)) > 0
+
+
+async def test_a_slow_holder_is_waited_for_as_long_as_it_delivers(there: Archipelago, tmp_path: Path) -> None:
+    data = content(24 * MIB)
+    resolved = publish(there, tmp_path / "pub", {"a.bin": data})
+    impatient = Patience(nothing=0.2, block=5.0, open=1.0)
+    async with there.island("owner") as owner, there.island("reader", patience=impatient) as reader:
+        real = owner.peers.handlers["chunks"]
+
+        async def slowly(peer: IslandId, body: bytes, stream: BulkStream) -> None:
+            send = stream.send
+
+            async def late(block: bytes) -> None:
+                await asyncio.sleep(0.005)
+                await send(block)
+
+            stream.send = late  # type: ignore[method-assign]  # this end of this one stream
+            await real(peer, body, stream)
+
+        owner.peers.handlers["chunks"] = slowly
+        reader.peers.bandwidth[owner.me] = 100_000.0
+        await reader.replicas.fetch(resolved)
+        assert await reader.replicas.read(resolved, "a.bin", 0, 24 * MIB) == data
 
 
 # --- the owner --------------------------------------------------------------------------------

@@ -60,19 +60,27 @@ class _Files:
         return base.reply(await self._about(await self._resolve(request)))
 
     async def drop(self, request: web.Request) -> web.Response:
-        base.administrator(request)
+        who = base.administrator(request)
         resolved = await self._resolve(request)
         freed = await self._replicas.drop(resolved)
+        await self._replicas.note(who.user, "dataset.drop", resolved, "done", bytes=freed)
         return base.reply({**await self._about(resolved), "freed": freed})
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:
+        who = base.principal(request)
         resolved = await self._resolve(request)
 
         async def work(progress: base.Progress) -> dict[str, Any]:
             before = (await self._replicas.status(resolved)).bytes_moved
-            await self._replicas.fetch(resolved, progress)
+            try:
+                await self._replicas.fetch(resolved, progress)
+            except IslandError as error:
+                await self._replicas.note(who.user, "dataset.fetch", resolved, "failed", error=error.message[:500])
+                raise
             about = await self._about(resolved)
-            return {**about, "fetched": about["bytes_moved"] - before}
+            fetched = about["bytes_moved"] - before
+            await self._replicas.note(who.user, "dataset.fetch", resolved, "done", bytes=fetched)
+            return {**about, "fetched": fetched}
 
         return await base.stream(request, work)
 
