@@ -28,6 +28,7 @@ log = structlog.get_logger("island")
 BYTES = counter("peer_bytes", "Payload bytes of frames between islands", ("session", "direction"))
 
 _CLOSE_S = 1.0
+_FIRST_PINGS = 4
 
 
 class _Over(Exception):
@@ -68,7 +69,7 @@ class Session:
         self._heard = self._progress_at = clock.monotonic()
         self._written = self._flushed = 0
         self._pings: dict[int, float] = {}
-        self._ping_count = 0
+        self._ping_count = self._samples = 0
         self._received_bytes = BYTES.labels(self.name_of_class, "received")
         self._sent_bytes = BYTES.labels(self.name_of_class, "sent")
 
@@ -207,11 +208,15 @@ class Session:
         sent = self._pings.pop(nonce, None)
         if sent is None:
             raise PeerMisbehaved("an answer to a keepalive that was not sent")
-        sample = self._clock.monotonic() - sent
-        first = self.rtt is None
-        self.rtt = sample if self.rtt is None else 0.875 * self.rtt + 0.125 * sample
-        if first:
-            self._ping()  # so that the other side knows it too, at once
+        self._samples += 1
+        sample, known = self._clock.monotonic() - sent, self.rtt
+        if known is None or self._samples <= _FIRST_PINGS:
+            # The first ones come while both sides are busy with the beginning: the quickest is the truest.
+            self.rtt = sample if known is None else min(known, sample)
+        else:
+            self.rtt = 0.875 * known + 0.125 * sample
+        if self._samples < _FIRST_PINGS:
+            self._ping()  # which tells the other side, too
 
     async def _keep_alive(self) -> None:
         pinged = None

@@ -82,7 +82,7 @@ def view_row(view: IslandView, link: Link | None) -> dict[str, Any]:
         "name": view.name,
         "state": view.state,
         "since": base.iso(view.since),
-        "address": (link.address if link else None) or next(iter(view.addresses), None),
+        "address": _address(view, link),
         "rtt_ms": _milliseconds(link.rtt if link else None),
         "dialled": link.dialled if link else None,
         "linked": link is not None,
@@ -108,12 +108,20 @@ def link_row(link: Link, name: str) -> dict[str, Any]:
     }
 
 
+def _address(view: IslandView, link: Link | None) -> str | None:
+    """Where the island is dialled; of one that only dials out, where its session comes from."""
+    if link is not None and link.dialled:
+        return link.address
+    return next(iter(view.addresses), None) or (link.address if link else None)
+
+
 def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
 
 
 def _shown(membership: Membership, peers: PeerSessions, island: IslandId) -> str:
     try:
-        return membership.view(island).display
+        view = membership.view(island)
     except NotFound:
         return peers.name(island)
+    return view.display if view.name else peers.name(island)
