@@ -128,6 +128,24 @@ async def test_pyarrow_dataset_reads_with_filters(site: Site) -> None:
     pd.testing.assert_frame_equal(found.reset_index(drop=True), wanted[wanted.c0 < 1000].reset_index(drop=True))
 
 
+async def test_the_daemon_is_found_by_home_by_environment_and_by_endpoint(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.publish("tables")
+    by_endpoint = {"endpoint": site.url, "token": "user-token"}
+    found = await run(pd.read_parquet, "island://owner/tables", columns=["c1"], storage_options=by_endpoint)
+    assert len(found) == 3 * ROWS
+    by_url = fsspec.filesystem("island", url=site.url, token="user-token")
+    assert await run(by_url.isfile, "owner/tables/a.parquet")
+    monkeypatch.setenv("ISLAND_HOME", str(site.reader.home))
+
+    def read() -> int:
+        dataset = pads.dataset("fsspec+island://owner/tables", format="parquet")
+        return int(dataset.to_table(columns=["c1"]).num_rows)
+
+    assert await run(read) == 3 * ROWS
+
+
 async def test_a_dataset_of_one_file_is_a_folder_with_that_file(site: Site) -> None:
     (site.folder / "one").mkdir()
     frame(5).to_parquet(site.folder / "one" / "only.parquet")
