@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from island.errors import Conflict, IslandError
+from island.errors import Conflict, IslandError, PeerMisbehaved
 from island.formats import rows
+from island.streams import tables
 
 
 class Outdated(IslandError):
@@ -52,12 +53,15 @@ class Segments:
             return self._attempt, swept
 
     def write(self, attempt: int, number: int, batches: Sequence[Any], schema: Any) -> tuple[str, int, int]:
-        """Write one segment durably: (file name, rows, bytes). Raises `Outdated`, `Full`."""
+        """Write one segment durably: (file name, rows, bytes). Raises `Outdated`, `Full`, `PeerMisbehaved`."""
         name = f"part-{number:08d}.parquet"
         with self._lock:
             if attempt != self._attempt:
                 raise Outdated("this attempt was given up")
-            count, size = rows.write_parquet(batches, self.folder / name, schema=schema)
+            try:
+                count, size = rows.write_parquet(batches, self.folder / name, schema=schema)
+            except tables.WRITE_ERRORS as error:
+                raise PeerMisbehaved(f"the rows have no Parquet form: {str(error)[:200]}") from error
         return name, count, size
 
     def remove_empty(self) -> None:

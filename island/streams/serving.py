@@ -47,7 +47,7 @@ from island.streams.tasks import Run, in_thread, raise_first
 log = structlog.get_logger("island")
 
 STREAMS_A_PEER = 64
-STREAMS = 512
+STREAMS = 256
 HEARTBEAT = 5.0
 """Seconds between two messages to a subscriber that has everything."""
 
@@ -297,7 +297,10 @@ class _Reader:
         """(rows looked at, those that satisfy the predicate) in pieces that are not too large to send."""
         found = []
         for _, piece in tables.slices(batch, PIECE):
-            kept = self._bound.filter(piece)
+            try:
+                kept = self._bound.filter(piece)
+            except tables.WRITE_ERRORS as error:
+                raise BadInput(f"the condition cannot be computed: {str(error)[:200]}") from error
             found.append((piece.num_rows, kept if kept.num_rows else None))
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -33,6 +34,10 @@ GROUP_FILES, GROUP_SECONDS = 64, 0.05
 """Complete files are journaled together, but none waits long for the next."""
 
 
+DECODERS = 2
+"""Files that are decoded for readers at one time; others wait their turn."""
+
+
 class Missing(IslandError):
     """A journaled content does not stand where it was; the next look says whether it is gone."""
 
@@ -48,6 +53,7 @@ class Decoded:
 
     def __init__(self, clock: Clock, budget: int = 64 * 1024 * 1024) -> None:
         self._clock, self._budget, self._bytes = clock, budget, 0
+        self.turns = asyncio.Semaphore(DECODERS)
         self._files: OrderedDict[tuple[str, str], tuple[list[Any], int, float]] = OrderedDict()
 
     def put(self, incarnation: str, digest: str, batches: list[Any]) -> None:
@@ -179,6 +185,13 @@ class FolderSource:
             if self._resting[path].tried:
                 log.warning("source.unreadable", source=self.name, file=path, error=text)
             return None
+        except EXPECTED:
+            raise
+        except Exception as error:  # one odd file must not take the island down; it is logged whole, once
+            log.exception("source.bug", source=self.name, file=path)
+            text = f"{path} could not be read: {type(error).__name__}"
+            self._resting[path] = core.failed(rest, text, self._clock.monotonic(), 0.0)
+            return None
         if self.schema is None and not reading.problem:
             self.schema, self.columns = reading.schema, tables.schema_to_bytes(reading.schema)
         return reading
@@ -279,7 +292,7 @@ class FolderSource:
             table = await self._run(tables.open_table, full)
             start, size = 0, 0
             keep: list[Any] = []
-            while (batch := await self._run(_next_fitted, table, schema, path)) is not None:
+            while (batch := await self._next(table, schema, path)) is not None:
                 # Only what was read before anything changed is the content that was journaled.
                 if folder.stat_of(full) != stat:
                     raise Missing(f"{path} changed while it was read")
@@ -295,6 +308,10 @@ class FolderSource:
             raise Missing(f"{path} has {start} rows now and had {file.rows} when it arrived")
         if keep:
             self._decoded.put(self.incarnation, file.hash, keep)
+
+    async def _next(self, table: tables.Table, schema: Any, path: str) -> Any | None:
+        async with self._decoded.turns:
+            return await self._run(_next_fitted, table, schema, path)
 
     async def _locate(self, file: FileRow) -> tuple[str, core.Stat]:
         for path, stat in await self._state.read(lambda conn: store.locations(conn, self.name, file.hash)):

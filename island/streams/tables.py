@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from island.errors import PeerMisbehaved, Unsupported
-from island.formats import columns, files, rows
+from island.formats import columns, files, parquet, rows
 from island.streams.messages import MAX_PAYLOAD, MAX_SCHEMA
 
 Schema = Any
 Batch = Any
+
+BATCH_BYTES = 4 * 1024 * 1024
+WRITE_ERRORS = (pa.ArrowException, ValueError, OverflowError, TypeError, NotImplementedError)
+"""What pyarrow raises for values or types that have no Parquet form."""
 
 
 class Incompatible(Unsupported):
@@ -41,8 +46,16 @@ def open_table(path: Path) -> Table:
     Raises Corrupt, Unsupported or BadInput, here or from the iterator; blocking.
     """
     kind = files.sniff(path)
-    schema, stream = rows.open_table(path)
+    schema, stream = rows.open_table(path, batch_rows=_batch_rows(path) if kind == "parquet" else rows.MAX_BATCH_ROWS)
     return Table(kind, relaxed(schema), _checked(stream, path))
+
+
+def _batch_rows(path: Path) -> int:
+    """How many rows of a Parquet file take about `BATCH_BYTES` when decoded: many may be read at one time."""
+    metadata = parquet.open_file(path).metadata
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    widest = max((2 * group.total_byte_size // max(1, group.num_rows) for group in groups), default=1)
+    return int(max(1, min(rows.MAX_BATCH_ROWS, BATCH_BYTES // max(1, widest))))
 
 
 def _checked(stream: Iterator[tuple[Any, int]], path: Path) -> Iterator[Batch]:
@@ -207,6 +220,7 @@ def schema_to_bytes(schema: Schema) -> bytes:
     """A schema as Arrow IPC. Raises Unsupported where it is too large for the wire."""
     try:
         rows.from_ipc(rows.to_ipc([], schema=schema))
+        _check_writable(schema)
     except PeerMisbehaved as error:
         raise Unsupported(f"the columns cannot travel: {error.message}", hint="Write them as plain types.") from error
     data: bytes = schema.serialize().to_pybytes()
@@ -226,9 +240,21 @@ def schema_from_bytes(data: bytes) -> Schema:
         schema = pa.ipc.read_schema(pa.py_buffer(data))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise PeerMisbehaved(f"a schema is not Arrow: {str(error)[:200]}") from error
-    if not relaxed(schema).equals(schema):
-        raise PeerMisbehaved("a schema has columns that must not be null")
+    try:
+        if not relaxed(schema).equals(schema):
+            raise PeerMisbehaved("a schema has columns that must not be null")
+    except Unsupported as error:
+        raise PeerMisbehaved(f"a schema cannot be used: {error.message}") from error
+    _check_writable(schema)
     return schema
+
+
+def _check_writable(schema: Schema) -> None:
+    """Raise PeerMisbehaved where the columns have no Parquet form (a record without fields)."""
+    try:
+        pq.write_table(schema.empty_table(), pa.BufferOutputStream())
+    except WRITE_ERRORS as error:
+        raise PeerMisbehaved(f"they have no Parquet form: {str(error)[:200]}") from error
 
 
 def rows_from_bytes(data: bytes, schema: Schema, count: int) -> list[Batch]:

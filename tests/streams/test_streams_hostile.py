@@ -7,17 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fastavro
 import pyarrow as pa
 import pytest
 
+from island.errors import Full
 from island.formats import rows
 from island.kernel.codec import encode
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream
 from island.streams import tables
 from island.streams.messages import DESCRIBE, READ, Delivery, Described, Heartbeat, Opened
+from island.streams.segments import Segments
 from tests.streams.memory import Wire
-from tests.streams.site import ALPHA, BETA, Home, running, total, until
+from tests.streams.site import ALPHA, BETA, Home, delivered, rows_of, running, total, until, write
 
 SCHEMA = pa.schema([("id", pa.int64())])
 COLUMNS = tables.schema_to_bytes(SCHEMA)
@@ -44,6 +47,11 @@ async def garbage(stream: BulkStream) -> None:
 async def other_columns(stream: BulkStream) -> None:
     other = pa.schema([("other", pa.string())])
     await stream.send(encode(Opened(columns=tables.schema_to_bytes(other))))
+
+
+async def no_form(stream: BulkStream) -> None:
+    schema = pa.schema([("id", pa.int64()), ("nothing", pa.struct([]))])
+    await stream.send(encode(Opened(columns=schema.serialize().to_pybytes())))
 
 
 async def no_columns(stream: BulkStream) -> None:
@@ -85,6 +93,7 @@ async def rows_without_bytes(stream: BulkStream) -> None:
 LIES = [
     garbage,
     other_columns,
+    no_form,
     no_columns,
     from_elsewhere,
     wrong_size,
@@ -123,3 +132,44 @@ async def test_a_lie_is_blamed_and_not_kept(tmp_path: Path, lie: Callable[[BulkS
         honest.set()
         channel.redial.set()
         await until(lambda: total(b) == 3)
+
+
+async def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wire, a, b = Wire(), Home(tmp_path / "a"), Home(tmp_path / "b")
+    honest = Segments.write
+    full = True
+
+    def write_segment(self: Segments, attempt: int, number: int, batches: Any, schema: Any) -> tuple[str, int, int]:
+        if full and number:
+            raise Full("no space is left for part-00000001.parquet", hint="Free space on that disk.")
+        return honest(self, attempt, number, batches, schema)
+
+    monkeypatch.setattr(Segments, "write", write_segment)
+    async with running(a, wire, ALPHA) as source, running(b, wire, BETA) as subscriber:
+        await source.watch()
+        channel = await subscriber.subscribe(ALPHA)
+        write(a, "one", 0, 100)
+        await until(lambda: channel.status.state == "error")
+        assert "no space" in channel.status.reason
+        full = False
+        channel.redial.set()
+        await until(lambda: total(b) == 100)
+    assert delivered(b) == rows_of([a.drop / "one.parquet"])
+
+
+async def test_a_file_whose_columns_cannot_travel_is_a_problem(tmp_path: Path) -> None:
+    wire, a = Wire(), Home(tmp_path / "a")
+    schema = {
+        "type": "record",
+        "name": "r",
+        "fields": [
+            {"name": "id", "type": "long"},
+            {"name": "none", "type": {"type": "record", "name": "e", "fields": []}},
+        ],
+    }
+    with (a.drop / "odd.avro").open("wb") as file:
+        fastavro.writer(file, schema, [{"id": 1, "none": {}}])
+    async with running(a, wire, ALPHA) as source:
+        watched = await source.watch()
+        await until(lambda: "odd.avro" in watched.problem or bool(watched.problem))
+        assert watched.schema is None
