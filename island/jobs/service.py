@@ -492,11 +492,17 @@ class Jobs:
         for statement in await self._state.read(lambda conn: store.open_statements(conn, job.id)):
             await self.cancel_statement(job, statement.number)
 
-    async def end(self, job: Job, *, deleted: bool) -> None:
-        """The owner wants a job ended; with `deleted`, Livy's clients no longer see it either."""
-        await self._state.write(lambda conn: store.want_stop(conn, job.id, deleted=deleted))
+    async def end(self, job: Job, *, deleted: bool) -> Job:
+        """The owner wants a job ended; with `deleted`, Livy's clients no longer see it either. Returns it as it is."""
+
+        def write(conn: sqlite3.Connection) -> Job | None:
+            store.want_stop(conn, job.id, deleted=deleted)
+            return store.get(conn, job.id)
+
+        now = await self._state.write(write)
         self.forwarding.poke(job.id)
         self.changed.touch()
+        return now or job
 
     async def settled(self, job: Job, timeout: float) -> Job:
         """The job once it has ended, or as a session is idle with nothing waiting; as it is after `timeout` seconds."""
@@ -630,7 +636,7 @@ class Jobs:
             )
         log.info("jobs.reattached", job=job.id, island=self._membership.display(sender), what=request.what)
         if request.what == "cancel":
-            await self.end(job, deleted=False)
+            job = await self.end(job, deleted=False)
         body: Any
         if request.what == "explain":
             body = await self.explain(job)

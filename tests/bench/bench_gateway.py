@@ -30,58 +30,10 @@ from island.livy.client import LivyClient
 from island.livy.messages import SessionRequest
 from island.livy.rest import JSON_HEADERS
 from island.trust.users import Principal
+from tests.net.gateway.played import upstream
 from tests.net.gateway.site import Site, site
 
-OUTPUT = {"status": "ok", "execution_count": 0, "data": {"text/plain": "2"}}
 OPEN = {"accept_from": ["members"], "foreign_code": "any", "same_user": True}
-
-
-def upstream() -> web.Application:
-    """A Livy without Spark: sessions are idle and statements done at once."""
-    counts: dict[str, int] = {"session": 0}
-    statements: dict[int, int] = {}
-
-    def session(number: int) -> dict[str, Any]:
-        return {"id": number, "state": "idle", "kind": "pyspark", "log": ["stdout: ", "\nstderr: "]}
-
-    def statement(number: int) -> dict[str, Any]:
-        return {"id": number, "code": "1+1", "state": "available", "output": OUTPUT, "progress": 1.0}
-
-    async def version(_: web.Request) -> web.Response:
-        return reply({"version": "0.9.0-incubating"})
-
-    async def create(_: web.Request) -> web.Response:
-        counts["session"] += 1
-        statements[counts["session"] - 1] = 0
-        return reply(session(counts["session"] - 1), 201)
-
-    async def show(request: web.Request) -> web.Response:
-        return reply(session(int(request.match_info["id"])))
-
-    async def post(request: web.Request) -> web.Response:
-        await request.read()
-        number = int(request.match_info["id"])
-        statements[number] = statements.get(number, 0) + 1
-        return reply(statement(statements[number] - 1), 201)
-
-    async def one(request: web.Request) -> web.Response:
-        return reply(statement(int(request.match_info["n"])))
-
-    def reply(body: Any, status: int = 200) -> web.Response:
-        return web.Response(body=json.dumps(body).encode(), status=status, headers=JSON_HEADERS)
-
-    app = web.Application()
-    app.add_routes(
-        [
-            web.get("/version", version),
-            web.post("/sessions", create),
-            web.get("/sessions/{id}", show),
-            web.delete("/sessions/{id}", show),
-            web.post("/sessions/{id}/statements", post),
-            web.get("/sessions/{id}/statements/{n}", one),
-        ]
-    )
-    return app
 
 
 def proxy(target: str) -> web.Application:

@@ -156,14 +156,12 @@ class JobsApi:
         key = (await base.body(request, JobKey)).key or request.headers.get(KEY_HEADER)
         if key:
             return base.reply(_timed(await self._jobs.elsewhere(request.match_info["id"], key, "cancel")))
-        job = await self._job(request)
-        await self._jobs.end(job, deleted=False)
+        job = await self._jobs.end(await self._job(request), deleted=False)
         return base.reply(_timed(await self._jobs.row(job)))
 
     async def close(self, request: web.Request) -> web.Response:
         """`DELETE /api/v1/jobs/ID`: ends it, and Livy's clients no longer see it."""
-        job = await self._job(request)
-        await self._jobs.end(job, deleted=True)
+        job = await self._jobs.end(await self._job(request), deleted=True)
         return base.reply(_timed(await self._jobs.row(job)))
 
     async def statements(self, request: web.Request) -> web.Response:

@@ -10,6 +10,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from aiohttp import web
+
 from island.catalog.service import Catalog
 from island.config import parse
 from island.gossip.service import Gossip
@@ -28,6 +30,7 @@ from island.replicas.service import Replicas
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from island.trust.users import Tokens, create_tokens
+from tests.net.gateway.played import upstream
 
 
 class Stop(Exception):
@@ -140,6 +143,18 @@ async def site(
     finally:
         for database in made.databases:
             database.close()
+
+
+@asynccontextmanager
+async def played_livy() -> AsyncIterator[str]:
+    """A Livy without Spark, on a free port; gives its URL."""
+    runner = web.AppRunner(upstream(), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 @contextmanager

@@ -1,0 +1,106 @@
+"""`island session` and `island job` against a running user port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.net.gateway.site import played_livy, site_in_thread
+
+Island = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def island(tmp_path: Path) -> Iterator[Island]:
+    """Runs one command as a user of a home whose Livy is played."""
+    with ExitStack() as stack:
+        livy = stack.enter_context(livy_in_thread())
+        url = urlsplit(stack.enter_context(site_in_thread(tmp_path / "home", livy, "", {})))
+        environment = {**os.environ, "ISLAND_TOKEN": str(url.password)}
+
+        def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "island.cli.main", "--url", f"http://{url.hostname}:{url.port}"]
+            return subprocess.run(
+                [*command, *arguments],
+                input=stdin,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                env=environment,
+                check=False,
+            )
+
+        yield run
+
+
+@contextmanager
+def livy_in_thread() -> Iterator[str]:
+    """`played_livy` with an event loop of its own."""
+    loop, ready, stop = asyncio.new_event_loop(), Event(), asyncio.Event()
+    found: list[str] = []
+
+    async def main() -> None:
+        async with played_livy() as url:
+            found.append(url)
+            ready.set()
+            await stop.wait()
+
+    thread = Thread(target=lambda: loop.run_until_complete(main()))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield found[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+def test_a_session_by_command(island: Island) -> None:
+    opened = island("session", "open", "--kind", "pyspark", "--name", "mine")
+    assert opened.returncode == 0, opened.stderr
+    assert opened.stdout == "0\n"
+    assert "runs at home" in opened.stderr and "ready at home" in opened.stderr
+    assert island("session", "exec", "0", "1+1").stdout == "2\n"
+    assert island("session", "exec", "0", "-", stdin="1+1").stdout == "2\n"
+    assert [line.split() for line in island("session", "exec", "0", "table").stdout.splitlines()] == [["n"], ["7"]]
+    failed = island("session", "exec", "0", "fail")
+    assert failed.returncode == 1 and "boom" in failed.stderr and not failed.stdout
+    row = json.loads(island("session", "ls", "--json").stdout)[0]
+    assert (row["id"], row["state"], row["island"], row["name"]) == (0, "idle", "home", "mine")
+    assert {"id", "job", "kind", "state", "island", "owner", "inputs"} <= set(row)
+    for name in ("0", row["job"], row["job"][:10], "mine"):
+        assert json.loads(island("job", "show", name, "--json").stdout)["job"] == row["job"]
+    explained = json.loads(island("job", "explain", "0", "--json").stdout)
+    assert explained[0]["island"] == "home" and explained[0]["chosen"] is True
+    assert "home" in island("job", "explain", "0").stdout
+    assert "runs at home" in island("job", "logs", "0").stdout
+    assert island("job", "wait", "0").returncode == 0
+    assert island("session", "close", "0").returncode == 0
+    ended = island("job", "wait", row["job"])
+    assert ended.returncode == 1 and "ended by its owner" in ended.stderr
+    assert island("session", "exec", "0", "1").returncode == 1
+
+
+def test_what_is_wrong_is_said(island: Island, tmp_path: Path) -> None:
+    unknown = island("session", "open", "--kind", "sql", "--input", "home/nothing")
+    assert unknown.returncode == 1 and "home/nothing" in unknown.stderr and unknown.stdout == ""
+    assert island("session", "open", "--kind", "cobol").returncode == 2
+    assert island("session", "exec", "17", "1").returncode == 1
+    assert island("job", "show", "17").returncode == 1
+    missing = island("job", "submit", str(tmp_path / "none.py"))
+    assert missing.returncode == 1 and "cannot be read" in missing.stderr
+    text = tmp_path / "a.txt"
+    text.write_text("x")
+    assert ".py" in island("job", "submit", str(text)).stderr
+    assert json.loads(island("job", "ls", "--json").stdout) == []

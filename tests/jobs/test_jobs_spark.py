@@ -1,0 +1,186 @@
+"""Jobs on real Spark: an unmodified Livy client, islands over TLS, a stock Livy's preamble, and lost engines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from island.jobs.engine import LivyEngine, Remote
+from island.jobs.service import Batch
+from island.jobs.store import Job, Statement
+from island.livy.client import LivyClient
+from island.livy.messages import BatchRequest, SessionRequest
+from island.trust.users import Principal
+from tests.engine.conftest import need_spark
+from tests.engine.running import RunningEngine
+from tests.net.gateway.site import Site, site
+
+pytestmark = pytest.mark.spark
+
+USER = Principal("user", "user")
+OPEN = {"accept_from": ["members"], "foreign_code": "any", "same_user": True}
+
+
+@asynccontextmanager
+async def engine_for(home: Path) -> AsyncIterator[RunningEngine]:
+    """A real engine that may read what this home places for it."""
+    need_spark()
+    home.mkdir(parents=True, exist_ok=True)
+    running = await asyncio.to_thread(
+        RunningEngine, home.parent / f"{home.name}-engine", "--allow-files", str(home / "jobs")
+    )
+    try:
+        yield running
+    finally:
+        await asyncio.to_thread(running.close)
+
+
+def write_galaxies(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    table = pa.table({"name": ["M87", "M31", "M33"], "velocity": [1284, -300, -179]})
+    pq.write_table(table, folder / "galaxies.parquet")
+    return folder / "galaxies.parquet"
+
+
+async def run(place: Site, job: Job, code: str, kind: str | None = None) -> dict[str, Any]:
+    posted = await place.jobs.post(job, code, kind)
+    statement: Statement = (await place.jobs.finished_statement(job, posted.number, 180))[0]
+    found: dict[str, Any] = json.loads(statement.output)
+    return found
+
+
+async def linked(*sites: Site) -> None:
+    """Every island has a session with the others and knows their names and datasets."""
+    async with asyncio.timeout(30):
+        while not all(len(s.peers.links()) == len(sites) - 1 for s in sites) or not all(
+            view.name for s in sites for view in s.membership.views()
+        ):
+            await asyncio.sleep(0.05)
+
+
+async def knows(place: Site, dataset: str) -> None:
+    async with asyncio.timeout(30):
+        while dataset not in [view.dataset for view in await place.catalog.datasets()]:
+            await asyncio.sleep(0.05)
+
+
+async def opened(place: Site, request: SessionRequest) -> Job:
+    job = await place.jobs.settled(await place.jobs.open_session(USER, request), 180)
+    assert job.state == "idle", await place.jobs.log(job)
+    return job
+
+
+async def test_a_laptop_runs_code_where_the_data_are(tmp_path: Path) -> None:
+    """An unmodified client at the laptop, which has no engine; the data and Spark are at the other island."""
+    from livy import LivySession, SessionKind
+
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(engine_for(tmp_path / "big"))
+        big = await stack.enter_async_context(
+            site(tmp_path / "big", "big", LivyClient(engine.url, engine.token), {"jobs": OPEN})
+        )
+        laptop = await stack.enter_async_context(site(tmp_path / "laptop", "laptop"))
+        await laptop.peers.join(await big.trust.invite(big.peers.local_addresses()))
+        await big.catalog.publish("administrator", write_galaxies(tmp_path / "data"), "galaxies")
+        await linked(big, laptop)
+        await knows(laptop, "big/galaxies")
+
+        def client() -> tuple[str, Any]:
+            conf = {"spark.island.inputs": "big/galaxies"}
+            with LivySession.create(laptop.url(), kind=SessionKind.PYSPARK, spark_conf=conf, echo=False) as session:
+                session.wait()
+                path = session.run("print(spark.conf.get('spark.island.path.big__galaxies'))").text
+                session.run("df = spark.table('galaxies').where('velocity < 0')")
+                return str(path), session.download("df")
+
+        path, rows = await asyncio.to_thread(client)
+        assert path and sorted(rows["name"]) == ["M31", "M33"]
+        row = (await laptop.jobs.listing(USER, 5))[0]
+        assert (row["island"], row["inputs"], row["bytes_moved"]) == ("big", ["big/galaxies"], 0)
+
+        code = b"import sys\nfrom pyspark.sql import SparkSession\nprint('ARGS', sys.argv[1:])\n"
+        batch = await laptop.jobs.submit_batch(
+            USER, BatchRequest(file="b.py", args=["a b"]), file=Batch("b.py", code), key="once"
+        )
+        batch = await laptop.jobs.settled(batch, 120)
+        assert batch.state == "success" and "ARGS ['a b']" in await laptop.jobs.log(batch)
+
+
+async def test_missing_inputs_are_brought_before_the_session_is_idle(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(engine_for(tmp_path / "home"))
+        home = await stack.enter_async_context(site(tmp_path / "home", "home", LivyClient(engine.url, engine.token)))
+        data = await stack.enter_async_context(site(tmp_path / "data", "data"))
+        await home.peers.join(await data.trust.invite(data.peers.local_addresses()))
+        await data.catalog.publish("administrator", write_galaxies(tmp_path / "files"), "galaxies")
+        await data.catalog.publish("administrator", write_galaxies(tmp_path / "more"), "others")
+        await linked(home, data)
+        await knows(home, "data/others")
+        job = await opened(home, SessionRequest(kind="sql", conf={"spark.island.inputs": "data/galaxies"}))
+        assert any("fetched and verified" in line for line in await home.jobs.log(job))
+        found = await run(home, job, "select count(*) as n from data__galaxies")
+        assert found["data"]["application/json"]["data"] == [[3]]
+        error = await run(home, job, "select * from data__others")
+        assert "spark.island.inputs = data/galaxies,data/others" in error["evalue"]
+
+
+class StockEngine(LivyEngine):
+    """The real engine as a stock Livy would be: no instance, and it knows nothing of inputs."""
+
+    @property
+    def seen(self) -> str:
+        return ""
+
+    async def instance(self) -> str:
+        await super().instance()
+        return ""
+
+    async def create(self, kind: str, body: Mapping[str, Any]) -> Remote:
+        conf = {key: value for key, value in body["conf"].items() if not key.startswith("spark.island.")}
+        return await super().create(kind, {**body, "conf": conf})
+
+
+async def test_views_reach_a_stock_livy_by_statements_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(engine_for(tmp_path / "home"))
+        livy = LivyClient(engine.url, engine.token)
+        monkeypatch.setattr("tests.net.gateway.site.LivyEngine", StockEngine)
+        home = await stack.enter_async_context(site(tmp_path / "home", "home", livy))
+        await home.catalog.publish("administrator", write_galaxies(tmp_path / "files"), "galaxies")
+        job = await opened(home, SessionRequest(kind="pyspark", conf={"spark.island.inputs": "home/galaxies"}))
+        assert job.statements == 0
+        found = await run(home, job, "spark.table('galaxies').count() + spark.table('home__galaxies').count()")
+        assert found["data"]["text/plain"] == "6"
+        assert [s.number for s, _ in await home.jobs.statements(job)] == [0]
+
+
+async def test_a_killed_engine_takes_the_session_along_and_the_results_stay(tmp_path: Path) -> None:
+    async with engine_for(tmp_path / "home") as first:
+        clients = [LivyClient(first.url, first.token)]
+        async with site(tmp_path / "home", "home", clients[0]) as home:
+            job = await opened(home, SessionRequest(kind="pyspark"))
+            assert (await run(home, job, "6 * 7"))["data"]["text/plain"] == "42"
+            lost = await home.jobs.post(job, "import time; time.sleep(600)", None)
+            async with asyncio.timeout(60):
+                while (await home.jobs.statement(job, lost.number))[1].state != "running":
+                    await asyncio.sleep(0.05)
+            first.process.kill()
+        async with (
+            engine_for(tmp_path / "home") as second,
+            site(tmp_path / "home", "home", LivyClient(second.url, second.token)) as home,
+        ):
+            async with asyncio.timeout(60):
+                while (job := await home.jobs.named(USER, job.id)).live:
+                    await asyncio.sleep(0.05)
+            assert job.state == "dead" and "started anew" in job.reason
+            done, gone = [statement for statement, _ in await home.jobs.statements(job)]
+            assert json.loads(done.output)["data"]["text/plain"] == "42"
+            assert gone.state == "error" and json.loads(gone.output)["ename"] == "SessionLost"
