@@ -8,6 +8,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -457,9 +458,33 @@ def _utc(word: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
 
 
-def overlaps(time: tuple[float, float] | None, wanted: tuple[float, float]) -> bool:
-    """Whether a dataset's times share a moment with the wanted ones; unknown times never do."""
-    return time is not None and time[0] <= wanted[1] and time[1] >= wanted[0]
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a query asks of a dataset besides its place on the sky."""
+
+    words: tuple[str, ...] = ()
+    column: str = ""
+    time: tuple[float, float] | None = None
+    format: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether words are all that is asked for."""
+        return not (self.column or self.time or self.format)
+
+
+def fits(wanted: Wanted, record: DatasetRecord) -> bool:
+    """Whether a record has the format and shares a moment with the times; unknown times never do."""
+    if wanted.format and record.format != wanted.format:
+        return False
+    if wanted.time is None:
+        return True
+    return record.time is not None and record.time[0] <= wanted.time[1] and record.time[1] >= wanted.time[0]
+
+
+def fits_card(wanted: Wanted, record: DatasetRecord, card: Card | None) -> bool:
+    """Whether a dataset has the column, by its record or by its card."""
+    return not wanted.column or has_column(wanted.column, record.columns, card.columns if card is not None else ())
 
 
 def has_column(wanted: str, names: Iterable[str], columns: Iterable[CardColumn]) -> bool:

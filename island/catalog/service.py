@@ -8,7 +8,6 @@ them, so that search works when an owner is down.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sqlite3
 import weakref
@@ -485,70 +484,65 @@ class Catalog:
         What was published before is found: what the index has not seen yet, it is shown first.
         """
         region = Region.parse(query.region) if query.region.strip() else None
-        times = core.parse_times(query.time) if query.time.strip() else (-math.inf, math.inf)
-        form = query.format.strip().lower()
-        if query.words.strip() or region is not None:
-            found = await self._by_index(query.words, region)
-            found = [entry for entry in found if not form or entry.record.format == form]
-            if query.time.strip():
-                found = [entry for entry in found if core.overlaps(entry.record.time, times)]
+        wanted = core.Wanted(
+            words=tuple(core.tokens(query.words)),
+            column=query.column.strip(),
+            time=core.parse_times(query.time) if query.time.strip() else None,
+            format=query.format.strip().lower(),
+        )
+        if query.words.strip() and not wanted.words:
+            return []
+        if wanted.words or region is not None:
+            found = await self._by_index(wanted, region, query.limit)
         else:
-            found = await self._db.read(lambda conn: store.entries(conn, form, times))
-        if not query.words.strip():
+            found = await self._db.read(lambda conn: store.entries(conn, wanted.format, wanted.time))
+            found = await self._fitting(found, wanted, None)
+        if not wanted.words:
             found.sort(key=lambda entry: (self._membership.display(entry.owner).lower(), entry.name))
-        if region is not None:
-            found = await self._in_region(found, region)
-        if query.column.strip():
-            found = await self._with_column(found, query.column)
         return [self._view(entry) for entry in found[: query.limit]]
 
-    async def _by_index(self, text: str, region: Region | None) -> list[Entry]:
-        """What the index finds by words and by the sky, to the order of its cells."""
-        words = core.tokens(text)
-        if text.strip() and not words:
-            return []
+    async def _by_index(self, wanted: core.Wanted, region: Region | None, limit: int) -> list[Entry]:
+        """Ask the index for more and more, until enough of what it finds fits the finer conditions too."""
         await self.index()
+        sky = await self._run(lambda _: _Sky.of(region), no_progress) if region is not None else None
+        reach = limit if wanted.is_plain and sky is None else max(1000, 2 * limit)
+        while True:
+            found = await self._found(wanted.words, sky, reach)
+            fitting = await self._fitting([entry for entry in found if entry is not None], wanted, sky)
+            if len(fitting) >= limit or len(found) < reach or reach >= FOUND_LIMIT:
+                return fitting
+            reach = min(8 * reach, FOUND_LIMIT)
 
-        def find(_: Progress) -> list[tuple[IslandId, str]]:
-            order = core.INDEX_ORDER
-            cells = core.query_cells(region.healpix(order), order) if region is not None else None
-            return self._index.find(words, cells, FOUND_LIMIT)
+    async def _found(self, words: Sequence[str], sky: _Sky | None, reach: int) -> list[Entry | None]:
+        """The first `reach` that the index finds; None for what is gone since."""
+        cells = sky.index if sky is not None else None
+        keys = await self._run(lambda _: self._index.find(words, cells, reach), no_progress)
+        return await self._db.read(lambda conn: [store.entry(conn, owner, name) for owner, name in keys])
 
-        keys = await self._run(find, no_progress)
-        return await self._db.read(lambda conn: store.entries_of(conn, keys))
-
-    async def _in_region(self, found: Sequence[Entry], region: Region) -> list[Entry]:
-        """Those whose coverage, and whose MOC where the card is here, meets the region."""
-
-        def cells_of(_: Progress) -> tuple[bytes, int, list[int]]:
-            order = _fine_order(region)
-            return region.bitmap(), order, region.healpix(order)
-
-        bitmap, order, cells = await self._run(cells_of, no_progress)
+    async def _fitting(self, found: Sequence[Entry], wanted: core.Wanted, sky: _Sky | None) -> list[Entry]:
+        """Those that fit by their record and, where it is here, by their card."""
+        rough = [
+            entry
+            for entry in found
+            if core.fits(wanted, entry.record) and (sky is None or core.may_overlap(entry.record.coverage, sky.bitmap))
+        ]
+        if sky is None and not wanted.column:
+            return rough
         kept = []
-        for entry in found:
-            if not core.may_overlap(entry.record.coverage, bitmap):
-                continue
-            card = await self._local_card(entry)
-            if card is None or not card.moc or core.moc_overlaps(card.moc, cells, order):
-                kept.append(entry)
+        for at in range(0, len(rough), 200):  # a card has up to 256 KiB
+            part = rough[at : at + 200]
+            cards = await self._cards(part)
+            for entry, data in zip(part, cards, strict=True):
+                if sky is None and core.has_column(wanted.column, entry.record.columns, ()):
+                    kept.append(entry)
+                    continue
+                card = core.read_card(data) if data is not None else None
+                if core.fits_card(wanted, entry.record, card) and (sky is None or sky.meets(card)):
+                    kept.append(entry)
         return kept
 
-    async def _with_column(self, found: Sequence[Entry], column: str) -> list[Entry]:
-        kept = []
-        for entry in found:
-            fits = core.has_column(column, entry.record.columns, ())
-            if not fits and (card := await self._local_card(entry)) is not None:
-                fits = core.has_column(column, (), card.columns)
-            if fits:
-                kept.append(entry)
-        return kept
-
-    async def _local_card(self, entry: Entry) -> Card | None:
-        data = await self._db.read(lambda conn: store.card(conn, entry.record.card))
-        if data is None and entry.owner == self.me:
-            data = await self._gossip.blobs.local(entry.record.card)
-        return core.read_card(data) if data is not None else None
+    async def _cards(self, entries: Sequence[Entry]) -> list[bytes | None]:
+        return await self._db.read(lambda conn: [store.card(conn, entry.record.card) for entry in entries])
 
     async def index(self) -> int:
         """Bring the index up to what is known now; returns how many datasets it took in."""
@@ -776,6 +770,26 @@ class Catalog:
                 log.warning("catalog.sweep_stopped", snapshot=held.snapshot, error=error.message)
                 return 0
         return await self._pages.sweep(live, lambda conn: store.newest_id(conn) == newest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sky:
+    """A region at the orders at which it is compared: with the index, with records, with cards."""
+
+    index: tuple[list[str], list[str]]
+    bitmap: bytes
+    order: int
+    cells: list[int]
+
+    @classmethod
+    def of(cls, region: Region) -> _Sky:
+        order = _fine_order(region)
+        index = core.query_cells(region.healpix(core.INDEX_ORDER), core.INDEX_ORDER)
+        return cls(index, region.bitmap(), order, region.healpix(order))
+
+    def meets(self, card: Card | None) -> bool:
+        """Whether a card's MOC does not rule it out."""
+        return card is None or not card.moc or core.moc_overlaps(card.moc, self.cells, self.order)
 
 
 def _by_snapshot(replicas: Sequence[Replica]) -> dict[tuple[IslandId, str, str], list[Replica]]:

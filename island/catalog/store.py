@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -206,15 +205,13 @@ def entry(conn: sqlite3.Connection, owner: str, name: str) -> Entry | None:
     return _entry(row) if row else None
 
 
-def entries(
-    conn: sqlite3.Connection, form: str = "", times: tuple[float, float] = (-math.inf, math.inf)
-) -> list[Entry]:
+def entries(conn: sqlite3.Connection, form: str = "", times: tuple[float, float] | None = None) -> list[Entry]:
     """All datasets, or those of a format or with a moment in common with `times`; by owner and name."""
     conditions, values = ["1"], list[object]()
     if form:
         conditions.append("format = ?")
         values.append(form)
-    if times != (-math.inf, math.inf):
+    if times is not None:
         conditions.append("time_from <= ? AND time_to >= ?")
         values += [times[1], times[0]]
     rows = conn.execute(

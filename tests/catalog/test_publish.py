@@ -398,3 +398,37 @@ async def test_real_catalogs(alpha: Island, shared_data: Path) -> None:
     assert [view.name for view in await alpha.catalog.search(Query(column="magpsf", format="avro"))] == ["alerts"]
     again = await alpha.catalog.publish(WHO, shared_data / "hats" / "small_sky_source", "source")
     assert again == hats
+
+
+async def test_the_newest_64_snapshots_stay(alpha: Island, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from island.catalog import core
+
+    monkeypatch.setattr(core, "KEEP_SNAPSHOTS", 3)
+    folder = tmp_path / "data"
+    snapshots = []
+    for number in range(5):
+        write_table(folder / f"part-{number}.parquet", 10, seed=number)
+        snapshots.append((await alpha.catalog.publish(WHO, folder, "parts")).snapshot)
+    await alpha.catalog.sweep()
+    for snapshot in snapshots[:2]:
+        assert await alpha.catalog.own_file(snapshot, "part-0.parquet") is None
+    for snapshot in snapshots[2:]:
+        await check_snapshot(alpha, snapshot)
+    cards = await alpha.state.read(lambda conn: conn.execute("SELECT count(*) FROM gossip_own_blobs").fetchone()[0])
+    assert cards == 3
+
+
+async def test_a_region_that_is_no_region_is_told_with_an_example(alpha: Island) -> None:
+    for region in ("circle 1 2", "circle a b c", "circle 1 2 nan", "round", "circle 0 91 1", "x" * 5000):
+        with pytest.raises(BadInput) as caught:
+            await alpha.catalog.search(Query(region=region))
+        assert "circle 187.7 12.4 5" in caught.value.hint
+
+
+async def test_words_are_never_syntax(alpha: Island, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "data" / "a.parquet")
+    view = await alpha.catalog.publish(WHO, path, "m31_halo", title="Andromeda's halo: (M31) AND more*")
+    for words in ('"andromeda', "halo*", "(m31)", "m31 AND more", "halo:", "+halo", "m31_halo", "HALO^", "androm"):
+        assert await alpha.catalog.search(Query(words=words)) == [view], words
+    for words in ("*", '"', "\\", "[a TO b]", "halo -andromedas2", "\0"):
+        assert await alpha.catalog.search(Query(words=words)) == [], words
