@@ -109,7 +109,8 @@ def _hoisted(arguments: list[str]) -> list[str]:
     rest: list[str] = []
     items = iter(arguments)
     for item in items:
-        if item == "--":
+        if item == "--" or (item == "engine" and not rest):
+            # What follows is the engine's own, its --token-file too.
             rest += [item, *items]
         elif item in {"--home", "--token-file", "--url"}:
             value = next(items, None)
