@@ -18,8 +18,11 @@ import pytest
 from island.errors import BadInput, NotFound, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel.codec import BULK_LIMIT, CONTROL_LIMIT
 from island.kernel.ids import IslandId
-from island.kernel.ports import BulkStream, Peers
+from island.kernel.ports import BulkStream, Peers, SeededRng
+from island.trust.keys import Identity
 from tests.net.islands import Node, archipelago
+from tests.sim.network import Network, SimPeers, Weather
+from tests.sim.virtual import SimTasks
 
 Register = Callable[[Peers], None]
 
@@ -59,7 +62,29 @@ class Tls:
             session._writer.transport.abort()
 
 
-SUBJECTS: list[type[Subject]] = [Tls]
+class Simulated:
+    """The network of the simulations, with good weather."""
+
+    @contextlib.asynccontextmanager
+    async def islands(self, folder: Path, count: int, register: Register) -> AsyncIterator[list[Peers]]:
+        network = Network("contract", Weather(delay=(0.001, 0.001)))
+        tasks = SimTasks("contract")
+        made = [SimPeers(network, Identity.generate(SeededRng(n)).id, tasks) for n in range(count)]
+        for peers in made:
+            register(peers)
+            network.join(peers)
+        async with asyncio.timeout(10):
+            while any(len(peers.links()) < count - 1 for peers in made):
+                await asyncio.sleep(0.01)
+        yield list(made)
+        await tasks.crash()
+
+    def cut(self, peers: Peers) -> None:
+        assert isinstance(peers, SimPeers)
+        peers.network.leave(peers)
+
+
+SUBJECTS: list[type[Subject]] = [Tls, Simulated]
 
 
 @pytest.fixture(params=SUBJECTS, ids=lambda kind: kind.__name__)
@@ -118,7 +143,6 @@ async def test_errors_of_handlers_reach_the_caller(subject: Subject, tmp_path: P
     def register(peers: Peers) -> None:
         peers.on_request("refuse", refuse)
         peers.on_request("never", never)
-        peers.on_request("bug", bug)
 
     async with subject.islands(tmp_path, 2, register) as (a, b):
         with pytest.raises(PeerRefused) as refused:
@@ -129,6 +153,12 @@ async def test_errors_of_handlers_reach_the_caller(subject: Subject, tmp_path: P
         assert unknown.value.code == "unknown_kind"
         with pytest.raises(Unreachable):
             await a.request(b.me, "never", b"", timeout=0.05)
+        assert a.link(b.me) is not None
+
+
+async def test_a_bug_in_a_handler_is_the_islands_own_affair(tmp_path: Path) -> None:
+    # Of the real sessions only: a simulation fails at a bug, so that nobody overlooks it.
+    async with Tls().islands(tmp_path, 2, lambda peers: peers.on_request("bug", bug)) as (a, b):
         with pytest.raises(PeerRefused) as internal:
             await a.request(b.me, "bug", b"")
         assert internal.value.code == "internal_error" and "secret" not in str(internal.value)

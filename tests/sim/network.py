@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from island.errors import IslandError, PeerMisbehaved, PeerRefused, Unreachable
+from island.errors import BadInput, IslandError, NotFound, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel.codec import BULK_LIMIT, CONTROL_LIMIT
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkHandler, Link, LinkListener, PushHandler, RequestHandler, SeededRng
+from island.net.limits import STREAM_WINDOW
 from tests.sim.virtual import EPOCH, SimTasks
 
 OVERHEAD = 90
@@ -173,6 +174,7 @@ class SimPeers:
         self._bulks: dict[str, BulkHandler] = {}
         self._listeners: list[LinkListener] = []
         self._streams: dict[int, SimStream] = {}
+        self._waiting: dict[IslandId, list[asyncio.Future[bytes]]] = {}
 
     # --- Peers ----------------------------------------------------------------------------------
 
@@ -183,10 +185,12 @@ class SimPeers:
         return self.up.get(island)
 
     async def request(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> bytes:
-        assert len(body) <= CONTROL_LIMIT, f"a request of {len(body)} bytes"
+        _check(body)
         if to not in self.up:
             raise Unreachable(f"no session with {to[:10]}")
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(to, [])
+        waiting.append(answer)
 
         def deliver(node: SimPeers) -> None:
             node.tasks.spawn(f"request {kind}", node._answer(self.me, kind, body, answer))
@@ -197,9 +201,11 @@ class SimPeers:
                 return await answer
         except TimeoutError as error:
             raise Unreachable(f"{to[:10]} did not answer {kind}") from error
+        finally:
+            waiting.remove(answer)
 
     def push(self, to: IslandId, kind: str, body: bytes) -> bool:
-        assert len(body) <= CONTROL_LIMIT, f"a push of {len(body)} bytes"
+        _check(body)
         if to not in self.up:
             return False
         self.network.carry(self.me, to, kind, body, lambda node: node._pushed(self.me, kind, body))
@@ -252,6 +258,8 @@ class SimPeers:
         """The session with `peer` ends."""
         if self.up.pop(peer, None) is None:
             return
+        for answer in self._waiting.get(peer, []):
+            _settle(answer, Unreachable(f"the session with {peer[:10]} ended"))
         for stream in list(self._streams.values()):
             if stream.peer == peer:
                 stream.close(Unreachable(f"the session with {peer[:10]} ended"))
@@ -262,6 +270,8 @@ class SimPeers:
         self.tasks.spawn(f"push {kind}", self._handle(source, kind, body))
 
     async def _handle(self, source: IslandId, kind: str, body: bytes) -> None:
+        if kind not in self._pushes:  # of another version
+            return
         try:
             await self._pushes[kind](source, body)
         except PeerMisbehaved as error:
@@ -269,20 +279,25 @@ class SimPeers:
 
     async def _answer(self, source: IslandId, kind: str, body: bytes, answer: asyncio.Future[bytes]) -> None:
         try:
+            if kind not in self._requests:
+                raise _unknown(kind)
             result = await self._requests[kind](source, body)
+            if len(result) > CONTROL_LIMIT:
+                raise IslandError(f"an answer of {len(result)} bytes to {kind}", code="too_large")
         except IslandError as error:
             if isinstance(error, PeerMisbehaved):
                 self._blame(source, error)
             refusal = PeerRefused(error.message, code=error.code)
             self.network.carry(self.me, source, "refused", b"", lambda _: _settle(answer, refusal))
             return
-        assert len(result) <= CONTROL_LIMIT, f"an answer of {len(result)} bytes to {kind}"
         self.network.carry(self.me, source, f"{kind}.answer", result, lambda _: _settle(answer, result))
 
     async def _serve(self, source: IslandId, kind: str, body: bytes, stream: SimStream) -> None:
         failure: IslandError | None = None
         try:
             await asyncio.sleep(self.network._delay())
+            if kind not in self._bulks:
+                raise _unknown(kind)
             await self._bulks[kind](source, body, stream)
         except IslandError as error:
             if isinstance(error, PeerMisbehaved):
@@ -297,6 +312,15 @@ class SimPeers:
         self.misbehaved.append((source, error.message))
         self.network.note(f"misbehaved {source[:8]} at {self.me[:8]}: {error.message}")
         self.network.break_session(self.me, source)
+
+
+def _check(body: bytes) -> None:
+    if len(body) > CONTROL_LIMIT:
+        raise BadInput(f"a request of {len(body)} bytes")
+
+
+def _unknown(kind: str) -> NotFound:
+    return NotFound(f"this island does not know '{kind}'", code="unknown_kind")
 
 
 def _settle(answer: asyncio.Future[bytes], result: bytes | IslandError) -> None:
@@ -322,13 +346,18 @@ class SimStream:
     _ended: bool = False
     _failure: IslandError | None = None
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _taken: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def send(self, block: bytes) -> None:
-        assert len(block) <= BULK_LIMIT
+        if len(block) > BULK_LIMIT:
+            raise BadInput(f"a block of {len(block)} bytes")
         await asyncio.sleep(self.network._delay())
+        assert self.other is not None
+        while self._failure is None and self.other._held() + len(block) > STREAM_WINDOW:
+            self._taken.clear()
+            await self._taken.wait()
         if self._failure is not None:
             raise self._failure
-        assert self.other is not None
         self.network.sent[self.me] = self.network.sent.get(self.me, 0) + len(block) + OVERHEAD
         self.sent += len(block)
         self.other._blocks.append(block)
@@ -344,6 +373,8 @@ class SimStream:
             await self._news.wait()
         block = self._blocks.pop(0)
         self.received += len(block)
+        if self.other is not None:
+            self.other._taken.set()
         return block
 
     async def finish(self) -> None:
@@ -354,6 +385,10 @@ class SimStream:
         self._ended = True
         self._failure = self._failure or failure
         self._news.set()
+        self._taken.set()
+
+    def _held(self) -> int:
+        return sum(map(len, self._blocks))
 
     def close(self, failure: IslandError | None) -> None:
         """Both ends are over."""
@@ -361,3 +396,4 @@ class SimStream:
         if self.other is not None:
             self.other._failure = self.other._failure or failure or Unreachable("the other side closed the stream")
             self.other._news.set()
+            self.other._taken.set()
