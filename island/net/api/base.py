@@ -10,6 +10,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -31,7 +32,17 @@ Progress = Callable[[int, int, str], None]
 BODY_LIMIT = 1024 * 1024
 TOKENS: web.AppKey[Tokens] = web.AppKey("tokens", Tokens)
 PRINCIPAL = web.RequestKey("principal", Principal)
+BUG = {
+    "error": "bug",
+    "message": "the island failed at this request",
+    "hint": "Its log says where.",
+    "status": 500,
+}
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+
+_CYCLE_S = 146_097 * 86_400
+_FIRST, _LAST = -62_135_596_800, 253_402_300_800  # from the year 1 to before 10000
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
 def principal(request: web.Request) -> Principal:
@@ -67,12 +78,17 @@ def reply(value: Any, status: int = 200) -> web.Response:
 
 
 def iso(at: float | None) -> str | None:
-    """Unix seconds as ISO 8601 in UTC, to the millisecond; None stays None."""
-    return (
-        None
-        if at is None
-        else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    )
+    """Unix seconds as ISO 8601 in UTC, to the millisecond; None stays None.
+
+    Years outside 1 to 9999, as simulations have them, are written with a sign and six digits or more.
+    """
+    if at is None or not math.isfinite(at):
+        return None
+    # The calendar repeats after 400 years, so a far time is written as a near one with another year.
+    cycles = 0 if _FIRST <= at < _LAST else math.floor((at - _FIRST) / _CYCLE_S)
+    near = datetime.fromtimestamp(at - cycles * _CYCLE_S, UTC)
+    text = near.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return text if cycles == 0 else f"{near.year + 400 * cycles:+07d}{text[4:]}"
 
 
 def problem(error: IslandError) -> dict[str, Any]:
@@ -96,6 +112,9 @@ async def stream(request: web.Request, work: Callable[[Progress], Awaitable[Any]
             lines.put_nowait({"result": await work(progress)})
         except IslandError as error:
             lines.put_nowait(problem(error))
+        except Exception:  # as in `errors`: the answer has begun, so its last line must say so
+            log.exception("api.bug", method=request.method, path=request.path)
+            lines.put_nowait(BUG)
         finally:
             lines.put_nowait(None)
 
@@ -108,7 +127,10 @@ async def stream(request: web.Request, work: Callable[[Progress], Awaitable[Any]
                 if "progress" in line and not lines.empty():
                     continue
                 await response.write(msgspec.json.encode(line) + b"\n")
-        except (ConnectionError, asyncio.CancelledError):
+        except ConnectionError:
+            task.cancel()  # nobody is there to be told
+            return response
+        except asyncio.CancelledError:
             task.cancel()
             raise
     with contextlib.suppress(ConnectionError):  # a client that has its result may hang up first
@@ -153,10 +175,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         if error.status < 400 or error.content_type == "application/json":
             raise
-        answer = reply(
-            problem(BadInput(f"{request.method} {request.path}: {error.reason}")) | {"status": error.status},
-            error.status,
-        )
+        refused = BadInput(f"{request.method} {request.path[:1000]}: {error.reason}", code=_CODES.get(error.status, ""))
+        answer = reply(problem(refused) | {"status": error.status}, error.status)
         if isinstance(error, web.HTTPMethodNotAllowed):
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
@@ -164,12 +184,4 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         raise
     except Exception:  # the one place where a bug in a handler must become an answer; it is logged whole
         log.exception("api.bug", method=request.method, path=request.path)
-        return reply(
-            {
-                "error": "bug",
-                "message": "the island failed at this request",
-                "hint": "Its log says where.",
-                "status": 500,
-            },
-            500,
-        )
+        return reply(BUG, 500)
