@@ -56,6 +56,8 @@ GROUP_BYTES = 8 * 2**20
 GROUPS = 4
 """A fetch has so many groups of files and chunks under way."""
 GROUP_FILES = 192
+AT_ONCE = 24
+"""Small files whose hashes are asked for at the same time."""
 KEPT_FOR_S = 24 * 3600.0
 """For how long a session may read a replica by its path; it is not evicted before."""
 
@@ -432,25 +434,49 @@ class Replicas:
 
     async def _groups(self, held: HeldSnapshot, manifest: Manifest) -> AsyncIterator[list[Want]]:
         """What is missing, in the order of the files, in portions that are under way together."""
-        wants: list[Want] = []
+        group: list[Want] = []
         size = 0
+        async for want in self._wants(held, manifest):
+            group.append(want)
+            size += min(GROUP_BYTES, want.file.entry.size)
+            if size >= GROUP_BYTES or len(group) >= GROUP_FILES:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    async def _wants(self, held: HeldSnapshot, manifest: Manifest) -> AsyncIterator[Want]:
+        """The windows of all files in which something is missing; small files are looked at several at once."""
+        small: list[FileEntry] = []
+
+        async def of_small() -> list[Want]:
+            found = await asyncio.gather(*(self._wants_of(held, manifest, entry) for entry in small))
+            small.clear()
+            return [want for wants in found for want in wants]
+
         async for entry in manifest.files():
-            file = await self.held.file(held, entry)
+            if entry.size <= GROUP_BYTES:
+                small.append(entry)
+            if len(small) >= AT_ONCE or entry.size > GROUP_BYTES:
+                for want in await of_small():
+                    yield want
+            if entry.size > GROUP_BYTES:
+                for start in range(0, entry.size, GROUP_BYTES):
+                    for want in await self._wants_of(held, manifest, entry, start):
+                        yield want
+        for want in await of_small():
+            yield want
+
+    async def _wants_of(self, held: HeldSnapshot, manifest: Manifest, entry: FileEntry, start: int = 0) -> list[Want]:
+        """The window of a file that begins at `start`, if something of it is missing."""
+        file = await self.held.file(held, entry)
+        if start == 0:
             await self._distrust(held, manifest, file)
-            if file.complete:
-                await self.held.make(held, file)
-                continue
-            for start in range(0, entry.size, GROUP_BYTES):
-                want = await self._want(manifest, file, start, min(start + GROUP_BYTES, entry.size))
-                if not core.missing(file.present, want.run):
-                    continue
-                wants.append(want)
-                size += min(GROUP_BYTES, entry.size - start)
-                if size >= GROUP_BYTES or len(wants) >= GROUP_FILES:
-                    yield wants
-                    wants, size = [], 0
-        if wants:
-            yield wants
+        if file.complete:
+            await self.held.make(held, file)
+            return []
+        want = await self._want(manifest, file, start, min(start + GROUP_BYTES, entry.size))
+        return [want] if core.missing(file.present, want.run) else []
 
     async def _distrust(self, held: HeldSnapshot, manifest: Manifest, file: HeldFile) -> None:
         """A complete file that was touched since it was synced is hashed again; what is wrong in it is dropped."""
