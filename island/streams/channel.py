@@ -23,6 +23,7 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.loops import EXPECTED
 from island.kernel.ports import BulkStream, Clock, Rng, Signal
+from island.kernel.telemetry import counter, histogram
 from island.streams import core, store, tables
 from island.streams.messages import READ, Ack, Behind, Delivery, Heartbeat, Opened, ReadRequest, decode_down
 from island.streams.segments import Segments
@@ -30,6 +31,9 @@ from island.streams.store import SubscriptionRow
 from island.streams.tasks import Run, in_thread, raise_first
 
 log = structlog.get_logger("island")
+
+ROWS = counter("streams_rows_committed", "Rows that subscriptions made durable")
+COMMIT_SECONDS = histogram("streams_commit_seconds", "From the begin of a commit with rows to its acknowledgement")
 
 SILENCE = 30.0
 """Seconds without a message after which the source is taken for lost; it sends one every five."""
@@ -313,6 +317,8 @@ class Channel:
             )
             self._publisher.committed()
             self.meter.add(self._clock.monotonic(), rows, size)
+            ROWS.inc(rows)
+            COMMIT_SECONDS.observe(max(0.0, self._clock.monotonic() - self._last_commit))
         with contextlib.suppress(Unreachable):  # what is durable stays so; the receiver tells of the loss
             await stream.send(encode(Ack(position=pending.to)))
         self._at("acknowledged")

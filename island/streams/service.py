@@ -267,10 +267,11 @@ class Streams:
         _check_length("region", region, MAX_REGION)
         Predicate.parse(where or None, region or None)
         await self._check_known(owner, name)
+        await self._check_free(into)
+        # Asked before the lock is taken: a source that is slow to answer holds up nobody else.
+        described = await self._describe(owner, DescribeRequest(source=name, where=where, region=region, start=start))
         async with self._changing:
             await self._check_free(into)
-            request = DescribeRequest(source=name, where=where, region=region, start=start)
-            described = await self._describe(owner, request)
             now = self._clock.wall()
             row = SubscriptionRow(
                 id=self._rng.bytes(6).hex(),

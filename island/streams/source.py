@@ -17,6 +17,7 @@ from island.kernel.codec import encode
 from island.kernel.db import Database
 from island.kernel.loops import EXPECTED
 from island.kernel.ports import Clock, Signal, Topic
+from island.kernel.telemetry import counter
 from island.streams import core, folder, store, tables
 from island.streams.messages import ColumnNote, SourceRecord
 from island.streams.store import FileRow, SourceRow
@@ -33,6 +34,8 @@ SETTLE = 1.0
 GROUP_FILES, GROUP_SECONDS = 64, 0.05
 """Complete files are journaled together, but none waits long for the next."""
 
+
+FILES = counter("streams_files_journaled", "Complete files that sources of this island journaled")
 
 DECODERS = 2
 """Files that are decoded for readers at one time; others wait their turn."""
@@ -227,6 +230,7 @@ class FolderSource:
             if self._known is not None:
                 self._known[one.path] = one.stat
         if new:
+            FILES.inc(len(new))
             log.info("source.arrived", source=self.name, files=len(new), rows=sum(row.rows for row in new))
         self.changed.touch()
 
