@@ -52,6 +52,7 @@ class OwnLog:
         self._heard: set[IslandId] = set()
         self._booted = 0.0
         self._ready = False
+        self._bytes = 0
         self._projected = 0
         self._projecting = asyncio.Lock()
         self._signed_at: dict[str, float] = {}
@@ -71,6 +72,7 @@ class OwnLog:
     async def start(self) -> None:
         """Bring gossip.db's copy of the log to what state.db has, or the other way if that is behind."""
         self._booted = self._clock.monotonic()
+        self._bytes = await self._state.read(ownstore.log_bytes)
         async with self._logs.lock:
             mine, copy = await self._state.read(ownstore.head), self._logs.positions.get(self._logs.me)
             if copy.seq > mine.seq:
@@ -127,6 +129,7 @@ class OwnLog:
             await self._catch_up()
         if not batches:
             return None, wait
+        self._bytes += sum(len(batch.signed) for batch in batches)
         for key in keys:
             self._signed_at[key] = now
         self._signed_at = {key: at for key, at in self._signed_at.items() if now - at < core.KEY_INTERVAL}
@@ -145,7 +148,7 @@ class OwnLog:
         changes = [
             (key, value) for change, key, value in ownstore.pending(conn) if key in keys and change <= self._projected
         ]
-        if changes and ownstore.log_bytes(conn) > core.MAX_LOG_BYTES - BATCH_LIMIT * 4:
+        if changes and self._bytes > core.MAX_LOG_BYTES - BATCH_LIMIT * 4:
             raise Full(
                 "this island's log has reached the size that others accept",
                 hint="This version cannot shorten a log. Give the island a new key and let it join again.",
@@ -164,8 +167,13 @@ class OwnLog:
             return
         after = self._logs.positions.get(self._logs.me).seq
         missing = await self._state.read(lambda conn: ownstore.batches(conn, after))
-        if missing:
-            await self._logs.add_own([core.open_batch(signed) for signed in missing], chain)
+        if not missing:
+            return
+        batches = [core.open_batch(signed) for signed in missing]
+        if core.judge(self._logs.positions.get(self._logs.me), batches[0]) is not core.Verdict.FITS:
+            self._fork("the copy of this island's log in gossip.db contradicts the one in state.db")
+            return
+        await self._logs.add_own(batches, chain)
 
     async def _restore(self, batches: Sequence[Batch]) -> bool:
         """Take back batches of this log that state.db has lost; False if they do not extend it. `lock` is held."""
@@ -182,6 +190,7 @@ class OwnLog:
 
         if not await self._state.write(write):
             return False
+        self._bytes += sum(len(batch.signed) for batch in batches)
         log.warning("gossip.own_log_restored", batches=len(batches), seq=batches[-1].last)
         self._projected = 0  # what the owners' tables say again is pending, and the rest is to be projected
         await self.project(whole=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from island.gossip.core import Head
-from tests.sim.archipelago import Archipelago, names, simulate
+from tests.sim.archipelago import Archipelago, memory, names, simulate
 from tests.sim.network import Weather
 from tests.sim.stranger import Stranger
 
@@ -181,7 +181,7 @@ def test_alone_nothing_waits() -> None:
     simulate(52, _alone)
 
 
-async def _restored_from_backup(world: Archipelago) -> None:
+async def _restored_from_backup(world: Archipelago, *, lose_gossip: bool = True) -> None:
     await _grow(world, 4)
     victim = world.islands[1]
     await victim.put("test/old", b"1")
@@ -194,7 +194,7 @@ async def _restored_from_backup(world: Archipelago) -> None:
     head = victim.g.head(victim.id).seq
     await world.crash(victim)
     world.restore(victim, backup)
-    await world.restart(victim, lose_gossip=True)
+    await world.restart(victim, lose_gossip=lose_gossip)
     await victim.put("test/after", b"4")
     await world.until(lambda: _knows_all(world, "test/", 3), within=90)
     assert victim.g.head(victim.id).seq > head
@@ -209,6 +209,58 @@ async def _restored_from_backup(world: Archipelago) -> None:
 @pytest.mark.parametrize("weather", [Weather(), BAD], ids=["fair", "bad"])
 def test_an_island_restored_from_a_backup_takes_its_own_log_back_before_it_signs(weather: Weather) -> None:
     simulate(61, _restored_from_backup, weather)
+
+
+def test_a_copy_in_gossip_db_restores_an_older_state_db_without_any_peer() -> None:
+    async def scenario(world: Archipelago) -> None:
+        await _restored_from_backup(world, lose_gossip=False)
+
+    simulate(62, scenario)
+
+
+async def _contradicting_copy(world: Archipelago) -> None:
+    island = await world.add("alone")
+    await asyncio.sleep(1)
+    backup = world.backup(island)
+    await island.put("test/a", b"1")
+    await asyncio.sleep(1)
+    await world.crash(island)
+    other = island.gossip_db
+    world.restore(island, backup)
+    island.gossip_db = memory("gossip")
+    await world.restart(island)
+    for number in range(3):
+        await island.put(f"test/b{number}", b"2")
+        await asyncio.sleep(1)
+    await world.crash(island)
+    island.gossip_db.close()
+    island.gossip_db = other  # the copy of the first story
+    await world.restart(island)
+    await island.put("test/c", b"3")
+    await asyncio.sleep(5)
+    assert "contradicts" in island.g.problems()[0]
+    assert island.g.head(island.id).seq == 2
+
+
+def test_a_copy_that_contradicts_stops_the_signing() -> None:
+    simulate(63, _contradicting_copy)
+
+
+async def _sparse(world: Archipelago) -> None:
+    """Thirty islands in a ring with a few chords: nobody is linked with most."""
+    world.network.neighbours({})
+    islands = [await world.add(name) for name in names(30)]
+    ids = [island.id for island in islands]
+    world.network.neighbours({one: {ids[(n + 1) % 30], ids[(n * 7 + 3) % 30]} - {one} for n, one in enumerate(ids)})
+    world.network.heal()
+    for number, island in enumerate(islands):
+        await island.put(f"test/{number}", b"x")
+    await world.until(lambda: _knows_all(world, "test/", 30), within=200)
+
+
+@pytest.mark.parametrize("weather", [Weather(), BAD], ids=["fair", "bad"])
+def test_thirty_islands_of_which_each_is_linked_with_few(weather: Weather) -> None:
+    simulate(64, _sparse, weather)
 
 
 async def _two_of_one_key(world: Archipelago) -> None:
