@@ -1,13 +1,15 @@
 """A process to be killed: the daemon's services that streams stand on, over real sessions, and nothing else.
 
 `python -m tests.streams.child HOME NAME PORT --watch FOLDER` (the source's side) or
-`... --join FILE --where EXPR` (the subscriber's). Prints `ready` once it runs.
+`... --where EXPR` (the subscriber's). Prints `ready` once it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
+import signal
 import sys
 from pathlib import Path
 
@@ -92,6 +94,8 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--watch", type=Path)
     parser.add_argument("--where", default="")
+    if sys.platform == "linux":  # nothing stays behind when the test itself is killed
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     telemetry.configure("info")
     asyncio.run(live(parser.parse_args()))
 
