@@ -14,7 +14,7 @@ from island.errors import BadInput
 app = typer.Typer(help="Sessions and batches, wherever they run.", no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The local id, the public id, or a unique prefix of it.")]
-Kind = Annotated[str | None, typer.Option(help="session or batch, where both have this local id.")]
+Kind = Annotated[str | None, typer.Option(help="session or batch, where a name fits both.")]
 KeyFile = Annotated[
     str | None,
     typer.Option(

@@ -273,7 +273,7 @@ class Jobs:
                 raise duplicate_name(name, holder)
             if store.living_of(conn, who.user) >= core.MAX_SESSIONS_OF_USER:
                 raise rejected(f"{core.MAX_SESSIONS_OF_USER} sessions and batches of {who.user} live already.")
-            local = store.next_local(conn, work.kind)
+            local = store.next_local(conn)
             store.insert(
                 conn,
                 job=job,

@@ -39,9 +39,9 @@ CREATE INDEX job_of_user ON job (user) WHERE phase != 'ended';
 CREATE INDEX job_seen ON job (kind, local) WHERE deleted = 0;
 CREATE INDEX job_live ON job (phase, released) WHERE phase != 'ended' OR released = 0;
 
--- Never lowered, never reused: a client's id means one job for ever.
-CREATE TABLE job_counter (kind TEXT PRIMARY KEY, next INTEGER NOT NULL) STRICT;
-INSERT INTO job_counter VALUES ('session', 0), ('batch', 0);
+-- Never lowered, never reused, one for both kinds: a local id means one job for ever.
+CREATE TABLE job_counter (next INTEGER NOT NULL) STRICT;
+INSERT INTO job_counter VALUES (0);
 
 CREATE TABLE job_log (
     job TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, text TEXT NOT NULL,
