@@ -37,7 +37,7 @@ TEXT_LIMIT = 1000
 MAX_HOPS = 2
 
 SessionClass = Literal["control", "bulk", "join"]
-Kind = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_.-]{0,39}$")]
+Kind = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_.-]{0,39}\Z")]
 
 
 class Type(IntEnum):
@@ -79,7 +79,7 @@ class Hello(Message, frozen=True, kw_only=True):
     key: Key
     name: Name
     nonce: Key
-    program: Annotated[str, Meta(max_length=40)] = ""
+    program: Annotated[str, Meta(pattern=r"^[ -~]{0,40}\Z")] = ""
     """The program's version, for people."""
     chain: Annotated[bytes, Meta(max_length=CHAIN_LIMIT)] = b""
     addresses: Annotated[tuple[Address, ...], Meta(max_length=8)] = ()
@@ -124,7 +124,7 @@ class RequestHead(Message, frozen=True, kw_only=True):
 class Refusal(Message, frozen=True, kw_only=True):
     """An error as it crosses the wire."""
 
-    code: Annotated[str, Meta(max_length=64)]
+    code: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
     message: Annotated[str, Meta(max_length=TEXT_LIMIT)]
     hint: Annotated[str, Meta(max_length=TEXT_LIMIT)] = ""
 

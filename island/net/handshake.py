@@ -228,4 +228,9 @@ class Handshake:
 def refused(payload: bytes) -> PeerRefused:
     """The error that another island sent."""
     said = codec.decode(payload, Refusal, limit=HANDSHAKE_LIMIT)
-    return PeerRefused(said.message, hint=said.hint, code=said.code)
+    return PeerRefused(_plain(said.message), hint=_plain(said.hint), code=said.code)
+
+
+def _plain(text: str) -> str:
+    """Text of another island without what would move a terminal's cursor or colour its letters."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -452,7 +452,10 @@ class PeerSessions:
         LINKS.set(len(self._control))
         self._links_changed.touch()
         for listener in self._listeners:
-            listener(island, up)
+            try:
+                listener(island, up)
+            except Exception:  # a bug in one listener must not cost the others, or the session
+                log.exception("peer.listener_bug", peer=self.name(island), key=island)
 
     def _learn(self, island: IslandId, addresses: Collection[str]) -> None:
         if addresses and self._learned.get(island) != list(addresses):
@@ -515,9 +518,10 @@ class PeerSessions:
             try:
                 connect = functools.partial(self._dial, to, "bulk", b"")
                 await first_that_works(addresses, connect, self.name(to))
-            except Unreachable:
+            except IslandError as error:
                 if control is None or control.over is not None:
-                    raise
+                    # Whoever asked for a stream must not take the blame for what answers at an address.
+                    raise Unreachable(error.message, hint=error.hint, code=error.code) from error
                 return await self._ask_dial_back(control, timeout)
             if not (live := self._bulk.get(to, [])):
                 raise self._unreachable(to)
@@ -540,8 +544,9 @@ class PeerSessions:
             async with asyncio.timeout(timeout):
                 await control.request(RequestHead(kind=_DIAL_BACK), asked, timeout)
                 return await made
-        except TimeoutError as error:
-            raise Unreachable(f"{control.peer.name} was asked for a bulk session and made none") from error
+        except (TimeoutError, PeerRefused) as error:
+            why = f": {error.message}" if isinstance(error, PeerRefused) else ""
+            raise Unreachable(f"{control.peer.name} was asked for a bulk session and made none{why}") from error
         finally:
             made.cancel()
             del self._tickets[ticket]

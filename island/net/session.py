@@ -19,7 +19,7 @@ from island.kernel.ids import IslandId
 from island.kernel.ports import Clock
 from island.kernel.telemetry import counter
 from island.net import frames
-from island.net.frames import Frame, Ping, Refusal, Type
+from island.net.frames import Frame, Ping, Type
 from island.net.handshake import Peer, refused
 from island.net.limits import Limits
 
@@ -190,8 +190,8 @@ class Session:
         elif frame.type is Type.PONG:
             self._on_pong(codec.decode(frame.payload, Ping, limit=64).nonce)
         elif frame.type is Type.GOODBYE:
-            said: Refusal = codec.decode(frame.payload, Refusal, limit=frames.HANDSHAKE_LIMIT)
-            raise _Lost(f"{self.peer.name} ended the session: {said.message}", code=refused(frame.payload).code)
+            said = refused(frame.payload)
+            raise _Lost(f"{self.peer.name} ended the session: {said.message}", code=said.code)
         else:
             return False
         return True

@@ -10,8 +10,9 @@ from island.kernel.codec import Message
 
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", max_length=64)]
-Address = Annotated[str, Meta(min_length=3, max_length=260)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", max_length=64)]
+Address = Annotated[str, Meta(pattern=r"^[!-~]{3,260}\Z")]
+"""`host:port`, printable ASCII."""
 
 MAX_LINKS = 8
 """The longest chain of admissions from a founder."""

@@ -374,6 +374,46 @@ async def test_a_ticket_is_good_for_the_one_it_was_given_to(tmp_path: Path) -> N
         assert (await made).island == b.id
 
 
+async def test_what_answers_at_a_wrong_address_is_not_blamed_on_who_asks_for_a_stream(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 3, mesh=False, register=served) as (a, b, c):
+        a.known[b.id] = [c.address]
+        with pytest.raises(Unreachable) as wrong:
+            await read(a, b)
+        assert wrong.value.code in {"wrong_key", "unreachable"}
+        hidden = Node(tmp_path / "h", "hidden")
+        a.known[hidden.id] = [a.address]
+        with pytest.raises(Unreachable):
+            await read(a, hidden)
+        hidden.state.close()
+        with pytest.raises(Unreachable):
+            await read(a, a)
+
+
+async def test_a_bug_in_a_listener_costs_nothing(tmp_path: Path) -> None:
+    def register(node: Node) -> None:
+        def bug(_island: IslandId, _up: bool) -> None:
+            raise ZeroDivisionError
+
+        served(node)
+        node.peers.on_link(bug)
+
+    async with archipelago(tmp_path, 2, register=register) as (a, b):
+        assert await a.peers.request(b.id, "echo", b"") == b"island-1:"
+
+
+async def test_what_another_island_says_cannot_move_a_terminal(tmp_path: Path) -> None:
+    def register(node: Node) -> None:
+        async def escape(_sender: IslandId, _body: bytes) -> bytes:
+            raise Denied("\x1b[2Jall gone\r\n", hint="\x07")
+
+        node.peers.on_request("escape", escape)
+
+    async with archipelago(tmp_path, 2, register=register) as (a, b):
+        with pytest.raises(PeerRefused) as refused:
+            await a.peers.request(b.id, "escape", b"")
+        assert str(refused.value).replace("\n", "").isprintable() and "all gone" in refused.value.message
+
+
 async def test_a_bulk_session_serves_both_and_is_closed_when_idle(tmp_path: Path) -> None:
     limits = Limits(idle_s=0.2, ping_s=0.05, redial_base_s=0.05)
     async with archipelago(tmp_path, 2, register=served, limits=limits) as (a, b):

@@ -120,3 +120,10 @@ def test_a_link_of_a_later_version_with_more_fields_is_believed() -> None:
     data = codec.encode(plain)
     admission = Admission(link=data, signature=ISLANDS[0].sign("admission", NETWORK, data))
     assert core.verify_chain(NETWORK, hand_made(admission)).island == ISLANDS[1].id
+
+
+@pytest.mark.parametrize("name", ["", "x\n", "../x", "a b", "x" * 65, "ä", "-x", "x\0"])
+def test_names_that_are_none_are_malformed(name: str) -> None:
+    admission = signed(Link(key=key_bytes(ISLANDS[1].id), name=name, by=key_bytes(ISLANDS[0].id)), ISLANDS[0])
+    with pytest.raises(codec.Malformed):
+        core.verify_chain(NETWORK, codec.encode(hand_made(admission)))
