@@ -216,7 +216,7 @@ class IslandFileSystem(AbstractFileSystem):
 
     def _above(self, owner: str) -> list[dict[str, Any]]:
         """The owners, or the datasets of one."""
-        rows = self._client.json("/api/v1/files")["datasets"]
+        rows = self._client.json("/api/v1/files")
         if not owner:
             names = {row["island"] for row in rows}
         else:

@@ -78,11 +78,11 @@ def reply(value: Any, status: int = 200) -> web.Response:
 
 
 def iso(at: float | None) -> str | None:
-    """Unix seconds as ISO 8601 in UTC, to the millisecond; None stays None.
+    """Unix seconds as ISO 8601 in UTC, to the millisecond; None stays None, as does what is no time.
 
     Years outside 1 to 9999, as simulations have them, are written with a sign and six digits or more.
     """
-    if at is None or not math.isfinite(at):
+    if at is None or not abs(at) < 1e15:  # nor what is not a number
         return None
     # The calendar repeats after 400 years, so a far time is written as a near one with another year.
     cycles = 0 if _FIRST <= at < _LAST else math.floor((at - _FIRST) / _CYCLE_S)

@@ -41,16 +41,20 @@ def routes(catalog: Catalog, replicas: Replication) -> list[web.RouteDef]:
     catalog.replication = replicas
 
     async def ls(_: web.Request) -> web.Response:
+        """List the datasets of all islands."""
         return base.reply([row(view) for view in await catalog.datasets()])
 
     async def search(request: web.Request) -> web.Response:
+        """List the datasets for which every part of the query holds; none is an empty list."""
         return base.reply([row(view) for view in await catalog.search(_query(request))])
 
     async def show(request: web.Request) -> web.Response:
+        """Show one dataset: its columns, coverage, times, holders, and what of it is here."""
         name = DatasetName.parse(f"{request.match_info['owner']}/{request.match_info['name']}")
         return base.reply(details_row(await catalog.show(name)))
 
     async def publish(request: web.Request) -> web.StreamResponse:
+        """Publish files in place, with progress; the result is as `show`, with who will see it (`audience`)."""
         who = base.administrator(request)
         wanted = await base.body(request, Publication)
 
@@ -72,6 +76,7 @@ def routes(catalog: Catalog, replicas: Replication) -> list[web.RouteDef]:
         return await base.stream(request, work)
 
     async def unpublish(request: web.Request) -> web.Response:
+        """Withdraw a dataset of this island; its files stay."""
         who = base.administrator(request)
         name = request.match_info["name"]
         await catalog.unpublish(catalog.who(who.user), name)

@@ -50,16 +50,19 @@ class _Files:
         self._catalog, self._replicas = catalog, replicas
 
     async def datasets(self, _: web.Request) -> web.Response:
+        """List the datasets that can be read, with the snapshot that each is now."""
         rows = [
             {"island": view.island, "name": view.name, "dataset": view.dataset, "snapshot": view.snapshot}
             for view in await self._catalog.datasets()
         ]
-        return base.reply({"datasets": rows})
+        return base.reply(rows)
 
     async def about(self, request: web.Request) -> web.Response:
+        """Say which snapshot a dataset is now, what of it is here, and what was moved and sent."""
         return base.reply(await self._about(await self._resolve(request)))
 
     async def drop(self, request: web.Request) -> web.Response:
+        """Delete what is kept of another island's dataset; `freed` is in bytes."""
         who = base.administrator(request)
         resolved = await self._resolve(request)
         freed = await self._replicas.drop(resolved)
@@ -67,6 +70,7 @@ class _Files:
         return base.reply({**await self._about(resolved), "freed": freed})
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:
+        """Make a complete, verified replica, with progress; `fetched` is the bytes that this moved."""
         who = base.principal(request)
         resolved = await self._resolve(request)
 
@@ -85,6 +89,7 @@ class _Files:
         return await base.stream(request, work)
 
     async def listing(self, request: web.Request) -> web.Response:
+        """List the files of a snapshot by path, a page at a time: `next` is the `after` of the next page."""
         resolved = await self._resolve(request)
         after = request.query.get("after", "")
         limit = _number(request.query.get("limit", "1000"), "limit")
@@ -104,6 +109,7 @@ class _Files:
         return base.reply({"files": rows, "next": rows[-1]["path"] if len(entries) > limit else None})
 
     async def data(self, request: web.Request) -> web.StreamResponse:
+        """Send the verified bytes of a file, or a range of them."""
         resolved = await self._resolve(request)
         path = request.match_info["path"]
         entry = await self._replicas.find(resolved, path)

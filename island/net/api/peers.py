@@ -35,6 +35,7 @@ def routes(peers: PeerSessions, membership: Membership, trust: Trust) -> list[we
     """The operations on islands."""
 
     async def ls(_: web.Request) -> web.Response:
+        """List all islands that are known here, this one included."""
         views = membership.views()
         rows = [view_row(view, peers.link(view.island)) for view in views]
         known = {view.island for view in views}
@@ -43,6 +44,7 @@ def routes(peers: PeerSessions, membership: Membership, trust: Trust) -> list[we
         return base.reply(rows)
 
     async def invite(request: web.Request) -> web.Response:
+        """Make an invitation; the first one founds the archipelago."""
         who = base.administrator(request)
         body = await base.body(request, NewInvitation)
         founded = trust.network is None
@@ -62,6 +64,7 @@ def routes(peers: PeerSessions, membership: Membership, trust: Trust) -> list[we
         )
 
     async def join(request: web.Request) -> web.Response:
+        """Join the archipelago of an invitation; answered when linked with the island that made it."""
         base.administrator(request)
         body = await base.body(request, Joining)
         inviter = await peers.join(body.invitation)

@@ -18,12 +18,15 @@ def build(tokens: Tokens, routes: Iterable[web.AbstractRouteDef], ready: Callabl
     """The application of the user port; `ready` says whether the island serves."""
 
     async def healthz(_: web.Request) -> web.Response:
+        """Say that the process answers."""
         return base.reply({"status": "ok"})
 
     async def readyz(_: web.Request) -> web.Response:
+        """Say whether databases are open and both ports bound."""
         return base.reply({"status": "ready"}) if ready() else base.reply({"status": "starting"}, 503)
 
     async def metrics(_: web.Request) -> web.Response:
+        """Give the metrics in Prometheus' text format."""
         return web.Response(body=telemetry.exposition(), content_type="text/plain", charset="utf-8")
 
     application = web.Application(

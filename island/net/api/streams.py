@@ -37,21 +37,27 @@ def routes(streams: Streams) -> list[web.RouteDef]:
     """The operations on streams."""
 
     async def list_sources(_: web.Request) -> web.Response:
+        """List the sources of all islands."""
         return base.reply([source_row(view) for view in await streams.sources()])
 
     async def add_source(request: web.Request) -> web.Response:
+        """Watch a folder; the answer is the source's row."""
         who = base.administrator(request)
         body = await base.body(request, NewSource)
         return base.reply(source_row(await streams.add_source(who, Path(body.path), body.name)), 201)
 
     async def remove_source(request: web.Request) -> web.Response:
-        await streams.remove_source(base.administrator(request), request.match_info["name"])
-        return base.reply({"removed": request.match_info["name"]})
+        """Stop watching; the files stay, and subscriptions to it stop and say so."""
+        name = request.match_info["name"]
+        await streams.remove_source(base.administrator(request), name)
+        return base.reply({"name": name, "state": "removed"})
 
     async def list_subscriptions(_: web.Request) -> web.Response:
+        """List the subscriptions of this island."""
         return base.reply([subscription_row(view) for view in await streams.subscriptions()])
 
     async def subscribe(request: web.Request) -> web.Response:
+        """Subscribe: the dataset ME/INTO is made and published; the answer is the subscription's row."""
         who = base.principal(request)
         body = await base.body(request, NewSubscription)
         view = await streams.subscribe(
@@ -60,10 +66,12 @@ def routes(streams: Streams) -> list[web.RouteDef]:
         return base.reply(subscription_row(view), 201)
 
     async def unsubscribe(request: web.Request) -> web.Response:
+        """End a subscription, named by id, unique prefix or dataset; what it delivered stays."""
         view = await streams.unsubscribe(base.principal(request), request.match_info["id"])
         return base.reply(subscription_row(view))
 
     async def list_channels(_: web.Request) -> web.Response:
+        """List the active flows into and out of this island."""
         return base.reply([channel_row(view) for view in await streams.channels()])
 
     return [
