@@ -10,21 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
-from island.catalog.manifest import FileEntry, FileHashes, PageRef
+from island.catalog.manifest import FileEntry, PageRef
 from island.catalog.messages import Held, ReplicaRecord, Resolved
 from island.catalog.ports import LocalInput, Progress, ReplicaStatus, no_progress
 from island.catalog.service import Catalog
 from island.catalog.snapshots import Manifest
 from island.catalog.views import view_name
 from island.config import Config, size_in_bytes
-from island.errors import BadInput, Changed, Conflict, IslandError, NotFound, Unreachable
+from island.errors import BadInput, Changed, Conflict, IslandError, NotFound
 from island.gossip.service import Gossip
 from island.kernel import codec
 from island.kernel.db import Database
@@ -36,6 +36,7 @@ from island.replicas import core, store
 from island.replicas.chunks import read_range
 from island.replicas.fetching import Fetcher, Patience, Want
 from island.replicas.held import HeldFile, HeldSnapshot, Store, edges_of
+from island.replicas.manifests import Manifests
 from island.replicas.materialise import Views
 from island.replicas.messages import ChunkRequest
 from island.replicas.serving import Blocks, Server
@@ -60,10 +61,6 @@ AT_ONCE = 24
 """Small files whose hashes are asked for at the same time."""
 KEPT_FOR_S = 24 * 3600.0
 """For how long a session may read a replica by its path; it is not evicted before."""
-
-_KNOWN_MANIFESTS = 64
-_WAITING_PAGES = 4 * 2**20
-_KNOWN_HASHES = 512
 
 
 class Replicas:
@@ -110,11 +107,17 @@ class Replicas:
         )
         self._server = Server(self.held, peers, self._open_for_peer, membership.display)
         self._views = Views(home)
-        gossip.blobs.also(self._kept_page)
-        self._patience = patience or Patience()
-        self._manifests: OrderedDict[tuple[IslandId, str, str], Manifest] = OrderedDict()
-        self._hashes: OrderedDict[tuple[str, str], list[FileHashes]] = OrderedDict()
-        self._pages: dict[tuple[IslandId, str, str], dict[str, bytes]] = {}
+        self._manifests = Manifests(
+            chunks,
+            self.held,
+            catalog,
+            self._fetcher,
+            clock,
+            me=trust.me,
+            patience=(patience or Patience()).nothing,
+            display=membership.display,
+        )
+        gossip.blobs.also(self._manifests.page)
         self._fetching: dict[tuple[IslandId, str, str], asyncio.Lock] = {}
         self._tasks: Tasks | None = None
         self._faults: list[tuple[IslandId, str]] = []
@@ -177,56 +180,7 @@ class Replicas:
 
     async def manifest(self, resolved: Resolved) -> Manifest:
         """The manifest of a snapshot, from here, from its owner or from a holder."""
-        return await self._manifest(resolved.owner, resolved.name, resolved.snapshot)
-
-    async def _manifest(self, owner: IslandId, name: str, snapshot: str) -> Manifest:
-        key = (owner, name, snapshot)
-        found = self._manifests.get(key)
-        if found is None:
-            found = self._manifests[key] = await self._load_manifest(key)
-            if len(self._manifests) > _KNOWN_MANIFESTS:
-                self._pages.pop(self._manifests.popitem(last=False)[0], None)
-        self._manifests.move_to_end(key)
-        return found
-
-    async def _load_manifest(self, key: tuple[IslandId, str, str]) -> Manifest:
-        owner, name, snapshot = key
-        if owner == self._trust.me:
-            return await self._catalog.manifest(owner, snapshot, name)
-        found = await self._patiently(key, lambda: self._catalog.manifest(owner, snapshot, name))
-
-        async def load(page: str) -> bytes:
-            """Pages of what is kept here are kept along, so that it can be verified while its owner is down."""
-            data = await self._patiently(key, lambda: found.load(page))
-            waiting = self._pages.setdefault(key, {})
-            if sum(map(len, waiting.values())) < _WAITING_PAGES:
-                waiting[page] = data
-            return data
-
-        await load(snapshot)
-        return Manifest(owner, snapshot, found.root, load)
-
-    async def _patiently(self, key: tuple[IslandId, str, str], ask: Callable[[], Awaitable[T]]) -> T:
-        """What `ask` brings; it is asked again for a while when nobody can be reached."""
-        owner, name, snapshot = key
-        until = self._clock.monotonic() + self._patience.nothing
-        while True:
-            version = self._fetcher.changed.version
-            try:
-                async with asyncio.timeout(max(0.1, until - self._clock.monotonic())):
-                    return await ask()
-            except (Unreachable, TimeoutError) as error:
-                if self._clock.monotonic() >= until - 0.1:
-                    holders = [i for i in self._catalog.holders(owner, name, snapshot) if i != self._trust.me]
-                    raise Unreachable(
-                        f"the manifest of {self._membership.display(owner)}/{name} cannot be read: "
-                        + self._fetcher.who_holds(holders, {}),
-                        hint="Ask again when a holder is back.",
-                    ) from error
-            await self._fetcher.changed.after(version, 0.5)
-
-    async def _kept_page(self, page: str) -> bytes | None:
-        return await self._db.read(lambda conn: store.page(conn, page))
+        return await self._manifests.get(resolved.owner, resolved.name, resolved.snapshot)
 
     async def status(self, resolved: Resolved) -> ReplicaStatus:
         """How much of a snapshot is here, and how many bytes of it came from other islands."""
@@ -293,7 +247,7 @@ class Replicas:
         """The borders of the chunks that hold `start` to `end`."""
         manifest = await self.manifest(resolved)
         entry = await manifest.find(path)
-        hashes = await self._file_hashes(manifest, entry, start, min(end, entry.size))
+        hashes = await self._manifests.hashes(manifest, entry, start, min(end, entry.size))
         edges = edges_of(hashes)
         first, last = edges.cover(start, min(end, entry.size))
         return edges.offset(first), edges.offset(last)
@@ -301,23 +255,11 @@ class Replicas:
     async def _open(self, resolved: Resolved, manifest: Manifest) -> HeldSnapshot:
         held = await self.held.open(resolved.owner, resolved.name, resolved.snapshot, manifest.root.size)
         held.used_at = self._clock.wall()
-        await self._keep_pages(held)
+        await self._manifests.keep(held)
         return held
 
-    async def _keep_pages(self, held: HeldSnapshot) -> None:
-        """Write the pages that were loaded of a manifest, once something of its snapshot is kept."""
-        pages = self._pages.pop(held.key, {})
-        if not pages:
-            return
-
-        def write(conn: sqlite3.Connection) -> None:
-            for page, data in pages.items():
-                store.add_page(conn, held.id, page, data)
-
-        await self._db.write(write)
-
     async def _want(self, manifest: Manifest, file: HeldFile, start: int, end: int) -> Want:
-        hashes = await self._file_hashes(manifest, file.entry, start, end)
+        hashes = await self._manifests.hashes(manifest, file.entry, start, end)
         return Want(file, hashes, edges_of(hashes).cover(start, end))
 
     async def _held_bytes(self, held: HeldSnapshot, manifest: Manifest, file: HeldFile, start: int, end: int) -> bytes:
@@ -332,24 +274,9 @@ class Replicas:
             hint="Check the disk under the home of this island.",
         )
 
-    async def _file_hashes(self, manifest: Manifest, entry: FileEntry, start: int, end: int) -> FileHashes:
-        key = (manifest.snapshot, entry.path)
-        for known in self._hashes.get(key, ()):
-            if known.start <= start and end <= known.end:
-                self._hashes.move_to_end(key)
-                return known
-        found = await manifest.hashes(entry, start, end)
-        kept = self._hashes.setdefault(key, [])
-        kept.insert(0, found)
-        del kept[4:]
-        self._hashes.move_to_end(key)
-        if len(self._hashes) > _KNOWN_HASHES:
-            self._hashes.popitem(last=False)
-        return found
-
     async def _own_bytes(self, manifest: Manifest, entry: FileEntry, start: int, end: int) -> bytes:
         """Bytes of a published file in place, hashed; raises `Changed` when they are not what was published."""
-        hashes = await self._file_hashes(manifest, entry, start, end)
+        hashes = await self._manifests.hashes(manifest, entry, start, end)
         edges = edges_of(hashes)
         run = edges.cover(start, end)
         path = await self._own_path(manifest.snapshot, entry)
@@ -492,7 +419,7 @@ class Replicas:
         self.held.doubt(file)
         for start in range(0, entry.size, GROUP_BYTES):
             end = min(start + GROUP_BYTES, entry.size)
-            hashes = await self._file_hashes(manifest, entry, start, end)
+            hashes = await self._manifests.hashes(manifest, entry, start, end)
             await self.held.get_bytes(held, file, hashes, start, end)
 
     async def _settle_files(self, held: HeldSnapshot, manifest: Manifest) -> bool:
@@ -585,7 +512,7 @@ class Replicas:
             with held:
                 yield await self._held_blocks(held, path)
             return
-        manifest = await self._manifest(owner, request.name, request.snapshot)
+        manifest = await self._manifests.get(owner, request.name, request.snapshot)
         entry = await manifest.find(path)
 
         async def own_blocks(start: int, end: int) -> AsyncIterator[bytes]:
@@ -595,13 +522,13 @@ class Replicas:
         yield own_blocks
 
     async def _held_blocks(self, held: HeldSnapshot, path: str) -> Blocks:
-        manifest = await self._manifest(held.owner, held.name, held.snapshot)
+        manifest = await self._manifests.get(held.owner, held.name, held.snapshot)
         entry = await manifest.find(path)
         file = await self.held.file(held, entry)
 
         async def blocks(start: int, end: int) -> AsyncIterator[bytes]:
             async for low, high in self._aligned(manifest, entry, start, end):
-                hashes = await self._file_hashes(manifest, entry, low, high)
+                hashes = await self._manifests.hashes(manifest, entry, low, high)
                 data = await self.held.get_bytes(held, file, hashes, low, high)
                 if data is None:
                     raise NotFound(f"this island does not hold {path!r} from {low} to {high}")
@@ -616,7 +543,7 @@ class Replicas:
         if end > entry.size:
             raise BadInput(f"{entry.path!r} has {entry.size} bytes, not {end}")
         while start < end:
-            hashes = await self._file_hashes(manifest, entry, start, min(end, start + WINDOW))
+            hashes = await self._manifests.hashes(manifest, entry, start, min(end, start + WINDOW))
             edges = edges_of(hashes)
             run = edges.cover(start, min(end, start + WINDOW))
             low, high = edges.offset(run[0]), edges.offset(run[1])
@@ -685,7 +612,7 @@ class Replicas:
         self._gossip.poke()
 
     async def _on_dropped(self, held: HeldSnapshot) -> None:
-        self._manifests.pop(held.key, None)
+        self._manifests.forget(held.key)
         await self.held.run(lambda: self._views.drop(held.snapshot))
         self.space.other_bytes = await self.held.run(self._views.converted_bytes)
         await self._announce(held)
@@ -699,9 +626,7 @@ class Replicas:
 
     async def _write_back(self) -> None:
         await self.held.flush()
-        for key in list(self._pages):
-            if held := self.held.get(*key):
-                await self._keep_pages(held)
+        await self._manifests.keep_all()
         faults, self._faults = self._faults, []
         if faults:
             now = self._clock.wall()

@@ -1,0 +1,145 @@
+"""Manifests and chunk hashes of what is read: had from here or from a holder, kept along with a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from island.catalog.manifest import FileEntry, FileHashes
+from island.catalog.service import Catalog
+from island.catalog.snapshots import Manifest
+from island.errors import Unreachable
+from island.kernel.db import Database
+from island.kernel.ids import IslandId
+from island.kernel.ports import Clock
+from island.replicas import store
+from island.replicas.fetching import Fetcher
+from island.replicas.held import HeldSnapshot, Store
+
+T = TypeVar("T")
+Key = tuple[IslandId, str, str]
+"""Owner, name and snapshot."""
+
+_MANIFESTS = 64
+_HASHES = 128
+"""Files whose last chunk hashes stay decoded, at most four pages of each."""
+_WAITING = 4 * 2**20
+"""Bytes of pages of one manifest that wait for something of its snapshot to be kept."""
+
+
+class Manifests:
+    """The manifests of any snapshot, own ones included.
+
+    Pages of a snapshot of which something is kept are kept along in `chunks.db`, so that it
+    can be verified, and served on, while its owner is down.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        held: Store,
+        catalog: Catalog,
+        fetcher: Fetcher,
+        clock: Clock,
+        *,
+        me: IslandId,
+        patience: float,
+        display: Callable[[IslandId], str],
+    ) -> None:
+        self._db, self._held, self._catalog, self._fetcher, self._clock = db, held, catalog, fetcher, clock
+        self._me, self._patience, self._display = me, patience, display
+        self._known: OrderedDict[Key, Manifest] = OrderedDict()
+        self._hashes: OrderedDict[tuple[str, str], list[FileHashes]] = OrderedDict()
+        self._waiting: dict[Key, dict[str, bytes]] = {}
+
+    async def get(self, owner: IslandId, name: str, snapshot: str) -> Manifest:
+        """The manifest of a snapshot. Raises `Unreachable` that says who holds it."""
+        key = (owner, name, snapshot)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = await self._load(key)
+            if len(self._known) > _MANIFESTS:
+                self._waiting.pop(self._known.popitem(last=False)[0], None)
+        self._known.move_to_end(key)
+        return found
+
+    async def hashes(self, manifest: Manifest, entry: FileEntry, start: int, end: int) -> FileHashes:
+        """Borders and hashes of the chunks from `start` to `end` of a file."""
+        key = (manifest.snapshot, entry.path)
+        for known in self._hashes.get(key, ()):
+            if known.start <= start and end <= known.end:
+                self._hashes.move_to_end(key)
+                return known
+        found = await manifest.hashes(entry, start, end)
+        kept = self._hashes.setdefault(key, [])
+        kept.insert(0, found)
+        del kept[4:]
+        self._hashes.move_to_end(key)
+        if len(self._hashes) > _HASHES:
+            self._hashes.popitem(last=False)
+        return found
+
+    def forget(self, key: Key) -> None:
+        """A snapshot is kept no longer."""
+        self._known.pop(key, None)
+        self._waiting.pop(key, None)
+
+    async def page(self, name: str) -> bytes | None:
+        """A page that is kept with some snapshot."""
+        return await self._db.read(lambda conn: store.page(conn, name))
+
+    async def keep(self, held: HeldSnapshot) -> None:
+        """Write the pages that were loaded of a manifest, now that something of its snapshot is kept."""
+        pages = self._waiting.pop(held.key, {})
+        if not pages:
+            return
+
+        def write(conn: sqlite3.Connection) -> None:
+            for name, data in pages.items():
+                store.add_page(conn, held.id, name, data)
+
+        await self._db.write(write)
+
+    async def keep_all(self) -> None:
+        """`keep` for every snapshot of which something is kept."""
+        for key in list(self._waiting):
+            if held := self._held.get(*key):
+                await self.keep(held)
+
+    async def _load(self, key: Key) -> Manifest:
+        owner, name, snapshot = key
+        if owner == self._me:
+            return await self._catalog.manifest(owner, snapshot, name)
+        found = await self._patiently(key, lambda: self._catalog.manifest(owner, snapshot, name))
+
+        async def load(page: str) -> bytes:
+            data = await self._patiently(key, lambda: found.load(page))
+            waiting = self._waiting.setdefault(key, {})
+            if sum(map(len, waiting.values())) < _WAITING:
+                waiting[page] = data
+            return data
+
+        await load(snapshot)
+        return Manifest(owner, snapshot, found.root, load)
+
+    async def _patiently(self, key: Key, ask: Callable[[], Awaitable[T]]) -> T:
+        """What `ask` brings; it is asked again for a while when nobody can be reached."""
+        owner, name, snapshot = key
+        until = self._clock.monotonic() + self._patience
+        while True:
+            version = self._fetcher.changed.version
+            try:
+                async with asyncio.timeout(max(0.1, until - self._clock.monotonic())):
+                    return await ask()
+            except (Unreachable, TimeoutError) as error:
+                if self._clock.monotonic() >= until - 0.1:
+                    holders = [i for i in self._catalog.holders(owner, name, snapshot) if i != self._me]
+                    raise Unreachable(
+                        f"the manifest of {self._display(owner)}/{name} cannot be read: "
+                        + self._fetcher.who_holds(holders, {}),
+                        hint="Ask again when a holder is back.",
+                    ) from error
+            await self._fetcher.changed.after(version, 0.5)
