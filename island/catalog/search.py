@@ -59,10 +59,14 @@ class Index:
         self._index: Any = None
         self._lock = threading.Lock()
 
-    def open(self) -> bool:
-        """Open the index; whether it is new and so empty (it was missing, damaged, or of another version)."""
+    def open(self, *, rebuild: bool = False) -> bool:
+        """Open the index; whether it is new and so empty (asked for, or it was missing, damaged, or of another
+        version)."""
         with self._lock:
-            return self._open()
+            if not rebuild:
+                return self._open()
+            self._rebuild()
+            return True
 
     def _open(self) -> bool:
         marker = self._folder / "version"

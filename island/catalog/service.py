@@ -36,11 +36,10 @@ from island.catalog.messages import (
 from island.catalog.pages import PageStore
 from island.catalog.ports import Progress, ReplicaStatus, Replication, no_progress
 from island.catalog.publishing import Prepared, Previous, Publisher, Run, Words, in_place, in_thread
-from island.catalog.search import Index, document
+from island.catalog.searching import Search
 from island.catalog.snapshots import Load, Manifest, live_pages
 from island.catalog.store import Entry, Replica
 from island.errors import Changed, Corrupt, IslandError, NotFound
-from island.formats.region import Region
 from island.gossip.service import Change, Gossip
 from island.kernel import codec
 from island.kernel.codec import Malformed
@@ -51,6 +50,8 @@ from island.kernel.ports import Clock, Rng, Signal, Topic
 from island.kernel.telemetry import counter, gauge
 from island.membership.service import Membership
 from island.trust import journal
+from island.trust.core import decode_chain
+from island.trust.messages import GENESIS_LIMIT, Genesis
 from island.trust.service import Trust
 
 log = structlog.get_logger("island")
@@ -62,9 +63,6 @@ PUBLISHED = counter("catalog_published", "Snapshots that this island published")
 CARD_FETCHES = 4
 CARD_BATCH = 1000
 CARD_PAUSE = 5.0
-INDEX_BATCH = 2000
-FOUND_LIMIT = 100_000
-"""The most datasets that the index hands over before the finer conditions are looked at."""
 INDEX_PAUSE = 5.0
 """Seconds for which changes gather before they are indexed, unless a search asks first."""
 SWEEP_PAUSE = 30.0
@@ -135,8 +133,7 @@ class Catalog:
         self._run: Run = in_thread if threads else in_place
         self._pages = PageStore(state, home / "manifests")
         self._publisher = Publisher(self._pages, home, rng, self._run)
-        self._index = Index(home / "search")
-        self._indexing = asyncio.Lock()
+        self._searching = Search(db, membership, home / "search", self._run)
         self._names: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._open: weakref.WeakSet[Prepared] = weakref.WeakSet()
         self._preparing = 0
@@ -155,8 +152,7 @@ class Catalog:
     async def start(self, tasks: Tasks) -> None:
         """Load replicas, open the index, and begin to fetch cards."""
         await self._refresh()
-        if await self._run(lambda _: self._index.open(), no_progress):
-            await self._db.write(store.index_all)
+        await self._searching.start()
         for signal in (self._cards_wanted, self._index_wanted, self._sweep_wanted):
             signal.set()
         for name, step in (
@@ -316,11 +312,13 @@ class Catalog:
 
     def audience(self) -> str:
         """Who sees what is published here, in words."""
-        count = len(self._membership.views())
-        if self._trust.network is None:
+        if self._trust.chain is None:
             return "public: nobody else yet; every island that joins this one's archipelago will see it and may read it"
-        others = "1 island" if count == 1 else f"{count} islands"
-        return f"public: every island of the archipelago {self._trust.label}, {others} now, sees it and may read it"
+        genesis = codec.decode(decode_chain(self._trust.chain).genesis, Genesis, limit=GENESIS_LIMIT)
+        label = "".join(char for char in genesis.label if char.isprintable())
+        count = len(self._membership.views())
+        islands = "1 island" if count == 1 else f"{count} islands"
+        return f"public: every island of the archipelago '{label}', {islands} now, sees it and may read it"
 
     def _drop_snapshot(self, conn: sqlite3.Connection, old: store.OwnSnapshot) -> None:
         self._gossip.blobs.drop(conn, old.card)
@@ -483,95 +481,11 @@ class Catalog:
 
         What was published before is found: what the index has not seen yet, it is shown first.
         """
-        region = Region.parse(query.region) if query.region.strip() else None
-        wanted = core.Wanted(
-            words=tuple(core.tokens(query.words)),
-            column=query.column.strip(),
-            time=core.parse_times(query.time) if query.time.strip() else None,
-            format=query.format.strip().lower(),
-        )
-        if query.words.strip() and not wanted.words:
-            return []
-        if wanted.words or region is not None:
-            found = await self._by_index(wanted, region, query.limit)
-        else:
-            found = await self._db.read(lambda conn: store.entries(conn, wanted.format, wanted.time))
-            found = await self._fitting(found, wanted, None)
-        if not wanted.words:
-            found.sort(key=lambda entry: (self._membership.display(entry.owner).lower(), entry.name))
-        return [self._view(entry) for entry in found[: query.limit]]
-
-    async def _by_index(self, wanted: core.Wanted, region: Region | None, limit: int) -> list[Entry]:
-        """Ask the index for more and more, until enough of what it finds fits the finer conditions too."""
-        await self.index()
-        sky = await self._run(lambda _: _Sky.of(region), no_progress) if region is not None else None
-        reach = limit if wanted.is_plain and sky is None else max(1000, 2 * limit)
-        while True:
-            found = await self._found(wanted.words, sky, reach)
-            fitting = await self._fitting([entry for entry in found if entry is not None], wanted, sky)
-            if len(fitting) >= limit or len(found) < reach or reach >= FOUND_LIMIT:
-                return fitting
-            reach = min(8 * reach, FOUND_LIMIT)
-
-    async def _found(self, words: Sequence[str], sky: _Sky | None, reach: int) -> list[Entry | None]:
-        """The first `reach` that the index finds; None for what is gone since."""
-        cells = sky.index if sky is not None else None
-        keys = await self._run(lambda _: self._index.find(words, cells, reach), no_progress)
-        return await self._db.read(lambda conn: [store.entry(conn, owner, name) for owner, name in keys])
-
-    async def _fitting(self, found: Sequence[Entry], wanted: core.Wanted, sky: _Sky | None) -> list[Entry]:
-        """Those that fit by their record and, where it is here, by their card."""
-        rough = [
-            entry
-            for entry in found
-            if core.fits(wanted, entry.record) and (sky is None or core.may_overlap(entry.record.coverage, sky.bitmap))
-        ]
-        if sky is None and not wanted.column:
-            return rough
-        kept = []
-        for at in range(0, len(rough), 200):  # a card has up to 256 KiB
-            part = rough[at : at + 200]
-            cards = await self._cards(part)
-            for entry, data in zip(part, cards, strict=True):
-                if sky is None and core.has_column(wanted.column, entry.record.columns, ()):
-                    kept.append(entry)
-                    continue
-                card = core.read_card(data) if data is not None else None
-                if core.fits_card(wanted, entry.record, card) and (sky is None or sky.meets(card)):
-                    kept.append(entry)
-        return kept
-
-    async def _cards(self, entries: Sequence[Entry]) -> list[bytes | None]:
-        return await self._db.read(lambda conn: [store.card(conn, entry.record.card) for entry in entries])
+        return [self._view(entry) for entry in await self._searching.search(query)]
 
     async def index(self) -> int:
         """Bring the index up to what is known now; returns how many datasets it took in."""
-        async with self._indexing:
-            count = 0
-            while changes := await self._db.read(lambda conn: store.unindexed(conn, INDEX_BATCH)):
-                await self._index_batch(changes)
-                count += len(changes)
-            return count
-
-    async def _index_batch(self, changes: Sequence[tuple[int, IslandId, str]]) -> None:
-        keys = [(owner, name) for _, owner, name in changes]
-
-        def read(conn: sqlite3.Connection) -> list[tuple[Entry, bytes | None]]:
-            return [(entry, store.card(conn, entry.record.card)) for entry in store.entries_of(conn, keys)]
-
-        found = await self._db.read(read)
-        display = {owner: self._membership.display(owner) for owner, _ in keys}
-
-        def apply(_: Progress) -> None:
-            documents = [
-                document(e.owner, e.name, display[e.owner], e.record, core.read_card(card) if card else None)
-                for e, card in found
-            ]
-            here = {(document.owner, document.name) for document in documents}
-            self._index.apply(documents, [key for key in keys if key not in here])
-
-        await self._run(apply, no_progress)
-        await self._db.write(lambda conn: store.indexed(conn, [change for change, _, _ in changes]))
+        return await self._searching.index()
 
     # --- manifests and files ------------------------------------------------------------------------
 
@@ -772,26 +686,6 @@ class Catalog:
         return await self._pages.sweep(live, lambda conn: store.newest_id(conn) == newest)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sky:
-    """A region at the orders at which it is compared: with the index, with records, with cards."""
-
-    index: tuple[list[str], list[str]]
-    bitmap: bytes
-    order: int
-    cells: list[int]
-
-    @classmethod
-    def of(cls, region: Region) -> _Sky:
-        order = _fine_order(region)
-        index = core.query_cells(region.healpix(core.INDEX_ORDER), core.INDEX_ORDER)
-        return cls(index, region.bitmap(), order, region.healpix(order))
-
-    def meets(self, card: Card | None) -> bool:
-        """Whether a card's MOC does not rule it out."""
-        return card is None or not card.moc or core.moc_overlaps(card.moc, self.cells, self.order)
-
-
 def _by_snapshot(replicas: Sequence[Replica]) -> dict[tuple[IslandId, str, str], list[Replica]]:
     found: dict[tuple[IslandId, str, str], list[Replica]] = {}
     for replica in replicas:
@@ -805,15 +699,6 @@ def changed(path: Path) -> Changed:
         f"{path} is not what was published: it was changed, moved or removed",
         hint="Publish the dataset again; the owner's journal says when it was published.",
     )
-
-
-def _fine_order(region: Region) -> int:
-    """The finest order, up to 10, at which a region has no more than some 20,000 cells."""
-    count = max(1, len(region.healpix(5)))
-    order = 5
-    while order < 10 and count * 4 <= 20_000:
-        order, count = order + 1, count * 4
-    return order
 
 
 __all__ = ["Catalog", "DatasetDetails", "Holder", "OwnFile"]

@@ -122,7 +122,9 @@ def cell(value: Any) -> str:
         return ", ".join(cell(each) for each in value) or "-"
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
-    return str(value)
+    text = str(value)
+    # Texts come from other islands: no control characters, which a terminal would obey.
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
 
 
 def size(count: float | None) -> str:

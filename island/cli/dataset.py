@@ -34,7 +34,7 @@ def publish(
 ) -> None:
     """Publish files in place: they are read once and stay where they are."""
     body = {
-        "path": str(path.expanduser().absolute()),
+        "path": str(path.expanduser().resolve()),
         "name": name,
         "title": title,
         "description": description,
@@ -45,9 +45,9 @@ def publish(
     with base.progress_bar(f"publishing {name}") as progress:
         result = base.api(timeout=3600).follow("POST", "/api/v1/datasets", body, progress)
     for warning in result["warnings"]:
-        base.say(f"warning: {warning}")
+        base.say(f"warning: {base.cell(warning)}")
     base.say(
-        f"published {result['dataset']}: {result['rows']:,} rows in {result['files']:,} files"
+        f"published {result['dataset']}: {_count(result['rows'], 'row')} in {_count(result['files'], 'file')}"
         f" ({base.size(result['bytes'])}), snapshot {result['snapshot'][:12]}"
     )
     base.say(result["audience"])
@@ -55,6 +55,10 @@ def publish(
         base.show_json(result)
     else:
         base.out(result["dataset"])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 @app.command()
@@ -128,7 +132,7 @@ def show(
     found |= {key: base.size(found[key]) for key in ("bytes", "bytes_local", "bytes_moved")}
     base.pairs({key: value for key, value in found.items() if value not in (None, "", [])}, False)
     for key, value in tables["details"].items():
-        base.out(f"{key}: {value}")
+        base.out(f"{base.cell(key)}: {base.cell(value)}")
     for title, columns in (
         ("columns", ("name", "type", "unit", "ucd", "description")),
         ("holders", ("island", "role", "state", "since")),
@@ -137,7 +141,7 @@ def show(
             base.out("")
             base.table(columns, ([_cell(item, column) for column in columns] for item in tables[title]))
     for warning in tables["warnings"]:
-        base.say(f"warning: {warning}")
+        base.say(f"warning: {base.cell(warning)}")
 
 
 def _cell(item: Mapping[str, Any], key: str) -> str:

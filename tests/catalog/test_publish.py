@@ -432,3 +432,23 @@ async def test_words_are_never_syntax(alpha: Island, tmp_path: Path) -> None:
         assert await alpha.catalog.search(Query(words=words)) == [view], words
     for words in ("*", '"', "\\", "[a TO b]", "halo -andromedas2", "\0"):
         assert await alpha.catalog.search(Query(words=words)) == [], words
+
+
+async def test_an_index_that_is_damaged_while_it_is_used_is_made_anew(alpha: Island, tmp_path: Path) -> None:
+    view = await alpha.catalog.publish(WHO, write_table(tmp_path / "data" / "a.parquet"), "a", title="Halo stars")
+    assert await alpha.catalog.search(Query(words="halo")) == [view]
+
+    def broken(*_: object) -> list[object]:
+        raise ValueError("damaged")
+
+    index = alpha.catalog._searching._index
+    index._index = None  # what a failed read of its files leaves
+    index.find, kept = broken, index.find  # type: ignore[method-assign, assignment]  # once
+    original_open = index.open
+
+    def opened(*, rebuild: bool = False) -> bool:
+        index.find = kept  # type: ignore[method-assign]  # as it was
+        return original_open(rebuild=rebuild)
+
+    index.open = opened  # type: ignore[method-assign]  # as above
+    assert await alpha.catalog.search(Query(words="halo")) == [view]

@@ -1,0 +1,173 @@
+"""Searching the catalog: the index narrows down, records and cards decide."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from island.catalog import core, store
+from island.catalog.messages import Card, Query
+from island.catalog.ports import Progress, no_progress
+from island.catalog.publishing import Run
+from island.catalog.search import Index, document
+from island.catalog.store import Entry
+from island.formats.region import Region
+from island.kernel.db import Database
+from island.kernel.ids import IslandId
+from island.membership.service import Membership
+
+log = structlog.get_logger("island")
+
+INDEX_BATCH = 2000
+FOUND_LIMIT = 100_000
+"""The most datasets that the index hands over before the finer conditions are looked at."""
+
+
+class Search:
+    """Finds datasets by words, columns, sky, time and format, and keeps the index up to date."""
+
+    def __init__(self, db: Database, membership: Membership, folder: Path, run: Run) -> None:
+        self._db, self._membership, self._run = db, membership, run
+        self._index = Index(folder)
+        self._indexing = asyncio.Lock()
+
+    async def start(self, *, rebuild: bool = False) -> None:
+        """Open the index; one that is missing, damaged or of another version is begun anew."""
+        async with self._indexing:
+            if await self._run(lambda _: self._index.open(rebuild=rebuild), no_progress):
+                await self._db.write(store.index_all)
+
+    async def search(self, query: Query) -> list[Entry]:
+        """The datasets that fit every part of the query, the best first. Raises `BadInput`.
+
+        What was published before is found: what the index has not seen yet, it is shown first.
+        """
+        region = Region.parse(query.region) if query.region.strip() else None
+        wanted = core.Wanted(
+            words=tuple(core.tokens(query.words)),
+            column=query.column.strip(),
+            time=core.parse_times(query.time) if query.time.strip() else None,
+            format=query.format.strip().lower(),
+        )
+        if query.words.strip() and not wanted.words:
+            return []
+        if wanted.words or region is not None:
+            found = await self._by_index(wanted, region, query.limit)
+        else:
+            found = await self._db.read(lambda conn: store.entries(conn, wanted.format, wanted.time))
+            found = await self._fitting(found, wanted, None)
+        if not wanted.words:
+            found.sort(key=lambda entry: (self._membership.display(entry.owner).lower(), entry.name))
+        return found[: query.limit]
+
+    async def _by_index(self, wanted: core.Wanted, region: Region | None, limit: int) -> list[Entry]:
+        """Ask the index for more and more, until enough of what it finds fits the finer conditions too."""
+        await self.index()
+        sky = await self._run(lambda _: _Sky.of(region), no_progress) if region is not None else None
+        reach = limit if wanted.is_plain and sky is None else max(1000, 2 * limit)
+        while True:
+            found = await self._found(wanted.words, sky, reach)
+            fitting = await self._fitting([entry for entry in found if entry is not None], wanted, sky)
+            if len(fitting) >= limit or len(found) < reach or reach >= FOUND_LIMIT:
+                return fitting
+            reach = min(8 * reach, FOUND_LIMIT)
+
+    async def _found(self, words: Sequence[str], sky: _Sky | None, reach: int) -> list[Entry | None]:
+        """The first `reach` that the index finds; None for what is gone since."""
+        cells = sky.index if sky is not None else None
+        try:
+            keys = await self._run(lambda _: self._index.find(words, cells, reach), no_progress)
+        except (ValueError, OSError, RuntimeError) as error:  # what the library raises for damaged files
+            log.warning("search.damaged", error=str(error))
+            await self.start(rebuild=True)
+            await self.index()
+            keys = await self._run(lambda _: self._index.find(words, cells, reach), no_progress)
+        return await self._db.read(lambda conn: [store.entry(conn, owner, name) for owner, name in keys])
+
+    async def _fitting(self, found: Sequence[Entry], wanted: core.Wanted, sky: _Sky | None) -> list[Entry]:
+        """Those that fit by their record and, where it is here, by their card."""
+        rough = [
+            entry
+            for entry in found
+            if core.fits(wanted, entry.record) and (sky is None or core.may_overlap(entry.record.coverage, sky.bitmap))
+        ]
+        if sky is None and not wanted.column:
+            return rough
+        kept = []
+        for at in range(0, len(rough), 200):  # a card has up to 256 KiB
+            part = rough[at : at + 200]
+            cards = await self._cards(part)
+            for entry, data in zip(part, cards, strict=True):
+                if sky is None and core.has_column(wanted.column, entry.record.columns, ()):
+                    kept.append(entry)
+                    continue
+                card = core.read_card(data) if data is not None else None
+                if core.fits_card(wanted, entry.record, card) and (sky is None or sky.meets(card)):
+                    kept.append(entry)
+        return kept
+
+    async def _cards(self, entries: Sequence[Entry]) -> list[bytes | None]:
+        return await self._db.read(lambda conn: [store.card(conn, entry.record.card) for entry in entries])
+
+    async def index(self) -> int:
+        """Bring the index up to what is known now; returns how many datasets it took in."""
+        async with self._indexing:
+            count = 0
+            while changes := await self._db.read(lambda conn: store.unindexed(conn, INDEX_BATCH)):
+                await self._index_batch(changes)
+                count += len(changes)
+            return count
+
+    async def _index_batch(self, changes: Sequence[tuple[int, IslandId, str]]) -> None:
+        keys = [(owner, name) for _, owner, name in changes]
+
+        def read(conn: sqlite3.Connection) -> list[tuple[Entry, bytes | None]]:
+            return [(entry, store.card(conn, entry.record.card)) for entry in store.entries_of(conn, keys)]
+
+        found = await self._db.read(read)
+        display = {owner: self._membership.display(owner) for owner, _ in keys}
+
+        def apply(_: Progress) -> None:
+            documents = [
+                document(e.owner, e.name, display[e.owner], e.record, core.read_card(card) if card else None)
+                for e, card in found
+            ]
+            here = {(document.owner, document.name) for document in documents}
+            self._index.apply(documents, [key for key in keys if key not in here])
+
+        await self._run(apply, no_progress)
+        await self._db.write(lambda conn: store.indexed(conn, [change for change, _, _ in changes]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sky:
+    """A region at the orders at which it is compared: with the index, with records, with cards."""
+
+    index: tuple[list[str], list[str]]
+    bitmap: bytes
+    order: int
+    cells: list[int]
+
+    @classmethod
+    def of(cls, region: Region) -> _Sky:
+        order = _fine_order(region)
+        index = core.query_cells(region.healpix(core.INDEX_ORDER), core.INDEX_ORDER)
+        return cls(index, region.bitmap(), order, region.healpix(order))
+
+    def meets(self, card: Card | None) -> bool:
+        """Whether a card's MOC does not rule it out."""
+        return card is None or not card.moc or core.moc_overlaps(card.moc, self.cells, self.order)
+
+
+def _fine_order(region: Region) -> int:
+    """The finest order, up to 10, at which a region has no more than some 20,000 cells."""
+    count = max(1, len(region.healpix(5)))
+    order = 5
+    while order < 10 and count * 4 <= 20_000:
+        order, count = order + 1, count * 4
+    return order
