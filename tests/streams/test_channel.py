@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from island.streams.messages import decode_position
+from island.kernel.codec import encode
+from island.kernel.ids import IslandId
+from island.streams.messages import READ, ReadRequest, decode_position
 from tests.streams.memory import Wire
 from tests.streams.site import ALPHA, BETA, Crash, Home, Running, delivered, rows_of, running, total, until, write
 
@@ -264,3 +266,50 @@ async def test_a_lost_session_is_waited_for(tmp_path: Path) -> None:
             channel.redial.set()
         await at_head(source, subscriber)
         assert delivered(b) == rows_of(sorted(a.drop.glob("*.parquet")))
+
+
+async def test_a_folder_that_is_not_there_makes_nothing_gone(tmp_path: Path) -> None:
+    wire, a, b = Wire(), Home(tmp_path / "a"), Home(tmp_path / "b")
+    async with running(a, wire, ALPHA) as source:
+        watched = await source.watch()
+        write(a, "one", 0, 10)
+        await until(lambda: newest(source) == 1)
+        a.drop.rename(a.path / "unmounted")
+        await until(lambda: "cannot be read" in watched.problem)
+        watched._decoded._files.clear()  # else the rows come from memory
+        async with running(b, wire, BETA) as subscriber:
+            channel = await subscriber.subscribe(ALPHA)
+            await until(lambda: channel.status.state == "error")
+            assert "one.parquet" in channel.status.reason
+            (a.path / "unmounted").rename(a.path / "drop")
+            await until(lambda: not watched.problem)
+            channel.redial.set()
+            await until(lambda: total(b) == 10)
+
+
+async def test_a_subscriber_that_takes_nothing_slows_nobody(tmp_path: Path) -> None:
+    wire, a, b = Wire(), Home(tmp_path / "a"), Home(tmp_path / "b")
+    for i in range(12):
+        write(a, f"f{i:02d}", i * 20_000, 20_000)
+    async with running(a, wire, ALPHA) as source, running(b, wire, BETA) as subscriber:
+        await source.watch()
+        await until(lambda: newest(source) == 12)
+        idle = wire.join(IslandId("c3" * 32))
+        request = ReadRequest(source="alerts", incarnation="00" * 8, position=b"", window=65536)
+        async with idle.bulk(ALPHA, READ, encode(request)) as stream:
+            taken: list[int] = []
+
+            async def take() -> None:
+                while (block := await stream.receive()) is not None:
+                    taken.append(len(block))
+
+            task = asyncio.create_task(take())
+            await until(lambda: bool(source.serving.served) and source.serving.served[0].under_way >= 65536)
+            await subscriber.subscribe(ALPHA)
+            await at_head(source, subscriber)
+            assert total(b) == 240_000
+            stalled = next(served for served in source.serving.served if served.peer == idle.me)
+            assert stalled.rows < 240_000, "it is held at its window"
+            assert stalled.under_way <= 65536 + 2 * 1024 * 1024
+            task.cancel()
+            await asyncio.wait({task})
