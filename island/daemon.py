@@ -31,7 +31,7 @@ from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.livy.client import LivyClient
 from island.membership.service import Membership
 from island.net import gateway
-from island.net.api import datasets, files, journal, peers, servers, streams
+from island.net.api import base, datasets, files, journal, peers, servers, status, streams
 from island.net.api import jobs as jobs_api
 from island.net.api.server import UserServer, build
 from island.net.peers import PeerSessions
@@ -57,6 +57,7 @@ class Daemon:
     def __init__(self, home: Home, config: Config, clock: Clock, rng: Rng) -> None:
         self.home, self.config, self.clock, self.rng = home, config, clock, rng
         self.ready = False
+        self.started = clock.wall()
         self.state = Database.open(home.path, "state")
         self.gossip_db = Database.open(home.path, "gossip")
         self.chunks = Database.open(home.path, "chunks")
@@ -149,7 +150,24 @@ class Daemon:
             *streams.routes(self.streams),
             *journal.routes(self.trust),
             *gateway.routes(self.jobs),
+            *status.routes(self._status, (self.gossip.problems, self._engine_problems)),
         ]
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "island": self.config.island.name,
+            "key": self.trust.me,
+            "archipelago": self.trust.archipelago,
+            "network": self.trust.network,
+            "version": island.__version__,
+            "started": base.iso(self.started),
+            "user_url": self.server.url,
+            "peer_address": self.config.listen.peer or None,
+            "engine": self.config.livy.url or self.engine.url or None,
+        }
+
+    def _engine_problems(self) -> list[str]:
+        return [self.engine.problem] if self.engine.problem else []
 
     async def start(self, tasks: Tasks) -> None:
         """Start every service and bind both ports; the island is ready when this returns."""
@@ -184,6 +202,7 @@ class Daemon:
             ("engine", self.engine.stop),
             ("livy", self._close_livy),
             ("peers", self.peers.stop),
+            ("trust", self.trust.stop),
             ("trust", self.trust.stop),
             ("replicas", self.replicas.stop),
         ):

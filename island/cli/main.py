@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from typing import Annotated, Any
@@ -30,6 +29,7 @@ _UsageError: Any = typer.BadParameter.__mro__[2]
 MODULES = (
     "init",
     "run",
+    "status",
     "peer",
     "server",
     "dataset",
@@ -70,8 +70,7 @@ def options(
 def build() -> typer.Typer:
     """The whole command, with every group."""
     for name in MODULES:
-        if importlib.util.find_spec(f"island.cli.{name}"):
-            importlib.import_module(f"island.cli.{name}").register(app)
+        importlib.import_module(f"island.cli.{name}").register(app)
     return app
 
 

@@ -59,6 +59,11 @@ class Trust:
         """Seal the journal a last time."""
         await self._state.write(self._seal_in)
 
+    @property
+    def archipelago(self) -> str | None:
+        """The label of the network that this island belongs to, None before it belongs to one."""
+        return core.decode_chain(self.chain).genesis.label if self.chain else None
+
     def who(self, user: str) -> str:
         """`user@island` as the journal and other islands see it."""
         return f"{user}@{self.name}"

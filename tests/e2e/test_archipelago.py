@@ -387,3 +387,10 @@ def test_a_reader_whose_only_holder_is_down_is_told_who_and_since_when(pair: Pai
         lambda: True if read(pair.laptop, "island://mauna/lonely").returncode == 0 else None,
         60,
     )
+
+
+def test_status_says_who_and_what_is_wrong(pair: Pair) -> None:
+    done = island(pair.laptop, "status", "--json")
+    shown = json.loads(done.stdout)
+    assert (shown["island"], shown["peer_address"], shown["archipelago"]) == ("laptop", None, "demo")
+    assert done.returncode == (1 if shown["problems"] else 0)
