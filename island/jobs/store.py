@@ -144,11 +144,10 @@ def repeated(conn: sqlite3.Connection, user: str, key: str, request_hash: str) -
     return _job(row)
 
 
-def next_local(conn: sqlite3.Connection, kind: str) -> int:
-    """The next id for Livy's clients; never given twice."""
-    return int(
-        conn.execute("UPDATE job_counter SET next = next + 1 WHERE kind = ? RETURNING next - 1", (kind,)).fetchone()[0]
-    )
+def next_local(conn: sqlite3.Connection) -> int:
+    """The next local id, of a session or a batch; never given twice."""
+    row = conn.execute("UPDATE job_counter SET next = next + 1 RETURNING next - 1").fetchone()
+    return int(row[0])
 
 
 def living_name(conn: sqlite3.Connection, kind: str, name: str) -> int | None:

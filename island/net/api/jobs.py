@@ -1,8 +1,8 @@
 """Sessions, statements and batches in the operator API; Livy's own REST is in `net.gateway`.
 
 Every operation acts on the caller's own jobs; the administrator sees all. `ID` is the
-local id, the public id, a unique prefix of it, or a name; `kind` narrows. With a job's key (`X-Island-Job-Key`) an id of another
-home is followed there.
+local id, the public id, a unique prefix of it, or a name; `kind` narrows. With a job's
+key (`X-Island-Job-Key`) an id of another home is followed there.
 """
 
 from __future__ import annotations
