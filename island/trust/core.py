@@ -97,6 +97,11 @@ def decode_chain(data: bytes) -> Chain:
     return codec.decode(data, Chain, limit=CHAIN_LIMIT)
 
 
+def label_of(chain: Chain) -> str:
+    """The label of the network that a chain belongs to."""
+    return codec.decode(chain.genesis, Genesis, limit=GENESIS_LIMIT).label
+
+
 def verify_chain(network: NetworkId, chain: bytes | Chain) -> Holder:
     """Who is admitted to `network` by this chain, which is verified alone.
 

@@ -62,7 +62,7 @@ class Trust:
     @property
     def archipelago(self) -> str | None:
         """The label of the network that this island belongs to, None before it belongs to one."""
-        return core.decode_chain(self.chain).genesis.label if self.chain else None
+        return core.label_of(core.decode_chain(self.chain)) if self.chain else None
 
     def who(self, user: str) -> str:
         """`user@island` as the journal and other islands see it."""
