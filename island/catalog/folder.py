@@ -126,7 +126,12 @@ def hash_file(
         plain.seek(0)
         done = told = 0
         for end in manifest.borders(found.size, hard):
-            data = plain.read(end - done)
+            try:
+                data = plain.read(end - done)
+            except OSError as error:
+                raise Corrupt(
+                    f"{full} cannot be read at byte {done}: {error.strerror or error}", hint="Check the disk."
+                ) from error
             if len(data) != end - done:
                 raise _changed(full)
             hasher.add(data)

@@ -140,7 +140,7 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     region: Annotated[str, Meta(max_length=4096)] = ""
     time: Annotated[str, Meta(max_length=200)] = ""
     format: Annotated[str, Meta(max_length=32)] = ""
-    limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
+    limit: Annotated[int, Meta(ge=1, le=100_000)] = 10_000
 
 
 @dataclass(frozen=True, slots=True)
