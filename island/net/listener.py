@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 
@@ -124,8 +125,7 @@ class Listener:
 
         writer: asyncio.StreamWriter | None = None
         try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            reader, writer = await self._encrypt(connection)
+            reader, writer = await _encrypt(connection, self._context, self._limits.handshake_s, listening=True)
             await self._accepted(reader, writer, join_address(source, port), proved)
         except PeerMisbehaved as error:
             log.warning("peer.misbehaved", address=join_address(source, port), error=error.message)
@@ -134,41 +134,72 @@ class Listener:
         finally:
             proved()
             self._connections -= 1
-            if writer is None:
-                connection.close()
-            else:
+            if writer is not None:
                 await hang_up(writer)
-
-    async def _encrypt(self, connection: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=READ_AHEAD, loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        transport, _ = await loop.connect_accepted_socket(
-            lambda: protocol,
-            connection,
-            ssl=self._context,
-            ssl_handshake_timeout=self._limits.handshake_s,
-            ssl_shutdown_timeout=1.0,
-        )
-        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 async def dial(
     address: str, context: ssl.SSLContext, limits: Limits
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A TLS connection to `host:port`; raises `OSError`, `TimeoutError`."""
+    """A TLS connection to `host:port`; raises `OSError`, `TimeoutError`, `ConfigError`."""
     host, port = split_address(address, "address")
     async with asyncio.timeout(limits.connect_s):
-        reader, writer = await asyncio.open_connection(
-            host,
-            port,
-            ssl=context,
-            server_hostname="",
-            limit=READ_AHEAD,
-            ssl_handshake_timeout=limits.connect_s,
-            ssl_shutdown_timeout=1.0,
-        )
-    return reader, writer
+        connection = await _connect(host, port)
+        return await _encrypt(connection, context, limits.connect_s, listening=False)
+
+
+async def _connect(host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    problem: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[:4]:
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.setblocking(False)
+            await loop.sock_connect(connection, address)
+        except OSError as error:
+            connection.close()
+            problem = error
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise problem
+
+
+async def _encrypt(
+    connection: socket.socket, context: ssl.SSLContext, seconds: float, *, listening: bool
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """TLS over a connected socket, which is closed if that fails."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=READ_AHEAD, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+
+    async def make() -> asyncio.WriteTransport:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        options: dict[str, Any] = {"ssl": context, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": 1.0}
+        if listening:
+            return (await loop.connect_accepted_socket(lambda: protocol, connection, **options))[0]
+        return (await loop.create_connection(lambda: protocol, sock=connection, server_hostname="", **options))[0]
+
+    making = loop.create_task(make())
+    try:
+        transport = await asyncio.shield(making)
+    except asyncio.CancelledError:
+        # asyncio forgets to close a TLS transport that is cancelled before it has begun, in the
+        # first turns of the loop: let it begin, then cancel it.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        making.cancel()
+        await asyncio.wait({making})
+        if not making.cancelled() and making.exception() is None:
+            making.result().abort()
+        connection.close()
+        raise
+    except BaseException:
+        connection.close()
+        raise
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 async def hang_up(writer: asyncio.StreamWriter) -> None:
