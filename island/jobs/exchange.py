@@ -26,6 +26,9 @@ Handler = Callable[[IslandId, Any], Awaitable[Message]]
 PREFIX = "job."
 BULK = "job"
 _ROOM = codec.CONTROL_LIMIT - 1024
+_SIZE = 4
+"""Bytes of the length that goes before an answer in a bulk stream: an answer that broke off is no answer."""
+
 _BLOCK = codec.BULK_LIMIT - 1024
 
 
@@ -75,15 +78,23 @@ class Exchange:
         async with self._peers.bulk(to, BULK, head, timeout=timeout) as stream:
             await _send(stream, body)
             await stream.finish()
-            return await _receive(stream, MAX_MESSAGE)
+            found = await _receive(stream, MAX_MESSAGE + _SIZE)
+        size = int.from_bytes(found[:_SIZE], "big")
+        if len(found) != _SIZE + size:
+            raise Unreachable("the answer broke off", hint="It is asked again.")
+        return found[_SIZE:]
 
-    async def _on_bulk(self, sender: IslandId, body: bytes, stream: BulkStream) -> None:
-        head = codec.decode(body, BulkHead)
+    async def _on_bulk(self, sender: IslandId, opening: bytes, stream: BulkStream) -> None:
+        head = codec.decode(opening, BulkHead)
         served = self._served.get(head.kind)
         if served is None:
             raise Malformed(f"an unknown request about jobs: '{head.kind[:50]}'")
-        request = codec.decode(await _receive(stream, head.size), served[0], limit=MAX_MESSAGE)
-        await _send(stream, codec.encode(await served[1](sender, request)))
+        body = await _receive(stream, head.size)
+        if len(body) < head.size:
+            return  # the asker is gone; nothing was understood and nothing is done
+        request = codec.decode(body, served[0], limit=MAX_MESSAGE)
+        answer = codec.encode(await served[1](sender, request))
+        await _send(stream, len(answer).to_bytes(_SIZE, "big") + answer)
         await stream.finish()
 
 

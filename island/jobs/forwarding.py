@@ -24,7 +24,7 @@ import structlog
 
 from island.catalog.messages import Resolved
 from island.catalog.ports import Inputs
-from island.errors import IslandError, PeerRefused, Unreachable
+from island.errors import IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.jobs import core, router, store
 from island.jobs.exchange import Exchange
 from island.jobs.messages import (
@@ -192,7 +192,8 @@ class Forwarding:
             try:
                 await steps[job.phase](driven, job)
                 await self._found_again(driven, job)
-            except Unreachable as error:
+            except (Unreachable, PeerMisbehaved) as error:
+                # What an executor answers badly counts as no answer: the blame is its own, the job goes on.
                 await self._lost(driven, job, error)
             except PeerRefused as error:
                 await self._refused(driven, job, error)
@@ -202,14 +203,16 @@ class Forwarding:
                 await self._end(job, "error", f"a fault in island itself: {type(error).__name__}: {error}")
                 raise
 
-    async def _lost(self, driven: Driven, job: Job, error: Unreachable) -> None:
+    async def _lost(self, driven: Driven, job: Job, error: IslandError) -> None:
         driven.failures += 1
         driven.dirty = True
         if driven.lost_since is None:
             driven.lost_since = self._clock.wall()
             name = self._membership.display(IslandId(job.executor))
             await self._say(job, f"{name} does not answer ({error.message}); what runs there goes on, asking again")
-        await driven.signal.wait(backoff(driven.failures, self._rng))
+        # A new session with the executor wakes the driver; without one there is no hurry to ask.
+        linked = job.executor == self._trust.me or self._peers.link(IslandId(job.executor)) is not None
+        await driven.signal.wait(backoff(driven.failures, self._rng, cap=15.0 if linked else 300.0))
 
     async def _found_again(self, driven: Driven, job: Job) -> None:
         driven.failures = 0

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import pytest
 
 from island.errors import IslandError
+from island.jobs.service import Batch
 from island.jobs.store import Job, Statement
-from island.livy.messages import SessionRequest
+from island.livy.messages import BatchRequest, SessionRequest
 from tests.jobs.world import OPEN, USER, PlayedEngine, World
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 
@@ -80,8 +81,8 @@ async def _caught(call: Callable[[], Awaitable[Any]], answer: list[Any]) -> None
         answer.append(error)
 
 
-def story(victim_name: str, at: int, when: str, *, engine_dies: bool, remote: bool) -> int:
-    """A client opens a session, runs two statements and closes; returns the number of steps seen."""
+def story(victim_name: str, at: int, when: str, *, engine_dies: bool, remote: bool, batch: bool = False) -> int:
+    """A client opens a session, runs two statements and closes, or submits a batch; returns the number of steps."""
 
     async def scenario(a: Archipelago) -> int:
         world = World(a)
@@ -98,7 +99,8 @@ def story(victim_name: str, at: int, when: str, *, engine_dies: bool, remote: bo
             engine.fault = reaper.engine_step
         undertaker = asyncio.get_running_loop().create_task(bury(world, reaper, engine, engine_dies))
         try:
-            await life(world, home, engine, engine_dies=engine_dies and victim is executor)
+            lived = batch_life if batch else life
+            await lived(world, home, engine, engine_dies=engine_dies and victim is executor)
         finally:
             undertaker.cancel()
             await asyncio.wait([undertaker])
@@ -147,6 +149,31 @@ async def life(world: World, home: SimIsland, engine: PlayedEngine, *, engine_di
     assert ended.state == "dead"
     await check(world, home, job, acknowledged, engine, engine_dies)
     assert [row["job"] for row in await world.jobs["home"].listing(USER, 10)] == [job.id], "one request made one job"
+
+
+async def batch_life(world: World, home: SimIsland, engine: PlayedEngine, *, engine_dies: bool) -> None:
+    """A client submits a batch once and waits for its end."""
+    job: Job | None = None
+    file = Batch("x.py", b"print('x')" * 10_000)
+    while job is None:
+        await up(world, home)
+        job = await client(
+            world, home, lambda: world.jobs["home"].submit_batch(USER, BatchRequest(file="x.py"), file=file, key="once")
+        )
+    ended: Job | None = None
+    for _ in range(4000):
+        await up(world, home)
+        found = await client(world, home, lambda: world.jobs["home"].named(USER, job.id))
+        if found is not None and not found.live:
+            ended = found
+            break
+        await asyncio.sleep(0.25)
+    assert ended is not None, await world.log(home, job)
+    assert len(engine.created) <= 1, f"ran twice: {engine.created}"
+    if ended.state == "success":
+        assert len(engine.created) == 1
+    else:
+        assert engine_dies and ended.state == "dead" and ended.reason, ended
 
 
 async def post(world: World, home: SimIsland, job: Job, code: str, acknowledged: dict[int, str]) -> None:
@@ -215,10 +242,14 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("batch", [False, True], ids=["session", "batch"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("victim", "engine_dies", "remote"), CASES)
-def test_crash_at_every_step(victim: str, engine_dies: bool, remote: bool, when: str) -> None:
-    steps = story(victim, 0, when, engine_dies=engine_dies, remote=remote)  # nobody dies: how many steps are there?
-    assert steps > 10
+def test_crash_at_every_step(victim: str, engine_dies: bool, remote: bool, when: str, batch: bool) -> None:
+    def at_step(at: int) -> int:
+        return story(victim, at, when, engine_dies=engine_dies, remote=remote, batch=batch)
+
+    steps = at_step(0)  # nobody dies: how many steps are there?
+    assert steps > 5
     for at in range(1, steps + 1):
-        story(victim, at, when, engine_dies=engine_dies, remote=remote)
+        at_step(at)
