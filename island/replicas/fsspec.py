@@ -47,6 +47,8 @@ _READ_AHEAD = 2 * 2**20
 _LIST_PAGE = 5000
 _PROBE = 64 * 1024
 """With how many bytes Arrow's Parquet reader begins, at the end of the file."""
+PROBED = frozenset({"26"})
+"""Major versions of pyarrow whose first read was found to serve the footer only; any other gets the true bytes."""
 
 
 class IslandFileSystem(AbstractFileSystem):
@@ -299,7 +301,10 @@ class IslandFile(AbstractBufferedFile):
 
 
 def _called_by_arrow() -> bool:
-    """Whether the caller of the caller is Arrow itself: a thread of its own, or its Python code."""
+    """Whether the caller of the caller is Arrow itself, of a version in `PROBED`: its own thread or Python code."""
+    version = str(getattr(sys.modules.get("pyarrow"), "__version__", ""))
+    if version.partition(".")[0] not in PROBED:
+        return False
     try:
         caller = sys._getframe(2)
     except ValueError:  # no Python below: one of Arrow's threads
