@@ -1,4 +1,7 @@
-"""Peer sessions: requests and streams between two islands in one process, against bare TLS streams in the same run."""
+"""Peer sessions: requests and streams between two islands in one process, against bare TLS streams in the same run.
+
+python -m tests.bench.bench_sessions
+"""
 
 from __future__ import annotations
 
