@@ -15,7 +15,7 @@ from typing import Any, Final
 from island.config import JobsSection
 from island.errors import BadInput
 from island.jobs.messages import LOG_LINES, MAX_HOPS, MAX_OUTPUT, Envelope, InputRef, StatementReport
-from island.livy.conf import ALIAS_PREFIX, INPUTS_KEY, PATH_PREFIX, is_protected
+from island.livy.conf import INPUTS_KEY, PATH_PREFIX, is_protected
 from island.livy.messages import SESSION_ENDED, STATEMENT_ENDED
 
 QUEUE_PREFIX: Final = "island:"
@@ -105,13 +105,8 @@ def view_names(datasets: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
 
 
 def input_conf(inputs: Iterable[tuple[InputRef, str]]) -> dict[str, str]:
-    """The settings by which inputs, each with its local path, reach a session."""
-    conf = {}
-    for ref, path in inputs:
-        conf[PATH_PREFIX + ref.views[0]] = path
-        for alias in ref.views[1:]:
-            conf[ALIAS_PREFIX + alias] = ref.views[0]
-    return conf
+    """The settings by which inputs, each with its local path, reach a session: one for each of their views."""
+    return {PATH_PREFIX + view: path for ref, path in inputs for view in ref.views}
 
 
 # --- policy of the executor ---------------------------------------------------------------

@@ -59,9 +59,9 @@ def test_views_have_a_long_name_and_a_short_one_where_that_is_clear() -> None:
         core.view_names([("a", "x-y"), ("a", "x_y")])
 
 
-def test_inputs_reach_a_session_as_paths_and_aliases() -> None:
+def test_each_view_of_an_input_has_its_path() -> None:
     ref = InputRef(owner=HOME, owner_name="a", name="x", snapshot="0" * 64, views=("a__x", "x"))
-    assert core.input_conf([(ref, "/p")]) == {"spark.island.path.a__x": "/p", "spark.island.view.x": "a__x"}
+    assert core.input_conf([(ref, "/p")]) == {"spark.island.path.a__x": "/p", "spark.island.path.x": "/p"}
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_session_runs_where_its_input_is() -> None:
         assert engine is not None
         body = engine.alive()[0].body
         assert body["conf"]["spark.island.path.big__galaxies"] == "/data/big/galaxies"
-        assert body["conf"]["spark.island.view.galaxies"] == "big__galaxies"
+        assert body["conf"]["spark.island.path.galaxies"] == "/data/big/galaxies"
         assert text(await world.run(home, job, "count")) == "did count"
         rows = await world.jobs["laptop"].explain(job)
         assert {row["island"]: row["verdict"] for row in rows} == {
