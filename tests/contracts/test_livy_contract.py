@@ -72,6 +72,7 @@ def accepted() -> dict[str, str]:
 def gateway(home: Path, work: Path) -> Iterator[str]:
     """An island's user port, with the embedded engine behind it."""
     need_spark()
+    home.mkdir()
     limits = ("--max-sessions", "8", "--max-batches", "8")
     running = RunningEngine(home / "engine", "--allow-files", str(home / "island" / "jobs"), *limits)
     sections = {"jobs": {"allow_files": [str(work)]}, "livy": {"max_sessions": 16}}
