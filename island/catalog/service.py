@@ -579,8 +579,8 @@ class Catalog:
                 record = None
         if record is None or record.visibility != "public" or not is_name(name):
             store.drop_entry(conn, change.origin, name)
-        elif change.value is not None:
-            store.put_entry(conn, change.origin, name, record, change.value)
+        else:
+            store.put_entry(conn, change.origin, name, record)
 
     def _project_replica(self, conn: sqlite3.Connection, change: Change) -> None:
         owner, _, name = change.key.removeprefix("replica/").partition("/")

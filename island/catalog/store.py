@@ -155,8 +155,10 @@ class Entry:
     record: DatasetRecord
 
 
-def put_entry(conn: sqlite3.Connection, owner: str, name: str, record: DatasetRecord, data: bytes) -> None:
+def put_entry(conn: sqlite3.Connection, owner: str, name: str, record: DatasetRecord) -> None:
     """Insert or replace a dataset; have it indexed, and its card fetched if that is not here."""
+    # Encoded anew: bytes of another's making may mean one thing to one decoder and nothing to the next.
+    data = codec.encode(record)
     before = _card_of(conn, owner, name)
     conn.execute(
         "INSERT OR REPLACE INTO catalog_entry (owner, name, snapshot, card, format, time_from, time_to, record)"

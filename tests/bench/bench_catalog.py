@@ -23,7 +23,6 @@ import tantivy
 
 from island.catalog import core, store
 from island.catalog.messages import DatasetRecord, Query
-from island.kernel import codec
 from tests.catalog.archipelago import Island, Islands
 
 RARE = [f"term{number}" for number in range(5000)]
@@ -50,7 +49,7 @@ def fill(conn: sqlite3.Connection, count: int) -> None:
             time=(number * 1000.0, number * 1000.0 + 10),
             columns=("id", "ra", "dec", "mag"),
         )
-        store.put_entry(conn, f"{number % 1000:064x}", f"dataset-{number}", record, codec.encode(record))
+        store.put_entry(conn, f"{number % 1000:064x}", f"dataset-{number}", record)
     conn.execute("DELETE FROM catalog_wanted")
 
 
