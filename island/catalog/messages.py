@@ -20,7 +20,7 @@ COLUMNS_LIMIT = 1024
 TITLE_LIMIT = 512
 """Bytes of a title."""
 
-Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Size = Annotated[int, Meta(ge=0, le=1 << 62)]
 Seconds = Annotated[float, Meta(ge=-1e14, le=1e14)]
 """Unix seconds, UTC; any time within three million years."""

@@ -38,7 +38,7 @@ RESERVATION_S = 30.0
 LEASE_S = 600.0
 """Seconds after which an executor ends a job whose home is silent, unless the commit says otherwise."""
 
-Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 JobId = Annotated[str, Meta(max_length=64, min_length=40)]
 Short = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=4096)]
@@ -61,7 +61,7 @@ class InputRef(Message, frozen=True, kw_only=True):
 class Work(Message, frozen=True, kw_only=True):
     """What is to be run, as it was checked by home."""
 
-    kind: Annotated[str, Meta(pattern="^(session|batch)$")]
+    kind: Annotated[str, Meta(pattern=r"^(session|batch)\Z")]
     language: Short = ""
     """The session's kind, `batch` for a batch."""
     inputs: Annotated[tuple[InputRef, ...], Meta(max_length=64)] = ()
@@ -259,7 +259,7 @@ class ReattachRequest(Message, frozen=True, kw_only=True):
 
     job: JobId
     key: Annotated[str, Meta(max_length=64)]
-    what: Annotated[str, Meta(pattern="^(show|explain|logs|statements|cancel)$")]
+    what: Annotated[str, Meta(pattern=r"^(show|explain|logs|statements|cancel)\Z")]
 
 
 class ReattachAnswer(Message, frozen=True, kw_only=True):

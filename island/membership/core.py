@@ -188,6 +188,8 @@ def _check_url(kind: str, url: str) -> None:
 
 def is_server(kind: str, url: str, comment: str) -> bool:
     """Whether what another island lists may be shown here."""
+    if not is_name(kind):  # one of a later version, perhaps, but a word
+        return False
     try:
         check_server(kind if kind in SERVER_KINDS else "other", url, comment)
     except BadInput:

@@ -7,24 +7,23 @@ from typing import Annotated, Literal, get_args
 from msgspec import Meta
 
 from island.kernel.codec import Message
+from island.trust.messages import Address
 
 SELF_KEY = "island/self"
 
 ServerKind = Literal["livy", "spark-ui", "spark-history", "hdfs", "hbase", "jupyterhub", "other"]
 SERVER_KINDS: tuple[str, ...] = get_args(ServerKind)
 
-Address = Annotated[str, Meta(min_length=3, max_length=260)]
-
 
 class SelfRecord(Message, frozen=True):
     """`island/self`: what an island says of itself."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", max_length=64)]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", max_length=64)]
     addresses: Annotated[tuple[Address, ...], Meta(max_length=8)] = ()
     """`host:port` at which its peer port can be dialled; none if it only dials out."""
     version: Annotated[str, Meta(max_length=64)] = ""
     software: Annotated[str, Meta(max_length=64)] = ""
-    started: float = 0.0
+    started: Annotated[float, Meta(ge=-1e14, le=1e14)] = 0.0
     """Wall time of its last start, for people."""
 
 

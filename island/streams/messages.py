@@ -28,8 +28,8 @@ BLOCK = 240 * 1024
 MAX_PAYLOAD = 64 * 1024 * 1024
 """The largest delivery: a single row may be this large and no larger."""
 
-SourceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Incarnation = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+SourceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+Incarnation = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 PositionBytes = Annotated[bytes, Meta(max_length=MAX_POSITION)]
 SchemaBytes = Annotated[bytes, Meta(max_length=MAX_SCHEMA)]
 Predicate = Annotated[str, Meta(max_length=MAX_PREDICATE)]
