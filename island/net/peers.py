@@ -327,7 +327,7 @@ class PeerSessions:
         """A TLS connection with the hash of its certificate; failures become `Unreachable`."""
         try:
             reader, writer = await dial(address, self._dialling, self._limits)
-        except (OSError, TimeoutError, ConfigError) as error:
+        except (OSError, TimeoutError, ConfigError, ValueError) as error:  # ValueError: no host could be called so
             raise Unreachable(f"{address} cannot be dialled: {_reason(error)}", hint=_dial_hint(address)) from error
         try:
             yield reader, writer, tls.presented_certificate_hash(writer.get_extra_info("ssl_object"))
