@@ -100,6 +100,10 @@ class Term(msgspec.Struct, frozen=True):
     why: str
 
 
+TERMS = ("wait", "transfer", "preparing", "round trips", "control", "compute", "output")
+"""The terms of every estimate, in order."""
+
+
 class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was found of one island: `rejected` with the reason, or its estimate."""
 

@@ -19,7 +19,7 @@ import structlog
 from island.catalog.messages import Resolved
 from island.catalog.ports import Inputs
 from island.config import Config
-from island.errors import Ambiguous, BadInput, Denied, NotFound
+from island.errors import Ambiguous, BadInput, Denied, NotFound, PeerMisbehaved
 from island.gossip.service import Gossip
 from island.jobs import core, router, store
 from island.jobs.engine import Engine
@@ -624,7 +624,7 @@ class Jobs:
             )
         request = ReattachRequest(job=text, key=key, what=what)
         answer = await self._exchange.ask(homes[0], "reattach", request, ReattachAnswer)
-        return msgspec.json.decode(answer.body)
+        return _told(what, answer.body)
 
     async def _reattach(self, sender: IslandId, request: ReattachRequest) -> ReattachAnswer:
         job = await self._state.read(lambda conn: store.get(conn, request.job))
@@ -666,11 +666,23 @@ def statement_row(statement: Statement, progress: StatementReport) -> dict[str, 
     }
 
 
+_TOLD: dict[str, Any] = {"logs": list[str], "explain": list[dict[str, Any]], "statements": list[dict[str, Any]]}
+
+
+def _told(what: str, text: str) -> Any:
+    """What another home answered to a question; raises `PeerMisbehaved` if it is no such thing."""
+    try:
+        return msgspec.json.decode(text, type=_TOLD.get(what, dict[str, Any]))
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise PeerMisbehaved(f"the job's home answered what is no {what}: {error}") from error
+
+
 def _rows(decision: Decision) -> list[dict[str, Any]]:
     candidates = {candidate.island: candidate for candidate in decision.candidates}
     rows = []
     for verdict in decision.verdicts:
         candidate = candidates[verdict.island]
+        seconds = {term.what: term.seconds for term in verdict.terms}
         rows.append(
             {
                 "island": verdict.name,
@@ -679,7 +691,8 @@ def _rows(decision: Decision) -> list[dict[str, Any]]:
                 "chosen": verdict.verdict == "chosen",
                 "reason": verdict.reason,
                 "seconds": verdict.seconds,
-                **{f"{term.what.replace(' ', '_')}_s": term.seconds for term in verdict.terms},
+                # A rejected island has no estimate; its row has the keys all the same.
+                **{f"{what.replace(' ', '_')}_s": seconds.get(what) for what in router.TERMS},
                 "terms": "; ".join(f"{t.what} {router.show_seconds(t.seconds)} ({t.why})" for t in verdict.terms),
                 "round_trip_s": candidate.rtt,
                 "bandwidth": candidate.bandwidth,

@@ -167,27 +167,31 @@ class JobsApi:
         """`GET /api/v1/jobs/ID/statements`."""
         rows = await self._elsewhere(request, "statements")
         if rows is None:
-            rows = [statement_row(*pair) for pair in await self._jobs.statements(await self._job(request, "session"))]
-        return base.reply(rows)
+            job = await self._job(request, "session")
+            rows = [statement_row(*pair) for pair in await self._jobs.statements(job)]
+            return base.reply([_statement(job.id, row) for row in rows])
+        return base.reply([_statement(request.match_info["id"], row) for row in rows])
 
     async def post(self, request: web.Request) -> web.Response:
         """`POST /api/v1/jobs/ID/statements`."""
         body = await base.body(request, NewStatement)
         job = await self._job(request, "session")
         statement = await self._jobs.post(job, body.code, body.kind)
-        return base.reply({**statement_row(statement, statement.report()), "session": job.local}, 201)
+        return base.reply(_statement(job.id, statement_row(statement, statement.report())), 201)
 
     async def statement(self, request: web.Request) -> web.Response:
         """`GET /api/v1/jobs/ID/statements/N?timeout=`: waits for its end up to the timeout."""
         job = await self._job(request, "session")
         number = _path_number(request)
-        return base.reply(statement_row(*await self._jobs.finished_statement(job, number, _seconds(request, 0.0))))
+        found = await self._jobs.finished_statement(job, number, _seconds(request, 0.0))
+        return base.reply(_statement(job.id, statement_row(*found)))
 
     async def cancel_statement(self, request: web.Request) -> web.Response:
-        """`POST /api/v1/jobs/ID/statements/N/cancel`."""
+        """`POST /api/v1/jobs/ID/statements/N/cancel`: the answer is the statement."""
         job = await self._job(request, "session")
-        await self._jobs.cancel_statement(job, _path_number(request))
-        return base.reply({"cancelled": _path_number(request)})
+        number = _path_number(request)
+        await self._jobs.cancel_statement(job, number)
+        return base.reply(_statement(job.id, statement_row(*await self._jobs.statement(job, number))))
 
 
 def _conf(conf: dict[str, str], inputs: list[str]) -> dict[str, str]:
@@ -204,9 +208,19 @@ def _timed(row: dict[str, Any]) -> dict[str, Any]:
     return {k: base.iso(v) if k in times and isinstance(v, int | float) else v for k, v in row.items()}
 
 
+def _statement(job: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A statement with its session's public id, and its times (milliseconds, 0 where not reached) as ISO 8601."""
+
+    def time(value: Any) -> str | None:
+        # Another home may have answered it.
+        return base.iso(value / 1000) if isinstance(value, int) and 0 < value < 1e18 else None
+
+    return {"job": job, **row, "started": time(row.get("started")), "completed": time(row.get("completed"))}
+
+
 def _number(request: web.Request, name: str, default: int) -> int:
     text = request.query.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 10_000):
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:19]) <= 10_000):
         raise BadInput(f"{name} = '{text[:50]}' is not a number from 1 to 10000")
     return int(text)
 
