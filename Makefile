@@ -29,7 +29,7 @@ unit: install
 	$(BIN)/python -m pytest $(PYTEST)
 
 bench: install
-	@for each in tests/bench/bench_*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
+	@for each in tests/bench/bench_*.py; do echo "== $$each"; PYTHONPATH=. $(BIN)/python $$each || exit 1; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

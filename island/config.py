@@ -27,7 +27,7 @@ class IslandSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[
         str,
         Meta(
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z",
             description="The name that people see. The identity is the key.",
         ),
     ]
@@ -76,7 +76,7 @@ class LivySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = ""
     max_sessions: Annotated[Positive, Meta(description="Sessions and batches that may run at once here.")] = 4
     driver_memory: Annotated[
-        str, Meta(pattern=r"^[0-9]+[mg]$", description="Memory of a session's driver in the embedded engine.")
+        str, Meta(pattern=r"^[0-9]+[mg]\Z", description="Memory of a session's driver in the embedded engine.")
     ] = "1g"
     idle_timeout: Annotated[
         Positive, Meta(description="Seconds without a statement after which the embedded engine ends a session.")
@@ -115,14 +115,14 @@ class ReplicasSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quota: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?$",
+            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
             description="The most that the chunk store may hold, as 500MiB or 20GiB.",
         ),
     ] = "20GiB"
     reserve: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?$",
+            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
             description="Free space on the disk below which the chunk store takes nothing more.",
         ),
     ] = "1GiB"
@@ -135,7 +135,7 @@ class StreamsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?$",
+            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
             description="Rows under way to one subscriber that are not yet acknowledged, in bytes.",
         ),
     ] = "8MiB"

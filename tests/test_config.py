@@ -82,3 +82,8 @@ def test_the_reference_is_made_from_the_types() -> None:
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "config").glob("*.toml")), ids=lambda p: p.name)
 def test_every_example_loads(path: Path) -> None:
     assert config.load(path).island.name
+
+
+def test_a_newline_at_the_end_is_no_part_of_a_name() -> None:
+    with pytest.raises(ConfigError, match="island.name"):
+        config.parse({"island": {"name": "kiso\n"}}, "x")
