@@ -258,9 +258,7 @@ class LivyClient:
             parts.append(part)
         return b"".join(parts)
 
-    async def _wait(
-        self, ask: Callable[[], Awaitable[T]], ends: Callable[[T], bool], timeout_s: float, what: str
-    ) -> T:
+    async def _wait(self, ask: Callable[[], Awaitable[T]], ends: Callable[[T], bool], timeout_s: float, what: str) -> T:
         """Ask again and again, ever more slowly (5 ms to 0.5 s), until `ends`."""
         pause = 0.005
         try:
