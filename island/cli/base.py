@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -39,6 +40,9 @@ class Target:
 
 
 TARGET = Target()
+
+PROSE = frozenset({"comment", "description", "detail", "error", "problem", "reason", "title"})
+"""Columns whose text may be folded in a narrow terminal."""
 
 
 def home() -> Home:
@@ -90,14 +94,24 @@ def rows(items: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bo
 
 
 def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """A table on stdout; as wide as its content where stdout is not a terminal."""
+    """A table on stdout; as wide as its content where stdout is not a terminal.
+
+    In a terminal only prose is folded: names, ids and addresses stay whole on one line, to be copied.
+    """
+    terminal = sys.stdout.isatty()
+    cells = [list(line) for line in lines]
     sheet = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        sheet.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
-    for line in lines:
+    need = 0
+    for index, column in enumerate(columns):
+        widest = max(cell_len(text) for text in (column, *(line[index] for line in cells)))
+        prose = terminal and column in PROSE
+        need += 2 + (min(widest, 24) if prose else widest)
+        sheet.add_column(column, overflow="fold", no_wrap=not prose)
+    for line in cells:
         sheet.add_row(*(escape(text) for text in line))
-    width = None if sys.stdout.isatty() else 10_000
-    Console(file=sys.stdout, width=width, soft_wrap=width is not None).print(sheet)
+    console = Console(file=sys.stdout)
+    console.width = max(console.width, need) if terminal else 10_000
+    console.print(sheet, soft_wrap=True)
 
 
 def pairs(item: Mapping[str, Any], as_json: bool) -> None:

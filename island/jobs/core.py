@@ -198,16 +198,22 @@ def missing_table(output: str) -> str:
 
 
 def suggest(table: str, datasets: Sequence[tuple[str, str]]) -> tuple[str, bool]:
-    """The dataset `OWNER/NAME` that `table` is the view of (exactly: True) or nearly (False); "" for none."""
+    """The dataset `OWNER/NAME` that `table` is the view of (exactly: True) or may be (False); "" for none."""
     wanted = view_name(table).lower()
-    names: dict[str, str] = {}
+    names: dict[str, list[str]] = {}
     for owner, name in datasets:
-        for view in (view_name(f"{owner}__{name}"), view_name(f"{owner}.{name}"), view_name(name)):
-            names.setdefault(view.lower(), f"{owner}/{name}")
+        for view in {view_name(f"{owner}__{name}"), view_name(f"{owner}.{name}"), view_name(name)}:
+            names.setdefault(view.lower(), []).append(f"{owner}/{name}")
     if wanted in names:
-        return names[wanted], True
+        return names[wanted][0], len(names[wanted]) == 1
     near = difflib.get_close_matches(wanted, sorted(names), n=1, cutoff=0.8)
-    return (names[near[0]], False) if near else ("", False)
+    return (names[near[0]][0], False) if near else ("", False)
+
+
+def views_meant(table: str, inputs: Sequence[InputRef]) -> list[str]:
+    """The views of the inputs whose bare name is `table`, where several are: none of them has that name then."""
+    wanted = view_name(table).lower()
+    return [ref.views[0] for ref in inputs if len(ref.views) == 1 and view_name(ref.name).lower() == wanted]
 
 
 def with_hint(output: str, table: str, dataset: str, exact: bool, inputs: Sequence[str]) -> str:
@@ -215,10 +221,21 @@ def with_hint(output: str, table: str, dataset: str, exact: bool, inputs: Sequen
     value = json.loads(output)
     line = f"{INPUTS_KEY} = {','.join([*inputs, dataset])}"
     which = f"`{table}` is the dataset {dataset}" if exact else f"`{table}` may mean the dataset {dataset}"
-    text = f"island: {which}, which is not an input of this session. Open a session with this line in its conf: {line}"
+    text = f"{which}, which is not an input of this session. Open a session with this line in its conf: {line}"
+    return _json(_told(value, text))
+
+
+def with_views(output: str, table: str, views: Sequence[str]) -> str:
+    """The output of a failed statement whose table may be several inputs, with the names that are clear."""
+    text = f"several inputs of this session are called `{table}`: write {' or '.join(views)}"
+    return _json(_told(json.loads(output), text))
+
+
+def _told(value: dict[str, Any], said: str) -> dict[str, Any]:
+    text = f"island: {said}"
     value["evalue"] = f"{str(value.get('evalue', '')).rstrip()}\n{text}"
     value["traceback"] = [*value.get("traceback", []), f"{text}\n"]
-    return _json(value)
+    return value
 
 
 def error_output(name: str, text: str) -> str:

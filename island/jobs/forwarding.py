@@ -533,7 +533,9 @@ class Forwarding:
         out = []
         for statement in report.statements:
             table = core.missing_table(statement.output) if statement.state in STATEMENT_ENDED else ""
-            if table:
+            if views := core.views_meant(table, job.work.inputs):
+                statement = msgspec.structs.replace(statement, output=core.with_views(statement.output, table, views))
+            elif table:
                 datasets = [(view.island, view.name) for view in await self._catalog.datasets()]
                 dataset, exact = core.suggest(table, datasets)
                 if dataset and dataset not in [str(ref) for ref in job.work.inputs]:

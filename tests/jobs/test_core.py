@@ -142,6 +142,21 @@ def test_the_dataset_that_a_table_means() -> None:
     assert core.suggest("open_clusters", known) == ("ngc/open-clusters", True)
     assert core.suggest("galaxie", known) == ("ngc/galaxies", False)
     assert core.suggest("nowhere_at_all", known) == ("", False)
+    assert core.suggest("galaxies", [*known, ("ztf", "galaxies")]) == ("ngc/galaxies", False)
+
+
+def test_a_name_that_several_inputs_share_is_answered_with_their_views() -> None:
+    hashes = {"owner": "a" * 64, "snapshot": "b" * 64}
+    inputs = [
+        InputRef(owner_name="ngc", name="stars", views=("ngc__stars",), **hashes),
+        InputRef(owner_name="ztf", name="Stars", views=("ztf__Stars",), **hashes),
+        InputRef(owner_name="ztf", name="alerts", views=("ztf__alerts", "alerts"), **hashes),
+    ]
+    assert core.views_meant("stars", inputs) == ["ngc__stars", "ztf__Stars"]
+    assert core.views_meant("alerts", inputs) == core.views_meant("nothing", inputs) == []
+    told = json.loads(core.with_views(not_found("no `stars`"), "stars", ["ngc__stars", "ztf__Stars"]))
+    assert told["evalue"].splitlines()[-1] == told["traceback"][-1].strip()
+    assert "write ngc__stars or ztf__Stars" in told["evalue"]
 
 
 def test_how_statements_of_a_lost_session_end() -> None:
