@@ -7,10 +7,10 @@ import hashlib
 import hmac
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -19,7 +19,7 @@ import structlog
 from island.catalog.messages import Resolved
 from island.catalog.ports import Inputs
 from island.config import Config
-from island.errors import Ambiguous, BadInput, Denied, NotFound, PeerMisbehaved
+from island.errors import Ambiguous, BadInput, Denied, NotFound, PeerMisbehaved, PeerRefused
 from island.gossip.service import Gossip
 from island.jobs import core, router, store
 from island.jobs.engine import Engine
@@ -70,6 +70,10 @@ STATEMENTS = counter("jobs_statements", "Statements accepted here as home")
 CHANGED = "job.changed"
 _RESOURCES = ("driverMemory", "driverCores", "executorMemory", "executorCores", "numExecutors", "ttl", "idleTimeout")
 _MAX_KEY = 200
+_KEPT, _KEPT_SIZE = 1000, 32 * 1024
+"""Answers to polling clients that are kept in memory: how many, and how large each."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,7 @@ class Jobs:
             decline=self.executor.decline,
         )
         self.changed = self.forwarding.changed
+        self._kept: dict[object, tuple[int, Any]] = {}
         self._serve()
 
     def _serve(self) -> None:
@@ -310,6 +315,7 @@ class Jobs:
             return stored, not problem
 
         accepted, is_new = await self._state.write(write)
+        self.changed.touch()
         if is_new:
             ACCEPTED.labels(work.kind).inc()
             self.forwarding.drive(accepted.id)
@@ -409,7 +415,7 @@ class Jobs:
             job = _named(conn, kind, key)
             return None if job is None else _seen(conn, job)
 
-        found = await self._state.read(read)
+        found: Seen | None = await self._polled((kind, key), read, _seen_size)
         if found is None or found.job.deleted or not _may(who, found.job):
             raise session_not_found(key)
         return found
@@ -423,12 +429,32 @@ class Jobs:
             job = _named(conn, "session", key)
             return job, None if job is None else store.statement(conn, job.id, number)
 
-        job, statement = await self._state.read(read)
+        found: tuple[Job | None, Statement | None] = await self._polled(("session", key, number), read, _statement_size)
+        job, statement = found
         if job is None or job.deleted or not _may(who, job):
             raise session_not_found(key)
         if statement is None:
             raise statement_not_found()
         return job, statement, self._progress(job, statement)
+
+    async def _polled(self, key: object, read: Callable[[sqlite3.Connection], T], size: Callable[[T], int]) -> T:
+        """What `read` gives, kept until a row of any job changes: clients ask the same again and again.
+
+        Every write to the job tables of this home touches `changed` before anyone is told of
+        it, and the version is taken before the read: what is kept is never older than what
+        was answered.
+        """
+        version = self.changed.version
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] == version:
+            found: T = kept[1]
+            return found
+        found = await self._state.read(read)
+        if size(found) <= _KEPT_SIZE:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            self._kept[key] = (version, found)
+        return found
 
     async def state_of(self, job: Job) -> str:
         """The Livy state of a job: a session whose statements are not finished is busy."""
@@ -459,6 +485,7 @@ class Jobs:
             return stored
 
         statement = await self._state.write(write)
+        self.changed.touch()
         STATEMENTS.inc()
         self.forwarding.poke(job.id)
         return statement
@@ -623,7 +650,12 @@ class Jobs:
                 f"no island whose key begins with {prefix} is known here", hint="`island peer ls` shows all."
             )
         request = ReattachRequest(job=text, key=key, what=what)
-        answer = await self._exchange.ask(homes[0], "reattach", request, ReattachAnswer)
+        try:
+            answer = await self._exchange.ask(homes[0], "reattach", request, ReattachAnswer)
+        except PeerRefused as error:
+            if error.code == Denied.code:  # the caller's key is wrong, not the other home
+                raise Denied(error.message, hint=error.hint) from error
+            raise
         return _told(what, answer.body)
 
     async def _reattach(self, sender: IslandId, request: ReattachRequest) -> ReattachAnswer:
@@ -717,6 +749,14 @@ def _state(conn: sqlite3.Connection, job: Job) -> str:
 def _seen(conn: sqlite3.Connection, job: Job) -> Seen:
     notes = [text for _, text in store.log_lines(conn, job.id)]
     return Seen(job, _state(conn, job), core.livy_log(job.engine_log, notes))
+
+
+def _seen_size(seen: Seen | None) -> int:
+    return 0 if seen is None else sum(map(len, seen.log))
+
+
+def _statement_size(found: tuple[Job | None, Statement | None]) -> int:
+    return 0 if found[1] is None else len(found[1].output) + len(found[1].code)
 
 
 def _may(who: Principal, job: Job) -> bool:
