@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from island.config import JobsSection
 from island.errors import BadInput
-from island.jobs.messages import LOG_LINES, MAX_HOPS, MAX_OUTPUT, Envelope, InputRef, StatementReport
+from island.jobs.messages import LOG_LINES, MAX_HOPS, MAX_OUTPUT, Envelope, InputRef, StatementReport, Work
+from island.kernel.ids import is_job_id
 from island.livy.conf import INPUTS_KEY, PATH_PREFIX, is_protected
 from island.livy.messages import SESSION_ENDED, STATEMENT_ENDED
 
@@ -36,9 +37,23 @@ _FOREIGN: Final = re.compile(
     r"|(driver|executor)\.(memory|cores|memoryOverhead)|driver\.maxResultSize|executor\.instances"
     r"|dynamicAllocation\.(enabled|maxExecutors|minExecutors)|task\.(cpus|maxFailures)"
     r"|sql\.(shuffle\.partitions|session\.timeZone|ansi\.enabled|autoBroadcastJoinThreshold|caseSensitive"
-    r"|broadcastTimeout|repl\.eagerEval\.[A-Za-z]+|adaptive\.[A-Za-z.]+|execution\.arrow\.[A-Za-z.]+"
+    r"|broadcastTimeout|repl\.eagerEval\.[A-Za-z]+|adaptive\.(?!customCostEvaluatorClass)[A-Za-z.]+|execution\.arrow\.[A-Za-z.]+"
     r"|files\.maxPartitionBytes|parquet\.(binaryAsString|int96RebaseModeInRead|filterPushdown)))"
 )
+
+RESOURCES: Final = (
+    "driverMemory",
+    "driverCores",
+    "executorMemory",
+    "executorCores",
+    "numExecutors",
+    "ttl",
+    "idleTimeout",
+)
+"""What of Livy's own fields travels with a job, beside its conf."""
+
+_VIEW: Final = re.compile(r"[A-Za-z0-9_]{1,200}")
+_SCRIPT: Final = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}\.py")
 
 _NO_TABLE: Final = re.compile(
     r"TABLE_OR_VIEW_NOT_FOUND\]?[^`]*((?:`[^`]{1,200}`\.?)+)|Table or view not found: ([A-Za-z0-9_.`]{1,200})"
@@ -143,8 +158,31 @@ def envelope_problem(envelope: Envelope, sender: str, me: str) -> str:
         return "the job passed through too many islands"
     if envelope.hops < 1 and me != envelope.home:
         return "the job may pass through no more islands"
-    if not envelope.job.endswith("." + envelope.home[:10]):
-        return "the job's id is not of that home"
+    return job_problem(envelope.job, envelope.home)
+
+
+def job_problem(job: str, home: str) -> str:
+    """Why `job` is no id of a job of `home`, or ""."""
+    # It becomes part of a path and of a name at the engine.
+    return "" if is_job_id(job) and job.endswith("." + home[:10]) else "the job's id is not of that home"
+
+
+def work_problem(work: Work) -> str:
+    """Why the work of another home cannot be what an honest one sends, or ""."""
+    if bad := refused_foreign_keys(work.conf):
+        return f"a foreign job may not set {', '.join(bad)[:500]} there"
+    if any(not value.isprintable() for value in work.conf.values()):
+        return "a setting in its conf is not one line of text"
+    if bad := sorted(set(work.resources) - set(RESOURCES)):
+        return f"a foreign job may not ask for {', '.join(bad)[:500]} there"
+    if any(not ref.views or not all(_VIEW.fullmatch(view) for view in ref.views) for ref in work.inputs):
+        return "an input has no view, or one whose name is none"
+    if work.kind == "batch" and not (_SCRIPT.fullmatch(work.file_name) and work.file_hash):
+        return "its file is not a Python file with a plain name"
+    if work.kind == "session" and (work.file_name or work.file_hash):
+        return "a session has no file"
+    if work.language not in STOCK_LANGUAGES or (work.language == "batch") != (work.kind == "batch"):
+        return f"a {work.kind} cannot be of kind '{work.language[:40]}'"
     return ""
 
 

@@ -248,8 +248,8 @@ class Executor:
             return "the file of the batch is not the one that its hash names"
         if sender == self._trust.me:
             return ""
-        if bad := core.refused_foreign_keys(request.work.conf):
-            return f"a foreign job may not set {', '.join(bad)} there"
+        if problem := core.work_problem(request.work):
+            return problem
         network = self._trust.network
         payload = codec.encode(envelope.on_behalf())
         if network is None or not verify(sender, "on-behalf", network, payload, envelope.signature):
@@ -353,6 +353,10 @@ class Executor:
         """Cancel a statement or end the run. What never began never will."""
         live = self._carrier.live.get((request.job, request.epoch))
         if live is None:
+            if problem := core.job_problem(request.job, sender):
+                raise Denied(f"{problem}: only its home may stop it")
+            if self._policy(sender):
+                return Done()  # nothing of that home is under way, and nothing of it would begin
             await self._state.write(
                 lambda conn: runs.insert_refused(
                     conn, request.job, request.epoch, sender, "stopped before it began", self._clock.wall()

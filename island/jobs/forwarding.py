@@ -480,6 +480,7 @@ class Forwarding:
             if statement.number > driven.sent:
                 cancelled = StatementReport(number=statement.number, state="cancelled", progress=1.0)
                 await self._state.write(partial(store.apply_statement, job=job.id, report=cancelled))
+                self.changed.touch()
                 driven.signal.set()
             else:
                 request = StopRequest(job=job.id, epoch=job.epoch, number=statement.number)

@@ -141,7 +141,7 @@ class CommitRequest(Message, frozen=True, kw_only=True):
     reservation: Short
     work: Work
     file: Annotated[bytes, Meta(max_length=MAX_FILE)] = b""
-    lease: float = LEASE_S
+    lease: Annotated[float, Meta(ge=1, le=7 * 86400)] = LEASE_S
 
 
 class CommitAnswer(Message, frozen=True, kw_only=True):
