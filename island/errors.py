@@ -33,6 +33,12 @@ class IslandError(Exception):
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
+    @property
+    def line(self) -> str:
+        """The same on one line, for a reason that is stored or a message that Livy's clients show."""
+        text = f"{self.message.rstrip('.')}. {self.hint}" if self.hint else self.message
+        return text.replace("\n", " ")
+
 
 class BadInput(IslandError):
     """The caller's input is malformed, of the wrong type, or over a limit."""

@@ -136,7 +136,7 @@ class Carrier:
         except BadInput as error:
             await self._end(live, "dead", f"the engine refused it: {error.message}")
         except (Unreachable, Changed, Corrupt, IslandError) as error:
-            await self._end(live, "dead", str(error).replace("\n", " "))
+            await self._end(live, "dead", error.line)
 
     async def _live_through(self, live: Live) -> None:
         if live.run.step == "accepted":

@@ -246,7 +246,7 @@ class Forwarding:
         try:
             guesses = await self._guesses(driven, job)
         except IslandError as error:
-            await self._end(job, "error", str(error).replace("\n", " "))
+            await self._end(job, "error", error.line)
             return
         wanted = Wanted(home=self._trust.me, language=job.work.language, pin=job.pin)
         decision, reservations = await self._choose(job, wanted, guesses)

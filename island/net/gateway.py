@@ -82,7 +82,7 @@ async def livy_errors(request: web.Request, handler: base.Handler) -> web.Stream
             raise
         # Clients show `msg` to people; a 5xx would make some of them repeat the request for ever.
         status = error.status if error.status < 500 or request.method == "GET" else 400
-        return answer(Message(f"Rejected, Reason: {error}"), 400 if status == 404 else status)
+        return answer(Message(f"Rejected, Reason: {error.line}"), 400 if status == 404 else status)
     except web.HTTPMethodNotAllowed as refusal:
         if not is_livy(request.path):
             raise
@@ -386,4 +386,4 @@ def _refused(error: IslandError) -> IslandError:
     """What is wrong with a request to create something, in Livy's form: 400, whatever kind of mistake it is."""
     if isinstance(error, Refusal) or error.blame != "caller":
         return error
-    return rejected(str(error).replace("\n", " "))
+    return rejected(error.line)

@@ -140,7 +140,7 @@ class Serving:
         try:
             sieve = Predicate.parse(request.where or None, request.region or None)
         except BadInput as error:
-            await _stop(stream, "error", str(error))
+            await _stop(stream, "error", error.line)
             return
         head = await self._state.read(lambda conn: store.head(conn, source.name))
         if head is None or decode_position(request.position).seq > head.seq:
@@ -267,7 +267,7 @@ class _Reader:
             self._bound = self._sieve.bind(self._source.schema)
         except BadInput as error:
             await self._stream.send(encode(Opened(columns=self._source.columns)))
-            await self._end("error", str(error))
+            await self._end("error", error.line)
             return False
         await self._stream.send(encode(Opened(columns=self._source.columns)))
         return True
