@@ -89,6 +89,8 @@ async def livy_errors(request: web.Request, handler: base.Handler) -> web.Stream
         return empty(405, Allow=allow(refusal.allowed_methods))
     except web.HTTPNotFound:
         return empty(404, JSON_HEADERS["Content-Type"] if request.path.startswith(_ROOTS[:2]) else HTML_TYPE)
+    except web.RequestPayloadError as error:
+        return answer(f"The body cannot be read: {error}", 400)
     except web.HTTPRequestEntityTooLarge as error:
         return answer(f"The body is too large: {error.text}", 413)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import math
 from collections.abc import Awaitable, Callable
@@ -146,11 +145,15 @@ def given_token(request: web.Request) -> str:
     if scheme.lower() == "basic" and len(value) <= 4096:
         try:
             return base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError) as error:
+        except ValueError as error:  # not base64, or not UTF-8 in it
             raise Unauthenticated("the Authorization header is not valid HTTP Basic") from error
     raise Unauthenticated(
         "this needs a token", hint="Send it as Bearer, or as the password of HTTP Basic: http://any:TOKEN@HOST:PORT."
     )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 @web.middleware
@@ -180,6 +183,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if isinstance(error, web.HTTPMethodNotAllowed):
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
+    except web.RequestPayloadError as error:
+        return reply(problem(BadInput(f"the body cannot be read: {_one_line(error)}")), 400)
     except (ConnectionError, asyncio.CancelledError):
         raise
     except Exception:  # the one place where a bug in a handler must become an answer; it is logged whole

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 
+import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from island.config import split_address
 from island.errors import ConfigError
@@ -12,6 +15,8 @@ from island.kernel import telemetry
 from island.net import gateway
 from island.net.api import base
 from island.trust.users import Tokens
+
+log = structlog.get_logger("island")
 
 
 def build(tokens: Tokens, routes: Iterable[web.AbstractRouteDef], ready: Callable[[], bool]) -> web.Application:
@@ -38,11 +43,30 @@ def build(tokens: Tokens, routes: Iterable[web.AbstractRouteDef], ready: Callabl
     return application
 
 
+class _Lines(logging.Handler):
+    """What the HTTP library says of requests, in the island's log; what is no HTTP is one line and no bug."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError | web.RequestPayloadError):
+            log.info("http.malformed", error=" ".join(str(error).split())[:300])
+        else:
+            log.error("http.failed", said=record.getMessage(), exc_info=record.exc_info)
+
+
+def _logger() -> logging.Logger:
+    logger = logging.Logger("island.http", logging.WARNING)
+    logger.addHandler(_Lines())
+    return logger
+
+
 class UserServer:
     """Serves the application on the user port until `stop`."""
 
     def __init__(self, application: web.Application, listen: str) -> None:
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+        self._runner = web.AppRunner(
+            application, access_log=None, handle_signals=False, shutdown_timeout=2.0, logger=_logger()
+        )
         self._host, self._port = split_address(listen, "listen.user")
         self.url = ""
 
