@@ -130,7 +130,7 @@ class Daemon:
                 self._livy = LivyClient(own.url, (own.user, password) if own.user else None)
             return self._livy
         if not self.engine.running:
-            raise EngineFailed(self.engine.problem)
+            raise EngineFailed(self.engine.problem, code="" if self.engine.installed else "no_engine")
         if self._livy is None or self._livy.url != self.engine.url:
             # The engine was started anew on another port; the old client's connections go with its session.
             self._livy = LivyClient(self.engine.url, self.engine.token)

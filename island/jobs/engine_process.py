@@ -48,6 +48,11 @@ class EngineProcess:
         self._stopping = False
 
     @property
+    def installed(self) -> bool:
+        """Whether Spark is here at all."""
+        return importlib.util.find_spec("pyspark") is not None
+
+    @property
     def running(self) -> bool:
         """Whether the engine answers at `url`."""
         return bool(self.url) and self._process is not None and self._process.returncode is None
@@ -57,7 +62,7 @@ class EngineProcess:
         if self._config.livy.url:
             self.problem = ""
             return
-        if importlib.util.find_spec("pyspark") is None:
+        if not self.installed:
             self.problem = "no Spark here: install astrolab-island[spark], or set [livy] url"
             log.warning("engine.absent", reason=self.problem)
             return
