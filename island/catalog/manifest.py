@@ -92,7 +92,7 @@ def kept(size: int, hard: Iterable[int]) -> Iterator[int]:
     that is nearer is merged into what follows, if the next offset that is far enough (or the
     end of the file) comes within 2 * NEAR of that border, or if less than TINY bytes lie before
     it; otherwise there is a border NEAR bytes after the one before, so that a small column
-    never brings a large one along (`protocols/decisions/0008-small-columns.md`).
+    never brings a large one along (`protocols/decisions/0005-small-columns.md`).
     """
     offsets = sorted({offset for offset in hard if 0 < offset < size})
     previous = 0

@@ -287,7 +287,7 @@ class IslandFile(AbstractBufferedFile):
         Arrow's Parquet reader begins with the last 64 KiB of a file and looks at nothing there
         but the footer. In a file of a few hundred KiB these are more bytes than the columns
         that are wanted, and other columns: so it, and nobody else, gets only the footer, after
-        zeros. `protocols/decisions/0007-footer-probe.md` says why that is safe.
+        zeros. `protocols/decisions/0004-footer-probe.md` says why that is safe.
         """
         tail = self.cache._fetch(self.size - 8, self.size)
         length = int.from_bytes(tail[:4], "little") + 8
