@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import socket
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -15,7 +17,7 @@ from urllib.parse import quote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from island.cli.demo.place import Place, free_ports
@@ -53,12 +55,12 @@ RAW = st.sampled_from(
 HEADERS = st.dictionaries(
     st.sampled_from(
         ["Range", "If-Range", "If-None-Match", "Idempotency-Key", "X-Island-Job-Key", "Content-Type", "Accept",
-         "Content-Encoding", "Expect", "Cookie", "X-Requested-By"]
+         "Content-Encoding", "Cookie", "X-Requested-By"]
     ),
     st.sampled_from(
         ["", "x", "bytes=0-0", "bytes=-5", "bytes=5-1", "bytes=" + "9" * 60 + "-", "bytes=0-1,3-4", "bytes=²-",
          '"x"', "0" * 32,
-         "A" * 201, "gzip", "deflate", "br", "multipart/form-data", "multipart/form-data; boundary=x", "100-continue",
+         "A" * 201, "gzip", "deflate", "br", "multipart/form-data", "multipart/form-data; boundary=x",
          "application/json; charset=utf-16", "application/json; charset=nope", "a=b; " * 200, "é"]
     ),
     max_size=3,
@@ -162,26 +164,22 @@ def is_printable(request: tuple[str, str, bytes | None, dict[str, str]]) -> bool
 
 
 def test_random_requests(place: Place) -> None:
-    end = time.monotonic() + SECONDS
-    counts: dict[int, int] = {}
+    counts: Counter[int] = Counter()
 
-    @settings(
-        max_examples=20_000,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(requests().filter(is_printable))
     def attack(request: tuple[str, str, bytes | None, dict[str, str]]) -> None:
-        if time.monotonic() > end:
-            return
         method, target, body, headers = request
         status, data = send(place, method, target, body, headers)
-        counts[status] = counts.get(status, 0) + 1
+        counts[status] += 1
         check(f"{method} {target} {headers} {body!r:.500}", status, data)
 
-    attack()
+    rounds = settings(
+        max_examples=100, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    end = time.monotonic() + SECONDS
+    for number in itertools.count():
+        rounds(seed(number)(given(requests().filter(is_printable))(attack)))()
+        if time.monotonic() > end:
+            break
     assert {200, 400, 404} <= set(counts), counts
     still_whole(place)
 
