@@ -98,12 +98,20 @@ def _print(statement: dict[str, Any]) -> None:
     elif output is None:
         return
     elif output["status"] == "error":
-        base.say("".join(output.get("traceback") or []).rstrip() or f"{output.get('ename')}: {output.get('evalue')}")
-        said = str(output.get("evalue", "")).splitlines()
-        if said and said[-1].startswith("island: ") and said[-1] not in "".join(output.get("traceback") or []):
-            base.say(said[-1])
+        base.say(_error_text(output))
     else:
         _print_data(output.get("data", {}))
+
+
+def _error_text(output: dict[str, Any]) -> str:
+    """Python's traceback as it is; of SQL the message alone, not the frames inside Spark, which end in no newline."""
+    lines = output.get("traceback") or []
+    said = str(output.get("evalue", ""))
+    if not lines or not all(line.endswith("\n") for line in lines[:-1]):
+        return f"{output.get('ename')}: {said}".rstrip()
+    text = "".join(lines).rstrip()
+    last = said.splitlines()[-1:]
+    return "\n".join([text, *(line for line in last if line.startswith("island: ") and line not in text)])
 
 
 def _print_data(data: dict[str, Any]) -> None:
