@@ -1,0 +1,179 @@
+"""`docs/commands.md`, made from the commands themselves and from `protocols/openapi.yaml`.
+
+Run as a program (`python -m tests.contracts.commands`) it writes the file; a test compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from island.cli.main import build
+from island.engine.main import parser
+from tests.contracts import document
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
+
+SCHEMAS = {
+    "status": "Island",
+    "peer ls": "Peer",
+    "server ls": "Server",
+    "dataset ls": "Dataset",
+    "dataset search": "Dataset",
+    "dataset show": "DatasetDetails",
+    "dataset publish": "DatasetPublished",
+    "dataset fetch": "Fetched",
+    "dataset drop": "Dropped",
+    "session ls": "Job",
+    "session exec": "JobStatement",
+    "job ls": "Job",
+    "job show": "JobShown",
+    "job explain": "Consideration",
+    "job wait": "Job",
+    "source ls": "Source",
+    "source add folder": "Source",
+    "subscription ls": "Subscription",
+    "subscription add": "Subscription",
+    "channel ls": "Channel",
+    "journal": "JournalRow",
+}
+"""The schema of what each command with `--json` prints; a list of it where `LISTS` has the command."""
+
+LISTS = {"journal", "dataset search", "job explain"} | {name for name in SCHEMAS if name.endswith(" ls")}
+
+HEAD = """# Commands
+
+Every command, its options, and the keys of its JSON. This page is made from the program and checked by a test;
+`island COMMAND --help` says the same in a shell.
+
+- What is copied or parsed goes to stdout, unwrapped; what is said to people goes to stderr.
+- Exit codes: 0 done, 1 failed, 2 usage. Where a command runs something for you (`session exec`, `job wait`,
+  `journal --verify`, `status`, `demo --once`), 1 also says that this failed.
+- `--json` prints one object, or for a listing an array of flat objects, always with the same keys. More keys may come;
+  none of these will go or change its meaning within `/api/v1`. Every row of a listing has `island`, the display name
+  of the island that the row is of: unique, `NAME.KEYPREFIX` where two islands claim one name; `key` is its public key.
+  What is not known is null or empty. Times are ISO 8601 in UTC. Bytes are counted as stored. In `dataset show`,
+  `columns` and `holders` are arrays of flat objects, `details` is an object of texts.
+- All commands but `init`, `run`, `engine` and `demo` are clients of the operator API (`protocols/openapi.yaml`).
+"""
+
+
+def tree() -> Any:
+    """The whole command, as Click sees it."""
+    return typer.main.get_command(build())
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every command below, by its words, in the order of the help."""
+    children = getattr(command, "commands", None)
+    if children is None:
+        yield " ".join(path), command
+        return
+    for name, child in children.items():
+        yield from leaves(child, (*path, name))
+
+
+def is_option(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "option")
+
+
+def flags(parameter: Any) -> str:
+    """An option as it is written, with its value."""
+    names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("--"))
+    if parameter.is_flag:
+        return names
+    value = parameter.metavar or parameter.name.upper()
+    return f"{names} {value}" + (" ..." if parameter.multiple else "")
+
+
+def usage(name: str, command: Any) -> str:
+    """A command with its arguments and the options that it must have."""
+    words = [f"island {name}"]
+    for parameter in command.params:
+        if not is_option(parameter):
+            words.append(parameter.metavar or parameter.name.upper())
+        elif parameter.required:
+            words.append(f"{parameter.opts[0]} {parameter.metavar or parameter.name.upper()}")
+    return " ".join(words)
+
+
+def render() -> str:
+    """The whole page."""
+    root = tree()
+    out = [HEAD, "## Options of every command\n", "They may stand before or after the command.\n"]
+    out += table(("option", "meaning"), [(flags(p), p.help or "") for p in root.params if is_option(p)])
+    group = ""
+    for name, command in leaves(root):
+        first = name.partition(" ")[0]
+        if first != group:
+            group = first
+            out.append(f"\n## {first}\n")
+            if name != first:
+                out.append(f"{root.commands[first].help}\n")
+        out += _command(name, command)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).rstrip() + "\n"
+
+
+def _command(name: str, command: Any) -> list[str]:
+    out = [f"\n### `{usage(name, command)}`\n", inspect.cleandoc(command.help or "") + "\n"]
+    rows = [(p.metavar or p.name.upper(), p.help or "") for p in command.params if not is_option(p)]
+    rows += [(flags(p), p.help or "") for p in command.params if is_option(p) and "--help" not in p.opts]
+    if name == "engine":
+        # Defaults are left out: some depend on the machine.
+        found = [action for action in parser()._actions if "--help" not in action.option_strings]
+        rows = [(_flag(action), re.sub(r" \(default .*", "", action.help or "")) for action in found]
+    if rows:
+        out += table(("option", "meaning"), rows)
+    if name in SCHEMAS:
+        what = "an array of objects with" if name in LISTS else "an object with"
+        out.append(f"\n`--json` prints {what}:\n")
+        out += table(("key", "meaning"), list(key_rows(SCHEMAS[name])))
+    if name == "journal":
+        out.append("\n`--verify --json` prints an object with:\n")
+        out += table(("key", "meaning"), list(key_rows("JournalVerified")))
+    return out
+
+
+def _flag(action: argparse.Action) -> str:
+    value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+    return ", ".join(f"`{name}`" for name in action.option_strings) + value
+
+
+def key_rows(schema: str, above: str = "") -> Iterator[tuple[str, str]]:
+    """Each key and what it means; those of objects in lists as `list[].key`."""
+    for key in document.keys(schema):
+        part = _property(schema, key)
+        meant = document.resolved(part)
+        text = part.get("description") or meant.get("description") or ""
+        if "enum" in meant:
+            text = f"{text}: {', '.join(meant['enum'])}" if text else ", ".join(meant["enum"])
+        yield f"`{above}{key}`", text
+        inner = meant.get("items", {}).get("$ref", "")
+        if inner:
+            yield from key_rows(inner.rpartition("/")[2], f"{above}{key}[].")
+
+
+def _property(schema: str, key: str) -> dict[str, Any]:
+    found = document.document()["components"]["schemas"][schema]
+    own: dict[str, Any] | None = found.get("properties", {}).get(key)
+    return own if own is not None else _property(found["$ref"].rpartition("/")[2], key)
+
+
+def table(head: tuple[str, str], rows: list[tuple[str, str]]) -> list[str]:
+    """A table in Markdown."""
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    return lines + [f"| {_cell(first)} | {_cell(second)} |" for first, second in rows]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), "utf-8")

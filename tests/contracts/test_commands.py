@@ -1,0 +1,90 @@
+"""docs/commands.md names every command, option and key there is, and the commands print those keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from island.cli.demo.place import Place, free_ports
+from tests.contracts import commands, document
+
+
+def test_the_page_is_what_the_program_says() -> None:
+    assert commands.PAGE.read_text("utf-8") == commands.render(), "run: python -m tests.contracts.commands"
+
+
+def test_every_command_and_option_is_on_the_page() -> None:
+    page = commands.PAGE.read_text("utf-8")
+    for name, command in commands.leaves(commands.tree()):
+        assert f"### `island {name}" in page, name
+        for parameter in command.params:
+            assert parameter.param_type_name != "option" or parameter.help, f"{name} {parameter.opts} has no help"
+            for option in parameter.opts:
+                assert not option.startswith("--") or f"`{option}`" in page, f"{name} {option}"
+
+
+def test_every_command_with_json_has_its_keys_on_the_page() -> None:
+    with_json = {
+        name
+        for name, command in commands.leaves(commands.tree())
+        if any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert with_json == set(commands.SCHEMAS)
+    assert set(commands.SCHEMAS.values()) <= set(document.document()["components"]["schemas"])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """An island with one of everything; its Livy is down, so that sessions need no Spark."""
+    made = Place(tmp_path_factory.mktemp("commands"), "kiso")
+    made.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def printed(place: Place) -> dict[str, Any]:
+    """What each command prints with `--json`."""
+    root = place.home.parent
+    (root / "folder").mkdir()
+    table = pa.table({"ra": [10.0, 187.0], "mag": [3.4, 8.6]})
+    for path in (root / "small.parquet", root / "folder" / "a.parquet"):
+        pq.write_table(table, path)
+    answers = {
+        "dataset publish": place.json("dataset", "publish", str(root / "small.parquet"), "--name", "small"),
+        "source add folder": place.json("source", "add", "folder", str(root / "folder"), "--name", "folder"),
+        "subscription add": place.json("subscription", "add", "kiso/folder", "--from", "beginning", "--into", "copy"),
+    }
+    session = place.command("session", "open", "--kind", "pyspark", "--input", "kiso/small", "--no-wait").strip()
+    for name in (*sorted(name for name in commands.LISTS if name.endswith(" ls")), "journal", "status"):
+        answers[name] = place.json(*name.split())
+    answers["dataset search"] = place.json("dataset", "search", "small")
+    answers["dataset show"] = place.json("dataset", "show", "kiso/small")
+    answers["session ls"] = place.json("session", "ls", "--all")
+    for name in ("show", "explain"):
+        answers[f"job {name}"] = place.json("job", name, session)
+    return answers
+
+
+def test_the_commands_print_the_keys_on_the_page(printed: dict[str, Any]) -> None:
+    assert len(printed) >= 14
+    for name, value in printed.items():
+        assert isinstance(value, list) == (name in commands.LISTS), name
+        rows = value if isinstance(value, list) else [value]
+        assert rows, f"{name} shows nothing to check"
+        for row in rows:
+            assert sorted(row) == sorted(document.keys(commands.SCHEMAS[name])), name
+            document.check({"$ref": f"#/components/schemas/{commands.SCHEMAS[name]}"}, row, name)
+
+
+def test_the_engine_answers_for_itself(place: Place, tmp_path: Path) -> None:
+    said = place.command("engine", "--help")
+    assert said.startswith("usage: island engine") and "--max-sessions" in said
