@@ -533,7 +533,8 @@ class _Client:
                 url = url or place.url()
                 token = token or os.environ.get("ISLAND_TOKEN", "") or _token(place)
             except IslandError as error:
-                raise FileNotFoundError(errno.ENOENT, f"{error.message} {error.hint}", str(place.path)) from error
+                # Not FileNotFoundError: pyarrow would take it for a missing dataset, and drop these words.
+                raise ConnectionError(errno.ENOTCONN, error.line, str(place.path)) from error
             self._found = (url.rstrip("/"), token)
         return self._found
 
