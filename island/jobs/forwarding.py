@@ -90,6 +90,8 @@ class Driven:
     """The last statement that was sent, or is being sent."""
     stop_sent: bool = False
     cancels: set[int] = field(default_factory=set)
+    withheld: set[int] = field(default_factory=set)
+    """Statements that are being cancelled before they were sent."""
     overlay: dict[int, StatementReport] = field(default_factory=dict)
     """Progress of the running statement; results are read from the database."""
     seen: int = 0
@@ -168,10 +170,19 @@ class Forwarding:
             return report
         return StatementReport(number=number, state="running") if number == driven.sent else None
 
-    def was_sent(self, job: str, number: int) -> bool:
-        """Whether a statement may have reached the executor."""
+    def withhold(self, job: str, number: int) -> bool:
+        """Do not send this statement; False if it may have reached the executor already.
+
+        Asked before the cancel is stored: were it only looked at, the driver could begin to
+        send while the disk is written, and something would run that home calls cancelled.
+        """
         driven = self._driven.get(job)
-        return driven is not None and (not driven.confirmed or number <= driven.sent)
+        if driven is None:
+            return True
+        if not driven.confirmed or number <= driven.sent:
+            return False
+        driven.withheld.add(number)
+        return True
 
     # --- the driver ---------------------------------------------------------------------------
 
@@ -467,6 +478,7 @@ class Forwarding:
             await self._exchange.ask(to, "stop", StopRequest(job=job.id, epoch=job.epoch), Done)
             driven.stop_sent = True
         await self._send_cancels(driven, job, pending)
+        pending = [statement for statement in pending if statement.number not in driven.withheld]
         if pending and pending[0].number > driven.sent and driven.state == "idle" and not stop:
             await self._send(driven, job, pending[0])
             return

@@ -509,7 +509,7 @@ class Jobs:
 
     async def cancel_statement(self, job: Job, number: int) -> None:
         """Cancel a statement. One that ended, or never was, is left as it is."""
-        sent = self.forwarding.was_sent(job.id, number)
+        sent = not self.forwarding.withhold(job.id, number)
         await self._state.write(lambda conn: store.cancel_statement(conn, job.id, number, sent=sent))
         self.changed.touch()
         self.forwarding.poke(job.id)

@@ -203,6 +203,33 @@ def test_users_see_their_own_and_ids_may_be_shortened() -> None:
     simulate(7, scenario)
 
 
+@pytest.mark.parametrize("after", [0.0, 0.0005, 0.002, 0.01, 0.05, 0.5])
+def test_a_cancel_while_a_statement_is_being_sent_leaves_nothing_running(after: float) -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home")
+        there = await world.island("there", engine=PlayedEngine(), jobs=OPEN)
+        world.publish(there, "data", 5_000_000_000)
+        await world.linked()
+        jobs = world.jobs["home"]
+        job = await world.settled(home, await world.open(home, "there/data"))
+        write = home.state.write
+
+        async def slow(function: Any) -> Any:
+            await asyncio.sleep(0.3)
+            return await write(function)
+
+        long = await jobs.post(job, "sleep", None)
+        await asyncio.sleep(after)
+        home.state.write = slow  # type: ignore[method-assign]  # a disk that is busy just then
+        await jobs.cancel_statement(job, long.number)
+        home.state.write = write  # type: ignore[method-assign]
+        assert text(await world.run(home, job, "next")) == "did next"
+        assert (await jobs.finished_statement(job, long.number, 5))[0].state == "cancelled"
+
+    simulate(9, scenario)
+
+
 def test_statements_run_in_order_and_can_be_cancelled() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
