@@ -220,7 +220,8 @@ def test_a_cancel_while_a_statement_is_being_sent_leaves_nothing_running(after: 
             return await write(function)
 
         long = await jobs.post(job, "sleep", None)
-        await asyncio.sleep(after)
+        if after:
+            await asyncio.sleep(after)
         home.state.write = slow  # type: ignore[method-assign]  # a disk that is busy just then
         await jobs.cancel_statement(job, long.number)
         home.state.write = write  # type: ignore[method-assign]
