@@ -219,7 +219,7 @@ class Executor:
     def _reserve(self, job: str, home: IslandId) -> Reservation:
         for key in [key for key, held in self._reservations.items() if held.job == job and held.home == home]:
             del self._reservations[key]
-        if len(self._reservations) >= 1000:
+        if len(self._reservations) >= 1000 or sum(held.home == home for held in self._reservations.values()) >= 200:
             raise Conflict("too many places are reserved here", hint="They expire within half a minute.")
         held = Reservation(self._rng.bytes(8).hex(), job, home, self._clock.monotonic() + RESERVATION_S)
         self._reservations[held.id] = held
@@ -233,8 +233,9 @@ class Executor:
         held = self._reservations.get(request.reservation)
         reserved = held is not None and held.home == sender and held.job == request.envelope.job
         fresh = reserved and held is not None and held.expires > self._clock.monotonic()
-        answer, run = await self._state.write(lambda conn: self._accept(conn, request, problem, fresh))
-        self._reservations.pop(request.reservation, None)
+        answer, run = await self._state.write(lambda conn: self._accept(conn, sender, request, problem, fresh))
+        if reserved:
+            self._reservations.pop(request.reservation, None)
         if run is not None and not run.ended and (run.job, run.epoch) not in self._carrier.live:
             self._carrier.begin(run)
             log.info("jobs.accepted", job=run.job, epoch=run.epoch, home=self._membership.display(sender))
@@ -257,13 +258,15 @@ class Executor:
         return ""
 
     def _accept(
-        self, conn: sqlite3.Connection, request: CommitRequest, problem: str, fresh: bool
+        self, conn: sqlite3.Connection, sender: IslandId, request: CommitRequest, problem: str, fresh: bool
     ) -> tuple[CommitAnswer, Run | None]:
         envelope = request.envelope
         if (run := runs.get(conn, envelope.job, envelope.epoch)) is not None:
+            if run.home != sender:
+                raise Denied(f"job {envelope.job} is not yours")
             if not run.request_hash:
                 return CommitAnswer(accepted=False, reason="it was stopped before it began"), None
-            if run.request_hash != envelope.request_hash or run.home != envelope.home:
+            if run.request_hash != envelope.request_hash:
                 raise Conflict(f"job {envelope.job} was committed here under this epoch with another request")
             return CommitAnswer(accepted=True), run
         if problem:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
+import msgpack
 import structlog
 
 from island import config
@@ -30,7 +30,7 @@ from island.trust.users import create_tokens
 from tests.net.islands import Node
 
 
-def home(folder: Path, name: str, **changes: dict[str, Any]) -> tuple[Home, config.Config]:
+def home(folder: Path, name: str, changes: dict[str, dict[str, Any]]) -> tuple[Home, config.Config]:
     """A home as `island init` makes it, on free ports, with a Livy that nobody answers at."""
     folder.mkdir(mode=0o700, parents=True)
     Identity.generate(SystemRng()).save(folder / "key")
@@ -46,9 +46,9 @@ def home(folder: Path, name: str, **changes: dict[str, Any]) -> tuple[Home, conf
 
 
 @contextlib.asynccontextmanager
-async def victim(folder: Path, name: str = "victim", **changes: dict[str, Any]) -> AsyncIterator[Daemon]:
+async def victim(folder: Path, changes: dict[str, dict[str, Any]] | None = None) -> AsyncIterator[Daemon]:
     """A running daemon that has founded a network."""
-    place, settings = home(folder / name, name, **changes)
+    place, settings = home(folder / "victim", "victim", changes or {})
     daemon = Daemon(place, settings, SystemClock(), SystemRng())
     try:
         async with asyncio.TaskGroup() as group:
@@ -161,6 +161,11 @@ async def well(daemon: Daemon) -> None:
         await get(daemon, path)
 
 
+def packed(**fields: Any) -> bytes:
+    """Msgpack as an attacker writes it, past every check of ours."""
+    return bytes(msgpack.packb(fields, use_bin_type=True))
+
+
 class Logs:
     """The log lines of a block."""
 
@@ -204,6 +209,3 @@ class Timer:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._from
-
-
-__all__ = ["LISTINGS", "Logs", "Member", "Timer", "logged", "member", "pytest", "resident", "until", "victim", "well"]

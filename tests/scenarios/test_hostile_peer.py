@@ -10,12 +10,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from tests.scenarios.hostile import get, logged, member, until, until_async, victim, well
-
-
-def packed(**fields: Any) -> bytes:
-    """Msgpack as an attacker writes it, past every check of ours."""
-    return bytes(msgpack.packb(fields, use_bin_type=True))
+from tests.scenarios.hostile import get, logged, member, packed, until, until_async, victim, well
 
 
 def pairs(items: list[tuple[str, Any]]) -> bytes:
@@ -118,6 +113,3 @@ async def test_addresses_that_nothing_can_have_are_said_to_be_unreachable(tmp_pa
             await until(lambda: daemon.membership.display(mallory.id) == "x")
             await mallory.peers.stop()
             await until(lambda: bool(logs.of("peer.dial_failed")))
-
-
-# --- gossip -----------------------------------------------------------------------------------
