@@ -225,7 +225,7 @@ def test_a_cancel_while_a_statement_is_being_sent_leaves_nothing_running(after: 
         home.state.write = slow  # type: ignore[method-assign]  # a disk that is busy just then
         await jobs.cancel_statement(job, long.number)
         home.state.write = write  # type: ignore[method-assign]
-        assert text(await world.run(home, job, "next")) == "did next"
+        assert text(await world.run(home, job, "next", within=20)) == "did next"
         assert (await jobs.finished_statement(job, long.number, 5))[0].state == "cancelled"
 
     simulate(9, scenario)
