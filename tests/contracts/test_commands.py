@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.place import Place, free_ports
+from island.cli.demo.place import ISLAND, Place, free_ports
 from tests.contracts import commands, document
 
 
@@ -88,3 +89,11 @@ def test_the_commands_print_the_keys_on_the_page(printed: dict[str, Any]) -> Non
 def test_the_engine_answers_for_itself(place: Place, tmp_path: Path) -> None:
     said = place.command("engine", "--help")
     assert said.startswith("usage: island engine") and "--max-sessions" in said
+    for arguments, code in (
+        (["--nonsense"], 2),
+        (["--host", "192.0.2.1"], 1),
+        # Its own --token-file, not the one of the commands.
+        (["--token-file", str(tmp_path / "none"), "--dir", str(tmp_path / "engine")], 1),
+    ):
+        done = subprocess.run([*ISLAND, "engine", *arguments], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == code and "island engine: " in done.stderr and "Traceback" not in done.stderr

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 from openapi_spec_validator import validate
 
-from island.cli.demo.place import Place
+from island.cli.demo.place import Place, wait_for
 from island.daemon import Daemon
 from island.home import Home
 from island.kernel.ports import SystemClock, SystemRng
@@ -427,6 +427,40 @@ def test_paths_and_methods_that_are_none(admin: Caller) -> None:
         document.check({"$ref": "#/components/schemas/Error"}, answer := json.loads(data), path)
         assert answer["error"] == code and answer["status"] == status
         assert ("allow" in headers) == (status == 405)
+
+
+def test_with_another_island(admin: Caller, small: dict[str, Any], place: Place, tmp_path: Path) -> None:
+    """Joining, fetching, reading and dropping: what one island alone never answers."""
+    other = Place(tmp_path, "nanten", dialled=False)
+    try:
+        other.start()
+        there = Caller(other.url, (other.home / "token").read_text().strip())
+        word = admin.call("POST", "/api/v1/peers/invitations", status=201)["invitation"]
+        joined = there.call("POST", "/api/v1/peers/join", {"invitation": word}, status=200)
+        assert joined["island"] == "kiso" and joined["key"] == small["key"]
+        wait_for("the dataset", lambda: there.call("GET", "/api/v1/datasets", status=200) or None)
+        assert {row["state"] for row in there.call("GET", "/api/v1/peers", status=200)} == {"self", "up"}
+        before = there.call("GET", "/api/v1/datasets/kiso/small", status=200)
+        assert before["bytes_local"] == 0 and [holder["role"] for holder in before["holders"]] == ["owner"]
+        *_, last = there.call("POST", "/api/v1/files/kiso/small/fetch", status=200)
+        assert last["result"]["fetched"] == last["result"]["bytes_local"] == small["bytes"]
+        assert admin.call("GET", "/api/v1/files/kiso/small", status=200)["bytes_sent"] == small["bytes"]
+        there.call("GET", f"/api/v1/files/kiso/small/{small['snapshot']}/data/small.parquet", status=200)
+        there.call("DELETE", "/api/v1/datasets/small", status=404)
+        assert there.call("DELETE", "/api/v1/files/kiso/small", status=200)["freed"] >= small["bytes"]
+
+        # Pinned to where foreign jobs are not allowed: rejected with the reason, its row with all keys.
+        job = there.call("POST", "/api/v1/sessions", {"inputs": ["kiso/small"], "at": "kiso"}, status=201)["job"]
+
+        def considered() -> Any:
+            rows = there.call("GET", f"/api/v1/jobs/{job}/explain", status=200)
+            return next((row for row in rows if row["island"] == "kiso" and "accept_from" in row["reason"]), None)
+
+        row = wait_for("kiso's refusal", considered)
+        assert row["verdict"] == "rejected" and row["seconds"] is None and row["wait_s"] is None
+        there.call("DELETE", f"/api/v1/jobs/{job}", status=200)
+    finally:
+        other.stop()
 
 
 def test_every_operation_was_called(admin: Caller, user: Caller) -> None:

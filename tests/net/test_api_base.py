@@ -1,0 +1,66 @@
+"""What every operation shares: times as text, and progress that ends with a result or an error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from island.errors import Full
+from island.net.api import base
+
+
+@pytest.mark.parametrize(
+    ("at", "text"),
+    [
+        (None, None),
+        (0.0, "1970-01-01T00:00:00.000Z"),
+        (1_700_000_000.25, "2023-11-14T22:13:20.250Z"),
+        (-62_135_596_800.0, "0001-01-01T00:00:00.000Z"),
+        (-62_135_596_801.0, "+000000-12-31T23:59:59.000Z"),
+        (253_402_300_800.0, "+010000-01-01T00:00:00.000Z"),
+        (1e14, "+3170843-11-07T09:46:40.000Z"),
+        (-1e14, "-3166904-02-24T14:13:20.000Z"),
+        (float("nan"), None),
+        (float("inf"), None),
+        (1e300, None),
+    ],
+)
+def test_any_time_has_a_text(at: float | None, text: str | None) -> None:
+    assert base.iso(at) == text
+
+
+async def _lines(work: Any) -> list[dict[str, Any]]:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await base.stream(request, work)
+
+    app = web.Application(middlewares=[base.errors])
+    app.add_routes([web.post("/", handler)])
+    async with TestClient(TestServer(app)) as client, client.post("/") as answer:
+        assert answer.status == 200 and answer.content_type == "application/x-ndjson"
+        return [json.loads(line) for line in (await answer.text()).splitlines()]
+
+
+async def test_progress_ends_with_the_result() -> None:
+    async def work(progress: base.Progress) -> Any:
+        progress(1, 2, "half")
+        return {"answer": 42}
+
+    assert (await _lines(work))[-1] == {"result": {"answer": 42}}
+
+
+async def test_progress_ends_with_the_error_even_of_a_bug() -> None:
+    async def full(_: base.Progress) -> Any:
+        raise Full("the disk is full", hint="Make room.")
+
+    async def bug(progress: base.Progress) -> Any:
+        progress(1, 2, "half")
+        return 1 // 0
+
+    assert (await _lines(full)) == [
+        {"error": "full", "message": "the disk is full", "hint": "Make room.", "status": 507}
+    ]
+    assert (await _lines(bug))[-1] == base.BUG
