@@ -85,5 +85,5 @@ def test_every_example_loads(path: Path) -> None:
 
 
 def test_a_newline_at_the_end_is_no_part_of_a_name() -> None:
-    with pytest.raises(ConfigError, match="island.name"):
+    with pytest.raises(ConfigError, match=r"island\.name"):
         config.parse({"island": {"name": "kiso\n"}}, "x")
