@@ -102,6 +102,7 @@ class Driven:
     patience: float | None = None
     """Until when (monotonic) it waits for islands that are not linked yet."""
     said_waiting: bool = False
+    said_asking: str = ""
     last: Report | None = None
 
 
@@ -260,7 +261,7 @@ class Forwarding:
             await self._end(job, "error", error.line)
             return
         wanted = Wanted(home=self._trust.me, language=job.work.language, pin=job.pin)
-        decision, reservations = await self._choose(job, wanted, guesses)
+        decision, reservations = await self._choose(driven, job, wanted, guesses)
         if not decision.chosen:
             if not await self._wait_for_links(driven, job, guesses):
                 await self._nowhere(job, decision)
@@ -289,7 +290,9 @@ class Forwarding:
         view = next((view for view in self._membership.views() if view.island == island), None)
         return view is not None and (view.state != "down" or self._clock.wall() - view.since < 2 * PATIENCE_S)
 
-    async def _choose(self, job: Job, wanted: Wanted, guesses: list[Candidate]) -> tuple[Decision, dict[str, str]]:
+    async def _choose(
+        self, driven: Driven, job: Job, wanted: Wanted, guesses: list[Candidate]
+    ) -> tuple[Decision, dict[str, str]]:
         """Ask the few that look best, and home; while none offers a place, the next few."""
         known = {guess.island: guess for guess in guesses}
         reservations: dict[str, str] = {}
@@ -302,7 +305,9 @@ class Forwarding:
             if wanted.home in unasked and wanted.home not in asked:
                 asked.append(wanted.home)
             names = ", ".join(known[island].name for island in asked)
-            await self._say(job, f"asks {names} for a place")
+            if names != driven.said_asking:  # said once, however often they are asked while one waits
+                driven.said_asking = names
+                await self._say(job, f"asks {names} for a place")
             answers = await asyncio.gather(*(self._ask_offer(job, known[island]) for island in asked))
             for candidate, reservation in answers:
                 known[candidate.island] = candidate

@@ -356,6 +356,23 @@ def test_a_lost_link_gives_unknown_and_then_the_result() -> None:
     simulate(13, scenario)
 
 
+def test_what_is_waited_for_is_said_once() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        there = await world.island("there", engine=PlayedEngine(), jobs=OPEN)
+        world.publish(there, "stars", 10)
+        await world.linked()
+        a.network.partition([[home.id], [there.id]])
+        await a.until(lambda: not home.m.is_up(there.id), within=120)
+        job = await world.settled(home, await world.open(home, "there/stars"))
+        assert job.state == "error" and "no holder (there) is up" in job.reason
+        log = await world.log(home, job)
+        assert log.count("asks home for a place") == log.count("waits up to 30 s for a session with there") == 1
+
+    simulate(15, scenario)
+
+
 def test_an_executor_ends_a_session_whose_home_is_gone_for_long() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
