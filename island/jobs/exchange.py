@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -30,6 +31,12 @@ _SIZE = 4
 """Bytes of the length that goes before an answer in a bulk stream: an answer that broke off is no answer."""
 
 _BLOCK = codec.BULK_LIMIT - 1024
+_AT_ONCE = 8
+"""Long requests of one island that are taken and answered at a time; others wait their turn."""
+_PARTS = 1024
+"""Blocks of one long message: empty ones are free for who sends them, and not for who keeps them."""
+_LONG_S = 60.0
+"""Seconds in which a long request has come and its answer is taken; homes ask again."""
 
 
 class Exchange:
@@ -38,6 +45,7 @@ class Exchange:
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
         self._served: dict[str, tuple[type[Message], Handler]] = {}
+        self._turns: weakref.WeakValueDictionary[IslandId, asyncio.Semaphore] = weakref.WeakValueDictionary()
         peers.on_bulk(BULK, self._on_bulk)
 
     def serve(self, kind: str, request: type[R], handler: Callable[[IslandId, R], Awaitable[Message]]) -> None:
@@ -89,13 +97,18 @@ class Exchange:
         served = self._served.get(head.kind)
         if served is None:
             raise Malformed(f"an unknown request about jobs: '{head.kind[:50]}'")
-        body = await _receive(stream, head.size)
-        if len(body) < head.size:
-            return  # the asker is gone; nothing was understood and nothing is done
-        request = codec.decode(body, served[0], limit=MAX_MESSAGE)
-        answer = codec.encode(await served[1](sender, request))
-        await _send(stream, len(answer).to_bytes(_SIZE, "big") + answer)
-        await stream.finish()
+        if (turns := self._turns.get(sender)) is None:
+            turns = self._turns[sender] = asyncio.Semaphore(_AT_ONCE)
+        async with turns:
+            async with _within(_LONG_S):
+                body = await _receive(stream, head.size)
+            if len(body) < head.size:
+                return  # the asker is gone; nothing was understood and nothing is done
+            request = codec.decode(body, served[0], limit=MAX_MESSAGE)
+            answer = codec.encode(await served[1](sender, request))
+            async with _within(_LONG_S):
+                await _send(stream, len(answer).to_bytes(_SIZE, "big") + answer)
+                await stream.finish()
 
 
 @contextlib.asynccontextmanager
@@ -119,6 +132,8 @@ async def _receive(stream: BulkStream, limit: int) -> bytes:
         if size > limit:
             raise Malformed(f"more than {limit} bytes in one message about jobs")
         parts.append(block)
+        if len(parts) > _PARTS:
+            raise Malformed(f"more than {_PARTS} blocks in one message about jobs")
     return b"".join(parts)
 
 

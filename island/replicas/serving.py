@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
 
-from island.errors import BadInput, IslandError
+from island.errors import BadInput, IslandError, Unreachable
 from island.kernel import codec, telemetry
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream, Peers
@@ -23,8 +24,10 @@ log = structlog.get_logger("island")
 
 _SENT = telemetry.counter("replica_sent_bytes", "Bytes of chunks sent to other islands", ("dataset",))
 
-ANSWERS = 16
-"""Answers under way at once; further ones wait."""
+ANSWERS, ANSWERS_A_PEER = 64, 8
+"""Answers under way at once, to all and to one island; further ones wait."""
+STALL_S = 30.0
+"""Seconds in which an asker must take a block: one that takes nothing keeps others from their turn."""
 BLOCK = 64 * 1024
 """Bytes in one block: a quarter of a stream's window, so that it never runs dry."""
 
@@ -48,6 +51,7 @@ class Server:
     ) -> None:
         self._held, self._open_file, self._display = held, open_file, display
         self._slots = asyncio.Semaphore(ANSWERS)
+        self._turns: weakref.WeakValueDictionary[IslandId, asyncio.Semaphore] = weakref.WeakValueDictionary()
         peers.on_bulk(KIND, self._serve)
 
     async def _serve(self, peer: IslandId, body: bytes, stream: BulkStream) -> None:
@@ -55,19 +59,26 @@ class Server:
         check(request)
         key = (request.owner_id, request.name, request.snapshot)
         sent = 0
+        if (turns := self._turns.get(peer)) is None:
+            turns = self._turns[peer] = asyncio.Semaphore(ANSWERS_A_PEER)
         try:
-            async with self._slots:
+            async with turns, self._slots:
                 for piece in request.pieces:
                     async for block in self._blocks(request, piece.path, piece.ranges):
-                        await stream.send(block)
+                        async with asyncio.timeout(STALL_S):
+                            await stream.send(block)
                         sent += len(block)
                 await stream.finish()
+        except TimeoutError as error:
+            log.info("replicas.not_taken", peer=self._display(peer), dataset=request.name, bytes=sent)
+            raise Unreachable(f"nothing was taken for {STALL_S:g} s", hint="Ask again for what is missing.") from error
         except IslandError as error:
             log.info("replicas.not_served", peer=self._display(peer), dataset=request.name, error=error.message)
             raise
         finally:
-            self._held.count(key, sent=sent)
-            _SENT.labels(f"{self._display(request.owner_id)}/{request.name}").inc(sent)
+            if sent:  # names that only an asker knows are not counted, or it could fill the memory with them
+                self._held.count(key, sent=sent)
+                _SENT.labels(f"{self._display(request.owner_id)}/{request.name}").inc(sent)
 
     async def _blocks(
         self, request: ChunkRequest, path: str, ranges: Sequence[tuple[int, int]]

@@ -1,0 +1,179 @@
+"""A member that reads as no honest one does, and others who are served all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from island.catalog.messages import Resolved
+from island.daemon import Daemon
+from island.errors import PeerRefused
+from island.jobs.messages import MAX_MESSAGE, BulkHead
+from island.kernel import codec
+from island.kernel.ports import BulkStream
+from island.replicas import serving
+from island.replicas.messages import ChunkRequest, Piece
+from tests.scenarios.hostile import Member, logged, member, packed, resident, until, victim, well
+
+
+async def published(daemon: Daemon, folder: Path) -> tuple[Resolved, ChunkRequest]:
+    """A dataset of the victim, and a request for all of its one file."""
+    folder.mkdir()
+    table = pa.table({"x": np.random.default_rng(1).integers(0, 2**62, 200_000)})
+    pq.write_table(table, folder / "part.parquet")
+    await daemon.catalog.publish("administrator", folder, "stars")
+    resolved = await daemon.catalog.resolve("victim/stars")
+    [entry] = await daemon.replicas.listing(resolved)
+    whole = Piece(path=entry.path, ranges=((0, entry.size),))
+    return resolved, ChunkRequest(owner=resolved.owner, name=resolved.name, snapshot=resolved.snapshot, pieces=(whole,))
+
+
+async def read(reader: Member, request: ChunkRequest) -> int:
+    """How many bytes come."""
+    size = 0
+    async with reader.peers.bulk(reader.to, "chunks", codec.encode(request)) as stream:
+        while (block := await stream.receive()) is not None:
+            size += len(block)
+    return size
+
+
+@contextlib.asynccontextmanager
+async def opened(reader: Member, kind: str, body: bytes, count: int) -> AsyncIterator[list[BulkStream]]:
+    """Streams that are opened and left alone."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(reader.peers.bulk(reader.to, kind, body)) for _ in range(count)]
+
+
+async def test_readers_that_take_nothing_keep_nobody_else_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "STALL_S", 2.0)
+    with logged() as logs:
+        async with (
+            victim(tmp_path) as daemon,
+            member(daemon, tmp_path, "honest") as honest,
+            member(daemon, tmp_path) as mallory,
+        ):
+            _, request = await published(daemon, tmp_path / "data")
+            async with opened(mallory, "chunks", codec.encode(request), 60):
+                async with asyncio.timeout(20):
+                    assert await read(honest, request) == request.size()
+                await until(lambda: len(logs.of("replicas.not_taken")) >= 8)
+            assert {line["peer"] for line in logs.of("replicas.not_taken")} == {mallory.id[:10]}
+            await well(daemon)
+
+
+async def test_what_is_asked_for_and_is_not_there_is_not_remembered(tmp_path: Path) -> None:
+    async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
+        _, request = await published(daemon, tmp_path / "data")
+        before = len(daemon.replicas.held._moved)
+        for number in range(300):
+            asked = ChunkRequest(
+                owner=request.owner, name=f"n{number}\n", snapshot=f"{number:064x}", pieces=request.pieces
+            )
+            with pytest.raises(PeerRefused):
+                await read(mallory, asked)
+        assert len(daemon.replicas.held._moved) == before
+
+
+PATHS = (
+    "../../key",
+    "/etc/passwd",
+    "part.parquet/../../x",
+    "part.parquet\0",
+    "\x1b[2J",
+    "x" * 1024,
+    ".",
+    "//",
+    "~/key",
+)
+
+
+async def test_paths_that_lead_elsewhere_are_not_found(tmp_path: Path) -> None:
+    with logged():
+        async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
+            _, request = await published(daemon, tmp_path / "data")
+            for path in PATHS:
+                asked = ChunkRequest(
+                    owner=request.owner,
+                    name=request.name,
+                    snapshot=request.snapshot,
+                    pieces=(Piece(path=path, ranges=((0, 10),)),),
+                )
+                with pytest.raises(PeerRefused) as refused:
+                    await read(mallory, asked)
+                assert refused.value.code != "internal_error", path
+            await well(daemon)
+
+
+RANGES: dict[str, tuple[tuple[int, int], ...]] = {
+    "within a chunk": ((1, 100),),
+    "beyond the end": ((0, 2**50),),
+    "backwards": ((100, 0),),
+    "empty": ((0, 0),),
+    "the same again and again": ((0, 2**16),) * 512,
+    "more than may be asked for": ((0, 2**25 + 2**16),),
+}
+
+
+async def test_ranges_that_are_none_are_refused(tmp_path: Path) -> None:
+    with logged():
+        async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
+            _, request = await published(daemon, tmp_path / "data")
+            [piece] = request.pieces
+            for what, ranges in RANGES.items():
+                asked: Any = packed(
+                    owner=request.owner,
+                    name=request.name,
+                    snapshot=request.snapshot,
+                    pieces=[{"path": piece.path, "ranges": ranges}],
+                )
+                try:
+                    async with mallory.peers.bulk(mallory.to, "chunks", asked) as stream:
+                        size = 0
+                        while (block := await stream.receive()) is not None:
+                            size += len(block)
+                    assert what == "the same again and again" and size == 2**25, what
+                except PeerRefused as refused:
+                    assert refused.code != "internal_error", what
+
+
+async def test_long_requests_that_never_end_hold_no_more_than_their_turn(tmp_path: Path) -> None:
+    block = bytes(200 * 1024)
+    with logged():
+        async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
+            opening = codec.encode(BulkHead(kind="commit", size=MAX_MESSAGE))
+            before = resident()
+            async with opened(mallory, "job", opening, 60) as streams, asyncio.TaskGroup() as group:
+
+                async def feed(stream: BulkStream) -> None:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(2):
+                            for _ in range(MAX_MESSAGE // len(block) - 1):
+                                await stream.send(block)
+
+                for stream in streams:
+                    group.create_task(feed(stream))
+            # 60 of 4 MiB would be 240; 8 turns and the windows of the rest are some 47, on both sides.
+            assert resident() - before < 160 * 2**20
+            await well(daemon)
+
+
+async def test_blocks_of_nothing_end_a_long_request(tmp_path: Path) -> None:
+    with logged() as logs:
+        async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
+            opening = codec.encode(BulkHead(kind="commit", size=MAX_MESSAGE))
+            with contextlib.suppress(Exception):
+                async with mallory.peers.bulk(mallory.to, "job", opening) as stream:
+                    for _ in range(5000):
+                        await stream.send(b"")
+            await until(lambda: bool(logs.of("peer.misbehaved")))
+            assert logs.of("peer.misbehaved")[0]["key"] == mallory.id
