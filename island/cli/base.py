@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ class Target:
 
 TARGET = Target()
 
+_OBEYED = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
+
 PROSE = frozenset({"comment", "description", "detail", "error", "problem", "reason", "title"})
 """Columns whose text may be folded in a narrow terminal."""
 
@@ -65,21 +68,27 @@ def api(*, timeout: float = 120.0) -> Api:
     return Api(Endpoint(TARGET.url, endpoint.token) if TARGET.url else endpoint, timeout=timeout)
 
 
+def plain(text: str) -> str:
+    """Text of anybody's without what a terminal would obey: escapes, carriage returns, turns of direction."""
+    return _OBEYED.sub(" ", text)
+
+
 def say(text: str) -> None:
     """One message for people, on stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(plain(text) + "\n")
     sys.stderr.flush()
 
 
 def out(text: str) -> None:
     """One line or block of output, on stdout, never wrapped."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.write(plain(text if text.endswith("\n") else text + "\n"))
     sys.stdout.flush()
 
 
 def show_json(value: Any) -> None:
     """One object or a list of flat objects on stdout."""
-    out(json.dumps(value, indent=1, ensure_ascii=False))
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    out(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))  # they stand within strings only
 
 
 def rows(items: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool, *, empty: str = "") -> None:
@@ -99,7 +108,7 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     In a terminal only prose is folded: names, ids and addresses stay whole on one line, to be copied.
     """
     terminal = sys.stdout.isatty()
-    cells = [list(line) for line in lines]
+    cells = [[plain(text) for text in line] for line in lines]
     sheet = Table(box=None, pad_edge=False, header_style="bold")
     need = 0
     for index, column in enumerate(columns):
@@ -156,13 +165,21 @@ def size(count: float | None) -> str:
 def progress_bar(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A progress bar on stderr, fed with `{"done": n, "total": n, "what": text}`."""
     console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[what]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[what]}", markup=False),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(title, total=None, what="")
 
         def feed(step: dict[str, Any]) -> None:
             bar.update(
-                task, completed=step.get("done", 0), total=step.get("total") or None, what=str(step.get("what", ""))
+                task,
+                completed=step.get("done", 0),
+                total=step.get("total") or None,
+                what=plain(str(step.get("what", ""))),
             )
 
         yield feed

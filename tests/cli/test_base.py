@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 
 import pytest
 
 from island.cli import base
+from island.errors import IslandError
 
 
 class Terminal(io.StringIO):
@@ -37,3 +39,30 @@ def test_a_table_that_fits_is_no_wider_than_it_was(monkeypatch: pytest.MonkeyPat
     base.table(("island", "title"), [("kiso", "[bold]not markup[/bold]"), ("é", "")])
     assert "[bold]not markup[/bold]" in out.getvalue()
     assert max(len(line) for line in out.getvalue().splitlines()[1:]) <= 60
+
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil\r\x7fend"
+
+
+@pytest.mark.parametrize("show", ["out", "say", "table", "pairs", "json", "fail"])
+def test_nothing_that_others_wrote_is_obeyed_by_a_terminal(capsys: pytest.CaptureFixture[str], show: str) -> None:
+    {
+        "out": lambda: base.out(HOSTILE),
+        "say": lambda: base.say(HOSTILE),
+        "table": lambda: base.table(("island", "reason"), [(HOSTILE, "[red]" + HOSTILE)]),
+        "pairs": lambda: base.pairs({"title": HOSTILE}, False),
+        "json": lambda: base.show_json([{"title": HOSTILE}]),
+        "fail": lambda: base.fail(IslandError(HOSTILE, hint=HOSTILE)),
+    }[show]()
+    said = "".join(capsys.readouterr())
+    assert "evil" in said and "end" in said
+    assert not set(said) & set("\x1b\x07\x9b\u202e\r\x7f")
+    if show == "json":
+        assert json.loads(said) == [{"title": HOSTILE}]
+
+
+def test_a_file_whose_name_looks_like_markup_has_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", said := Terminal())
+    with base.progress_bar("stars") as feed:
+        feed({"done": 1, "total": 2, "what": "a[/b]\x1b[2J.parquet"})
+    assert "a[/b]" in said.getvalue() and "\x1b[2J" not in said.getvalue()
