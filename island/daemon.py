@@ -275,6 +275,12 @@ async def _until_signal(home: Home, config: Config) -> None:
             peer=config.listen.peer or "none",
             version=island.__version__,
         )
+        if not config.livy.url:
+            log.warning(
+                "engine.shares_account",
+                means="code in sessions and batches can read what this daemon's account can read, the island's key too",
+                foreign=config.jobs.same_user and config.jobs.foreign_code != "none" and bool(config.jobs.accept_from),
+            )
 
     await run_island(home, config, clock=SystemClock(), rng=SystemRng(), stop=stop, ready=announce)
 

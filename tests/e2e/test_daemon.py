@@ -125,6 +125,8 @@ def test_a_life(place: Place) -> None:
     assert status == 200 and json.loads(version)["version"] == "0.9.0-incubating"
     assert get(f"{place.url}/metrics", place.user_token)[0] == 200
 
+    assert "engine.shares_account" in place.log.read_text()  # whoever runs code here is said to share the account
+
     second = island("--home", str(place.home), "run")
     assert second.returncode == 1 and "another daemon" in second.stderr
 
