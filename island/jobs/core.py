@@ -10,14 +10,17 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+import msgspec
 
 from island.config import JobsSection
 from island.errors import BadInput
-from island.jobs.messages import LOG_LINES, MAX_HOPS, MAX_OUTPUT, Envelope, InputRef, StatementReport, Work
+from island.jobs.messages import LOG_LINES, MAX_HOPS, MAX_OUTPUT, Envelope, InputRef, Report, StatementReport, Work
+from island.kernel.codec import Malformed
 from island.kernel.ids import is_job_id
 from island.livy.conf import INPUTS_KEY, PATH_PREFIX, is_protected
-from island.livy.messages import SESSION_ENDED, STATEMENT_ENDED
+from island.livy.messages import SESSION_ALIVE, SESSION_ENDED, STATEMENT_ENDED
 
 QUEUE_PREFIX: Final = "island:"
 EMBEDDED_LANGUAGES: Final = ("batch", "pyspark", "shared", "sql")
@@ -184,6 +187,43 @@ def work_problem(work: Work) -> str:
     if work.language not in STOCK_LANGUAGES or (work.language == "batch") != (work.kind == "batch"):
         return f"a {work.kind} cannot be of kind '{work.language[:40]}'"
     return ""
+
+
+# --- what an executor says --------------------------------------------------------------------
+
+
+class _Result(msgspec.Struct):
+    """Livy's output object as far as its readers count on it."""
+
+    status: Literal["ok", "error"]
+    data: dict[str, Any] = {}
+    ename: str | None = None
+    evalue: str | None = None
+    traceback: list[str] | None = None
+
+
+_RESULT: Final = msgspec.json.Decoder(_Result)
+_STATEMENT_STATES: Final = STATEMENT_ENDED | {"waiting", "running", "cancelling"}
+
+
+def checked_report(report: Report, job: str, epoch: int) -> Report:
+    """A report on this job under this epoch that can be stored and shown; raises `Malformed` for what is none."""
+    if (report.job, report.epoch) != (job, epoch):
+        raise Malformed("a report about another job than was asked for")
+    if report.state not in (SESSION_ENDED if report.ended else SESSION_ENDED | SESSION_ALIVE):
+        raise Malformed(f"a report with the state {report.state[:40]!r}")
+    return msgspec.structs.replace(report, statements=tuple(_checked_statement(each) for each in report.statements))
+
+
+def _checked_statement(report: StatementReport) -> StatementReport:
+    if report.state not in _STATEMENT_STATES:
+        raise Malformed(f"a statement with the state {report.state[:40]!r}")
+    if report.output:
+        try:
+            _RESULT.decode(report.output)
+        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+            raise Malformed(f"a result that is not Livy's: {str(error)[:200]}") from error
+    return msgspec.structs.replace(report, progress=min(1.0, max(0.0, report.progress)))  # NaN becomes 0
 
 
 # --- results -------------------------------------------------------------------------------

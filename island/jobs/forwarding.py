@@ -153,7 +153,7 @@ class Forwarding:
 
     def news(self, sender: IslandId, job: str, epoch: int) -> None:
         """An executor says that there is something to ask for. Only a hint: the epoch is checked when asking."""
-        if (driven := self._driven.get(job)) is not None:
+        if (driven := self._driven.get(job)) is not None and driven.executor == sender:
             driven.dirty = True
             driven.signal.set()
 
@@ -523,7 +523,8 @@ class Forwarding:
         """Ask the executor and store what is new; True when the job has ended."""
         waiting = await self._state.read(lambda conn: _first_open(conn, job.id))
         request = StatusRequest(job=job.id, epoch=job.epoch, acknowledged=waiting, seen=driven.seen)
-        report = await self._exchange.ask(IslandId(job.executor), "status", request, Report)
+        answer = await self._exchange.ask(IslandId(job.executor), "status", request, Report)
+        report = core.checked_report(answer, job.id, job.epoch)
         # What the executor does not know was never sent, whatever became of the request: it may go again.
         driven.sent = max((statement.number for statement in report.statements), default=waiting - 1)
         if report.statements:

@@ -43,6 +43,7 @@ JobId = Annotated[str, Meta(max_length=64, min_length=40)]
 Short = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=4096)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class InputRef(Message, frozen=True, kw_only=True):
@@ -120,8 +121,8 @@ class OfferPart(Message, frozen=True, kw_only=True):
     missing: Count
     files: Count = 1
     source: Short = ""
-    rtt: float | None = None
-    bandwidth: float | None = None
+    rtt: Seconds | None = None
+    bandwidth: Annotated[float, Meta(ge=1e-3, le=1e15)] | None = None
 
 
 class Offer(Message, frozen=True, kw_only=True):
@@ -129,7 +130,7 @@ class Offer(Message, frozen=True, kw_only=True):
 
     refusal: Text = ""
     reservation: Short = ""
-    wait: float = 0.0
+    wait: Seconds = 0.0
     languages: Annotated[tuple[Short, ...], Meta(max_length=16)] = ()
     parts: Annotated[tuple[OfferPart, ...], Meta(max_length=64)] = ()
 
