@@ -31,6 +31,8 @@ from island.formats.columns import find, type_name
 MAX_TEXT = 8192
 MAX_TOKENS = 2000
 MAX_DEPTH = 60
+MAX_WILDCARDS = 64
+"""In all patterns of LIKE in one condition."""
 
 Kind = Literal["number", "text", "bytes", "truth", "moment", "null"]
 Run = Callable[[Any], Any]
@@ -155,6 +157,7 @@ class Compiler:
     def __init__(self, schema: Any) -> None:
         self._schema = schema
         self.used: dict[str, None] = {}
+        self.wildcards = 0
 
     def condition(self, tree: Any) -> Run:
         """A closure that gives the truth of every row as a boolean array with nulls."""
@@ -536,6 +539,10 @@ def _like(compiler: Compiler, node: Any) -> Term:
     if value.kind not in ("text", "bytes") or not isinstance(pattern.literal, str):
         raise BadInput("LIKE takes a text column and a pattern in quotes", hint="For example: name LIKE 'NGC %'.")
     run, text = value.run, pattern.literal
+    compiler.wildcards += text.count("%") + text.count("_")
+    if compiler.wildcards > MAX_WILDCARDS:
+        # The time for each letter of the text grows with them: with thousands it is a minute for a megabyte.
+        raise BadInput(f"the patterns of a condition have at most {MAX_WILDCARDS} of % and _", hint="Shorten them.")
     ignore_case = isinstance(node, exp.ILike)
     return Term("truth", lambda frame: pc.match_like(run(frame), text, ignore_case=ignore_case))
 

@@ -38,6 +38,10 @@ COMMIT_SECONDS = histogram("streams_commit_seconds", "From the begin of a commit
 SILENCE = 30.0
 """Seconds without a message after which the source is taken for lost; it sends one every five."""
 
+PLAIN = 64 * 1024 * 1024
+"""Bytes of rows, unpacked, above which nothing more is received before they are committed: the window bounds
+what travels, and that may be packed a thousandfold."""
+
 Checkpoint = Callable[[str], None]
 """Told at each step of a commit; tests make it the moment of a crash."""
 
@@ -84,6 +88,7 @@ class _Pending:
     batches: list[Any]
     rows: int = 0
     bytes: int = 0
+    plain: int = 0
 
 
 class Channel:
@@ -115,7 +120,7 @@ class Channel:
         self._attempt = 0
         self._expected = row.position
         self._pending: _Pending | None = None
-        self._wake = Signal()
+        self._wake, self._taken = Signal(), Signal()
         self._last_commit = float("-inf")
         self._committing = asyncio.Lock()
 
@@ -233,6 +238,8 @@ class Channel:
             raise PeerMisbehaved(f"{self.row.owner_name}/{self.row.source} has other columns than before")
 
     async def _take(self, stream: BulkStream, delivery: Delivery) -> None:
+        while self._pending is not None and self._pending.plain > PLAIN:
+            await self._taken.wait()
         if delivery.frm != self._expected:
             raise PeerMisbehaved(f"{self.row.owner_name} sent a delivery from elsewhere than the committed position")
         payload = bytearray()
@@ -255,6 +262,7 @@ class Channel:
         pending.batches += batches
         pending.rows += delivery.rows
         pending.bytes += delivery.size
+        pending.plain += sum(batch.nbytes for batch in batches)
         if pending.bytes > 2 * self._window + delivery.size:
             raise PeerMisbehaved(f"{self.row.owner_name} sends more than was agreed to be under way")
         self._pending, self._expected = pending, delivery.to
@@ -277,6 +285,8 @@ class Channel:
 
     def _commit_in(self) -> float:
         size = self._pending.bytes if self._pending else 0
+        if self._pending is not None and self._pending.plain > PLAIN:
+            return 0.0
         now = self._clock.monotonic()
         every = core.commit_every(self.row.segments)
         return core.commit_in(now=now, last=self._last_commit, pending_bytes=size, window=self._window, every=every)
@@ -284,6 +294,7 @@ class Channel:
     async def _commit(self, stream: BulkStream) -> None:
         """File, transaction, acknowledgement; in this order."""
         pending, self._pending = self._pending, None
+        self._taken.set()
         if pending is None:
             return
         self._last_commit = self._clock.monotonic()

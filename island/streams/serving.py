@@ -6,6 +6,7 @@ Nothing is kept about a subscriber beyond the life of its stream: it says where 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -60,8 +61,8 @@ LINGER = 30.0
 SEND_EVERY = 0.5
 """Seconds for which rows, or a position without any, are gathered while there is more to read."""
 
-DECODERS = 2
-"""Subscribers for whom rows are decoded and sifted at one time; others wait their turn."""
+DECODERS, DECODERS_A_PEER = 3, 2
+"""Subscribers, in all and of one island, for whom rows are sifted at one time; others wait their turn."""
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ class Serving:
         self._run = run
         self._state, self._sources, self._clock = state, sources, clock
         self._decoders = asyncio.Semaphore(DECODERS)
+        self._turns: weakref.WeakValueDictionary[IslandId, asyncio.Semaphore] = weakref.WeakValueDictionary()
         self._per_peer: Counter[IslandId] = Counter()
         self.served: list[Served] = []
         self.ready = asyncio.Event()
@@ -129,6 +131,13 @@ class Serving:
                 f"this island serves {self._per_peer[peer]} streams to yours, and {STREAMS_A_PEER} at most",
                 hint="Remove subscriptions that nobody needs any more.",
             )
+        self._per_peer[peer] += 1
+        try:
+            await self._read(peer, request, stream)
+        finally:
+            self._per_peer[peer] -= 1
+
+    async def _read(self, peer: IslandId, request: ReadRequest, stream: BulkStream) -> None:
         source = self._sources.get(request.source)
         if source is None:
             await _stop(stream, "stopped", f"the source {request.source} is no longer there")
@@ -149,15 +158,15 @@ class Serving:
             )
             await _stop(stream, "stopped", reason)
             return
+        if (turns := self._turns.get(peer)) is None:
+            turns = self._turns[peer] = asyncio.Semaphore(DECODERS_A_PEER)
         served = Served(peer, source.name, self._clock.wall())
-        self._per_peer[peer] += 1
         self.served.append(served)
         try:
             await _Reader(
-                self._state, source, request, sieve, stream, served, self._clock, self._decoders, self._run
+                self._state, source, request, sieve, stream, served, self._clock, (turns, self._decoders), self._run
             ).run()
         finally:
-            self._per_peer[peer] -= 1
             self.served.remove(served)
 
 
@@ -177,12 +186,12 @@ class _Reader:
         stream: BulkStream,
         served: Served,
         clock: Clock,
-        decoders: asyncio.Semaphore,
+        turns: tuple[asyncio.Semaphore, asyncio.Semaphore],
         run: Run,
     ) -> None:
         self._run = run
         self._state, self._source, self._sieve, self._stream = state, source, sieve, stream
-        self._served, self._clock, self._decoders = served, clock, decoders
+        self._served, self._clock, self._turns = served, clock, turns
         self._bound: Any = None
         self._at = decode_position(request.position)
         self._sent = request.position
@@ -276,7 +285,7 @@ class _Reader:
         if self._moved_at is None:
             self._moved_at = self._clock.monotonic()
         async for first, batch in self._source.rows(file, self._at.row):
-            async with self._decoders:
+            async with self._turns[0], self._turns[1]:
                 sifted = await self._run(self._sift, batch)
             for count, kept in sifted:
                 first += count

@@ -199,6 +199,8 @@ def test_mistakes_are_explained(where: str, words: str) -> None:
         "name RLIKE '(a+)+$'",
         "name REGEXP '(a+)+$'",
         "name LIKE 'x' ESCAPE '!'",
+        "name LIKE '" + "%a" * 65 + "'",
+        " OR ".join("name LIKE '%a%'" for _ in range(40)),
         "CAST(n AS ARRAY<INT>) IS NULL",
         "CURRENT_USER = 'x'",
         "n = INTERVAL '1' DAY",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fastavro
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -17,6 +18,7 @@ from island.kernel.codec import encode
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream
 from island.streams import tables
+from island.streams.channel import PLAIN
 from island.streams.messages import DESCRIBE, READ, Delivery, Described, Heartbeat, Opened
 from island.streams.segments import Segments
 from tests.streams.memory import Wire
@@ -132,6 +134,37 @@ async def test_a_lie_is_blamed_and_not_kept(tmp_path: Path, lie: Callable[[BulkS
         honest.set()
         channel.redial.set()
         await until(lambda: total(b) == 3)
+
+
+async def test_rows_that_are_packed_a_thousandfold_are_committed_before_more_is_taken(tmp_path: Path) -> None:
+    wire, b = Wire(), Home(tmp_path / "b")
+    source, most = wire.join(ALPHA), 0
+    zeros = pa.record_batch({"id": pa.array(np.zeros(1_000_000, np.int64))})
+    packed = rows.to_ipc([zeros])
+    assert len(packed) < 64 * 1024
+
+    async def describe(_: IslandId, __: bytes, stream: BulkStream) -> None:
+        await stream.send(encode(Described(incarnation="0" * 16, position=b"p0", columns=COLUMNS)))
+
+    async def read(_: IslandId, __: bytes, stream: BulkStream) -> None:
+        await opened(stream)
+        for number in range(24):
+            await deliver(stream, f"p{number}".encode(), f"p{number + 1}".encode(), zeros.num_rows, packed)
+        while await stream.receive() is not None:
+            pass
+
+    source.on_bulk(DESCRIBE, describe)
+    source.on_bulk(READ, read)
+    async with running(b, wire, BETA) as subscriber:
+        channel = await subscriber.subscribe(ALPHA)
+
+        def look() -> bool:
+            nonlocal most
+            most = max(most, channel._pending.plain if channel._pending else 0)
+            return bool(total(b) == 24 * zeros.num_rows)
+
+        await until(look)
+    assert most <= PLAIN + zeros.nbytes
 
 
 async def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
