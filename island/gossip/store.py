@@ -112,6 +112,15 @@ def _put(conn: sqlite3.Connection, change: Change) -> bool:
     return True
 
 
+def has(conn: sqlite3.Connection, batch: Batch) -> bool:
+    """Whether this batch is stored."""
+    row = conn.execute(
+        "SELECT hash FROM gossip_batches WHERE origin = ? AND epoch = ? AND first = ?",
+        (batch.origin, batch.epoch, batch.first),
+    ).fetchone()
+    return row is not None and row["hash"] == batch.hash
+
+
 def overlapping(conn: sqlite3.Connection, batch: Batch) -> list[bytes]:
     """The stored batches that share a seq with `batch`, first to last."""
     rows = conn.execute(

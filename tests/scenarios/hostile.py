@@ -99,9 +99,10 @@ class Member(Node):
             batches.append(signed)
         return tuple(batches)
 
-    def send(self, batches: tuple[bytes, ...]) -> None:
+    def send(self, batches: tuple[bytes, ...], origin: IslandId | None = None) -> None:
+        """Push batches, as those of `origin`."""
         for signed in batches:
-            delta = Delta(origin=key_bytes(self.id), chain=self.trust.chain or b"", batches=(signed,))
+            delta = Delta(origin=key_bytes(origin or self.id), chain=self.trust.chain or b"", batches=(signed,))
             assert self.peers.push(self.to, "gossip.batch", codec.encode(Page(deltas=(delta,))))
 
     async def told(self, *changes: tuple[str, bytes | None]) -> None:

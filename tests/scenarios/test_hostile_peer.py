@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
+import os
+import shutil
 import struct
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 
-from tests.scenarios.hostile import get, logged, member, packed, until, until_async, victim, well
+from island.daemon import Daemon
+from island.errors import PeerRefused, Unreachable
+from island.gossip import store as gossip_store
+from island.gossip.messages import Body, Entry, SignedBody
+from island.kernel import codec
+from island.kernel.ids import key_bytes
+from tests.scenarios.hostile import Member, get, logged, member, packed, resident, until, until_async, victim, well
 
 
 def pairs(items: list[tuple[str, Any]]) -> bytes:
@@ -113,3 +124,149 @@ async def test_addresses_that_nothing_can_have_are_said_to_be_unreachable(tmp_pa
             await until(lambda: daemon.membership.display(mallory.id) == "x")
             await mallory.peers.stop()
             await until(lambda: bool(logs.of("peer.dial_failed")))
+
+
+# --- gossip -----------------------------------------------------------------------------------
+
+
+async def test_a_flood_of_forged_batches_is_not_compared_with_all_that_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = 0
+
+    def overlapping(*arguments: Any) -> list[bytes]:
+        nonlocal looked
+        looked += 1
+        return stored(*arguments)
+
+    stored = gossip_store.overlapping
+    monkeypatch.setattr(gossip_store, "overlapping", overlapping)
+    with logged() as logs:
+        async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
+            entries = tuple(Entry(key="x/y", value=None, seq=n) for n in range(1, 1000))
+            for number in range(20):
+                body = codec.encode(
+                    Body(
+                        origin=key_bytes(daemon.trust.me),
+                        epoch=1,
+                        first=1,
+                        previous=number.to_bytes(32),
+                        entries=entries,
+                    )
+                )
+                mallory.send((codec.encode(SignedBody(body=body, signature=bytes(64))),), daemon.trust.me)
+            await until(lambda: bool(logs.of("peer.misbehaved")))
+    assert looked == 0 and logs.of("peer.misbehaved")[0]["key"] == mallory.id
+
+
+async def test_who_signs_two_stories_freezes_its_own_log_and_no_other(tmp_path: Path) -> None:
+    with logged() as logs:
+        async with (
+            victim(tmp_path) as daemon,
+            member(daemon, tmp_path, "honest") as honest,
+            member(daemon, tmp_path) as mallory,
+        ):
+            before = mallory.head
+            await mallory.told(("dataset/x", packed(**dataset())))
+            mallory.head = before
+            mallory.send(mallory.signed(("dataset/x", packed(**dataset(rows=7)))))
+            await until(lambda: daemon.gossip.head(mallory.id).frozen)
+            await honest.told(("dataset/y", packed(**dataset())))
+            rows = {row["key"]: row["rows"] for row in await get(daemon, "/api/v1/datasets")}
+            assert rows == {mallory.id: 1, honest.id: 1}
+    assert [line["origin"] for line in logs.of("gossip.fork")] == [mallory.id]
+
+
+# --- every kind that an island answers to -----------------------------------------------------------
+
+GARBAGE: tuple[bytes, ...] = (
+    b"",
+    b"\xc1",
+    b"\x00" * 32,
+    b"\xff" * 65_536,
+    b"\x91" * 60_000,
+    b"\x80" * 60_000,
+    b"\xdd\xff\xff\xff\xff",
+    b"\xdf\xff\xff\xff\xff",
+    b"\xc6\xff\xff\xff\xff",
+    packed(job=2**63, epoch=-1, source="../x", wants=[], deltas=7, roster=1, ticket=b"", reservation=None),
+    b"\xc7\xff\x05" + b"x" * 255,
+)
+
+
+async def test_garbage_of_every_kind_ends_the_session_or_is_refused(tmp_path: Path) -> None:
+    with logged() as logs:
+        async with victim(tmp_path) as daemon, member(daemon, tmp_path, "honest") as honest:
+            handlers = daemon.peers._handlers
+            before = resident()
+            for kind in handlers._requests:
+                for body in GARBAGE:
+                    await _hostile(daemon, tmp_path, lambda m, k=kind, b=body: m.ask(k, b, 5.0))
+            for kind in handlers._bulks:
+                for body in GARBAGE:
+                    await _hostile(daemon, tmp_path, lambda m, k=kind, b=body: _bulk(m, k, b))
+            for kind in handlers._pushes:
+                for body in GARBAGE:
+                    await _hostile(daemon, tmp_path, lambda m, k=kind, b=body: _push(m, k, b))
+            assert resident() - before < 200 * 2**20
+            # Whoever else is there has not noticed.
+            assert daemon.peers.link(honest.id) is not None
+            await honest.told(("dataset/y", packed(**dataset())))
+            await well(daemon)
+    assert {line["peer"] for line in logs.of("peer.misbehaved")} <= {"mallory"}
+
+
+async def _hostile(daemon: Daemon, folder: Path, attack: Callable[[Member], Awaitable[Any]]) -> None:
+    """One attack by a member that has not misbehaved before."""
+    shutil.rmtree(folder / "mallory", ignore_errors=True)
+    async with member(daemon, folder) as mallory:
+        try:
+            await attack(mallory)
+        except PeerRefused as refused:
+            assert refused.code not in ("internal_error", "bug")
+        except Unreachable:
+            assert daemon.peers.link(mallory.id) is None
+
+
+async def _bulk(mallory: Member, kind: str, body: bytes) -> None:
+    async with mallory.peers.bulk(mallory.to, kind, body) as stream:
+        await stream.finish()
+        while await stream.receive() is not None:
+            pass
+
+
+async def _push(mallory: Member, kind: str, body: bytes) -> None:
+    assert mallory.peers.push(mallory.to, kind, body)
+    with contextlib.suppress(Unreachable):  # whatever came of it, it was taken before this is answered
+        await mallory.ask("nonsense", b"")
+
+
+# --- strangers --------------------------------------------------------------------------------------
+
+
+async def test_strangers_hold_nothing_and_keep_members_out_for_no_longer_than_a_handshake(tmp_path: Path) -> None:
+    async with victim(tmp_path) as daemon, member(daemon, tmp_path, "honest") as honest:
+        port = daemon.peers.port
+        before = len(os.listdir("/proc/self/fd"))
+        idle = []
+        for number in range(300):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            # Some say nothing, some speak HTTP, some begin TLS and stop.
+            writer.write((b"", b"GET /api/v1/peers HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01")[number % 3])
+            idle.append((reader, writer))
+        await honest.told(("dataset/x", packed(**dataset())))
+        # No more than the handshakes of one address are held; the rest is hung up on at once.
+        await until(lambda: len(os.listdir("/proc/self/fd")) - before < 300 + 40)
+        for _, writer in idle:
+            writer.transport.abort()
+        await until_async(lambda: _joins(daemon, tmp_path))
+        await well(daemon)
+
+
+async def _joins(daemon: Daemon, folder: Path) -> bool:
+    try:
+        async with member(daemon, folder, "late"):
+            return True
+    except* (Unreachable, PeerRefused):
+        shutil.rmtree(folder / "late")
+    return False
