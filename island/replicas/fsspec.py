@@ -15,6 +15,7 @@ version; `invalidate_cache()` lets go of the pins, `@SNAPSHOT` names a version f
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import http.client
@@ -22,10 +23,12 @@ import json
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -47,6 +50,8 @@ _READ_AHEAD = 2 * 2**20
 _LIST_PAGE = 5000
 _PROBE = 64 * 1024
 """With how many bytes Arrow's Parquet reader begins, at the end of the file."""
+SETTLE_S = 2.0
+"""The longest that the end of a program waits for Arrow's threads."""
 PROBED = frozenset({"26"})
 """Major versions of pyarrow whose first read was found to serve the footer only; any other gets the true bytes."""
 
@@ -265,7 +270,10 @@ class IslandFile(AbstractBufferedFile):
         )
         self._unread = True
         if cache_type is None:
-            self.cache = _ChunkCache(block_size, self._fetch_range, self.location)
+            # Not a method of this file: a cycle would keep it open until the garbage is collected.
+            self.cache = _ChunkCache(block_size, self.location.read, self.location)
+        if "pyarrow" in sys.modules:
+            _read_by_arrow.set()
 
     def read(self, length: int = -1) -> bytes:
         """The next bytes; all that are left for a negative `length`."""
@@ -310,6 +318,37 @@ def _called_by_arrow() -> bool:
     except ValueError:  # no Python below: one of Arrow's threads
         return True
     return str(caller.f_globals.get("__name__", "")).partition(".")[0] == "pyarrow"
+
+
+_read_by_arrow = threading.Event()
+
+
+@atexit.register
+def _settle() -> None:
+    """Let Arrow's threads finish before the interpreter ends.
+
+    They drop files, and what was read of them, after the reader has its rows, and need the
+    interpreter for that. One that asks for it while it ends aborts a program that has done its
+    work ("terminate called without an active exception"). Arrow offers nothing to wait for, so
+    this waits until all other threads sleep, which with nothing to do they do at once.
+    """
+    if not _read_by_arrow.is_set():
+        return
+    clock, quiet = SystemClock(), 0
+    end = clock.monotonic() + SETTLE_S
+    while quiet < 3 and clock.monotonic() < end:
+        time.sleep(0.005)
+        quiet = quiet + 1 if _others_sleep() else 0
+
+
+def _others_sleep() -> bool:
+    """Whether no other thread of this process runs (Linux; elsewhere it is not known, and taken to be so)."""
+    me = str(threading.get_native_id())
+    for stat in Path("/proc/self/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            if stat.parent.name != me and stat.read_text("utf-8", "replace").rpartition(")")[2].split()[0] == "R":
+                return False
+    return True
 
 
 class _ChunkCache(BaseCache):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import pickle
 import subprocess
 import sys
@@ -335,6 +336,26 @@ async def test_a_pickle_in_a_new_process_reads_the_same_snapshot_and_moves_nothi
     )
     assert done.stdout.split() == ["3", str(3 * ROWS)], done.stderr
     assert await site.moved(resolved) == moved
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what other threads do is known on Linux only")
+async def test_a_program_ends_after_arrows_threads_have_finished(site: Site) -> None:
+    site.publish("tables")
+    code = (
+        "import fsspec, hashlib, json, os, pyarrow, sys, threading\n"
+        "fs = fsspec.filesystem('island', **json.loads(sys.argv[1]))\n"
+        "fs.open('owner/tables/a.parquet').read(4)\n"
+        "begun = threading.Event()\n"
+        "def work():\n"
+        "    begun.set()\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 100_000)\n"  # runs outside the interpreter, as Arrow does
+        "    os.write(1, b'finished')\n"
+        "threading.Thread(target=work, daemon=True).start()\n"  # as Arrow's, whom nobody joins
+        "begun.wait()\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps(site.options)]
+    done = await run(subprocess.run, command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "finished"), done.stderr
 
 
 async def test_many_threads_share_one_filesystem(site: Site) -> None:
