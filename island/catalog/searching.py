@@ -24,6 +24,8 @@ from island.membership.service import Membership
 log = structlog.get_logger("island")
 
 INDEX_BATCH = 2000
+INDEX_BYTES = 16 * 2**20
+"""Bytes of cards that are taken in at one time, beside the last one."""
 FOUND_LIMIT = 100_000
 """The most datasets that the index hands over before the finer conditions are looked at."""
 
@@ -119,17 +121,26 @@ class Search:
         async with self._indexing:
             count = 0
             while changes := await self._db.read(lambda conn: store.unindexed(conn, INDEX_BATCH)):
-                await self._index_batch(changes)
-                count += len(changes)
+                count += await self._index_batch(changes)
             return count
 
-    async def _index_batch(self, changes: Sequence[tuple[int, IslandId, str]]) -> None:
+    async def _index_batch(self, changes: Sequence[tuple[int, IslandId, str]]) -> int:
+        """Index the first of some changes, as many as their cards leave room for in memory; how many."""
+
+        def read(conn: sqlite3.Connection) -> tuple[int, list[tuple[Entry, bytes | None]]]:
+            found, size = list[tuple[Entry, bytes | None]](), 0
+            for done, (_, owner, name) in enumerate(changes):
+                if size > INDEX_BYTES:
+                    return done, found
+                if (entry := store.entry(conn, owner, name)) is not None:
+                    card = store.card(conn, entry.record.card)
+                    found.append((entry, card))
+                    size += len(card or b"")
+            return len(changes), found
+
+        done, found = await self._db.read(read)
+        changes = changes[:done]
         keys = [(owner, name) for _, owner, name in changes]
-
-        def read(conn: sqlite3.Connection) -> list[tuple[Entry, bytes | None]]:
-            return [(entry, store.card(conn, entry.record.card)) for entry in store.entries_of(conn, keys)]
-
-        found = await self._db.read(read)
         display = {owner: self._membership.display(owner) for owner, _ in keys}
 
         def apply(_: Progress) -> None:
@@ -142,6 +153,7 @@ class Search:
 
         await self._run(apply, no_progress)
         await self._db.write(lambda conn: store.indexed(conn, [change for change, _, _ in changes]))
+        return len(changes)
 
 
 @dataclass(frozen=True, slots=True)

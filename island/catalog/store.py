@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -220,15 +220,6 @@ def entries(conn: sqlite3.Connection, form: str = "", times: tuple[float, float]
         f"SELECT owner, name, record FROM catalog_entry WHERE {' AND '.join(conditions)} ORDER BY owner, name", values
     )
     return [_entry(row) for row in rows]
-
-
-def entries_of(conn: sqlite3.Connection, keys: Iterable[tuple[str, str]]) -> list[Entry]:
-    """The datasets with these (owner, name), in this order; those that are gone are left out."""
-    found = []
-    for owner, name in keys:
-        if (one := entry(conn, owner, name)) is not None:
-            found.append(one)
-    return found
 
 
 def names(conn: sqlite3.Connection, owner: str | None = None) -> list[tuple[IslandId, str]]:

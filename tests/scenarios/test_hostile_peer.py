@@ -9,12 +9,16 @@ import os
 import shutil
 import struct
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
+from blake3 import blake3
 
+from island.catalog import searching
+from island.catalog.search import Document, Index
 from island.daemon import Daemon
 from island.errors import PeerRefused, Unreachable
 from island.gossip import store as gossip_store
@@ -126,6 +130,31 @@ async def test_addresses_that_nothing_can_have_are_said_to_be_unreachable(tmp_pa
             await until(lambda: bool(logs.of("peer.dial_failed")))
 
 
+async def test_cards_as_large_as_they_may_be_are_indexed_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = {"name": "x" * 4000, "type": "int", "description": "y" * 4000}
+    card = packed(snapshot="a" * 64, format="parquet", columns=[column] * 30)
+    taken: list[int] = []
+
+    def apply(self: Index, changed: list[Document], gone: Any) -> None:
+        taken.append(sum(len(document.text) for document in changed))
+        honest(self, changed, gone)
+
+    honest = Index.apply
+    monkeypatch.setattr(Index, "apply", apply)
+    monkeypatch.setattr(searching, "INDEX_BYTES", 2**20)
+    async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
+        name = blake3(card).hexdigest()
+        await daemon.gossip_db.write(
+            lambda conn: conn.execute("INSERT INTO catalog_card (hash, card) VALUES (?, ?)", (name, card))
+        )
+        await mallory.told(*((f"dataset/x{number}", packed(**dataset(card=name))) for number in range(40)))
+        await daemon.catalog.index()
+        assert len(await get(daemon, "/api/v1/datasets/search?words=x39")) == 1
+    assert max(taken) <= 2**20 + len(card) and sum(taken) >= 40 * 200_000
+
+
 # --- gossip -----------------------------------------------------------------------------------
 
 
@@ -201,13 +230,13 @@ async def test_garbage_of_every_kind_ends_the_session_or_is_refused(tmp_path: Pa
             before = resident()
             for kind in handlers._requests:
                 for body in GARBAGE:
-                    await _hostile(daemon, tmp_path, lambda m, k=kind, b=body: m.ask(k, b, 5.0))
+                    await _hostile(daemon, tmp_path, partial(Member.ask, kind=kind, body=body, timeout=5.0))
             for kind in handlers._bulks:
                 for body in GARBAGE:
-                    await _hostile(daemon, tmp_path, lambda m, k=kind, b=body: _bulk(m, k, b))
+                    await _hostile(daemon, tmp_path, partial(_bulk, kind=kind, body=body))
             for kind in handlers._pushes:
                 for body in GARBAGE:
-                    await _hostile(daemon, tmp_path, lambda m, k=kind, b=body: _push(m, k, b))
+                    await _hostile(daemon, tmp_path, partial(_push, kind=kind, body=body))
             assert resident() - before < 200 * 2**20
             # Whoever else is there has not noticed.
             assert daemon.peers.link(honest.id) is not None
