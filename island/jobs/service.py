@@ -68,7 +68,6 @@ ACCEPTED = counter("jobs_accepted", "Sessions and batches accepted here as home"
 STATEMENTS = counter("jobs_statements", "Statements accepted here as home")
 
 CHANGED = "job.changed"
-_RESOURCES = ("driverMemory", "driverCores", "executorMemory", "executorCores", "numExecutors", "ttl", "idleTimeout")
 _MAX_KEY = 200
 _KEPT, _KEPT_SIZE = 1000, 32 * 1024
 """Answers to polling clients that are kept in memory: how many, and how large each."""
@@ -764,7 +763,7 @@ def _may(who: Principal, job: Job) -> bool:
 
 
 def _resources(shown: dict[str, Any]) -> dict[str, str | int]:
-    return {name: shown[name] for name in _RESOURCES if shown.get(name) is not None}
+    return {name: shown[name] for name in core.RESOURCES if shown.get(name) is not None}
 
 
 def _check_files(paths: list[str]) -> None:
