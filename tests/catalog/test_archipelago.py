@@ -46,6 +46,7 @@ async def test_a_dataset_is_seen_searched_and_shown_while_its_owner_is_down(tmp_
     path = write_table(tmp_path / "data" / "virgo.parquet", 3000)
     async with islands.island("beta") as beta:
         async with islands.island("alpha") as alpha:
+            await named(alpha, beta)
             view = await alpha.catalog.publish(
                 WHO, path, "virgo", title="Nearby galaxies", description="Around Messier 87", licence="CC-BY"
             )
