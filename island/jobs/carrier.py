@@ -66,6 +66,8 @@ class Live:
     """Whether it holds one of the engine's places."""
     spoke: float = -1e9
     """When home was last told of mere progress (monotonic)."""
+    evicted: bool = False
+    """Ended by this island's administrator, not by its owner."""
 
 
 class Ended(Exception):
@@ -479,7 +481,8 @@ class Carrier:
         if live.run.stop:
             # As in Livy: a session that was stopped is dead, a batch that was stopped is killed.
             state = "killed" if live.run.work.kind == "batch" else "dead"
-            raise Ended(state, f"ended by its owner ({live.run.user})")
+            by = f"the administrator of {self._trust.name}" if live.evicted else f"its owner ({live.run.user})"
+            raise Ended(state, f"ended by {by}")
 
     def _check_stop_silent(self, live: Live) -> None:
         # While the engine is silent nothing can be ended there; its own watch over idle sessions will.

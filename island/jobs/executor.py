@@ -398,6 +398,16 @@ class Executor:
         """The newest runs at this island, for its administrator."""
         return await self._state.read(lambda conn: runs.newest(conn, limit))
 
+    async def evict(self, run: Run) -> None:
+        """This island's administrator wants another home's run ended; its home is told who ended it."""
+        live = self._carrier.live.get((run.job, run.epoch))
+        if live is None:
+            return
+        live.run.stop = live.evicted = True
+        await self._carrier.save(live)
+        live.signal.set()
+        self._carrier.places.touch()
+
     def _mine(self, sender: IslandId, job: str, epoch: int) -> Live:
         live = self._carrier.live.get((job, epoch))
         if live is None:

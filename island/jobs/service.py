@@ -620,6 +620,35 @@ class Jobs:
             rows += [self.run_row(run) for run in foreign if not (live_only and run.ended)]
         return sorted(rows, key=lambda row: -row["created"])[:limit]
 
+    async def guest(self, who: Principal, text: str) -> Run | None:
+        """The job of another home that runs or ran here, by its public id or a unique prefix; for the administrator."""
+        if not who.is_administrator or len(text) < 4:
+            return None
+        runs = await self.executor.newest(10_000)
+        found = [run for run in runs if run.home != self._trust.me and run.job.startswith(text.lower())]
+        if len({run.job for run in found}) > 1:
+            listed = ", ".join(sorted({run.job for run in found})[:5])
+            raise Ambiguous(f"'{text}' may mean several jobs", hint=f"Write more of one of these: {listed}")
+        return found[0] if found else None
+
+    async def evict(self, who: Principal, run: Run) -> dict[str, Any]:
+        """End a job of another home that runs here. Returns its row as it is."""
+
+        def write(conn: sqlite3.Connection) -> None:
+            journal.append(
+                conn,
+                at=self._clock.wall(),
+                who=self._trust.who(who.user),
+                act="job.evict",
+                what=run.job,
+                outcome="accepted",
+                detail={"home": run.home},
+            )
+
+        await self._state.write(write)
+        await self.executor.evict(run)
+        return self.run_row(run)
+
     async def show(self, job: Job) -> dict[str, Any]:
         """One job for its owner, with the key by which it can be followed from another island."""
         return {**await self.row(job), "key": job.reattach}

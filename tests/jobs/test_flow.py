@@ -500,3 +500,25 @@ def test_a_foreign_job_may_set_less() -> None:
         assert job.state == "error" and "may not set spark.sql.extensions there" in job.reason
 
     simulate(19, scenario)
+
+
+def test_the_administrator_ends_what_others_run_here() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home")
+        there = await world.island("there", engine=PlayedEngine(), jobs=OPEN)
+        world.publish(there, "data", 5_000_000_000)
+        await world.linked()
+        job = await world.settled(home, await world.open(home, "there/data"))
+        site = world.jobs["there"]
+        assert await site.guest(USER, job.id) is None
+        run = await site.guest(ADMINISTRATOR, job.id[:12])
+        assert run is not None and run.job == job.id
+        await site.evict(ADMINISTRATOR, run)
+        assert (await world.ended(home, job)).state == "dead"
+        assert "ended by the administrator of there" in await world.log(home, job)
+        assert not world.engines["there"].alive()  # type: ignore[union-attr]  # it has one
+        acts = await there.state.read(lambda conn: [e.act for e in journal.entries(conn)])
+        assert "job.evict" in acts
+
+    simulate(10, scenario)

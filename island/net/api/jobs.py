@@ -13,8 +13,9 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from island.errors import BadInput
+from island.errors import BadInput, NotFound
 from island.jobs.messages import MAX_FILE
+from island.jobs.runs import Run
 from island.jobs.service import Batch, Jobs, statement_row
 from island.jobs.store import Job
 from island.livy.conf import INPUTS_KEY
@@ -81,6 +82,15 @@ class JobsApi:
         kind = kind or request.query.get("kind")
         return await self._jobs.named(base.principal(request), request.match_info["id"], kind)
 
+    async def _guest(self, request: web.Request) -> Run | None:
+        """A job of another home that is here, where no own job is meant; for the administrator."""
+        who, text = base.principal(request), request.match_info["id"]
+        try:
+            await self._jobs.named(who, text, request.query.get("kind"))
+        except NotFound:
+            return await self._jobs.guest(who, text)
+        return None
+
     async def _elsewhere(self, request: web.Request, what: str) -> Any | None:
         """The answer of another home, when the request carries a job's key."""
         key = request.headers.get(KEY_HEADER)
@@ -127,6 +137,8 @@ class JobsApi:
         """`GET /api/v1/jobs/ID`."""
         if (row := await self._elsewhere(request, "show")) is not None:
             return base.reply(_timed(row))
+        if (run := await self._guest(request)) is not None:
+            return base.reply(_timed({**self._jobs.run_row(run), "key": ""}))
         return base.reply(_timed(await self._jobs.show(await self._job(request))))
 
     async def explain(self, request: web.Request) -> web.Response:
@@ -155,6 +167,8 @@ class JobsApi:
         key = (await base.body(request, JobKey)).key or request.headers.get(KEY_HEADER)
         if key:
             return base.reply(_timed(await self._jobs.elsewhere(request.match_info["id"], key, "cancel")))
+        if (run := await self._guest(request)) is not None:
+            return base.reply(_timed(await self._jobs.evict(base.administrator(request), run)))
         job = await self._jobs.end(await self._job(request), deleted=False)
         return base.reply(_timed(await self._jobs.row(job)))
 
