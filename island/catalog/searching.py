@@ -16,12 +16,16 @@ from island.catalog.ports import Progress, no_progress
 from island.catalog.publishing import Run
 from island.catalog.search import Index, document
 from island.catalog.store import Entry
+from island.errors import BadInput
 from island.formats.region import Region
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.membership.service import Membership
 
 log = structlog.get_logger("island")
+
+FORMATS = ("parquet", "avro", "hats")
+"""The formats of datasets that this version knows."""
 
 INDEX_BATCH = 2000
 INDEX_BYTES = 16 * 2**20
@@ -54,7 +58,7 @@ class Search:
             words=tuple(core.tokens(query.words)),
             column=query.column.strip(),
             time=core.parse_times(query.time) if query.time.strip() else None,
-            format=query.format.strip().lower(),
+            format=_format(query.format),
         )
         if query.words.strip() and not wanted.words:
             return []
@@ -183,3 +187,11 @@ def _fine_order(region: Region) -> int:
     while order < 10 and count * 4 <= 20_000:
         order, count = order + 1, count * 4
     return order
+
+
+def _format(text: str) -> str:
+    """The format that is asked for, "" for any; raises `BadInput` for one that no dataset has."""
+    wanted = text.strip().lower()
+    if wanted and wanted not in FORMATS:
+        raise BadInput(f"'{text[:80]}' is not a format of datasets", hint=f"Formats are {', '.join(FORMATS)}.")
+    return wanted

@@ -180,6 +180,7 @@ def test_show_and_search(pair: Pair) -> None:
     for words in (("'; DROP TABLE x; --",), ('"unclosed',), ("a AND (b",), ("*",), ("title:",)):
         assert island(pair.laptop, "dataset", "search", "--", *words).returncode == 0
     assert "circle" in refused(pair.laptop, "dataset", "search", "--region", "circle 1 2")
+    assert "parquet" in refused(pair.laptop, "dataset", "search", "--format", "xml")
     assert "stars" in refused(pair.laptop, "dataset", "show", "mauna/star")
 
 
