@@ -167,7 +167,7 @@ class Rest:
 
     async def version(self, _request: web.Request) -> web.Response:
         """The Livy whose REST this is."""
-        return answer(version_view("https://pypi.org/project/astrolab-island/", self.engine.place.instance))
+        return answer(version_view("astrolab-island", self.engine.place.instance))
 
     # -- sessions -----------------------------------------------------------------------
 

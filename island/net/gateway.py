@@ -161,7 +161,7 @@ class Gateway:
 
     async def version(self, _request: web.Request) -> web.Response:
         """The Livy whose REST this is."""
-        return answer(version_view("https://pypi.org/project/astrolab-island/", "gateway"))
+        return answer(version_view("astrolab-island", "gateway"))
 
     # -- sessions -------------------------------------------------------------------------------
 
