@@ -47,10 +47,6 @@ class Api:
         """The JSON answer of a POST with a JSON body."""
         return self._call("POST", _with_query(path, query), body)
 
-    def put(self, path: str, body: bytes, **query: Any) -> Any:
-        """The JSON answer of a PUT of raw bytes."""
-        return self._call("PUT", _with_query(path, query), body)
-
     def delete(self, path: str, **query: Any) -> Any:
         """The JSON answer of a DELETE."""
         return self._call("DELETE", _with_query(path, query))
@@ -58,14 +54,7 @@ class Api:
     def read(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
         """Status, headers (lower-case names) and body of a GET of bytes; raises on any error status."""
         connection, answer = self._send("GET", path, None, headers or {})
-        try:
-            data = answer.read()
-        except _ERRORS as error:
-            raise Unreachable(f"the answer from {self.endpoint.url} broke off: {error}", hint="Try again.") from error
-        finally:
-            connection.close()
-        if answer.status >= 400:
-            raise ApiError(answer.status, _json_object(data))
+        data = self._received(connection, answer)
         return answer.status, {k.lower(): v for k, v in answer.getheaders()}, data
 
     def follow(self, method: str, path: str, body: Any, progress: Callable[[dict[str, Any]], None]) -> Any:
@@ -90,7 +79,14 @@ class Api:
         raise Unreachable(f"{self.endpoint.url} ended its answer without a result", hint="See the daemon's log.")
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
-        connection, answer = self._send(method, path, body, {})
+        data = self._received(*self._send(method, path, body, {}))
+        try:
+            return json.loads(data) if data else None
+        except ValueError as error:
+            raise Unreachable(f"{self.endpoint.url} is not an island: it does not answer in JSON") from error
+
+    def _received(self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse) -> bytes:
+        """The whole body of a good answer; raises `ApiError` for an error answer, `Unreachable` for a broken one."""
         try:
             data = answer.read()
         except _ERRORS as error:
@@ -99,10 +95,7 @@ class Api:
             connection.close()
         if answer.status >= 400:
             raise ApiError(answer.status, _json_object(data))
-        try:
-            return json.loads(data) if data else None
-        except ValueError as error:
-            raise Unreachable(f"{self.endpoint.url} is not an island: it does not answer in JSON") from error
+        return data
 
     def _send(
         self, method: str, path: str, body: Any, headers: dict[str, str]

@@ -9,7 +9,6 @@ import typer
 
 from island.cli import base
 from island.cli.jobs import path, settle
-from island.client import Api
 from island.errors import IslandError
 
 app = typer.Typer(help="Interactive Spark sessions: open, execute, list, close.", no_args_is_help=True)
@@ -126,11 +125,3 @@ def _print_data(data: dict[str, Any]) -> None:
             base.say(f"[{kind}, {len(content)} characters; --json shows it]")
         else:
             base.show_json(content)
-
-
-def close_quietly(api: Api, session: str) -> None:
-    """End a session that nobody needs, whatever became of it."""
-    try:
-        api.delete(path(session), kind="session")
-    except IslandError:
-        return

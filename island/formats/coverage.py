@@ -75,11 +75,6 @@ def union(first: bytes, second: bytes) -> bytes:
     return (int.from_bytes(first, "little") | int.from_bytes(second, "little")).to_bytes(len(first), "little")
 
 
-def fraction(data: bytes) -> float:
-    """The part of the sky inside a bitmap, 0 to 1."""
-    return float(np.count_nonzero(unpack(data)) / (len(data) * 8)) if data else 0.0
-
-
 def cells_of(ra: Floats, dec: Floats, order: int) -> Cells:
     """The nested cell of every position; degrees, ra of any turn, dec within -90 to 90, all finite."""
     import astropy.units as u

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import sqlglot
@@ -915,8 +914,3 @@ _NODES: dict[type, Callable[[Compiler, Any], Term]] = {
 def keep(mask: Any) -> Any:
     """The rows where a condition is TRUE: NULL counts as false."""
     return pc.fill_null(mask, False)
-
-
-def no_rows(count: int) -> Any:
-    """A mask that keeps none of `count` rows."""
-    return pa.array(np.zeros(count, dtype=np.bool_))

@@ -82,14 +82,15 @@ class JobsApi:
         kind = kind or request.query.get("kind")
         return await self._jobs.named(base.principal(request), request.match_info["id"], kind)
 
-    async def _guest(self, request: web.Request) -> Run | None:
-        """A job of another home that is here, where no own job is meant; for the administrator."""
-        who, text = base.principal(request), request.match_info["id"]
+    async def _job_or_guest(self, request: web.Request) -> Job | Run:
+        """A job of this home, else, for the administrator, one of another home that is here; raises `NotFound`."""
         try:
-            await self._jobs.named(who, text, request.query.get("kind"))
+            return await self._job(request)
         except NotFound:
-            return await self._jobs.guest(who, text)
-        return None
+            run = await self._jobs.guest(base.principal(request), request.match_info["id"])
+            if run is None:
+                raise
+            return run
 
     async def _elsewhere(self, request: web.Request, what: str) -> Any | None:
         """The answer of another home, when the request carries a job's key."""
@@ -137,9 +138,10 @@ class JobsApi:
         """`GET /api/v1/jobs/ID`."""
         if (row := await self._elsewhere(request, "show")) is not None:
             return base.reply(_timed(row))
-        if (run := await self._guest(request)) is not None:
-            return base.reply(_timed({**self._jobs.run_row(run), "key": ""}))
-        return base.reply(_timed(await self._jobs.show(await self._job(request))))
+        found = await self._job_or_guest(request)
+        if isinstance(found, Run):
+            return base.reply(_timed({**self._jobs.run_row(found), "key": ""}))
+        return base.reply(_timed(await self._jobs.show(found)))
 
     async def explain(self, request: web.Request) -> web.Response:
         """`GET /api/v1/jobs/ID/explain`: every island that was considered, best first."""
@@ -167,9 +169,10 @@ class JobsApi:
         key = (await base.body(request, JobKey)).key or request.headers.get(KEY_HEADER)
         if key:
             return base.reply(_timed(await self._jobs.elsewhere(request.match_info["id"], key, "cancel")))
-        if (run := await self._guest(request)) is not None:
-            return base.reply(_timed(await self._jobs.evict(base.administrator(request), run)))
-        job = await self._jobs.end(await self._job(request), deleted=False)
+        found = await self._job_or_guest(request)
+        if isinstance(found, Run):
+            return base.reply(_timed(await self._jobs.evict(base.administrator(request), found)))
+        job = await self._jobs.end(found, deleted=False)
         return base.reply(_timed(await self._jobs.row(job)))
 
     async def close(self, request: web.Request) -> web.Response:
