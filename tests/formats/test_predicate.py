@@ -300,7 +300,16 @@ def test_any_words_are_a_condition_or_bad_input(words: list[str]) -> None:
 # --- SQLite as the oracle of three-valued logic ---
 
 NUMBERS = ["i", "j", "f"]
-IDS = [2**53 - 1, 2**53, 2**53 + 1, 2**53 + 2, 1_234_567_890_123_456_789, 1_234_567_890_123_456_788, 2**63 - 1, 1 - 2**63]
+IDS = [
+    2**53 - 1,
+    2**53,
+    2**53 + 1,
+    2**53 + 2,
+    1_234_567_890_123_456_789,
+    1_234_567_890_123_456_788,
+    2**63 - 1,
+    1 - 2**63,
+]
 """Identifiers as surveys have them: two neighbours are one number as soon as they pass through floating point."""
 
 

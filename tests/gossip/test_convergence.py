@@ -79,8 +79,8 @@ def test_any_order_duplication_and_loss_converges(data: st.DataObject) -> None:
     async def scenario(world: Archipelago) -> None:
         islands, authors = await _apart(world, count, len(sizes))
         logs = [_log(author, log) for author, log in zip(authors, sizes, strict=True)]
-        for place, (author, batch) in delivered:
-            await _deliver(islands[place], authors[author], authors[author].delta(logs[author][batch]))
+        for place, (who, batch) in delivered:
+            await _deliver(islands[place], authors[who], authors[who].delta(logs[who][batch]))
         for author, log in zip(authors, logs, strict=True):  # all of it lies at one island at least
             await _deliver(islands[-1], author, author.delta(*log))
         await _converge(world)
@@ -103,9 +103,7 @@ def test_a_fork_freezes_its_origin_everywhere_and_no_other(data: st.DataObject) 
         islands, (liar, honest) = await _apart(world, count, 2)
         common = _log(liar, shared)
         head = Head().after(common[-1]) if common else Head()
-        stories = [
-            common + _log(liar, tail, salt, head) for tail, salt in zip(tails, (b"one", b"other"), strict=True)
-        ]
+        stories = [common + _log(liar, tail, salt, head) for tail, salt in zip(tails, (b"one", b"other"), strict=True)]
         true = _log(honest, [2, 1])
         for place, island in enumerate(islands):
             await _deliver(island, liar, liar.delta(*stories[place % 2]))
