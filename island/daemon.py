@@ -119,7 +119,8 @@ class Daemon:
             rng,
             home=home.path,
         )
-        self.server = UserServer(build(Tokens.load(home.path), self._routes(), lambda: self.ready), config.listen.user)
+        application = build(Tokens.load(home.path), self._routes(), lambda: self.ready, config.listen.allowed_hosts)
+        self.server = UserServer(application, config.listen.user)
 
     def _livy_now(self) -> LivyClient:
         """The client of the Livy that runs this island's jobs; raises `EngineFailed` while there is none."""

@@ -14,13 +14,22 @@ from island.errors import ConfigError
 from island.kernel import telemetry
 from island.net import gateway
 from island.net.api import base
+from island.net.same_origin import SameOrigin
 from island.trust.users import Tokens
 
 log = structlog.get_logger("island")
 
 
-def build(tokens: Tokens, routes: Iterable[web.AbstractRouteDef], ready: Callable[[], bool]) -> web.Application:
-    """The application of the user port; `ready` says whether the island serves."""
+def build(
+    tokens: Tokens,
+    routes: Iterable[web.AbstractRouteDef],
+    ready: Callable[[], bool],
+    allowed_hosts: Iterable[str] = (),
+) -> web.Application:
+    """The application of the user port; `ready` says whether the island serves.
+
+    `allowed_hosts` are the hosts, beside those of loopback, under which browsers may know it.
+    """
 
     async def healthz(_: web.Request) -> web.Response:
         """Say that the process answers."""
@@ -35,8 +44,10 @@ def build(tokens: Tokens, routes: Iterable[web.AbstractRouteDef], ready: Callabl
         return web.Response(body=telemetry.exposition(), content_type="text/plain", charset="utf-8")
 
     application = web.Application(
-        middlewares=[base.errors, base.authenticate, gateway.livy_errors], client_max_size=base.BODY_LIMIT
+        middlewares=[base.errors, gateway.livy_errors, base.refuse_foreign_pages, base.authenticate],
+        client_max_size=base.BODY_LIMIT,
     )
+    application[base.SAME_ORIGIN] = SameOrigin(allowed_hosts)
     application[base.TOKENS] = tokens
     application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
     application.add_routes(routes)
