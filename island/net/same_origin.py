@@ -85,12 +85,12 @@ class SameOrigin:
 def is_browser(headers: Mapping[str, str]) -> bool:
     """Whether a browser sent these headers: it must not be asked for a password that it would keep.
 
-    When in doubt, no: programs that send credentials only when asked (wget, Apache's HttpClient) need to be.
+    When in doubt, no: programs that send credentials only when asked (wget, Apache's HttpClient, Java's own
+    client) need to be. `Accept: text/html` is no sign of a browser, because Java's client sends it too.
     """
     return (
         "Origin" in headers
         or any(name.lower().startswith("sec-fetch-") for name in headers)
-        or "text/html" in headers.get("Accept", "")
         or headers.get("User-Agent", "").startswith("Mozilla/")
     )
 

@@ -192,7 +192,6 @@ def test_a_browser_is_not_asked_for_a_password(place: Place) -> None:
         {"Sec-Fetch-Site": "none"},
         {"Sec-Fetch-Mode": "navigate"},
         {"Origin": f"http://127.0.0.1:{port(place)}"},
-        {"Accept": BROWSER["Accept"]},
         {"User-Agent": BROWSER["User-Agent"]},
     ):
         for target in ("/sessions", "/api/v1/island"):
