@@ -27,7 +27,7 @@ FILES = 1024
 def descriptors() -> Iterator[None]:
     """Enough descriptors for this side's ends of the connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * COUNT + 500
+    wanted = 2 * COUNT + 500  # two sieges at once
     if hard != resource.RLIM_INFINITY and hard < wanted:
         pytest.fail(f"these tests need {wanted} open files and the hard limit is {hard}: raise it (ulimit -Hn)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
@@ -95,13 +95,18 @@ def test_half_sent_requests_do_not_stop_the_user_port(islands: list[Limited], be
     assert len(said) < 50, "\n".join(said[:60])
 
 
-def test_silent_connections_do_not_stop_the_peer_port(islands: list[Limited]) -> None:
+def test_silent_connections_at_both_ports_do_not_stop_the_peer_port(islands: list[Limited]) -> None:
     first, second = islands
     invitation = Api(first.home_endpoint()).post("/api/v1/peers/invitations", {})["invitation"]
     before = len(lines(first))
-    with half_open(split_address(first.peer_listen), b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"):
+    parts = urlsplit(first.url)
+    with (
+        half_open(split_address(first.peer_listen), b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"),
+        half_open((parts.hostname or "", parts.port or 0), b""),
+    ):
         # Answered once there is a session with the island that invited: two handshakes.
         Api(second.home_endpoint()).post("/api/v1/peers/join", {"invitation": invitation})
         assert healthy(first)
     said = lines(first)[before:]
     assert len(said) < 50, "\n".join(said[:60])
+    assert not any("accept" in line and "Too many open files" in line for line in said), "no descriptor was left"
