@@ -10,15 +10,17 @@ import asyncio
 import base64
 import contextlib
 import math
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from island.errors import BadInput, Denied, IslandError, Unauthenticated
+from island.net.same_origin import SameOrigin, is_browser
 from island.trust.users import Principal, Tokens
 
 log = structlog.get_logger("island")
@@ -31,6 +33,7 @@ Progress = Callable[[int, int, str], None]
 BODY_LIMIT = 1024 * 1024
 TOKENS: web.AppKey[Tokens] = web.AppKey("tokens", Tokens)
 PRINCIPAL = web.RequestKey("principal", Principal)
+SAME_ORIGIN: web.AppKey[SameOrigin] = web.AppKey("same_origin", SameOrigin)
 BUG = {
     "error": "bug",
     "message": "the island failed at this request",
@@ -157,6 +160,20 @@ def _one_line(error: Exception) -> str:
 
 
 @web.middleware
+async def refuse_foreign_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what a web page of somebody else may have caused, on every path and before anything else is done."""
+    # A target such as `http://HOST/PATH`, as proxies get it, counts for more than Host.
+    absolute = re.match(r"[^/]*://([^/?#]*)", request.raw_path)
+    request.app[SAME_ORIGIN].check(
+        [*request.headers.getall("Host", ()), *(absolute.groups() if absolute else ())],
+        request.headers.getall("Origin", ()),
+        request.headers.getall("Sec-Fetch-Site", ()),
+        http_1_0=request.version < HttpVersion11,
+    )
+    return await handler(request)
+
+
+@web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Put the `Principal` of the token into the request, or answer 401."""
     if request.path not in OPEN_PATHS:
@@ -171,7 +188,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except Unauthenticated as error:
         response = reply(problem(error), error.status)
-        response.headers["WWW-Authenticate"] = 'Basic realm="island"'
+        if not is_browser(request.headers):
+            response.headers["WWW-Authenticate"] = 'Basic realm="island"'
         return response
     except IslandError as error:
         return reply(problem(error), error.status)
