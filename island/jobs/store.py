@@ -89,7 +89,7 @@ def _job(row: sqlite3.Row) -> Job:
         name=row["name"],
         request_hash=row["request_hash"],
         request=json.loads(row["request"]),
-        work=codec.decode(row["work"], Work, limit=codec.BULK_LIMIT * 16),
+        work=codec.decode(row["work"], Work),
         pin=row["pin"],
         reattach=row["reattach"],
         created=row["created"],

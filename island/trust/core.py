@@ -14,10 +14,7 @@ from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId, island_id, key_bytes
 from island.trust.keys import verify
 from island.trust.messages import (
-    CHAIN_LIMIT,
-    GENESIS_LIMIT,
     INVITATION_LIMIT,
-    LINK_LIMIT,
     MAX_LINKS,
     Admission,
     Chain,
@@ -94,12 +91,12 @@ def admit(chain: Chain, signer: Identity, key: IslandId, name: str) -> Chain:
 
 def decode_chain(data: bytes) -> Chain:
     """A chain from at most `CHAIN_LIMIT` bytes; raises `Malformed`."""
-    return codec.decode(data, Chain, limit=CHAIN_LIMIT)
+    return codec.decode(data, Chain)
 
 
 def label_of(chain: Chain) -> str:
     """The label of the network that a chain belongs to."""
-    return codec.decode(chain.genesis, Genesis, limit=GENESIS_LIMIT).label
+    return codec.decode(chain.genesis, Genesis).label
 
 
 def verify_chain(network: NetworkId, chain: bytes | Chain) -> Holder:
@@ -115,7 +112,7 @@ def verify_chain(network: NetworkId, chain: bytes | Chain) -> Holder:
             f"a chain of another network ({network_id(chain.genesis)[:10]}, ours is {network[:10]})",
             code="other_network",
         )
-    genesis = codec.decode(chain.genesis, Genesis, limit=GENESIS_LIMIT)
+    genesis = codec.decode(chain.genesis, Genesis)
     if chain.founder not in genesis.founders:
         raise PeerMisbehaved("a chain that does not begin with a founder", code="bad_chain")
     holder = Holder(island_id(chain.founder), None, True, 0)
@@ -129,7 +126,7 @@ def verify_chain(network: NetworkId, chain: bytes | Chain) -> Holder:
 
 
 def _verify_link(network: NetworkId, signer: Holder, admission: Admission) -> Holder:
-    link = codec.decode(admission.link, Link, limit=LINK_LIMIT)
+    link = codec.decode(admission.link, Link)
     if island_id(link.by) != signer.island:
         raise PeerMisbehaved("a chain whose links do not follow each other", code="bad_chain")
     if not signer.may_invite:
@@ -178,8 +175,8 @@ def parse_invitation(text: str) -> Invitation:
             code="invitation_altered",
         )
     try:
-        invitation = codec.decode(body, Invitation, limit=INVITATION_LIMIT)
-        codec.decode(invitation.genesis, Genesis, limit=GENESIS_LIMIT)
+        invitation = codec.decode(body, Invitation)
+        codec.decode(invitation.genesis, Genesis)
     except codec.Malformed as error:
         raise _malformed(error.message) from error
     return invitation
