@@ -47,8 +47,8 @@ from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng
 from island.trust import journal
-from island.trust.keys import verify
 from island.trust.service import Trust
+from island.trust.signing import verify
 
 log = structlog.get_logger("island")
 

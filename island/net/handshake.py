@@ -22,8 +22,9 @@ from island.kernel.ids import IslandId, NetworkId, island_id, key_bytes
 from island.kernel.ports import Rng
 from island.net import frames
 from island.net.frames import HANDSHAKE_LIMIT, Admitted, Frame, Hello, Proof, Redeem, Refusal, SessionClass, Type
-from island.trust.keys import Identity, verify
+from island.trust.keys import Identity
 from island.trust.service import Trust
+from island.trust.signing import verify
 
 Role = Literal["dialler", "listener"]
 

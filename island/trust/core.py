@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import blake3
 
 from island.errors import BadInput, Conflict, Denied, PeerMisbehaved
 from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId, island_id, key_bytes
-from island.trust.keys import verify
 from island.trust.messages import (
     INVITATION_LIMIT,
     MAX_LINKS,
@@ -22,9 +21,7 @@ from island.trust.messages import (
     Invitation,
     Link,
 )
-
-if TYPE_CHECKING:
-    from island.trust.keys import Identity
+from island.trust.signing import SigningKey, verify
 
 PREFIX = "island1-"
 _CHECKSUM_BYTES = 16
@@ -69,7 +66,7 @@ def founder_chain(genesis: bytes, founder: IslandId) -> Chain:
     return Chain(genesis=genesis, founder=key_bytes(founder))
 
 
-def admit(chain: Chain, signer: Identity, key: IslandId, name: str) -> Chain:
+def admit(chain: Chain, signer: SigningKey, key: IslandId, name: str) -> Chain:
     """The chain of `key`, admitted by the holder of `chain`; raises `Denied` if that one may not."""
     network = network_id(chain.genesis)
     holder = verify_chain(network, chain)
