@@ -12,6 +12,7 @@ from msgspec import Meta, inspect
 from island.kernel import codec
 from island.kernel.codec import Malformed, Message
 from island.net.frames import Hello
+from island.trust.messages import CHAIN_LIMIT
 from tests.kernel.hostile_messages import VALUES, attacks, densest, message_types, peak
 
 TYPES = message_types()
@@ -145,6 +146,24 @@ def test_a_hello_of_a_stranger_has_a_few_kilobytes() -> None:
     assert codec.limit_of(Hello) <= 8 * 1024
     for field, data in densest(Hello):
         assert len(data) <= codec.limit_of(Hello), field
+
+
+def test_the_largest_hello_fits_with_room_for_fields_of_later_versions() -> None:
+    hello = Hello(
+        version=1000,
+        session="control",
+        network=bytes(32),
+        key=bytes(32),
+        name="n" * 64,
+        nonce=bytes(32),
+        program="p" * 40,
+        chain=bytes(CHAIN_LIMIT),
+        addresses=("a" * 260,) * 8,
+        ticket=bytes(32),
+        instance=bytes(16),
+    )
+    assert codec.decode(codec.encode(hello), Hello) == hello
+    assert len(codec.encode(hello)) + 1024 <= codec.limit_of(Hello)
 
 
 class Sample(Message, frozen=True, kw_only=True):
