@@ -101,7 +101,6 @@ class Daemon:
             self.catalog,
             self.replicas,
             self.membership,
-            self.gossip,
             self.trust,
             self.peers,
             config,

@@ -554,7 +554,7 @@ class PeerSessions:
             del self._tickets[ticket]
 
     async def _on_dial_back(self, sender: IslandId, body: bytes) -> bytes:
-        ticket = codec.decode(body, DialBack, limit=256).ticket
+        ticket = codec.decode(body, DialBack).ticket
         addresses = self._bulk_addresses(sender, self._control.get(sender))
         connect = functools.partial(self._dial, sender, "bulk", ticket)
         await first_that_works(addresses, connect, self.name(sender))
