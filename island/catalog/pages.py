@@ -24,6 +24,9 @@ from island.kernel.db import Database
 
 log = structlog.get_logger("island")
 
+UNFINISHED = ".tmp"
+"""How the name of a pack ends that is being written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pack:
@@ -88,7 +91,7 @@ class PackWriter:
 
     @property
     def _temporary(self) -> Path:
-        return self._folder / f"{self._name}.tmp"
+        return self._folder / f"{self._name}{UNFINISHED}"
 
 
 def _full(path: Path, error: OSError) -> IslandError:
@@ -127,6 +130,10 @@ class PageStore:
             log.error("catalog.page_damaged", pack=pack, page=name)
             return None
         return data
+
+    def clear(self) -> None:
+        """Remove the packs that were being written when the daemon was killed. Called before any publication begins."""
+        _unlink(self.folder, [name for name in _names(self.folder) if name.endswith(UNFINISHED)])
 
     async def sweep(self, live: Container[str], still: Callable[[sqlite3.Connection], bool]) -> int:
         """Forget all pages but the `live` ones, and every pack without pages; returns how many pages went.

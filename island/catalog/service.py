@@ -149,7 +149,8 @@ class Catalog:
         gossip.blobs.also(self._pages.get)
 
     async def start(self, tasks: Tasks) -> None:
-        """Load replicas, open the index, and begin to fetch cards."""
+        """Remove what a crash left of publications, load replicas, open the index, and begin to fetch cards."""
+        await self._run(lambda _: self._pages.clear(), no_progress)
         await self._refresh()
         await self._searching.start()
         for signal in (self._cards_wanted, self._index_wanted, self._sweep_wanted):

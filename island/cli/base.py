@@ -1,7 +1,7 @@
 """What every command shares: the client, tables and JSON on stdout, messages on stderr, exit codes.
 
 What is copied or parsed goes to stdout, unwrapped; what is said to people goes to stderr.
-Exit codes: 0 done, 1 failed, 2 usage.
+Exit codes: 0 done, 1 failed, 2 usage, 128 + the signal's number when interrupted.
 """
 
 from __future__ import annotations
