@@ -171,7 +171,7 @@ class Daemon:
 
     async def start(self, tasks: Tasks) -> None:
         """Start every service and bind both ports; the island is ready when this returns."""
-        await self.trust.start(tasks)
+        await self.trust.load()
         await self.gossip.start(tasks)
         await self.membership.start(tasks)
         await self.catalog.start(tasks)
@@ -202,8 +202,6 @@ class Daemon:
             ("engine", self.engine.stop),
             ("livy", self._close_livy),
             ("peers", self.peers.stop),
-            ("trust", self.trust.stop),
-            ("trust", self.trust.stop),
             ("replicas", self.replicas.stop),
         ):
             try:

@@ -40,6 +40,8 @@ class Database:
     def __init__(self, path: Path, kind: Kind, *, inline: bool = False, readers: int = 3) -> None:
         self.path = path
         self.kind = kind
+        self.before_commit: Callable[[sqlite3.Connection], Callable[[], None] | None] | None = None
+        """Called with the connection at the end of each transaction; what it returns is called after the commit."""
         self._inline = inline
         self._writer = _connect(path, kind)
         _migrate(self._writer, path, kind)
@@ -100,11 +102,18 @@ class Database:
         self._writer.execute("BEGIN IMMEDIATE")
         try:
             result = function(self._writer)
+            self._commit()
         except BaseException:
-            self._writer.execute("ROLLBACK")
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
             raise
-        self._writer.execute("COMMIT")
         return result
+
+    def _commit(self) -> None:
+        committed = self.before_commit(self._writer) if self.before_commit else None
+        self._writer.execute("COMMIT")
+        if committed is not None:
+            committed()
 
     def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         connection = getattr(self._local, "connection", None)
@@ -139,7 +148,7 @@ class Database:
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             outcomes = [job.run(self._writer) for job in group]
-            self._writer.execute("COMMIT")
+            self._commit()
         except BaseException as error:  # noqa: BLE001 - handed to every waiting caller, none is left hanging
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
