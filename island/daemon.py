@@ -37,6 +37,7 @@ from island.net.api.server import UserServer, build
 from island.net.peers import PeerSessions
 from island.replicas.service import Replicas
 from island.streams.service import Streams
+from island.trust.heads import JournalHeads
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from island.trust.users import Tokens
@@ -72,6 +73,7 @@ class Daemon:
             advertise=list(config.listen.advertise),
             addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is made after the peers
         )
+        self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
         self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
         self.catalog = Catalog(
@@ -148,9 +150,9 @@ class Daemon:
             *files.routes(self.catalog, self.replicas),
             *jobs_api.routes(self.jobs),
             *streams.routes(self.streams),
-            *journal.routes(self.trust),
+            *journal.routes(self.trust, self.heads, self.membership.display),
             *gateway.routes(self.jobs),
-            *status.routes(self._status, (self.gossip.problems, self._engine_problems)),
+            *status.routes(self._status, (self.gossip.problems, self._journal_problems, self._engine_problems)),
         ]
 
     def _status(self) -> dict[str, Any]:
@@ -166,12 +168,16 @@ class Daemon:
             "engine": self.config.livy.url or self.engine.url or None,
         }
 
+    def _journal_problems(self) -> list[str]:
+        return self.heads.problems(self.membership.display)
+
     def _engine_problems(self) -> list[str]:
         return [self.engine.problem] if self.engine.problem else []
 
     async def start(self, tasks: Tasks) -> None:
         """Start every service and bind both ports; the island is ready when this returns."""
         await self.trust.load()
+        await self.heads.start(tasks)
         await self.gossip.start(tasks)
         await self.membership.start(tasks)
         await self.catalog.start(tasks)
@@ -201,6 +207,7 @@ class Daemon:
             ("jobs", self.jobs.stop),
             ("engine", self.engine.stop),
             ("livy", self._close_livy),
+            ("heads", self.heads.stop),
             ("peers", self.peers.stop),
             ("replicas", self.replicas.stop),
         ):

@@ -67,8 +67,12 @@ def append(
     Texts over 1,000 characters are cut and detail over 8,000 is left out: a journal row never
     makes the act fail that it records. No secret may be put into it.
     """
-    head = conn.execute("SELECT seq, hash FROM journal_head").fetchone()
-    seq, previous = (head["seq"] + 1, head["hash"]) if head else (1, FIRST)
+    # The head is the newest row, unless somebody else wrote to the file: even then no act fails here.
+    newest = conn.execute(
+        "SELECT seq, hash FROM journal_head WHERE seq >= (SELECT coalesce(max(seq), 0) FROM journal)"
+        " UNION ALL SELECT seq, hash FROM (SELECT seq, hash FROM journal ORDER BY seq DESC LIMIT 1) LIMIT 1"
+    ).fetchone()
+    seq, previous = (newest["seq"] + 1, newest["hash"]) if newest else (1, FIRST)
     texts = [_clean(text) for text in (who, act, what, outcome)]
     encoded = _detail(detail)
     digest = _hash(previous, [seq, float(at), *texts, encoded])

@@ -81,7 +81,7 @@ class Sealer:
         self.problem = problem
         log.error("journal.changed", problem=problem)
 
-    def _committed(self, head: Tip, generation: int) -> None:
+    def _committed(self, head: Tip | None, generation: int) -> None:
         if generation != self.generation:
             self.problem = ""
         self._sealed, self.generation = head, generation
