@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -85,12 +87,15 @@ def run(arguments: list[str] | None = None) -> None:
         base.say("island: interrupted")
         code = 1
     except _UsageError as error:
-        error.show(file=sys.stderr)
+        usage = io.StringIO()
+        error.show(file=usage)
+        base.say(usage.getvalue().rstrip("\n"))
         code = error.exit_code
     except IslandError as error:
         if base.TARGET.traceback:
-            raise
-        base.fail(error)
+            base.say(traceback.format_exc().rstrip("\n"))
+        else:
+            base.fail(error)
         code = 1
     except BrokenPipeError:
         # The reader of our output has gone (as with `| head`); there is nobody to tell.
