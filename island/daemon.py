@@ -21,7 +21,7 @@ from island.catalog.service import Catalog
 from island.config import Config
 from island.errors import EngineFailed, IslandError
 from island.gossip.service import Gossip
-from island.home import Home, read_secret
+from island.home import Home
 from island.jobs.engine import LivyEngine
 from island.jobs.engine_process import EngineProcess
 from island.jobs.service import Jobs
@@ -35,6 +35,7 @@ from island.net.api import base, datasets, files, journal, peers, servers, statu
 from island.net.api import jobs as jobs_api
 from island.net.api.server import UserServer, build
 from island.net.peers import PeerSessions
+from island.private_files import close_umask, create_private, make_private, secret_text
 from island.replicas.service import Replicas
 from island.streams.service import Streams
 from island.trust.heads import JournalHeads
@@ -128,7 +129,7 @@ class Daemon:
         own = self.config.livy
         if own.url:
             if self._livy is None:
-                password = read_secret(self.home.path / own.password_file) if own.password_file else ""
+                password = secret_text(self.home.path / own.password_file, "a password") if own.password_file else ""
                 self._livy = LivyClient(own.url, (own.user, password) if own.user else None)
             return self._livy
         if not self.engine.running:
@@ -195,6 +196,7 @@ class Daemon:
     def _write_running(self) -> None:
         text = json.dumps({"pid": os.getpid(), "url": self.server.url, "peer_port": self.peers.port})
         partial = self.home.running.with_suffix(".part")
+        create_private(partial)
         partial.write_text(text, "utf-8")
         partial.replace(self.home.running)
 
@@ -234,6 +236,7 @@ async def run_island(
     home, configuration or ports.
     """
     with home.locked():
+        _make_private(home, config)
         daemon = Daemon(home, config, clock, rng)
         try:
             async with asyncio.TaskGroup() as group:
@@ -250,8 +253,25 @@ async def run_island(
             daemon.close()
 
 
+def _make_private(home: Home, config: Config) -> None:
+    """Close what an older version left open to other accounts. Secrets are not touched: an exposed one is refused."""
+    keep = {home.key, home.token, home.user_token, home.recovery_key}
+    if config.livy.password_file:
+        keep.add(home.path / config.livy.password_file)
+    changed, failed = make_private(home.path, "state.db", keep)
+    if changed:
+        log.warning("home.made_private", modes_changed=changed)
+    for path in failed:
+        log.warning("home.not_private", path=str(path), means="another account owns it; its mode was not changed")
+
+
 def main(home: Home, config: Config) -> None:
-    """Run the daemon of `home` in the foreground until SIGINT or SIGTERM."""
+    """Run the daemon of `home` in the foreground until SIGINT or SIGTERM.
+
+    What this process creates can be read by its own account only. The sessions of its engine,
+    which write where their users want, get the umask that this process was started with.
+    """
+    close_umask()
     try:
         import uvloop
     except ImportError:  # there is none for this platform; asyncio's own loop serves

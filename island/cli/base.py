@@ -24,8 +24,9 @@ from rich.table import Table
 
 from island.client import Api
 from island.errors import IslandError
-from island.home import Endpoint, Home, read_secret
+from island.home import Endpoint, Home
 from island.kernel.terminal import escaped
+from island.private_files import secret_text
 
 Json = Annotated[bool, typer.Option("--json", help="Print flat JSON objects on stdout.")]
 
@@ -56,7 +57,7 @@ def api(*, timeout: float = 120.0) -> Api:
     token = None
     if TARGET.token_file:
         try:
-            token = read_secret(Path(TARGET.token_file))
+            token = secret_text(Path(TARGET.token_file), "a token")
         except OSError as error:
             raise IslandError(f"the token file {TARGET.token_file} cannot be read: {error.strerror}") from error
     token = token or os.environ.get("ISLAND_TOKEN")

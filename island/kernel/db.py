@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from island.errors import ConfigError, Full, IslandError
+from island.private_files import create_private
 
 T = TypeVar("T")
 Kind = Literal["state", "gossip", "chunks"]
 
 _SYNCHRONOUS: dict[Kind, str] = {"state": "FULL", "gossip": "NORMAL", "chunks": "NORMAL"}
 _GROUP = 256
+MEMORY = Path(":memory:")
+"""The path of a database without a file."""
 _MIGRATION = re.compile(r"(\d{4})_\w+\.sql\Z")
 
 
@@ -43,6 +46,8 @@ class Database:
         self.before_commit: Callable[[sqlite3.Connection], Callable[[], None] | None] | None = None
         """Called with the connection at the end of each transaction; what it returns is called after the commit."""
         self._inline = inline
+        if path != MEMORY:
+            _create(path)
         self._writer = _connect(path, kind)
         _migrate(self._writer, path, kind)
         self._closed = False
@@ -197,6 +202,16 @@ class _Job:
             self._loop.call_soon_threadsafe(deliver)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
+
+
+def _create(path: Path) -> None:
+    """Make the file private before anything is in it; SQLite gives the files beside it the same mode."""
+    try:
+        create_private(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be opened as a database: {error.strerror}", hint="Check the folder, its owner and the disk."
+        ) from error
 
 
 def _connect(path: Path, kind: Kind) -> sqlite3.Connection:

@@ -50,8 +50,8 @@ def _mask(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutabl
     return event
 
 
-def _one_safe_line(_logger: Any, _method: str, line: str) -> str:
-    return escaped(line)
+def _one_safe_line(_logger: Any, _method: str, line: Any) -> str:
+    return escaped(line)  # the renderer made it text
 
 
 def configure(level: str = "info", form: str = "text", stream: TextIO | None = None) -> None:

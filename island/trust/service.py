@@ -14,8 +14,8 @@ from island.kernel import codec
 from island.kernel.db import Database
 from island.kernel.ids import IslandId, NetworkId, check_name, key_bytes
 from island.kernel.ports import Clock, Rng, Topic
+from island.private_files import write_secret
 from island.trust import core, journal, store
-from island.trust.files import write_secret
 from island.trust.keys import NO_NETWORK, Identity
 from island.trust.messages import Invitation
 from island.trust.sealing import Sealer, seal_problems
