@@ -21,7 +21,7 @@ from island.catalog.service import Catalog
 from island.config import Config
 from island.errors import EngineFailed, IslandError
 from island.gossip.service import Gossip
-from island.home import Home, read_secret
+from island.home import Home
 from island.jobs.engine import LivyEngine
 from island.jobs.engine_process import EngineProcess
 from island.jobs.service import Jobs
@@ -37,8 +37,10 @@ from island.net.api import jobs as jobs_api
 from island.net.api.server import UserServer, build
 from island.net.limits import HttpLimits, Limits
 from island.net.peers import PeerSessions
+from island.private_files import close_umask, create_private, make_private, secret_text
 from island.replicas.service import Replicas
 from island.streams.service import Streams
+from island.trust.heads import JournalHeads
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from island.trust.users import Tokens
@@ -76,6 +78,7 @@ class Daemon:
             addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is made after the peers
             limits=Limits.within(files.peer),
         )
+        self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
         self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
         self.catalog = Catalog(
@@ -130,7 +133,7 @@ class Daemon:
         own = self.config.livy
         if own.url:
             if self._livy is None:
-                password = read_secret(self.home.path / own.password_file) if own.password_file else ""
+                password = secret_text(self.home.path / own.password_file, "a password") if own.password_file else ""
                 self._livy = LivyClient(own.url, (own.user, password) if own.user else None)
             return self._livy
         if not self.engine.running:
@@ -152,9 +155,9 @@ class Daemon:
             *files.routes(self.catalog, self.replicas),
             *jobs_api.routes(self.jobs),
             *streams.routes(self.streams),
-            *journal.routes(self.trust),
+            *journal.routes(self.trust, self.heads, self.membership.display),
             *gateway.routes(self.jobs),
-            *status.routes(self._status, (self.gossip.problems, self._engine_problems)),
+            *status.routes(self._status, (self.gossip.problems, self._journal_problems, self._engine_problems)),
         ]
 
     def _status(self) -> dict[str, Any]:
@@ -170,12 +173,16 @@ class Daemon:
             "engine": self.config.livy.url or self.engine.url or None,
         }
 
+    def _journal_problems(self) -> list[str]:
+        return self.heads.problems(self.membership.display)
+
     def _engine_problems(self) -> list[str]:
         return [self.engine.problem] if self.engine.problem else []
 
     async def start(self, tasks: Tasks) -> None:
         """Start every service and bind both ports; the island is ready when this returns."""
-        await self.trust.start(tasks)
+        await self.trust.load()
+        await self.heads.start(tasks)
         await self.gossip.start(tasks)
         await self.membership.start(tasks)
         await self.catalog.start(tasks)
@@ -193,6 +200,7 @@ class Daemon:
     def _write_running(self) -> None:
         text = json.dumps({"pid": os.getpid(), "url": self.server.url, "peer_port": self.peers.port})
         partial = self.home.running.with_suffix(".part")
+        create_private(partial)
         partial.write_text(text, "utf-8")
         partial.replace(self.home.running)
 
@@ -205,9 +213,8 @@ class Daemon:
             ("jobs", self.jobs.stop),
             ("engine", self.engine.stop),
             ("livy", self._close_livy),
+            ("heads", self.heads.stop),
             ("peers", self.peers.stop),
-            ("trust", self.trust.stop),
-            ("trust", self.trust.stop),
             ("replicas", self.replicas.stop),
         ):
             try:
@@ -233,6 +240,7 @@ async def run_island(
     home, configuration or ports.
     """
     with home.locked():
+        _make_private(home, config)
         daemon = Daemon(home, config, clock, rng)
         try:
             async with asyncio.TaskGroup() as group:
@@ -249,8 +257,25 @@ async def run_island(
             daemon.close()
 
 
+def _make_private(home: Home, config: Config) -> None:
+    """Close what an older version left open to other accounts. Secrets are not touched: an exposed one is refused."""
+    keep = {home.key, home.token, home.user_token, home.recovery_key}
+    if config.livy.password_file:
+        keep.add(home.path / config.livy.password_file)
+    changed, failed = make_private(home.path, "state.db", keep)
+    if changed:
+        log.warning("home.made_private", modes_changed=changed)
+    for path in failed:
+        log.warning("home.not_private", path=str(path), means="another account owns it; its mode was not changed")
+
+
 def main(home: Home, config: Config) -> None:
-    """Run the daemon of `home` in the foreground until SIGINT or SIGTERM."""
+    """Run the daemon of `home` in the foreground until SIGINT or SIGTERM.
+
+    What this process creates can be read by its own account only. The sessions of its engine,
+    which write where their users want, get the umask that this process was started with.
+    """
+    close_umask()
     descriptors.raise_limit()
     try:
         import uvloop

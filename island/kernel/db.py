@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from island.errors import ConfigError, Full, IslandError
+from island.private_files import create_private
 
 T = TypeVar("T")
 Kind = Literal["state", "gossip", "chunks"]
 
 _SYNCHRONOUS: dict[Kind, str] = {"state": "FULL", "gossip": "NORMAL", "chunks": "NORMAL"}
 _GROUP = 256
+MEMORY = Path(":memory:")
+"""The path of a database without a file."""
 _MIGRATION = re.compile(r"(\d{4})_\w+\.sql\Z")
 
 
@@ -40,7 +43,11 @@ class Database:
     def __init__(self, path: Path, kind: Kind, *, inline: bool = False, readers: int = 3) -> None:
         self.path = path
         self.kind = kind
+        self.before_commit: Callable[[sqlite3.Connection], Callable[[], None] | None] | None = None
+        """Called with the connection at the end of each transaction; what it returns is called after the commit."""
         self._inline = inline
+        if path != MEMORY:
+            _create(path)
         self._writer = _connect(path, kind)
         _migrate(self._writer, path, kind)
         self._closed = False
@@ -100,11 +107,18 @@ class Database:
         self._writer.execute("BEGIN IMMEDIATE")
         try:
             result = function(self._writer)
+            self._commit()
         except BaseException:
-            self._writer.execute("ROLLBACK")
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
             raise
-        self._writer.execute("COMMIT")
         return result
+
+    def _commit(self) -> None:
+        committed = self.before_commit(self._writer) if self.before_commit else None
+        self._writer.execute("COMMIT")
+        if committed is not None:
+            committed()
 
     def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         connection = getattr(self._local, "connection", None)
@@ -139,7 +153,7 @@ class Database:
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             outcomes = [job.run(self._writer) for job in group]
-            self._writer.execute("COMMIT")
+            self._commit()
         except BaseException as error:  # noqa: BLE001 - handed to every waiting caller, none is left hanging
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
@@ -188,6 +202,16 @@ class _Job:
             self._loop.call_soon_threadsafe(deliver)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
+
+
+def _create(path: Path) -> None:
+    """Make the file private before anything is in it; SQLite gives the files beside it the same mode."""
+    try:
+        create_private(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be opened as a database: {error.strerror}", hint="Check the folder, its owner and the disk."
+        ) from error
 
 
 def _connect(path: Path, kind: Kind) -> sqlite3.Connection:

@@ -79,7 +79,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     try:
         found.mauna.start()
         found.laptop.start()
-        found.laptop.command("peer", "join", found.mauna.command("peer", "invite").strip())
+        found.laptop.command("peer", "join", stdin=found.mauna.command("peer", "invite"))
         data = root / "stars"
         data.mkdir()
         pq.write_table(table(5000), data / "a.parquet")
@@ -127,7 +127,7 @@ def test_bad_invitations(pair: Pair, tmp_path: Path) -> None:
         altered = word[:-20] + ("A" if word[-20] != "A" else "B") + word[-19:]
         for text in (altered, "nonsense", word[:40], ""):
             assert "invitation" in refused(guest, "peer", "join", text).lower()
-        guest.command("peer", "join", word)
+        guest.command("peer", "join", stdin=word)
         assert "used" in refused(other, "peer", "join", word)
         foreign = other.command("peer", "invite").strip()
         assert "archipelago" in refused(guest, "peer", "join", foreign) or "network" in refused(

@@ -80,7 +80,8 @@ class Island:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = Tasks(group)
-                for service in (self.trust, self.gossip, self.membership, self.catalog, self.peers):
+                await self.trust.load()
+                for service in (self.gossip, self.membership, self.catalog, self.peers):
                     await service.start(tasks)
                 await self.membership.announce(self.peers.local_addresses())
                 await self.replicas.start(tasks)

@@ -111,8 +111,10 @@ class Archipelago:
         if len(self.islands) == 1:
             self._invitation = await trust.invite([f"{island.name}:1"], uses=1000)
             return
-        founder = self._trust(self.islands[0])
-        await founder.load()
+        founder = self.islands[0].trust
+        if founder is None:
+            founder = self._trust(self.islands[0])
+            await founder.load()
         invitation = founder.parse_invitation(self._invitation)
         chain = await founder.redeem(invitation.secret, island.id, island.name)
         await trust.adopt(network_id(invitation.genesis), chain)

@@ -53,7 +53,8 @@ async def live(options: argparse.Namespace) -> None:
     streams = Streams(state, gossip_db, catalog, membership, gossip, trust, peers, config, clock, rng, home=home)
     async with asyncio.TaskGroup() as group:
         tasks = Tasks(group)
-        for service in (trust, gossip, membership, catalog, peers, streams):
+        await trust.load()
+        for service in (gossip, membership, catalog, peers, streams):
             await service.start(tasks)
         await membership.announce(peers.local_addresses())
         if options.watch:

@@ -97,7 +97,7 @@ class Site:
         self.server = UserServer(build(Tokens.load(home), routes, lambda: True), "127.0.0.1:0")
 
     async def start(self, tasks: Tasks) -> None:
-        await self.trust.start(tasks)
+        await self.trust.load()
         await self.gossip.start(tasks)
         await self.membership.start(tasks)
         await self.catalog.start(tasks)
