@@ -104,21 +104,25 @@ async def forever(
     faults = faults or LoopFaults()
     failures = 0
     while True:
+        wait, ended = pause, False
+        # A step may be meant to last for days: one that has not failed for a while works again.
+        works = asyncio.get_running_loop().call_later(cap, faults.over, name)
         try:
-            if await step() is ENDED:
-                faults.over(name)
-                return
+            ended = await step() is ENDED
         except Exception as error:  # noqa: BLE001 - the loop must go on, whatever it is; `met` tells of it
             failures += 1
             wait = backoff(failures, rng, base=base, cap=cap)
             faults.met(name, error)
             log.warning("loop.retry", loop=name, error=str(error), failures=failures, wait_s=round(wait, 2))
-            await asyncio.sleep(wait)
         else:
             failures = 0
             faults.over(name)
-            # A step that returns at once must still let the others run.
-            await asyncio.sleep(pause)
+        finally:
+            works.cancel()
+        if ended:
+            return
+        # A step that returns at once must still let the others run.
+        await asyncio.sleep(wait)
 
 
 class Tasks:
