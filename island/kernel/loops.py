@@ -25,6 +25,9 @@ log = structlog.get_logger("island")
 EXPECTED: tuple[type[Exception], ...] = (IslandError, OSError, TimeoutError, sqlite3.OperationalError)
 """What the outside world may do to a loop: peers, disks, networks."""
 
+DISK_FAILED: Final = "disk_failed"
+"""The code of an `IslandError` that tells of a disk of this island."""
+
 ENDED: Final = object()
 """What a step returns that has nothing more to do, ever."""
 
@@ -48,7 +51,8 @@ def is_database(error: BaseException) -> bool:
 
 def is_transient(error: BaseException) -> bool:
     """Whether an error is of this machine's disk or memory, so that the same may succeed later."""
-    return is_database(error) or isinstance(error, OSError)
+    told = isinstance(error, IslandError) and error.code == DISK_FAILED
+    return told or is_database(error) or isinstance(error, OSError)
 
 
 class LoopFaults:

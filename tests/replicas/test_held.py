@@ -12,8 +12,12 @@ import pytest
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.ports import SystemClock
+from island.catalog.manifest import FileEntry
+from island.errors import IslandError
+from island.kernel.loops import is_transient
 from island.replicas import store
-from island.replicas.held import Store
+from island.replicas.fetching import _arrived
+from island.replicas.held import HeldFile, Store
 from tests.faults import Fault, Gone
 
 OWNER, NAME, SNAPSHOT = IslandId("a1" * 32), "ngc", "0f" * 32
@@ -85,3 +89,13 @@ async def test_a_drop_that_fails_changes_nothing_and_one_whose_caller_goes_away_
     assert place.held.get(*KEY) is None
     assert place.held.files.stat(held.folder, "a.parquet") is None
     assert await place.db.read(store.snapshots) == []
+
+
+async def test_readers_are_told_of_the_disk_that_did_not_keep_what_they_wait_for(place: Place) -> None:
+    entry = FileEntry(path="a.parquet", size=1000, hash=bytes(32), chunks=1)
+    file = HeldFile(1, entry, bytearray(1), 0, None)
+    waiting = file.arriving[0] = asyncio.get_running_loop().create_future()
+    _arrived(file, (0, 1), OSError(5, "Input/output error"))
+    with pytest.raises(IslandError, match="cannot be kept: OSError: .*Input/output error") as told:
+        await waiting
+    assert is_transient(told.value)
