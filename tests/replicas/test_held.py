@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from island.kernel.db import Database
-from island.kernel.ids import IslandId
-from island.kernel.ports import SystemClock
 from island.catalog.manifest import FileEntry
 from island.errors import IslandError
+from island.kernel.db import Database
+from island.kernel.ids import IslandId
 from island.kernel.loops import is_transient
+from island.kernel.ports import SystemClock
 from island.replicas import store
 from island.replicas.fetching import _arrived
 from island.replicas.held import HeldFile, Store
@@ -96,6 +96,6 @@ async def test_readers_are_told_of_the_disk_that_did_not_keep_what_they_wait_for
     file = HeldFile(1, entry, bytearray(1), 0, None)
     waiting = file.arriving[0] = asyncio.get_running_loop().create_future()
     _arrived(file, (0, 1), OSError(5, "Input/output error"))
-    with pytest.raises(IslandError, match="cannot be kept: OSError: .*Input/output error") as told:
+    with pytest.raises(IslandError, match=r"cannot be kept: OSError: .*Input/output error") as told:
         await waiting
     assert is_transient(told.value)
