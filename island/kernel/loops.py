@@ -155,7 +155,13 @@ class Tasks:
 
     def spawn(self, name: str, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
         """Start a piece of work whose failure concerns only itself; it is logged."""
-        task = self._group.create_task(_guarded(name, coroutine), name=name)
+        guarded = _guarded(name, coroutine)
+        try:
+            task = self._group.create_task(guarded, name=name)
+        except RuntimeError:  # the daemon is stopping
+            guarded.close()
+            coroutine.close()
+            raise
         # One that is cancelled before its first step would leave the coroutine unstarted and complained about.
         task.add_done_callback(lambda _: coroutine.close())
         return task
