@@ -151,7 +151,11 @@ class Tasks:
 
     def loop(self, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a coroutine from which no exception may escape: one that does ends the daemon."""
-        return self._group.create_task(coroutine, name=name)
+        try:
+            return self._group.create_task(coroutine, name=name)
+        except RuntimeError:  # the daemon is stopping
+            coroutine.close()
+            raise
 
     def spawn(self, name: str, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
         """Start a piece of work whose failure concerns only itself; it is logged."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from island.errors import IslandError
+from island.jobs import runs
 from island.jobs.store import Job
 from island.kernel.db import Database
 from tests.faults import Fault, Gone
@@ -140,6 +142,20 @@ def test_a_statement_that_the_disk_did_not_take_is_sent_again() -> None:
         assert engine.ran == ["it"]
 
     simulate(6, scenario)
+
+
+def test_a_late_wish_does_not_undo_the_end_of_a_run() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home, there, engine, job = await _open(a)
+        (live,) = world.jobs["there"].executor._carrier.live.values()
+        alive = replace(live.run)
+        engine.start_anew("two")
+        await world.ended(home, job)
+        await there.state.write(lambda conn: runs.save(conn, alive))
+        (stored,) = await world.jobs["there"].executor.newest(10)
+        assert (stored.step, stored.state) == ("ended", "dead")
+
+    simulate(10, scenario)
 
 
 def test_a_session_whose_client_goes_away_while_it_is_accepted_is_started() -> None:
