@@ -1,7 +1,8 @@
 """The one composition root: builds every service of an island, joins them, and runs until told to stop.
 
 Nothing is decided here. Services are built in the order of the layers, started in one task
-group, and stopped in reverse; an exception that escapes from any loop ends the daemon.
+group, and stopped in reverse. An error while they start ends the daemon; a loop that runs
+goes on after any error, and `/api/v1/island` says what is wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from island.jobs.engine_process import EngineProcess
 from island.jobs.service import Jobs
 from island.kernel import descriptors
 from island.kernel.db import Database
-from island.kernel.loops import Tasks
+from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.livy.client import LivyClient
 from island.membership.service import Membership
@@ -62,6 +63,7 @@ class Daemon:
         self.home, self.config, self.clock, self.rng = home, config, clock, rng
         self.ready = False
         self.started = clock.wall()
+        self.faults = LoopFaults()
         self.state = Database.open(home.path, "state")
         self.gossip_db = Database.open(home.path, "gossip")
         self.chunks = Database.open(home.path, "chunks")
@@ -157,7 +159,10 @@ class Daemon:
             *streams.routes(self.streams),
             *journal.routes(self.trust, self.heads, self.membership.display),
             *gateway.routes(self.jobs),
-            *status.routes(self._status, (self.gossip.problems, self._journal_problems, self._engine_problems)),
+            *status.routes(
+                self._status,
+                (self._gossip_problems, self._journal_problems, self._engine_problems, self.faults.problems),
+            ),
         ]
 
     def _status(self) -> dict[str, Any]:
@@ -172,6 +177,9 @@ class Daemon:
             "peer_address": self.config.listen.peer or None,
             "engine": self.config.livy.url or self.engine.url or None,
         }
+
+    def _gossip_problems(self) -> list[str]:
+        return self.gossip.problems(self.membership.display)
 
     def _journal_problems(self) -> list[str]:
         return self.heads.problems(self.membership.display)
@@ -245,7 +253,7 @@ async def run_island(
         try:
             async with asyncio.TaskGroup() as group:
                 try:
-                    await daemon.start(Tasks(group))
+                    await daemon.start(Tasks(group, daemon.faults))
                     ready(daemon)
                     await stop.wait()
                 finally:

@@ -20,8 +20,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import structlog
+
 from island.errors import ConfigError, Full, IslandError
 from island.private_files import create_private
+
+log = structlog.get_logger("island")
 
 T = TypeVar("T")
 Kind = Literal["state", "gossip", "chunks"]
@@ -65,22 +69,31 @@ class Database:
         """Open or create `folder/KIND.db`. Raises `ConfigError` for a newer or damaged file."""
         return cls(folder / f"{kind}.db", kind, inline=inline)
 
-    async def write(self, function: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(
+        self, function: Callable[[sqlite3.Connection], T], *, then: Callable[[T], object] | None = None
+    ) -> T:
         """Run `function(connection)` in a transaction and return its result after the commit.
 
         The function must be quick, must not keep the connection, and must not commit. What it
         raises is raised here and undoes its own changes only. A disk that is full raises `Full`.
+
+        `then(result)` runs in the event loop right after the commit, in the order of commits and
+        before the caller goes on, also when the caller has been cancelled: whatever memory must
+        have in common with the database is changed there. It does not run after a failure.
+
+        A caller that is cancelled is told so only when the write is committed or has failed, so
+        that a lock around the write is held until then.
         """
         if self._inline:
-            return self._run_inline(function)
+            result = self._run_inline(function)
+            if then is not None:
+                then(result)
+            return result
         if self._closed:
             raise IslandError(f"the database {self.path.name} is closed")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_Job(function, future, asyncio.get_running_loop()))
-        # A caller that is cancelled must not be told "not written" about a write that happens:
-        # the write goes on, the caller just no longer hears of it.
-        result: T = await asyncio.shield(future)
-        return result
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Job(function, then, future, asyncio.get_running_loop()))
+        return await _settled(future)
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function(connection)` on a read-only connection in one consistent snapshot."""
@@ -169,10 +182,11 @@ class _Job:
     def __init__(
         self,
         function: Callable[[sqlite3.Connection], Any],
+        then: Callable[[Any], object] | None,
         future: asyncio.Future[Any],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._function, self._future, self._loop = function, future, loop
+        self._function, self._then, self._future, self._loop = function, then, future, loop
 
     def run(self, connection: sqlite3.Connection) -> tuple[Any, BaseException | None]:
         connection.execute("SAVEPOINT one")
@@ -189,12 +203,13 @@ class _Job:
 
     def settle(self, result: Any, error: BaseException | None) -> None:
         def deliver() -> None:
+            problem = self._follow_up(result) if error is None else error
             if self._future.done():
                 return
-            if error is None:
+            if problem is None:
                 self._future.set_result(result)
             else:
-                self._future.set_exception(error)
+                self._future.set_exception(problem)
                 # The caller may have been cancelled; an unread exception is not a leak.
                 self._future.exception()
 
@@ -202,6 +217,30 @@ class _Job:
             self._loop.call_soon_threadsafe(deliver)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
+
+    def _follow_up(self, result: Any) -> Exception | None:
+        """Run `then`; a bug in it is logged here, because a caller that was cancelled would not hear of it."""
+        if self._then is None:
+            return None
+        try:
+            self._then(result)
+        except Exception as error:
+            log.exception("database.then_failed")
+            return error
+        return None
+
+
+async def _settled(future: asyncio.Future[T]) -> T:
+    """The outcome of a write; a caller that is cancelled meanwhile is told so once there is one."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return future.result()
 
 
 def _create(path: Path) -> None:

@@ -19,7 +19,7 @@ from island.errors import Conflict, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel import codec
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
-from island.kernel.loops import Tasks, forever
+from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng, Signal
 from island.trust import core, journal, store
 from island.trust.core import HeldHead
@@ -72,7 +72,7 @@ class JournalHeads:
     async def start(self, tasks: Tasks) -> None:
         """Load what is held of others, and begin to give this island's head to them."""
         self._held = await self._state.read(store.held_heads)
-        tasks.loop("journal.heads", forever(self._step, name="journal.heads", rng=self._rng))
+        tasks.forever("journal.heads", self._step, rng=self._rng)
 
     async def stop(self) -> None:
         """Give the last head to every island that does not have it yet."""

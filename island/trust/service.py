@@ -186,9 +186,8 @@ class Trust:
             network, chain = core.network_id(genesis), codec.encode(core.founder_chain(genesis, self.me))
             # The key is on disk before the network exists; one from a founding that was cut off is worthless.
             write_secret(self.recovery_path, recovery.pem(), replace=True)
-            await self._state.write(lambda conn: self._enter(conn, network, chain, who, "peer.found"))
+            await self._join(network, chain, who, "peer.found")
             log.info("trust.founded", network=network, label=self.label, recovery=str(self.recovery_path))
-            self._belong(network, chain)
 
     # --- the joiner's side -------------------------------------------------------------------
 
@@ -204,8 +203,12 @@ class Trust:
         async with self._founding:
             core.check_adoption(self.network, network)
             if self.network is None:
-                await self._state.write(lambda conn: self._enter(conn, network, chain, who, "peer.join"))
-                self._belong(network, chain)
+                await self._join(network, chain, who, "peer.join")
+
+    async def _join(self, network: NetworkId, chain: bytes, who: str, act: str) -> None:
+        await self._state.write(
+            lambda conn: self._enter(conn, network, chain, who, act), then=lambda _: self._belong(network, chain)
+        )
 
     def _enter(self, conn: sqlite3.Connection, network: NetworkId, chain: bytes, who: str, act: str) -> None:
         now = self._clock.wall()

@@ -37,10 +37,12 @@ class Reaper:
         self._write = victim.state.write
         victim.state.write = self._watched_write  # type: ignore[method-assign]  # a tap between service and disk
 
-    async def _watched_write(self, function: Callable[[Any], T]) -> T:
+    async def _watched_write(self, function: Callable[[Any], T], *, then: Callable[[T], object] | None = None) -> T:
         number = self._next()
         await self._perhaps(number, "before")
         result = await self._write(function)
+        if then is not None and not (self.active and (number, "after") == (self.at, self.when)):
+            then(result)
         await self._perhaps(number, "after")
         return result
 

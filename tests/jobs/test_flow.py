@@ -215,9 +215,9 @@ def test_a_cancel_while_a_statement_is_being_sent_leaves_nothing_running(after: 
         job = await world.settled(home, await world.open(home, "there/data"))
         write = home.state.write
 
-        async def slow(function: Any) -> Any:
+        async def slow(function: Any, **more: Any) -> Any:
             await asyncio.sleep(0.3)
-            return await write(function)
+            return await write(function, **more)
 
         long = await jobs.post(job, "sleep", None)
         if after:

@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from island.kernel.loops import EXPECTED, Tasks
+from tests.faults import StrictFaults
 
 T = TypeVar("T")
 
@@ -86,6 +87,7 @@ class SimTasks(Tasks):
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.faults: StrictFaults = StrictFaults()
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._count = 0
         self.failure: BaseException | None = None
