@@ -7,7 +7,6 @@ snapshot that is still served leads to it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Container
@@ -20,6 +19,7 @@ import structlog
 
 from island.errors import Full, IslandError
 from island.kernel.db import Database
+from island.kernel.work import Workers
 
 log = structlog.get_logger("island")
 
@@ -97,8 +97,8 @@ def _full(path: Path, error: OSError) -> IslandError:
 class PageStore:
     """Reads pages by hash, and forgets those that nothing leads to."""
 
-    def __init__(self, state: Database, folder: Path) -> None:
-        self._state = state
+    def __init__(self, state: Database, folder: Path, workers: Workers) -> None:
+        self._state, self._workers = state, workers
         self.folder = folder
 
     def writer(self, name: str, known: Container[str]) -> PackWriter:
@@ -122,7 +122,7 @@ class PageStore:
         if row is None:
             return None
         try:
-            data = _read(self.folder / row["pack"], row["at"], row["size"])
+            data = await self._workers.disk(_read, self.folder / row["pack"], row["at"], row["size"])
         except OSError as error:
             log.error("catalog.page_lost", pack=row["pack"], error=str(error))
             return None
@@ -137,7 +137,7 @@ class PageStore:
         Called while no publication is open. `still` is asked in the transaction whether `live` is
         still right. Packs that are begun meanwhile are not touched: only those seen at the start are.
         """
-        before = await asyncio.to_thread(_names, self.folder)
+        before = await self._workers.disk(_names, self.folder)
 
         def forget(conn: sqlite3.Connection) -> tuple[int, set[str]]:
             dead = [(row[0],) for row in conn.execute("SELECT hash FROM catalog_page") if row[0] not in live]
@@ -147,7 +147,7 @@ class PageStore:
             return len(dead), {row[0] for row in conn.execute("SELECT DISTINCT pack FROM catalog_page")}
 
         gone, packs = await self._state.write(forget)
-        await asyncio.to_thread(_unlink, self.folder, [name for name in before if name not in packs])
+        await self._workers.disk(_unlink, self.folder, [name for name in before if name not in packs])
         return gone
 
 

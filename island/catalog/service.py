@@ -35,7 +35,7 @@ from island.catalog.messages import (
 )
 from island.catalog.pages import PageStore
 from island.catalog.ports import Progress, ReplicaStatus, Replication, no_progress
-from island.catalog.publishing import Prepared, Previous, Publisher, Run, Words, in_place, in_thread
+from island.catalog.publishing import Prepared, Previous, Publisher, Words
 from island.catalog.searching import Search
 from island.catalog.snapshots import Load, Manifest, live_pages
 from island.catalog.store import Entry, Replica
@@ -48,6 +48,7 @@ from island.kernel.ids import DatasetName, IslandId, check_hash, check_name, is_
 from island.kernel.loops import Tasks, backoff, forever
 from island.kernel.ports import Clock, Rng, Signal, Topic
 from island.kernel.telemetry import counter, gauge
+from island.kernel.work import Workers
 from island.membership.service import Membership
 from island.trust import journal
 from island.trust.core import decode_chain
@@ -121,7 +122,7 @@ class Catalog:
         rng: Rng,
         *,
         home: Path,
-        threads: bool = True,
+        workers: Workers,
     ) -> None:
         self._state, self._db, self._gossip = state, db, gossip
         self._membership, self._trust, self._clock, self._rng = membership, trust, clock, rng
@@ -130,10 +131,9 @@ class Catalog:
         """Touched when a dataset, a replica or a card changes."""
         self.replication: Replication | None = None
         """Set by the composition root: what `show` asks about replicas."""
-        self._run: Run = in_thread if threads else in_place
-        self._pages = PageStore(state, home / "manifests")
-        self._publisher = Publisher(self._pages, home, rng, self._run)
-        self._searching = Search(db, membership, home / "search", self._run)
+        self._pages = PageStore(state, home / "manifests", workers)
+        self._publisher = Publisher(self._pages, home, rng, workers)
+        self._searching = Search(db, membership, home / "search", workers)
         self._names: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._open: weakref.WeakSet[Prepared] = weakref.WeakSet()
         self._preparing = 0

@@ -16,6 +16,7 @@ from island.gossip.service import Gossip
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
 from island.kernel.ports import SeededRng, SystemClock
+from island.kernel.work import ThreadWorkers
 from island.membership.service import Membership
 from island.trust.core import network_id
 from island.trust.keys import Identity
@@ -54,6 +55,7 @@ class Islands:
         home.mkdir(exist_ok=True)
         clock, rng = SystemClock(), SeededRng(name)
         identity = Identity.generate(SeededRng(f"key/{name}"))
+        workers = ThreadWorkers()
         state, gossip_db = Database.open(home, "state"), Database.open(home, "gossip")
         trust = Trust(state, identity, name, "test", clock, rng)
         await trust.load()
@@ -63,7 +65,7 @@ class Islands:
         peers = SimPeers(self.network, trust.me, sim_tasks)
         gossip = Gossip(state, gossip_db, trust, peers, clock, rng)
         membership = Membership(state, gossip_db, gossip, trust, peers, clock, rng)
-        catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home)
+        catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home, workers=workers)
         try:
             async with _tasks() as tasks:
                 await gossip.start(tasks)
@@ -77,6 +79,7 @@ class Islands:
         finally:
             state.close()
             gossip_db.close()
+            workers.close()
 
     async def _admit(self, trust: Trust) -> None:
         if self.founder is None:

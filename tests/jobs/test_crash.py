@@ -37,10 +37,10 @@ class Reaper:
         self._write = victim.state.write
         victim.state.write = self._watched_write  # type: ignore[method-assign]  # a tap between service and disk
 
-    async def _watched_write(self, function: Callable[[Any], T]) -> T:
+    async def _watched_write(self, function: Callable[[Any], T], **options: Any) -> T:
         number = self._next()
         await self._perhaps(number, "before")
-        result = await self._write(function)
+        result: T = await self._write(function, **options)
         await self._perhaps(number, "after")
         return result
 

@@ -28,9 +28,8 @@ def every(conn: sqlite3.Connection) -> list[int]:
     return [row[0] for row in conn.execute("SELECT n FROM t ORDER BY n")]
 
 
-@pytest.mark.parametrize("inline", [False, True])
-async def test_a_failing_write_undoes_itself_only(tmp_path: Path, inline: bool) -> None:
-    database = Database.open(tmp_path, "state", inline=inline)
+async def test_a_failing_write_undoes_itself_only(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
     try:
         await database.write(make)
         outcomes = await asyncio.gather(*(database.write(add(n % 50)) for n in range(60)), return_exceptions=True)
