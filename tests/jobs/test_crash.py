@@ -126,7 +126,7 @@ async def bury(world: World, reaper: Reaper, engine: PlayedEngine, engine_dies: 
 
 async def up(world: World, home: SimIsland) -> None:
     """The client tries again until its island answers."""
-    while home.peers is None:
+    while not home.up:
         await asyncio.sleep(0.1)
 
 

@@ -43,6 +43,8 @@ class SimIsland:
     state: Database
     gossip_db: Database
     lives: int = 0
+    up: bool = False
+    """Whether its services run: from the end of its start to a crash."""
     tasks: SimTasks = field(default_factory=lambda: SimTasks("none"))
     peers: SimPeers | None = None
     trust: Trust | None = None
@@ -167,11 +169,13 @@ class Archipelago:
         if announce:
             await island.membership.announce([f"{island.name}:8991"])
         self.network.join(island.peers)
+        island.up = True
 
     async def crash(self, island: SimIsland) -> None:
         """Kill an island; what it has committed stays."""
         assert island.peers is not None
         self.network.leave(island.peers)
+        island.up = False
         island.workers.kill()
         await island.tasks.crash()
         island.peers = None
@@ -223,7 +227,7 @@ class Archipelago:
 
     def alive(self) -> list[SimIsland]:
         """The islands that run."""
-        return [island for island in self.islands if island.peers is not None]
+        return [island for island in self.islands if island.up]
 
     def converged(self) -> bool:
         """Whether every running island has the same logs."""
