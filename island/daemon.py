@@ -163,7 +163,7 @@ class Daemon:
             *streams.routes(self.streams),
             *journal.routes(self.trust),
             *gateway.routes(self.jobs),
-            *status.routes(self._status, (self.gossip.problems, self._engine_problems)),
+            *status.routes(self._status, (self._gossip_problems, self._engine_problems)),
         ]
 
     def _status(self) -> dict[str, Any]:
@@ -178,6 +178,9 @@ class Daemon:
             "peer_address": self.config.listen.peer or None,
             "engine": self.config.livy.url or self.engine.url or None,
         }
+
+    def _gossip_problems(self) -> list[str]:
+        return self.gossip.problems(self.membership.display)
 
     def _engine_problems(self) -> list[str]:
         return [self.engine.problem] if self.engine.problem else []

@@ -20,7 +20,7 @@ from island.gossip.projections import Projections
 from island.gossip.spread import Spread
 from island.gossip.store import Change
 from island.kernel.db import Database
-from island.kernel.ids import IslandId
+from island.kernel.ids import IslandId, key_prefix
 from island.kernel.loops import Tasks, forever
 from island.kernel.ports import Clock, Peers, Rng, Topic
 from island.trust.service import Trust
@@ -117,9 +117,16 @@ class Gossip:
         """The state root: equal on two islands if and only if they have the same logs."""
         return self._logs.positions.digest().root
 
-    def problems(self) -> list[str]:
-        """What a health report should say about this island's log."""
-        return [self._own.problem] if self._own.problem else []
+    def problems(self, display: Callable[[IslandId], str] = key_prefix) -> list[str]:
+        """What a health report should say about the logs; `display` is what people see of an island."""
+        problems = [self._own.problem] if self._own.problem else []
+        reasons: dict[str, list[str]] = {}
+        for origin, reason in sorted(self._logs.unstored().items()):
+            reasons.setdefault(reason, []).append(display(origin))
+        for reason, names in reasons.items():
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            problems.append(f"news of {', '.join(names[:5])}{more} cannot be stored: {reason}.")
+        return problems
 
     # --- loops ----------------------------------------------------------------------------------
 

@@ -19,8 +19,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import structlog
+
 from island.errors import ConfigError, Full, IslandError
 from island.kernel.work import ThreadWorkers, Workers
+
+log = structlog.get_logger("island")
 
 T = TypeVar("T")
 Kind = Literal["state", "gossip", "chunks"]
@@ -73,28 +77,28 @@ class Database:
         return cls(folder / f"{kind}.db", kind, workers, connection=connection)
 
     async def write(
-        self, function: Callable[[sqlite3.Connection], T], *, committed: Callable[[T], None] | None = None
+        self, function: Callable[[sqlite3.Connection], T], *, then: Callable[[T], object] | None = None
     ) -> T:
         """Run `function(connection)` in a transaction and return its result after the commit.
 
         The function must be quick, must not keep the connection, and must not commit. It runs in
         the writer's thread before the commit, so it must not change anything that the event loop
-        reads: it returns what it has to tell. `committed(result)` is called in the event loop after
-        the commit and before this returns, even if the caller is cancelled meanwhile: that is the
-        place to change what memory holds of the database. What it raises is raised here.
+        reads: it returns what it has to tell. What it raises is raised here and undoes its own
+        changes only. A disk that is full raises `Full`.
 
-        What the function raises is raised here and undoes its own changes only. A disk that is full
-        raises `Full`.
+        `then(result)` runs in the event loop right after the commit, in the order of commits and
+        before the caller goes on, also when the caller has been cancelled: whatever memory must
+        have in common with the database is changed there. It does not run after a failure.
+
+        A caller that is cancelled is told so only when the write is committed or has failed, so
+        that a lock around the write is held until then.
         """
         if self._closed:
             raise IslandError(f"the database {self.path.name} is closed")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._jobs.append(_Job(function, committed, future, asyncio.get_running_loop()))
+        future: asyncio.Future[T] = self._write_lane.future()
+        self._jobs.append(_Job(function, then, future, asyncio.get_running_loop()))
         self._write_lane.post(self._write_turn)
-        # A caller that is cancelled must not be told "not written" about a write that happens:
-        # the write goes on, the caller just no longer hears of it.
-        result: T = await asyncio.shield(future)
-        return result
+        return await _settled(future)
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function(connection)` on a read-only connection in one consistent snapshot."""
@@ -152,13 +156,12 @@ class _Job:
 
     def __init__(
         self,
-        function: Callable[[sqlite3.Connection], T],
-        committed: Callable[[T], None] | None,
+        function: Callable[[sqlite3.Connection], Any],
+        then: Callable[[Any], object] | None,
         future: asyncio.Future[Any],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._function, self._committed = function, committed
-        self._future, self._loop = future, loop
+        self._function, self._then, self._future, self._loop = function, then, future, loop
 
     def run(self, connection: sqlite3.Connection) -> tuple[Any, BaseException | None]:
         connection.execute("SAVEPOINT one")
@@ -175,12 +178,7 @@ class _Job:
 
     def settle(self, result: Any, error: BaseException | None) -> None:
         def deliver() -> None:
-            problem = error
-            if problem is None and self._committed is not None:
-                try:
-                    self._committed(result)
-                except Exception as bug:  # noqa: BLE001 - handed to the caller
-                    problem = bug
+            problem = self._follow_up(result) if error is None else error
             if self._future.done():
                 return
             if problem is None:
@@ -194,6 +192,30 @@ class _Job:
             self._loop.call_soon_threadsafe(deliver)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
+
+    def _follow_up(self, result: Any) -> Exception | None:
+        """Run `then`; a bug in it is logged here, because a caller that was cancelled would not hear of it."""
+        if self._then is None:
+            return None
+        try:
+            self._then(result)
+        except Exception as error:
+            log.exception("database.then_failed")
+            return error
+        return None
+
+
+async def _settled(future: asyncio.Future[T]) -> T:
+    """The outcome of a write; a caller that is cancelled meanwhile is told so once there is one."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return future.result()
 
 
 def _connect(path: Path, kind: Kind, factory: type[sqlite3.Connection]) -> sqlite3.Connection:

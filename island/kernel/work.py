@@ -12,7 +12,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -31,7 +31,10 @@ class Lane(Protocol):
         """Start `function(*args)`; the future has its result. One that is cancelled in time never begins."""
 
     def post(self, turn: Turn) -> None:
-        """Start a turn and run it to its end. It must not raise, and tells its results itself."""
+        """Start a turn and run it to its end. It must not raise; it settles futures of this lane."""
+
+    def future(self) -> asyncio.Future[Any]:
+        """A future that a turn of this lane will settle."""
 
     def close(self) -> None:
         """Finish what was asked for, then end the threads. Blocks."""
@@ -98,6 +101,9 @@ class _Pool:
 
     def run(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+
+    def future(self) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().create_future()
 
     def post(self, turn: Turn) -> None:
         self.threads.submit(_exhaust, turn)

@@ -133,6 +133,23 @@ def test_a_projection_that_fails_stops_nothing() -> None:
     simulate(3, scenario)
 
 
+def test_an_origin_that_cannot_be_stored_is_a_problem_until_it_can() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        refuse = f"CREATE TRIGGER refuse BEFORE INSERT ON gossip_batches WHEN NEW.origin = '{one.id}'"
+        await two.gossip_db.write(lambda conn: conn.execute(f"{refuse} BEGIN SELECT RAISE(ABORT, 'no'); END").rowcount)
+        await one.put("test/a", b"1")
+        await world.until(lambda: bool(two.g.problems(two.m.display)), within=30)
+        (problem,) = two.g.problems(two.m.display)
+        assert problem.startswith("news of one cannot be stored: gossip.db refuses its batches")
+        assert one.g.problems() == []
+        await two.gossip_db.write(lambda conn: conn.execute("DROP TRIGGER refuse").rowcount)
+        await world.until(lambda: world.converged() and not two.g.problems(), within=30)
+        assert [key for _, key, _ in two.records("test/")] == ["test/a"]
+
+    simulate(8, scenario)
+
+
 def test_the_truth_of_an_owner_is_restored_at_start() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _pair(world)

@@ -37,10 +37,11 @@ class Reaper:
         self._write = victim.state.write
         victim.state.write = self._watched_write  # type: ignore[method-assign]  # a tap between service and disk
 
-    async def _watched_write(self, function: Callable[[Any], T], **options: Any) -> T:
+    async def _watched_write(self, function: Callable[[Any], T], *, then: Callable[[T], object] | None = None) -> T:
         number = self._next()
         await self._perhaps(number, "before")
-        result: T = await self._write(function, **options)
+        dies = self.active and (number, "after") == (self.at, self.when)
+        result = await self._write(function, then=None if dies else then)
         await self._perhaps(number, "after")
         return result
 

@@ -69,13 +69,7 @@ class SimLane:
         self._count = 0
 
     def run(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        if self._workers.dead:
-            future.cancel()
-            return future
-        number = self._count = self._count + 1
-        self._futures[number] = future
-        future.add_done_callback(lambda _: self._futures.pop(number, None))
+        future: asyncio.Future[T] = self.future()
 
         def turn() -> Iterator[None]:
             yield
@@ -89,6 +83,15 @@ class SimLane:
                 self._later(_succeed, future, result)
 
         self.post(turn)
+        return future
+
+    def future(self) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._workers.dead:
+            future.cancel()
+        number = self._count = self._count + 1
+        self._futures[number] = future
+        future.add_done_callback(lambda _: self._futures.pop(number, None))
         return future
 
     def post(self, turn: Turn) -> None:

@@ -1,0 +1,90 @@
+"""Faults at a database for tests: a caller that is cancelled during its commit, and an error once or for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+
+from island.kernel.db import Database
+
+T = TypeVar("T")
+
+DISK = "disk I/O error"
+
+
+async def cancelled_while_committing(database: Database, work: Callable[[], Awaitable[object]]) -> None:
+    """Cancel the task that runs `work()` while its write waits for the writer, then let the write commit.
+
+    `database` has a writer thread. Returns once everything that was waiting is committed and told.
+    """
+    busy, gate, asked = threading.Event(), threading.Event(), asyncio.Event()
+    original = database.write
+
+    def hold(_: sqlite3.Connection) -> None:
+        busy.set()
+        gate.wait(10)
+
+    async def tapped(function: Callable[[sqlite3.Connection], T], **more: Any) -> T:
+        asked.set()
+        return await original(function, **more)
+
+    async def run() -> None:
+        await work()
+
+    loop = asyncio.get_running_loop()
+    holding = loop.create_task(original(hold))
+    assert await asyncio.to_thread(busy.wait, 10)
+    database.write = tapped  # type: ignore[method-assign]  # a tap between service and disk
+    task = loop.create_task(run())
+    try:
+        await asyncio.wait_for(asked.wait(), 10)
+        task.cancel()
+        await asyncio.sleep(0)
+    finally:
+        database.write = original  # type: ignore[method-assign]  # as it was
+        gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await holding
+    await database.write(lambda _: None)
+
+
+class Fault:
+    """Lets reads or writes of one database fail; `times` of them, or until `mend`."""
+
+    def __init__(
+        self,
+        database: Database,
+        error: Exception | None = None,
+        *,
+        what: str = "write",
+        times: int | None = 1,
+        skip: int = 0,
+    ) -> None:
+        self._database, self._what, self._left, self._skip = database, what, times, skip
+        self._error = error or sqlite3.OperationalError(DISK)
+        self._original = getattr(database, what)
+        self.met = 0
+        """How often it has struck."""
+        self.struck = asyncio.Event()
+        setattr(database, what, self._call)
+
+    async def _call(self, function: Callable[[sqlite3.Connection], Any], **more: Any) -> Any:
+        if self._skip:
+            self._skip -= 1
+        elif self._left is None or self._left > 0:
+            if self._left is not None:
+                self._left -= 1
+            self.met += 1
+            self.struck.set()
+            raise self._error
+        return await self._original(function, **more)
+
+    def mend(self) -> None:
+        """The disk works again."""
+        setattr(self._database, self._what, self._original)
