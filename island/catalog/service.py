@@ -144,8 +144,8 @@ class Catalog:
         self._card_cursor = ""
         self._retry: dict[str, tuple[int, float]] = {}
         self._cards_wanted, self._index_wanted, self._sweep_wanted = Signal(), Signal(), Signal()
-        gossip.project("dataset", self._project_dataset)
-        gossip.project("replica", self._project_replica)
+        gossip.project("dataset", _project_dataset)
+        gossip.project("replica", _project_replica)
         gossip.truth("dataset/", store.own_records)
         gossip.blobs.also(self._pages.get)
 
@@ -564,35 +564,6 @@ class Catalog:
             places.append(OwnFile(Path(held.base) / path, entry.size, local.files[at][0], entry))
         return places
 
-    # --- projections: in the writer's thread, within the transaction of the change ------------------
-
-    def _project_dataset(self, conn: sqlite3.Connection, change: Change) -> None:
-        name = change.key.removeprefix("dataset/")
-        record = None
-        if change.value is not None:
-            try:
-                record = codec.decode(change.value, DatasetRecord, limit=RECORD_LIMIT)
-                if record.coverage:
-                    core.unpack_coverage(record.coverage)
-            except Malformed as error:
-                log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
-                record = None
-        if record is None or record.visibility != "public" or not is_name(name):
-            store.drop_entry(conn, change.origin, name)
-        else:
-            store.put_entry(conn, change.origin, name, record)
-
-    def _project_replica(self, conn: sqlite3.Connection, change: Change) -> None:
-        owner, _, name = change.key.removeprefix("replica/").partition("/")
-        try:
-            parse_island_id(owner)
-            check_name(name)
-            record = codec.decode(change.value, ReplicaRecord, limit=RECORD_LIMIT) if change.value else None
-        except IslandError as error:
-            log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
-            return
-        store.put_replica(conn, change.origin, owner, name, record)
-
     # --- loops --------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
@@ -699,6 +670,38 @@ def changed(path: Path) -> Changed:
         f"{path} is not what was published: it was changed, moved or removed",
         hint="Publish the dataset again; the owner's journal says when it was published.",
     )
+
+
+# --- projections: in the writer's thread, within the transaction of the change ------------------
+
+
+def _project_dataset(conn: sqlite3.Connection, change: Change) -> None:
+    name = change.key.removeprefix("dataset/")
+    record = None
+    if change.value is not None:
+        try:
+            record = codec.decode(change.value, DatasetRecord, limit=RECORD_LIMIT)
+            if record.coverage:
+                core.unpack_coverage(record.coverage)
+        except Malformed as error:
+            log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
+            record = None
+    if record is None or record.visibility != "public" or not is_name(name):
+        store.drop_entry(conn, change.origin, name)
+    else:
+        store.put_entry(conn, change.origin, name, record)
+
+
+def _project_replica(conn: sqlite3.Connection, change: Change) -> None:
+    owner, _, name = change.key.removeprefix("replica/").partition("/")
+    try:
+        parse_island_id(owner)
+        check_name(name)
+        record = codec.decode(change.value, ReplicaRecord, limit=RECORD_LIMIT) if change.value else None
+    except IslandError as error:
+        log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
+        return
+    store.put_replica(conn, change.origin, owner, name, record)
 
 
 __all__ = ["Catalog", "DatasetDetails", "Holder", "OwnFile"]
