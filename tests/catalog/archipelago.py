@@ -38,6 +38,7 @@ class Island:
     membership: Membership
     catalog: Catalog
     peers: SimPeers
+    workers: ThreadWorkers
 
 
 class Islands:
@@ -56,7 +57,7 @@ class Islands:
         clock, rng = SystemClock(), SeededRng(name)
         identity = Identity.generate(SeededRng(f"key/{name}"))
         workers = ThreadWorkers()
-        state, gossip_db = Database.open(home, "state"), Database.open(home, "gossip")
+        state, gossip_db = Database.open(home, "state", workers), Database.open(home, "gossip", workers)
         trust = Trust(state, identity, name, "test", clock, rng)
         await trust.load()
         if not alone and trust.network is None:
@@ -73,7 +74,7 @@ class Islands:
                 await catalog.start(tasks)
                 await membership.announce([])
                 self.network.join(peers)
-                yield Island(name, home, state, gossip_db, trust, gossip, membership, catalog, peers)
+                yield Island(name, home, state, gossip_db, trust, gossip, membership, catalog, peers, workers)
                 self.network.leave(peers)
                 await sim_tasks.crash()
         finally:
