@@ -22,8 +22,8 @@ class SimDisk:
     """The most seconds by which each step of each piece of work on it is late."""
     failures: int = 0
     """How many of the next transactions fail with an I/O error."""
-    failed: int = 0
-    """How many transactions have failed."""
+    skip: int = 0
+    """How many transactions succeed before those that fail."""
 
     def open(self, kind: Kind, workers: Workers) -> Database:
         """Open or create a database on this disk."""
@@ -39,15 +39,15 @@ class SimDisk:
 
     def check_begin(self) -> None:
         """Raise what SQLite raises for a disk that cannot be read."""
-        if self.failures > 0:
+        if self.failures > 0 and self.skip > 0:
+            self.skip -= 1
+        elif self.failures > 0:
             self.failures -= 1
-            self.failed += 1
             raise sqlite3.OperationalError("disk I/O error")
 
     def check_commit(self) -> None:
         """Raise what SQLite raises for a disk without room."""
         if self.full:
-            self.failed += 1
             raise sqlite3.OperationalError("database or disk is full")
 
 
