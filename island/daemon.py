@@ -1,7 +1,8 @@
 """The one composition root: builds every service of an island, joins them, and runs until told to stop.
 
 Nothing is decided here. Services are built in the order of the layers, started in one task
-group, and stopped in reverse; an exception that escapes from any loop ends the daemon.
+group, and stopped in reverse. An error while they start ends the daemon; a loop that runs
+goes on after any error, and `/api/v1/island` says what is wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from island.jobs.engine import LivyEngine
 from island.jobs.engine_process import EngineProcess
 from island.jobs.service import Jobs
 from island.kernel.db import Database
-from island.kernel.loops import Tasks
+from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.work import ThreadWorkers
 from island.livy.client import LivyClient
@@ -59,6 +60,7 @@ class Daemon:
         self.home, self.config, self.clock, self.rng = home, config, clock, rng
         self.ready = False
         self.started = clock.wall()
+        self.faults = LoopFaults()
         self.workers = ThreadWorkers()
         self.state = Database.open(home.path, "state", self.workers)
         self.gossip_db = Database.open(home.path, "gossip", self.workers)
@@ -163,7 +165,7 @@ class Daemon:
             *streams.routes(self.streams),
             *journal.routes(self.trust),
             *gateway.routes(self.jobs),
-            *status.routes(self._status, (self._gossip_problems, self._engine_problems)),
+            *status.routes(self._status, (self._gossip_problems, self._engine_problems, self.faults.problems)),
         ]
 
     def _status(self) -> dict[str, Any]:
@@ -251,7 +253,7 @@ async def run_island(
         try:
             async with asyncio.TaskGroup() as group:
                 try:
-                    await daemon.start(Tasks(group))
+                    await daemon.start(Tasks(group, daemon.faults))
                     ready(daemon)
                     await stop.wait()
                 finally:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from island.kernel.db import Database
+from island.kernel.loops import EXPECTED, LoopFaults
 
 T = TypeVar("T")
 
@@ -54,37 +55,40 @@ async def cancelled_while_committing(database: Database, work: Callable[[], Awai
     await database.write(lambda _: None)
 
 
+class StrictFaults(LoopFaults):
+    """As in the daemon; but what nobody foresaw ends the loop and fails the test, unless the test put it there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.foreseen: tuple[type[Exception], ...] = EXPECTED
+
+    def met(self, name: str, error: Exception) -> None:
+        super().met(name, error)
+        if not isinstance(error, self.foreseen):
+            raise error
+
+
 class Fault:
-    """Lets reads or writes of one database fail; `times` of them, or until `mend`."""
+    """Lets one asynchronous method of an object fail, `write` of a database above all: `times`, or until `mend`."""
 
     def __init__(
-        self,
-        database: Database,
-        error: Exception | None = None,
-        *,
-        what: str = "write",
-        times: int | None = 1,
-        skip: int = 0,
+        self, owner: object, error: Exception | None = None, *, what: str = "write", times: int | None = 1
     ) -> None:
-        self._database, self._what, self._left, self._skip = database, what, times, skip
+        self._owner, self._what, self._left = owner, what, times
         self._error = error or sqlite3.OperationalError(DISK)
-        self._original = getattr(database, what)
+        self._original = getattr(owner, what)
         self.met = 0
         """How often it has struck."""
-        self.struck = asyncio.Event()
-        setattr(database, what, self._call)
+        setattr(owner, what, self._call)
 
-    async def _call(self, function: Callable[[sqlite3.Connection], Any], **more: Any) -> Any:
-        if self._skip:
-            self._skip -= 1
-        elif self._left is None or self._left > 0:
+    async def _call(self, *arguments: Any, **more: Any) -> Any:
+        if self._left is None or self._left > 0:
             if self._left is not None:
                 self._left -= 1
             self.met += 1
-            self.struck.set()
             raise self._error
-        return await self._original(function, **more)
+        return await self._original(*arguments, **more)
 
     def mend(self) -> None:
-        """The disk works again."""
-        setattr(self._database, self._what, self._original)
+        """It works again."""
+        setattr(self._owner, self._what, self._original)

@@ -45,7 +45,7 @@ from island.kernel import codec
 from island.kernel.codec import Malformed
 from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId, check_hash, check_name, is_name, parse_island_id
-from island.kernel.loops import Tasks, backoff, forever
+from island.kernel.loops import Tasks, backoff
 from island.kernel.ports import Clock, Rng, Signal, Topic
 from island.kernel.telemetry import counter, gauge
 from island.kernel.work import Workers
@@ -162,7 +162,7 @@ class Catalog:
             ("catalog.sweep", self._sweep_step),
             ("catalog.retry", self._retry_soon),
         ):
-            tasks.loop(name, forever(step, name=name, rng=self._rng))
+            tasks.forever(name, step, rng=self._rng)
 
     # --- publishing -----------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Catalog:
         """Publish what is at `path` as `name`, in place; new content at a name is a new snapshot.
 
         `who` is `user@island`. Raises `BadInput`, `Corrupt`, `Unsupported`, `Changed`, `Full`. A
-        caller that is cancelled leaves nothing published.
+        caller that is cancelled before the commit leaves nothing published.
         """
         async with self._lock(name):
             prepared = await self.prepare(
@@ -196,8 +196,7 @@ class Catalog:
                 progress=progress,
             )
             now = self._clock.wall()
-            await self._state.write(lambda conn: self.commit(conn, prepared, who, now))
-            self.committed()
+            await self._state.write(lambda conn: self.commit(conn, prepared, who, now), then=lambda _: self.committed())
             await self._gossip.flush()
             # Its own words are found at once; the loop would fetch the card a moment later.
             await self._db.write(lambda conn: store.put_card(conn, manifest.blob_hash(prepared.card), prepared.card))
@@ -235,7 +234,7 @@ class Catalog:
     ) -> str:
         """Make a prepared snapshot the newest of its dataset, in the caller's transaction of state.db.
 
-        Returns the snapshot. Call `committed()` after the commit.
+        Returns the snapshot. `committed()` must follow the commit (`then` of `Database.write`).
         """
         self._pages.insert(conn, prepared.pack)
         before = store.own_dataset(conn, prepared.name)
@@ -300,11 +299,14 @@ class Catalog:
             self._journal(conn, who, "dataset.unpublish", name, {}, self._clock.wall())
 
         async with self._lock(name):
-            await self._state.write(withdraw)
-            self._locals.clear()
-            self._manifests.clear()
+            await self._state.write(withdraw, then=lambda _: self._withdrawn())
             await self._gossip.flush()
-            self._sweep_wanted.set()
+
+    def _withdrawn(self) -> None:
+        self._locals.clear()
+        self._manifests.clear()
+        self._gossip.poke()
+        self._sweep_wanted.set()
 
     def who(self, user: str) -> str:
         """A user of this island as the journal names them."""
@@ -597,6 +599,10 @@ class Catalog:
         if not self._card_cursor:
             times = [at for _, at in self._retry.values()]
             await self._cards_wanted.wait(max(CARD_PAUSE, min(times) - self._clock.monotonic()) if times else None)
+        with self._cards_wanted.kept():
+            await self._fetch_due_cards()
+
+    async def _fetch_due_cards(self) -> None:
         after = self._card_cursor
         missing = await self._db.read(lambda conn: store.missing_cards(conn, after, CARD_BATCH))
         now = self._clock.monotonic()
@@ -628,16 +634,18 @@ class Catalog:
 
     async def _index_step(self) -> None:
         await self._index_wanted.wait()
-        await asyncio.sleep(INDEX_PAUSE)
-        await self.index()
+        with self._index_wanted.kept():
+            await asyncio.sleep(INDEX_PAUSE)
+            await self.index()
 
     async def _sweep_step(self) -> None:
         await self._sweep_wanted.wait()
-        await asyncio.sleep(SWEEP_PAUSE)
-        if self._preparing or len(self._open):
-            self._sweep_wanted.set()
-            return
-        await self.sweep()
+        with self._sweep_wanted.kept():
+            await asyncio.sleep(SWEEP_PAUSE)
+            if self._preparing or len(self._open):
+                self._sweep_wanted.set()
+                return
+            await self.sweep()
 
     async def sweep(self) -> int:
         """Forget pages and packs that no snapshot leads to; returns how many pages went."""

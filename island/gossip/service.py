@@ -21,7 +21,7 @@ from island.gossip.spread import Spread
 from island.gossip.store import Change
 from island.kernel.db import Database
 from island.kernel.ids import IslandId, key_prefix
-from island.kernel.loops import Tasks, forever
+from island.kernel.loops import ENDED, Tasks
 from island.kernel.ports import Clock, Peers, Rng, Topic
 from island.trust.service import Trust
 
@@ -52,8 +52,8 @@ class Gossip:
         await self._logs.start()
         await self._own.start()
         self._own.poked.set()
-        tasks.loop("gossip.sign", forever(self._sign, name="gossip.sign", rng=self._rng))
-        tasks.loop("gossip.network", self._await_network())
+        tasks.forever("gossip.sign", self._sign, rng=self._rng)
+        tasks.forever("gossip.network", self._await_network, rng=self._rng)
         self._spread.start(tasks)
 
     # --- this island's records ------------------------------------------------------------------
@@ -149,8 +149,9 @@ class Gossip:
         if delta is not None:
             self._spread.push([delta])
 
-    async def _await_network(self) -> None:
+    async def _await_network(self) -> object:
         version = self._trust.network_known.version
-        while self._trust.network is None:
-            version = await self._trust.network_known.after(version)
+        if self._trust.network is None:
+            return await self._trust.network_known.after(version)
         self._own.poked.set()
+        return ENDED

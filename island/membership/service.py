@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
@@ -15,7 +16,7 @@ from island.kernel import codec
 from island.kernel.codec import Malformed
 from island.kernel.db import Database
 from island.kernel.ids import IslandId, is_name
-from island.kernel.loops import Tasks, forever
+from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng, Signal, Topic
 from island.kernel.telemetry import gauge
 from island.membership import core, store
@@ -26,6 +27,8 @@ from island.trust import journal
 from island.trust.service import Trust
 
 log = structlog.get_logger("island")
+
+T = TypeVar("T")
 
 ISLANDS = gauge("membership_islands", "Islands known here, by state", ("state",))
 
@@ -113,8 +116,8 @@ class Membership:
             self._on_link(link.island, True)
         await self._remember()
         self._renew()
-        tasks.loop("membership.watch", forever(self._watch, name="membership.watch", rng=self._rng))
-        tasks.loop("membership.gossip", forever(self._follow_gossip, name="membership.gossip", rng=self._rng))
+        tasks.forever("membership.watch", self._watch, rng=self._rng)
+        tasks.forever("membership.gossip", self._follow_gossip, rng=self._rng)
 
     # --- islands --------------------------------------------------------------------------------
 
@@ -159,8 +162,7 @@ class Membership:
             software="island",
             started=self._clock.wall(),
         )
-        await self._state.write(lambda conn: self._gossip.put(conn, SELF_KEY, codec.encode(record)))
-        await self._gossip.flush()
+        await self._commit(lambda conn: self._gossip.put(conn, SELF_KEY, codec.encode(record)))
 
     def _view(self, island: IslandId) -> IslandView:
         known = self._known[island]
@@ -200,8 +202,7 @@ class Membership:
             self._put(conn, server, record)
             self._journal(conn, who, "server.add", f"{kind} {url}")
 
-        await self._state.write(write)
-        await self._gossip.flush()
+        await self._commit(write)
         return self._server_view(ServerRow(self.me, server, kind, url, comment))
 
     async def remove_server(self, who: str, id: str) -> ServerView:
@@ -220,9 +221,7 @@ class Membership:
             self._journal(conn, who, "server.remove", f"{record.kind} {record.url}")
             return ServerRow(self.me, server, record.kind, record.url, record.comment)
 
-        row = await self._state.write(write)
-        await self._gossip.flush()
-        return self._server_view(row)
+        return self._server_view(await self._commit(write))
 
     async def set_own_livy(self, url: str | None, comment: str = "Livy of this island") -> None:
         """List the Livy that this island drives, or none. Its id stays the same when the URL changes."""
@@ -236,8 +235,13 @@ class Membership:
                 store.drop_server(conn, OWN_LIVY)
                 self._gossip.delete(conn, f"server/{OWN_LIVY}")
 
-        await self._state.write(write)
+        await self._commit(write)
+
+    async def _commit(self, write: Callable[[sqlite3.Connection], T]) -> T:
+        """Write records of this island, and return once they are projected; they spread even if the caller goes."""
+        written = await self._state.write(write, then=lambda _: self._gossip.poke())
         await self._gossip.flush()
+        return written
 
     def _put(self, conn: sqlite3.Connection, server: str, record: ServerRecord) -> None:
         store.put_server(conn, server, record, self._clock.wall())
@@ -321,7 +325,12 @@ class Membership:
         if self._lost:
             lost, self._lost = sorted(self._lost), set()
             wall = self._clock.wall()
-            await self._state.write(lambda conn: store.remember_seen(conn, lost, wall))
+            try:
+                await self._state.write(lambda conn: store.remember_seen(conn, lost, wall))
+            except BaseException:
+                self._lost.update(lost)
+                self._wake.set()
+                raise
         self._renew()
 
     async def _follow_gossip(self) -> None:
@@ -342,7 +351,11 @@ class Membership:
             elif origin not in self._known:  # it has said something, and not yet who it is
                 self._learn(origin, None, self._clock.wall())
             self._heads[origin] = seq
-        records = await self._db.read(lambda conn: store.islands(conn, touched)) if touched else {}
+        try:
+            records = await self._db.read(lambda conn: store.islands(conn, touched)) if touched else {}
+        except BaseException:
+            self._touched.update(touched)
+            raise
         for origin in touched:
             self._learn(origin, records.get(origin, self._record(origin) if origin == self.me else None), 0.0)
             if self._known[origin].since == 0.0:
@@ -364,9 +377,12 @@ class Membership:
         if not claims:
             return
         wall = self._clock.wall()
-        await self._state.write(lambda conn: store.remember_names(conn, claims, wall, core.NAMES_KEPT))
-        for island, name in claims:
-            self._former[name] = self._former.get(name, frozenset()) | {island}
+
+        def remembered(_: None) -> None:
+            for island, name in claims:
+                self._former[name] = self._former.get(name, frozenset()) | {island}
+
+        await self._state.write(lambda conn: store.remember_names(conn, claims, wall, core.NAMES_KEPT), then=remembered)
 
 
 def _server_records(conn: sqlite3.Connection) -> dict[str, bytes]:

@@ -183,7 +183,7 @@ class PeerSessions:
         if self._listener is not None:
             await self._listener.start(tasks)
             self._own = self._advertise or await own_addresses(self._listener.host, self._listener.port or 0)
-        tasks.loop("peers.mesh", self._mesh.run(tasks))
+        tasks.forever("peers.mesh", functools.partial(self._mesh.look, tasks), rng=self._rng)
 
     async def stop(self) -> None:
         """Say goodbye to everybody and free the port, within two seconds."""

@@ -144,11 +144,15 @@ class Store:
                     raise Conflict(
                         f"two islands whose keys begin alike own a dataset {name!r}", hint="Read it from its owner."
                     )
-                row = await self._db.write(
-                    lambda conn: store.add_snapshot(conn, owner, name, snapshot, folder, size, now)
+                await self._db.write(
+                    lambda conn: store.add_snapshot(conn, owner, name, snapshot, folder, size, now), then=self._opened
                 )
-                held = self.snapshots[owner, name, snapshot] = HeldSnapshot(row)
+                held = self.snapshots[owner, name, snapshot]
             return held
+
+    def _opened(self, row: store.SnapshotRow) -> None:
+        held = HeldSnapshot(row)
+        self.snapshots[held.key] = held
 
     async def file(self, held: HeldSnapshot, entry: FileEntry) -> HeldFile:
         """One file, reconciled with what lies on the disk."""
@@ -314,13 +318,15 @@ class Store:
             for key, (received, sent) in counters:
                 store.add_moved(conn, *key, received=received, sent=sent)
 
-        async with self._counting:
-            counters = [(key, tuple(value)) for key, value in self._moved.items() if any(value)]
-            if counters:
-                await self._db.write(write)
+        def written(_: None) -> None:
             for key, (received, sent) in counters:
                 self._moved[key][0] -= received
                 self._moved[key][1] -= sent
+
+        async with self._counting:
+            counters = [(key, tuple(value)) for key, value in self._moved.items() if any(value)]
+            if counters:
+                await self._db.write(write, then=written)
 
     async def flush_files(self, held: HeldSnapshot, files: Sequence[HeldFile]) -> None:
         """Sync and write back those of some files of one snapshot that changed; what is under way is waited for."""
@@ -364,24 +370,40 @@ class Store:
         complete: bool | None = None,
         pinned: bool | None = None,
     ) -> None:
-        """Change what is known of a snapshot as a whole, in memory and in the database."""
-        held.used_at = max(held.used_at, used_at or 0.0)
-        held.kept_until = max(held.kept_until, kept_until or 0.0)
-        held.complete = held.complete if complete is None else complete
-        held.pinned = held.pinned if pinned is None else pinned
+        """Change what is known of a snapshot as a whole, in the database and in memory."""
+
+        def updated(_: object) -> None:
+            held.used_at = max(held.used_at, used_at or 0.0)
+            held.kept_until = max(held.kept_until, kept_until or 0.0)
+            held.complete = held.complete if complete is None else complete
+            held.pinned = held.pinned if pinned is None else pinned
+
         await self._db.write(
             lambda conn: store.update_snapshot(
                 conn, held.id, used_at=used_at, kept_until=kept_until, complete=complete, pinned=pinned
-            )
+            ),
+            then=updated,
         )
 
     async def drop(self, held: HeldSnapshot) -> None:
         """Forget a snapshot and delete its files; the caller has seen that nobody uses it."""
         async with self._opening:
-            held.gone = True
+            held.gone, dropped = True, False
             self.snapshots.pop(held.key, None)
-            await self._db.write(lambda conn: store.drop_snapshot(conn, held.id))
-            await self.run(lambda: self.files.remove(held.folder))
+
+            def committed(_: object) -> None:
+                nonlocal dropped
+                dropped = True
+
+            try:
+                await self._db.write(lambda conn: store.drop_snapshot(conn, held.id), then=committed)
+            finally:
+                # A caller that is cancelled leaves no files behind that no row names; a failure changes nothing.
+                if dropped:
+                    await self.run(lambda: self.files.remove(held.folder))
+                else:
+                    held.gone = False
+                    self.snapshots[held.key] = held
         log.info("replicas.dropped", owner=held.owner, name=held.name, snapshot=held.snapshot, bytes=held.bytes_local)
 
 

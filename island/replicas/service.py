@@ -29,7 +29,7 @@ from island.gossip.service import Gossip
 from island.kernel import codec
 from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId
-from island.kernel.loops import Tasks, forever
+from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng
 from island.kernel.work import Workers
 from island.membership.service import Membership
@@ -131,7 +131,7 @@ class Replicas:
         await self.held.start()
         await self._sweep_views()
         await self._reconcile_records()
-        tasks.loop("replicas.flush", forever(self._flush, name="replicas.flush", rng=self._rng, pause=FLUSH_S))
+        tasks.forever("replicas.flush", self._flush, rng=self._rng, pause=FLUSH_S)
 
     async def _sweep_views(self) -> None:
         """Delete what was made for Spark of snapshots that are neither kept nor published here any more."""
@@ -586,12 +586,15 @@ class Replicas:
 
     async def _announce(self, held: HeldSnapshot) -> None:
         key, record = record_key(held.owner, held.name), self._record(held.owner, held.name)
+
+        def told(_: None) -> None:
+            self._gossip.poke()
+
         if record:
             data = codec.encode(record)
-            await self._state.write(lambda conn: self._gossip.put(conn, key, data))
+            await self._state.write(lambda conn: self._gossip.put(conn, key, data), then=told)
         else:
-            await self._state.write(lambda conn: self._gossip.delete(conn, key))
-        self._gossip.poke()
+            await self._state.write(lambda conn: self._gossip.delete(conn, key), then=told)
 
     async def _reconcile_records(self) -> None:
         """After a crash between the two databases, or a restore of one: say again what is true."""
@@ -636,7 +639,11 @@ class Replicas:
                 for holder, what in faults:
                     store.add_fault(conn, holder, what, now)
 
-            await self._db.write(write)
+            try:
+                await self._db.write(write)
+            except Exception:
+                self._faults = faults + self._faults
+                raise
 
     def _note_fault(self, holder: IslandId, what: str) -> None:
         self._faults.append((holder, what[:500]))

@@ -21,7 +21,7 @@ from island.errors import PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel.codec import encode
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
-from island.kernel.loops import EXPECTED
+from island.kernel.loops import ENDED, EXPECTED
 from island.kernel.ports import BulkStream, Clock, Rng, Signal
 from island.kernel.telemetry import counter, histogram
 from island.kernel.work import Workers
@@ -118,38 +118,53 @@ class Channel:
         self._state, self._publisher, self._open_bulk, self._segments = state, publisher, open_bulk, segments
         self._who, self._window, self._clock, self._rng, self._at = who, window, clock, rng, checkpoint
         self._schema = tables.schema_from_bytes(row.columns) if row.columns else None
-        self._attempt = 0
+        self._attempt = self._failures = 0
         self._expected = row.position
         self._pending: _Pending | None = None
         self._wake, self._taken = Signal(), Signal()
         self._last_commit = float("-inf")
         self._committing = asyncio.Lock()
 
-    async def run(self) -> None:
-        """Flow, and begin again after whatever ends it, until the source is another one."""
-        failures = 0
-        while not self.row.halted:
-            before = self.row.position
-            try:
-                await self._flow()
-            except _Halted as halted:
-                await self._halt(halted)
-            except Unreachable as error:
-                self._set("waiting", f"{self.row.owner_name} cannot be reached: {error.message}")
-            except PeerRefused as error:
-                self._set("error", str(error))
-            except EXPECTED as error:
-                self._set("error", str(error))
-                log.warning("channel.failed", subscription=self.row.id, error=str(error))
-            # A task group that ends with an error forgets that its task was cancelled meanwhile.
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise asyncio.CancelledError
-            failures = 0 if self.row.position != before else failures + 1
-            if self.row.halted:
-                break
-            wait = core.retry_after(self.status.state, failures) * (0.5 + 0.5 * self._rng.random())
+    async def step(self) -> object:
+        """Flow until something ends it, then wait to begin again; `ENDED` once the source is another one.
+
+        Raises what nobody foresaw, once it is the state of the channel: the loop that repeats this step logs it.
+        """
+        if self.row.halted:
+            self._set("stopped", self.row.reason)
+            return ENDED
+        before = self.row.position
+        try:
+            await self._flow_or_halt()
+        except Unreachable as error:
+            self._set("waiting", f"{self.row.owner_name} cannot be reached: {error.message}")
+        except PeerRefused as error:
+            self._set("error", str(error))
+        except EXPECTED as error:
+            self._set("error", str(error))
+            log.warning("channel.failed", subscription=self.row.id, error=str(error))
+        except Exception as error:
+            self._set("error", f"a fault in island itself: {type(error).__name__}: {error}")
+            self._end_if_cancelled()
+            raise
+        self._end_if_cancelled()
+        self._failures = 0 if self.row.position != before else self._failures + 1
+        if not self.row.halted:
+            wait = core.retry_after(self.status.state, self._failures) * (0.5 + 0.5 * self._rng.random())
             await self.redial.wait(wait)
-        self._set("stopped", self.row.reason)
+        return None
+
+    async def _flow_or_halt(self) -> None:
+        try:
+            await self._flow()
+        except _Halted as halted:
+            await self._halt(halted)
+
+    @staticmethod
+    def _end_if_cancelled() -> None:
+        # A task group that ends with an error forgets that its task was cancelled meanwhile.
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError
 
     # --- one attempt ---------------------------------------------------------------------------
 
@@ -223,7 +238,7 @@ class Channel:
         schema = tables.schema_from_bytes(columns)
         if self._schema is None:
             self._schema = schema
-            await begin(
+            self.row = await begin(
                 self._state,
                 self._publisher,
                 self._segments,
@@ -234,7 +249,6 @@ class Channel:
                 self._clock,
                 workers=self._workers,
             )
-            self.row = replace(self.row, columns=columns, segments=1)
         elif not self._schema.equals(schema, check_metadata=False):
             raise PeerMisbehaved(f"{self.row.owner_name}/{self.row.source} has other columns than before")
 
@@ -321,21 +335,26 @@ class Channel:
                 # The subscription is in the journal; each of its many snapshots would drown the rest.
                 self._publisher.commit(conn, prepared, self._who, now, journaled=False)
 
-        await self._state.write(write)
+        def committed(_: None) -> None:
+            self.row = replace(self.row, position=pending.to, updated=now)
+            if segment is not None:
+                self._count(segment)
+
+        await self._state.write(write, then=committed)
         self._at("committed")
-        self.row = replace(self.row, position=pending.to, updated=now)
-        if segment is not None:
-            _, rows, size = segment
-            self.row = replace(
-                self.row, segments=self.row.segments + 1, rows=self.row.rows + rows, bytes=self.row.bytes + size
-            )
-            self._publisher.committed()
-            self.meter.add(self._clock.monotonic(), rows, size)
-            ROWS.inc(rows)
-            COMMIT_SECONDS.observe(max(0.0, self._clock.monotonic() - self._last_commit))
         with contextlib.suppress(Unreachable):  # what is durable stays so; the receiver tells of the loss
             await stream.send(encode(Ack(position=pending.to)))
         self._at("acknowledged")
+
+    def _count(self, segment: tuple[str, int, int]) -> None:
+        _, rows, size = segment
+        self.row = replace(
+            self.row, segments=self.row.segments + 1, rows=self.row.rows + rows, bytes=self.row.bytes + size
+        )
+        self._publisher.committed()
+        self.meter.add(self._clock.monotonic(), rows, size)
+        ROWS.inc(rows)
+        COMMIT_SECONDS.observe(max(0.0, self._clock.monotonic() - self._last_commit))
 
     # --- what people see -----------------------------------------------------------------------
 
@@ -374,11 +393,15 @@ async def begin(
     columns: bytes,
     who: str,
     clock: Clock,
-    also: Callable[[sqlite3.Connection], None] = lambda _: None,
+    also: Callable[[sqlite3.Connection], object] = lambda _: None,
     *,
     workers: Workers,
-) -> None:
-    """Publish the dataset of a subscription without rows yet, in one transaction with `also`."""
+    then: Callable[[SubscriptionRow], None] = lambda _: None,
+) -> SubscriptionRow:
+    """Publish the dataset of a subscription without rows yet, in one transaction with `also`.
+
+    Returns the row as it is then; `then(row)` follows the commit as in `Database.write`.
+    """
     schema = tables.schema_from_bytes(columns)
     file, _, size = await workers.disk(segments.write, attempt, 0, [], schema)
     prepared = await publisher.prepare(segments.folder, row.name, **about(row))
@@ -390,5 +413,11 @@ async def begin(
         store.add_segment(conn, row.id, 0, file, 0, size, now)
         publisher.commit(conn, prepared, who, now)
 
-    await state.write(write)
-    publisher.committed()
+    made = replace(row, columns=columns, segments=row.segments + 1, bytes=row.bytes + size, updated=now)
+
+    def committed(_: None) -> None:
+        publisher.committed()
+        then(made)
+
+    await state.write(write, then=committed)
+    return made

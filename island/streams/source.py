@@ -114,24 +114,30 @@ class FolderSource:
         self._resting: dict[str, core.Resting] = {}
         self._announced: bytes | None = None
 
-    async def run(self) -> None:
-        """Look for ever. What the disk does is told in `problem` and tried again at the next look."""
-        while True:
-            began = self._clock.monotonic()
-            outside = ""
-            try:
-                await self.look()
-            except EXPECTED as error:
-                outside = error.message if isinstance(error, IslandError) else str(error)
-                log.warning("source.look_failed", source=self.name, error=outside)
-            try:
-                await self._tell(outside)
-            except EXPECTED as error:
-                log.warning("source.not_announced", source=self.name, error=str(error))
-            self.looked.touch()
-            # A folder that takes long to list is not listed all the time.
-            took = self._clock.monotonic() - began
-            await self.wake.wait(max(self._poll, 5 * took))
+    async def step(self) -> None:
+        """Look, and wait for the next look. What went wrong is told in `problem` and tried again.
+
+        Raises what nobody foresaw, once it is told: the loop that repeats this step logs it.
+        """
+        began = self._clock.monotonic()
+        outside, fault = "", None
+        try:
+            await self.look()
+        except EXPECTED as error:
+            outside = error.message if isinstance(error, IslandError) else str(error)
+            log.warning("source.look_failed", source=self.name, error=outside)
+        except Exception as error:  # noqa: BLE001 - raised below
+            outside, fault = f"a fault in island itself: {type(error).__name__}: {error}", error
+        try:
+            await self._tell(outside)
+        except EXPECTED as error:
+            log.warning("source.not_announced", source=self.name, error=str(error))
+        self.looked.touch()
+        if fault is not None:
+            raise fault
+        # A folder that takes long to list is not listed all the time.
+        took = self._clock.monotonic() - began
+        await self.wake.wait(max(self._poll, 5 * took))
 
     async def look(self) -> None:
         """One look: journal what is complete, forget what vanished."""

@@ -13,7 +13,7 @@ from island.errors import BadInput, Conflict, PeerMisbehaved
 from island.kernel import codec
 from island.kernel.db import Database
 from island.kernel.ids import IslandId, NetworkId, check_name, key_bytes
-from island.kernel.loops import Tasks, forever
+from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Rng, Topic
 from island.trust import core, journal, store
 from island.trust.files import write_secret
@@ -48,7 +48,7 @@ class Trust:
     async def start(self, tasks: Tasks) -> None:
         """Load what is stored and keep the journal sealed."""
         await self.load()
-        tasks.loop("trust.seal", forever(self._seal, name="trust.seal", rng=self._rng, pause=_SEAL_EVERY_S))
+        tasks.forever("trust.seal", self._seal, rng=self._rng, pause=_SEAL_EVERY_S)
 
     async def load(self) -> None:
         """Load the network and the chain from state.db."""
@@ -192,9 +192,8 @@ class Trust:
             network, chain = core.network_id(genesis), codec.encode(core.founder_chain(genesis, self.me))
             # The key is on disk before the network exists; one from a founding that was cut off is worthless.
             write_secret(self.recovery_path, recovery.pem(), replace=True)
-            await self._state.write(lambda conn: self._enter(conn, network, chain, who, "peer.found"))
+            await self._join(network, chain, who, "peer.found")
             log.info("trust.founded", network=network, label=self.label, recovery=str(self.recovery_path))
-            self._belong(network, chain)
 
     # --- the joiner's side -------------------------------------------------------------------
 
@@ -210,8 +209,12 @@ class Trust:
         async with self._founding:
             core.check_adoption(self.network, network)
             if self.network is None:
-                await self._state.write(lambda conn: self._enter(conn, network, chain, who, "peer.join"))
-                self._belong(network, chain)
+                await self._join(network, chain, who, "peer.join")
+
+    async def _join(self, network: NetworkId, chain: bytes, who: str, act: str) -> None:
+        await self._state.write(
+            lambda conn: self._enter(conn, network, chain, who, act), then=lambda _: self._belong(network, chain)
+        )
 
     def _enter(self, conn: sqlite3.Connection, network: NetworkId, chain: bytes, who: str, act: str) -> None:
         now = self._clock.wall()

@@ -17,6 +17,7 @@ from island.kernel.ports import SeededRng, SystemClock
 from island.trust.core import network_id
 from island.trust.keys import Identity
 from island.trust.service import Trust
+from tests.faults import Fault
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.network import Network, SimPeers, Weather
 from tests.sim.virtual import SimTasks
@@ -131,6 +132,45 @@ def test_a_projection_that_fails_stops_nothing() -> None:
         assert len(two.records("island/")) == 2
 
     simulate(3, scenario)
+
+
+@pytest.mark.parametrize("what", ["read", "write"])
+def test_a_disk_that_fails_for_a_while_ends_no_loop(what: str) -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        await two.put("test/c", b"1")  # to be signed while nothing can be
+        faults = [Fault(db, what=what, times=None) for db in (two.state, two.gossip_db)]
+        await one.put("test/a", b"1")
+        await asyncio.sleep(60)
+        assert any(fault.met for fault in faults)
+        assert any(problem.startswith("gossip.") for problem in two.tasks.faults.problems())
+        for fault in faults:
+            fault.mend()
+        await two.put("test/b", b"2")
+        await world.until(lambda: world.converged() and len(one.records("test/")) == 3, within=60)
+        assert one.records() == two.records()
+        await world.until(lambda: not two.tasks.faults.problems() and not two.g.problems(), within=60)
+
+    simulate(9, scenario)
+
+
+@pytest.mark.parametrize(
+    "error", [sqlite3.OperationalError("disk I/O error"), sqlite3.IntegrityError("no"), ValueError("odd")], ids=repr
+)
+def test_one_error_in_anti_entropy_does_not_end_it(error: Exception) -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        two.tasks.faults.foreseen = (Exception,)
+        fault = Fault(two.g._logs, error, what="count")
+        await world.until(lambda: bool(fault.met), within=120)
+        assert [problem.split()[0] for problem in two.tasks.faults.problems()] == ["gossip.anti_entropy"]
+        world.network.weather.loss = 1.0  # what is pushed now is lost: only comparing can bring it
+        await one.put("test/a", b"1")
+        await asyncio.sleep(1)
+        world.network.weather.loss = 0.0
+        await world.until(lambda: len(two.records("test/")) == 1 and not two.tasks.faults.problems(), within=60)
+
+    simulate(10, scenario)
 
 
 def test_an_origin_that_cannot_be_stored_is_a_problem_until_it_can() -> None:

@@ -9,6 +9,7 @@ from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple
 
 from island.kernel.loops import EXPECTED, Tasks
+from tests.faults import StrictFaults
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -94,6 +95,7 @@ class SimTasks(Tasks):
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.faults: StrictFaults = StrictFaults()
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._count = 0
         self.failure: BaseException | None = None

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from island.kernel.codec import decode, encode
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
+from island.kernel.loops import forever
 from island.kernel.ports import SeededRng, SystemClock
 from island.kernel.work import ThreadWorkers
 from island.streams import channel, store
@@ -27,6 +28,7 @@ from island.streams.serving import Serving
 from island.streams.source import Decoded, FolderSource
 from island.streams.store import SourceRow, SubscriptionRow
 from island.streams.tasks import leaves
+from tests.faults import StrictFaults
 from tests.streams.memory import MemoryPeers, Wire
 
 ALPHA, BETA = IslandId("a1" * 32), IslandId("b2" * 32)
@@ -85,6 +87,9 @@ class Running:
         self.tasks: list[asyncio.Task[None]] = []
         self.channel: Channel | None = None
 
+    def _loop(self, step: Callable[[], Awaitable[object]]) -> asyncio.Task[None]:
+        return self.group.create_task(forever(step, name="stream", rng=self.rng, faults=StrictFaults()))
+
     def _announce(self, conn: sqlite3.Connection, name: str, record: SourceRecord) -> None:
         self.records[name] = record
 
@@ -107,7 +112,7 @@ class Running:
         )
         self.sources[name] = source
         self.serving.ready.set()
-        self.tasks.append(self.group.create_task(source.run()))
+        self.tasks.append(self._loop(source.step))
         return source
 
     async def subscribe(
@@ -147,7 +152,7 @@ class Running:
             workers=self.workers,
             checkpoint=self.checkpoint,
         )
-        self.tasks.append(self.group.create_task(self.channel.run()))
+        self.tasks.append(self._loop(self.channel.step))
         return self.channel
 
     async def end(self) -> None:
