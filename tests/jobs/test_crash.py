@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -205,8 +206,8 @@ async def settle(world: World, home: SimIsland, job: Job, acknowledged: dict[int
     for number in acknowledged:
         for _ in range(4000):
             await up(world, home)
-            found, _ = await world.jobs["home"].statement(job, number)
-            if found.ended:
+            answer = await client(world, home, partial(world.jobs["home"].statement, job, number))
+            if answer is not None and answer[0].ended:
                 break
             await asyncio.sleep(0.25)
         else:

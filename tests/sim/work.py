@@ -27,8 +27,8 @@ class SimWorkers:
         self.rng, self.disk_ = rng, disk
         self.dead = False
         self._lanes: list[SimLane] = []
-        self._disk = self._lane(16, disk)
-        self._cpu = self._lane(4)
+        self._disk = self._lane(16, disk, files=True)
+        self._cpu = self._lane(4, disk, files=True)  # what hashes and decodes reads files as well
         self._blocking = self._lane(16)
 
     def disk(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
@@ -41,7 +41,7 @@ class SimWorkers:
         return self._blocking.run(function, *args)
 
     def lane(self, name: str, width: int = 1) -> SimLane:
-        return self._lane(width, self.disk_)
+        return self._lane(width, self.disk_, files=not name.startswith("db-"))
 
     def close(self) -> None:
         for lane in self._lanes:
@@ -53,16 +53,17 @@ class SimWorkers:
         for lane in self._lanes:
             lane.forget()
 
-    def _lane(self, width: int, disk: SimDisk | None = None) -> SimLane:
-        self._lanes.append(SimLane(self, width, disk))
+    def _lane(self, width: int, disk: SimDisk | None = None, *, files: bool = False) -> SimLane:
+        self._lanes.append(SimLane(self, width, disk, files=files))
         return self._lanes[-1]
 
 
 class SimLane:
     """`Lane` in virtual time: of at most `width` pieces of work, each step is an event."""
 
-    def __init__(self, workers: SimWorkers, width: int, disk: SimDisk | None) -> None:
+    def __init__(self, workers: SimWorkers, width: int, disk: SimDisk | None, *, files: bool) -> None:
         self._workers, self._width, self._disk = workers, width, disk
+        self._files = disk if files else None
         self._waiting: deque[Turn] = deque()
         self._under_way: list[Iterator[None]] = []
         self._futures: dict[int, asyncio.Future[Any]] = {}
@@ -76,7 +77,7 @@ class SimLane:
             if future.cancelled():
                 return
             try:
-                result = function(*args)
+                result = function(*args) if self._files is None else self._files.work(function, *args)
             except Exception as error:  # noqa: BLE001 - handed to the caller, as a thread does
                 self._later(_fail, future, error)
             else:
