@@ -30,6 +30,7 @@ from island.kernel import descriptors
 from island.kernel.db import Database
 from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
+from island.kernel.work import ThreadWorkers
 from island.livy.client import LivyClient
 from island.membership.service import Membership
 from island.net import gateway
@@ -64,9 +65,10 @@ class Daemon:
         self.ready = False
         self.started = clock.wall()
         self.faults = LoopFaults()
-        self.state = Database.open(home.path, "state")
-        self.gossip_db = Database.open(home.path, "gossip")
-        self.chunks = Database.open(home.path, "chunks")
+        self.workers = ThreadWorkers()
+        self.state = Database.open(home.path, "state", self.workers)
+        self.gossip_db = Database.open(home.path, "gossip", self.workers)
+        self.chunks = Database.open(home.path, "chunks", self.workers)
         identity = Identity.load(home.key)
         files = descriptors.share(descriptors.limit())
         self.trust = Trust(self.state, identity, config.island.name, config.island.archipelago, clock, rng)
@@ -84,7 +86,15 @@ class Daemon:
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
         self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
         self.catalog = Catalog(
-            self.state, self.gossip_db, self.gossip, self.membership, self.trust, clock, rng, home=home.path
+            self.state,
+            self.gossip_db,
+            self.gossip,
+            self.membership,
+            self.trust,
+            clock,
+            rng,
+            home=home.path,
+            workers=self.workers,
         )
         self.replicas = Replicas(
             self.chunks,
@@ -98,6 +108,7 @@ class Daemon:
             rng,
             home=home.path,
             state=self.state,
+            workers=self.workers,
         )
         self.engine = EngineProcess(home.path, config, rng)
         self._livy: LivyClient | None = None
@@ -113,6 +124,7 @@ class Daemon:
             clock,
             rng,
             home=home.path,
+            workers=self.workers,
         )
         self.streams = Streams(
             self.state,
@@ -126,6 +138,7 @@ class Daemon:
             clock,
             rng,
             home=home.path,
+            workers=self.workers,
         )
         application = build(Tokens.load(home.path), self._routes(), lambda: self.ready, config.listen.allowed_hosts)
         self.server = UserServer(application, config.listen.user, HttpLimits(connections=files.user))
@@ -234,9 +247,10 @@ class Daemon:
             self.home.running.unlink()
 
     def close(self) -> None:
-        """Close the databases: last, after everything that writes."""
+        """Close the databases and end the threads: last, after everything that writes."""
         for database in (self.state, self.gossip_db, self.chunks):
             database.close()
+        self.workers.close()
 
 
 async def run_island(
@@ -250,6 +264,7 @@ async def run_island(
     with home.locked():
         _make_private(home, config)
         daemon = Daemon(home, config, clock, rng)
+        daemon.workers.install(asyncio.get_running_loop())
         try:
             async with asyncio.TaskGroup() as group:
                 try:

@@ -82,6 +82,8 @@ class _Outcome:
     """Origins whose batches or proofs the database refused."""
     found: dict[IslandId, Head] = field(default_factory=dict)
     """The heads in the database of origins of which memory had another one, or whose batches it refused."""
+    projected: dict[IslandId, list[Change]] = field(default_factory=dict)
+    """The changes of each origin whose batches are stored."""
 
 
 class Logs:
@@ -266,6 +268,7 @@ class Logs:
                 raise  # a full or broken disk concerns all origins
             except Exception as error:  # noqa: BLE001 - reported by `_committed`; the other origins are stored
                 conn.execute("ROLLBACK TO origin")
+                outcome.projected.pop(origin, None)
                 outcome.failed[origin] = error
                 outcome.found[origin] = store.head(conn, origin)
             conn.execute("RELEASE origin")
@@ -280,9 +283,12 @@ class Logs:
             outcome.found[origin] = stored
             return
         self._enter(conn, intake, origin)
-        if not self._append(conn, intake.batches.get(origin, [])):
+        changes = self._append(conn, intake.batches.get(origin, []))
+        if changes is None:
             conn.execute("ROLLBACK TO origin")
             outcome.limited.append(origin)
+        else:
+            outcome.projected[origin] = changes
         if origin in intake.proofs:
             self._enter(conn, intake, origin)
             store.add_proof(conn, origin, intake.proofs[origin].one, intake.proofs[origin].other)
@@ -292,19 +298,20 @@ class Logs:
         if origin in intake.chains:
             store.add_origin(conn, origin, intake.chains[origin])
 
-    def _append(self, conn: sqlite3.Connection, batches: Sequence[Batch]) -> bool:
-        """Store batches of one origin and project them; False if they exceed what an origin may have."""
+    def _append(self, conn: sqlite3.Connection, batches: Sequence[Batch]) -> list[Change] | None:
+        """Store and project batches of one origin: their changes, or None if they exceed what an origin may have."""
+        projected: list[Change] = []
         for batch in batches:
             if batch.origin == self.me:
                 store.append_own(conn, batch)
                 continue
             keys = store.append(conn, batch)
             if keys > core.MAX_KEYS or store.size(conn, batch.origin)[1] > core.MAX_LOG_BYTES:
-                return False
-            self._projections.apply(
-                conn, (Change(batch.origin, e.key, e.value, e.seq, batch.epoch) for e in batch.entries)
-            )
-        return True
+                return None
+            changes = [Change(batch.origin, e.key, e.value, e.seq, batch.epoch) for e in batch.entries]
+            self._projections.apply(conn, changes)
+            projected += changes
+        return projected
 
     def _committed(self, intake: _Intake, outcome: _Outcome) -> None:
         """Bring memory to what the transaction of an intake has left in the database."""
@@ -321,6 +328,8 @@ class Logs:
         for origin, proof in sorted(intake.proofs.items()):
             if origin not in outcome.found:
                 self._freeze(intake, origin, proof)
+        for changes in outcome.projected.values():
+            self._projections.committed(changes)
         ORIGINS.set(len(self.positions))
         self.changed.touch()
 
@@ -394,14 +403,18 @@ class Logs:
     async def put_own(self, changes: Sequence[Change]) -> None:
         """Write records of this island into the projections, signed or not yet."""
 
-        def write(conn: sqlite3.Connection) -> bool:
+        def write(conn: sqlite3.Connection) -> list[Change]:
             fresh = [change for change in changes if store.put_own(conn, change)]
             self._projections.apply(conn, fresh)
-            return bool(fresh)
+            return fresh
 
-        if not changes:
-            return
-        await self._db.write(write, then=lambda fresh: self.changed.touch() if fresh else None)
+        def committed(fresh: list[Change]) -> None:
+            if fresh:
+                self._projections.committed(fresh)
+                self.changed.touch()
+
+        if changes:
+            await self._db.write(write, then=committed)
 
     async def page(self, wants: Sequence[Want]) -> Page:
         """As much of what is wanted as fits in one message."""

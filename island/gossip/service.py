@@ -92,14 +92,26 @@ class Gossip:
 
     # --- everyone's records -----------------------------------------------------------------------
 
-    def project(self, kind: str, apply: Callable[[sqlite3.Connection, Change], None], *, version: str = "1") -> None:
+    def project(
+        self,
+        kind: str,
+        apply: Callable[[sqlite3.Connection, Change], None],
+        *,
+        committed: Callable[[Change], None] | None = None,
+        version: str = "1",
+    ) -> None:
         """Call `apply(conn of gossip.db, change)` for every change of a record of `kind`, before `start`.
 
         It runs in the transaction that stores the change, for own and others' records alike,
-        and must store nothing of what it cannot read. At start with a new `version`, and with a
-        new gossip.db, it sees all records again: it must not mind what it has seen before.
+        and must store nothing of what it cannot read. It runs in the writer's thread, before the
+        commit, and must not change what the event loop reads: that is for `committed`, which is
+        called in the event loop with each change once it is committed.
+
+        At start with a new `version`, and with a new gossip.db, it sees all records again: it must
+        not mind what it has seen before. `committed` does not hear of these, for who starts later
+        reads the tables.
         """
-        self._projections.register(kind, apply, version)
+        self._projections.register(kind, apply, version, committed)
 
     def read_records(self, conn: sqlite3.Connection, prefix: str, origin: IslandId | None = None) -> Iterator[Change]:
         """The records that begin with `prefix`, by origin and key, read from gossip.db."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import os
@@ -55,6 +54,7 @@ from island.kernel.ids import DatasetName, IslandId, is_job_id, job_id
 from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng
 from island.kernel.telemetry import counter
+from island.kernel.work import Workers
 from island.livy.conf import refused_conf
 from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.rest import duplicate_name, not_active, rejected, session_not_found, statement_not_found
@@ -109,9 +109,11 @@ class Jobs:
         rng: Rng,
         *,
         home: Path,
+        workers: Workers,
     ) -> None:
         self._state, self._catalog, self._membership = state, catalog, membership
         self._trust, self._peers, self._config, self._clock, self._rng = trust, peers, config, clock, rng
+        self._workers = workers
         self._exchange = Exchange(peers)
         self.executor = Executor(
             state,
@@ -215,7 +217,7 @@ class Jobs:
             raise rejected("requirement failed: this version runs Python files (.py) only.")
         problem = ""
         if file is None:
-            content, problem = await asyncio.to_thread(self._read_file, request.file or "")
+            content, problem = await self._workers.disk(self._read_file, request.file or "")
         else:
             content = file
         if not content.name.endswith(".py"):

@@ -97,8 +97,8 @@ class Membership:
         self._lost: set[IslandId] = set()
         self._wake = Signal()
         self._next: float | None = None
-        gossip.project("island", self._project_island)
-        gossip.project("server", self._project_server)
+        gossip.project("island", _project_island, committed=self._on_island)
+        gossip.project("server", _project_server, committed=self._on_server)
         gossip.truth("server/", _server_records)
         peers.on_link(self._on_link)
 
@@ -108,10 +108,10 @@ class Membership:
             self._former[name] = self._former.get(name, frozenset()) | {island}
         seen = await self._state.read(store.seen)
         wall = self._clock.wall()
+        self._touched.clear()  # what is committed from here on may be newer than what is read next
         for island, record in (await self._db.read(store.islands)).items():
             self._learn(island, record, since=seen.get(island, wall))
         self._learn(self.me, self._record(self.me), since=wall)
-        self._touched.clear()
         for link in self._peers.links():
             self._on_link(link.island, True)
         await self._remember()
@@ -262,38 +262,14 @@ class Membership:
             mine=row.island == self.me,
         )
 
-    # --- projections: in the writer's thread, within the transaction of the change ------------------
+    # --- what the projections say, once it is committed -------------------------------------------
 
-    def _project_island(self, conn: sqlite3.Connection, change: Change) -> None:
-        if change.key != SELF_KEY:
-            return
-        self._touched.add(change.origin)
-        if change.value is None:
-            store.drop_island(conn, change.origin)
-            return
-        try:
-            record = codec.decode(change.value, SelfRecord)
-        except Malformed as error:
-            log.warning("membership.bad_record", origin=change.origin, key=change.key, error=error.message)
-            return
-        store.put_island(conn, change.origin, record)
+    def _on_island(self, change: Change) -> None:
+        if change.key == SELF_KEY:
+            self._touched.add(change.origin)
 
-    def _project_server(self, conn: sqlite3.Connection, change: Change) -> None:
-        server = change.key.removeprefix("server/")
+    def _on_server(self, _: Change) -> None:
         self._servers_touched = True
-        if change.value is None:
-            store.drop_row(conn, change.origin, server)
-            return
-        try:
-            record = codec.decode(change.value, ServerRecord)
-        except Malformed as error:
-            log.warning("membership.bad_record", origin=change.origin, key=change.key, error=error.message)
-            return
-        if not is_name(server) or not core.is_server(record.kind, record.url, record.comment):
-            log.warning("membership.bad_server", origin=change.origin, key=change.key)
-            return
-        row = ServerRow(change.origin, server, record.kind, record.url, record.comment)
-        store.put_row(conn, row, core.MAX_SERVERS)
 
     # --- opinions -------------------------------------------------------------------------------
 
@@ -411,3 +387,37 @@ class Membership:
 
 def _server_records(conn: sqlite3.Connection) -> dict[str, bytes]:
     return {f"server/{server}": codec.encode(record) for server, record in store.own_servers(conn).items()}
+
+
+# --- projections: in the writer's thread, within the transaction of the change ----------------------
+
+
+def _project_island(conn: sqlite3.Connection, change: Change) -> None:
+    if change.key != SELF_KEY:
+        return
+    if change.value is None:
+        store.drop_island(conn, change.origin)
+        return
+    try:
+        record = codec.decode(change.value, SelfRecord)
+    except Malformed as error:
+        log.warning("membership.bad_record", origin=change.origin, key=change.key, error=error.message)
+        return
+    store.put_island(conn, change.origin, record)
+
+
+def _project_server(conn: sqlite3.Connection, change: Change) -> None:
+    server = change.key.removeprefix("server/")
+    if change.value is None:
+        store.drop_row(conn, change.origin, server)
+        return
+    try:
+        record = codec.decode(change.value, ServerRecord)
+    except Malformed as error:
+        log.warning("membership.bad_record", origin=change.origin, key=change.key, error=error.message)
+        return
+    if not is_name(server) or not core.is_server(record.kind, record.url, record.comment):
+        log.warning("membership.bad_server", origin=change.origin, key=change.key)
+        return
+    row = ServerRow(change.origin, server, record.kind, record.url, record.comment)
+    store.put_row(conn, row, core.MAX_SERVERS)

@@ -182,9 +182,7 @@ class PeerSessions:
         self._tasks = tasks
         if self._listener is not None:
             await self._listener.start(tasks)
-            self._own = self._advertise or await asyncio.to_thread(
-                own_addresses, self._listener.host, self._listener.port or 0
-            )
+            self._own = self._advertise or await own_addresses(self._listener.host, self._listener.port or 0)
         tasks.forever("peers.mesh", functools.partial(self._mesh.look, tasks), rng=self._rng)
 
     async def stop(self) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +22,7 @@ from island.kernel import telemetry
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.ports import Clock
+from island.kernel.work import Workers
 from island.replicas import chunks, core, store
 from island.replicas.chunks import ChunkFiles
 from island.replicas.core import ABSENT, STORED, VERIFIED, Edges, Run
@@ -90,13 +90,13 @@ class HeldSnapshot:
 
 
 class Store:
-    """All that is kept of other islands' data. `threads=False` blocks instead: for simulations in virtual time."""
+    """All that is kept of other islands' data."""
 
-    def __init__(self, db: Database, root: Path, clock: Clock, *, threads: bool = True) -> None:
+    def __init__(self, db: Database, root: Path, clock: Clock, workers: Workers) -> None:
         self._db, self._clock = db, clock
         self.files = ChunkFiles(root)
         self.snapshots: dict[tuple[IslandId, str, str], HeldSnapshot] = {}
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="chunks") if threads else None
+        self._threads = workers.lane("chunks", 4)
         self._closed = False
         self._moved: dict[tuple[IslandId, str, str], list[int]] = {}
         self._loading: dict[tuple[int, str], asyncio.Lock] = {}
@@ -117,16 +117,13 @@ class Store:
     def close(self) -> None:
         """End the threads; what they began is finished."""
         self._closed = True
-        if self._threads is not None:
-            self._threads.shutdown(wait=True)
+        self._threads.close()
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run a blocking function on the store's threads."""
         if self._closed:
             raise IslandError("the island is stopping", hint="Ask again when it runs.")
-        if self._threads is None:
-            return function()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        return await self._threads.run(function)
 
     @property
     def total(self) -> int:

@@ -31,6 +31,7 @@ from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng
+from island.kernel.work import Workers
 from island.membership.service import Membership
 from island.replicas import core, store
 from island.replicas.chunks import read_range
@@ -81,12 +82,12 @@ class Replicas:
         home: Path,
         state: Database,
         patience: Patience | None = None,
-        threads: bool = True,
+        workers: Workers,
     ) -> None:
         self._db, self._state = chunks, state
         self._catalog, self._gossip, self._membership, self._trust = catalog, gossip, membership, trust
         self._clock, self._rng = clock, rng
-        self.held = Store(chunks, home / "replicas", clock, threads=threads)
+        self.held = Store(chunks, home / "replicas", clock, workers)
         self.space = Space(
             self.held,
             clock,
@@ -106,7 +107,7 @@ class Replicas:
             patience=patience or Patience(),
         )
         self._server = Server(self.held, peers, self._open_for_peer, membership.display)
-        self._views = Views(home)
+        self._views = Views(home, workers)
         self._manifests = Manifests(
             chunks,
             self.held,

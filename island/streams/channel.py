@@ -24,11 +24,12 @@ from island.kernel.ids import IslandId
 from island.kernel.loops import ENDED, EXPECTED
 from island.kernel.ports import BulkStream, Clock, Rng, Signal
 from island.kernel.telemetry import counter, histogram
+from island.kernel.work import Workers
 from island.streams import core, store, tables
 from island.streams.messages import READ, Ack, Behind, Delivery, Heartbeat, Opened, ReadRequest, decode_down
 from island.streams.segments import Segments
 from island.streams.store import SubscriptionRow
-from island.streams.tasks import Run, in_thread, raise_first
+from island.streams.tasks import raise_first
 
 log = structlog.get_logger("island")
 
@@ -106,10 +107,10 @@ class Channel:
         window: int,
         clock: Clock,
         rng: Rng,
+        workers: Workers,
         checkpoint: Checkpoint = lambda _: None,
-        run: Run = in_thread,
     ) -> None:
-        self._run = run
+        self._workers = workers
         self.row = row
         self.status = Status(since=clock.wall())
         self.meter = core.Meter()
@@ -201,7 +202,7 @@ class Channel:
             return False
         self.row = row
         self._schema = tables.schema_from_bytes(row.columns) if row.columns else None
-        self._attempt, swept = await self._run(self._segments.sweep, named)
+        self._attempt, swept = await self._workers.disk(self._segments.sweep, named)
         if swept:
             log.info("channel.swept", subscription=row.id, files=len(swept))
         self._expected, self._pending = row.position, None
@@ -246,7 +247,7 @@ class Channel:
                 columns,
                 self._who,
                 self._clock,
-                run=self._run,
+                workers=self._workers,
             )
         elif not self._schema.equals(schema, check_metadata=False):
             raise PeerMisbehaved(f"{self.row.owner_name}/{self.row.source} has other columns than before")
@@ -265,7 +266,7 @@ class Channel:
         batches: list[Any] = []
         if delivery.size:
             data, schema = bytes(payload), self._schema
-            batches = await self._run(tables.rows_from_bytes, data, schema, delivery.rows)
+            batches = await self._workers.cpu(tables.rows_from_bytes, data, schema, delivery.rows)
         elif delivery.rows:
             raise PeerMisbehaved(f"{self.row.owner_name} sent a delivery without its rows")
         self._gather(delivery, batches)
@@ -317,7 +318,9 @@ class Channel:
         if pending.rows:
             self._at("received")
             number = self.row.segments
-            segment = await self._run(self._segments.write, self._attempt, number, pending.batches, self._schema)
+            segment = await self._workers.disk(
+                self._segments.write, self._attempt, number, pending.batches, self._schema
+            )
             self._at("written")
             prepared = await self._publisher.prepare(self._segments.folder, self.row.name, **about(self.row))
             self._at("prepared")
@@ -392,15 +395,15 @@ async def begin(
     clock: Clock,
     also: Callable[[sqlite3.Connection], object] = lambda _: None,
     *,
+    workers: Workers,
     then: Callable[[SubscriptionRow], None] = lambda _: None,
-    run: Run = in_thread,
 ) -> SubscriptionRow:
     """Publish the dataset of a subscription without rows yet, in one transaction with `also`.
 
     Returns the row as it is then; `then(row)` follows the commit as in `Database.write`.
     """
     schema = tables.schema_from_bytes(columns)
-    file, _, size = await run(segments.write, attempt, 0, [], schema)
+    file, _, size = await workers.disk(segments.write, attempt, 0, [], schema)
     prepared = await publisher.prepare(segments.folder, row.name, **about(row))
     now = clock.wall()
 

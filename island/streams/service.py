@@ -24,6 +24,7 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.loops import Tasks
 from island.kernel.ports import BulkHandler, BulkStream, Clock, Peers, Rng
+from island.kernel.work import Workers
 from island.membership.service import Membership
 from island.streams import channel as channels
 from island.streams import store, tables
@@ -43,7 +44,6 @@ from island.streams.segments import Segments
 from island.streams.serving import Serving
 from island.streams.source import Decoded, FolderSource, columns_of
 from island.streams.store import SourceRow, SubscriptionRow
-from island.streams.tasks import Run, in_place, in_thread
 from island.streams.views import ChannelView, SourceView, SubscriptionView
 from island.trust import journal
 from island.trust.service import Trust
@@ -86,9 +86,9 @@ class Streams:
         *,
         home: Path,
         checkpoint: channels.Checkpoint = lambda _: None,
-        threads: bool = True,
+        workers: Workers,
     ) -> None:
-        self._run: Run = in_thread if threads else in_place
+        self._workers = workers
         self._state, self._gossip_db, self._catalog, self._membership = state, gossip_db, catalog, membership
         self._gossip, self._trust, self._peers, self._clock, self._rng = gossip, trust, peers, clock, rng
         self._home, self._poll, self._checkpoint = home, config.streams.poll, checkpoint
@@ -97,7 +97,7 @@ class Streams:
         self._channels: dict[str, Channel] = {}
         self._running: dict[str, _Running] = {}
         self._decoded = Decoded(clock)
-        self._serving = Serving(state, self._sources, clock, self._run)
+        self._serving = Serving(state, self._sources, clock, workers)
         self._local: dict[str, BulkHandler] = {}
         self._serving.register(self._local.__setitem__)
         self._serving.register(peers.on_bulk)
@@ -247,7 +247,7 @@ class Streams:
             self._clock,
             poll=self._poll,
             poke=self._gossip.poke,
-            run=self._run,
+            workers=self._workers,
         )
         self._sources[row.name] = source
         self._running[f"source/{row.name}"] = self._loop(f"streams.source.{row.name}", source.step)
@@ -325,11 +325,11 @@ class Streams:
             stored = made
             self._flow(made)
 
-        await self._run(segments.create)
+        await self._workers.disk(segments.create)
         try:
             if not columns:  # the dataset is made when the first file tells its columns
                 return await self._state.write(write, then=then)
-            attempt, _ = await self._run(segments.sweep, set())
+            attempt, _ = await self._workers.disk(segments.sweep, set())
             return await channels.begin(
                 self._state,
                 self._catalog,
@@ -341,11 +341,11 @@ class Streams:
                 self._clock,
                 write,
                 then=then,
-                run=self._run,
+                workers=self._workers,
             )
         except BaseException:
             if stored is None:  # else it was only the caller that went away
-                await asyncio.shield(self._run(_discard, segments))
+                await asyncio.shield(self._workers.disk(_discard, segments))
             raise
 
     async def unsubscribe(self, who: Principal, ident: str) -> SubscriptionView:
@@ -378,9 +378,9 @@ class Streams:
                 if not removed:
                     self._flow(row)
             segments = Segments(self._home / "streams" / row.name)
-            await self._run(segments.sweep, named)
+            await self._workers.disk(segments.sweep, named)
             if not named:
-                await self._run(segments.remove_empty)
+                await self._workers.disk(segments.remove_empty)
         log.info("subscription.removed", subscription=row.id)
         return view
 
@@ -521,7 +521,7 @@ class Streams:
             clock=self._clock,
             rng=self._rng,
             checkpoint=self._checkpoint,
-            run=self._run,
+            workers=self._workers,
         )
         self._channels[row.id] = channel
         self._running[f"channel/{row.id}"] = self._loop(f"streams.channel.{row.id}", channel.step)

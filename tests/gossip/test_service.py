@@ -18,13 +18,13 @@ from island.trust.core import network_id
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from tests.faults import Fault
-from tests.sim.archipelago import Archipelago, SimIsland, memory, simulate
+from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.network import Network, SimPeers, Weather
 from tests.sim.virtual import SimTasks
 
 
-def test_put_delete_and_replace_in_one_transaction() -> None:
-    db = memory("state")
+def test_put_delete_and_replace_in_one_transaction(tmp_path: Path) -> None:
+    db = Database.open(tmp_path, "state")
     conn = db._writer
     ownstore.put(conn, "a/1", b"1")
     ownstore.put(conn, "a/2", b"2")
@@ -38,8 +38,8 @@ def test_put_delete_and_replace_in_one_transaction() -> None:
     db.close()
 
 
-def test_what_was_never_signed_and_is_not_wanted_needs_no_tombstone() -> None:
-    db = memory("state")
+def test_what_was_never_signed_and_is_not_wanted_needs_no_tombstone(tmp_path: Path) -> None:
+    db = Database.open(tmp_path, "state")
     conn = db._writer
     ownstore.put(conn, "a/1", None)
     assert ownstore.pending(conn) == []
@@ -50,8 +50,8 @@ def test_what_was_never_signed_and_is_not_wanted_needs_no_tombstone() -> None:
     db.close()
 
 
-def test_records_have_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    db = memory("state")
+def test_records_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = Database.open(tmp_path, "state")
     monkeypatch.setattr(ownstore, "MAX_KEYS", 3)
     for number in range(3):
         ownstore.put(db._writer, f"a/{number}", b"")
@@ -249,8 +249,8 @@ def test_a_blob_that_is_not_what_its_name_says_is_refused_and_another_holder_tri
     simulate(6, scenario)
 
 
-def test_blob_uses_are_counted() -> None:
-    db = memory("state")
+def test_blob_uses_are_counted(tmp_path: Path) -> None:
+    db = Database.open(tmp_path, "state")
     conn = db._writer
     name = ownstore.put_blob(conn, b"x")
     assert ownstore.put_blob(conn, b"x") == name

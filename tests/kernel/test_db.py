@@ -29,9 +29,8 @@ def every(conn: sqlite3.Connection) -> list[int]:
     return [row[0] for row in conn.execute("SELECT n FROM t ORDER BY n")]
 
 
-@pytest.mark.parametrize("inline", [False, True])
-async def test_a_failing_write_undoes_itself_only(tmp_path: Path, inline: bool) -> None:
-    database = Database.open(tmp_path, "state", inline=inline)
+async def test_a_failing_write_undoes_itself_only(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
     try:
         await database.write(make)
         outcomes = await asyncio.gather(*(database.write(add(n % 50)) for n in range(60)), return_exceptions=True)
@@ -110,9 +109,8 @@ async def test_a_cancelled_caller_keeps_its_lock_until_the_commit(tmp_path: Path
         database.close()
 
 
-@pytest.mark.parametrize("inline", [False, True])
-async def test_what_follows_a_commit_does_not_follow_a_failure(tmp_path: Path, inline: bool) -> None:
-    database = Database.open(tmp_path, "state", inline=inline)
+async def test_what_follows_a_commit_does_not_follow_a_failure(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
     memory: list[int] = []
     try:
         await database.write(make)
@@ -124,9 +122,8 @@ async def test_what_follows_a_commit_does_not_follow_a_failure(tmp_path: Path, i
         database.close()
 
 
-@pytest.mark.parametrize("inline", [False, True])
-async def test_a_fault_in_what_follows_is_the_callers_and_undoes_nothing(tmp_path: Path, inline: bool) -> None:
-    database = Database.open(tmp_path, "state", inline=inline)
+async def test_a_fault_in_what_follows_is_the_callers_and_undoes_nothing(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
 
     def broken(_: int) -> None:
         raise KeyError("bug")

@@ -138,7 +138,9 @@ async def test_the_journal_is_read_and_verified(tmp_path: Path) -> None:
         assert all(row["island"] == "lapalma" and row["at"].endswith("Z") for row in rows)
         assert len(await one.json("journal", "--contains", "found", "--since", "1h")) == 1
         assert (await one.json("journal", "--verify"))["whole"] is True
-        one.node.state._run_inline(lambda conn: conn.execute("UPDATE journal SET who = 'nobody' WHERE seq = 1"))
+        await one.node.state.write(
+            lambda conn: conn.execute("UPDATE journal SET who = 'nobody' WHERE seq = 1").rowcount
+        )
         code, _, err = await one.command("journal", "--verify")
         assert code == 1 and "row 1 was edited" in err
 

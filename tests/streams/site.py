@@ -19,6 +19,7 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.loops import forever
 from island.kernel.ports import SeededRng, SystemClock
+from island.kernel.work import ThreadWorkers
 from island.streams import channel, store
 from island.streams.channel import Channel
 from island.streams.messages import DESCRIBE, Described, DescribeRequest, SourceRecord, Start
@@ -75,12 +76,13 @@ class Running:
 
     def __init__(self, home: Home, peers: MemoryPeers, group: asyncio.TaskGroup, checkpoint: Callable[[str], None]):
         self.home, self.peers, self.group, self.checkpoint = home, peers, group, checkpoint
-        self.state = Database.open(home.path, "state")
+        self.workers = ThreadWorkers()
+        self.state = Database.open(home.path, "state", self.workers)
         self.clock, self.rng = SystemClock(), SeededRng(7)
         self.sources: dict[str, FolderSource] = {}
         self.shelf = Shelf()
         self.records: dict[str, SourceRecord] = {}
-        self.serving = Serving(self.state, self.sources, self.clock)
+        self.serving = Serving(self.state, self.sources, self.clock, self.workers)
         self.serving.register(peers.on_bulk)
         self.tasks: list[asyncio.Task[None]] = []
         self.channel: Channel | None = None
@@ -99,7 +101,14 @@ class Running:
             made = row
             await self.state.write(lambda conn: store.insert_source(conn, made))
         source = FolderSource(
-            row, self.state, self._announce, Decoded(self.clock), self.clock, poll=0.05, poke=lambda: None
+            row,
+            self.state,
+            self._announce,
+            Decoded(self.clock),
+            self.clock,
+            poll=0.05,
+            poke=lambda: None,
+            workers=self.workers,
         )
         self.sources[name] = source
         self.serving.ready.set()
@@ -125,7 +134,7 @@ class Running:
                 attempt, _ = segments.sweep(set())
                 await channel.begin(
                     self.state, self.shelf, segments, attempt, row, described.columns, "user", self.clock,
-                    lambda conn: store.insert_subscription(conn, row),
+                    lambda conn: store.insert_subscription(conn, row), workers=self.workers,
                 )  # fmt: skip
             else:
                 await self.state.write(lambda conn: store.insert_subscription(conn, row))
@@ -140,6 +149,7 @@ class Running:
             window=window,
             clock=self.clock,
             rng=self.rng,
+            workers=self.workers,
             checkpoint=self.checkpoint,
         )
         self.tasks.append(self._loop(self.channel.step))
@@ -151,6 +161,7 @@ class Running:
         if self.tasks:
             await asyncio.wait(self.tasks)
         self.state.close()
+        self.workers.close()
 
 
 @contextlib.asynccontextmanager

@@ -49,11 +49,19 @@ class Scene:
         rng = SeededRng(f"{self.archipelago.seed}/streams/{island.name}/{island.lives}")
         config = Config(island=IslandSection(name=island.name), streams=StreamsSection(poll=0.5, window="64KiB"))
         catalog = Catalog(
-            island.state, island.gossip_db, island.g, island.m, island.trust, clock, rng, home=home, threads=False
+            island.state,
+            island.gossip_db,
+            island.g,
+            island.m,
+            island.trust,
+            clock,
+            rng,
+            home=home,
+            workers=island.workers,
         )
         streams = Streams(
             island.state, island.gossip_db, catalog, island.m, island.g, island.trust, island.peers, config, clock, rng,
-            home=home, checkpoint=lambda step: self._at(island.name, step), threads=False,
+            home=home, checkpoint=lambda step: self._at(island.name, step), workers=island.workers,
         )  # fmt: skip
         await catalog.start(island.tasks)
         await streams.start(island.tasks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,6 @@ def invitations() -> dict[str, Any]:
 
 def journals() -> dict[str, Any]:
     """Rows and their hashes."""
-    state = Database(Path(":memory:"), "state", inline=True)
 
     def fill(conn: sqlite3.Connection) -> list[dict[str, Any]]:
         for n in range(1, 4):
@@ -197,8 +197,10 @@ def journals() -> dict[str, Any]:
             )  # fmt: skip
         return [dict(row) for row in conn.execute("SELECT * FROM journal ORDER BY seq")]
 
-    rows = state._run_inline(fill)
-    state.close()
+    with tempfile.TemporaryDirectory() as folder:
+        state = Database.open(Path(folder), "state")
+        rows = fill(state._writer)
+        state.close()
     return {
         "what": "Rows of a journal; `hash` covers `previous` and the content.",
         "rows": [{**row, "previous": row["previous"].hex(), "hash": row["hash"].hex()} for row in rows],

@@ -19,7 +19,7 @@ ME = Identity.generate(SeededRng("me"))
 
 @pytest.fixture
 def conn(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    Database.open(tmp_path, "state", inline=True).close()
+    Database.open(tmp_path, "state").close()
     connection = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
     connection.row_factory = sqlite3.Row
     yield connection

@@ -43,7 +43,7 @@ class World:
 
     async def settled(self, island: SimIsland) -> None:
         """Wait until every other island holds the newest head of `island`."""
-        tip = island.state._run_inline(journal.tip)
+        tip = island.committed(island.state, journal.tip)
 
         def everywhere() -> bool:
             others = [each for each in self.archipelago.alive() if each is not island]
@@ -54,7 +54,8 @@ class World:
 
     @staticmethod
     def held(keeper: SimIsland, of: SimIsland) -> HeldHead:
-        return keeper.state._run_inline(lambda conn: store.held_heads(conn, of.id)).get(of.id, HeldHead())
+        heads = keeper.committed(keeper.state, lambda conn: store.held_heads(conn, of.id))
+        return heads.get(of.id, HeldHead())
 
     def problems(self, island: SimIsland) -> list[str]:
         return self.heads[island.name].problems(lambda key: key[:8])
@@ -63,14 +64,14 @@ class World:
 _NUMBERS = itertools.count()
 
 
-def act(island: SimIsland, count: int = 1) -> None:
+async def act(island: SimIsland, count: int = 1) -> None:
     """Add rows that no other journal has."""
 
     def write(conn: sqlite3.Connection) -> None:
         for number in itertools.islice(_NUMBERS, count):
             journal.append(conn, at=1.0, who="x@y", act="test", what=str(number), outcome="done", detail={})
 
-    island.state._run_inline(write)
+    await island.state.write(write)
 
 
 async def restored(archipelago: Archipelago, island: SimIsland, copy: sqlite3.Connection) -> None:
@@ -87,12 +88,12 @@ def test_a_restored_backup_is_noticed_by_all_until_it_is_acknowledged(acts_after
         islands = await world.grow(4)
         a = islands[0]
         copy = archipelago.backup(a)
-        act(a, 20)
+        await act(a, 20)
         await world.settled(a)
         assert [world.problems(island) for island in islands] == [[], [], [], []]
 
         await restored(archipelago, a, copy)
-        act(a, acts_afterwards)
+        await act(a, acts_afterwards)
         await archipelago.until(lambda: all(world.problems(island) for island in islands), within=300)
         assert "is not here" in world.problems(a)[0] and "--acknowledge" in world.problems(a)[0]
         assert all("does not continue row" in world.problems(island)[0] for island in islands[1:])
@@ -104,7 +105,7 @@ def test_a_restored_backup_is_noticed_by_all_until_it_is_acknowledged(acts_after
         assert [each.answer for each in await world.heads["i0"].compare()] == ["agrees"] * 3
         with pytest.raises(Conflict):
             await world.heads["i0"].acknowledge("administrator", "again")
-        act(a)
+        await act(a)
         await world.settled(a)
         assert world.held(islands[1], a).head is not None
 
@@ -116,7 +117,7 @@ def test_the_right_file_put_back_ends_the_alarm() -> None:
         world = World(archipelago)
         a, b = await world.grow(2)
         old = archipelago.backup(a)
-        act(a, 5)
+        await act(a, 5)
         await world.settled(a)
         right = archipelago.backup(a)
         await restored(archipelago, a, old)
@@ -132,7 +133,7 @@ def test_a_journal_that_was_changed_by_others_is_reported_by_its_island() -> Non
         world = World(archipelago)
         a, b = await world.grow(2)
         a.state._writer.execute("DELETE FROM journal_seal")
-        act(a)
+        await act(a)
         await archipelago.until(lambda: bool(world.problems(b)), within=300)
         assert "reports that its journal was changed" in world.problems(b)[0]
         assert "while this daemon ran" in world.problems(a)[0]
@@ -147,7 +148,7 @@ def test_heads_are_kept_through_restarts_loss_and_duplication() -> None:
         world = World(archipelago)
         islands = await world.grow(5)
         for island in islands:
-            act(island, 3)
+            await act(island, 3)
             await archipelago.crash(island)
             await archipelago.restart(island, lose_gossip=True)
         for island in islands:
