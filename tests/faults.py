@@ -1,4 +1,4 @@
-"""Faults at a database for tests: a caller that is cancelled during its commit, and an error once or for a while."""
+"""Faults for tests: callers that are cancelled when their write commits, and errors once or for a while."""
 
 from __future__ import annotations
 
@@ -92,3 +92,16 @@ class Fault:
     def mend(self) -> None:
         """It works again."""
         setattr(self._owner, self._what, self._original)
+
+
+class Gone:
+    """The next caller of `write` is cancelled when its write is committed: its client or peer has gone away."""
+
+    def __init__(self, database: Database) -> None:
+        self._database, self._original = database, database.write
+        database.write = self._write  # type: ignore[method-assign]  # a tap between service and disk
+
+    async def _write(self, function: Callable[[sqlite3.Connection], T], **more: Any) -> T:
+        self._database.write = self._original  # type: ignore[method-assign]  # once
+        await self._original(function, **more)
+        raise asyncio.CancelledError

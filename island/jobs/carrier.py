@@ -191,6 +191,7 @@ class Carrier:
                 raise Ended("dead", "its row is gone")
             run.stop, run.notes, run.log = run.stop or live.run.stop, live.run.notes, live.run.log
             live.run, live.cancel_sent, live.next_remote = run, False, run.hidden
+            live.current, live.adopted, live.last_number = None, False, -1
             live.take_up(statements)
         if run.step == "accepted" and live.placed:
             live.placed = False

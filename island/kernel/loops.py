@@ -25,6 +25,9 @@ log = structlog.get_logger("island")
 EXPECTED: tuple[type[Exception], ...] = (IslandError, OSError, TimeoutError, sqlite3.OperationalError)
 """What the outside world may do to a loop: peers, disks, networks."""
 
+DISK_FAILED: Final = "disk_failed"
+"""The code of an `IslandError` that tells of a disk of this island."""
+
 ENDED: Final = object()
 """What a step returns that has nothing more to do, ever."""
 
@@ -48,7 +51,8 @@ def is_database(error: BaseException) -> bool:
 
 def is_transient(error: BaseException) -> bool:
     """Whether an error is of this machine's disk or memory, so that the same may succeed later."""
-    return is_database(error) or isinstance(error, OSError)
+    told = isinstance(error, IslandError) and error.code == DISK_FAILED
+    return told or is_database(error) or isinstance(error, OSError)
 
 
 class LoopFaults:
@@ -104,21 +108,25 @@ async def forever(
     faults = faults or LoopFaults()
     failures = 0
     while True:
+        wait, ended = pause, False
+        # A step may be meant to last for days: one that has not failed for a while works again.
+        works = asyncio.get_running_loop().call_later(cap, faults.over, name)
         try:
-            if await step() is ENDED:
-                faults.over(name)
-                return
+            ended = await step() is ENDED
         except Exception as error:  # noqa: BLE001 - the loop must go on, whatever it is; `met` tells of it
             failures += 1
             wait = backoff(failures, rng, base=base, cap=cap)
             faults.met(name, error)
             log.warning("loop.retry", loop=name, error=str(error), failures=failures, wait_s=round(wait, 2))
-            await asyncio.sleep(wait)
         else:
             failures = 0
             faults.over(name)
-            # A step that returns at once must still let the others run.
-            await asyncio.sleep(pause)
+        finally:
+            works.cancel()
+        if ended:
+            return
+        # A step that returns at once must still let the others run.
+        await asyncio.sleep(wait)
 
 
 class Tasks:
@@ -143,11 +151,21 @@ class Tasks:
 
     def loop(self, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a coroutine from which no exception may escape: one that does ends the daemon."""
-        return self._group.create_task(coroutine, name=name)
+        try:
+            return self._group.create_task(coroutine, name=name)
+        except RuntimeError:  # the daemon is stopping
+            coroutine.close()
+            raise
 
     def spawn(self, name: str, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
         """Start a piece of work whose failure concerns only itself; it is logged."""
-        task = self._group.create_task(_guarded(name, coroutine), name=name)
+        guarded = _guarded(name, coroutine)
+        try:
+            task = self._group.create_task(guarded, name=name)
+        except RuntimeError:  # the daemon is stopping
+            guarded.close()
+            coroutine.close()
+            raise
         # One that is cancelled before its first step would leave the coroutine unstarted and complained about.
         task.add_done_callback(lambda _: coroutine.close())
         return task

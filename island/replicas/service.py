@@ -122,6 +122,8 @@ class Replicas:
         self._fetching: dict[tuple[IslandId, str, str], asyncio.Lock] = {}
         self._tasks: Tasks | None = None
         self._faults: list[tuple[IslandId, str]] = []
+        self._untold: dict[tuple[IslandId, str], None] = {}
+        """Datasets of which the own log may say something else than what is held: told again by the next write-back."""
         self._stopping = asyncio.Event()
 
     async def start(self, tasks: Tasks) -> None:
@@ -497,6 +499,7 @@ class Replicas:
         if held.users or held.kept_until > self._clock.wall():
             raise Conflict(f"{resolved.dataset} is being read", hint="Close the sessions that use it, or wait a day.")
         freed = held.bytes_local
+        self._untold[held.owner, held.name] = None
         await self.held.drop(held)
         await self._on_dropped(held)
         return freed
@@ -585,9 +588,14 @@ class Replicas:
         return ReplicaRecord(held=tuple(told[:16])) if told else None
 
     async def _announce(self, held: HeldSnapshot) -> None:
-        key, record = record_key(held.owner, held.name), self._record(held.owner, held.name)
+        self._untold[held.owner, held.name] = None
+        await self._tell(held.owner, held.name)
+
+    async def _tell(self, owner: IslandId, name: str) -> None:
+        key, record = record_key(owner, name), self._record(owner, name)
 
         def told(_: None) -> None:
+            self._untold.pop((owner, name), None)
             self._gossip.poke()
 
         if record:
@@ -631,6 +639,8 @@ class Replicas:
     async def _write_back(self) -> None:
         await self.held.flush()
         await self._manifests.keep_all()
+        for owner, name in list(self._untold):
+            await self._tell(owner, name)
         faults, self._faults = self._faults, []
         if faults:
             now = self._clock.wall()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from island.errors import IslandError
+from island.jobs import runs
 from island.jobs.store import Job
 from island.kernel.db import Database
-from tests.faults import Fault
+from tests.faults import Fault, Gone
 from tests.jobs.world import OPEN, PlayedEngine, World
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 
@@ -140,3 +142,69 @@ def test_a_statement_that_the_disk_did_not_take_is_sent_again() -> None:
         assert engine.ran == ["it"]
 
     simulate(6, scenario)
+
+
+def test_a_late_wish_does_not_undo_the_end_of_a_run() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home, there, engine, job = await _open(a)
+        (live,) = world.jobs["there"].executor._carrier.live.values()
+        alive = replace(live.run)
+        engine.start_anew("two")
+        await world.ended(home, job)
+        await there.state.write(lambda conn: runs.save(conn, alive))
+        (stored,) = await world.jobs["there"].executor.newest(10)
+        assert (stored.step, stored.state) == ("ended", "dead")
+
+    simulate(10, scenario)
+
+
+def test_a_session_whose_client_goes_away_while_it_is_accepted_is_started() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), PlayedEngine()
+        home = await world.island("home", engine=engine)
+        Gone(home.state)
+        with pytest.raises(asyncio.CancelledError):
+            await world.open(home)
+        await a.until(lambda: len(engine.alive()) == 1, within=10)
+
+    simulate(7, scenario)
+
+
+def test_what_a_client_asked_for_before_it_went_away_happens_at_once() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home, _there, engine, job = await _open(a)
+        jobs = world.jobs["home"]
+        Gone(home.state)
+        with pytest.raises(asyncio.CancelledError):
+            await jobs.post(job, "sleep", None)
+        await a.until(lambda: engine.ran == ["sleep"], within=5)
+        Gone(home.state)
+        with pytest.raises(asyncio.CancelledError):
+            await jobs.cancel_statement(job, 0)
+        assert (await jobs.finished_statement(job, 0, 5))[0].state == "cancelled"
+        Gone(home.state)
+        with pytest.raises(asyncio.CancelledError):
+            await jobs.end(job, deleted=False)
+        await a.until(lambda: not engine.alive(), within=10)
+
+    simulate(8, scenario)
+
+
+def test_a_commit_and_a_statement_count_although_their_home_goes_away() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), PlayedEngine()
+        home = await world.island("home")
+        there = await world.island("there", engine=engine, jobs=OPEN)
+        await world.linked()
+        Gone(there.state)  # the first write there is that of the commit
+        job = await world.open(home)
+        await a.until(lambda: len(engine.created) == 1, within=10)  # home itself asks again after 15 s only
+        await world.settled(home, job)
+        Gone(there.state)
+        assert (await world.run(home, job, "first")).state == "available"
+        (live,) = world.jobs["there"].executor._carrier.live.values()
+        assert (live.last_number, live.next_remote) == (0, 1)
+        assert (await world.run(home, job, "second")).state == "available"
+        assert engine.ran == ["first", "second"]
+
+    simulate(9, scenario)

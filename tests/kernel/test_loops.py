@@ -80,6 +80,31 @@ async def test_what_nobody_foresaw_is_logged_whole_once_counted_and_a_problem_un
     assert faults.problems() == []
 
 
+async def test_a_step_that_goes_on_after_a_failure_works_again() -> None:
+    calls = 0
+
+    async def step() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyError("bug")
+        await asyncio.Event().wait()
+
+    class Watched(LoopFaults):
+        def over(self, name: str) -> None:
+            super().over(name)
+            if not self.problems():
+                works.set()
+
+    works, faults = asyncio.Event(), Watched()
+    task = asyncio.get_running_loop().create_task(
+        forever(step, name="t", rng=SeededRng(1), base=0.001, cap=0.001, faults=faults)
+    )
+    await asyncio.wait_for(works.wait(), 10)
+    task.cancel()
+    assert calls == 2
+
+
 @pytest.mark.parametrize(
     ("error", "shown"),
     [

@@ -22,6 +22,7 @@ from island.trust import core, journal
 from island.trust.keys import Identity
 from island.trust.messages import Genesis
 from island.trust.service import Trust
+from tests.faults import cancelled_while_committing
 
 
 class Wall(SystemClock):
@@ -79,6 +80,18 @@ async def test_the_first_invitation_founds_and_the_chain_grows(islands: list[Isl
     assert c.trust.chain is not None
     assert a.trust.check_chain(c.trust.chain) == a.trust.check_chain(c.trust.chain) == c.identity.id
     assert core.verify_chain(a.trust.network, c.trust.chain).depth == 2
+
+
+async def test_who_founds_or_joins_and_goes_away_belongs_to_the_network_all_the_same(islands: list[Island]) -> None:
+    a, b, _ = islands
+    await cancelled_while_committing(a.state, lambda: a.trust.invite(["127.0.0.1:1"]))
+    assert a.trust.network is not None
+    word = await a.trust.invite(["127.0.0.1:1"])
+    invitation = b.trust.parse_invitation(word)
+    chain = await a.trust.redeem(invitation.secret, b.identity.id, b.name)
+    await cancelled_while_committing(b.state, lambda: b.trust.adopt(core.network_id(invitation.genesis), chain))
+    assert b.trust.network == a.trust.network
+    assert await b.trust.invite(["127.0.0.1:2"])
 
 
 async def test_the_recovery_key_is_the_one_in_the_genesis(islands: list[Island]) -> None:
