@@ -360,12 +360,12 @@ class Membership:
             self._learn(origin, records.get(origin, self._record(origin) if origin == self.me else None), 0.0)
             if self._known[origin].since == 0.0:
                 self._known[origin].since = self._clock.wall()
-        await self._remember()
         self._wake.set()
-        self._renew()
+        self._renew()  # at once: what an island is called must not differ from what names resolve to
         if self._servers_touched:
             self._servers_touched = False
             self.changed.touch()
+        await self._remember()
 
     async def _remember(self) -> None:
         """Keep every name that is claimed for the first time."""
@@ -381,6 +381,7 @@ class Membership:
         def remembered(_: None) -> None:
             for island, name in claims:
                 self._former[name] = self._former.get(name, frozenset()) | {island}
+            self._renew()
 
         await self._state.write(lambda conn: store.remember_names(conn, claims, wall, core.NAMES_KEPT), then=remembered)
 
