@@ -21,7 +21,10 @@ def journal(
     contains: Annotated[str, typer.Option(help="Only rows that contain this text.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="The newest so many rows.")] = 1000,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check that no row was edited, removed or inserted.")
+        bool,
+        typer.Option(
+            "--verify", help="Check that no row was edited, removed or inserted, and ask linked islands what they hold."
+        ),
     ] = False,
     acknowledge: Annotated[
         str,
