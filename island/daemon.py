@@ -18,8 +18,9 @@ import structlog
 
 import island
 from island.catalog.service import Catalog
-from island.config import Config
+from island.config import Config, size_in_bytes
 from island.errors import EngineFailed, IslandError
+from island.formats.limits import ReadLimits
 from island.gossip.service import Gossip
 from island.home import Home, read_secret
 from island.jobs.engine import LivyEngine
@@ -28,6 +29,7 @@ from island.jobs.service import Jobs
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
+from island.kernel.processes import CHILDREN, ProcessPool
 from island.livy.client import LivyClient
 from island.membership.service import Membership
 from island.net import gateway
@@ -36,6 +38,7 @@ from island.net.api import jobs as jobs_api
 from island.net.api.server import UserServer, build
 from island.net.peers import PeerSessions
 from island.replicas.service import Replicas
+from island.streams import source as streams_source
 from island.streams.service import Streams
 from island.trust.keys import Identity
 from island.trust.service import Trust
@@ -45,6 +48,10 @@ log = structlog.get_logger("island")
 
 STOP_SECONDS = 15.0
 """How long an orderly stop may take before what is left is cut off."""
+
+
+MIN_MEMORY = 256 * 1024 * 1024
+"""Bytes that a process which reads files has at least: it needs a third of them before it reads anything."""
 
 
 class Stopped(Exception):
@@ -74,8 +81,21 @@ class Daemon:
         )
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
         self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
+        # Publishing and conversions take long; they never take the processes that streams need.
+        self.publishers = self._pool("publishing", CHILDREN)
+        self.readers = self._pool("streams", streams_source.CHILDREN)
+        limits = ReadLimits(rows=config.decoding.rows, cpu_seconds=float(config.decoding.seconds))
         self.catalog = Catalog(
-            self.state, self.gossip_db, self.gossip, self.membership, self.trust, clock, rng, home=home.path
+            self.state,
+            self.gossip_db,
+            self.gossip,
+            self.membership,
+            self.trust,
+            clock,
+            rng,
+            home=home.path,
+            processes=self.publishers,
+            limits=limits,
         )
         self.replicas = Replicas(
             self.chunks,
@@ -89,6 +109,8 @@ class Daemon:
             rng,
             home=home.path,
             state=self.state,
+            processes=self.publishers,
+            limits=limits,
         )
         self.engine = EngineProcess(home.path, config, rng)
         self._livy: LivyClient | None = None
@@ -118,8 +140,18 @@ class Daemon:
             clock,
             rng,
             home=home.path,
+            processes=self.readers,
+            limits=limits,
         )
         self.server = UserServer(build(Tokens.load(home.path), self._routes(), lambda: self.ready), config.listen.user)
+
+    def _pool(self, name: str, size: int) -> ProcessPool:
+        hint = (
+            "If you trust the file, raise `memory` or `seconds` under [decoding] in island.toml and start the island"
+            " again; else leave it out."
+        )
+        memory = max(MIN_MEMORY, size_in_bytes(self.config.decoding.memory))
+        return ProcessPool(name, memory_bytes=memory, hint=hint, size=size)
 
     def _livy_now(self) -> LivyClient:
         """The client of the Livy that runs this island's jobs; raises `EngineFailed` while there is none."""
@@ -205,6 +237,8 @@ class Daemon:
             ("trust", self.trust.stop),
             ("trust", self.trust.stop),
             ("replicas", self.replicas.stop),
+            ("publishers", self.publishers.close),
+            ("readers", self.readers.close),
         ):
             try:
                 async with asyncio.timeout(STOP_SECONDS):

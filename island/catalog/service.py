@@ -40,6 +40,7 @@ from island.catalog.searching import Search
 from island.catalog.snapshots import Load, Manifest, live_pages
 from island.catalog.store import Entry, Replica
 from island.errors import Changed, Corrupt, IslandError, NotFound
+from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.gossip.service import Change, Gossip
 from island.kernel import codec
 from island.kernel.codec import Malformed
@@ -47,6 +48,7 @@ from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId, check_hash, check_name, is_name, parse_island_id
 from island.kernel.loops import Tasks, backoff, forever
 from island.kernel.ports import Clock, Rng, Signal, Topic
+from island.kernel.processes import Processes
 from island.kernel.telemetry import counter, gauge
 from island.membership.service import Membership
 from island.trust import journal
@@ -122,7 +124,11 @@ class Catalog:
         *,
         home: Path,
         threads: bool = True,
+        processes: Processes | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ) -> None:
+        """Files that others made are read in `processes`; None reads them in this process, as tests on files of
+        their own do."""
         self._state, self._db, self._gossip = state, db, gossip
         self._membership, self._trust, self._clock, self._rng = membership, trust, clock, rng
         self.me: IslandId = trust.me
@@ -132,7 +138,7 @@ class Catalog:
         """Set by the composition root: what `show` asks about replicas."""
         self._run: Run = in_thread if threads else in_place
         self._pages = PageStore(state, home / "manifests")
-        self._publisher = Publisher(self._pages, home, rng, self._run)
+        self._publisher = Publisher(self._pages, home, rng, self._run, processes, limits)
         self._searching = Search(db, membership, home / "search", self._run)
         self._names: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._open: weakref.WeakSet[Prepared] = weakref.WeakSet()

@@ -144,6 +144,8 @@ def _decompress(codec: str, raw: bytes) -> bytes:
             return _unsnap(raw)
         with pa.CompressedInputStream(pa.BufferReader(raw), "zstd") as stream:
             return _whole(stream.read(MAX_BLOCK + 1), True)
+    except MemoryError:
+        raise
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, pa.ArrowException) as error:
         raise _Broken(f"it does not decompress: {error}") from error
 

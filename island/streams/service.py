@@ -16,6 +16,7 @@ import structlog
 from island.catalog.service import Catalog
 from island.config import Config, size_in_bytes
 from island.errors import Ambiguous, BadInput, Conflict, Denied, Full, IslandError, NotFound, PeerRefused, Unreachable
+from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.formats.predicate import Predicate
 from island.gossip.service import Gossip
 from island.kernel import ids
@@ -24,6 +25,7 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.loops import Tasks
 from island.kernel.ports import BulkHandler, BulkStream, Clock, Peers, Rng
+from island.kernel.processes import InPlaceProcesses, Processes
 from island.membership.service import Membership
 from island.streams import channel as channels
 from island.streams import store, tables
@@ -87,7 +89,12 @@ class Streams:
         home: Path,
         checkpoint: channels.Checkpoint = lambda _: None,
         threads: bool = True,
+        processes: Processes | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ) -> None:
+        """Files of sources are read in `processes`; None reads them in this process, as tests on files of their own
+        do."""
+        self._processes, self._limits = processes or InPlaceProcesses(), limits
         self._run: Run = in_thread if threads else in_place
         self._state, self._gossip_db, self._catalog, self._membership = state, gossip_db, catalog, membership
         self._gossip, self._trust, self._peers, self._clock, self._rng = gossip, trust, peers, clock, rng
@@ -239,6 +246,8 @@ class Streams:
             poll=self._poll,
             poke=self._gossip.poke,
             run=self._run,
+            processes=self._processes,
+            limits=self._limits,
         )
         self._sources[row.name] = source
         self._running[f"source/{row.name}"] = _Running(self._started.loop(f"streams.source.{row.name}", source.run()))

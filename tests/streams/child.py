@@ -21,9 +21,11 @@ from island.kernel import telemetry
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
 from island.kernel.ports import SystemClock, SystemRng
+from island.kernel.processes import ProcessPool
 from island.membership.service import Membership
 from island.net.peers import PeerSessions
 from island.streams.service import Streams
+from island.streams.source import CHILDREN
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from island.trust.users import Principal
@@ -49,8 +51,11 @@ async def live(options: argparse.Namespace) -> None:
     )  # fmt: skip
     gossip = Gossip(state, gossip_db, trust, peers, clock, rng)
     membership = Membership(state, gossip_db, gossip, trust, peers, clock, rng)
-    catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home)
-    streams = Streams(state, gossip_db, catalog, membership, gossip, trust, peers, config, clock, rng, home=home)
+    pool = ProcessPool("streams", memory_bytes=2**30, hint="", size=CHILDREN)
+    catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home, processes=pool)
+    streams = Streams(
+        state, gossip_db, catalog, membership, gossip, trust, peers, config, clock, rng, home=home, processes=pool
+    )
     async with asyncio.TaskGroup() as group:
         tasks = Tasks(group)
         for service in (trust, gossip, membership, catalog, peers, streams):

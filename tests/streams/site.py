@@ -18,6 +18,7 @@ from island.kernel.codec import decode, encode
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.ports import SeededRng, SystemClock
+from island.kernel.processes import InPlaceProcesses
 from island.streams import channel, store
 from island.streams.channel import Channel
 from island.streams.messages import DESCRIBE, Described, DescribeRequest, SourceRecord, Start
@@ -94,7 +95,14 @@ class Running:
             made = row
             await self.state.write(lambda conn: store.insert_source(conn, made))
         source = FolderSource(
-            row, self.state, self._announce, Decoded(self.clock), self.clock, poll=0.05, poke=lambda: None
+            row,
+            self.state,
+            self._announce,
+            Decoded(self.clock),
+            self.clock,
+            poll=0.05,
+            poke=lambda: None,
+            processes=InPlaceProcesses(),
         )
         self.sources[name] = source
         self.serving.ready.set()
