@@ -6,7 +6,7 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ TEXTS = {
     "fields": [{"name": "words", "type": {"type": "array", "items": "string"}}],
 }
 NAMES = {"type": "record", "name": "row", "fields": [{"name": "m", "type": {"type": "map", "values": "boolean"}}]}
+
+
+MIB = 2**20
 
 
 def avro(path: Path, schema: Any, blocks: Iterable[tuple[int, bytes]], codec: str = "deflate") -> Path:
@@ -68,12 +71,9 @@ def string(data: bytes) -> bytes:
     return long(len(data)) + data
 
 
-MIB = 2**20
-
-
-def many_rows(path: Path, codec: str = "deflate", blocks: int = 2) -> Path:
-    """Blocks of 200 MiB of zeros, each a record: hours of work in some hundred kB."""
-    return avro(path, ONE_LONG, [(200 * MIB, bytes(200 * MIB))] * blocks, codec)
+def many_rows(path: Path, codec: str = "deflate", blocks: int = 8) -> Path:
+    """Blocks of 50 MiB of zeros, each a record: many minutes of work in some hundred kB."""
+    return avro(path, ONE_LONG, [(50 * MIB, bytes(50 * MIB))] * blocks, codec)
 
 
 def long_array(path: Path, codec: str = "deflate") -> Path:
@@ -84,8 +84,9 @@ def long_array(path: Path, codec: str = "deflate") -> Path:
 
 def wide_map(path: Path) -> Path:
     """One record with a map of millions of keys."""
-    keys = b"".join(string(b"%07d" % number) + b"\x01" for number in range(10_000_000))
-    return avro(path, NAMES, [(1, long(10_000_000) + keys + long(0))])
+    count = 3_000_000
+    keys = b"".join(b"\x0e%07d\x01" % number for number in range(count))
+    return avro(path, NAMES, [(1, long(count) + keys + long(0))], "zstandard")
 
 
 def no_bytes(path: Path) -> Path:
@@ -121,49 +122,29 @@ def recursive_schema(path: Path) -> Path:
     return avro(path, schema, [(1, b"\x02" * 50_000_000 + b"\x00")])
 
 
-def rle_rows(path: Path, rows: int = 3_000_000_000) -> Path:
-    """Row groups of one repeated value: billions of rows in a few kB."""
+def rle_rows(path: Path, rows: int = 60_000_000) -> Path:
+    """One repeated value: millions of rows in some hundred bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    column = pa.array([7], pa.int64()).take(pa.nulls(0, pa.int64()))
-    del column
-    part = pa.table({"n": pa.chunked_array([pa.repeat(pa.scalar(7, pa.int64()), 10_000_000)])})
-    with pq.ParquetWriter(path, part.schema, compression="zstd", use_dictionary=True) as writer:
-        for _ in range(rows // part.num_rows):
-            writer.write_table(part, row_group_size=part.num_rows)
+    column = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), rows), pa.array([7], pa.int64()))
+    pq.write_table(pa.table({"n": column}), path, compression="zstd", row_group_size=rows, store_schema=False)
     return path
 
 
 def repeated_text(path: Path) -> Path:
-    """A dictionary with one string of 16 MiB that each of a million rows names."""
+    """A dictionary with one string of 16 MiB that each of a thousand rows names."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    column = pa.DictionaryArray.from_arrays(
-        pa.array(bytes(4_000_000), pa.uint8()).cast(pa.int32()) if False else pa.repeat(pa.scalar(0, pa.int32()), MIB),
-        pa.array(["x" * (16 * MIB)]),
+    column = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), 1000), pa.array(["x" * (16 * MIB)]))
+    pq.write_table(
+        pa.table({"text": column}), path, compression="zstd", dictionary_pagesize_limit=64 * MIB, store_schema=False
     )
-    with pq.ParquetWriter(
-        path, pa.schema([("text", column.type)]), compression="zstd", dictionary_pagesize_limit=64 * MIB
-    ) as writer:
-        writer.write_table(pa.table({"text": column}))
     return path
 
 
 def long_list(path: Path) -> Path:
-    """One row with a list of 300 million equal numbers."""
+    """One row with a list of 50 million equal numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = pa.repeat(pa.scalar(7, pa.int64()), 300_000_000)
-    column = pa.ListArray.from_arrays(pa.array([0, 300_000_000], pa.int32()), values)
-    pq.write_table(pa.table({"numbers": column}), path, compression="zstd")
+    count = 50_000_000
+    values = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), count), pa.array([7], pa.int64()))
+    column = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), values)
+    pq.write_table(pa.table({"numbers": column}), path, compression="zstd", store_schema=False)
     return path
-
-
-def many_row_groups(path: Path) -> Path:
-    """A footer of many row groups of many columns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = pa.table({f"column_{number:04d}": pa.array([number], pa.int16()) for number in range(200)})
-    with pq.ParquetWriter(path, part.schema, compression="none", write_statistics=False) as writer:
-        for _ in range(400):
-            writer.write_table(part)
-    return path
-
-
-Maker = Callable[[Path], Path]
