@@ -77,7 +77,7 @@ def to_parquet_in_steps(
 
     Raises Full where the disk is full.
     """
-    told = 0
+    told = -TOLD_BYTES
 
     def tell(done: int, total: int, what: str) -> None:
         nonlocal told

@@ -16,6 +16,7 @@ from island.gossip.service import Gossip
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
 from island.kernel.ports import SeededRng, SystemClock
+from island.kernel.processes import Processes
 from island.membership.service import Membership
 from island.trust.core import network_id
 from island.trust.keys import Identity
@@ -42,7 +43,8 @@ class Island:
 class Islands:
     """Starts islands of one network; each ends with its context."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, processes: Processes | None = None) -> None:
+        self.processes = processes
         self.folder = folder
         self.network = Network(1, Weather(delay=(0.0, 0.002)), record=False)
         self.founder: Trust | None = None
@@ -63,7 +65,7 @@ class Islands:
         peers = SimPeers(self.network, trust.me, sim_tasks)
         gossip = Gossip(state, gossip_db, trust, peers, clock, rng)
         membership = Membership(state, gossip_db, gossip, trust, peers, clock, rng)
-        catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home)
+        catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home, processes=self.processes)
         try:
             async with _tasks() as tasks:
                 await gossip.start(tasks)
