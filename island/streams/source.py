@@ -121,11 +121,12 @@ class FolderSource:
         self._known: dict[str, core.Stat] | None = None
         self._resting: dict[str, core.Resting] = {}
         self._announced: bytes | None = None
+        self._listing = 0.0
+        """Seconds that the last listing of the folder took."""
 
     async def run(self) -> None:
         """Look for ever. What the disk does is told in `problem` and tried again at the next look."""
         while True:
-            began = self._clock.monotonic()
             outside = ""
             try:
                 await self.look()
@@ -138,14 +139,15 @@ class FolderSource:
                 log.warning("source.not_announced", source=self.name, error=str(error))
             self.looked.touch()
             # A folder that takes long to list is not listed all the time.
-            took = self._clock.monotonic() - began
-            await self.wake.wait(max(self._poll, 5 * took))
+            await self.wake.wait(max(self._poll, 5 * self._listing))
 
     async def look(self) -> None:
         """One look: journal what is complete, forget what vanished."""
         if self._known is None:
             self._known = await self._state.read(lambda conn: store.names(conn, self.name))
+        began = self._clock.monotonic()
         found = await self._run(folder.listing, self.root)
+        self._listing = self._clock.monotonic() - began
         plan = core.look(
             found,
             self._known,

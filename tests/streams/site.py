@@ -18,7 +18,7 @@ from island.kernel.codec import decode, encode
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.ports import SeededRng, SystemClock
-from island.kernel.processes import InPlaceProcesses
+from island.kernel.processes import InPlaceProcesses, Processes
 from island.streams import channel, store
 from island.streams.channel import Channel
 from island.streams.messages import DESCRIBE, Described, DescribeRequest, SourceRecord, Start
@@ -78,6 +78,7 @@ class Running:
         self.clock, self.rng = SystemClock(), SeededRng(7)
         self.sources: dict[str, FolderSource] = {}
         self.shelf = Shelf()
+        self.processes: Processes = InPlaceProcesses()
         self.records: dict[str, SourceRecord] = {}
         self.serving = Serving(self.state, self.sources, self.clock)
         self.serving.register(peers.on_bulk)
@@ -102,7 +103,7 @@ class Running:
             self.clock,
             poll=0.05,
             poke=lambda: None,
-            processes=InPlaceProcesses(),
+            processes=self.processes,
         )
         self.sources[name] = source
         self.serving.ready.set()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import TypeVar, TypeVarTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +14,40 @@ import pytest
 
 from island.errors import OverLimit
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
-from island.kernel.processes import ProcessPool
-from island.streams import folder, tables
+from island.kernel.ports import SystemClock
+from island.kernel.processes import DEFAULT_LIMITS as DEFAULT
+from island.kernel.processes import Emit, InPlaceProcesses, Limits, ProcessPool
+from island.streams import folder, store, tables
 from tests.formats import bombs
+from tests.streams.memory import Wire
+from tests.streams.site import ALPHA, Home, running, write
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class SlowClock(SystemClock):
+    """A clock that says that reading a file took `late` seconds."""
+
+    late = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.late
+
+
+class SlowProcesses(InPlaceProcesses):
+    """Reads in place, and makes the clock say that each call took long."""
+
+    def __init__(self, clock: SlowClock) -> None:
+        self._clock = clock
+
+    async def stream(
+        self, function: Callable[[Emit[T], *Ts], None], /, *args: *Ts, limits: Limits = DEFAULT
+    ) -> AsyncGenerator[T, None]:
+        async for item in super().stream(function, *args, limits=limits):
+            yield item
+        self._clock.late += 3600.0
+
 
 ROWS = 3_000_000
 
@@ -61,3 +94,18 @@ async def test_what_was_read_before_a_bomb_is_kept(tmp_path: Path, pool: Process
     assert [(await anext(items)).path, (await anext(items)).path] == ["0.avro", "1.avro"]
     with pytest.raises(OverLimit, match=r"bomb\.avro .* 400 MiB of memory"):
         await anext(items)
+
+
+async def test_reading_for_long_does_not_put_off_the_next_look(tmp_path: Path) -> None:
+    home = Home(tmp_path / "alpha")
+    async with running(home, Wire(), ALPHA) as alpha, asyncio.timeout(120):
+        clock = SlowClock()
+        alpha.clock, alpha.processes = clock, SlowProcesses(clock)
+        write(home, "one", 0, 10)
+        source = await alpha.watch()
+        for name, files in (("two", 1), ("three", 2)):
+            while len(await alpha.state.read(lambda conn: store.names(conn, "alerts"))) < files:
+                await source.looked.after(source.looked.version)
+            write(home, name, files * 100, 10)
+        while len(await alpha.state.read(lambda conn: store.names(conn, "alerts"))) < 3:
+            await source.looked.after(source.looked.version)
