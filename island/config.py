@@ -151,6 +151,25 @@ class StreamsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "8MiB"
 
 
+class DecodingSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What reading one Parquet or Avro file may take. A file that needs more is refused, and nothing else suffers."""
+
+    memory: Annotated[
+        str,
+        Meta(
+            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
+            description="Memory of a process that reads files, as 512MiB or 2GiB; at least 256MiB. At most five such processes run.",
+        ),
+    ] = "1GiB"
+    seconds: Annotated[
+        Positive,
+        Meta(
+            description="Seconds of processor time for one file, to which one more is added for each MiB of its size."
+        ),
+    ] = 60
+    rows: Annotated[Positive, Meta(description="Maximum number of rows in one file.")] = 1_000_000_000
+
+
 class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the daemon logs to stderr."""
 
@@ -169,6 +188,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jobs: JobsSection = JobsSection()
     replicas: ReplicasSection = ReplicasSection()
     streams: StreamsSection = StreamsSection()
+    decoding: DecodingSection = DecodingSection()
     log: LogSection = LogSection()
 
 
@@ -179,6 +199,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "jobs": JobsSection,
     "replicas": ReplicasSection,
     "streams": StreamsSection,
+    "decoding": DecodingSection,
     "log": LogSection,
 }
 

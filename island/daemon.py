@@ -19,8 +19,9 @@ import structlog
 
 import island
 from island.catalog.service import Catalog
-from island.config import Config
+from island.config import Config, size_in_bytes
 from island.errors import EngineFailed, IslandError
+from island.formats.limits import ReadLimits
 from island.gossip.service import Gossip
 from island.home import Home
 from island.jobs.engine import LivyEngine
@@ -30,6 +31,7 @@ from island.kernel import descriptors
 from island.kernel.db import Database
 from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
+from island.kernel.processes import CHILDREN, ProcessPool
 from island.kernel.work import ThreadWorkers
 from island.livy.client import LivyClient
 from island.membership.service import Membership
@@ -41,6 +43,7 @@ from island.net.limits import HttpLimits, Limits
 from island.net.peers import PeerSessions
 from island.private_files import close_umask, create_private, make_private, secret_text
 from island.replicas.service import Replicas
+from island.streams import source as streams_source
 from island.streams.service import Streams
 from island.trust.heads import JournalHeads
 from island.trust.keys import Identity
@@ -51,6 +54,10 @@ log = structlog.get_logger("island")
 
 STOP_SECONDS = 15.0
 """How long an orderly stop may take before what is left is cut off."""
+
+
+MIN_MEMORY = 256 * 1024 * 1024
+"""Bytes that a process which reads files has at least: it needs a third of them before it reads anything."""
 
 
 class Stopped(Exception):
@@ -65,7 +72,10 @@ class Daemon:
         self.ready = False
         self.started = clock.wall()
         self.faults = LoopFaults()
-        self.workers = ThreadWorkers()
+        # Publishing and conversions take long; they never take the processes that streams need.
+        self.publishing = self._pool("publishing", CHILDREN)
+        self.streaming = self._pool("streams", streams_source.CHILDREN)
+        self.workers = ThreadWorkers(self.publishing, self.streaming)
         self.state = Database.open(home.path, "state", self.workers)
         self.gossip_db = Database.open(home.path, "gossip", self.workers)
         self.chunks = Database.open(home.path, "chunks", self.workers)
@@ -85,6 +95,7 @@ class Daemon:
         self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
         self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
+        limits = ReadLimits(rows=config.decoding.rows, cpu_seconds=float(config.decoding.seconds))
         self.catalog = Catalog(
             self.state,
             self.gossip_db,
@@ -95,6 +106,7 @@ class Daemon:
             rng,
             home=home.path,
             workers=self.workers,
+            limits=limits,
         )
         self.replicas = Replicas(
             self.chunks,
@@ -109,6 +121,7 @@ class Daemon:
             home=home.path,
             state=self.state,
             workers=self.workers,
+            limits=limits,
         )
         self.engine = EngineProcess(home.path, config, rng)
         self._livy: LivyClient | None = None
@@ -139,9 +152,18 @@ class Daemon:
             rng,
             home=home.path,
             workers=self.workers,
+            limits=limits,
         )
         application = build(Tokens.load(home.path), self._routes(), lambda: self.ready, config.listen.allowed_hosts)
         self.server = UserServer(application, config.listen.user, HttpLimits(connections=files.user))
+
+    def _pool(self, name: str, size: int) -> ProcessPool:
+        hint = (
+            "If you trust the file, raise `memory` or `seconds` under [decoding] in island.toml and start the island"
+            " again; else leave it out."
+        )
+        memory = max(MIN_MEMORY, size_in_bytes(self.config.decoding.memory))
+        return ProcessPool(name, memory_bytes=memory, hint=hint, size=size)
 
     def _livy_now(self) -> LivyClient:
         """The client of the Livy that runs this island's jobs; raises `EngineFailed` while there is none."""
@@ -237,6 +259,8 @@ class Daemon:
             ("heads", self.heads.stop),
             ("peers", self.peers.stop),
             ("replicas", self.replicas.stop),
+            ("publishing", self.publishing.close),
+            ("streaming", self.streaming.close),
         ):
             try:
                 async with asyncio.timeout(STOP_SECONDS):

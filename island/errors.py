@@ -46,6 +46,12 @@ class BadInput(IslandError):
     blame, code, status = "caller", "bad_input", 400
 
 
+class OverLimit(BadInput):
+    """A file takes more memory, processor time or rows to read than this island allows for one file."""
+
+    code, status = "over_limit", 413
+
+
 class NotFound(IslandError):
     """The thing that was named does not exist, or is not visible to the caller."""
 
@@ -128,3 +134,9 @@ class Unsupported(IslandError):
     """Valid input that this version cannot handle (a type, a kind); never called corrupt."""
 
     blame, code, status = "caller", "unsupported", 400
+
+
+def known_error(name: str) -> type[IslandError] | None:
+    """The class of this module that has a name; None where there is none."""
+    found = globals().get(name)
+    return found if isinstance(found, type) and issubclass(found, IslandError) else None

@@ -6,13 +6,13 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from island.catalog import manifest
 from island.catalog.manifest import FileEntry, FileHasher, Sink
 from island.catalog.ports import Progress
 from island.errors import BadInput, Changed, Corrupt
 from island.formats import files, footer, hats
+from island.formats.limits import ReadLimits
 from island.kernel.codec import Malformed
 
 _READ_AHEAD = 1024 * 1024
@@ -113,17 +113,17 @@ def _look(base: Path, name: str, secrets: set[tuple[int, int]]) -> Found:
 
 
 def hash_file(
-    base: Path, found: Found, *, form: str, role: str, rows: int, sink: Sink, progress: Progress
+    base: Path, found: Found, hard: list[int], *, form: str, role: str, rows: int, sink: Sink, progress: Progress
 ) -> FileEntry:
     """Read one file to its end in bounded memory and hash its chunks; their pages go to `sink`.
+
+    `hard` are the borders that `hard_borders` found.
 
     Raises `Changed` if it is not, at the end, the file that was found.
     """
     full = base / found.path
     hasher = FileHasher(sink)
     with files.open_binary(full) as plain:
-        hard = _hard_borders(full, plain, found, form)
-        plain.seek(0)
         done = told = 0
         for end in manifest.borders(found.size, hard):
             try:
@@ -145,11 +145,17 @@ def hash_file(
     return hasher.finish(found.path, form=form, role=role, rows=rows)
 
 
-def _hard_borders(full: Path, plain: BinaryIO, found: Found, form: str) -> list[int]:
-    if form != "parquet" and files.format_by_name(found.path) != "parquet":
-        return []
+def has_hard_borders(found: Found, form: str) -> bool:
+    """Whether a file of this format or name may have borders that chunks must respect."""
+    return form == "parquet" or files.format_by_name(found.path) == "parquet"
+
+
+def hard_borders(full: Path, form: str, limits: ReadLimits) -> list[int]:
+    """The borders of the parts of a Parquet file; none in a broken one that is not data (`form` is empty)."""
+    limits.begin(full)
     try:
-        return footer.borders(plain)
+        with files.open_binary(full) as plain:
+            return footer.borders(plain)
     except Corrupt:
         if form:
             raise

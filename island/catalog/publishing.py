@@ -12,9 +12,12 @@ import asyncio
 import datetime
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
+
+import msgspec
 
 import island
 from island.catalog import core, folder
@@ -25,9 +28,11 @@ from island.catalog.pages import Pack, PackWriter, PageStore
 from island.catalog.ports import Progress
 from island.catalog.snapshots import Manifest
 from island.errors import BadInput
-from island.formats.describe import DataFile, DatasetDescription, describe
+from island.formats.describe import DataFile, DatasetDescription, describe, describe_in_steps
+from island.formats.limits import ReadLimits
 from island.kernel import codec
 from island.kernel.ports import Rng
+from island.kernel.processes import ProcessDied, Processes
 from island.kernel.work import Workers, ended, to_the_end
 
 T = TypeVar("T")
@@ -96,7 +101,8 @@ class _Facts:
 class Publisher:
     """Prepares snapshots of one island."""
 
-    def __init__(self, pages: PageStore, home: Path, rng: Rng, workers: Workers) -> None:
+    def __init__(self, pages: PageStore, home: Path, rng: Rng, workers: Workers, limits: ReadLimits) -> None:
+        self._limits = limits
         self._pages = pages
         self._home = home
         self._rng = rng
@@ -107,12 +113,18 @@ class Publisher:
     ) -> Prepared:
         """Read what is new at `path`, once, and lay out its manifest. Raises as `formats.describe` does."""
         listing = await to_the_end(self._workers.disk(folder.survey, path, self._home))
+        # What this island wrote itself is decoded here, without waiting for a process: subscriptions' datasets
+        # grow by a file at every commit.
+        own = path.is_relative_to(self._home / "streams")
+        processes = None if own else self._workers.publishing
         words = _merged_words(words, previous)
         usable = previous if previous is not None and _is_comparable(previous, listing, words) else None
         known = await _known_pages(usable) if usable else set[str]()
         writer = self._pages.writer(self._rng.bytes(16).hex(), known)
         try:
-            return await _Preparation(listing, name, words, usable, writer, progress, self._workers).run()
+            return await _Preparation(
+                listing, name, words, usable, writer, progress, self._workers, processes, self._limits
+            ).run()
         except BaseException:
             writer.abandon()
             raise
@@ -130,7 +142,10 @@ class _Preparation:
         writer: PackWriter,
         progress: Progress,
         workers: Workers,
+        processes: Processes | None,
+        limits: ReadLimits,
     ) -> None:
+        self.processes, self.limits = processes, limits
         self.listing = listing
         self.name = name
         self.words = words
@@ -214,21 +229,34 @@ class _Preparation:
 
     async def _decode(self, path: Path, prefix: str = "") -> DatasetDescription:
         start = self.done
-        ra, dec = self.words.ra or None, self.words.dec or None
-
-        def work(tell: Progress) -> DatasetDescription:
-            return describe(path, ra=ra, dec=dec, progress=tell)
 
         def told(done: int, total: int, what: str) -> None:
             # A whole folder is decoded even where a part of it was known: the bar counts what is new.
             share = done if not total or prefix else int(done * self.total / 2 / total)
             self._tell(start + share, f"reading {prefix or what}")
 
-        description = await _watched(self.workers, work, told)
+        description = await self._describe_path(path, told)
         for file in description.files:
             self.described[prefix or file.path] = file
         self.done = start + (description.bytes if prefix else self.total // 2)
         return description
+
+    async def _describe_path(self, path: Path, told: Progress) -> DatasetDescription:
+        ra, dec = self.words.ra or None, self.words.dec or None
+        if self.processes is None:
+            return await _watched(
+                self.workers, lambda tell: describe(path, ra=ra, dec=dec, progress=tell, limits=self.limits), told
+            )
+        found: list[DataFile] = []
+        async with aclosing(self.processes.stream(describe_in_steps, path, ra, dec, self.limits)) as steps:
+            async for step in steps:
+                if step.progress is not None:
+                    told(*step.progress)
+                elif step.file is not None:
+                    found.append(step.file)
+                elif step.dataset is not None:
+                    return msgspec.structs.replace(step.dataset, files=tuple(found))
+        raise ProcessDied(f"the process that read {path} ended without an answer", hint="Publish it again.")
 
     async def _describe_changes(self, previous: Previous) -> _Facts:
         """The facts of a plain folder of which some files are as they were."""
@@ -272,15 +300,24 @@ class _Preparation:
         form = data.format if data is not None and data.format != "other" and role == "data" else ""
         rows = data.rows if data is not None and role == "data" else 0
         start = self.done
+        hard = await self._hard_borders(found, form)
 
         def work(tell: Progress) -> FileEntry:
             return folder.hash_file(
-                self.listing.base, found, form=form, role=role, rows=rows, sink=self.writer.add, progress=tell
+                self.listing.base, found, hard, form=form, role=role, rows=rows, sink=self.writer.add, progress=tell
             )
 
         entry = await _watched(self.workers, work, lambda done, _, what: self._tell(start + done, f"hashing {what}"))
         self.done = start + found.size
         return entry, file_stats(data) if data is not None and role == "data" else FileStats()
+
+    async def _hard_borders(self, found: Found, form: str) -> list[int]:
+        if not folder.has_hard_borders(found, form):
+            return []
+        full = self.listing.base / found.path
+        if self.processes is None:
+            return await to_the_end(self.workers.cpu(folder.hard_borders, full, form, self.limits))
+        return await self.processes.run(folder.hard_borders, full, form, self.limits)
 
     def _tell(self, done: int, what: str) -> None:
         self.progress(min(done, self.total), self.total, what)

@@ -39,6 +39,7 @@ from island.catalog.searching import Search
 from island.catalog.snapshots import Load, Manifest, live_pages
 from island.catalog.store import Entry, Replica
 from island.errors import Changed, Corrupt, IslandError, NotFound
+from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.gossip.service import Change, Gossip
 from island.kernel import codec
 from island.kernel.codec import Malformed
@@ -122,6 +123,7 @@ class Catalog:
         *,
         home: Path,
         workers: Workers,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ) -> None:
         self._state, self._db, self._gossip = state, db, gossip
         self._membership, self._trust, self._clock, self._rng = membership, trust, clock, rng
@@ -131,7 +133,7 @@ class Catalog:
         self.replication: Replication | None = None
         """Set by the composition root: what `show` asks about replicas."""
         self._pages = PageStore(state, home / "manifests", workers)
-        self._publisher = Publisher(self._pages, home, rng, workers)
+        self._publisher = Publisher(self._pages, home, rng, workers, limits)
         self._searching = Search(db, membership, home / "search", workers)
         self._names: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._open: weakref.WeakSet[Prepared] = weakref.WeakSet()

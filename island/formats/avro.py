@@ -10,16 +10,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from island.errors import BadInput
+from island.errors import BadInput, Full
 from island.formats import container
 from island.formats.avro_types import Decoder
 from island.formats.columns import Progress
+from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.formats.rows import open_table, write_parquet
 from island.formats.schemas import difference, fit
+from island.kernel.processes import Emit
 
-__all__ = ["schema_of", "to_parquet"]
+__all__ = ["schema_of", "staging_of", "to_parquet", "to_parquet_in_steps"]
 
 PART_BYTES = 128 * 1024 * 1024
+TOLD_BYTES = 1024 * 1024
 
 
 def schema_of(path: Path) -> Any:
@@ -28,7 +31,12 @@ def schema_of(path: Path) -> Any:
 
 
 def to_parquet(
-    sources: Sequence[Path], target: Path, progress: Progress | None = None, *, part_bytes: int = PART_BYTES
+    sources: Sequence[Path],
+    target: Path,
+    progress: Progress | None = None,
+    *,
+    part_bytes: int = PART_BYTES,
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> list[Path]:
     """Write the records of Avro files of one schema as Parquet that Spark 3.5 reads, in order.
 
@@ -40,13 +48,13 @@ def to_parquet(
     if not sources:
         raise BadInput("there are no Avro files to convert", hint="Name at least one.")
     schema = Decoder(schema_of(sources[0]), name=str(sources[0])).schema
-    stream = _all_batches(sources, schema, progress)
+    stream = _all_batches(sources, schema, progress, limits)
     if target.suffix == ".parquet":
         write_parquet(stream, target, schema=schema)
         return [target]
     if target.exists():
         raise BadInput(f"{target} exists already", hint="Name a folder that does not exist.")
-    staging = target.with_name(f".{target.name}.tmp")
+    staging = staging_of(target)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
@@ -55,6 +63,32 @@ def to_parquet(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return [target / name for name in names]
+
+
+def staging_of(target: Path) -> Path:
+    """The folder in which `to_parquet` gathers the files of a folder that is not complete yet."""
+    return target.with_name(f".{target.name}.tmp")
+
+
+def to_parquet_in_steps(
+    emit: Emit[tuple[int, int, str]], sources: list[Path], target: Path, limits: ReadLimits
+) -> None:
+    """`to_parquet` for a child process: emits its progress, at most once for each `TOLD_BYTES`.
+
+    Raises Full where the disk is full.
+    """
+    told = -TOLD_BYTES
+
+    def tell(done: int, total: int, what: str) -> None:
+        nonlocal told
+        if done - told >= TOLD_BYTES or done == total:
+            told = done
+            emit((done, total, what))
+
+    try:
+        to_parquet(sources, target, tell, limits=limits)
+    except OSError as error:
+        raise Full(f"{target} cannot be written: {error.strerror or error}", hint="Check the disk.") from error
 
 
 def _write_parts(stream: Iterator[Any], folder: Path, schema: Any, part_bytes: int) -> list[str]:
@@ -75,11 +109,11 @@ def _write_parts(stream: Iterator[Any], folder: Path, schema: Any, part_bytes: i
     return names
 
 
-def _all_batches(sources: Sequence[Path], schema: Any, progress: Progress | None) -> Iterator[Any]:
+def _all_batches(sources: Sequence[Path], schema: Any, progress: Progress | None, limits: ReadLimits) -> Iterator[Any]:
     total = sum(path.stat().st_size for path in sources)
     before = 0
     for path in sources:
-        own, stream = open_table(path)
+        own, stream = open_table(path, limits=limits)
         what = difference(schema, own)
         if what:
             raise BadInput(

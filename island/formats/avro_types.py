@@ -137,7 +137,6 @@ class Decoder:
             LookupError,
             TypeError,
             OverflowError,
-            MemoryError,
             SchemaResolutionError,
         ) as error:
             raise Corrupt(
@@ -155,6 +154,8 @@ class Decoder:
         """Decoded records as one Arrow batch of `schema`."""
         try:
             array = pa.array(records, type=self._shape.type)
+        except MemoryError:
+            raise
         except (pa.ArrowException, OverflowError, ValueError, TypeError) as error:
             raise Corrupt(f"{self._name} holds a value that does not fit its type: {error}") from error
         batch = pa.RecordBatch.from_arrays(array.flatten(), schema=pa.schema(list(self._shape.type)))

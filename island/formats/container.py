@@ -27,6 +27,7 @@ MAX_HEADER = 16 * 1024 * 1024
 MAX_BLOCK = 256 * 1024 * 1024
 CODECS = ("null", "deflate", "snappy", "zstandard", "bzip2", "xz")
 _SYNC_SIZE = 16
+_PIECE = 4 * 1024 * 1024
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -143,7 +144,13 @@ def _decompress(codec: str, raw: bytes) -> bytes:
         if codec == "snappy":
             return _unsnap(raw)
         with pa.CompressedInputStream(pa.BufferReader(raw), "zstd") as stream:
-            return _whole(stream.read(MAX_BLOCK + 1), True)
+            # In pieces: room for the whole of what is asked for is taken at once.
+            plain = bytearray()
+            while len(plain) <= MAX_BLOCK and (piece := stream.read(_PIECE)):
+                plain += piece
+            return _whole(bytes(plain), True)
+    except MemoryError:
+        raise
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, pa.ArrowException) as error:
         raise _Broken(f"it does not decompress: {error}") from error
 

@@ -6,7 +6,7 @@ about rows, ranges, sky and time comes from the rows and not from what headers c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,10 @@ from island.formats import files, hats, parquet, rows
 from island.formats.columns import Column, Position, Progress, TimeColumn, find_position, find_time, of_schema
 from island.formats.coverage import FINE_ORDER, Bitmap, SkyTally, moc_ascii, moc_flags
 from island.formats.hats import Layout, Part, Role
+from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.formats.schemas import difference
 from island.formats.stats import ColumnStats, DatasetStats, FileStats, stat_names
+from island.kernel.processes import Emit
 
 Format = Literal["parquet", "avro", "hats"]
 
@@ -115,6 +117,7 @@ def describe(
     progress: Progress | None = None,
     previous: DatasetDescription | None = None,
     unchanged: Collection[str] = (),
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> DatasetDescription:
     """Decode a file or folder whole and tell what it holds.
 
@@ -123,14 +126,34 @@ def describe(
     are not read again. Raises as `detect`
     does, and: Corrupt with file, row group and column or block offset; Unsupported for a type or
     codec; BadInput for files of differing schema or for named columns that are not there; Changed
-    where a file changes meanwhile.
+    where a file changes meanwhile; OverLimit where one has more rows than `limits` allow.
     """
     if (ra is None) != (dec is None):
         raise BadInput("ra and dec are named together or not at all", hint="Give both --ra and --dec.")
-    run = _Description(_survey(path), ra, dec, progress)
+    found: list[DataFile] = []
+    run = _Description(_survey(path), ra, dec, found.append, progress, limits)
     if previous is not None:
         run.remember(previous, frozenset(unchanged))
-    return run.run()
+    return msgspec.structs.replace(run.run(), files=tuple(found))
+
+
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing of a description that a child process makes: how far it is, a file, or, last, the dataset without
+    its files."""
+
+    progress: tuple[int, int, str] | None = None
+    file: DataFile | None = None
+    dataset: DatasetDescription | None = None
+
+
+def describe_in_steps(emit: Emit[Step], path: Path, ra: str | None, dec: str | None, limits: ReadLimits) -> None:
+    """`describe` for a child process: tells of each file when it is decoded and keeps nothing of it."""
+
+    def tell(done: int, total: int, name: str) -> None:
+        emit(Step(progress=(done, total, name)))
+
+    run = _Description(_survey(path), ra, dec, lambda file: emit(Step(file=file)), tell, limits)
+    emit(Step(dataset=run.run()))
 
 
 class _Survey(msgspec.Struct, frozen=True):
@@ -184,8 +207,16 @@ class _Group:
 class _Description:
     """One run of `describe`."""
 
-    def __init__(self, survey: _Survey, ra: str | None, dec: str | None, progress: Progress | None) -> None:
-        self.survey = survey
+    def __init__(
+        self,
+        survey: _Survey,
+        ra: str | None,
+        dec: str | None,
+        deliver: Callable[[DataFile], None],
+        progress: Progress | None,
+        limits: ReadLimits,
+    ) -> None:
+        self.survey, self.limits, self.deliver = survey, limits, deliver
         self.named = (ra, dec)
         self.progress = progress
         self.warnings: list[str] = []
@@ -203,10 +234,11 @@ class _Description:
         self.known = {file.path: file for file in previous.files if file.role == "data" and file.path in unchanged}
 
     def run(self) -> DatasetDescription:
-        described = []
+        """Read every file and hand over what it holds; returns the dataset without its files."""
         for relative in self.survey.published:
-            described.append(self._file(relative))
-            self.done += described[-1].bytes
+            file = self._file(relative)
+            self.deliver(file)
+            self.done += file.bytes
             self._tell(0, relative)
         main = self._main_group()
         if self.reused and self.previous is not None:
@@ -215,9 +247,9 @@ class _Description:
         located = main.stats.position is not None or self._fill_from_partitions(main)
         return DatasetDescription(
             format=self.survey.format,
-            files=tuple(described),
+            files=(),
             rows=main.rows,
-            bytes=sum(file.bytes for file in described),
+            bytes=self.done,
             columns=main.columns,
             coverage=main.stats.sky.bitmap() if located else None,
             moc=moc_ascii(main.stats.sky.flags) if located else None,
@@ -316,15 +348,18 @@ class _Description:
     def _open(self, path: Path) -> tuple[Any, Iterator[tuple[Any, int]], dict[str, str]]:
         """(schema, batches, columns that cannot be decoded) of one file; those columns are not in the batches."""
         if self.survey.format == "avro":
-            return *rows.open_table(path), {}
+            return *rows.open_table(path, limits=self.limits), {}
+        self.limits.begin(path)
         file = parquet.open_file(path)
+        self.limits.check_rows(file.metadata.num_rows, path)
         lacking = parquet.undecodable(file)
         schema = file.schema_arrow
         left = [name for name in schema.names if name not in lacking]
         if lacking and not left:
             reasons = ", ".join(sorted(set(lacking.values())))
             raise Unsupported(f"{path}: no column can be decoded ({reasons})", hint="Write it with zstd or snappy.")
-        return schema, parquet.batches(file, path, left if lacking else None), lacking
+        stream = parquet.batches(file, path, left if lacking else None)
+        return schema, self.limits.watched(stream, path), lacking
 
     # --- groups of files with one schema ---
 
@@ -471,6 +506,7 @@ class _Description:
         if not path.is_file():
             return
         try:
+            self.limits.begin(path)
             said = parquet.open_file(path).metadata.num_rows
         except IslandError as error:
             self.problems.append(error.message)

@@ -83,6 +83,8 @@ def classify(path: Path, part: str, error: Exception) -> IslandError:
 
 
 def _raise(path: Path, part: str, error: Exception) -> NoReturn:
+    if isinstance(error, MemoryError):  # of Arrow or of Python; the limit is not the file's fault
+        raise error
     # Errors of the operating system carry a number, those of the format do not.
     if isinstance(error, OSError) and error.errno is not None:
         raise BadInput(f"{path} cannot be read: {error.strerror}", hint="Check permissions and disk.") from error
@@ -141,6 +143,8 @@ def _row_group(file: Any, path: Path, group: int, columns: Sequence[str] | None,
 
 def _raise_located(file: Any, path: Path, group: int, columns: Sequence[str] | None, error: Exception) -> NoReturn:
     """Raise with the first column of the row group that cannot be read alone."""
+    if isinstance(error, MemoryError):
+        raise error
     for name in file.schema_arrow.names if columns is None else columns:
         try:
             for _ in file.iter_batches(batch_size=1024, row_groups=[group], columns=[name], use_threads=False):

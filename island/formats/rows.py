@@ -17,6 +17,7 @@ from island.errors import BadInput, Corrupt, Full, PeerMisbehaved, Unsupported
 from island.formats import avro_types, parquet
 from island.formats.columns import project_schema
 from island.formats.files import sniff
+from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 
 MAX_BATCH_ROWS = 65_536
 # Encoded Avro; as Python objects on the way it is some ten times as much.
@@ -26,20 +27,27 @@ _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
 
 
 def open_table(
-    path: Path, columns: Sequence[str] | None = None, batch_rows: int = MAX_BATCH_ROWS
+    path: Path,
+    columns: Sequence[str] | None = None,
+    batch_rows: int = MAX_BATCH_ROWS,
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> tuple[Any, Iterator[tuple[Any, int]]]:
     """(Arrow schema, iterator of (record batch, bytes of the file read so far)) of one file.
 
     `columns` are names or dotted paths of record fields; the order is the file's. Every page or
-    block is checked as it is read. Raises BadInput, Corrupt or Unsupported.
+    block is checked as it is read. Raises BadInput, Corrupt or Unsupported, and OverLimit for more rows
+    than `limits` allow.
     """
+    limits.begin(path)
     rows = max(1, min(batch_rows, MAX_BATCH_ROWS))
     if sniff(path) == "avro":
-        return avro_types.open_batches(path, columns, rows, MAX_AVRO_BATCH_BYTES)
+        schema, stream = avro_types.open_batches(path, columns, rows, MAX_AVRO_BATCH_BYTES)
+        return schema, limits.watched(stream, path)
     file = parquet.open_file(path)
+    limits.check_rows(file.metadata.num_rows, path)
     schema = file.schema_arrow
     wanted = schema if columns is None else project_schema(schema, columns)
-    return wanted, parquet.batches(file, path, columns, rows)
+    return wanted, limits.watched(parquet.batches(file, path, columns, rows), path)
 
 
 def arrow_schema(path: Path) -> Any:
@@ -60,6 +68,8 @@ def check_text(batch: Any, path: Path) -> None:
     for name, array in zip(batch.schema.names, batch.columns, strict=True):
         try:
             array.validate(full=True)
+        except MemoryError:
+            raise
         except (pa.ArrowException, ValueError) as error:
             raise Corrupt(
                 f"{path}: column {name} holds values that its type does not allow: {error}",

@@ -2,8 +2,10 @@
 
 `Workers` is a port. `ThreadWorkers` runs the work in bounded pools of threads, one for each
 purpose, so that work that waits for one thing (a name server that does not answer) cannot
-hold up work that waits for another (the disk). The simulator implements the same port with
-events in virtual time. Nothing else in the program starts a thread or uses an executor.
+hold up work that waits for another (the disk). Work that holds the GIL, or that decodes files
+that others made, runs in child processes (`kernel.processes`), which are pools by purpose too.
+The simulator implements the same port with events in virtual time. Nothing else in the program
+starts a thread or uses an executor.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar, TypeVarTuple
+
+from island.kernel.processes import Processes
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -47,6 +51,11 @@ class Workers(Protocol):
     Cancelling the future prevents a start; what has begun goes on to its end (see `to_the_end`).
     """
 
+    publishing: Processes | None
+    """Child processes for work that takes long: describing and converting files. None: this process does it."""
+    streaming: Processes | None
+    """Child processes for the files of sources, so that they never wait for `publishing`; None as above."""
+
     def disk(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         """Reads, writes and lists files."""
 
@@ -64,9 +73,13 @@ class Workers(Protocol):
 
 
 class ThreadWorkers:
-    """`Workers` with threads of this process. Threads are started when there is work for them."""
+    """`Workers` with threads of this process, started when there is work for them, and given child processes.
 
-    def __init__(self) -> None:
+    Whoever gives child processes closes them.
+    """
+
+    def __init__(self, publishing: Processes | None = None, streaming: Processes | None = None) -> None:
+        self.publishing, self.streaming = publishing, streaming
         self._disk = _Pool("disk", DISK_THREADS)
         self._cpu = _Pool("cpu", CPU_THREADS)
         self._blocking = _Pool("blocking", BLOCKING_THREADS)

@@ -13,13 +13,17 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 from island.catalog.ports import Progress
 from island.errors import Unsupported
+from island.formats.avro import staging_of, to_parquet_in_steps
+from island.formats.limits import ReadLimits
+from island.kernel.processes import InPlaceProcesses
 from island.kernel.work import Workers
 from island.replicas.chunks import explained
-from island.replicas.convert import convert
 
 _PLAIN = re.compile(r"/[^{}\[\]*?\\%:]*/[^._{}\[\]*?\\%:/][^{}\[\]*?\\%:/]*\Z")
 """Absolute paths that no reader takes for a pattern, an escape or something hidden."""
@@ -28,8 +32,9 @@ _PLAIN = re.compile(r"/[^{}\[\]*?\\%:]*/[^._{}\[\]*?\\%:/][^{}\[\]*?\\%:/]*\Z")
 class Views:
     """The folders HOME/views and HOME/converted."""
 
-    def __init__(self, home: Path, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, home: Path, workers: Workers, limits: ReadLimits) -> None:
+        self._workers, self._limits = workers, limits
+        self._processes = workers.publishing or InPlaceProcesses()
         self._links, self._converted = home / "views", home / "converted"
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -51,8 +56,18 @@ class Views:
         target = self._converted / snapshot
         if not target.is_dir():
             self._converted.mkdir(exist_ok=True)
-            await convert(files, target, progress)
+            try:
+                await self._write(files, target, progress)
+            finally:  # of a process that was ended, the unfinished folder is left
+                await self._workers.disk(partial(shutil.rmtree, staging_of(target), ignore_errors=True))
         return target
+
+    async def _write(self, files: Sequence[Path], target: Path, progress: Progress) -> None:
+        """Avro as Parquet in a child process: it takes minutes of one core, and the files may be others'."""
+        steps = self._processes.stream(to_parquet_in_steps, list(files), target, self._limits)
+        async with aclosing(steps) as told:
+            async for step in told:
+                progress(*step)
 
     def _link(self, snapshot: str, files: Sequence[Path]) -> Path:
         folder = self._links / snapshot

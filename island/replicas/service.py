@@ -25,6 +25,7 @@ from island.catalog.snapshots import Manifest
 from island.catalog.views import view_name
 from island.config import Config, size_in_bytes
 from island.errors import BadInput, Changed, Conflict, IslandError, NotFound
+from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.gossip.service import Gossip
 from island.kernel import codec
 from island.kernel.db import Database
@@ -83,7 +84,9 @@ class Replicas:
         state: Database,
         patience: Patience | None = None,
         workers: Workers,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ) -> None:
+        """Avro is converted in `processes`; None converts it in this process, as tests on files of their own do."""
         self._db, self._state = chunks, state
         self._catalog, self._gossip, self._membership, self._trust = catalog, gossip, membership, trust
         self._clock, self._rng = clock, rng
@@ -107,7 +110,7 @@ class Replicas:
             patience=patience or Patience(),
         )
         self._server = Server(self.held, peers, self._open_for_peer, membership.display)
-        self._views = Views(home, workers)
+        self._views = Views(home, workers, limits)
         self._manifests = Manifests(
             chunks,
             self.held,

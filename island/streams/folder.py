@@ -1,16 +1,26 @@
-"""A watched folder on disk: what is in it, and one file read whole. Blocking; called in threads."""
+"""A watched folder on disk: what is in it, and its files read whole or by portions.
+
+Blocking. Folders are listed in threads; files, which others made, are read in child processes.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import blake3
+import msgspec
 
-from island.errors import BadInput, Changed
+from island.errors import BadInput, Changed, Corrupt, OverLimit, Unsupported
 from island.formats import files
+from island.formats.limits import ReadLimits
+from island.kernel import processes
+from island.kernel.loops import EXPECTED
+from island.kernel.processes import Emit
 from island.streams import tables
 from island.streams.core import Stat
 
@@ -18,23 +28,53 @@ MAX_FILES = 200_000
 KEEP_BYTES = 16 * 1024 * 1024
 """A file whose decoded rows take no more than this is kept decoded for those who read along."""
 
+PORTION_BYTES = 8 * 1024 * 1024
+"""Rows of larger files are read in portions of about this many bytes."""
+
+MAX_PAUSED = 4
 _HASH_BLOCK = 1024 * 1024
 
 
-@dataclass(slots=True)
-class Reading:
-    """One complete file: its content's hash, its rows counted, and the rows themselves where they are few."""
+class Wanted(msgspec.Struct, frozen=True):
+    """A file to be read, and the stat that it must keep."""
+
+    path: str
+    stat: Stat
+
+
+class Reading(msgspec.Struct, frozen=True, tag="read"):
+    """One complete file: its content's hash, its rows counted, and the rows themselves where they are few.
+
+    `columns` is its schema as bytes; `payload` (see `tables.from_child`) is empty where the rows were not `kept`.
+    """
 
     path: str
     stat: Stat
     hash: str
     format: str
-    schema: Any
-    rows: int
+    columns: bytes
+    rows: int = 0
     note: str = ""
     problem: str = ""
-    batches: list[Any] = field(default_factory=list)
-    kept: bool = True
+    kept: bool = False
+    payload: bytes = b""
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """One file that could not be read. `why`: it `changed` meanwhile, is `foreign` (no data by name nor by content),
+    is `broken`, is over a `limit`, or met a `bug`, of which `detail` is the traceback."""
+
+    path: str
+    why: Literal["changed", "foreign", "broken", "limit", "bug"]
+    problem: str = ""
+    detail: str = ""
+
+
+class Portion(msgspec.Struct, frozen=True):
+    """Some rows of a file (see `tables.from_child`), and whether they are its last."""
+
+    payload: bytes
+    ended: bool
 
 
 def stat_of(path: Path) -> Stat | None:
@@ -101,43 +141,117 @@ def digest(path: Path) -> str:
     with files.open_binary(path) as file:
         while block := file.read(_HASH_BLOCK):
             hasher.update(block)
+            processes.alive()
     return hasher.hexdigest()
 
 
-def read(root: Path, path: str, stat: Stat, schema: Any | None) -> Reading:
+def read_all(
+    emit: Emit[Reading | Refused], root: Path, wanted: list[Wanted], columns: bytes, limits: ReadLimits
+) -> None:
+    """Hash and decode files to their ends, in the columns of a schema (the first file's where there is none).
+
+    Each file is emitted in order, as what was read or as why it was refused. Raises OSError where the disk fails.
+    """
+    schema = tables.schema_from_bytes(columns) if columns else None
+    for file in wanted:
+        try:
+            reading = read(root, file, schema, limits)
+        except Changed:
+            emit(Refused(file.path, "changed"))
+        except (Corrupt, Unsupported, BadInput) as error:
+            # A README beside the data is not a problem.
+            foreign = isinstance(error, Unsupported) and not is_known_name(file.path)
+            why = "foreign" if foreign else "limit" if isinstance(error, OverLimit) else "broken"
+            emit(Refused(file.path, why, error.message))  # type: ignore[arg-type]  # mypy takes it for a plain str
+        except EXPECTED:
+            raise
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one odd file must not keep the others; the parent logs it whole
+            text = f"{file.path} could not be read: {type(error).__name__}"
+            emit(Refused(file.path, "bug", text, traceback.format_exc()[-4000:]))
+        else:
+            if schema is None and not reading.problem:
+                schema = tables.schema_from_bytes(reading.columns)
+            emit(reading)
+
+
+def read(root: Path, file: Wanted, schema: Any | None, limits: ReadLimits) -> Reading:
     """Hash and decode one file to its end, in the columns of `schema` (its own where that is None).
 
     Raises Corrupt, Unsupported or BadInput where it cannot be decoded, `Changed` where it changed
     meanwhile. An incompatible schema is no exception: it is the reading's `problem`.
     """
-    full = root / path
+    full = root / file.path
+    limits.begin(full)
     hashed = digest(full)
-    table = tables.open_table(full)
+    table = tables.open_table(full, limits)
     target = table.schema if schema is None else schema
-    tables.schema_to_bytes(target)
-    reading = Reading(path, stat, hashed, table.format, target, 0)
+    # The columns of a source were checked when they were new.
+    columns = tables.schema_to_bytes(target) if schema is None else b""
+    reading = Reading(file.path, file.stat, hashed, table.format, columns)
     try:
-        reading.note = tables.check_fits(table.schema, target, path)
+        note = tables.check_fits(table.schema, target, file.path)
+        rows, batches = _count(table, target, file.path)
     except tables.Incompatible as error:
-        reading.problem = error.message
-        return reading
-    _count(reading, table)
-    if stat_of(full) != stat:
-        raise Changed(f"{path} changed while it was read")
-    return reading
+        return msgspec.structs.replace(reading, problem=error.message)
+    if stat_of(full) != file.stat:
+        raise Changed(f"{file.path} changed while it was read")
+    payload = b"" if batches is None else tables.to_parent(batches, target)
+    return msgspec.structs.replace(reading, note=note, rows=rows, kept=batches is not None, payload=payload)
 
 
-def _count(reading: Reading, table: tables.Table) -> None:
-    size = 0
+def _count(table: tables.Table, schema: Any, path: str) -> tuple[int, list[Any] | None]:
+    """The number of rows, and the rows where they take no more than KEEP_BYTES. Raises `Incompatible`."""
+    rows = size = 0
+    batches: list[Any] | None = []
     for batch in table.batches:
-        reading.rows += batch.num_rows
-        try:
-            fitted = tables.fit(batch, reading.schema, reading.path)
-        except tables.Incompatible as error:
-            reading.problem, reading.batches, reading.kept, reading.rows = error.message, [], False, 0
-            return
+        rows += batch.num_rows
+        fitted = tables.fit(batch, schema, path)
         size += fitted.nbytes
         if size > KEEP_BYTES:
-            reading.kept, reading.batches = False, []
-        if reading.kept:
-            reading.batches.append(fitted)
+            batches = None
+        if batches is not None:
+            batches.append(fitted)
+    return rows, batches
+
+
+_paused: OrderedDict[tuple[str, Stat, bytes, int], Iterator[Any]] = OrderedDict()
+"""Files of which a portion was read here, by where each stands: the next portion needs no reading from the start."""
+
+
+def read_portion(root: Path, file: Wanted, columns: bytes, first: int, limits: ReadLimits) -> Portion:
+    """The rows of a file from row `first` on, about `PORTION_BYTES` of them.
+
+    Raises Corrupt, Unsupported or BadInput where they cannot be decoded any more.
+    """
+    full, schema = root / file.path, tables.schema_from_bytes(columns)
+    limits.begin(full)
+    at = (str(full), file.stat, columns)
+    pieces = _paused.pop((*at, first), None) or _pieces(full, file.path, schema, first, limits)
+    found: list[Any] = []
+    size, ended = 0, False
+    while size < PORTION_BYTES and not ended:
+        piece = next(pieces, None)
+        if piece is None:
+            ended = True
+        else:
+            found.append(piece)
+            size += piece.nbytes
+    if not ended:
+        _paused[(*at, first + sum(piece.num_rows for piece in found))] = pieces
+        if len(_paused) > MAX_PAUSED:
+            _paused.popitem(last=False)
+    return Portion(tables.to_parent(found, schema), ended)
+
+
+def _pieces(full: Path, path: str, schema: Any, first: int, limits: ReadLimits) -> Iterator[Any]:
+    """The rows from `first` on, in pieces that are not too large to travel."""
+    start = 0
+    for batch in tables.open_table(full, limits).batches:
+        skip = max(0, first - start)
+        start += batch.num_rows
+        if skip < batch.num_rows:
+            fitted = tables.fit(batch.slice(skip), schema, path)
+            for _, piece in tables.slices(fitted, tables.BATCH_BYTES):
+                yield piece

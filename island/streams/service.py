@@ -16,6 +16,7 @@ import structlog
 from island.catalog.service import Catalog
 from island.config import Config, size_in_bytes
 from island.errors import Ambiguous, BadInput, Conflict, Denied, Full, IslandError, NotFound, PeerRefused, Unreachable
+from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.formats.predicate import Predicate
 from island.gossip.service import Gossip
 from island.kernel import ids
@@ -24,6 +25,7 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.loops import Tasks
 from island.kernel.ports import BulkHandler, BulkStream, Clock, Peers, Rng
+from island.kernel.processes import InPlaceProcesses
 from island.kernel.work import Workers
 from island.membership.service import Membership
 from island.streams import channel as channels
@@ -87,8 +89,10 @@ class Streams:
         home: Path,
         checkpoint: channels.Checkpoint = lambda _: None,
         workers: Workers,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ) -> None:
-        self._workers = workers
+        self._workers, self._limits = workers, limits
+        self._processes = workers.streaming or InPlaceProcesses()
         self._state, self._gossip_db, self._catalog, self._membership = state, gossip_db, catalog, membership
         self._gossip, self._trust, self._peers, self._clock, self._rng = gossip, trust, peers, clock, rng
         self._home, self._poll, self._checkpoint = home, config.streams.poll, checkpoint
@@ -248,6 +252,8 @@ class Streams:
             poll=self._poll,
             poke=self._gossip.poke,
             workers=self._workers,
+            processes=self._processes,
+            limits=self._limits,
         )
         self._sources[row.name] = source
         self._running[f"source/{row.name}"] = self._loop(f"streams.source.{row.name}", source.step)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
-from island.errors import BadInput, Changed, Corrupt, IslandError, Unsupported
+from island.errors import BadInput, Corrupt, IslandError, OverLimit
 from island.formats import columns as column_types
+from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.kernel.codec import encode
 from island.kernel.db import Database
 from island.kernel.loops import EXPECTED
 from island.kernel.ports import Clock, Signal, Topic
+from island.kernel.processes import ProcessDied, Processes
 from island.kernel.telemetry import counter
 from island.kernel.work import Workers
 from island.streams import core, folder, store, tables
@@ -37,8 +40,11 @@ GROUP_FILES, GROUP_SECONDS = 64, 0.05
 
 FILES = counter("streams_files_journaled", "Complete files that sources of this island journaled")
 
-DECODERS = 2
-"""Files that are decoded for readers at one time; others wait their turn."""
+LOOKS = 2
+"""Sources that read new files at one time; others wait their turn."""
+
+CHILDREN = LOOKS + 1
+"""Child processes for streams: one more than sources can fill with new files, for who reads what is there."""
 
 
 class Missing(IslandError):
@@ -56,7 +62,7 @@ class Decoded:
 
     def __init__(self, clock: Clock, budget: int = 64 * 1024 * 1024) -> None:
         self._clock, self._budget, self._bytes = clock, budget, 0
-        self.turns = asyncio.Semaphore(DECODERS)
+        self.turns = asyncio.Semaphore(LOOKS)
         self._files: OrderedDict[tuple[str, str], tuple[list[Any], int, float]] = OrderedDict()
 
     def put(self, incarnation: str, digest: str, batches: list[Any]) -> None:
@@ -99,8 +105,10 @@ class FolderSource:
         poll: float,
         poke: Callable[[], None],
         workers: Workers,
+        processes: Processes,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ) -> None:
-        self._workers = workers
+        self._workers, self._processes, self._limits = workers, processes, limits
         self.name, self.incarnation, self.root = row.name, row.incarnation, Path(row.path)
         self.columns = row.columns or b""
         self.schema = tables.schema_from_bytes(row.columns) if row.columns else None
@@ -113,13 +121,14 @@ class FolderSource:
         self._known: dict[str, core.Stat] | None = None
         self._resting: dict[str, core.Resting] = {}
         self._announced: bytes | None = None
+        self._listing = 0.0
+        """Seconds that the last listing of the folder took."""
 
     async def step(self) -> None:
         """Look, and wait for the next look. What went wrong is told in `problem` and tried again.
 
         Raises what nobody foresaw, once it is told: the loop that repeats this step logs it.
         """
-        began = self._clock.monotonic()
         outside, fault = "", None
         try:
             await self.look()
@@ -136,14 +145,15 @@ class FolderSource:
         if fault is not None:
             raise fault
         # A folder that takes long to list is not listed all the time.
-        took = self._clock.monotonic() - began
-        await self.wake.wait(max(self._poll, 5 * took))
+        await self.wake.wait(max(self._poll, 5 * self._listing))
 
     async def look(self) -> None:
         """One look: journal what is complete, forget what vanished."""
         if self._known is None:
             self._known = await self._state.read(lambda conn: store.names(conn, self.name))
+        began = self._clock.monotonic()
         found = await self._workers.disk(folder.listing, self.root)
+        self._listing = self._clock.monotonic() - began
         plan = core.look(
             found,
             self._known,
@@ -167,43 +177,68 @@ class FolderSource:
     async def _read_all(self, paths: tuple[str, ...]) -> None:
         group: list[folder.Reading] = []
         began = self._clock.monotonic()
-        for path in paths:
-            reading = await self._read(path)
-            if reading is not None:
-                group.append(reading)
-            late = self._clock.monotonic() - began >= GROUP_SECONDS
-            if group and (late or len(group) >= GROUP_FILES):
-                await self._journal(group)
-                group, began = [], self._clock.monotonic()
+        async with aclosing(self._outcomes(paths)) as outcomes:
+            async for outcome in outcomes:
+                if isinstance(outcome, folder.Refused):
+                    self._refuse(outcome)
+                else:
+                    self._accept(outcome)
+                    group.append(outcome)
+                late = self._clock.monotonic() - began >= GROUP_SECONDS
+                if group and (late or len(group) >= GROUP_FILES):
+                    await self._journal(group)
+                    group, began = [], self._clock.monotonic()
         if group:
             await self._journal(group)
 
-    async def _read(self, path: str) -> folder.Reading | None:
+    async def _outcomes(self, paths: tuple[str, ...]) -> AsyncGenerator[folder.Reading | folder.Refused, None]:
+        """What becomes of each file, in order. One that ends the process that reads it is refused; the others
+        are read by another process."""
+        wanted = [folder.Wanted(path, self._resting[path].stat) for path in paths]
+        while wanted:
+            group, answered = wanted[:GROUP_FILES], 0
+            try:
+                async with self._decoded.turns, aclosing(self._read_group(group)) as outcomes:
+                    async for outcome in outcomes:
+                        answered += 1
+                        yield outcome
+                if answered < len(group):
+                    raise ProcessDied(f"the process that read {group[answered].path} ended without an answer")
+            except (OverLimit, ProcessDied) as error:
+                if answered == len(group):
+                    raise
+                why: Literal["limit", "broken"] = "limit" if isinstance(error, OverLimit) else "broken"
+                yield folder.Refused(group[answered].path, why, error.message)
+                answered += 1
+            del wanted[:answered]
+
+    def _read_group(self, group: list[folder.Wanted]) -> AsyncGenerator[folder.Reading | folder.Refused, None]:
+        return self._processes.stream(folder.read_all, self.root, group, self.columns, self._limits)
+
+    def _refuse(self, refused: folder.Refused) -> None:
+        """Remember why a file was not read: it waits until it changes, or, while it is young, for the next look."""
+        path, now = refused.path, self._clock.monotonic()
         rest = self._resting[path]
-        try:
-            reading = await self._workers.cpu(folder.read, self.root, path, rest.stat, self.schema)
-        except Changed:
-            return None
-        except (Corrupt, Unsupported, BadInput) as error:
-            if isinstance(error, Unsupported) and not folder.is_known_name(path):
-                # A README beside the data is not a problem.
-                self._resting[path] = core.failed(rest, "", self._clock.monotonic(), 0.0)
-                return None
-            text = error.message.replace(f"{self.root}/", "")
-            self._resting[path] = core.failed(rest, text, self._clock.monotonic(), self._settle)
+        if refused.why == "changed":
+            return
+        text = refused.problem.replace(f"{self.root}/", "")
+        if refused.why == "foreign":
+            self._resting[path] = core.failed(rest, "", now, 0.0)
+        elif refused.why == "broken":
+            self._resting[path] = core.failed(rest, text, now, self._settle)
             if self._resting[path].tried:
                 log.warning("source.unreadable", source=self.name, file=path, error=text)
-            return None
-        except EXPECTED:
-            raise
-        except Exception as error:  # one odd file must not take the island down; it is logged whole, once
-            log.exception("source.bug", source=self.name, file=path)
-            text = f"{path} could not be read: {type(error).__name__}"
-            self._resting[path] = core.failed(rest, text, self._clock.monotonic(), 0.0)
-            return None
+        elif refused.why == "limit":
+            # It was not cut short, so that waiting would help: it is not read twice.
+            self._resting[path] = core.failed(rest, text, now, 0.0)
+            log.warning("source.over_limit", source=self.name, file=path, error=text)
+        else:  # one odd file must not take the island down; it is logged whole, once
+            self._resting[path] = core.failed(rest, text, now, 0.0)
+            log.error("source.bug", source=self.name, file=path, traceback=refused.detail)
+
+    def _accept(self, reading: folder.Reading) -> None:
         if self.schema is None and not reading.problem:
-            self.schema, self.columns = reading.schema, tables.schema_to_bytes(reading.schema)
-        return reading
+            self.schema, self.columns = tables.schema_from_bytes(reading.columns), reading.columns
 
     async def _journal(self, group: list[folder.Reading]) -> None:
         now = self._clock.wall()
@@ -231,7 +266,9 @@ class FolderSource:
         new = await self._state.write(write)
         for one in group:
             if one.kept and not one.problem:
-                self._decoded.put(self.incarnation, one.hash, one.batches)
+                self._decoded.put(
+                    self.incarnation, one.hash, await self._workers.cpu(tables.from_child, one.payload, self.schema)
+                )
             self._resting.pop(one.path, None)
             if self._known is not None:
                 self._known[one.path] = one.stat
@@ -297,42 +334,44 @@ class FolderSource:
 
     async def _from_disk(self, file: FileRow, first: int) -> AsyncIterator[tuple[int, Any]]:
         path, stat = await self._locate(file)
-        full, schema = self.root / path, self.schema
-        try:
-            table = await self._workers.disk(tables.open_table, full)
-            start, size = 0, 0
-            keep: list[Any] = []
-            while (batch := await self._next(table, schema, path)) is not None:
-                # Only what was read before anything changed is the content that was journaled.
-                if folder.stat_of(full) != stat:
-                    raise Missing(f"{path} changed while it was read")
+        start, size = first, 0
+        keep: list[Any] = []
+        ended = False
+        while not ended:
+            batches, ended = await self._portion(file, folder.Wanted(path, stat), start)
+            for batch in batches:
                 size += batch.nbytes
                 keep = [*keep, batch] if size <= folder.KEEP_BYTES else []
-                if start + batch.num_rows > first:
-                    skip = max(0, first - start)
-                    yield start + skip, batch.slice(skip)
+                yield start, batch
                 start += batch.num_rows
-        except (Corrupt, BadInput, OSError) as error:
-            raise Missing(f"{path} cannot be read any more: {error}") from error
         if start != file.rows:
             raise Missing(f"{path} has {start} rows now and had {file.rows} when it arrived")
-        if keep:
+        if keep and first == 0:
             self._decoded.put(self.incarnation, file.hash, keep)
 
-    async def _next(self, table: tables.Table, schema: Any, path: str) -> Any | None:
-        async with self._decoded.turns:
-            return await self._workers.cpu(_next_fitted, table, schema, path)
+    async def _portion(self, file: FileRow, wanted: folder.Wanted, first: int) -> tuple[list[Any], bool]:
+        """Some rows from `first` on, and whether they are the last; `Missing` where they are not the journaled ones."""
+        try:
+            portion = await self._processes.run(
+                folder.read_portion, self.root, wanted, self.columns, first, self._limits, near=file.hash
+            )
+        except OverLimit:
+            raise
+        except (Corrupt, BadInput, ProcessDied, OSError) as error:
+            raise Missing(f"{wanted.path} cannot be read any more: {error}") from error
+        # Only what was read before anything changed is the content that was journaled.
+        if folder.stat_of(self.root / wanted.path) != wanted.stat:
+            raise Missing(f"{wanted.path} changed while it was read")
+        batches = await self._workers.cpu(tables.from_child, portion.payload, self.schema)
+        if not batches and not portion.ended:
+            raise Missing(f"{wanted.path} gives no more rows at row {first}")
+        return batches, portion.ended
 
     async def _locate(self, file: FileRow) -> tuple[str, core.Stat]:
         for path, stat in await self._state.read(lambda conn: store.locations(conn, self.name, file.hash)):
             if folder.stat_of(self.root / path) == stat:
                 return path, stat
         raise Missing(f"{file.path} is not where it was")
-
-
-def _next_fitted(table: tables.Table, schema: Any, path: str) -> Any | None:
-    batch = next(table.batches, None)
-    return None if batch is None else tables.fit(batch, schema, path)
 
 
 def columns_of(schema: Any) -> tuple[ColumnNote, ...]:

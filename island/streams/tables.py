@@ -7,7 +7,7 @@ columns (their values are null), have further ones (left out, and said), and hav
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from island.errors import PeerMisbehaved, Unsupported
+from island.errors import Corrupt, PeerMisbehaved, Unsupported
 from island.formats import columns, files, parquet, rows
+from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.streams.messages import MAX_PAYLOAD, MAX_SCHEMA
 
 Schema = Any
@@ -40,13 +41,14 @@ class Table:
     batches: Iterator[Batch]
 
 
-def open_table(path: Path) -> Table:
+def open_table(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Table:
     """Open a Parquet or Avro file for one pass in bounded memory.
 
     Raises Corrupt, Unsupported or BadInput, here or from the iterator; blocking.
     """
     kind = files.sniff(path)
-    schema, stream = rows.open_table(path, batch_rows=_batch_rows(path) if kind == "parquet" else rows.MAX_BATCH_ROWS)
+    batch_rows = _batch_rows(path) if kind == "parquet" else rows.MAX_BATCH_ROWS
+    schema, stream = rows.open_table(path, batch_rows=batch_rows, limits=limits)
     return Table(kind, relaxed(schema), _checked(stream, path))
 
 
@@ -195,6 +197,8 @@ def fit(batch: Batch, target: Schema, file: str) -> Batch:
         column = batch.column(index)
         try:
             arrays.append(column if column.type.equals(field.type) else column.cast(field.type))
+        except MemoryError:
+            raise
         except pa.ArrowException as error:
             raise Incompatible(
                 f"{file}: column {field.name} has a value that is no {columns.type_name(field.type)}: {error}",
@@ -211,6 +215,25 @@ def slices(batch: Batch, target_bytes: int) -> Iterator[tuple[int, Batch]]:
     step = max(1, target_bytes // per_row)
     for start in range(0, batch.num_rows, step):
         yield start, batch.slice(start, step)
+
+
+# --- between processes -------------------------------------------------------------------------
+
+
+def to_parent(batches: Sequence[Batch], schema: Schema) -> bytes:
+    """Batches as bytes for the process that asked; Unsupported for types that do not travel."""
+    return rows.to_ipc(batches, schema=schema, compress=False)
+
+
+def from_child(data: bytes, schema: Schema) -> list[Batch]:
+    """What `to_parent` gave, every array validated: the child read bytes of strangers. Raises Corrupt."""
+    try:
+        batches = rows.from_ipc(data, rows.Limits(wire_bytes=len(data), plain_bytes=len(data), rows=8 * len(data)))
+    except PeerMisbehaved as error:
+        raise Corrupt(f"a process that read a file answered with {error.message}") from error
+    if any(not batch.schema.equals(schema) for batch in batches):
+        raise Corrupt("a process that read a file answered with other columns than it was asked for")
+    return batches
 
 
 # --- on the wire -------------------------------------------------------------------------------

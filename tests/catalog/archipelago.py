@@ -16,6 +16,7 @@ from island.gossip.service import Gossip
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
 from island.kernel.ports import SeededRng, SystemClock
+from island.kernel.processes import Processes
 from island.kernel.work import ThreadWorkers
 from island.membership.service import Membership
 from island.trust.core import network_id
@@ -44,7 +45,8 @@ class Island:
 class Islands:
     """Starts islands of one network; each ends with its context."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, processes: Processes | None = None) -> None:
+        self.processes = processes
         self.folder = folder
         self.network = Network(1, Weather(delay=(0.0, 0.002)), record=False)
         self.founder: Trust | None = None
@@ -56,7 +58,7 @@ class Islands:
         home.mkdir(exist_ok=True)
         clock, rng = SystemClock(), SeededRng(name)
         identity = Identity.generate(SeededRng(f"key/{name}"))
-        workers = ThreadWorkers()
+        workers = ThreadWorkers(publishing=self.processes)
         state, gossip_db = Database.open(home, "state", workers), Database.open(home, "gossip", workers)
         trust = Trust(state, identity, name, "test", clock, rng)
         await trust.load()

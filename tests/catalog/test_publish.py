@@ -11,8 +11,10 @@ import pytest
 
 from island.catalog.messages import Query
 from island.errors import BadInput, Changed, Corrupt, IslandError, NotFound, Unsupported
+from island.kernel.processes import ProcessPool
 from island.trust import journal
 from tests.catalog.archipelago import Island, Islands, write_table
+from tests.formats import bombs
 
 WHO = "administrator@alpha"
 
@@ -454,3 +456,50 @@ async def test_an_index_that_is_damaged_while_it_is_used_is_made_anew(alpha: Isl
 
     index.open = opened  # type: ignore[method-assign]  # as above
     assert await alpha.catalog.search(Query(words="halo")) == [view]
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[ProcessPool]:
+    made = ProcessPool("test", memory_bytes=400 * 2**20, hint="")
+    yield made
+    await made.close()
+
+
+async def test_child_processes_say_the_same_of_files_as_this_process(
+    alpha: Island, tmp_path: Path, pool: ProcessPool
+) -> None:
+    folder = tmp_path / "data"
+    for number in range(3):
+        write_table(folder / f"part-{number}.parquet", 500, ra=10.0 + number, seed=number * 500)
+    (tmp_path / "other").mkdir()
+    here = await alpha.catalog.publish(WHO, folder, "parts")
+    async with Islands(tmp_path / "other", pool).island("beta", alone=True) as beta:
+        told: list[tuple[int, int, str]] = []
+        there = await beta.catalog.publish(WHO, folder, "parts", progress=lambda *step: told.append(step))
+        assert there.snapshot == here.snapshot
+        assert told[-1][0] == told[-1][1] == 2 * there.bytes
+        assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+        details = await beta.catalog.show("beta/parts"), await alpha.catalog.show("alpha/parts")
+        assert details[0].card is not None and details[1].card is not None
+        assert details[0].card.moc == details[1].card.moc != ""
+        write_table(folder / "part-9.parquet", 500, ra=200.0, seed=5000)
+        assert (await beta.catalog.publish(WHO, folder, "parts")).rows == 2000
+
+
+async def test_a_publish_that_is_cancelled_while_a_child_reads_leaves_nothing(
+    tmp_path: Path, pool: ProcessPool
+) -> None:
+    path = bombs.many_rows(tmp_path / "endless.avro", blocks=1)
+    async with Islands(tmp_path, pool).island("alpha", alone=True) as alpha:
+        reading = asyncio.Event()
+        task = asyncio.create_task(
+            alpha.catalog.publish(WHO, path, "endless", progress=lambda _done, _total, _what: reading.set())
+        )
+        await reading.wait()
+        [child] = pool.pids
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled() and pool.pids == []
+        assert not Path(f"/proc/{child}").exists()
+        assert await alpha.catalog.datasets() == []
+        assert list((alpha.home / "manifests").iterdir()) == []

@@ -14,8 +14,13 @@ import pytest
 
 from island.catalog.messages import ReplicaRecord, Resolved
 from island.errors import BadInput, Changed, Corrupt, IslandError
+from island.formats.limits import DEFAULT_LIMITS
 from island.kernel import codec
+from island.kernel.processes import ProcessPool
+from island.kernel.work import ThreadWorkers
 from island.replicas import chunks
+from island.replicas.materialise import Views
+from tests.formats import bombs
 from tests.replicas.archipelago import Archipelago, Island, key_of
 
 SCHEMA = {"type": "record", "name": "r", "fields": [{"name": "x", "type": "long"}]}
@@ -191,3 +196,19 @@ async def test_a_fetch_that_was_cut_is_taken_up_and_told_to_others(there: Archip
 def record(island: Island) -> ReplicaRecord:
     (data,) = island.gossip.records.values()
     return codec.decode(data, ReplicaRecord)
+
+
+async def test_a_conversion_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    source = bombs.many_rows(tmp_path / "endless.avro")
+    pool = ProcessPool("test", memory_bytes=400 * 2**20, hint="")
+    workers = ThreadWorkers(publishing=pool)
+    views = Views(tmp_path, workers, DEFAULT_LIMITS)
+    writing = asyncio.Event()
+    task = asyncio.create_task(views.path("snapshot", "avro", [source], lambda *_: writing.set()))
+    await writing.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled() and pool.pids == []
+    assert list((tmp_path / "converted").iterdir()) == []
+    await pool.close()
+    workers.close()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, TypeVarTuple
 
 from island.kernel.ports import Rng
+from island.kernel.processes import Processes
 from island.kernel.work import Turn
 from tests.sim.disk import SimDisk
 
@@ -25,6 +26,8 @@ class SimWorkers:
 
     def __init__(self, rng: Rng, disk: SimDisk) -> None:
         self.rng, self.disk_ = rng, disk
+        self.publishing: Processes | None = None
+        self.streaming: Processes | None = None
         self.dead = False
         self._lanes: list[SimLane] = []
         self._disk = self._lane(16, disk, files=True)

@@ -21,6 +21,7 @@ from island.kernel import telemetry
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
 from island.kernel.ports import SystemClock, SystemRng
+from island.kernel.processes import CHILDREN, ProcessPool
 from island.kernel.work import ThreadWorkers
 from island.membership.service import Membership
 from island.net.peers import PeerSessions
@@ -41,7 +42,8 @@ async def live(options: argparse.Namespace) -> None:
     if not (home / "key").exists():
         Identity.generate(rng).save(home / "key")
     identity = Identity.load(home / "key")
-    workers = ThreadWorkers()
+    pool = ProcessPool("streams", memory_bytes=2**30, hint="", size=CHILDREN)
+    workers = ThreadWorkers(publishing=pool, streaming=pool)
     state, gossip_db = Database.open(home, "state"), Database.open(home, "gossip")
     config = Config(island=IslandSection(name=options.name), streams=StreamsSection(poll=0.05, window="64KiB"))
     trust = Trust(state, identity, options.name, "test", clock, rng)

@@ -19,6 +19,7 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.loops import forever
 from island.kernel.ports import SeededRng, SystemClock
+from island.kernel.processes import InPlaceProcesses, Processes
 from island.kernel.work import ThreadWorkers
 from island.streams import channel, store
 from island.streams.channel import Channel
@@ -81,6 +82,7 @@ class Running:
         self.clock, self.rng = SystemClock(), SeededRng(7)
         self.sources: dict[str, FolderSource] = {}
         self.shelf = Shelf()
+        self.processes: Processes = InPlaceProcesses()
         self.records: dict[str, SourceRecord] = {}
         self.serving = Serving(self.state, self.sources, self.clock, self.workers)
         self.serving.register(peers.on_bulk)
@@ -109,6 +111,7 @@ class Running:
             poll=0.05,
             poke=lambda: None,
             workers=self.workers,
+            processes=self.processes,
         )
         self.sources[name] = source
         self.serving.ready.set()
