@@ -15,6 +15,7 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.loops import is_transient
 from island.kernel.ports import SystemClock
+from island.kernel.work import ThreadWorkers
 from island.replicas import store
 from island.replicas.fetching import _arrived
 from island.replicas.held import HeldFile, Store
@@ -29,12 +30,13 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.db = Database.open(folder, "chunks", inline=True)
-        self.held = Store(self.db, folder / "replicas", SystemClock(), threads=False)
+        self.workers = ThreadWorkers()
+        self.db = Database.open(folder, "chunks", self.workers)
+        self.held = Store(self.db, folder / "replicas", SystemClock(), self.workers)
 
     async def again(self) -> Store:
         """What a restart finds."""
-        found = Store(self.db, self.folder / "replicas", SystemClock(), threads=False)
+        found = Store(self.db, self.folder / "replicas", SystemClock(), self.workers)
         await found.start()
         return found
 
@@ -45,6 +47,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
     await made.held.start()
     yield made
     made.db.close()
+    made.workers.close()
 
 
 async def test_a_snapshot_whose_first_reader_goes_away_is_known(place: Place) -> None:
