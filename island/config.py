@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -19,6 +20,8 @@ from msgspec import Meta
 from island.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
+
+_HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
 
 class IslandSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,6 +60,13 @@ class ListenSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             max_length=8,
             description="Addresses (host:port) at which others can dial the peer port, if they differ from it (NAT, a name in DNS).",
+        ),
+    ] = []
+    allowed_hosts: Annotated[
+        list[str],
+        Meta(
+            max_length=100,
+            description="Host names (HOST or HOST:PORT) under which a reverse proxy serves the user port. A request whose Host or Origin is neither one of these nor a loopback name or address is refused.",
         ),
     ] = []
 
@@ -236,6 +246,8 @@ def _check_addresses(config: Config, where: str) -> None:
         split_address(config.listen.peer, f"{where}: listen.peer")
     for address in config.listen.advertise:
         split_address(address, f"{where}: listen.advertise")
+    for host in config.listen.allowed_hosts:
+        split_host(host, f"{where}: listen.allowed_hosts")
 
 
 def split_address(text: str, what: str = "address") -> tuple[str, int]:
@@ -245,6 +257,33 @@ def split_address(text: str, what: str = "address") -> tuple[str, int]:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"{what} = '{text[:200]}' is not HOST:PORT", hint="Write it as 127.0.0.1:8990 or [::1]:8990.")
     return host, int(port)
+
+
+def split_host(text: str, what: str = "host") -> tuple[str, int | None]:
+    """`HOST` or `HOST:PORT`, as in the Host header of HTTP, as host and port (None if there is none).
+
+    The host is in one spelling: lower case, no final dot, IPv6 compressed and without its brackets.
+    Raises `ConfigError` that names `what` for anything else, such as a URL.
+    """
+    bracketed = re.fullmatch(r"\[([0-9A-Fa-f:.]{2,45})\](?::([0-9]{1,5}))?", text)
+    plain = re.fullmatch(r"([A-Za-z0-9._-]{1,254})(?::([0-9]{1,5}))?", text)
+    try:
+        if bracketed:
+            host = ipaddress.IPv6Address(bracketed[1]).compressed
+        elif plain and _HOST_NAME.fullmatch(plain[1].lower().removesuffix(".")):
+            host = plain[1].lower().removesuffix(".")
+        else:
+            raise ValueError
+        found = bracketed or plain
+        port = int(found[2]) if found and found[2] else None
+        if port is not None and port > 65535:
+            raise ValueError
+    except ValueError as error:
+        raise ConfigError(
+            f"{what} = '{text[:200]}' is not HOST or HOST:PORT",
+            hint="Write it as island.example.org or [2001:db8::1]:8443; no scheme, path or wildcard, names beyond ASCII as xn--....",
+        ) from error
+    return host, port
 
 
 def is_loopback(host: str) -> bool:

@@ -25,6 +25,7 @@ from island.home import Home, read_secret
 from island.jobs.engine import LivyEngine
 from island.jobs.engine_process import EngineProcess
 from island.jobs.service import Jobs
+from island.kernel import descriptors
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
@@ -34,6 +35,7 @@ from island.net import gateway
 from island.net.api import base, datasets, files, journal, peers, servers, status, streams
 from island.net.api import jobs as jobs_api
 from island.net.api.server import UserServer, build
+from island.net.limits import HttpLimits, Limits
 from island.net.peers import PeerSessions
 from island.replicas.service import Replicas
 from island.streams.service import Streams
@@ -62,6 +64,7 @@ class Daemon:
         self.gossip_db = Database.open(home.path, "gossip")
         self.chunks = Database.open(home.path, "chunks")
         identity = Identity.load(home.key)
+        files = descriptors.share(descriptors.limit())
         self.trust = Trust(self.state, identity, config.island.name, config.island.archipelago, clock, rng)
         self.peers = PeerSessions(
             identity,
@@ -71,6 +74,7 @@ class Daemon:
             listen=config.listen.peer,
             advertise=list(config.listen.advertise),
             addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is made after the peers
+            limits=Limits.within(files.peer),
         )
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
         self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
@@ -97,7 +101,6 @@ class Daemon:
             self.catalog,
             self.replicas,
             self.membership,
-            self.gossip,
             self.trust,
             self.peers,
             config,
@@ -119,7 +122,8 @@ class Daemon:
             rng,
             home=home.path,
         )
-        self.server = UserServer(build(Tokens.load(home.path), self._routes(), lambda: self.ready), config.listen.user)
+        application = build(Tokens.load(home.path), self._routes(), lambda: self.ready, config.listen.allowed_hosts)
+        self.server = UserServer(application, config.listen.user, HttpLimits(connections=files.user))
 
     def _livy_now(self) -> LivyClient:
         """The client of the Livy that runs this island's jobs; raises `EngineFailed` while there is none."""
@@ -247,6 +251,7 @@ async def run_island(
 
 def main(home: Home, config: Config) -> None:
     """Run the daemon of `home` in the foreground until SIGINT or SIGTERM."""
+    descriptors.raise_limit()
     try:
         import uvloop
     except ImportError:  # there is none for this platform; asyncio's own loop serves

@@ -366,7 +366,7 @@ def fit_card(card: Card) -> bytes:
 
 def read_card(data: bytes) -> Card:
     """A card from its blob; raises `Malformed`, also for a MOC that is none."""
-    card = codec.decode(data, Card, limit=CARD_LIMIT)
+    card = codec.decode(data, Card)
     try:
         moc_ranges(card.moc)
     except BadInput as error:

@@ -149,6 +149,8 @@ def blob_hash(data: bytes) -> str:
 class ChunkPage(Message, frozen=True, kw_only=True):
     """Lengths (4 bytes each, big-endian) and hashes (32 bytes each) of up to CHUNK_PAGE consecutive chunks."""
 
+    MAX_BYTES = PAGE_LIMIT
+
     lengths: Annotated[bytes, Meta(min_length=4, max_length=4 * CHUNK_PAGE)]
     hashes: Annotated[bytes, Meta(min_length=32, max_length=32 * CHUNK_PAGE)]
 
@@ -163,6 +165,8 @@ class IndexRef(Message, frozen=True, kw_only=True):
 
 class HashIndex(Message, frozen=True, kw_only=True):
     """The index of one file's chunk pages (level 0), or of further indexes (level 1 and up)."""
+
+    MAX_BYTES = PAGE_LIMIT
 
     level: Annotated[int, Meta(ge=0, le=3)] = 0
     refs: Annotated[tuple[IndexRef, ...], Meta(min_length=1, max_length=INDEX_FAN)]
@@ -207,11 +211,15 @@ class FileStats(Message, frozen=True, kw_only=True):
 class FilePage(Message, frozen=True, kw_only=True):
     """Some consecutive files of a snapshot."""
 
+    MAX_BYTES = PAGE_LIMIT
+
     files: Annotated[tuple[FileEntry, ...], Meta(min_length=1, max_length=4096)]
 
 
 class StatsPage(Message, frozen=True, kw_only=True):
     """The statistics of the files of one `FilePage`, in the same order."""
+
+    MAX_BYTES = PAGE_LIMIT
 
     files: Annotated[tuple[FileStats, ...], Meta(min_length=1, max_length=4096)]
 
@@ -232,12 +240,16 @@ class PageRef(Message, frozen=True, kw_only=True):
 class Node(Message, frozen=True, kw_only=True):
     """An inner page of the tree. `level` 1 holds references to pages of files."""
 
+    MAX_BYTES = PAGE_LIMIT
+
     level: Annotated[int, Meta(ge=1, le=MAX_LEVEL)]
     refs: Annotated[tuple[PageRef, ...], Meta(min_length=1, max_length=4096)]
 
 
 class Root(Message, frozen=True, kw_only=True):
     """The top of a manifest; BLAKE3 of its bytes names the snapshot."""
+
+    MAX_BYTES = ROOT_LIMIT
 
     version: Literal[1] = 1
     format: Annotated[str, Meta(max_length=32)]
@@ -445,7 +457,7 @@ def decode_index(entry: FileEntry, data: bytes, level: int | None, start: int, e
 
     `level` is the one that the page must have; None for the topmost.
     """
-    index = codec.decode(data, HashIndex, limit=PAGE_LIMIT)
+    index = codec.decode(data, HashIndex)
     starts = [ref.start for ref in index.refs]
     firsts = [ref.first for ref in index.refs]
     if level is not None and index.level != level:
@@ -459,7 +471,7 @@ def decode_index(entry: FileEntry, data: bytes, level: int | None, start: int, e
 
 def decode_chunk_page(entry: FileEntry, data: bytes, start: int, end: int) -> tuple[list[int], list[bytes]]:
     """(starts, hashes) of the chunks of [start, end); raises `Malformed`."""
-    page = codec.decode(data, ChunkPage, limit=PAGE_LIMIT)
+    page = codec.decode(data, ChunkPage)
     count = len(page.lengths) // 4
     if len(page.lengths) != 4 * count or len(page.hashes) != 32 * count:
         raise Malformed(f"a page of chunk hashes of {entry.path!r} has broken lists")
@@ -619,7 +631,7 @@ def _roll_up(
 
 def decode_root(data: bytes) -> Root:
     """The root of a manifest; raises `Malformed`."""
-    root = codec.decode(data, Root, limit=ROOT_LIMIT)
+    root = codec.decode(data, Root)
     _check_refs(root.refs, "")
     if (
         sum(ref.files for ref in root.refs) != root.files
@@ -632,7 +644,7 @@ def decode_root(data: bytes) -> Root:
 
 def decode_node(data: bytes, level: int, ref: PageRef) -> Node:
     """A node of `level` to which `ref` refers; raises `Malformed`."""
-    node = codec.decode(data, Node, limit=PAGE_LIMIT)
+    node = codec.decode(data, Node)
     if node.level != level:
         raise Malformed(f"a node of level {node.level} where {level} belongs")
     _check_refs(node.refs, ref.first)
@@ -642,7 +654,7 @@ def decode_node(data: bytes, level: int, ref: PageRef) -> Node:
 
 def decode_page(data: bytes, ref: PageRef) -> tuple[FileEntry, ...]:
     """The files of the page to which `ref` refers; raises `Malformed`."""
-    files = codec.decode(data, FilePage, limit=PAGE_LIMIT).files
+    files = codec.decode(data, FilePage).files
     for entry in files:
         check_entry(entry)
     _check_order([entry.path for entry in files], ref.first)
@@ -652,7 +664,7 @@ def decode_page(data: bytes, ref: PageRef) -> tuple[FileEntry, ...]:
 
 def decode_stats(data: bytes, ref: PageRef) -> tuple[FileStats, ...]:
     """The statistics of the files of a page; raises `Malformed`."""
-    stats = codec.decode(data, StatsPage, limit=PAGE_LIMIT).files
+    stats = codec.decode(data, StatsPage).files
     if len(stats) != ref.files:
         raise Malformed("a page of statistics has another number of files than the page beside it")
     return stats

@@ -20,7 +20,7 @@ COLUMNS_LIMIT = 1024
 TITLE_LIMIT = 512
 """Bytes of a title."""
 
-Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Hash = Annotated[str, Meta(max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
 Size = Annotated[int, Meta(ge=0, le=1 << 62)]
 Seconds = Annotated[float, Meta(ge=-1e14, le=1e14)]
 """Unix seconds, UTC; any time within three million years."""
@@ -35,6 +35,8 @@ class DatasetRecord(Message, frozen=True, kw_only=True):
     times of the rows. `columns` are the first names that fit; `hidden` is how many did not.
     `size` is the sum of the sizes of all `files`. `card` names the blob with the rest.
     """
+
+    MAX_BYTES = RECORD_LIMIT
 
     version: Literal[1] = 1
     title: Annotated[str, Meta(max_length=TITLE_LIMIT)] = ""
@@ -67,6 +69,8 @@ class Held(Message, frozen=True, kw_only=True):
 class ReplicaRecord(Message, frozen=True, kw_only=True):
     """What an island holds of another's dataset, under `replica/OWNERKEY/NAME` in the holder's log."""
 
+    MAX_BYTES = RECORD_LIMIT
+
     version: Literal[1] = 1
     held: Annotated[tuple[Held, ...], Meta(max_length=16)]
 
@@ -88,6 +92,8 @@ class Card(Message, frozen=True, kw_only=True):
     `moc` is an ASCII MOC (ICRS, nested), "" where coverage is not known. `cut` names what had to
     be shortened to fit. `details` is per format (the kind of a HATS catalog, its partitions).
     """
+
+    MAX_BYTES = CARD_LIMIT
 
     version: Literal[1] = 1
     snapshot: Hash
@@ -115,13 +121,17 @@ class Card(Message, frozen=True, kw_only=True):
 class LocalPage(Message, frozen=True, kw_only=True):
     """What the file system said of the files of one page: (modification time in ns, inode), in order. Never sent."""
 
-    files: tuple[tuple[int, int], ...]
+    MAX_BYTES = 256 * 1024
+
+    files: Annotated[tuple[tuple[int, int], ...], Meta(max_length=4096)]
 
 
 class LocalIndex(Message, frozen=True, kw_only=True):
     """For each page of files (by hash), the hash of its `LocalPage`. Never sent."""
 
-    pages: dict[str, str]
+    MAX_BYTES = 64 * 1024 * 1024
+
+    pages: Annotated[dict[Hash, Hash], Meta(max_length=500_000)]
 
 
 # --- not on the wire: what the service hands out --------------------------------------------

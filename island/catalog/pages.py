@@ -18,10 +18,14 @@ from typing import BinaryIO
 import blake3
 import structlog
 
+from island.catalog import store
 from island.errors import Full, IslandError
 from island.kernel.db import Database
 
 log = structlog.get_logger("island")
+
+UNFINISHED = ".tmp"
+"""How the name of a pack ends that is being written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class PackWriter:
 
     @property
     def _temporary(self) -> Path:
-        return self._folder / f"{self._name}.tmp"
+        return self._folder / f"{self._name}{UNFINISHED}"
 
 
 def _full(path: Path, error: OSError) -> IslandError:
@@ -109,27 +113,27 @@ class PageStore:
     @staticmethod
     def insert(conn: sqlite3.Connection, pack: Pack) -> None:
         """Name the pages of a written pack, in the transaction that needs them."""
-        conn.executemany(
-            "INSERT OR REPLACE INTO catalog_page (hash, pack, at, size) VALUES (?, ?, ?, ?)",
-            [(name, pack.name, at, size) for name, at, size in pack.pages],
-        )
+        store.put_pages(conn, pack.name, pack.pages)
 
     async def get(self, name: str) -> bytes | None:
         """A page by its hash; None if it is not here, or is damaged (which is logged)."""
-        row = await self._state.read(
-            lambda conn: conn.execute("SELECT pack, at, size FROM catalog_page WHERE hash = ?", (name,)).fetchone()
-        )
-        if row is None:
+        place = await self._state.read(lambda conn: store.page_place(conn, name))
+        if place is None:
             return None
+        pack, at, size = place
         try:
-            data = _read(self.folder / row["pack"], row["at"], row["size"])
+            data = _read(self.folder / pack, at, size)
         except OSError as error:
-            log.error("catalog.page_lost", pack=row["pack"], error=str(error))
+            log.error("catalog.page_lost", pack=pack, error=str(error))
             return None
         if blake3.blake3(data).hexdigest() != name:
-            log.error("catalog.page_damaged", pack=row["pack"], page=name)
+            log.error("catalog.page_damaged", pack=pack, page=name)
             return None
         return data
+
+    def clear(self) -> None:
+        """Remove the packs that were being written when the daemon was killed. Called before any publication begins."""
+        _unlink(self.folder, [name for name in _names(self.folder) if name.endswith(UNFINISHED)])
 
     async def sweep(self, live: Container[str], still: Callable[[sqlite3.Connection], bool]) -> int:
         """Forget all pages but the `live` ones, and every pack without pages; returns how many pages went.
@@ -140,11 +144,9 @@ class PageStore:
         before = await asyncio.to_thread(_names, self.folder)
 
         def forget(conn: sqlite3.Connection) -> tuple[int, set[str]]:
-            dead = [(row[0],) for row in conn.execute("SELECT hash FROM catalog_page") if row[0] not in live]
-            if not still(conn):
-                dead = []
-            conn.executemany("DELETE FROM catalog_page WHERE hash = ?", dead)
-            return len(dead), {row[0] for row in conn.execute("SELECT DISTINCT pack FROM catalog_page")}
+            dead = [name for name in store.page_names(conn) if name not in live] if still(conn) else []
+            store.drop_pages(conn, dead)
+            return len(dead), store.packs(conn)
 
         gone, packs = await self._state.write(forget)
         await asyncio.to_thread(_unlink, self.folder, [name for name in before if name not in packs])

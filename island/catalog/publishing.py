@@ -388,7 +388,7 @@ async def _published(previous: Previous) -> AsyncIterator[tuple[FileEntry, FileS
             continue
         files = await previous.manifest.page(ref)
         stats = await previous.manifest.stats(ref)
-        facts = codec.decode(await previous.manifest.load(local), LocalPage, limit=1 << 24).files
+        facts = codec.decode(await previous.manifest.load(local), LocalPage).files
         for entry, item, (mtime_ns, inode) in zip(files, stats, facts, strict=True):
             yield entry, item, mtime_ns, inode
 

@@ -23,7 +23,6 @@ from island.catalog import core, manifest, store
 from island.catalog.folder import Found, is_same
 from island.catalog.manifest import FileEntry
 from island.catalog.messages import (
-    RECORD_LIMIT,
     Card,
     DatasetRecord,
     DatasetView,
@@ -51,7 +50,7 @@ from island.kernel.telemetry import counter, gauge
 from island.membership.service import Membership
 from island.trust import journal
 from island.trust.core import decode_chain
-from island.trust.messages import GENESIS_LIMIT, Genesis
+from island.trust.messages import Genesis
 from island.trust.service import Trust
 
 log = structlog.get_logger("island")
@@ -150,7 +149,8 @@ class Catalog:
         gossip.blobs.also(self._pages.get)
 
     async def start(self, tasks: Tasks) -> None:
-        """Load replicas, open the index, and begin to fetch cards."""
+        """Remove what a crash left of publications, load replicas, open the index, and begin to fetch cards."""
+        await self._run(lambda _: self._pages.clear(), no_progress)
         await self._refresh()
         await self._searching.start()
         for signal in (self._cards_wanted, self._index_wanted, self._sweep_wanted):
@@ -314,7 +314,7 @@ class Catalog:
         """Who sees what is published here, in words."""
         if self._trust.chain is None:
             return "public: nobody else yet; every island that joins this one's archipelago will see it and may read it"
-        genesis = codec.decode(decode_chain(self._trust.chain).genesis, Genesis, limit=GENESIS_LIMIT)
+        genesis = codec.decode(decode_chain(self._trust.chain).genesis, Genesis)
         label = "".join(char for char in genesis.label if char.isprintable())
         count = len(self._membership.views())
         islands = "1 island" if count == 1 else f"{count} islands"
@@ -342,7 +342,7 @@ class Catalog:
         newest = held[0]
         try:
             listed = await self.manifest(self.me, newest.snapshot)
-            local = codec.decode(await listed.load(newest.local), LocalIndex, limit=1 << 26)
+            local = codec.decode(await listed.load(newest.local), LocalIndex)
             card = core.read_card(await self._gossip.blobs.get(newest.card))
         except IslandError as error:
             log.warning("catalog.previous_lost", name=name, snapshot=newest.snapshot, error=error.message)
@@ -558,8 +558,8 @@ class Catalog:
         for held in await self._state.read(lambda conn: store.with_hash(conn, snapshot)):
             listed = await self.manifest(self.me, snapshot)
             ref, entries, at = await listed.locate(path)
-            index = codec.decode(await listed.load(held.local), LocalIndex, limit=1 << 26)
-            local = codec.decode(await listed.load(index.pages[ref.page.hex()]), LocalPage, limit=1 << 24)
+            index = codec.decode(await listed.load(held.local), LocalIndex)
+            local = codec.decode(await listed.load(index.pages[ref.page.hex()]), LocalPage)
             entry = entries[at]
             places.append(OwnFile(Path(held.base) / path, entry.size, local.files[at][0], entry))
         return places
@@ -571,7 +571,7 @@ class Catalog:
         record = None
         if change.value is not None:
             try:
-                record = codec.decode(change.value, DatasetRecord, limit=RECORD_LIMIT)
+                record = codec.decode(change.value, DatasetRecord)
                 if record.coverage:
                     core.unpack_coverage(record.coverage)
             except Malformed as error:
@@ -587,7 +587,7 @@ class Catalog:
         try:
             parse_island_id(owner)
             check_name(name)
-            record = codec.decode(change.value, ReplicaRecord, limit=RECORD_LIMIT) if change.value else None
+            record = codec.decode(change.value, ReplicaRecord) if change.value else None
         except IslandError as error:
             log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
             return
@@ -678,7 +678,7 @@ class Catalog:
             try:
                 listed = await self.manifest(self.me, held.snapshot)
                 await live_pages(listed, live, held.local)
-                live.update(codec.decode(await listed.load(held.local), LocalIndex, limit=1 << 26).pages.values())
+                live.update(codec.decode(await listed.load(held.local), LocalIndex).pages.values())
             except IslandError as error:
                 # Better too much on disk than a page too few: nothing goes while something cannot be read.
                 log.warning("catalog.sweep_stopped", snapshot=held.snapshot, error=error.message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -139,11 +139,43 @@ def _own_snapshot(row: sqlite3.Row) -> OwnSnapshot:
     return OwnSnapshot(row["id"], row["name"], row["snapshot"], row["base"], row["local"], row["card"], record)
 
 
+# --- where the pages of own manifests lie ---------------------------------------------------
+
+
+def put_pages(conn: sqlite3.Connection, pack: str, pages: Iterable[tuple[str, int, int]]) -> None:
+    """Name the pages of a pack: (hash, offset, size) each."""
+    conn.executemany(
+        "INSERT OR REPLACE INTO catalog_page (hash, pack, at, size) VALUES (?, ?, ?, ?)",
+        [(name, pack, at, size) for name, at, size in pages],
+    )
+
+
+def page_place(conn: sqlite3.Connection, name: str) -> tuple[str, int, int] | None:
+    """The pack in which a page lies, its offset there and its size; None if it is not here."""
+    row = conn.execute("SELECT pack, at, size FROM catalog_page WHERE hash = ?", (name,)).fetchone()
+    return (row["pack"], row["at"], row["size"]) if row else None
+
+
+def page_names(conn: sqlite3.Connection) -> list[str]:
+    """The hashes of all pages."""
+    return [row["hash"] for row in conn.execute("SELECT hash FROM catalog_page")]
+
+
+def drop_pages(conn: sqlite3.Connection, names: Iterable[str]) -> None:
+    """Forget pages."""
+    conn.executemany("DELETE FROM catalog_page WHERE hash = ?", [(name,) for name in names])
+
+
+def packs(conn: sqlite3.Connection) -> set[str]:
+    """The packs that have pages."""
+    return {row["pack"] for row in conn.execute("SELECT DISTINCT pack FROM catalog_page")}
+
+
 # --- gossip.db: everyone's records ----------------------------------------------------------
 
 
-# Records were decoded within their limits when they were stored; a listing decodes thousands of them.
-_RECORD = msgspec.msgpack.Decoder(DatasetRecord)
+# `put_entry` encoded these records itself, within their limits; a listing decodes thousands of them.
+_RECORD = msgspec.msgpack.Decoder(DatasetRecord)  # noqa: TID251  # without the checks of what others sent
 
 
 @dataclass(frozen=True, slots=True)

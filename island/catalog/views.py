@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+
+from island.errors import BadInput
 
 
-class Named(Protocol):
-    """Anything with an owner's name and a name of its own, as `Resolved`."""
-
-    @property
-    def owner_name(self) -> str:
-        """The owner as people see it."""
-
-    @property
-    def name(self) -> str:
-        """The dataset's name."""
-
-
-N = TypeVar("N", bound=Named)
+def plain_name(text: str) -> str:
+    """A name as a view may have it: characters outside `[A-Za-z0-9_]` become `_`."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", text)
 
 
 def view_name(owner: str, name: str) -> str:
-    """`OWNER__NAME`, with `_` for every character outside [A-Za-z0-9_]."""
-    return f"{_plain(owner)}__{_plain(name)}"
+    """The view that every dataset has: `OWNER__NAME`."""
+    return f"{plain_name(owner)}__{plain_name(name)}"
 
 
-def view_names(datasets: Iterable[N]) -> dict[str, N]:
-    """The views of some datasets: `OWNER__NAME` each, and `NAME` where only one would have it.
+def view_names(datasets: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """For each (owner, name) the names of its views: `OWNER__NAME`, and `NAME` where only one of them has it.
 
-    Spark does not tell views apart by case, so neither does "only one". Where two datasets
-    would have one long name, the later ones get `_2`, `_3` and so on, in the order given.
+    Spark's names do not differ by case. Raises `BadInput` when two datasets would be one view.
     """
-    wanted = list(datasets)
-    views: dict[str, N] = {}
-    taken: set[str] = set()
-    for dataset in wanted:
-        base = view_name(dataset.owner_name, dataset.name)
-        name, number = base, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{base}_{number}"
-        taken.add(name.lower())
-        views[name] = dataset
-    counts = Counter(_plain(dataset.name).lower() for dataset in wanted)
-    for dataset in wanted:
-        short = _plain(dataset.name)
-        if counts[short.lower()] == 1 and short.lower() not in taken:
-            views[short] = dataset
-    return views
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_]", "_", text)
+    whole = [view_name(owner, name) for owner, name in datasets]
+    short = [plain_name(name) for _, name in datasets]
+    folded = [text.lower() for text in whole]
+    for index, text in enumerate(folded):
+        if text in folded[:index]:
+            first, second = ("/".join(datasets[i]) for i in (folded.index(text), index))
+            raise BadInput(
+                f"the inputs {first} and {second} would both be the view {whole[index]}", hint="Leave one of them out."
+            )
+    taken = [text.lower() for text in short]
+    return [
+        (long, name) if taken.count(name.lower()) == 1 and name.lower() not in folded else (long,)
+        for long, name in zip(whole, short, strict=True)
+    ]

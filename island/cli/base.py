@@ -1,7 +1,7 @@
 """What every command shares: the client, tables and JSON on stdout, messages on stderr, exit codes.
 
 What is copied or parsed goes to stdout, unwrapped; what is said to people goes to stderr.
-Exit codes: 0 done, 1 failed, 2 usage.
+Exit codes: 0 done, 1 failed, 2 usage, 128 + the signal's number when interrupted.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rich.table import Table
 from island.client import Api
 from island.errors import IslandError
 from island.home import Endpoint, Home, read_secret
+from island.kernel.units import format_bytes
 
 Json = Annotated[bool, typer.Option("--json", help="Print flat JSON objects on stdout.")]
 
@@ -151,14 +152,8 @@ def cell(value: Any) -> str:
 
 
 def size(count: float | None) -> str:
-    """A number of bytes as people read it: 1.2 MB."""
-    if count is None:
-        return "-"
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    """A number of bytes as people read it, `-` where it is not known."""
+    return "-" if count is None else format_bytes(count)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import typer
 
-from island.cli import base
+from island.cli import base, interrupts
 from island.errors import BadInput
 
 COLUMNS = ("island", "name", "title", "format", "rows", "bytes", "files", "updated")
@@ -42,7 +42,7 @@ def publish(
         "ra": ra,
         "dec": dec,
     }
-    with base.progress_bar(f"publishing {name}") as progress:
+    with interrupts.undoable(), base.progress_bar(f"publishing {name}") as progress:
         result = base.api(timeout=3600).follow("POST", "/api/v1/datasets", body, progress)
     for warning in result["warnings"]:
         base.say(f"warning: {base.cell(warning)}")
@@ -165,7 +165,7 @@ def fetch(
     as_json: base.Json = False,
 ) -> None:
     """Fetch a complete, verified replica; what is here already is not moved again."""
-    with base.progress_bar(f"fetching {name}") as progress:
+    with interrupts.undoable(), base.progress_bar(f"fetching {name}") as progress:
         found = base.api(timeout=600).follow("POST", f"/api/v1/files/{_path(name)}/fetch", None, progress)
     base.say(
         f"{found['dataset']} is here, whole and verified: {base.size(found['bytes'])},"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
 import typer
 
 import island
-from island.cli import base
+from island.cli import base, interrupts
 from island.errors import IslandError
 
 app = typer.Typer(
@@ -75,15 +76,17 @@ def build() -> typer.Typer:
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Entry point: exits with 0 done, 1 failed, 2 usage."""
-    command = typer.main.get_command(build())
+    """Entry point: exits with 0 done, 1 failed, 2 usage, 128 + the number of the signal that interrupted it."""
     try:
+        command = typer.main.get_command(build())
         code = command.main(args=_hoisted(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
-    except typer.Abort:
-        base.say("island: interrupted")
-        code = 1
+    except interrupts.Interrupted as stop:
+        code = 128 + stop.number
+    except (typer.Abort, KeyboardInterrupt) as stop:
+        # Click makes an Abort of KeyboardInterrupt, and of the end of the input that a prompt waits for.
+        code = 1 if isinstance(stop.__cause__, EOFError) else 128 + signal.SIGINT
     except _UsageError as error:
         error.show(file=sys.stderr)
         code = error.exit_code
@@ -95,9 +98,6 @@ def run(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader of our output has gone (as with `| head`); there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except KeyboardInterrupt:
-        base.say("island: interrupted")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 

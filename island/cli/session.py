@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from island.cli import base
+from island.cli import base, interrupts
 from island.cli.jobs import path, settle
+from island.client import Api
 from island.errors import IslandError
 
 app = typer.Typer(help="Interactive Spark sessions: open, execute, list, close.", no_args_is_help=True)
@@ -52,18 +53,9 @@ def execute(
     kind: Annotated[str | None, typer.Option(help="pyspark or sql, if it is not the session's own.")] = None,
     as_json: base.Json = False,
 ) -> None:
-    """Run code in a session and print its result; exit code 1 if it fails."""
+    """Run code in a session and print its result; exit code 1 if it fails. Ctrl-C cancels it."""
     text = sys.stdin.read() if code == "-" else code
-    api = base.api()
-    posted = api.post(path(session, "statements"), {"code": text, "kind": kind})
-    where = path(session, "statements", str(posted["id"]))
-    try:
-        while posted["state"] not in ("available", "error", "cancelled"):
-            posted = api.get(where, timeout=30.0)
-    except KeyboardInterrupt:
-        api.post(where + "/cancel")
-        base.say("cancelled")
-        raise
+    posted = _run(base.api(), session, {"code": text, "kind": kind})
     if as_json:
         base.show_json(posted)
     else:
@@ -87,6 +79,34 @@ def close(session: Id) -> None:
     """End a session; its results stay."""
     row = base.api().delete(path(session), kind="session")
     base.say(f"session {row['id']} is closed; its results stay: island job show {row['job']}")
+
+
+def _run(api: Api, session: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Post a statement and wait for its end; a command that is interrupted meanwhile cancels it."""
+    posted: dict[str, Any] | None = None
+    with interrupts.undoable() as signals:
+        try:
+            with signals.held("interrupted: once the island has answered, the statement is cancelled"):
+                posted = api.post(path(session, "statements"), body)
+            where = path(session, "statements", str(posted["id"]))
+            while posted["state"] not in ("available", "error", "cancelled"):
+                posted = api.get(where, timeout=30.0)
+        except interrupts.Interrupted:
+            if posted is not None:
+                _cancel(api, session, posted)
+            raise
+    return posted
+
+
+def _cancel(api: Api, session: str, statement: dict[str, Any]) -> None:
+    """Cancel a statement and say so, or say why it goes on running."""
+    name = f"statement {statement['id']} of session {session}"
+    try:
+        api.post(path(session, "statements", str(statement["id"]), "cancel"))
+    except IslandError as error:
+        base.say(f"{name} could not be cancelled and may go on running: {error.message}")
+    else:
+        base.say(f"cancelled {name}")
 
 
 def _print(statement: dict[str, Any]) -> None:

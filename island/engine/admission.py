@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
@@ -48,6 +48,7 @@ def admit(request: SessionRequest | BatchRequest, limits: Limits) -> Admitted:
     for name, path in views.items():
         _check_input(name, path)
     conf = {key: value for key, value in request.conf.items() if key.startswith("spark.")}
+    jars = [_unserved(jar) for jar in jars]
     for key, paths in (("spark.jars", jars), ("spark.files", files), ("spark.archives", archives)):
         if paths:
             conf[key] = ",".join(paths)
@@ -96,6 +97,19 @@ def local_file(path: str, allowed: Iterable[Path]) -> str:
     if not any(real.is_relative_to(os.path.realpath(folder)) for folder in allowed):
         raise rejected(f"requirement failed: Local path {path[:1000]} cannot be added to user sessions.")
     return local
+
+
+def _unserved(jar: str) -> str:
+    """A jar as Spark reads it where it lies: any other is served to whoever asks at Spark's port, without a secret.
+
+    Raises `Refusal` for a path that Spark's Java cannot read back from a URI.
+    """
+    if quote(jar, safe="/!$&'()*+;=:@~") != jar:
+        raise rejected(
+            f"requirement failed: Path '{jar[:1000]}' of a jar has a space or another character that URIs escape.",
+            hint="Rename the jar or its folder.",
+        )
+    return f"local:{jar}"
 
 
 def _check_input(name: str, path: str) -> None:

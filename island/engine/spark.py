@@ -9,12 +9,26 @@ import importlib.util
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from island.engine.jvm import Jvm
 from island.engine.protocol import Start
 from island.engine.views import create_views
 from island.errors import EngineFailed
+
+CLOSED: Final = {
+    "spark.driver.host": "localhost",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.ui.enabled": "false",
+    "spark.authenticate": "true",
+    "spark.network.crypto.enabled": "true",
+    "spark.network.crypto.saslFallback": "false",
+}
+"""What keeps other accounts of the machine out of Spark's ports, also where code begins a context of its own.
+
+With a local master Spark makes a random secret for each context and keeps it in Java's memory: it is in no file, no
+environment and no command line.
+"""
 
 
 def spark_home() -> str:
@@ -38,9 +52,7 @@ def settings(start: Start) -> dict[str, str]:
         **start.conf,
         "spark.master": f"local[{start.cores}]",
         "spark.driver.memory": start.memory,
-        "spark.driver.host": "localhost",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.ui.enabled": "false",
+        **CLOSED,
         "spark.local.dir": str(scratch / "tmp"),
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.sql.catalogImplementation": "in-memory",
@@ -62,6 +74,7 @@ class Driver:
         launch = pyspark.context.launch_gateway
         session = pyspark.sql.session.SparkSession
         construct = session.__init__
+        initialize = pyspark.context.SparkContext._initialize_context
 
         def launch_gateway(*args: Any, **kwargs: Any) -> Any:
             port, secret = self.jvm.wait()
@@ -76,7 +89,13 @@ class Driver:
             construct(this, *args, **kwargs)
             create_views(this, self.start.views, self.start.aliases)
 
+        def initialize_context(this: Any, jconf: Any) -> Any:
+            for key, value in CLOSED.items():
+                jconf.set(key, value)
+            return initialize(this, jconf)
+
         pyspark.context.launch_gateway = launch_gateway
+        pyspark.context.SparkContext._initialize_context = initialize_context
         session.__init__ = init
 
     def session(self) -> tuple[Any, Any, Any]:

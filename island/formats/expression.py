@@ -6,7 +6,8 @@ kinds: number, text, bytes, truth, moment (microseconds of UTC), and the untyped
 Meaning, where SQL leaves a choice, is that of Spark 3.5 (not ANSI mode):
 three-valued logic; `/` is a division of floating point; division by zero is NULL; a cast that
 fails is NULL; NaN equals NaN and lies above every number; logarithms of what is not positive are
-NULL. Integers are computed in 64 bits and wrap; decimals are compared as floating point.
+NULL. Integers are compared exactly, computed in 64 bits, and wrap; decimals, and unsigned integers of
+a batch that has one above 2**63 - 1, are compared as floating point.
 """
 
 from __future__ import annotations
@@ -433,23 +434,37 @@ def _aligned(left: Term, right: Term, where: str) -> tuple[Term, Term]:
     )
 
 
-def _less(left: Run, right: Run, floats: bool) -> Run:
-    if not floats:
+def _comparable(left: Any, right: Any) -> tuple[Any, Any, bool]:
+    """Two numeric values in one Arrow type, and whether NaN may occur: integers stay exact, all else is floating point.
+
+    Arrow by itself refuses to compare an integer above 2**53 with a floating-point number.
+    """
+    if pa.types.is_integer(left.type) and pa.types.is_integer(right.type):
+        return left, right, False
+    return _as_float(left), _as_float(right), True
+
+
+def _less(left: Run, right: Run, kind: Kind) -> Run:
+    if kind != "number":
         return lambda frame: pc.less(left(frame), right(frame))
 
     def run(frame: Frame) -> Any:
-        a, b = _as_float(left(frame)), _as_float(right(frame))
+        a, b, floats = _comparable(left(frame), right(frame))
+        if not floats:
+            return pc.less(a, b)
         return pc.or_kleene(pc.less(a, b), pc.and_kleene(pc.invert(pc.is_nan(a)), pc.is_nan(b)))
 
     return run
 
 
-def _equal(left: Run, right: Run, floats: bool) -> Run:
-    if not floats:
+def _equal(left: Run, right: Run, kind: Kind) -> Run:
+    if kind != "number":
         return lambda frame: pc.equal(left(frame), right(frame))
 
     def run(frame: Frame) -> Any:
-        a, b = _as_float(left(frame)), _as_float(right(frame))
+        a, b, floats = _comparable(left(frame), right(frame))
+        if not floats:
+            return pc.equal(a, b)
         return pc.or_kleene(pc.equal(a, b), pc.and_kleene(pc.is_nan(a), pc.is_nan(b)))
 
     return run
@@ -462,15 +477,14 @@ def compare(sign: str, left: Term, right: Term) -> Term:
         return _unknown(left, right)
     if left.kind in ("truth",) and sign not in ("=", "<>"):
         raise BadInput(f"truth values have no order for {sign}", hint=_HINT)
-    floats = left.kind == "number" and (left.floats or right.floats)
-    a, b = left.run, right.run
+    a, b, kind = left.run, right.run, left.kind
     run = {
-        "=": lambda: _equal(a, b, floats),
-        "<>": lambda: _inverted(_equal(a, b, floats)),
-        "<": lambda: _less(a, b, floats),
-        ">": lambda: _less(b, a, floats),
-        "<=": lambda: _inverted(_less(b, a, floats)),
-        ">=": lambda: _inverted(_less(a, b, floats)),
+        "=": lambda: _equal(a, b, kind),
+        "<>": lambda: _inverted(_equal(a, b, kind)),
+        "<": lambda: _less(a, b, kind),
+        ">": lambda: _less(b, a, kind),
+        "<=": lambda: _inverted(_less(b, a, kind)),
+        ">=": lambda: _inverted(_less(a, b, kind)),
     }[sign]()
     return Term("truth", run)
 

@@ -77,8 +77,8 @@ def batch_hash(body: bytes) -> bytes:
 
 def open_batch(signed: bytes) -> Batch:
     """The batch in these bytes; raises `Malformed` unless sizes, keys and seqs are in order."""
-    outer = codec.decode(signed, SignedBody, limit=BATCH_LIMIT)
-    body = codec.decode(outer.body, Body, limit=BATCH_LIMIT)
+    outer = codec.decode(signed, SignedBody)
+    body = codec.decode(outer.body, Body)
     for place, entry in enumerate(body.entries):
         if entry.seq != body.first + place:
             raise Malformed(f"a batch has seq {entry.seq} where {body.first + place} belongs")

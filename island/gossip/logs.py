@@ -20,8 +20,8 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId, island_id, key_bytes
 from island.kernel.ports import Clock, Topic
 from island.kernel.telemetry import counter, gauge
-from island.trust.keys import verify
 from island.trust.service import Trust
+from island.trust.signing import verify
 
 log = structlog.get_logger("island")
 

@@ -54,6 +54,8 @@ class Entry(Message, frozen=True, array_like=True):
 class Body(Message, frozen=True):
     """Consecutive entries of one origin: what is signed, and hashed to the head."""
 
+    MAX_BYTES = BATCH_LIMIT
+
     origin: Bytes32
     epoch: Position
     first: Position
@@ -65,6 +67,8 @@ class Body(Message, frozen=True):
 
 class SignedBody(Message, frozen=True):
     """A batch as it travels and is stored: the body's bytes as the origin encoded them."""
+
+    MAX_BYTES = BATCH_LIMIT
 
     body: Annotated[bytes, Meta(max_length=BATCH_LIMIT)]
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
@@ -117,6 +121,8 @@ class HeadOf(Message, frozen=True, array_like=True):
 class Digest(Message, frozen=True):
     """What a side has, in two hashes. `after` asks for the heads of origins above that key only."""
 
+    MAX_BYTES = 1024
+
     roster: Bytes32
     root: Bytes32
     after: Annotated[bytes, Meta(max_length=32)] = b""
@@ -146,5 +152,7 @@ class Want(Message, frozen=True, array_like=True):
 
 class Pull(Message, frozen=True):
     """Ask for batches; the answer is a `Page`."""
+
+    MAX_BYTES = 16 * 1024
 
     wants: Annotated[tuple[Want, ...], Meta(min_length=1, max_length=WANTS_A_PAGE)]

@@ -29,12 +29,12 @@ from island.jobs.messages import (
     StatementReport,
 )
 from island.jobs.ports import Datasets
-from island.jobs.router import show_bytes
 from island.jobs.runs import Run, RunStatement
 from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks, backoff
 from island.kernel.ports import Clock, Rng, Signal, Topic
+from island.kernel.units import format_bytes
 from island.livy.conf import PATH_PREFIX
 from island.livy.messages import STATEMENT_ENDED
 from island.trust.service import Trust
@@ -180,11 +180,11 @@ class Carrier:
             resolved = await self._catalog.resolve(DatasetName(ref.owner, ref.name, ref.snapshot))
             missing = await self._inputs.missing(resolved)
             if missing:
-                self._note(live, f"fetches {show_bytes(missing)} of {ref}")
+                self._note(live, f"fetches {format_bytes(missing)} of {ref}")
             local = await self._inputs.materialise(resolved, self._progress(live, ref))
             if missing:
                 moved += missing
-                self._note(live, f"{ref} is here: {show_bytes(missing)} fetched and verified")
+                self._note(live, f"{ref} is here: {format_bytes(missing)} fetched and verified")
             paths.append((ref, local.path))
         live.run.moved = max(live.run.moved, moved)
         if work.inputs and live.run.step == "accepted":
@@ -211,7 +211,7 @@ class Carrier:
             now = self._clock.monotonic()
             if now - live.spoke >= 2.0 and done < total:
                 live.spoke = now
-                self._note(live, f"{ref}: {show_bytes(done)} of {show_bytes(total)} ({what})")
+                self._note(live, f"{ref}: {format_bytes(done)} of {format_bytes(total)} ({what})")
 
         return progress
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from island.catalog.views import plain_name, view_name
 from island.config import JobsSection
 from island.errors import BadInput
 from island.jobs.messages import LOG_LINES, MAX_HOPS, MAX_OUTPUT, Envelope, InputRef, Report, StatementReport, Work
@@ -94,32 +95,6 @@ def request_hash(kind: str, request: Any) -> str:
     """The hash by which two requests are the same: SHA-256 of kind and canonical JSON."""
     text = json.dumps([kind, request], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def view_name(text: str) -> str:
-    """A name as a Spark view: characters outside `[A-Za-z0-9_]` become `_`."""
-    return re.sub(r"[^A-Za-z0-9_]", "_", text)
-
-
-def view_names(datasets: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
-    """For each (owner, name) the names of its views: `OWNER__NAME`, and `NAME` where only one input has it.
-
-    Spark's names do not differ by case. Raises `BadInput` when two inputs would be one view.
-    """
-    whole = [view_name(f"{owner}__{name}") for owner, name in datasets]
-    short = [view_name(name) for _, name in datasets]
-    folded = [text.lower() for text in whole]
-    for index, text in enumerate(folded):
-        if text in folded[:index]:
-            first, second = ("/".join(datasets[i]) for i in (folded.index(text), index))
-            raise BadInput(
-                f"the inputs {first} and {second} would both be the view {whole[index]}", hint="Leave one of them out."
-            )
-    taken = [text.lower() for text in short]
-    return [
-        (long, name) if taken.count(name.lower()) == 1 and name.lower() not in folded else (long,)
-        for long, name in zip(whole, short, strict=True)
-    ]
 
 
 def input_conf(inputs: Iterable[tuple[InputRef, str]]) -> dict[str, str]:
@@ -241,8 +216,9 @@ def cut_output(output: str, limit: int = MAX_OUTPUT) -> str:
         value["traceback"] = [str(line)[:1000] for line in value.get("traceback", [])[:100]]
         return _json(value)
     data: dict[str, Any] = {}
-    for kind, content in value.get("data", {}).items():
-        data.update(_cut_content(kind, content, room // max(1, 4), size))
+    whole = value.get("data", {})
+    for kind, content in whole.items():
+        data.update(_cut_content(kind, content, room // max(4, len(whole)), size))
     value["data"] = data
     return _json(value)
 
@@ -277,10 +253,10 @@ def missing_table(output: str) -> str:
 
 def suggest(table: str, datasets: Sequence[tuple[str, str]]) -> tuple[str, bool]:
     """The dataset `OWNER/NAME` that `table` is the view of (exactly: True) or may be (False); "" for none."""
-    wanted = view_name(table).lower()
+    wanted = plain_name(table).lower()
     names: dict[str, list[str]] = {}
     for owner, name in datasets:
-        for view in {view_name(f"{owner}__{name}"), view_name(f"{owner}.{name}"), view_name(name)}:
+        for view in {view_name(owner, name), plain_name(f"{owner}.{name}"), plain_name(name)}:
             names.setdefault(view.lower(), []).append(f"{owner}/{name}")
     if wanted in names:
         return names[wanted][0], len(names[wanted]) == 1
@@ -290,8 +266,8 @@ def suggest(table: str, datasets: Sequence[tuple[str, str]]) -> tuple[str, bool]
 
 def views_meant(table: str, inputs: Sequence[InputRef]) -> list[str]:
     """The views of the inputs whose bare name is `table`, where several are: none of them has that name then."""
-    wanted = view_name(table).lower()
-    return [ref.views[0] for ref in inputs if len(ref.views) == 1 and view_name(ref.name).lower() == wanted]
+    wanted = plain_name(table).lower()
+    return [ref.views[0] for ref in inputs if len(ref.views) == 1 and plain_name(ref.name).lower() == wanted]
 
 
 def with_hint(output: str, table: str, dataset: str, exact: bool, inputs: Sequence[str]) -> str:

@@ -69,7 +69,7 @@ class Exchange:
             if size is None:
                 return codec.decode(encoded, answer)
         async with _within(timeout + 50):
-            return codec.decode(await self._ask_bulk(to, kind, body, timeout), answer, limit=MAX_MESSAGE)
+            return codec.decode(await self._ask_bulk(to, kind, body, timeout), answer)
 
     async def _ask_here(self, kind: str, request: Message, answer: type[A]) -> A:
         try:
@@ -104,7 +104,7 @@ class Exchange:
                 body = await _receive(stream, head.size)
             if len(body) < head.size:
                 return  # the asker is gone; nothing was understood and nothing is done
-            request = codec.decode(body, served[0], limit=MAX_MESSAGE)
+            request = codec.decode(body, served[0])
             answer = codec.encode(await served[1](sender, request))
             async with _within(_LONG_S):
                 await _send(stream, len(answer).to_bytes(_SIZE, "big") + answer)

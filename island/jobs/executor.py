@@ -39,16 +39,16 @@ from island.jobs.messages import (
     StopRequest,
 )
 from island.jobs.ports import Datasets, Islands
-from island.jobs.router import show_bytes
 from island.jobs.runs import Run, RunStatement
 from island.kernel import codec
 from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng
+from island.kernel.units import format_bytes
 from island.trust import journal
-from island.trust.keys import verify
 from island.trust.service import Trust
+from island.trust.signing import verify
 
 log = structlog.get_logger("island")
 
@@ -193,7 +193,7 @@ class Executor:
         up = [holder for holder in holders if self._membership.is_up(holder)]
         if not up:
             names = ", ".join(self._membership.display(h) for h in holders) or "nobody"
-            return part, f"it lacks {show_bytes(part.missing)} of {ref}, and no holder ({names}) is up"
+            return part, f"it lacks {format_bytes(part.missing)} of {ref}, and no holder ({names}) is up"
         links = [(self._peers.link(holder), holder) for holder in up]
         link, source = max(links, key=lambda pair: (pair[0] is not None, (pair[0] and pair[0].bandwidth) or 0.0))
         return (

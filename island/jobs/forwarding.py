@@ -476,7 +476,7 @@ class Forwarding:
             if ended:
                 return
         pending, stop = await self._state.read(
-            lambda conn: (store.open_statements(conn, job.id), _wants_stop(conn, job.id))
+            lambda conn: (store.open_statements(conn, job.id), store.wants_stop(conn, job.id))
         )
         to = IslandId(job.executor)
         if stop and not driven.stop_sent:
@@ -521,7 +521,7 @@ class Forwarding:
 
     async def _refresh(self, driven: Driven, job: Job) -> bool:
         """Ask the executor and store what is new; True when the job has ended."""
-        waiting = await self._state.read(lambda conn: _first_open(conn, job.id))
+        waiting = await self._state.read(lambda conn: store.first_open(conn, job.id))
         request = StatusRequest(job=job.id, epoch=job.epoch, acknowledged=waiting, seen=driven.seen)
         answer = await self._exchange.ask(IslandId(job.executor), "status", request, Report)
         report = core.checked_report(answer, job.id, job.epoch)
@@ -637,19 +637,6 @@ class Forwarding:
             if driven.executor in (island, ""):
                 driven.dirty = True
                 driven.signal.set()
-
-
-def _wants_stop(conn: sqlite3.Connection, job: str) -> bool:
-    row = conn.execute("SELECT stop FROM job WHERE id = ?", (job,)).fetchone()
-    return bool(row and row["stop"])
-
-
-def _first_open(conn: sqlite3.Connection, job: str) -> int:
-    pending = store.open_statements(conn, job)
-    if pending:
-        return pending[0].number
-    row = conn.execute("SELECT statements FROM job WHERE id = ?", (job,)).fetchone()
-    return int(row["statements"]) if row else 0
 
 
 def _differs(last: Report | None, now: Report) -> bool:

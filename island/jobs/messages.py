@@ -26,6 +26,9 @@ MAX_OUTPUT = 2 * 1024 * 1024
 MAX_MESSAGE = 4 * 1024 * 1024
 """Bytes of the largest request or answer about jobs, through a bulk stream."""
 
+MAX_SHORT_MESSAGE = 512 * 1024
+"""Bytes of the largest offer, or request for one: they name inputs, and carry no code and no results."""
+
 MAX_HOPS = 4
 """Islands that a job may pass through."""
 
@@ -38,7 +41,7 @@ RESERVATION_S = 30.0
 LEASE_S = 600.0
 """Seconds after which an executor ends a job whose home is silent, unless the commit says otherwise."""
 
-Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Hex = Annotated[str, Meta(max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
 JobId = Annotated[str, Meta(max_length=64, min_length=40)]
 Short = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=4096)]
@@ -62,15 +65,17 @@ class InputRef(Message, frozen=True, kw_only=True):
 class Work(Message, frozen=True, kw_only=True):
     """What is to be run, as it was checked by home."""
 
-    kind: Annotated[str, Meta(pattern=r"^(session|batch)\Z")]
+    MAX_BYTES = MAX_MESSAGE
+
+    kind: Annotated[str, Meta(max_length=7, pattern=r"^(session|batch)\Z")]
     language: Short = ""
     """The session's kind, `batch` for a batch."""
     inputs: Annotated[tuple[InputRef, ...], Meta(max_length=64)] = ()
     conf: Annotated[dict[Short, Text], Meta(max_length=200)] = msgspec.field(default_factory=dict)
-    resources: Annotated[dict[Short, str | int], Meta(max_length=16)] = msgspec.field(default_factory=dict)
+    resources: Annotated[dict[Short, Short | int], Meta(max_length=16)] = msgspec.field(default_factory=dict)
     """Livy's `driverMemory`, `executorCores`, ... as the client gave them."""
     file_name: Short = ""
-    file_hash: str = ""
+    file_hash: Annotated[str, Meta(max_length=64)] = ""
     args: Annotated[tuple[Text, ...], Meta(max_length=1000)] = ()
 
 
@@ -107,6 +112,8 @@ class Envelope(Message, frozen=True, kw_only=True):
 class OfferRequest(Message, frozen=True, kw_only=True):
     """May this job run at yours, and what would it cost? Holds a place for `RESERVATION_S`."""
 
+    MAX_BYTES = MAX_SHORT_MESSAGE
+
     envelope: Envelope
     kind: Short
     language: Short
@@ -128,6 +135,8 @@ class OfferPart(Message, frozen=True, kw_only=True):
 class Offer(Message, frozen=True, kw_only=True):
     """The answer: a reservation with the candidate's own terms, or a refusal with its reason."""
 
+    MAX_BYTES = MAX_SHORT_MESSAGE
+
     refusal: Text = ""
     reservation: Short = ""
     wait: Seconds = 0.0
@@ -137,6 +146,8 @@ class Offer(Message, frozen=True, kw_only=True):
 
 class CommitRequest(Message, frozen=True, kw_only=True):
     """The only permission to start. Durable at home before it is sent."""
+
+    MAX_BYTES = MAX_MESSAGE
 
     envelope: Envelope
     reservation: Short
@@ -155,6 +166,8 @@ class CommitAnswer(Message, frozen=True, kw_only=True):
 class StatementRequest(Message, frozen=True, kw_only=True):
     """Run this statement. One at a time; `number` is home's id of it."""
 
+    MAX_BYTES = MAX_MESSAGE
+
     job: JobId
     epoch: Count
     number: Count
@@ -164,6 +177,8 @@ class StatementRequest(Message, frozen=True, kw_only=True):
 
 class StatusRequest(Message, frozen=True, kw_only=True):
     """How is it? Also renews the lease, and acknowledges results that are durable at home."""
+
+    MAX_BYTES = 4096
 
     job: JobId
     epoch: Count
@@ -189,6 +204,8 @@ class StatementReport(Message, frozen=True, kw_only=True):
 class Report(Message, frozen=True, kw_only=True):
     """A job as its executor knows it."""
 
+    MAX_BYTES = MAX_MESSAGE
+
     job: JobId
     epoch: Count
     version: Count
@@ -210,6 +227,8 @@ class Report(Message, frozen=True, kw_only=True):
 class StopRequest(Message, frozen=True, kw_only=True):
     """Cancel statement `number`, or end the whole job when `number` is None."""
 
+    MAX_BYTES = 4096
+
     job: JobId
     epoch: Count
     number: Count | None = None
@@ -218,6 +237,8 @@ class StopRequest(Message, frozen=True, kw_only=True):
 class ReleaseRequest(Message, frozen=True, kw_only=True):
     """Home has stored everything of an ended job; the executor may forget all but its id."""
 
+    MAX_BYTES = 4096
+
     job: JobId
     epoch: Count
 
@@ -225,11 +246,15 @@ class ReleaseRequest(Message, frozen=True, kw_only=True):
 class Decline(Message, frozen=True, kw_only=True):
     """Pushed to a candidate that was not chosen: its reservation is free again."""
 
+    MAX_BYTES = 4096
+
     reservation: Short
 
 
 class CompletionRequest(Message, frozen=True, kw_only=True):
     """Livy's code completion."""
+
+    MAX_BYTES = MAX_MESSAGE
 
     job: JobId
     epoch: Count
@@ -241,15 +266,21 @@ class CompletionRequest(Message, frozen=True, kw_only=True):
 class Completion(Message, frozen=True, kw_only=True):
     """The candidates."""
 
+    MAX_BYTES = MAX_MESSAGE
+
     candidates: Annotated[tuple[Text, ...], Meta(max_length=1000)] = ()
 
 
 class Done(Message, frozen=True, kw_only=True):
     """An answer that says no more than that it was done."""
 
+    MAX_BYTES = 4096
+
 
 class Changed(Message, frozen=True, kw_only=True):
     """Pushed to home: there is something new to ask for."""
+
+    MAX_BYTES = 4096
 
     job: JobId
     epoch: Count
@@ -258,13 +289,17 @@ class Changed(Message, frozen=True, kw_only=True):
 class ReattachRequest(Message, frozen=True, kw_only=True):
     """Asked of home by an island where the job's owner sits now; `key` proves the owner."""
 
+    MAX_BYTES = 4096
+
     job: JobId
     key: Annotated[str, Meta(max_length=64)]
-    what: Annotated[str, Meta(pattern=r"^(show|explain|logs|statements|cancel)\Z")]
+    what: Annotated[str, Meta(max_length=10, pattern=r"^(show|explain|logs|statements|cancel)\Z")]
 
 
 class ReattachAnswer(Message, frozen=True, kw_only=True):
     """JSON as home's own operator API would give it."""
+
+    MAX_BYTES = MAX_MESSAGE
 
     body: Annotated[str, Meta(max_length=MAX_MESSAGE)]
 
@@ -272,11 +307,15 @@ class ReattachAnswer(Message, frozen=True, kw_only=True):
 class Large(Message, frozen=True, kw_only=True):
     """The answer is too long for the control session: ask again through a bulk stream."""
 
+    MAX_BYTES = 4096
+
     large: Count
 
 
 class BulkHead(Message, frozen=True, kw_only=True):
     """Request of a bulk stream of kind `job`: the request's kind and the size of its bytes, which follow."""
+
+    MAX_BYTES = 4096
 
     kind: Short
     size: Annotated[int, Meta(ge=0, le=MAX_MESSAGE)]

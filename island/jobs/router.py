@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from island.kernel.units import format_bytes
+
 ASSUMED_BANDWIDTH = 10_000_000.0
 """Bytes a second, where nothing was measured yet."""
 
@@ -159,7 +161,7 @@ def estimate(wanted: Wanted, candidate: Candidate) -> tuple[Term, ...]:
         Term(
             "output",
             0.0 if at_home else OUTPUT_BYTES / _or(candidate.bandwidth, ASSUMED_BANDWIDTH),
-            "stays here" if at_home else f"{show_bytes(OUTPUT_BYTES)} at {_bandwidth(candidate.bandwidth)}",
+            "stays here" if at_home else f"{format_bytes(OUTPUT_BYTES)} at {_bandwidth(candidate.bandwidth)}",
         ),
     ]
     return tuple(terms)
@@ -234,10 +236,10 @@ def _transfer(candidate: Candidate) -> str:
     total = sum(part.bytes for part in candidate.parts)
     missing = [part for part in candidate.parts if part.missing > 0]
     if not missing:
-        return f"all {show_bytes(total)} of input are there"
+        return f"all {format_bytes(total)} of input are there"
     return "; ".join(
-        f"{show_bytes(p.missing)} of {show_bytes(p.bytes)} of {p.dataset} are missing, from {p.source or 'a holder'}"
-        f" at {_bandwidth(p.bandwidth)}"
+        f"{format_bytes(p.missing)} of {format_bytes(p.bytes)} of {p.dataset} are missing,"
+        f" from {p.source or 'a holder'} at {_bandwidth(p.bandwidth)}"
         for p in missing
     )
 
@@ -263,7 +265,7 @@ def _rtt(value: float | None) -> str:
 
 
 def _bandwidth(value: float | None) -> str:
-    return f"{show_bytes(value)}/s" if value else f"{show_bytes(ASSUMED_BANDWIDTH)}/s (assumed, not measured yet)"
+    return f"{format_bytes(value)}/s" if value else f"{format_bytes(ASSUMED_BANDWIDTH)}/s (assumed, not measured yet)"
 
 
 def show_seconds(seconds: float) -> str:
@@ -271,12 +273,3 @@ def show_seconds(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.2f} s"
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def show_bytes(count: float) -> str:
-    """`12 B`, `3.4 MB` (powers of ten)."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} PB"

@@ -227,7 +227,7 @@ def _run(row: sqlite3.Row) -> Run:
         home=row["home"],
         user=row["user"],
         request_hash=row["request_hash"],
-        work=codec.decode(row["work"], Work, limit=codec.BULK_LIMIT * 16),
+        work=codec.decode(row["work"], Work),
         lease=row["lease"],
         accepted=row["accepted"],
         step=row["step"],

@@ -18,9 +18,9 @@ import structlog
 
 from island.catalog.messages import Resolved
 from island.catalog.ports import Inputs
+from island.catalog.views import view_names
 from island.config import Config
 from island.errors import Ambiguous, BadInput, Denied, NotFound, PeerMisbehaved, PeerRefused
-from island.gossip.service import Gossip
 from island.jobs import core, router, store
 from island.jobs.engine import Engine
 from island.jobs.exchange import Exchange
@@ -101,7 +101,6 @@ class Jobs:
         catalog: Datasets,
         inputs: Inputs,
         membership: Islands,
-        gossip: Gossip,
         trust: Trust,
         peers: Peers,
         config: Config,
@@ -111,8 +110,6 @@ class Jobs:
         *,
         home: Path,
     ) -> None:
-        # Gossip carries nothing of jobs in this version: load is asked for, and policies are in the offers.
-        del gossip
         self._state, self._catalog, self._membership = state, catalog, membership
         self._trust, self._peers, self._config, self._clock, self._rng = trust, peers, config, clock, rng
         self._exchange = Exchange(peers)
@@ -326,7 +323,7 @@ class Jobs:
             resolved = await self._catalog.resolve(DatasetName.parse(text))
             if all((r.owner, r.name) != (resolved.owner, resolved.name) for r in found):
                 found.append(resolved)
-        views = core.view_names([(resolved.owner_name, resolved.name) for resolved in found])
+        views = view_names([(resolved.owner_name, resolved.name) for resolved in found])
         return tuple(
             InputRef(owner=r.owner, owner_name=r.owner_name, name=r.name, snapshot=r.snapshot, views=names)
             for r, names in zip(found, views, strict=True)
@@ -797,10 +794,10 @@ def _resources(shown: dict[str, Any]) -> dict[str, str | int]:
 
 def _check_files(paths: list[str]) -> None:
     """Files beside the code do not travel in this version; refused in Livy's words."""
-    for path in paths:
-        _local_path(path)
+    if paths:
+        _local_path(paths[0])
         raise rejected(
-            f"requirement failed: Local path {path[:1000]} cannot be added to user sessions.",
+            f"requirement failed: Local path {paths[0][:1000]} cannot be added to user sessions.",
             hint="Name datasets as inputs; files beside the code do not travel to other islands yet.",
         )
 

@@ -89,7 +89,7 @@ def _job(row: sqlite3.Row) -> Job:
         name=row["name"],
         request_hash=row["request_hash"],
         request=json.loads(row["request"]),
-        work=codec.decode(row["work"], Work, limit=codec.BULK_LIMIT * 16),
+        work=codec.decode(row["work"], Work),
         pin=row["pin"],
         reattach=row["reattach"],
         created=row["created"],
@@ -403,6 +403,12 @@ def want_stop(conn: sqlite3.Connection, job: str, *, deleted: bool) -> None:
     conn.execute("UPDATE job SET stop = 1, deleted = max(deleted, ?) WHERE id = ?", (int(deleted), job))
 
 
+def wants_stop(conn: sqlite3.Connection, job: str) -> bool:
+    """Whether the owner wants a job ended."""
+    row = conn.execute("SELECT stop FROM job WHERE id = ?", (job,)).fetchone()
+    return bool(row and row["stop"])
+
+
 # --- statements --------------------------------------------------------------------------------
 
 
@@ -453,6 +459,15 @@ def open_statements(conn: sqlite3.Connection, job: str) -> list[Statement]:
         (job,),
     )
     return [_statement(row) for row in rows]
+
+
+def first_open(conn: sqlite3.Connection, job: str) -> int:
+    """The number of the first statement that has no last state yet, or of the one that comes next."""
+    pending = open_statements(conn, job)
+    if pending:
+        return pending[0].number
+    row = conn.execute("SELECT statements FROM job WHERE id = ?", (job,)).fetchone()
+    return int(row["statements"]) if row else 0
 
 
 def cancel_statement(conn: sqlite3.Connection, job: str, number: int, *, sent: bool) -> str | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta
 
+from island.gossip.messages import VALUE_LIMIT
 from island.kernel.codec import Message
 from island.trust.messages import Address
 
@@ -18,6 +19,8 @@ SERVER_KINDS: tuple[str, ...] = get_args(ServerKind)
 class SelfRecord(Message, frozen=True):
     """`island/self`: what an island says of itself."""
 
+    MAX_BYTES = VALUE_LIMIT
+
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", max_length=64)]
     addresses: Annotated[tuple[Address, ...], Meta(max_length=8)] = ()
     """`host:port` at which its peer port can be dialled; none if it only dials out."""
@@ -29,6 +32,8 @@ class SelfRecord(Message, frozen=True):
 
 class ServerRecord(Message, frozen=True):
     """`server/ID`: one service beside an island."""
+
+    MAX_BYTES = VALUE_LIMIT
 
     kind: Annotated[str, Meta(min_length=1, max_length=32)]
     url: Annotated[str, Meta(min_length=1, max_length=512)]

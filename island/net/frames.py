@@ -24,7 +24,7 @@ VERSION = 1
 HEAD = struct.Struct(">IBI")
 """Length (of type, id and payload), type, id."""
 
-HANDSHAKE_LIMIT, HEAD_LIMIT = 16 * 1024, 1024
+HANDSHAKE_LIMIT, HEAD_LIMIT = 8 * 1024, 1024
 """The largest payload before a session is made, and the largest request head."""
 
 CONTROL_FRAME = CONTROL_LIMIT + HEAD_LIMIT + 2
@@ -37,7 +37,7 @@ TEXT_LIMIT = 1000
 MAX_HOPS = 2
 
 SessionClass = Literal["control", "bulk", "join"]
-Kind = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_.-]{0,39}\Z")]
+Kind = Annotated[str, Meta(max_length=40, pattern=r"^[a-z][a-z0-9_.-]{0,39}\Z")]
 
 
 class Type(IntEnum):
@@ -73,13 +73,15 @@ class Frame(NamedTuple):
 class Hello(Message, frozen=True, kw_only=True):
     """How each side begins. `network` is raw; `chain` is empty in a session of class `join`."""
 
+    MAX_BYTES = HANDSHAKE_LIMIT
+
     version: Annotated[int, Meta(ge=1, le=1000)]
     session: SessionClass
     network: Key
     key: Key
     name: Name
     nonce: Key
-    program: Annotated[str, Meta(pattern=r"^[ -~]{0,40}\Z")] = ""
+    program: Annotated[str, Meta(max_length=40, pattern=r"^[ -~]{0,40}\Z")] = ""
     """The program's version, for people."""
     chain: Annotated[bytes, Meta(max_length=CHAIN_LIMIT)] = b""
     addresses: Annotated[tuple[Address, ...], Meta(max_length=8)] = ()
@@ -93,17 +95,23 @@ class Hello(Message, frozen=True, kw_only=True):
 class Proof(Message, frozen=True, kw_only=True):
     """The signature (kind `session`) over `handshake.transcript`."""
 
+    MAX_BYTES = 512
+
     signature: Signature
 
 
 class Redeem(Message, frozen=True, kw_only=True):
     """The secret of an invitation, sent only to the inviter that has proved its key."""
 
+    MAX_BYTES = 512
+
     secret: Annotated[bytes, Meta(min_length=16, max_length=32)]
 
 
 class Admitted(Message, frozen=True, kw_only=True):
     """The newcomer's chain."""
+
+    MAX_BYTES = HANDSHAKE_LIMIT
 
     chain: Annotated[bytes, Meta(max_length=CHAIN_LIMIT)]
 
@@ -115,6 +123,8 @@ class RequestHead(Message, frozen=True, kw_only=True):
     islands it went through. `origin` is who began, by the word of the one that passes it on.
     """
 
+    MAX_BYTES = HEAD_LIMIT
+
     kind: Kind
     to: Annotated[bytes, Meta(max_length=32)] = b""
     origin: Annotated[bytes, Meta(max_length=32)] = b""
@@ -124,7 +134,9 @@ class RequestHead(Message, frozen=True, kw_only=True):
 class Refusal(Message, frozen=True, kw_only=True):
     """An error as it crosses the wire."""
 
-    code: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+    MAX_BYTES = HANDSHAKE_LIMIT
+
+    code: Annotated[str, Meta(max_length=64, pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
     message: Annotated[str, Meta(max_length=TEXT_LIMIT)]
     hint: Annotated[str, Meta(max_length=TEXT_LIMIT)] = ""
 
@@ -132,12 +144,16 @@ class Refusal(Message, frozen=True, kw_only=True):
 class Ping(Message, frozen=True, kw_only=True):
     """A keepalive; `rtt_us` tells the other side the round trip that the sender has measured."""
 
+    MAX_BYTES = 64
+
     nonce: Annotated[int, Meta(ge=0, le=2**62)]
     rtt_us: Annotated[int, Meta(ge=0, le=2**32)] = 0
 
 
 class DialBack(Message, frozen=True, kw_only=True):
     """A request to dial a bulk session to the one that asks."""
+
+    MAX_BYTES = 256
 
     ticket: Annotated[bytes, Meta(min_length=16, max_length=32)]
 
@@ -166,7 +182,7 @@ def split_headed(payload: bytes) -> tuple[RequestHead, bytes]:
     body = payload[2 + size :]
     if len(body) > CONTROL_LIMIT:
         raise Malformed(f"a request of {len(body)} bytes is over the limit of {CONTROL_LIMIT}")
-    return codec.decode(payload[2 : 2 + size], RequestHead, limit=HEAD_LIMIT), body
+    return codec.decode(payload[2 : 2 + size], RequestHead), body
 
 
 async def read_frame(reader: asyncio.StreamReader, limit: int) -> Frame:

@@ -68,7 +68,7 @@ def is_livy(path: str) -> bool:
 
 @web.middleware
 async def livy_errors(request: web.Request, handler: base.Handler) -> web.StreamResponse:
-    """Refusals and errors below Livy's paths, as Livy would word them; innermost middleware of the user port."""
+    """Refusals and errors below Livy's paths, as Livy would word them; a 401 stays as it is."""
     if request.path.startswith("/api/"):
         return await handler(request)
     try:

@@ -22,8 +22,9 @@ from island.kernel.ids import IslandId, NetworkId, island_id, key_bytes
 from island.kernel.ports import Rng
 from island.net import frames
 from island.net.frames import HANDSHAKE_LIMIT, Admitted, Frame, Hello, Proof, Redeem, Refusal, SessionClass, Type
-from island.trust.keys import Identity, verify
+from island.trust.keys import Identity
 from island.trust.service import Trust
+from island.trust.signing import verify
 
 Role = Literal["dialler", "listener"]
 
@@ -56,8 +57,8 @@ class WrongKey(PeerMisbehaved):
 
 def transcript(role: Role, network: NetworkId, dialler: bytes, listener: bytes, certificate: bytes) -> bytes:
     """What the proof of `role` signs; `dialler` and `listener` are the encoded hellos."""
-    first = codec.decode(dialler, Hello, limit=HANDSHAKE_LIMIT)
-    second = codec.decode(listener, Hello, limit=HANDSHAKE_LIMIT)
+    first = codec.decode(dialler, Hello)
+    second = codec.decode(listener, Hello)
     return codec.encode(
         [
             role,
@@ -112,7 +113,7 @@ class Handshake:
         # Only now: the listener has proved the key that the invitation names, over this very connection.
         await self._send(Type.REDEEM, codec.encode(Redeem(secret=secret)))
         frame = await self._receive(Type.ADMITTED)
-        return codec.decode(frame.payload, Admitted, limit=HANDSHAKE_LIMIT).chain
+        return codec.decode(frame.payload, Admitted).chain
 
     async def listen(self, certificate: bytes, admit: Callable[[Peer], None]) -> Peer:
         """The listener's side. `admit` may refuse a proved peer by raising an `IslandError`.
@@ -128,7 +129,7 @@ class Handshake:
 
     async def _listen(self, certificate: bytes, admit: Callable[[Peer], None]) -> Peer:
         theirs = (await self._receive(Type.HELLO)).payload
-        hello = codec.decode(theirs, Hello, limit=HANDSHAKE_LIMIT)
+        hello = codec.decode(theirs, Hello)
         network = self._check_hello(hello)
         mine = self._hello(hello.session, network, b"")
         await self._send(Type.HELLO, mine)
@@ -144,7 +145,7 @@ class Handshake:
 
     async def _admit_newcomer(self, peer: Peer) -> None:
         frame = await self._receive(Type.REDEEM)
-        secret = codec.decode(frame.payload, Redeem, limit=HANDSHAKE_LIMIT).secret
+        secret = codec.decode(frame.payload, Redeem).secret
         chain = await self._trust.redeem(secret, peer.island, peer.name)
         await self._send(Type.ADMITTED, codec.encode(Admitted(chain=chain)))
 
@@ -154,7 +155,7 @@ class Handshake:
         """Say hello and believe the listener: its hello, its key, its proof, its network."""
         await self._send(Type.HELLO, mine)
         theirs = (await self._receive(Type.HELLO)).payload
-        hello = codec.decode(theirs, Hello, limit=HANDSHAKE_LIMIT)
+        hello = codec.decode(theirs, Hello)
         if (found := island_id(hello.key)) != expected:
             raise WrongKey(expected, found)
         if hello.network != bytes.fromhex(network):
@@ -207,7 +208,7 @@ class Handshake:
 
     async def _check_proof(self, hello: Hello, payload: bytes) -> None:
         frame = await self._receive(Type.PROOF)
-        proof = codec.decode(frame.payload, Proof, limit=HANDSHAKE_LIMIT)
+        proof = codec.decode(frame.payload, Proof)
         network = NetworkId(hello.network.hex())
         if not verify(island_id(hello.key), "session", network, payload, proof.signature):
             raise PeerMisbehaved(f"{hello.name} did not prove its key", code="bad_proof")
@@ -227,7 +228,7 @@ class Handshake:
 
 def refused(payload: bytes) -> PeerRefused:
     """The error that another island sent."""
-    said = codec.decode(payload, Refusal, limit=HANDSHAKE_LIMIT)
+    said = codec.decode(payload, Refusal)
     return PeerRefused(_plain(said.message), hint=_plain(said.hint), code=said.code)
 
 

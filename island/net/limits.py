@@ -1,4 +1,4 @@
-"""What peer sessions allow, in one place; tests make them small."""
+"""What peer sessions and connections to the user port allow, in one place; tests make them small."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class Limits:
     dead_s: float = 25.0
     """Silence, or no progress of what waits to be sent, after which a session is over."""
     connect_s: float = 5.0
-    handshake_s: float = 10.0
+    first_byte_s: float = 3.0
+    """Within which an accepted connection must have sent something."""
+    handshake_s: float = 8.0
+    """For TLS and the proofs together on the listening side, for the proofs on the dialling one."""
     retire_s: float = 5.0
     """How long a session that was replaced still answers."""
     idle_s: float = 120.0
@@ -33,9 +36,9 @@ class Limits:
     mesh: int = 32
     """Islands that this one dials."""
     sessions: int = 512
-    """Connections that are accepted at once, of both classes."""
+    """Accepted sessions, of both classes, at which no further connection is accepted."""
     shaking: int = 64
-    """Of these, how many may be in the handshake."""
+    """Connections that may be in the handshake beside them; the next one closes an older one."""
     shaking_per_address: int = 32
     """And how many from one network address."""
     calls: int = 64
@@ -44,3 +47,28 @@ class Limits:
     """Pushes of one peer that wait for their handler; more are dropped and counted."""
     write_queue: int = 1024 * 1024
     """Bytes that may wait in a control session before pushes are turned away."""
+
+    @classmethod
+    def within(cls, connections: int) -> Limits:
+        """The usual limits, with at most `connections` accepted ones, at least 2."""
+        usual = cls()
+        shaking = min(usual.shaking, connections // 2)
+        return cls(sessions=min(usual.sessions, connections - shaking), shaking=shaking)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What connections to the user port may hold. Durations in seconds.
+
+    There is no limit by address: only this machine connects, and everybody behind a tunnel or a reverse
+    proxy has the same address.
+    """
+
+    connections: int = 1024
+    """Connections at once; the next one closes the oldest that waits for a request."""
+    head_s: float = 10.0
+    """For a whole request head, from the connection or from the first byte of a later request."""
+    stall_s: float = 30.0
+    """Without a byte of a request's body that is being waited for."""
+    idle_s: float = 75.0
+    """Between two requests."""

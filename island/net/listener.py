@@ -7,18 +7,15 @@ import contextlib
 import functools
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import structlog
-
 from island.config import split_address
-from island.errors import ConfigError, IslandError, PeerMisbehaved
+from island.errors import ConfigError, IslandError, PeerMisbehaved, Unreachable
 from island.kernel.loops import Tasks
+from island.kernel.stranger_log import StrangerLog
+from island.net.half_open import HalfOpen
 from island.net.limits import Limits
-
-log = structlog.get_logger("island")
 
 READ_AHEAD = 512 * 1024
 """Bytes that are read before they are asked for."""
@@ -36,9 +33,10 @@ class Listener:
         self._listen, self._context, self._limits, self._accepted = listen, context, limits, accepted
         self._socket: socket.socket | None = None
         self._tasks: Tasks | None = None
-        self._shaking: Counter[str] = Counter()
+        self._half_open = HalfOpen[socket.socket](limits.shaking, limits.shaking_per_address)
+        self._open: dict[socket.socket, tuple[str, asyncio.Task[None]]] = {}
         self._unserved: set[socket.socket] = set()
-        self._connections = 0
+        self._strangers = StrangerLog()
         self.host = ""
         self.port: int | None = None
 
@@ -81,7 +79,7 @@ class Listener:
                 return
             except OSError as error:
                 # No descriptors left, most likely; what is there must go on.
-                log.warning("peer.accept_failed", error=str(error))
+                self._strangers.warning("peer.accept_failed", self.host, error=str(error))
                 loop = asyncio.get_running_loop()
                 loop.remove_reader(self._socket)
                 loop.call_later(0.5, self._resume)
@@ -90,50 +88,58 @@ class Listener:
             self._take(connection, str(remote[0]), int(remote[1]))
 
     def _take(self, connection: socket.socket, source: str, port: int) -> None:
-        if self._tasks is None or not self._has_room(source):
+        if self._tasks is None or len(self._open) - len(self._half_open) >= self._limits.sessions:
+            self._strangers.warning("peer.full", source, sessions=self._limits.sessions)
             connection.close()
             return
-        self._shaking[source] += 1
-        self._connections += 1
         self._unserved.add(connection)
         task = self._tasks.spawn("peers.connection", self._serve(connection, source, port))
         task.add_done_callback(functools.partial(self._served, connection))
+        self._open[connection] = source, task
+        if (oldest := self._half_open.add(connection, source)) is not None:
+            address, victim = self._open[oldest]
+            self._strangers.info("peer.not_accepted", address, error="its handshake was dropped for a newer one")
+            victim.cancel()
 
     def _served(self, connection: socket.socket, _: object) -> None:
+        del self._open[connection]
+        self._half_open.remove(connection)
         if connection in self._unserved:  # cancelled before its first step
             self._unserved.discard(connection)
             connection.close()
 
-    def _has_room(self, source: str) -> bool:
-        return (
-            self._connections < self._limits.sessions
-            and self._shaking.total() < self._limits.shaking
-            and self._shaking[source] < self._limits.shaking_per_address
-        )
-
     async def _serve(self, connection: socket.socket, source: str, port: int) -> None:
-        shaking = True
         self._unserved.discard(connection)
-
-        def proved() -> None:
-            nonlocal shaking
-            if shaking:
-                shaking = False
-                self._shaking[source] -= 1
-                if not self._shaking[source]:
-                    del self._shaking[source]
-
-        writer: asyncio.StreamWriter | None = None
         try:
-            reader, writer = await _encrypt(connection, self._context, self._limits.handshake_s, listening=True)
-            await self._accepted(reader, writer, join_address(source, port), proved)
+            await _first_byte(connection, self._limits.first_byte_s)
+            await self._shake(connection, join_address(source, port))
         except PeerMisbehaved as error:
-            log.warning("peer.misbehaved", address=join_address(source, port), error=error.message)
+            self._strangers.warning("peer.misbehaved", source, port=port, error=error.message)
         except (IslandError, OSError, TimeoutError, asyncio.IncompleteReadError, ssl.SSLError) as error:
-            log.info("peer.not_accepted", address=source, error=str(error) or type(error).__name__)
+            self._strangers.info("peer.not_accepted", source, error=str(error) or type(error).__name__)
+
+    async def _shake(self, connection: socket.socket, address: str) -> None:
+        """TLS and the proofs in `handshake_s`, then the session for as long as it lives."""
+        writer: asyncio.StreamWriter | None = None
+        is_proved = False
+        try:
+            async with asyncio.timeout(self._limits.handshake_s) as deadline:
+
+                def proved() -> None:
+                    nonlocal is_proved
+                    is_proved = True
+                    self._half_open.remove(connection)
+                    deadline.reschedule(None)
+
+                reader, writer = await _encrypt(connection, self._context, self._limits.handshake_s, listening=True)
+                await self._accepted(reader, writer, address, proved)
+        except TimeoutError as error:
+            raise Unreachable(f"the handshake took longer than {self._limits.handshake_s:g} s") from error
+        except asyncio.CancelledError:
+            if writer is not None and not is_proved:
+                writer.transport.abort()  # dropped for a newer one, which needs the room now
+            raise
         finally:
-            proved()
-            self._connections -= 1
             if writer is not None:
                 await hang_up(writer)
 
@@ -165,6 +171,25 @@ async def _connect(host: str, port: int) -> socket.socket:
         else:
             return connection
     raise problem
+
+
+async def _first_byte(connection: socket.socket, seconds: float) -> None:
+    """Wait until the other side has sent something, before TLS costs memory; closes the socket if that fails."""
+    loop = asyncio.get_running_loop()
+    heard = asyncio.Event()
+    try:
+        loop.add_reader(connection, heard.set)
+        try:
+            async with asyncio.timeout(seconds):
+                await heard.wait()
+        finally:
+            loop.remove_reader(connection)
+    except TimeoutError as error:
+        connection.close()
+        raise Unreachable(f"nothing was sent within {seconds:g} s") from error
+    except BaseException:
+        connection.close()
+        raise
 
 
 async def _encrypt(

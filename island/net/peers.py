@@ -337,15 +337,17 @@ class PeerSessions:
             await hang_up(writer)
 
     def _handshake(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Timed:
-        shake = Handshake(reader, writer, self._trust, self._rng, tuple(self.local_addresses()[:8]), self._instance)
-        return _Timed(shake, self._limits.handshake_s)
+        return _Timed(self._shake(reader, writer), self._limits.handshake_s)
+
+    def _shake(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Handshake:
+        return Handshake(reader, writer, self._trust, self._rng, tuple(self.local_addresses()[:8]), self._instance)
 
     # --- accepting --------------------------------------------------------------------------------
 
     async def _accepted(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, proved: Callable[[], None]
     ) -> None:
-        peer = await self._handshake(reader, writer).listen(self._certificate, self._admit)
+        peer = await self._shake(reader, writer).listen(self._certificate, self._admit)
         proved()
         if peer.session == "join":
             log.info("peer.joined", peer=peer.name, key=peer.island, address=address)
@@ -552,7 +554,7 @@ class PeerSessions:
             del self._tickets[ticket]
 
     async def _on_dial_back(self, sender: IslandId, body: bytes) -> bytes:
-        ticket = codec.decode(body, DialBack, limit=256).ticket
+        ticket = codec.decode(body, DialBack).ticket
         addresses = self._bulk_addresses(sender, self._control.get(sender))
         connect = functools.partial(self._dial, sender, "bulk", ticket)
         await first_that_works(addresses, connect, self.name(sender))
@@ -591,7 +593,7 @@ class PeerSessions:
 
 
 class _Timed:
-    """A handshake under a time limit, which is an error of the other side."""
+    """A dialler's handshake under a time limit; to exceed it is an error of the other side."""
 
     def __init__(self, shake: Handshake, seconds: float) -> None:
         self._shake, self._seconds = shake, seconds
@@ -601,9 +603,6 @@ class _Timed:
 
     async def redeem(self, network: NetworkId, expected: IslandId, certificate: bytes, secret: bytes) -> bytes:
         return await self._within(self._shake.redeem(network, expected, certificate, secret))
-
-    async def listen(self, certificate: bytes, admit: Callable[[Peer], None]) -> Peer:
-        return await self._within(self._shake.listen(certificate, admit))
 
     async def _within(self, work: Awaitable[T]) -> T:
         try:

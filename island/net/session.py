@@ -183,12 +183,12 @@ class Session:
 
     def _handle_common(self, frame: Frame) -> bool:
         if frame.type is Type.PING:
-            ping = codec.decode(frame.payload, Ping, limit=64)
+            ping = codec.decode(frame.payload, Ping)
             if not self.dialled and ping.rtt_us:
                 self.rtt = ping.rtt_us / 1e6
             self._write(frames.pack(Type.PONG, 0, frame.payload))
         elif frame.type is Type.PONG:
-            self._on_pong(codec.decode(frame.payload, Ping, limit=64).nonce)
+            self._on_pong(codec.decode(frame.payload, Ping).nonce)
         elif frame.type is Type.GOODBYE:
             said = refused(frame.payload)
             raise _Lost(f"{self.peer.name} ended the session: {said.message}", code=said.code)

@@ -224,13 +224,3 @@ def safe_path(path: str) -> bool:
         and "\0" not in path
         and all(part not in {"", ".", ".."} and len(part.encode("utf-8", "replace")) <= 255 for part in parts)
     )
-
-
-def human(size: int) -> str:
-    """A number of bytes for people, as `1.5 GiB`."""
-    value, unit = float(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"

@@ -24,7 +24,7 @@ MAX_BYTES = 32 * 2**20
 """Bytes that one request may ask for."""
 
 Offset = Annotated[int, Meta(ge=0, le=1 << 50)]
-Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Hash = Annotated[str, Meta(max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Piece(Message, frozen=True):

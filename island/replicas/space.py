@@ -11,6 +11,7 @@ import structlog
 from island.errors import Full
 from island.kernel import telemetry
 from island.kernel.ports import Clock
+from island.kernel.units import format_bytes
 from island.replicas import core
 from island.replicas.held import HeldSnapshot, Store
 
@@ -86,16 +87,16 @@ class Space:
         over = self.used + size - self._quota
         if over > 0 and not await self._evict(over):
             raise Full(
-                f"{what} needs {core.human(size)} more, and the chunk store holds {core.human(self.used)}"
-                f" of the {core.human(self._quota)} that it may",
+                f"{what} needs {format_bytes(size)} more, and the chunk store holds {format_bytes(self.used)}"
+                f" of the {format_bytes(self._quota)} that it may",
                 hint="Raise `quota` under [replicas] in island.toml, or drop replicas that nobody needs"
                 " (`island dataset drop OWNER/NAME`).",
             )
         short = size + self._claimed() + self._reserve - await self._held.run(self._held.files.free)
         if short > 0 and not await self._evict(short):
             raise Full(
-                f"{what} needs {core.human(size)} more, and the disk would be left with less than"
-                f" the reserve of {core.human(self._reserve)}",
+                f"{what} needs {format_bytes(size)} more, and the disk would be left with less than"
+                f" the reserve of {format_bytes(self._reserve)}",
                 hint="Free some space, or lower `reserve` under [replicas] in island.toml; what is here is kept.",
             )
 

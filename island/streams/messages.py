@@ -25,11 +25,14 @@ MAX_REGION = 512
 BLOCK = 240 * 1024
 """Rows travel in blocks of at most this many bytes, below the limit of a bulk block."""
 
+RECORD_LIMIT = 4096
+"""The largest record of a source."""
+
 MAX_PAYLOAD = 64 * 1024 * 1024
 """The largest delivery: a single row may be this large and no larger."""
 
-SourceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
-Incarnation = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
+SourceName = Annotated[str, Meta(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+Incarnation = Annotated[str, Meta(max_length=16, pattern=r"^[0-9a-f]{16}\Z")]
 PositionBytes = Annotated[bytes, Meta(max_length=MAX_POSITION)]
 SchemaBytes = Annotated[bytes, Meta(max_length=MAX_SCHEMA)]
 Predicate = Annotated[str, Meta(max_length=MAX_PREDICATE)]
@@ -46,6 +49,8 @@ class Position(Message, frozen=True):
     came after them. The content of the opaque bytes; only the source reads it.
     """
 
+    MAX_BYTES = MAX_POSITION
+
     seq: Count
     row: Count = 0
     since: Count = 0
@@ -53,6 +58,8 @@ class Position(Message, frozen=True):
 
 class DescribeRequest(Message, frozen=True):
     """May this be subscribed to, and where would it begin?"""
+
+    MAX_BYTES = 32 * 1024
 
     source: SourceName
     where: Predicate = ""
@@ -63,6 +70,8 @@ class DescribeRequest(Message, frozen=True):
 class Described(Message, frozen=True):
     """The answer: the schema (Arrow IPC; empty while no file has arrived) and the first position."""
 
+    MAX_BYTES = BULK_LIMIT
+
     incarnation: Incarnation
     position: PositionBytes
     columns: SchemaBytes = b""
@@ -70,6 +79,8 @@ class Described(Message, frozen=True):
 
 class ReadRequest(Message, frozen=True):
     """Send me the rows from `position` on that satisfy the predicate and lie in the region."""
+
+    MAX_BYTES = 32 * 1024
 
     source: SourceName
     incarnation: Incarnation
@@ -90,11 +101,15 @@ class Behind(Message, frozen=True):
 class Opened(Message, tag_field="t", tag="opened", frozen=True):
     """The schema of every row that follows; sent before the first delivery."""
 
+    MAX_BYTES = BULK_LIMIT
+
     columns: SchemaBytes
 
 
 class Delivery(Message, tag_field="t", tag="delivery", frozen=True):
     """The rows between two positions; `size` bytes of Arrow IPC follow in blocks (none if `size` is 0)."""
+
+    MAX_BYTES = 32 * 1024
 
     frm: PositionBytes
     to: PositionBytes
@@ -106,12 +121,16 @@ class Delivery(Message, tag_field="t", tag="delivery", frozen=True):
 class Heartbeat(Message, tag_field="t", tag="heartbeat", frozen=True):
     """The source is alive and the reader has everything up to `position`."""
 
+    MAX_BYTES = 32 * 1024
+
     position: PositionBytes
     behind: Behind = Behind()
 
 
 class Stop(Message, tag_field="t", tag="stop", frozen=True):
     """The source will send nothing more, and why."""
+
+    MAX_BYTES = 32 * 1024
 
     state: Stopped
     reason: Annotated[str, Meta(max_length=2000)]
@@ -122,6 +141,8 @@ Down = Opened | Delivery | Heartbeat | Stop
 
 class Ack(Message, frozen=True):
     """Everything up to `position` is durable at the subscriber."""
+
+    MAX_BYTES = 8 * 1024
 
     position: PositionBytes
 
@@ -135,6 +156,8 @@ class ColumnNote(Message, frozen=True):
 
 class SourceRecord(Message, frozen=True):
     """The gossiped record `source/NAME` (≤ 4 KiB): columns are cut to what fits, `more` counts the rest."""
+
+    MAX_BYTES = RECORD_LIMIT
 
     kind: Annotated[str, Meta(max_length=32)]
     incarnation: Incarnation
@@ -150,9 +173,6 @@ class SourceRecord(Message, frozen=True):
     note: Annotated[str, Meta(max_length=512)] = ""
 
 
-RECORD_LIMIT = 4096
-
-
 def encode_position(position: Position) -> bytes:
     """The opaque bytes of a position."""
     return encode(position)
@@ -160,7 +180,7 @@ def encode_position(position: Position) -> bytes:
 
 def decode_position(data: bytes) -> Position:
     """The position that this source once gave out; empty bytes mean the beginning. Raises `Malformed`."""
-    return decode(data, Position, limit=MAX_POSITION) if data else Position(seq=0)
+    return decode(data, Position) if data else Position(seq=0)
 
 
 def fit_record(record: SourceRecord, limit: int = RECORD_LIMIT) -> bytes:

@@ -475,7 +475,7 @@ class Streams:
             raise _same(error) from error
         if block is None:
             raise Unreachable(f"{display} ended the stream without an answer")
-        described = decode(block, Described, limit=256 * 1024)
+        described = decode(block, Described)
         if described.columns:
             tables.schema_from_bytes(described.columns)
         return described

@@ -5,19 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import blake3
 
 from island.errors import BadInput, Conflict, Denied, PeerMisbehaved
 from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId, island_id, key_bytes
-from island.trust.keys import verify
 from island.trust.messages import (
-    CHAIN_LIMIT,
-    GENESIS_LIMIT,
     INVITATION_LIMIT,
-    LINK_LIMIT,
     MAX_LINKS,
     Admission,
     Chain,
@@ -25,9 +21,7 @@ from island.trust.messages import (
     Invitation,
     Link,
 )
-
-if TYPE_CHECKING:
-    from island.trust.keys import Identity
+from island.trust.signing import SigningKey, verify
 
 PREFIX = "island1-"
 _CHECKSUM_BYTES = 16
@@ -72,7 +66,7 @@ def founder_chain(genesis: bytes, founder: IslandId) -> Chain:
     return Chain(genesis=genesis, founder=key_bytes(founder))
 
 
-def admit(chain: Chain, signer: Identity, key: IslandId, name: str) -> Chain:
+def admit(chain: Chain, signer: SigningKey, key: IslandId, name: str) -> Chain:
     """The chain of `key`, admitted by the holder of `chain`; raises `Denied` if that one may not."""
     network = network_id(chain.genesis)
     holder = verify_chain(network, chain)
@@ -94,12 +88,12 @@ def admit(chain: Chain, signer: Identity, key: IslandId, name: str) -> Chain:
 
 def decode_chain(data: bytes) -> Chain:
     """A chain from at most `CHAIN_LIMIT` bytes; raises `Malformed`."""
-    return codec.decode(data, Chain, limit=CHAIN_LIMIT)
+    return codec.decode(data, Chain)
 
 
 def label_of(chain: Chain) -> str:
     """The label of the network that a chain belongs to."""
-    return codec.decode(chain.genesis, Genesis, limit=GENESIS_LIMIT).label
+    return codec.decode(chain.genesis, Genesis).label
 
 
 def verify_chain(network: NetworkId, chain: bytes | Chain) -> Holder:
@@ -115,7 +109,7 @@ def verify_chain(network: NetworkId, chain: bytes | Chain) -> Holder:
             f"a chain of another network ({network_id(chain.genesis)[:10]}, ours is {network[:10]})",
             code="other_network",
         )
-    genesis = codec.decode(chain.genesis, Genesis, limit=GENESIS_LIMIT)
+    genesis = codec.decode(chain.genesis, Genesis)
     if chain.founder not in genesis.founders:
         raise PeerMisbehaved("a chain that does not begin with a founder", code="bad_chain")
     holder = Holder(island_id(chain.founder), None, True, 0)
@@ -129,7 +123,7 @@ def verify_chain(network: NetworkId, chain: bytes | Chain) -> Holder:
 
 
 def _verify_link(network: NetworkId, signer: Holder, admission: Admission) -> Holder:
-    link = codec.decode(admission.link, Link, limit=LINK_LIMIT)
+    link = codec.decode(admission.link, Link)
     if island_id(link.by) != signer.island:
         raise PeerMisbehaved("a chain whose links do not follow each other", code="bad_chain")
     if not signer.may_invite:
@@ -178,8 +172,8 @@ def parse_invitation(text: str) -> Invitation:
             code="invitation_altered",
         )
     try:
-        invitation = codec.decode(body, Invitation, limit=INVITATION_LIMIT)
-        codec.decode(invitation.genesis, Genesis, limit=GENESIS_LIMIT)
+        invitation = codec.decode(body, Invitation)
+        codec.decode(invitation.genesis, Genesis)
     except codec.Malformed as error:
         raise _malformed(error.message) from error
     return invitation

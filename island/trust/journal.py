@@ -22,7 +22,7 @@ from island.errors import BadInput
 from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId
 from island.trust.keys import Identity
-from island.trust.keys import verify as verify_signature
+from island.trust.signing import verify as verify_signature
 
 FIRST = bytes(32)
 """The hash before the first row."""

@@ -1,41 +1,20 @@
-"""The key that is an island: Ed25519, with one use a signature.
-
-Every signature is over `island/1/<kind>\\0 || network id (32 bytes) || payload`, so that
-what was signed for one purpose or one archipelago says nothing in another.
-"""
+"""The private key that is an island: Ed25519, and its file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from island.errors import ConfigError
-from island.kernel.ids import IslandId, NetworkId, island_id, key_bytes
+from island.kernel.ids import IslandId, NetworkId, island_id
 from island.kernel.ports import Rng
 from island.trust.files import read_secret, write_secret
+from island.trust.signing import signed_bytes
 
 NO_NETWORK = NetworkId("00" * 32)
 """Stands for the network in what an island signs for itself before it belongs to one."""
-
-SIGNATURE_BYTES = 64
-
-# The encodings of the points of small order, sign bit cleared: with such a key one signature
-# fits many messages, so it is nobody's identity. Recomputed from the curve by a test.
-SMALL_ORDER = frozenset(
-    bytes.fromhex(point)
-    for point in (
-        "00" * 32,
-        "01" + "00" * 31,
-        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
-        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
-        "ec" + "ff" * 30 + "7f",
-        "ed" + "ff" * 30 + "7f",
-        "ee" + "ff" * 30 + "7f",
-    )
-)
 
 
 class Identity:
@@ -80,20 +59,3 @@ class Identity:
     def sign(self, kind: str, network: NetworkId, payload: bytes) -> bytes:
         """A signature (64 bytes) for one use, `kind`, within one network."""
         return self._private.sign(signed_bytes(kind, network, payload))
-
-
-def signed_bytes(kind: str, network: NetworkId, payload: bytes) -> bytes:
-    """What a signature of `kind` is over. `kind` has letters and hyphens only."""
-    return b"island/1/" + kind.encode("ascii") + b"\0" + bytes.fromhex(network) + payload
-
-
-def verify(island: IslandId, kind: str, network: NetworkId, payload: bytes, signature: bytes) -> bool:
-    """Whether `signature` is `island`'s for this use, network and payload. Never raises on bad input."""
-    public = key_bytes(island)
-    if public[:31] + bytes([public[31] & 0x7F]) in SMALL_ORDER:
-        return False
-    try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, signed_bytes(kind, network, payload))
-    except (InvalidSignature, ValueError):
-        return False
-    return True

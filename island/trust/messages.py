@@ -11,7 +11,7 @@ from island.kernel.codec import Message
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", max_length=64)]
-Address = Annotated[str, Meta(pattern=r"^[!-~]{3,260}\Z")]
+Address = Annotated[str, Meta(max_length=260, pattern=r"^[!-~]{3,260}\Z")]
 """`host:port`, printable ASCII."""
 
 MAX_LINKS = 8
@@ -24,6 +24,8 @@ GENESIS_LIMIT, LINK_LIMIT, CHAIN_LIMIT, INVITATION_LIMIT = 1024, 512, 4096, 4096
 class Genesis(Message, frozen=True, kw_only=True):
     """What a network is: its id is the BLAKE3 hash of this record's bytes."""
 
+    MAX_BYTES = GENESIS_LIMIT
+
     label: Annotated[str, Meta(max_length=64)]
     nonce: Key
     founders: Annotated[tuple[Key, ...], Meta(min_length=1, max_length=16)]
@@ -35,6 +37,8 @@ class Genesis(Message, frozen=True, kw_only=True):
 
 class Link(Message, frozen=True, kw_only=True):
     """One admission: `by` admits `key` under a name."""
+
+    MAX_BYTES = LINK_LIMIT
 
     key: Key
     name: Name
@@ -56,6 +60,8 @@ class Chain(Message, frozen=True, kw_only=True):
     the last link, or the founder where there is none.
     """
 
+    MAX_BYTES = CHAIN_LIMIT
+
     genesis: Annotated[bytes, Meta(max_length=GENESIS_LIMIT)]
     founder: Key
     links: Annotated[tuple[Admission, ...], Meta(max_length=MAX_LINKS)] = ()
@@ -63,6 +69,8 @@ class Chain(Message, frozen=True, kw_only=True):
 
 class Invitation(Message, frozen=True, kw_only=True):
     """What one island hands another, outside the network, so that it may join."""
+
+    MAX_BYTES = INVITATION_LIMIT
 
     genesis: Annotated[bytes, Meta(max_length=GENESIS_LIMIT)]
     inviter: Key

@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from island.catalog import core
-from island.catalog.messages import CARD_LIMIT, RECORD_LIMIT, Card, CardColumn, DatasetRecord, Query, Resolved
+from island.catalog.messages import CARD_LIMIT, RECORD_LIMIT, Card, CardColumn, DatasetRecord, Query
 from island.catalog.views import view_name, view_names
 from island.errors import BadInput
 from island.formats import coverage
 from island.kernel import codec
 from island.kernel.codec import Malformed
-from island.kernel.ids import IslandId
 
 RECORD = DatasetRecord(
     format="parquet", rows=1, size=1, files=1, snapshot="a" * 64, created=1.0, updated=2.0, card="b" * 64
@@ -235,18 +234,13 @@ def test_a_query_is_bounded() -> None:
 # --- views ----------------------------------------------------------------------------------
 
 
-def resolved(owner: str, name: str) -> Resolved:
-    return Resolved(IslandId("ab" * 32), owner, name, "a" * 64, RECORD)
-
-
-def test_views_are_unique_and_short_where_that_is_clear() -> None:
+def test_views_have_a_long_name_and_a_short_one_where_that_is_clear() -> None:
     assert view_name("obs.one", "gaia-dr3") == "obs_one__gaia_dr3"
-    one, two, three = resolved("a", "gaia"), resolved("b", "Gaia"), resolved("b", "ned")
-    views = view_names([one, two, three])
-    assert views == {"a__gaia": one, "b__Gaia": two, "b__ned": three, "ned": three}
-    same = view_names([resolved("a", "x-y"), resolved("a", "x.y")])
-    assert sorted(same) == ["a__x_y", "a__x_y_2"]
-    assert view_names([]) == {}
+    assert view_names([("my.site", "open-ngc")]) == [("my_site__open_ngc", "open_ngc")]
+    assert view_names([("a", "x"), ("b", "X"), ("b", "y")]) == [("a__x",), ("b__X",), ("b__y", "y")]
+    assert view_names([]) == []
+    with pytest.raises(BadInput, match="would both be the view"):
+        view_names([("a", "x-y"), ("a", "x_y")])
 
 
 # --- cells of the index ---------------------------------------------------------------------

@@ -324,14 +324,16 @@ async def test_a_restart_keeps_what_was_published(tmp_path: Path) -> None:
     async with islands.island("alpha", alone=True) as alpha:
         view = await alpha.catalog.publish(WHO, path, "a", title="Stars")
         assert await alpha.catalog.search(Query(words="stars")) == [view]
-    (tmp_path / "alpha" / "manifests" / "0123.tmp").write_bytes(b"left by a crash")
+    for left in ("0123.tmp", "4567"):
+        (tmp_path / "alpha" / "manifests" / left).write_bytes(b"left by a crash")
     (tmp_path / "alpha" / "search" / "meta.json").write_text("damaged")
     async with islands.island("alpha", alone=True) as alpha:
+        assert not (tmp_path / "alpha" / "manifests" / "0123.tmp").exists()
         assert await alpha.catalog.datasets() == [view]
         assert await alpha.catalog.search(Query(words="stars")) == [view]
         await check_snapshot(alpha, view.snapshot)
         await alpha.catalog.sweep()
-        assert not (tmp_path / "alpha" / "manifests" / "0123.tmp").exists()
+        assert not (tmp_path / "alpha" / "manifests" / "4567").exists()
         totals: list[int] = []
         await alpha.catalog.publish(WHO, path, "a", progress=lambda _, total, __: totals.append(total))
         assert totals == []

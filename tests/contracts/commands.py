@@ -53,8 +53,11 @@ Every command, its options, and the keys of its JSON. This page is made from the
 `island COMMAND --help` says the same in a shell.
 
 - What is copied or parsed goes to stdout, unwrapped; what is said to people goes to stderr.
-- Exit codes: 0 done, 1 failed, 2 usage. Where a command runs something for you (`session exec`, `job wait`,
-  `journal --verify`, `status`, `demo --once`), 1 also says that this failed.
+- Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted by Ctrl-C. Where a command runs something for you
+  (`session exec`, `job wait`, `journal --verify`, `status`, `demo --once`), 1 also says that this failed.
+- Ctrl-C, SIGTERM or a closed terminal cancels what `session exec`, `dataset publish` and `dataset fetch` began (exit
+  code 130, 143 or 129); a second one ends the command at once. What a command killed with SIGKILL had published in
+  part is removed as well, but a statement that it sent goes on running: `island session close` ends it.
 - `--json` prints one object, or for a listing an array of flat objects, always with the same keys. More keys may come;
   none of these will go or change its meaning within `/api/v1`. Every row of a listing has `island`, the display name
   of the island that the row is of: unique, `NAME.KEYPREFIX` where two islands claim one name; `key` is its public key.

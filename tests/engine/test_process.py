@@ -136,13 +136,20 @@ def test_admission(tmp_path: Path) -> None:
     assert admit(SessionRequest(), limits).memory == "1g"
     admitted = admit(SessionRequest(conf={"spark.driver.memory": "1GB", "livy.x": "1"}), limits)
     assert (admitted.memory, admitted.conf) == ("1g", {})
+    # Such a jar is read where it lies, and not served to others.
+    jars = admit(SessionRequest(jars=[f"{tmp_path}/a+b.jar", f"file:{tmp_path}/c.jar"]), limits).conf["spark.jars"]
+    assert jars == f"local:{tmp_path}/a+b.jar,local:{tmp_path}/c.jar"
     for bad in (
         SessionRequest(kind="sparkr"),
         SessionRequest(driver_memory="3g"),
         SessionRequest(driver_memory="lots"),
         SessionRequest(jars=["/etc/passwd"]),
+        SessionRequest(jars=[f"{tmp_path}/a b.jar"]),
         SessionRequest(py_files=["a.py"]),
         SessionRequest(conf={"spark.driver.extraJavaOptions": "-agentlib:x"}),
+        SessionRequest(conf={"spark.authenticate": "false"}),
+        SessionRequest(conf={"spark.authenticate.secret": "known"}),
+        BatchRequest(file=f"{tmp_path}/a b.py", conf={"spark.network.crypto.saslFallback": "true"}),
         SessionRequest(conf={"spark.island.path.x": '["/a", "b"]'}),
         BatchRequest(file=str(tmp_path / "a.jar")),
     ):

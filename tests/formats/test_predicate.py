@@ -300,6 +300,31 @@ def test_any_words_are_a_condition_or_bad_input(words: list[str]) -> None:
 # --- SQLite as the oracle of three-valued logic ---
 
 NUMBERS = ["i", "j", "f"]
+IDS = [
+    2**53 - 1,
+    2**53,
+    2**53 + 1,
+    2**53 + 2,
+    1_234_567_890_123_456_789,
+    1_234_567_890_123_456_788,
+    2**63 - 1,
+    1 - 2**63,
+]
+"""Identifiers as surveys have them: two neighbours are one number as soon as they pass through floating point."""
+
+
+def identifiers() -> st.SearchStrategy[str]:
+    """Comparisons of 64-bit identifiers, alone: arithmetic on them overflows, each engine in its own way."""
+    column, value = st.sampled_from(["k", "u"]), st.sampled_from(IDS).map(str)
+    operand = st.one_of(value, st.sampled_from(["k", "u", "i", "NULL", "0"]))
+    lists = st.lists(value, min_size=1, max_size=3).map(", ".join)
+    return st.one_of(
+        st.tuples(column, st.sampled_from(["=", "<>", "<", "<=", ">", ">="]), operand).map(" ".join),
+        st.tuples(column, st.sampled_from(["BETWEEN", "NOT BETWEEN"]), value, value).map(
+            lambda p: f"{p[0]} {p[1]} {p[2]} AND {p[3]}"
+        ),
+        st.tuples(column, st.sampled_from(["IN", "NOT IN"]), lists).map(lambda p: f"{p[0]} {p[1]} ({p[2]})"),
+    )
 
 
 def literals() -> st.SearchStrategy[str]:
@@ -328,6 +353,7 @@ def conditions(depth: int) -> st.SearchStrategy[str]:
     number = numbers(max(0, depth - 1))
     text = st.one_of(st.sampled_from(["s", "NULL"]), st.sampled_from(["a", "b", "ab", ""]).map(lambda x: f"'{x}'"))
     atom = st.one_of(
+        identifiers(),
         st.tuples(number, st.sampled_from(["=", "<>", "<", "<=", ">", ">="]), number).map(" ".join),
         st.tuples(text, st.sampled_from(["=", "<>", "<", ">"]), text).map(" ".join),
         st.tuples(number, st.sampled_from(["IS NULL", "IS NOT NULL"])).map(" ".join),
@@ -357,6 +383,8 @@ LOGIC = pa.RecordBatch.from_pydict(
         "j": pa.array([0, None, 1, 2, 3, -3, None, 1], pa.int16()),
         "f": [0.0, 0.5, -1.5, None, 2.0, 3.0, None, 1.0],
         "s": ["a", "b", None, "ab", "", "A", "ba", None],
+        "k": pa.array([*IDS[:3], None, *IDS[4:]], pa.int64()),
+        "u": pa.array([*IDS[:4], None, 0, *IDS[5:7]], pa.uint64()),
     }
 )
 
@@ -365,8 +393,8 @@ LOGIC = pa.RecordBatch.from_pydict(
 def oracle() -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect(":memory:")
     connection.execute("PRAGMA case_sensitive_like = ON")
-    connection.execute("CREATE TABLE t (i INTEGER, j INTEGER, f REAL, s TEXT)")
-    connection.executemany("INSERT INTO t VALUES (:i, :j, :f, :s)", LOGIC.to_pylist())
+    connection.execute("CREATE TABLE t (i INTEGER, j INTEGER, f REAL, s TEXT, k INTEGER, u INTEGER)")
+    connection.executemany("INSERT INTO t VALUES (:i, :j, :f, :s, :k, :u)", LOGIC.to_pylist())
     yield connection
     connection.close()
 
@@ -376,6 +404,22 @@ def oracle() -> Iterator[sqlite3.Connection]:
 def test_logic_is_that_of_sqlite(oracle: sqlite3.Connection, where: str) -> None:
     expected = [row[0] - 1 for row in oracle.execute(f"SELECT rowid FROM t WHERE {where} ORDER BY rowid")]
     assert kept(where, table=LOGIC) == expected
+
+
+@pytest.mark.parametrize("column", ["k", "u"])
+def test_an_integer_beside_a_floating_number_is_compared_as_one(column: str) -> None:
+    assert kept(f"{column} BETWEEN 1e18 AND 3e18", table=LOGIC) == [
+        row for row, value in enumerate(LOGIC.column(column).to_pylist()) if value is not None and 1e18 <= value <= 3e18
+    ]
+    assert kept(f"{column} > -0.5", table=LOGIC) == [
+        row for row, value in enumerate(LOGIC.column(column).to_pylist()) if value is not None and value > -0.5
+    ]
+
+
+def test_unsigned_numbers_above_the_signed_ones_are_compared_as_floating_point() -> None:
+    table = pa.RecordBatch.from_pydict({"u": pa.array([2**64 - 1, 2**63, 7, None], pa.uint64())})
+    assert kept("u > 1.8e19", table=table) == [0]
+    assert kept("u <> 7", table=table) == [0, 1]
 
 
 # --- regions and real files ---

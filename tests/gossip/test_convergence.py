@@ -1,122 +1,118 @@
-"""Property: whatever reaches whom, in any order and number, comparing afterwards makes all the same."""
+"""Property: whatever batches reach whom, in any order and number, the exchange makes all islands the same.
+
+The islands run the daemon's own intake, comparison and paging over the simulated network. What a
+stranger signed is given to the intake of single islands while all of them are cut off from each
+other, so that only the exchange after the partition can spread it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from island.gossip import core
-from island.gossip.core import Batch, Head, Positions, Verdict
-from island.gossip.messages import SignedBody, Want
-from island.kernel import codec
-from island.kernel.ids import IslandId, island_id
+from island.gossip.core import Batch, Head
+from island.gossip.messages import Delta
+from tests.sim.archipelago import Archipelago, SimIsland, simulate
+from tests.sim.network import SILENCE
+from tests.sim.stranger import Stranger
 
-ORIGINS = [IslandId(digit * 64) for digit in "abc"]
+Record = tuple[str, str, bytes | None]
+
+SIMULATED = settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    # A failing simulation runs until its virtual time is up: to shrink it would take minutes.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+)
 
 
-def _log(origin: IslandId, sizes: list[int], salt: bytes = b"", head: Head | None = None) -> list[Batch]:
+def _log(owner: Stranger, sizes: Sequence[int], salt: bytes = b"", head: Head | None = None) -> list[Batch]:
+    """Consecutive batches of `owner` after `head`, one of each size; keys repeat, so that values are replaced."""
     head, found = head or Head(), []
     for place, size in enumerate(sizes):
-        changes = [(f"k/{n % 3}", salt + bytes([place, n])) for n in range(size)]
-        (body,) = core.cut(origin, head, changes)
-        found.append(core.open_batch(codec.encode(SignedBody(body=body, signature=bytes(64)))))
+        found.append(owner.batch(head, [(f"test/{n % 3}", salt + bytes([place, n])) for n in range(size)]))
         head = head.after(found[-1])
     return found
 
 
-@dataclass
-class Node:
-    """An island as far as the core goes: heads and stored batches."""
-
-    positions: Positions = field(default_factory=Positions)
-    stored: dict[IslandId, list[Batch]] = field(default_factory=dict)
-
-    def take(self, batch: Batch) -> None:
-        head = self.positions.get(batch.origin)
-        verdict = core.judge(head, batch)
-        if verdict is Verdict.FITS:
-            self.stored.setdefault(batch.origin, []).append(batch)
-            self.positions.set(batch.origin, head.after(batch))
-        elif verdict is Verdict.PAST and any(core.contradict(b, batch) for b in self.stored[batch.origin]):
-            self.positions.freeze(batch.origin)
-
-    def page(self, want: Want) -> list[Batch]:
-        return [b for b in self.stored.get(island_id(want.origin), []) if b.last > want.after]
-
-    def state(self, origin: IslandId) -> dict[str, bytes | None]:
-        return {e.key: e.value for batch in self.stored.get(origin, []) for e in batch.entries}
+def _state(owner: Stranger, log: Sequence[Batch]) -> list[Record]:
+    """What the records of `owner` are after all of its log."""
+    values = {entry.key: entry.value for batch in log for entry in batch.entries}
+    return [(owner.id, key, value) for key, value in sorted(values.items())]
 
 
-def _exchange(one: Node, other: Node) -> None:
-    """What `Spread._exchange` does, without a network."""
-    asked = one.positions.digest()
-    heads, until = one.positions.read(asked, other.positions.answer(asked))
-    difference = core.compare(one.positions, heads, b"", until)
-    if asked.root == other.positions.digest().root:
-        return
-    for want in difference.wants:
-        origin = island_id(want.origin)
-        if other.positions.get(origin).frozen:
-            one.positions.freeze(origin)  # the proof came
-        for batch in other.page(want):
-            if core.judge(one.positions.get(origin), batch) is Verdict.BREAKS:
-                head = one.positions.get(origin)
-                for rival in other.page(Want(origin=want.origin, epoch=1, after=max(0, head.seq - 1))):
-                    one.take(rival)
-            one.take(batch)
-    for offer in difference.offers:
-        origin = island_id(offer.origin)
-        if one.positions.get(origin).frozen:
-            other.positions.freeze(origin)
-        for batch in one.page(offer):
-            other.take(batch)
+async def _apart(world: Archipelago, islands: int, strangers: int) -> tuple[list[SimIsland], list[Stranger]]:
+    """Islands that know each other and the strangers' chains, each alone behind a cut line."""
+    found = [await world.add(f"island-{number}") for number in range(islands)]
+    authors = [await Stranger.admitted(world, f"stranger-{number}") for number in range(strangers)]
+    await world.until(lambda: world.converged() and len(found[0].g.origins()) == islands, within=60)
+    for author in authors:
+        await author.leave()
+    world.network.partition([[island.id] for island in found])
+    await world.until(lambda: not any(island.peers and island.peers.up for island in found), within=2 * SILENCE)
+    return found, authors
 
 
-@settings(max_examples=150, deadline=None)
+async def _deliver(island: SimIsland, source: Stranger, *deltas: Delta) -> None:
+    await island.g._logs.take(source.id, deltas)
+
+
+async def _converge(world: Archipelago) -> None:
+    world.network.heal()
+    await world.until(world.converged, within=120)
+
+
+@SIMULATED
 @given(st.data())
+@pytest.mark.usefixtures("quiet_logs")
 def test_any_order_duplication_and_loss_converges(data: st.DataObject) -> None:
-    logs = {o: _log(o, data.draw(st.lists(st.integers(1, 4), max_size=6))) for o in ORIGINS}
-    everything = [batch for log in logs.values() for batch in log]
-    nodes = [Node() for _ in range(data.draw(st.integers(2, 5)))]
-    if everything:
-        deliveries = st.tuples(st.integers(0, len(nodes) - 1), st.sampled_from(everything))
-        for place, batch in data.draw(st.lists(deliveries, max_size=60)):
-            nodes[place].take(batch)
-    for log in logs.values():  # the owner at least has its own
-        for batch in log:
-            nodes[0].take(batch)
-    for _ in range(2):
-        for one, other in zip(nodes, nodes[1:] + nodes[:1], strict=True):
-            _exchange(one, other)
-    assert len({node.positions.digest().root for node in nodes}) == 1
-    for origin, log in logs.items():
-        for node in nodes:
-            assert [b.signed for b in node.stored.get(origin, [])] == [b.signed for b in log]
-            assert node.state(origin) == nodes[0].state(origin)
+    sizes = data.draw(st.lists(st.lists(st.integers(1, 4), max_size=6), min_size=1, max_size=3))
+    count = data.draw(st.integers(2, 4))
+    batches = [(author, place) for author, log in enumerate(sizes) for place in range(len(log))]
+    deliveries = st.tuples(st.integers(0, count - 1), st.sampled_from(batches or [(0, 0)]))
+    delivered = data.draw(st.lists(deliveries, max_size=40)) if batches else []
+
+    async def scenario(world: Archipelago) -> None:
+        islands, authors = await _apart(world, count, len(sizes))
+        logs = [_log(author, log) for author, log in zip(authors, sizes, strict=True)]
+        for place, (who, batch) in delivered:
+            await _deliver(islands[place], authors[who], authors[who].delta(logs[who][batch]))
+        for author, log in zip(authors, logs, strict=True):  # all of it lies at one island at least
+            await _deliver(islands[-1], author, author.delta(*log))
+        await _converge(world)
+        expected = sorted(record for author, log in zip(authors, logs, strict=True) for record in _state(author, log))
+        for island in islands:
+            assert sorted(island.records("test/")) == expected
+
+    simulate(data.draw(st.integers(0, 2**16)), scenario, record=False)
 
 
-@settings(max_examples=150, deadline=None)
+@SIMULATED
 @given(st.data())
+@pytest.mark.usefixtures("quiet_logs")
 def test_a_fork_freezes_its_origin_everywhere_and_no_other(data: st.DataObject) -> None:
-    liar, honest = ORIGINS[0], ORIGINS[1]
-    common = _log(liar, data.draw(st.lists(st.integers(1, 3), max_size=3)))
-    head = Head().after(common[-1]) if common else Head()
-    stories = [
-        common + _log(liar, data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)), salt, head)
-        for salt in (b"one", b"other")
-    ]
-    true = _log(honest, [2, 1])
-    nodes = [Node() for _ in range(data.draw(st.integers(2, 5)))]
-    for place, node in enumerate(nodes):
-        for batch in stories[place % 2]:
-            node.take(batch)
-    for batch in true:
-        nodes[-1].take(batch)
-    for _ in range(3):
-        for one, other in zip(nodes, nodes[1:] + nodes[:1], strict=True):
-            _exchange(one, other)
-    assert all(node.positions.get(liar).frozen for node in nodes)
-    assert all(node.positions.get(honest) == Head().after(true[0]).after(true[1]) for node in nodes)
-    assert len({node.positions.digest().root for node in nodes}) == 1
+    shared = data.draw(st.lists(st.integers(1, 3), max_size=3))
+    tails = [data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)) for _ in range(2)]
+    count = data.draw(st.integers(2, 4))
+
+    async def scenario(world: Archipelago) -> None:
+        islands, (liar, honest) = await _apart(world, count, 2)
+        common = _log(liar, shared)
+        head = Head().after(common[-1]) if common else Head()
+        stories = [common + _log(liar, tail, salt, head) for tail, salt in zip(tails, (b"one", b"other"), strict=True)]
+        true = _log(honest, [2, 1])
+        for place, island in enumerate(islands):
+            await _deliver(island, liar, liar.delta(*stories[place % 2]))
+        await _deliver(islands[-1], honest, honest.delta(*true))
+        await _converge(world)
+        await world.until(lambda: all(island.g.head(liar.id).frozen for island in islands), within=120)
+        for island in islands:
+            assert island.g.head(honest.id) == Head().after(true[0]).after(true[1])
+            assert [r for r in island.records("test/") if r[0] == honest.id] == _state(honest, true)
+        await world.until(world.converged, within=120)
+
+    simulate(data.draw(st.integers(0, 2**16)), scenario, record=False)

@@ -52,13 +52,6 @@ def test_inputs_are_a_comma_separated_list() -> None:
         core.named_inputs({"spark.island.inputs": ",".join(f"a/{n}" for n in range(65))})
 
 
-def test_views_have_a_long_name_and_a_short_one_where_that_is_clear() -> None:
-    assert core.view_names([("my.site", "open-ngc")]) == [("my_site__open_ngc", "open_ngc")]
-    assert core.view_names([("a", "x"), ("b", "X"), ("b", "y")]) == [("a__x",), ("b__X",), ("b__y", "y")]
-    with pytest.raises(BadInput, match="would both be the view"):
-        core.view_names([("a", "x-y"), ("a", "x_y")])
-
-
 def test_each_view_of_an_input_has_its_path() -> None:
     ref = InputRef(owner=HOME, owner_name="a", name="x", snapshot="0" * 64, views=("a__x", "x"))
     assert core.input_conf([(ref, "/p")]) == {"spark.island.path.a__x": "/p", "spark.island.path.x": "/p"}
@@ -121,6 +114,12 @@ def test_a_big_output_is_cut_and_says_so(size: int, kind: str) -> None:
     assert len(cut.encode()) <= (110_000 if kind == "error" else 2_000)
     assert json.loads(cut)["status"] == shapes[kind]["status"]
     assert "cut by island" in cut
+
+
+def test_an_output_of_many_kinds_is_cut_as_a_whole() -> None:
+    output = json.dumps({"status": "ok", "data": {f"text/x-{n}": "x" * 60 for n in range(100)}})
+    cut = core.cut_output(output, 1000)
+    assert len(cut) <= 1000 and "cut by island" in cut
 
 
 def not_found(evalue: str) -> str:

@@ -95,7 +95,7 @@ def test_a_refused_place_is_left_for_another_and_the_reason_is_kept() -> None:
         assert world.materialised == [("laptop", "galaxies")]
         log = await world.log(home, job)
         assert 'jobs.foreign_code = "none" in its island.toml' in log
-        assert "laptop: fetches 900 MB of big/galaxies" in log
+        assert "laptop: fetches 858 MiB of big/galaxies" in log
         assert job.moved == 900_000_000
 
     simulate(3, scenario)

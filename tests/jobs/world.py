@@ -222,7 +222,6 @@ class World:
             Datasets(self, island),
             Stored(self, island),
             island.m,
-            island.g,
             island.trust,
             island.peers,
             config,

@@ -1,11 +1,12 @@
 """The bounded codec: what it accepts, and that it never lets hostile bytes through."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Meta
 
 from island.kernel import codec
 from island.kernel.codec import Malformed, Message
@@ -25,8 +26,43 @@ plain = st.recursive(
 
 
 @given(plain)
-def test_what_is_encoded_is_decoded(value: Any) -> None:
-    assert codec.decode_plain(codec.encode(value)) == value
+def test_the_second_implementation_reads_what_is_encoded(value: Any) -> None:
+    assert msgpack.unpackb(codec.encode(value), strict_map_key=False) == value
+
+
+@given(st.text(), st.integers(-(2**63), 2**64 - 1), st.binary())
+def test_what_the_second_implementation_encodes_is_decoded(name: str, count: int, data: bytes) -> None:
+    packed = msgpack.packb({"name": name, "count": count, "data": data})
+    assert codec.decode(packed, Sample) == Sample(name=name, count=count, data=data)
+
+
+@given(plain)
+def test_unknown_fields_are_skipped_whole(value: Any) -> None:
+    data = b"\x82" + msgpack.packb("from_the_future") + codec.encode(value) + msgpack.packb("name") + msgpack.packb("a")
+    assert codec.decode(data, Sample) == Sample(name="a")
+
+
+def test_of_a_key_that_is_given_twice_each_value_is_checked_and_the_last_one_counts() -> None:
+    twice = b"\x82" + b"".join(map(msgpack.packb, ("name", "first", "name", "second")))
+    assert codec.decode(twice, Sample) == Sample(name="second")
+    with pytest.raises(Malformed):
+        codec.decode(b"\x82" + b"".join(map(msgpack.packb, ("name", 1, "name", "second"))), Sample)
+
+
+def test_a_message_of_another_version_with_endless_unknown_values_is_refused() -> None:
+    count = codec.MAX_FOREIGN_VALUES
+    data = b"\x82\xa4name\xa1a\xa2zz\xdd" + count.to_bytes(4, "big") + bytes(count)
+    with pytest.raises(Malformed, match="another version"):
+        codec.decode(data, Sample, limit=len(data))
+
+
+def test_values_out_of_their_range_are_refused_also_where_they_are_no_numbers() -> None:
+    class Bounded(Message, frozen=True, kw_only=True):
+        at: Annotated[float, Meta(ge=0, le=1)]
+
+    for at in (-1.0, 2.0, float("inf")):
+        with pytest.raises(Malformed):
+            codec.decode(codec.encode({"at": at}), Bounded)
 
 
 @given(st.binary(max_size=300))
@@ -59,6 +95,11 @@ def test_a_struct_survives_and_unknown_fields_are_ignored() -> None:
         msgpack.packb({"name": "a" * 100_000}),
         b"\xa2\xff\xfe",
         b"\xd4\x00\x00",
+        msgpack.packb({"data": "dGV4dA=="}),
+        msgpack.packb({"name": b"a"}),
+        b"\x81\xa4name\xd4\x00\x00",
+        b"\x81\xa4name\xa3\xed\xa0\x80",  # half a pair of surrogates
+        b"\x81\x01\x02",
     ],
 )
 def test_hostile_bytes_are_refused(data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -64,3 +65,73 @@ async def test_progress_ends_with_the_error_even_of_a_bug() -> None:
         {"error": "full", "message": "the disk is full", "hint": "Make room.", "status": 507}
     ]
     assert (await _lines(bug))[-1] == base.BUG
+
+
+async def test_an_operation_that_says_nothing_is_cancelled_when_its_client_goes() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def silent(progress: base.Progress) -> Any:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await base.stream(request, silent)
+
+    await _leave(handler, begun, ended)
+
+
+async def test_a_wait_ends_when_its_client_goes() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: web.Request) -> web.Response:
+        try:
+            async with base.attended(request):
+                begun.set()
+                await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return base.reply({})
+
+    await _leave(wait, begun, ended)
+
+
+async def _leave(handler: base.Handler, begun: asyncio.Event, ended: asyncio.Event) -> None:
+    """Close the connection of a request once its handler has begun, and wait for the handler's end."""
+    app = web.Application(middlewares=[base.errors])
+    app.add_routes([web.post("/", handler)])
+    # The server stays until the handler has ended, for its own end would cancel the handler.
+    async with TestServer(app) as server, asyncio.timeout(30):
+        _, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: island\r\nContent-Length: 0\r\n\r\n")
+        await begun.wait()
+        writer.close()
+        await writer.wait_closed()
+        await ended.wait()
+
+
+async def test_work_is_not_cancelled_while_its_client_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "ATTENDANCE_S", 0.001)
+
+    async def work(progress: base.Progress) -> Any:
+        for number in range(20):
+            progress(number, 20, "")
+            await asyncio.sleep(0.005)
+        return "done"
+
+    assert (await _lines(work))[-1] == {"result": "done"}
+
+
+async def test_a_timeout_of_the_work_itself_stays_one() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        with pytest.raises(TimeoutError):
+            async with base.attended(request), asyncio.timeout(0):
+                await asyncio.Event().wait()
+        return base.reply("told")
+
+    app = web.Application()
+    app.add_routes([web.post("/", handler)])
+    async with TestClient(TestServer(app)) as client, client.post("/") as answer:
+        assert await answer.json() == "told"

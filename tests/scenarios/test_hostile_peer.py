@@ -94,10 +94,17 @@ async def test_no_record_stops_a_listing_or_a_loop(tmp_path: Path) -> None:
 
 
 async def test_a_record_that_decoders_read_differently_does_not_end_the_daemon(tmp_path: Path) -> None:
-    async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
-        await mallory.told(RECORDS["a key twice, once of the wrong type"])
-        [row] = await get(daemon, "/api/v1/datasets")
-        assert (row["name"], row["rows"]) == ("x", 1)
+    with logged() as logs:
+        async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
+            # Each value of a key that is given twice is checked, and the last one counts.
+            await mallory.told(RECORDS["a key twice, once of the wrong type"])
+            await daemon.catalog.index()
+            assert await get(daemon, "/api/v1/datasets") == []
+            await mallory.told(("dataset/x", pairs([("rows", 7), *dataset().items()])))
+            await daemon.catalog.index()
+            [row] = await get(daemon, "/api/v1/datasets")
+            assert (row["name"], row["rows"]) == ("x", 1)
+    assert [line["origin"] for line in logs.of("catalog.bad_record")] == [mallory.id]
 
 
 @pytest.mark.parametrize("name", ["victim\n", "vi\u0441tim", "victim ", "\x1b[2Jvictim", "", "x" * 65])

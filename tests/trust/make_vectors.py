@@ -22,8 +22,9 @@ from island.net import frames
 from island.net.frames import Hello, RequestHead, Type
 from island.net.handshake import transcript
 from island.trust import core, journal
-from island.trust.keys import Identity, signed_bytes
+from island.trust.keys import Identity
 from island.trust.messages import Admission, Chain, Invitation, Link
+from island.trust.signing import signed_bytes
 
 FOLDER = Path(__file__).resolve().parents[2] / "protocols" / "vectors"
 

@@ -9,8 +9,9 @@ import pytest
 from island.errors import ConfigError
 from island.kernel.ids import NetworkId, island_id
 from island.kernel.ports import SeededRng, SystemRng
-from island.trust import keys
-from island.trust.keys import Identity, verify
+from island.trust import signing
+from island.trust.keys import Identity
+from island.trust.signing import verify
 
 NETWORK = NetworkId("ab" * 32)
 
@@ -109,7 +110,7 @@ def _small_order_encodings() -> set[bytes]:
 
 
 def test_keys_of_small_order_are_nobody() -> None:
-    assert _small_order_encodings() == keys.SMALL_ORDER
-    for point in keys.SMALL_ORDER:
+    assert _small_order_encodings() == signing.SMALL_ORDER
+    for point in signing.SMALL_ORDER:
         # R = A = the neutral element, S = 0 verifies over every message where it is not refused.
         assert not verify(island_id(point), "session", NETWORK, b"any", point + bytes(32))

@@ -15,7 +15,7 @@ from island.net import frames
 from island.net.frames import Hello
 from island.net.handshake import transcript
 from island.trust import core, journal
-from island.trust.keys import signed_bytes, verify
+from island.trust.signing import signed_bytes, verify
 from tests.trust.make_vectors import FOLDER, VECTORS
 
 

@@ -10,15 +10,17 @@ import asyncio
 import base64
 import contextlib
 import math
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from island.errors import BadInput, Denied, IslandError, Unauthenticated
+from island.net.same_origin import SameOrigin, is_browser
 from island.trust.users import Principal, Tokens
 
 log = structlog.get_logger("island")
@@ -29,8 +31,11 @@ Progress = Callable[[int, int, str], None]
 """`progress(done, total, what)`: bytes or items, and a few words for people."""
 
 BODY_LIMIT = 1024 * 1024
+ATTENDANCE_S = 0.5
+"""Seconds between two looks whether the client of a long request is still connected."""
 TOKENS: web.AppKey[Tokens] = web.AppKey("tokens", Tokens)
 PRINCIPAL = web.RequestKey("principal", Principal)
+SAME_ORIGIN: web.AppKey[SameOrigin] = web.AppKey("same_origin", SameOrigin)
 BUG = {
     "error": "bug",
     "message": "the island failed at this request",
@@ -95,10 +100,38 @@ def problem(error: IslandError) -> dict[str, Any]:
     return {"error": error.code, "message": error.message, "hint": error.hint, "status": error.status}
 
 
+@contextlib.asynccontextmanager
+async def attended(request: web.Request) -> AsyncIterator[None]:
+    """Cancel what runs in this block when the client closes its connection; raises `ConnectionResetError` then.
+
+    For work that changes nothing, or that undoes itself when it is cancelled: other handlers run to their end.
+    """
+    loop, scope = asyncio.get_running_loop(), asyncio.timeout(None)
+    next_look: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal next_look
+        if request.transport is None or request.transport.is_closing():
+            scope.reschedule(loop.time())
+        else:
+            next_look = loop.call_later(ATTENDANCE_S, look)
+
+    next_look = loop.call_later(ATTENDANCE_S, look)
+    try:
+        async with scope:
+            yield
+    except TimeoutError as error:
+        if scope.expired():
+            raise ConnectionResetError("the client closed its connection") from error
+        raise
+    finally:
+        next_look.cancel()
+
+
 async def stream(request: web.Request, work: Callable[[Progress], Awaitable[Any]]) -> web.StreamResponse:
     """Run a long operation and answer in JSON lines: `progress` objects, then one `result` or `error`.
 
-    An operation whose client goes away is cancelled.
+    An operation whose client goes away is cancelled, also while it has nothing to tell.
     """
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
     lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -118,20 +151,23 @@ async def stream(request: web.Request, work: Callable[[Progress], Awaitable[Any]
             lines.put_nowait(None)
 
     await response.prepare(request)
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(run())
-        try:
-            while (line := await lines.get()) is not None:
-                # Only the newest of several waiting progress lines is worth sending.
-                if "progress" in line and not lines.empty():
-                    continue
-                await response.write(msgspec.json.encode(line) + b"\n")
-        except ConnectionError:
-            task.cancel()  # nobody is there to be told
-            return response
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
+    try:
+        async with attended(request), asyncio.TaskGroup() as group:
+            task = group.create_task(run())
+            try:
+                while (line := await lines.get()) is not None:
+                    # Only the newest of several waiting progress lines is worth sending.
+                    if "progress" in line and not lines.empty():
+                        continue
+                    await response.write(msgspec.json.encode(line) + b"\n")
+            except ConnectionError:
+                task.cancel()  # nobody is there to be told
+                return response
+            except asyncio.CancelledError:
+                task.cancel()
+                raise
+    except ConnectionResetError:
+        return response
     with contextlib.suppress(ConnectionError):  # a client that has its result may hang up first
         await response.write_eof()
     return response
@@ -157,6 +193,20 @@ def _one_line(error: Exception) -> str:
 
 
 @web.middleware
+async def refuse_foreign_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what a web page of somebody else may have caused, on every path and before anything else is done."""
+    # A target such as `http://HOST/PATH`, as proxies get it, counts for more than Host.
+    absolute = re.match(r"[^/]*://([^/?#]*)", request.raw_path)
+    request.app[SAME_ORIGIN].check(
+        [*request.headers.getall("Host", ()), *(absolute.groups() if absolute else ())],
+        request.headers.getall("Origin", ()),
+        request.headers.getall("Sec-Fetch-Site", ()),
+        http_1_0=request.version < HttpVersion11,
+    )
+    return await handler(request)
+
+
+@web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Put the `Principal` of the token into the request, or answer 401."""
     if request.path not in OPEN_PATHS:
@@ -171,7 +221,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except Unauthenticated as error:
         response = reply(problem(error), error.status)
-        response.headers["WWW-Authenticate"] = 'Basic realm="island"'
+        if not is_browser(request.headers):
+            response.headers["WWW-Authenticate"] = 'Basic realm="island"'
         return response
     except IslandError as error:
         return reply(problem(error), error.status)

@@ -97,7 +97,8 @@ class JobsApi:
         key = request.headers.get(KEY_HEADER)
         if key is None:
             return None
-        return await self._jobs.elsewhere(request.match_info["id"], key, what)
+        async with base.attended(request):
+            return await self._jobs.elsewhere(request.match_info["id"], key, what)
 
     async def ls(self, request: web.Request) -> web.Response:
         """`GET /api/v1/jobs?kind=&live=&limit=`."""
@@ -161,7 +162,9 @@ class JobsApi:
         """`GET /api/v1/jobs/ID/wait?timeout=`: the job once it has settled, or as it is after the timeout."""
         if (row := await self._elsewhere(request, "show")) is not None:
             return base.reply(_timed(row))
-        job = await self._jobs.settled(await self._job(request), _seconds(request))
+        job = await self._job(request)
+        async with base.attended(request):
+            job = await self._jobs.settled(job, _seconds(request))
         return base.reply(_timed(await self._jobs.row(job)))
 
     async def cancel(self, request: web.Request) -> web.Response:
@@ -200,7 +203,8 @@ class JobsApi:
         """`GET /api/v1/jobs/ID/statements/N?timeout=`: waits for its end up to the timeout."""
         job = await self._job(request, "session")
         number = _path_number(request)
-        found = await self._jobs.finished_statement(job, number, _seconds(request, 0.0))
+        async with base.attended(request):
+            found = await self._jobs.finished_statement(job, number, _seconds(request, 0.0))
         return base.reply(_statement(job.id, statement_row(*found)))
 
     async def cancel_statement(self, request: web.Request) -> web.Response:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
 from collections.abc import Callable, Iterable
 
@@ -12,15 +14,27 @@ from aiohttp.http_exceptions import HttpProcessingError
 from island.config import split_address
 from island.errors import ConfigError
 from island.kernel import telemetry
+from island.kernel.stranger_log import StrangerLog
 from island.net import gateway
 from island.net.api import base
+from island.net.http_connections import HttpConnections
+from island.net.limits import HttpLimits
+from island.net.same_origin import SameOrigin
 from island.trust.users import Tokens
 
 log = structlog.get_logger("island")
 
 
-def build(tokens: Tokens, routes: Iterable[web.AbstractRouteDef], ready: Callable[[], bool]) -> web.Application:
-    """The application of the user port; `ready` says whether the island serves."""
+def build(
+    tokens: Tokens,
+    routes: Iterable[web.AbstractRouteDef],
+    ready: Callable[[], bool],
+    allowed_hosts: Iterable[str] = (),
+) -> web.Application:
+    """The application of the user port; `ready` says whether the island serves.
+
+    `allowed_hosts` are the hosts, beside those of loopback, under which browsers may know it.
+    """
 
     async def healthz(_: web.Request) -> web.Response:
         """Say that the process answers."""
@@ -35,8 +49,10 @@ def build(tokens: Tokens, routes: Iterable[web.AbstractRouteDef], ready: Callabl
         return web.Response(body=telemetry.exposition(), content_type="text/plain", charset="utf-8")
 
     application = web.Application(
-        middlewares=[base.errors, base.authenticate, gateway.livy_errors], client_max_size=base.BODY_LIMIT
+        middlewares=[base.errors, gateway.livy_errors, base.refuse_foreign_pages, base.authenticate],
+        client_max_size=base.BODY_LIMIT,
     )
+    application[base.SAME_ORIGIN] = SameOrigin(allowed_hosts)
     application[base.TOKENS] = tokens
     application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
     application.add_routes(routes)
@@ -46,44 +62,59 @@ def build(tokens: Tokens, routes: Iterable[web.AbstractRouteDef], ready: Callabl
 class _Lines(logging.Handler):
     """What the HTTP library says of requests, in the island's log; what is no HTTP is one line and no bug."""
 
+    def __init__(self, strangers: StrangerLog) -> None:
+        super().__init__()
+        self._strangers = strangers
+
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, HttpProcessingError | web.RequestPayloadError):
-            log.info("http.malformed", error=" ".join(str(error).split())[:300])
+            # The library's message has the address as its one argument.
+            address = str(record.args[0]) if isinstance(record.args, tuple) and record.args else "unknown"
+            self._strangers.info("http.malformed", address, error=" ".join(str(error).split())[:300])
         else:
             log.error("http.failed", said=record.getMessage(), exc_info=record.exc_info)
 
 
-def _logger() -> logging.Logger:
+def _logger(strangers: StrangerLog) -> logging.Logger:
     logger = logging.Logger("island.http", logging.WARNING)
-    logger.addHandler(_Lines())
+    logger.addHandler(_Lines(strangers))
     return logger
 
 
 class UserServer:
     """Serves the application on the user port until `stop`."""
 
-    def __init__(self, application: web.Application, listen: str) -> None:
-        self._runner = web.AppRunner(
-            application, access_log=None, handle_signals=False, shutdown_timeout=2.0, logger=_logger()
-        )
+    def __init__(self, application: web.Application, listen: str, limits: HttpLimits | None = None) -> None:
+        self._connections = HttpConnections(limits or HttpLimits())
+        application.middlewares.insert(0, self._connections.watch)
+        self._runner = web.AppRunner(application, handle_signals=False, shutdown_timeout=2.0)
         self._host, self._port = split_address(listen, "listen.user")
+        self._listening: asyncio.Server | None = None
         self.url = ""
 
     async def start(self) -> None:
         """Bind the port; raises `ConfigError` when it is in use."""
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port, reuse_address=True)
+        assert self._runner.server is not None
+        accept = functools.partial(
+            self._connections.accept, self._runner.server, access_log=None, logger=_logger(self._connections.strangers)
+        )
         try:
-            await site.start()
+            self._listening = await asyncio.get_running_loop().create_server(
+                accept, self._host, self._port, reuse_address=True
+            )
         except OSError as error:
             raise ConfigError(
                 f"listen.user = '{self._host}:{self._port}' cannot be bound: {error.strerror or error}",
                 hint="Another program has it, or the address is not of this machine: change [listen] in island.toml.",
             ) from error
-        host, port = self._runner.addresses[0][:2]
+        host, port = self._listening.sockets[0].getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def stop(self) -> None:
         """Close every connection within two seconds."""
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
         await self._runner.cleanup()

@@ -1,4 +1,7 @@
-"""A Livy without Spark: sessions are idle and statements done at once. For what stands before a Livy."""
+"""A Livy without Spark: sessions are idle and statements done at once. For what stands before a Livy.
+
+The statement `stay` runs until it is cancelled.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,13 @@ def upstream() -> web.Application:
         return {"id": number, "state": "idle", "kind": "pyspark", "log": ["stdout: ", "\nstderr: "]}
 
     codes: dict[tuple[int, int], str] = {}
+    cancelled: set[tuple[int, int]] = set()
 
     def statement(session: int, number: int) -> dict[str, Any]:
         code = codes[session, number]
+        if code == "stay":
+            state = "cancelled" if (session, number) in cancelled else "running"
+            return {"id": number, "code": code, "state": state, "output": None, "progress": 0.0}
         output = OUTPUTS.get(code, OUTPUT)
         return {"id": number, "code": code, "state": "available", "output": output, "progress": 1.0}
 
@@ -56,6 +63,10 @@ def upstream() -> web.Application:
     async def one(request: web.Request) -> web.Response:
         return reply(statement(int(request.match_info["id"]), int(request.match_info["n"])))
 
+    async def cancel(request: web.Request) -> web.Response:
+        cancelled.add((int(request.match_info["id"]), int(request.match_info["n"])))
+        return reply({"msg": "canceled"})
+
     def reply(body: Any, status: int = 200) -> web.Response:
         return web.Response(body=json.dumps(body).encode(), status=status, headers=JSON_HEADERS)
 
@@ -68,6 +79,7 @@ def upstream() -> web.Application:
             web.delete("/sessions/{id}", show),
             web.post("/sessions/{id}/statements", post),
             web.get("/sessions/{id}/statements/{n}", one),
+            web.post("/sessions/{id}/statements/{n}/cancel", cancel),
         ]
     )
     return app

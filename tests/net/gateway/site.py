@@ -85,7 +85,6 @@ class Site:
             self.catalog,
             self.replicas,
             self.membership,
-            self.gossip,
             self.trust,
             self.peers,
             config,

@@ -1,0 +1,56 @@
+"""SQL stands in the stores of its concern, and nowhere else."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ISLAND = Path(__file__).resolve().parents[2] / "island"
+
+STORES = {
+    "cli/demo/data.py": "reads the database of OpenNGC, which is not island's",
+    "gossip/ownstore.py": "the own log",
+    "jobs/runs.py": "what an executor keeps of a job",
+    "kernel/db.py": "migrations and transactions",
+    "trust/journal.py": "the journal",
+}
+"""Modules with SQL that are not called store.py, and what for."""
+
+STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|REPLACE|WITH|CREATE|ALTER|DROP|PRAGMA)\b")
+
+
+def statements(source: str) -> Iterator[int]:
+    """The lines of calls that execute an SQL statement; savepoints and the like are no statements here."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("execute"):
+            first = node.args[0] if node.args else None
+            text = first.values[0] if isinstance(first, ast.JoinedStr) and first.values else first
+            if isinstance(text, ast.Constant) and isinstance(text.value, str) and STATEMENT.match(text.value):
+                yield node.lineno
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("conn.execute('SELECT 1')", [1]),
+        ("lambda conn: conn.execute(f'UPDATE {table} SET x = 1')", [1]),
+        ("\nconn.executemany('DELETE FROM x', [])", [2]),
+        ("conn.execute('SAVEPOINT x')", []),
+        ("pool.execute(job)", []),
+    ],
+)
+def test_statements_are_found(source: str, lines: list[int]) -> None:
+    assert list(statements(source)) == lines
+
+
+def test_sql_stands_in_stores() -> None:
+    found = {
+        path.relative_to(ISLAND).as_posix()
+        for path in ISLAND.rglob("*.py")
+        if any(True for _ in statements(path.read_text("utf-8")))
+    }
+    assert {name for name in found if not name.endswith("/store.py")} == set(STORES)
