@@ -1,7 +1,8 @@
 """The one composition root: builds every service of an island, joins them, and runs until told to stop.
 
 Nothing is decided here. Services are built in the order of the layers, started in one task
-group, and stopped in reverse; an exception that escapes from any loop ends the daemon.
+group, and stopped in reverse. An error while they start ends the daemon; a loop that runs
+goes on after any error, and `/api/v1/island` says what is wrong.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from island.catalog.service import Catalog
 from island.config import Config
 from island.errors import EngineFailed, IslandError
 from island.gossip.service import Gossip
-from island.home import Home, read_secret
+from island.home import Home
 from island.jobs.engine import LivyEngine
 from island.jobs.engine_process import EngineProcess
 from island.jobs.service import Jobs
 from island.kernel import descriptors
 from island.kernel.db import Database
-from island.kernel.loops import Tasks
+from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
+from island.kernel.work import ThreadWorkers
 from island.livy.client import LivyClient
 from island.membership.service import Membership
 from island.net import gateway
@@ -37,8 +39,10 @@ from island.net.api import jobs as jobs_api
 from island.net.api.server import UserServer, build
 from island.net.limits import HttpLimits, Limits
 from island.net.peers import PeerSessions
+from island.private_files import close_umask, create_private, make_private, secret_text
 from island.replicas.service import Replicas
 from island.streams.service import Streams
+from island.trust.heads import JournalHeads
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from island.trust.users import Tokens
@@ -60,9 +64,11 @@ class Daemon:
         self.home, self.config, self.clock, self.rng = home, config, clock, rng
         self.ready = False
         self.started = clock.wall()
-        self.state = Database.open(home.path, "state")
-        self.gossip_db = Database.open(home.path, "gossip")
-        self.chunks = Database.open(home.path, "chunks")
+        self.faults = LoopFaults()
+        self.workers = ThreadWorkers()
+        self.state = Database.open(home.path, "state", self.workers)
+        self.gossip_db = Database.open(home.path, "gossip", self.workers)
+        self.chunks = Database.open(home.path, "chunks", self.workers)
         identity = Identity.load(home.key)
         files = descriptors.share(descriptors.limit())
         self.trust = Trust(self.state, identity, config.island.name, config.island.archipelago, clock, rng)
@@ -76,10 +82,19 @@ class Daemon:
             addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is made after the peers
             limits=Limits.within(files.peer),
         )
+        self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
         self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
         self.catalog = Catalog(
-            self.state, self.gossip_db, self.gossip, self.membership, self.trust, clock, rng, home=home.path
+            self.state,
+            self.gossip_db,
+            self.gossip,
+            self.membership,
+            self.trust,
+            clock,
+            rng,
+            home=home.path,
+            workers=self.workers,
         )
         self.replicas = Replicas(
             self.chunks,
@@ -93,6 +108,7 @@ class Daemon:
             rng,
             home=home.path,
             state=self.state,
+            workers=self.workers,
         )
         self.engine = EngineProcess(home.path, config, rng)
         self._livy: LivyClient | None = None
@@ -108,6 +124,7 @@ class Daemon:
             clock,
             rng,
             home=home.path,
+            workers=self.workers,
         )
         self.streams = Streams(
             self.state,
@@ -121,6 +138,7 @@ class Daemon:
             clock,
             rng,
             home=home.path,
+            workers=self.workers,
         )
         application = build(Tokens.load(home.path), self._routes(), lambda: self.ready, config.listen.allowed_hosts)
         self.server = UserServer(application, config.listen.user, HttpLimits(connections=files.user))
@@ -130,7 +148,7 @@ class Daemon:
         own = self.config.livy
         if own.url:
             if self._livy is None:
-                password = read_secret(self.home.path / own.password_file) if own.password_file else ""
+                password = secret_text(self.home.path / own.password_file, "a password") if own.password_file else ""
                 self._livy = LivyClient(own.url, (own.user, password) if own.user else None)
             return self._livy
         if not self.engine.running:
@@ -152,9 +170,12 @@ class Daemon:
             *files.routes(self.catalog, self.replicas),
             *jobs_api.routes(self.jobs),
             *streams.routes(self.streams),
-            *journal.routes(self.trust),
+            *journal.routes(self.trust, self.heads, self.membership.display),
             *gateway.routes(self.jobs),
-            *status.routes(self._status, (self.gossip.problems, self._engine_problems)),
+            *status.routes(
+                self._status,
+                (self._gossip_problems, self._journal_problems, self._engine_problems, self.faults.problems),
+            ),
         ]
 
     def _status(self) -> dict[str, Any]:
@@ -170,12 +191,19 @@ class Daemon:
             "engine": self.config.livy.url or self.engine.url or None,
         }
 
+    def _gossip_problems(self) -> list[str]:
+        return self.gossip.problems(self.membership.display)
+
+    def _journal_problems(self) -> list[str]:
+        return self.heads.problems(self.membership.display)
+
     def _engine_problems(self) -> list[str]:
         return [self.engine.problem] if self.engine.problem else []
 
     async def start(self, tasks: Tasks) -> None:
         """Start every service and bind both ports; the island is ready when this returns."""
-        await self.trust.start(tasks)
+        await self.trust.load()
+        await self.heads.start(tasks)
         await self.gossip.start(tasks)
         await self.membership.start(tasks)
         await self.catalog.start(tasks)
@@ -193,6 +221,7 @@ class Daemon:
     def _write_running(self) -> None:
         text = json.dumps({"pid": os.getpid(), "url": self.server.url, "peer_port": self.peers.port})
         partial = self.home.running.with_suffix(".part")
+        create_private(partial)
         partial.write_text(text, "utf-8")
         partial.replace(self.home.running)
 
@@ -205,9 +234,8 @@ class Daemon:
             ("jobs", self.jobs.stop),
             ("engine", self.engine.stop),
             ("livy", self._close_livy),
+            ("heads", self.heads.stop),
             ("peers", self.peers.stop),
-            ("trust", self.trust.stop),
-            ("trust", self.trust.stop),
             ("replicas", self.replicas.stop),
         ):
             try:
@@ -219,9 +247,10 @@ class Daemon:
             self.home.running.unlink()
 
     def close(self) -> None:
-        """Close the databases: last, after everything that writes."""
+        """Close the databases and end the threads: last, after everything that writes."""
         for database in (self.state, self.gossip_db, self.chunks):
             database.close()
+        self.workers.close()
 
 
 async def run_island(
@@ -233,11 +262,13 @@ async def run_island(
     home, configuration or ports.
     """
     with home.locked():
+        _make_private(home, config)
         daemon = Daemon(home, config, clock, rng)
+        daemon.workers.install(asyncio.get_running_loop())
         try:
             async with asyncio.TaskGroup() as group:
                 try:
-                    await daemon.start(Tasks(group))
+                    await daemon.start(Tasks(group, daemon.faults))
                     ready(daemon)
                     await stop.wait()
                 finally:
@@ -249,8 +280,25 @@ async def run_island(
             daemon.close()
 
 
+def _make_private(home: Home, config: Config) -> None:
+    """Close what an older version left open to other accounts. Secrets are not touched: an exposed one is refused."""
+    keep = {home.key, home.token, home.user_token, home.recovery_key}
+    if config.livy.password_file:
+        keep.add(home.path / config.livy.password_file)
+    changed, failed = make_private(home.path, "state.db", keep)
+    if changed:
+        log.warning("home.made_private", modes_changed=changed)
+    for path in failed:
+        log.warning("home.not_private", path=str(path), means="another account owns it; its mode was not changed")
+
+
 def main(home: Home, config: Config) -> None:
-    """Run the daemon of `home` in the foreground until SIGINT or SIGTERM."""
+    """Run the daemon of `home` in the foreground until SIGINT or SIGTERM.
+
+    What this process creates can be read by its own account only. The sessions of its engine,
+    which write where their users want, get the umask that this process was started with.
+    """
+    close_umask()
     descriptors.raise_limit()
     try:
         import uvloop

@@ -10,13 +10,13 @@ import contextlib
 import fcntl
 import json
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from island import config
-from island.errors import ConfigError, Conflict, Unauthenticated, Unreachable
+from island.errors import Conflict, Unauthenticated, Unreachable
+from island.private_files import secret_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,11 @@ class Home:
         return self.path / "token.user"
 
     @property
+    def recovery_key(self) -> Path:
+        """The recovery key of an archipelago that this island founded, until it is moved away."""
+        return self.path / "recovery.key"
+
+    @property
     def running(self) -> Path:
         """Written while the daemon serves: its pid and the ports it has bound."""
         return self.path / "running.json"
@@ -84,7 +89,7 @@ class Home:
         url = self.url()
         for path in (self.token, self.user_token):
             with contextlib.suppress(FileNotFoundError, PermissionError):
-                return Endpoint(url, read_secret(path))
+                return Endpoint(url, secret_text(path, "a token"))
         raise Unauthenticated(
             f"no token can be read in {self.path}",
             hint="Give one with --token-file or ISLAND_TOKEN, or run as the owner.",
@@ -105,25 +110,6 @@ class Home:
             yield
         finally:
             os.close(descriptor)
-
-
-def read_secret(path: Path) -> str:
-    """The text of a secret file, stripped. Raises `ConfigError` when others can read it, and `OSError`."""
-    mode = path.stat().st_mode
-    if stat.S_IMODE(mode) & 0o077:
-        raise ConfigError(
-            f"{path} can be read by others (mode {stat.S_IMODE(mode):04o})", hint=f"Run: chmod 600 {path}"
-        )
-    return path.read_text("utf-8").strip()
-
-
-def write_secret(path: Path, data: bytes) -> None:
-    """Write a new file with mode 0600, durably; raises `FileExistsError` if it is there already."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def unreachable(url: str, error: Exception) -> Unreachable:

@@ -7,7 +7,6 @@ snapshot that is still served leads to it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Container
@@ -21,6 +20,7 @@ import structlog
 from island.catalog import store
 from island.errors import Full, IslandError
 from island.kernel.db import Database
+from island.kernel.work import Workers
 
 log = structlog.get_logger("island")
 
@@ -101,8 +101,8 @@ def _full(path: Path, error: OSError) -> IslandError:
 class PageStore:
     """Reads pages by hash, and forgets those that nothing leads to."""
 
-    def __init__(self, state: Database, folder: Path) -> None:
-        self._state = state
+    def __init__(self, state: Database, folder: Path, workers: Workers) -> None:
+        self._state, self._workers = state, workers
         self.folder = folder
 
     def writer(self, name: str, known: Container[str]) -> PackWriter:
@@ -122,7 +122,7 @@ class PageStore:
             return None
         pack, at, size = place
         try:
-            data = _read(self.folder / pack, at, size)
+            data = await self._workers.disk(_read, self.folder / pack, at, size)
         except OSError as error:
             log.error("catalog.page_lost", pack=pack, error=str(error))
             return None
@@ -131,9 +131,10 @@ class PageStore:
             return None
         return data
 
-    def clear(self) -> None:
+    async def clear(self) -> None:
         """Remove the packs that were being written when the daemon was killed. Called before any publication begins."""
-        _unlink(self.folder, [name for name in _names(self.folder) if name.endswith(UNFINISHED)])
+        names = await self._workers.disk(_names, self.folder)
+        await self._workers.disk(_unlink, self.folder, [name for name in names if name.endswith(UNFINISHED)])
 
     async def sweep(self, live: Container[str], still: Callable[[sqlite3.Connection], bool]) -> int:
         """Forget all pages but the `live` ones, and every pack without pages; returns how many pages went.
@@ -141,7 +142,7 @@ class PageStore:
         Called while no publication is open. `still` is asked in the transaction whether `live` is
         still right. Packs that are begun meanwhile are not touched: only those seen at the start are.
         """
-        before = await asyncio.to_thread(_names, self.folder)
+        before = await self._workers.disk(_names, self.folder)
 
         def forget(conn: sqlite3.Connection) -> tuple[int, set[str]]:
             dead = [name for name in store.page_names(conn) if name not in live] if still(conn) else []
@@ -149,7 +150,7 @@ class PageStore:
             return len(dead), store.packs(conn)
 
         gone, packs = await self._state.write(forget)
-        await asyncio.to_thread(_unlink, self.folder, [name for name in before if name not in packs])
+        await self._workers.disk(_unlink, self.folder, [name for name in before if name not in packs])
         return gone
 
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import island
 from island.catalog import core, folder
@@ -22,12 +22,13 @@ from island.catalog.folder import Found, Listing
 from island.catalog.manifest import FileEntry, FileStats, Root, TreeBuilder
 from island.catalog.messages import Card, CardColumn, DatasetRecord, LocalIndex, LocalPage
 from island.catalog.pages import Pack, PackWriter, PageStore
-from island.catalog.ports import Progress, no_progress
+from island.catalog.ports import Progress
 from island.catalog.snapshots import Manifest
 from island.errors import BadInput
 from island.formats.describe import DataFile, DatasetDescription, describe
 from island.kernel import codec
 from island.kernel.ports import Rng
+from island.kernel.work import Workers, ended, to_the_end
 
 T = TypeVar("T")
 
@@ -92,32 +93,26 @@ class _Facts:
     warnings: tuple[str, ...] = ()
 
 
-class Run(Protocol):
-    """Runs blocking work that tells its progress, as `in_thread` or `in_place` does."""
-
-    async def __call__(self, work: Callable[[Progress], T], progress: Progress) -> T: ...
-
-
 class Publisher:
     """Prepares snapshots of one island."""
 
-    def __init__(self, pages: PageStore, home: Path, rng: Rng, run: Run) -> None:
+    def __init__(self, pages: PageStore, home: Path, rng: Rng, workers: Workers) -> None:
         self._pages = pages
         self._home = home
         self._rng = rng
-        self._run = run
+        self._workers = workers
 
     async def prepare(
         self, path: Path, name: str, words: Words, previous: Previous | None, progress: Progress
     ) -> Prepared:
         """Read what is new at `path`, once, and lay out its manifest. Raises as `formats.describe` does."""
-        listing = await self._run(lambda _: folder.survey(path, self._home), no_progress)
+        listing = await to_the_end(self._workers.disk(folder.survey, path, self._home))
         words = _merged_words(words, previous)
         usable = previous if previous is not None and _is_comparable(previous, listing, words) else None
         known = await _known_pages(usable) if usable else set[str]()
         writer = self._pages.writer(self._rng.bytes(16).hex(), known)
         try:
-            return await _Preparation(listing, name, words, usable, writer, progress, self._run).run()
+            return await _Preparation(listing, name, words, usable, writer, progress, self._workers).run()
         except BaseException:
             writer.abandon()
             raise
@@ -134,7 +129,7 @@ class _Preparation:
         previous: Previous | None,
         writer: PackWriter,
         progress: Progress,
-        run: Run,
+        workers: Workers,
     ) -> None:
         self.listing = listing
         self.name = name
@@ -142,7 +137,7 @@ class _Preparation:
         self.previous = previous
         self.writer = writer
         self.progress = progress
-        self.run_work = run
+        self.workers = workers
         self.fresh: dict[str, Found] = {}
         self.gone = 0
         self.described: dict[str, DataFile] = {}
@@ -165,7 +160,7 @@ class _Preparation:
         snapshot, root = builder.finish()
         local = self.writer.add(codec.encode(LocalIndex(pages=self.local_pages)))
         card = self._card(facts, snapshot, root)
-        pack = await self.run_work(lambda _: self.writer.finish(), no_progress)
+        pack = await to_the_end(self.workers.disk(self.writer.finish))
         return Prepared(
             name=self.name,
             path=str(self.listing.path),
@@ -229,7 +224,7 @@ class _Preparation:
             share = done if not total or prefix else int(done * self.total / 2 / total)
             self._tell(start + share, f"reading {prefix or what}")
 
-        description = await self.run_work(work, told)
+        description = await _watched(self.workers, work, told)
         for file in description.files:
             self.described[prefix or file.path] = file
         self.done = start + (description.bytes if prefix else self.total // 2)
@@ -283,7 +278,7 @@ class _Preparation:
                 self.listing.base, found, form=form, role=role, rows=rows, sink=self.writer.add, progress=tell
             )
 
-        entry = await self.run_work(work, lambda done, _, what: self._tell(start + done, f"hashing {what}"))
+        entry = await _watched(self.workers, work, lambda done, _, what: self._tell(start + done, f"hashing {what}"))
         self.done = start + found.size
         return entry, file_stats(data) if data is not None and role == "data" else FileStats()
 
@@ -347,9 +342,9 @@ class _Stopped(Exception):
     """Raised inside a thread whose caller was cancelled."""
 
 
-async def in_thread(work: Callable[[Progress], T], progress: Progress) -> T:
-    """Run `work(tell)` in a thread; what it tells arrives in the loop. A cancelled caller waits for
-    the thread to stop, at the next word of its progress, so that nothing goes on behind its back."""
+async def _watched(workers: Workers, work: Callable[[Progress], T], progress: Progress) -> T:
+    """Run `work(tell)` elsewhere; what it tells arrives in the loop. A cancelled caller waits for
+    the work to stop, at the next word of its progress, so that nothing goes on behind its back."""
     loop, stopped = asyncio.get_running_loop(), threading.Event()
 
     def tell(done: int, total: int, what: str) -> None:
@@ -357,19 +352,13 @@ async def in_thread(work: Callable[[Progress], T], progress: Progress) -> T:
             raise _Stopped
         loop.call_soon_threadsafe(progress, done, total, what)
 
-    future = loop.run_in_executor(None, work, tell)
+    begun = workers.cpu(work, tell)
     try:
-        return await asyncio.shield(future)
+        return await asyncio.shield(begun)
     except asyncio.CancelledError:
         stopped.set()
-        await asyncio.wait([future])
-        future.exception()  # seen: the cancellation is what the caller hears of
+        await ended(begun)
         raise
-
-
-async def in_place(work: Callable[[Progress], T], progress: Progress) -> T:
-    """Run `work(tell)` here and now: for simulations in virtual time, where threads would break reproducibility."""
-    return work(progress)
 
 
 # --- what was there before ------------------------------------------------------------------

@@ -19,6 +19,7 @@ import tantivy
 
 from island.catalog import core
 from island.catalog.messages import Card, DatasetRecord
+from island.errors import Full
 from island.kernel.ids import IslandId
 
 log = structlog.get_logger("island")
@@ -89,30 +90,39 @@ class Index:
         log.info("search.rebuild", folder=str(self._folder))
 
     def apply(self, changed: Iterable[Document], gone: Iterable[Key]) -> None:
-        """Replace the documents of datasets, and drop those of others, durably."""
+        """Replace the documents of datasets, and drop those of others, durably. Raises `Full`."""
         with self._lock:
-            writer = self._index.writer(_HEAP, 1)
             try:
-                for owner, name in gone:
-                    writer.delete_documents_by_term("key", f"{owner}/{name}")
-                for one in changed:
-                    key = f"{one.owner}/{one.name}"
-                    writer.delete_documents_by_term("key", key)
-                    writer.add_document(
-                        tantivy.Document(
-                            key=key,
-                            title=one.title,
-                            name=one.name,
-                            words=one.text,
-                            plain=f"{one.title}\n{one.text}",
-                            cell=one.cells[0],
-                            above=one.cells[1],
-                        )
-                    )
-                writer.commit()
-            finally:
-                writer.wait_merging_threads()
+                self._write(changed, gone)
+            except (ValueError, OSError) as error:  # what the library raises for a disk that takes nothing more
+                raise Full(
+                    f"the search index in {self._folder} cannot be written: {str(error)[:200]}",
+                    hint="Free some space on that disk, and check it; the index is brought up to date by itself.",
+                ) from error
             self._index.reload()
+
+    def _write(self, changed: Iterable[Document], gone: Iterable[Key]) -> None:
+        writer = self._index.writer(_HEAP, 1)
+        try:
+            for owner, name in gone:
+                writer.delete_documents_by_term("key", f"{owner}/{name}")
+            for one in changed:
+                key = f"{one.owner}/{one.name}"
+                writer.delete_documents_by_term("key", key)
+                writer.add_document(
+                    tantivy.Document(
+                        key=key,
+                        title=one.title,
+                        name=one.name,
+                        words=one.text,
+                        plain=f"{one.title}\n{one.text}",
+                        cell=one.cells[0],
+                        above=one.cells[1],
+                    )
+                )
+            writer.commit()
+        finally:
+            writer.wait_merging_threads()
 
     def find(self, words: Sequence[str], cells: tuple[Sequence[str], Sequence[str]] | None, limit: int) -> list[Key]:
         """The datasets that have every word or the beginning of it, the best first.

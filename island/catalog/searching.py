@@ -12,14 +12,13 @@ import structlog
 
 from island.catalog import core, store
 from island.catalog.messages import Card, Query
-from island.catalog.ports import Progress, no_progress
-from island.catalog.publishing import Run
 from island.catalog.search import Index, document
 from island.catalog.store import Entry
 from island.errors import BadInput
 from island.formats.region import Region
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
+from island.kernel.work import Workers, to_the_end
 from island.membership.service import Membership
 
 log = structlog.get_logger("island")
@@ -37,15 +36,15 @@ FOUND_LIMIT = 100_000
 class Search:
     """Finds datasets by words, columns, sky, time and format, and keeps the index up to date."""
 
-    def __init__(self, db: Database, membership: Membership, folder: Path, run: Run) -> None:
-        self._db, self._membership, self._run = db, membership, run
+    def __init__(self, db: Database, membership: Membership, folder: Path, workers: Workers) -> None:
+        self._db, self._membership, self._workers = db, membership, workers
         self._index = Index(folder)
         self._indexing = asyncio.Lock()
 
     async def start(self, *, rebuild: bool = False) -> None:
         """Open the index; one that is missing, damaged or of another version is begun anew."""
         async with self._indexing:
-            if await self._run(lambda _: self._index.open(rebuild=rebuild), no_progress):
+            if await to_the_end(self._workers.disk(lambda: self._index.open(rebuild=rebuild))):
                 await self._db.write(store.index_all)
 
     async def search(self, query: Query) -> list[Entry]:
@@ -74,7 +73,7 @@ class Search:
     async def _by_index(self, wanted: core.Wanted, region: Region | None, limit: int) -> list[Entry]:
         """Ask the index for more and more, until enough of what it finds fits the finer conditions too."""
         await self.index()
-        sky = await self._run(lambda _: _Sky.of(region), no_progress) if region is not None else None
+        sky = await self._workers.cpu(_Sky.of, region) if region is not None else None
         reach = limit if wanted.is_plain and sky is None else max(1000, 2 * limit)
         while True:
             found = await self._found(wanted.words, sky, reach)
@@ -87,12 +86,12 @@ class Search:
         """The first `reach` that the index finds; None for what is gone since."""
         cells = sky.index if sky is not None else None
         try:
-            keys = await self._run(lambda _: self._index.find(words, cells, reach), no_progress)
+            keys = await self._workers.cpu(self._index.find, words, cells, reach)
         except (ValueError, OSError, RuntimeError) as error:  # what the library raises for damaged files
             log.warning("search.damaged", error=str(error))
             await self.start(rebuild=True)
             await self.index()
-            keys = await self._run(lambda _: self._index.find(words, cells, reach), no_progress)
+            keys = await self._workers.cpu(self._index.find, words, cells, reach)
         return await self._db.read(lambda conn: [store.entry(conn, owner, name) for owner, name in keys])
 
     async def _fitting(self, found: Sequence[Entry], wanted: core.Wanted, sky: _Sky | None) -> list[Entry]:
@@ -147,7 +146,7 @@ class Search:
         keys = [(owner, name) for _, owner, name in changes]
         display = {owner: self._membership.display(owner) for owner, _ in keys}
 
-        def apply(_: Progress) -> None:
+        def apply() -> None:
             documents = [
                 document(e.owner, e.name, display[e.owner], e.record, core.read_card(card) if card else None)
                 for e, card in found
@@ -155,7 +154,7 @@ class Search:
             here = {(document.owner, document.name) for document in documents}
             self._index.apply(documents, [key for key in keys if key not in here])
 
-        await self._run(apply, no_progress)
+        await to_the_end(self._workers.cpu(apply))
         await self._db.write(lambda conn: store.indexed(conn, [change for change, _, _ in changes]))
         return len(changes)
 

@@ -34,7 +34,7 @@ from island.catalog.messages import (
 )
 from island.catalog.pages import PageStore
 from island.catalog.ports import Progress, ReplicaStatus, Replication, no_progress
-from island.catalog.publishing import Prepared, Previous, Publisher, Run, Words, in_place, in_thread
+from island.catalog.publishing import Prepared, Previous, Publisher, Words
 from island.catalog.searching import Search
 from island.catalog.snapshots import Load, Manifest, live_pages
 from island.catalog.store import Entry, Replica
@@ -44,9 +44,10 @@ from island.kernel import codec
 from island.kernel.codec import Malformed
 from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId, check_hash, check_name, is_name, parse_island_id
-from island.kernel.loops import Tasks, backoff, forever
+from island.kernel.loops import Tasks, backoff
 from island.kernel.ports import Clock, Rng, Signal, Topic
 from island.kernel.telemetry import counter, gauge
+from island.kernel.work import Workers
 from island.membership.service import Membership
 from island.trust import journal
 from island.trust.core import decode_chain
@@ -120,7 +121,7 @@ class Catalog:
         rng: Rng,
         *,
         home: Path,
-        threads: bool = True,
+        workers: Workers,
     ) -> None:
         self._state, self._db, self._gossip = state, db, gossip
         self._membership, self._trust, self._clock, self._rng = membership, trust, clock, rng
@@ -129,10 +130,9 @@ class Catalog:
         """Touched when a dataset, a replica or a card changes."""
         self.replication: Replication | None = None
         """Set by the composition root: what `show` asks about replicas."""
-        self._run: Run = in_thread if threads else in_place
-        self._pages = PageStore(state, home / "manifests")
-        self._publisher = Publisher(self._pages, home, rng, self._run)
-        self._searching = Search(db, membership, home / "search", self._run)
+        self._pages = PageStore(state, home / "manifests", workers)
+        self._publisher = Publisher(self._pages, home, rng, workers)
+        self._searching = Search(db, membership, home / "search", workers)
         self._names: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._open: weakref.WeakSet[Prepared] = weakref.WeakSet()
         self._preparing = 0
@@ -143,14 +143,14 @@ class Catalog:
         self._card_cursor = ""
         self._retry: dict[str, tuple[int, float]] = {}
         self._cards_wanted, self._index_wanted, self._sweep_wanted = Signal(), Signal(), Signal()
-        gossip.project("dataset", self._project_dataset)
-        gossip.project("replica", self._project_replica)
+        gossip.project("dataset", _project_dataset)
+        gossip.project("replica", _project_replica)
         gossip.truth("dataset/", store.own_records)
         gossip.blobs.also(self._pages.get)
 
     async def start(self, tasks: Tasks) -> None:
         """Remove what a crash left of publications, load replicas, open the index, and begin to fetch cards."""
-        await self._run(lambda _: self._pages.clear(), no_progress)
+        await self._pages.clear()
         await self._refresh()
         await self._searching.start()
         for signal in (self._cards_wanted, self._index_wanted, self._sweep_wanted):
@@ -162,7 +162,7 @@ class Catalog:
             ("catalog.sweep", self._sweep_step),
             ("catalog.retry", self._retry_soon),
         ):
-            tasks.loop(name, forever(step, name=name, rng=self._rng))
+            tasks.forever(name, step, rng=self._rng)
 
     # --- publishing -----------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Catalog:
         """Publish what is at `path` as `name`, in place; new content at a name is a new snapshot.
 
         `who` is `user@island`. Raises `BadInput`, `Corrupt`, `Unsupported`, `Changed`, `Full`. A
-        caller that is cancelled leaves nothing published.
+        caller that is cancelled before the commit leaves nothing published.
         """
         async with self._lock(name):
             prepared = await self.prepare(
@@ -196,8 +196,7 @@ class Catalog:
                 progress=progress,
             )
             now = self._clock.wall()
-            await self._state.write(lambda conn: self.commit(conn, prepared, who, now))
-            self.committed()
+            await self._state.write(lambda conn: self.commit(conn, prepared, who, now), then=lambda _: self.committed())
             await self._gossip.flush()
             # Its own words are found at once; the loop would fetch the card a moment later.
             await self._db.write(lambda conn: store.put_card(conn, manifest.blob_hash(prepared.card), prepared.card))
@@ -235,7 +234,7 @@ class Catalog:
     ) -> str:
         """Make a prepared snapshot the newest of its dataset, in the caller's transaction of state.db.
 
-        Returns the snapshot. Call `committed()` after the commit.
+        Returns the snapshot. `committed()` must follow the commit (`then` of `Database.write`).
         """
         self._pages.insert(conn, prepared.pack)
         before = store.own_dataset(conn, prepared.name)
@@ -300,11 +299,14 @@ class Catalog:
             self._journal(conn, who, "dataset.unpublish", name, {}, self._clock.wall())
 
         async with self._lock(name):
-            await self._state.write(withdraw)
-            self._locals.clear()
-            self._manifests.clear()
+            await self._state.write(withdraw, then=lambda _: self._withdrawn())
             await self._gossip.flush()
-            self._sweep_wanted.set()
+
+    def _withdrawn(self) -> None:
+        self._locals.clear()
+        self._manifests.clear()
+        self._gossip.poke()
+        self._sweep_wanted.set()
 
     def who(self, user: str) -> str:
         """A user of this island as the journal names them."""
@@ -564,35 +566,6 @@ class Catalog:
             places.append(OwnFile(Path(held.base) / path, entry.size, local.files[at][0], entry))
         return places
 
-    # --- projections: in the writer's thread, within the transaction of the change ------------------
-
-    def _project_dataset(self, conn: sqlite3.Connection, change: Change) -> None:
-        name = change.key.removeprefix("dataset/")
-        record = None
-        if change.value is not None:
-            try:
-                record = codec.decode(change.value, DatasetRecord)
-                if record.coverage:
-                    core.unpack_coverage(record.coverage)
-            except Malformed as error:
-                log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
-                record = None
-        if record is None or record.visibility != "public" or not is_name(name):
-            store.drop_entry(conn, change.origin, name)
-        else:
-            store.put_entry(conn, change.origin, name, record)
-
-    def _project_replica(self, conn: sqlite3.Connection, change: Change) -> None:
-        owner, _, name = change.key.removeprefix("replica/").partition("/")
-        try:
-            parse_island_id(owner)
-            check_name(name)
-            record = codec.decode(change.value, ReplicaRecord) if change.value else None
-        except IslandError as error:
-            log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
-            return
-        store.put_replica(conn, change.origin, owner, name, record)
-
     # --- loops --------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
@@ -626,6 +599,10 @@ class Catalog:
         if not self._card_cursor:
             times = [at for _, at in self._retry.values()]
             await self._cards_wanted.wait(max(CARD_PAUSE, min(times) - self._clock.monotonic()) if times else None)
+        with self._cards_wanted.kept():
+            await self._fetch_due_cards()
+
+    async def _fetch_due_cards(self) -> None:
         after = self._card_cursor
         missing = await self._db.read(lambda conn: store.missing_cards(conn, after, CARD_BATCH))
         now = self._clock.monotonic()
@@ -657,16 +634,18 @@ class Catalog:
 
     async def _index_step(self) -> None:
         await self._index_wanted.wait()
-        await asyncio.sleep(INDEX_PAUSE)
-        await self.index()
+        with self._index_wanted.kept():
+            await asyncio.sleep(INDEX_PAUSE)
+            await self.index()
 
     async def _sweep_step(self) -> None:
         await self._sweep_wanted.wait()
-        await asyncio.sleep(SWEEP_PAUSE)
-        if self._preparing or len(self._open):
-            self._sweep_wanted.set()
-            return
-        await self.sweep()
+        with self._sweep_wanted.kept():
+            await asyncio.sleep(SWEEP_PAUSE)
+            if self._preparing or len(self._open):
+                self._sweep_wanted.set()
+                return
+            await self.sweep()
 
     async def sweep(self) -> int:
         """Forget pages and packs that no snapshot leads to; returns how many pages went."""
@@ -699,6 +678,38 @@ def changed(path: Path) -> Changed:
         f"{path} is not what was published: it was changed, moved or removed",
         hint="Publish the dataset again; the owner's journal says when it was published.",
     )
+
+
+# --- projections: in the writer's thread, within the transaction of the change ------------------
+
+
+def _project_dataset(conn: sqlite3.Connection, change: Change) -> None:
+    name = change.key.removeprefix("dataset/")
+    record = None
+    if change.value is not None:
+        try:
+            record = codec.decode(change.value, DatasetRecord)
+            if record.coverage:
+                core.unpack_coverage(record.coverage)
+        except Malformed as error:
+            log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
+            record = None
+    if record is None or record.visibility != "public" or not is_name(name):
+        store.drop_entry(conn, change.origin, name)
+    else:
+        store.put_entry(conn, change.origin, name, record)
+
+
+def _project_replica(conn: sqlite3.Connection, change: Change) -> None:
+    owner, _, name = change.key.removeprefix("replica/").partition("/")
+    try:
+        parse_island_id(owner)
+        check_name(name)
+        record = codec.decode(change.value, ReplicaRecord) if change.value else None
+    except IslandError as error:
+        log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
+        return
+    store.put_replica(conn, change.origin, owner, name, record)
 
 
 __all__ = ["Catalog", "DatasetDetails", "Holder", "OwnFile"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +24,10 @@ from rich.table import Table
 
 from island.client import Api
 from island.errors import IslandError
-from island.home import Endpoint, Home, read_secret
+from island.home import Endpoint, Home
+from island.kernel.terminal import escaped
 from island.kernel.units import format_bytes
+from island.private_files import secret_text
 
 Json = Annotated[bool, typer.Option("--json", help="Print flat JSON objects on stdout.")]
 
@@ -43,8 +44,6 @@ class Target:
 
 TARGET = Target()
 
-_OBEYED = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
-
 PROSE = frozenset({"comment", "description", "detail", "error", "problem", "reason", "title"})
 """Columns whose text may be folded in a narrow terminal."""
 
@@ -59,7 +58,7 @@ def api(*, timeout: float = 120.0) -> Api:
     token = None
     if TARGET.token_file:
         try:
-            token = read_secret(Path(TARGET.token_file))
+            token = secret_text(Path(TARGET.token_file), "a token")
         except OSError as error:
             raise IslandError(f"the token file {TARGET.token_file} cannot be read: {error.strerror}") from error
     token = token or os.environ.get("ISLAND_TOKEN")
@@ -69,27 +68,21 @@ def api(*, timeout: float = 120.0) -> Api:
     return Api(Endpoint(TARGET.url, endpoint.token) if TARGET.url else endpoint, timeout=timeout)
 
 
-def plain(text: str) -> str:
-    """Text of anybody's without what a terminal would obey: escapes, carriage returns, turns of direction."""
-    return _OBEYED.sub(" ", text)
-
-
 def say(text: str) -> None:
     """One message for people, on stderr."""
-    sys.stderr.write(plain(text) + "\n")
+    sys.stderr.write(escaped(text, lines=True) + "\n")
     sys.stderr.flush()
 
 
 def out(text: str) -> None:
     """One line or block of output, on stdout, never wrapped."""
-    sys.stdout.write(plain(text if text.endswith("\n") else text + "\n"))
+    sys.stdout.write(escaped(text if text.endswith("\n") else text + "\n", lines=True))
     sys.stdout.flush()
 
 
 def show_json(value: Any) -> None:
     """One object or a list of flat objects on stdout."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    out(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))  # they stand within strings only
+    out(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def rows(items: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool, *, empty: str = "") -> None:
@@ -109,7 +102,7 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     In a terminal only prose is folded: names, ids and addresses stay whole on one line, to be copied.
     """
     terminal = sys.stdout.isatty()
-    cells = [[plain(text) for text in line] for line in lines]
+    cells = [[escaped(text) for text in line] for line in lines]
     sheet = Table(box=None, pad_edge=False, header_style="bold")
     need = 0
     for index, column in enumerate(columns):
@@ -146,9 +139,7 @@ def cell(value: Any) -> str:
         return ", ".join(cell(each) for each in value) or "-"
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
-    text = str(value)
-    # Texts come from other islands: no control characters, which a terminal would obey.
-    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
+    return escaped(str(value).replace("\n", " ").replace("\t", " "))
 
 
 def size(count: float | None) -> str:
@@ -167,14 +158,14 @@ def progress_bar(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=None, what="")
+        task = bar.add_task(escaped(title), total=None, what="")
 
         def feed(step: dict[str, Any]) -> None:
             bar.update(
                 task,
                 completed=step.get("done", 0),
                 total=step.get("total") or None,
-                what=plain(str(step.get("what", ""))),
+                what=escaped(str(step.get("what", ""))),
             )
 
         yield feed

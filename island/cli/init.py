@@ -13,6 +13,7 @@ from island.errors import BadInput, Conflict
 from island.home import Home
 from island.kernel.ids import check_name
 from island.kernel.ports import SystemRng
+from island.private_files import write_secret
 from island.trust.keys import Identity
 from island.trust.users import create_tokens
 
@@ -58,7 +59,7 @@ def _write(target: Home, text: str) -> None:
         rng = SystemRng()
         Identity.generate(rng).save(target.key)
         create_tokens(target.path, rng)
-        target.toml.write_text(text, "utf-8")
+        write_secret(target.toml, text.encode("utf-8"))
     except OSError as error:
         raise BadInput(
             f"{target.path} cannot be written: {error.strerror or error}", hint="Choose another folder."

@@ -11,7 +11,7 @@ from typing import Any
 from island.cli import base
 from island.client import Api, quote
 from island.errors import IslandError
-from island.home import read_secret
+from island.private_files import secret_text
 
 ENDED = {"dead", "error", "killed", "success"}
 KEY_HEADER = "X-Island-Job-Key"
@@ -30,7 +30,7 @@ def key_headers(key_file: str | None) -> dict[str, str]:
         key = sys.stdin.readline().strip()
     elif key_file:
         try:
-            key = read_secret(Path(key_file))
+            key = secret_text(Path(key_file), "a job's key")
         except OSError as error:
             raise IslandError(f"the key file {key_file} cannot be read: {error.strerror}") from error
     else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -88,12 +90,15 @@ def run(arguments: list[str] | None = None) -> None:
         # Click makes an Abort of KeyboardInterrupt, and of the end of the input that a prompt waits for.
         code = 1 if isinstance(stop.__cause__, EOFError) else 128 + signal.SIGINT
     except _UsageError as error:
-        error.show(file=sys.stderr)
+        usage = io.StringIO()
+        error.show(file=usage)
+        base.say(usage.getvalue().rstrip("\n"))
         code = error.exit_code
     except IslandError as error:
         if base.TARGET.traceback:
-            raise
-        base.fail(error)
+            base.say(traceback.format_exc().rstrip("\n"))
+        else:
+            base.fail(error)
         code = 1
     except BrokenPipeError:
         # The reader of our output has gone (as with `| head`); there is nobody to tell.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import sys
 from typing import Annotated
 
@@ -38,16 +39,30 @@ def invite(
             f"Its address ({addresses}) can only be dialled from this machine. For islands elsewhere set listen.peer, "
             "and listen.advertise where that differs, in island.toml."
         )
-    base.say(f"Good for {uses} {'island' if uses == 1 else 'islands'} within {hours:g} h: island peer join INVITATION")
+    base.say(f"Good for {uses} {'island' if uses == 1 else 'islands'} within {hours:g} h: island peer join")
     base.out(made["invitation"])
 
 
 @app.command("join")
 def join(
-    invitation: Annotated[str, typer.Argument(metavar="INVITATION", help="The word that was printed; - reads stdin.")],
+    invitation: Annotated[
+        str,
+        typer.Argument(
+            metavar="[INVITATION]",
+            help="The word that was printed. Other accounts of this machine can read it in the process list: leave it "
+            "out, and it is asked for, or read from stdin where that is not a terminal.",
+        ),
+    ] = "-",
 ) -> None:
     """Join the archipelago of an invitation, and wait until linked with the island that made it."""
-    word = sys.stdin.read(20_000) if invitation == "-" else invitation
+    if invitation == "-":
+        word = getpass.getpass("Invitation (not shown): ") if sys.stdin.isatty() else sys.stdin.read(20_000)
+    else:
+        word = invitation
+        base.say(
+            "note: other accounts of this machine could see the invitation in the process list; "
+            "`island peer join` without it asks for it"
+        )
     base.say("dialling the island that made the invitation ...")
     joined = base.api().post("/api/v1/peers/join", {"invitation": word})
     base.say(f"linked with {joined['island']}; `island peer ls` shows the archipelago")

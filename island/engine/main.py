@@ -35,6 +35,7 @@ from island.engine.store import Store
 from island.engine.warden import die_with_parent
 from island.errors import ConfigError, IslandError
 from island.kernel import telemetry
+from island.kernel.terminal import escaped
 
 TOKEN_VARIABLE: Final = "ISLAND_ENGINE_TOKEN"
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
@@ -221,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parent_pipe=args["parent_pipe"],
         )
     except IslandError as error:
-        print(f"island engine: {error}", file=sys.stderr)
+        print(escaped(f"island engine: {error}", lines=True), file=sys.stderr)
         return 1
 
 

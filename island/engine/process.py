@@ -21,6 +21,7 @@ from island.engine import warden
 from island.engine.protocol import MAX_FRAME, FromChild, frame, from_child
 from island.errors import EngineFailed
 from island.livy.rest import KEPT_LOG_LINES, log_lines
+from island.private_files import outer_umask
 
 MAX_LINE: Final = 4_000
 CHUNK: Final = 65_536
@@ -135,6 +136,7 @@ class Process:
                 pass_fds=(child_in, child_out),
                 cwd=scratch,
                 env=env,
+                umask=outer_umask(),  # what a session writes elsewhere is as its user's account has it
                 start_new_session=True,
             )
         except OSError:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 from blake3 import blake3
 
-from island.errors import PeerMisbehaved
+from island.errors import IslandError, PeerMisbehaved
 from island.gossip import core, store
 from island.gossip.core import Batch, Budget, Head, Positions, Recent, Verdict
 from island.gossip.messages import PAGE_LIMIT, Delta, Page, Proof, Want
@@ -66,6 +66,25 @@ class _Intake:
     proofs: dict[IslandId, Proof] = field(default_factory=dict)
     taken: Taken = field(default_factory=Taken)
 
+    @property
+    def origins(self) -> list[IslandId]:
+        """The origins of which there is something to store."""
+        return sorted({*self.batches, *self.proofs})
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What of an intake the database did not take."""
+
+    limited: list[IslandId] = field(default_factory=list)
+    """Origins whose batches exceed what an origin may have."""
+    failed: dict[IslandId, Exception] = field(default_factory=dict)
+    """Origins whose batches or proofs the database refused."""
+    found: dict[IslandId, Head] = field(default_factory=dict)
+    """The heads in the database of origins of which memory had another one, or whose batches it refused."""
+    projected: dict[IslandId, list[Change]] = field(default_factory=dict)
+    """The changes of each origin whose batches are stored."""
+
 
 class Logs:
     """All logs. One writer at a time: `lock` is held from a decision to its commit."""
@@ -81,6 +100,8 @@ class Logs:
         self._recent = Recent(8192)
         self._budgets: dict[IslandId, Budget] = {}
         self._refused: set[IslandId] = set()
+        self._unstored: dict[IslandId, str] = {}
+        """Why the newest batches of these origins could not be stored."""
 
     async def start(self) -> None:
         """Load the heads, and apply what is new among the projections."""
@@ -101,6 +122,10 @@ class Logs:
     def accepts(self, origin: IslandId) -> bool:
         """Whether more of this origin's log would be stored."""
         return origin not in self._refused
+
+    def unstored(self) -> dict[IslandId, str]:
+        """The origins whose newest batches cannot be stored, with the reason and what to do about it."""
+        return dict(self._unstored)
 
     async def take(self, source: IslandId, deltas: Sequence[Delta]) -> Taken:
         """Check and store what a peer sent. Raises `PeerMisbehaved` for what no honest peer relays."""
@@ -223,69 +248,132 @@ class Logs:
             del intake.batches[self.me]
         if not intake.batches and not intake.proofs:
             return
-        refused = await self._db.write(lambda conn: self._write(conn, intake))
-        for origin in refused:
-            self._refuse(origin, "limit")
-        self._committed(intake, refused)
+        based = {origin: self.positions.get(origin) for origin in intake.origins}
+        try:
+            await self._db.write(
+                lambda conn: self._write(conn, intake, based), then=lambda outcome: self._committed(intake, outcome)
+            )
+        except (sqlite3.Error, IslandError) as error:
+            for origin in intake.origins:
+                self._unstored[origin] = _disk_reason(error)
+            raise
 
-    def _write(self, conn: sqlite3.Connection, intake: _Intake) -> list[IslandId]:
-        refused = []
-        for origin in sorted({*intake.batches, *intake.proofs}):
+    def _write(self, conn: sqlite3.Connection, intake: _Intake, based: Mapping[IslandId, Head]) -> _Outcome:
+        outcome = _Outcome()
+        for origin in intake.origins:
             conn.execute("SAVEPOINT origin")
-            self._enter(conn, intake, origin)
-            if not self._append(conn, intake.batches.get(origin, [])):
+            try:
+                self._write_origin(conn, intake, origin, based[origin], outcome)
+            except sqlite3.OperationalError:
+                raise  # a full or broken disk concerns all origins
+            except Exception as error:  # noqa: BLE001 - reported by `_committed`; the other origins are stored
                 conn.execute("ROLLBACK TO origin")
-                refused.append(origin)
-            if origin in intake.proofs:
-                self._enter(conn, intake, origin)
-                store.add_proof(conn, origin, intake.proofs[origin].one, intake.proofs[origin].other)
+                outcome.projected.pop(origin, None)
+                outcome.failed[origin] = error
+                outcome.found[origin] = store.head(conn, origin)
             conn.execute("RELEASE origin")
-        return refused
+        return outcome
+
+    def _write_origin(
+        self, conn: sqlite3.Connection, intake: _Intake, origin: IslandId, based: Head, outcome: _Outcome
+    ) -> None:
+        stored = store.head(conn, origin)
+        if stored != based:
+            # The batches were judged by a head that is not the stored one: the next comparison brings the right ones.
+            outcome.found[origin] = stored
+            return
+        self._enter(conn, intake, origin)
+        changes = self._append(conn, intake.batches.get(origin, []))
+        if changes is None:
+            conn.execute("ROLLBACK TO origin")
+            outcome.limited.append(origin)
+        else:
+            outcome.projected[origin] = changes
+        if origin in intake.proofs:
+            self._enter(conn, intake, origin)
+            store.add_proof(conn, origin, intake.proofs[origin].one, intake.proofs[origin].other)
 
     @staticmethod
     def _enter(conn: sqlite3.Connection, intake: _Intake, origin: IslandId) -> None:
         if origin in intake.chains:
             store.add_origin(conn, origin, intake.chains[origin])
 
-    def _append(self, conn: sqlite3.Connection, batches: Sequence[Batch]) -> bool:
-        """Store batches of one origin and project them; False if they exceed what an origin may have."""
+    def _append(self, conn: sqlite3.Connection, batches: Sequence[Batch]) -> list[Change] | None:
+        """Store and project batches of one origin: their changes, or None if they exceed what an origin may have."""
+        projected: list[Change] = []
         for batch in batches:
             if batch.origin == self.me:
                 store.append_own(conn, batch)
                 continue
             keys = store.append(conn, batch)
             if keys > core.MAX_KEYS or store.size(conn, batch.origin)[1] > core.MAX_LOG_BYTES:
-                return False
-            self._projections.apply(
-                conn, (Change(batch.origin, e.key, e.value, e.seq, batch.epoch) for e in batch.entries)
-            )
-        return True
+                return None
+            changes = [Change(batch.origin, e.key, e.value, e.seq, batch.epoch) for e in batch.entries]
+            self._projections.apply(conn, changes)
+            projected += changes
+        return projected
 
-    def _committed(self, intake: _Intake, refused: Sequence[IslandId]) -> None:
-        taken = intake.taken
+    def _committed(self, intake: _Intake, outcome: _Outcome) -> None:
+        """Bring memory to what the transaction of an intake has left in the database."""
+        for origin in outcome.limited:
+            self._refuse(origin, "limit")
+        for origin, error in outcome.failed.items():
+            self._note_failure(origin, error)
+        for origin, head in outcome.found.items():
+            self._reread(intake, origin, head)
         for origin, batches in sorted(intake.batches.items()):
-            if origin in refused:
-                continue
-            self.positions.set(origin, intake.heads[origin])
-            chain = intake.chains.get(origin, b"")
-            taken.fresh.append(
-                Delta(origin=key_bytes(origin), chain=chain, batches=tuple(batch.signed for batch in batches))
-            )
-            for batch in batches:
-                self._recent.add(blake3(batch.signed).digest(16))
-                taken.bytes += len(batch.signed)
-            BATCHES_IN.inc(len(batches))
-        BYTES_IN.inc(taken.bytes)
+            if origin not in outcome.limited and origin not in outcome.found:
+                self._keep(intake, origin, batches)
+        BYTES_IN.inc(intake.taken.bytes)
         for origin, proof in sorted(intake.proofs.items()):
-            self.positions.freeze(origin)
-            log.warning("gossip.fork", origin=origin, relayed_by=intake.source, own=origin == self.me)
-            taken.fresh.append(Delta(origin=key_bytes(origin), chain=intake.chains.get(origin, b""), proof=proof))
+            if origin not in outcome.found:
+                self._freeze(intake, origin, proof)
+        for changes in outcome.projected.values():
+            self._projections.committed(changes)
         ORIGINS.set(len(self.positions))
         self.changed.touch()
+
+    def _keep(self, intake: _Intake, origin: IslandId, batches: Sequence[Batch]) -> None:
+        self.positions.set(origin, intake.heads[origin])
+        self._unstored.pop(origin, None)
+        chain = intake.chains.get(origin, b"")
+        signed = tuple(batch.signed for batch in batches)
+        intake.taken.fresh.append(Delta(origin=key_bytes(origin), chain=chain, batches=signed))
+        for batch in signed:
+            self._recent.add(blake3(batch).digest(16))
+            intake.taken.bytes += len(batch)
+        BATCHES_IN.inc(len(batches))
+
+    def _freeze(self, intake: _Intake, origin: IslandId, proof: Proof) -> None:
+        self.positions.freeze(origin)
+        self._unstored.pop(origin, None)
+        log.warning("gossip.fork", origin=origin, relayed_by=intake.source, own=origin == self.me)
+        chain = intake.chains.get(origin, b"")
+        intake.taken.fresh.append(Delta(origin=key_bytes(origin), chain=chain, proof=proof))
+
+    def _reread(self, intake: _Intake, origin: IslandId, head: Head) -> None:
+        """Take over the head that the database has of an origin."""
+        known = self.positions.get(origin)
+        if head == known:
+            return
+        self.positions.set(origin, head)
+        intake.taken.gap = True
+        log.warning("gossip.head_reread", origin=origin, known=known.seq, stored=head.seq)
+
+    def _note_failure(self, origin: IslandId, error: Exception) -> None:
+        reason = (
+            f"gossip.db refuses its batches ({type(error).__name__}: {error}). They are asked for again at every"
+            " comparison; if this stays, stop the island and remove gossip.db: it is rebuilt from the others"
+        )
+        if self._unstored.get(origin) != reason:
+            log.error("gossip.not_stored", origin=origin, exc_info=error)
+        self._unstored[origin] = reason
+        REJECTS.labels("failed").inc()
 
     def _refuse(self, origin: IslandId, why: str) -> None:
         if origin not in self._refused and len(self._refused) < core.MAX_ORIGINS:
             self._refused.add(origin)
+            self._unstored[origin] = _LIMITS[why]
             log.warning("gossip.refused", origin=origin, why=why)
         REJECTS.labels(why).inc()
 
@@ -297,12 +385,14 @@ class Logs:
             for batch in batches:
                 store.append_own(conn, batch)
 
-        await self._db.write(write)
-        head = self.positions.get(self.me)
-        for batch in batches:
-            head = head.after(batch)
-            self._recent.add(blake3(batch.signed).digest(16))
-        self.positions.set(self.me, head)
+        def committed(_: None) -> None:
+            head = self.positions.get(self.me)
+            for batch in batches:
+                head = head.after(batch)
+                self._recent.add(blake3(batch.signed).digest(16))
+            self.positions.set(self.me, head)
+
+        await self._db.write(write, then=committed)
 
     async def own_batches(self, after: int) -> list[Batch]:
         """The copies of this island's own batches with entries above `after`."""
@@ -313,19 +403,37 @@ class Logs:
     async def put_own(self, changes: Sequence[Change]) -> None:
         """Write records of this island into the projections, signed or not yet."""
 
-        def write(conn: sqlite3.Connection) -> bool:
+        def write(conn: sqlite3.Connection) -> list[Change]:
             fresh = [change for change in changes if store.put_own(conn, change)]
             self._projections.apply(conn, fresh)
-            return bool(fresh)
+            return fresh
 
-        if not changes:
-            return
-        if await self._db.write(write):
-            self.changed.touch()
+        def committed(fresh: list[Change]) -> None:
+            if fresh:
+                self._projections.committed(fresh)
+                self.changed.touch()
+
+        if changes:
+            await self._db.write(write, then=committed)
 
     async def page(self, wants: Sequence[Want]) -> Page:
         """As much of what is wanted as fits in one message."""
         return await self._db.read(lambda conn: _page(conn, wants))
+
+
+_LIMITS = {
+    "limit": f"it has more than {core.MAX_KEYS:,} records or {core.MAX_LOG_BYTES // 2**20} MiB of changes, the most"
+    " that one island may have. What is known of it here stays as it is; it needs a new key and has to join again",
+    "origins": f"this island knows {core.MAX_ORIGINS:,} islands, the most that it may know",
+}
+"""What a health report says of an origin that is refused, by the reason in the metrics."""
+
+
+def _disk_reason(error: Exception) -> str:
+    return (
+        f"gossip.db cannot be written ({str(error).splitlines()[0]}). Check the disk and free some space;"
+        " the batches are asked for again at every comparison"
+    )
 
 
 def _page(conn: sqlite3.Connection, wants: Sequence[Want]) -> Page:

@@ -54,6 +54,8 @@ class OwnLog:
         self._ready = False
         self._bytes = 0
         self._projected = 0
+        self._whole_due = False
+        """All records are to be projected again: a part of the log came back from peers."""
         self._projecting = asyncio.Lock()
         self._signed_at: dict[str, float] = {}
         logs.returned = self._restore
@@ -95,7 +97,15 @@ class OwnLog:
     async def project(self, *, whole: bool = False) -> None:
         """Write what is not projected yet into gossip.db: pending changes, or `whole` the entire state."""
         async with self._projecting:  # else an older reading could be written after a newer one
-            await (self._project_whole() if whole else self._project_pending())
+            if whole or self._whole_due:
+                self._whole_due = False
+                try:
+                    await self._project_whole()
+                except BaseException:
+                    self._whole_due = True
+                    raise
+            else:
+                await self._project_pending()
 
     async def _project_whole(self) -> None:
         me = self._logs.me
@@ -125,15 +135,14 @@ class OwnLog:
         keys, later = core.due([key for change, key, _ in pending if change <= self._projected], self._signed_at, now)
         wait = None if later is None else later - now
         async with self._logs.lock:
-            batches = await self._state.write(lambda conn: self._sign(conn, set(keys))) if keys else []
+            batches: list[Batch] = []
+            if keys:
+                batches = await self._state.write(
+                    lambda conn: self._sign(conn, set(keys)), then=lambda signed: self._signed(keys, signed, now)
+                )
             await self._catch_up()
         if not batches:
             return None, wait
-        self._bytes += sum(len(batch.signed) for batch in batches)
-        for key in keys:
-            self._signed_at[key] = now
-        self._signed_at = {key: at for key, at in self._signed_at.items() if now - at < core.KEY_INTERVAL}
-        BATCHES_OUT.inc(len(batches))
         first = batches[0].first == 1
         delta = Delta(
             origin=key_bytes(self._logs.me),
@@ -142,6 +151,14 @@ class OwnLog:
         )
         self._logs.changed.touch()
         return delta, wait
+
+    def _signed(self, keys: Sequence[str], batches: Sequence[Batch], now: float) -> None:
+        if not batches:
+            return
+        self._bytes += sum(len(batch.signed) for batch in batches)
+        self._signed_at = {key: at for key, at in self._signed_at.items() if now - at < core.KEY_INTERVAL}
+        self._signed_at.update(dict.fromkeys(keys, now))
+        BATCHES_OUT.inc(len(batches))
 
     def _sign(self, conn: sqlite3.Connection, keys: set[str]) -> list[Batch]:
         ownstore.prune(conn, self._projected)
@@ -188,14 +205,17 @@ class OwnLog:
             self._reconcile(conn)
             return True
 
-        if not await self._state.write(write):
+        if not await self._state.write(write, then=lambda fits: self._restored(batches) if fits else None):
             return False
+        await self.project()
+        return True
+
+    def _restored(self, batches: Sequence[Batch]) -> None:
         self._bytes += sum(len(batch.signed) for batch in batches)
         log.warning("gossip.own_log_restored", batches=len(batches), seq=batches[-1].last)
-        self._projected = 0  # what the owners' tables say again is pending, and the rest is to be projected
-        await self.project(whole=True)
+        # What the owners' tables say again is pending, and the rest is to be projected.
+        self._projected, self._whole_due = 0, True
         self.poked.set()
-        return True
 
     def _reconcile(self, conn: sqlite3.Connection) -> None:
         for prefix in sorted(self._truths):

@@ -13,6 +13,7 @@ from island.gossip.store import Change
 log = structlog.get_logger("island")
 
 Apply = Callable[[sqlite3.Connection, Change], None]
+Committed = Callable[[Change], None]
 
 
 class Projections:
@@ -20,16 +21,29 @@ class Projections:
 
     def __init__(self) -> None:
         self._applies: dict[str, list[tuple[Apply, str]]] = {}
+        self._listeners: dict[str, list[Committed]] = {}
 
-    def register(self, kind: str, apply: Apply, version: str) -> None:
-        """Call `apply` for every change of a record of `kind`; a new `version` applies all again."""
-        self._applies.setdefault(kind.rstrip("/"), []).append((apply, version))
+    def register(self, kind: str, apply: Apply, version: str, committed: Committed | None) -> None:
+        """Call `apply` for every change of a record of `kind`; a new `version` applies all again.
+
+        `committed` hears of each change in the event loop, once it is committed.
+        """
+        kind = kind.rstrip("/")
+        self._applies.setdefault(kind, []).append((apply, version))
+        if committed is not None:
+            self._listeners.setdefault(kind, []).append(committed)
 
     def apply(self, conn: sqlite3.Connection, changes: Iterable[Change]) -> None:
         """Apply changes in the transaction that stores them."""
         for change in changes:
-            for apply, _ in self._applies.get(change.key.partition("/")[0], ()):
+            for apply, _ in self._applies.get(_kind(change), ()):
                 _guarded(conn, apply, change)
+
+    def committed(self, changes: Iterable[Change]) -> None:
+        """Tell of changes that were applied: in the event loop, after the commit of their transaction."""
+        for change in changes:
+            for listener in self._listeners.get(_kind(change), ()):
+                listener(change)
 
     def rebuild(self, conn: sqlite3.Connection) -> list[str]:
         """Apply every record of the kinds whose projection is new or changed; returns these kinds."""
@@ -42,6 +56,10 @@ class Projections:
             store.set_version(conn, kind, version)
             done.append(kind)
         return done
+
+
+def _kind(change: Change) -> str:
+    return change.key.partition("/")[0]
 
 
 def _guarded(conn: sqlite3.Connection, apply: Apply, change: Change) -> None:

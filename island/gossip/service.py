@@ -20,8 +20,8 @@ from island.gossip.projections import Projections
 from island.gossip.spread import Spread
 from island.gossip.store import Change
 from island.kernel.db import Database
-from island.kernel.ids import IslandId
-from island.kernel.loops import Tasks, forever
+from island.kernel.ids import IslandId, key_prefix
+from island.kernel.loops import ENDED, Tasks
 from island.kernel.ports import Clock, Peers, Rng, Topic
 from island.trust.service import Trust
 
@@ -52,8 +52,8 @@ class Gossip:
         await self._logs.start()
         await self._own.start()
         self._own.poked.set()
-        tasks.loop("gossip.sign", forever(self._sign, name="gossip.sign", rng=self._rng))
-        tasks.loop("gossip.network", self._await_network())
+        tasks.forever("gossip.sign", self._sign, rng=self._rng)
+        tasks.forever("gossip.network", self._await_network, rng=self._rng)
         self._spread.start(tasks)
 
     # --- this island's records ------------------------------------------------------------------
@@ -92,14 +92,26 @@ class Gossip:
 
     # --- everyone's records -----------------------------------------------------------------------
 
-    def project(self, kind: str, apply: Callable[[sqlite3.Connection, Change], None], *, version: str = "1") -> None:
+    def project(
+        self,
+        kind: str,
+        apply: Callable[[sqlite3.Connection, Change], None],
+        *,
+        committed: Callable[[Change], None] | None = None,
+        version: str = "1",
+    ) -> None:
         """Call `apply(conn of gossip.db, change)` for every change of a record of `kind`, before `start`.
 
         It runs in the transaction that stores the change, for own and others' records alike,
-        and must store nothing of what it cannot read. At start with a new `version`, and with a
-        new gossip.db, it sees all records again: it must not mind what it has seen before.
+        and must store nothing of what it cannot read. It runs in the writer's thread, before the
+        commit, and must not change what the event loop reads: that is for `committed`, which is
+        called in the event loop with each change once it is committed.
+
+        At start with a new `version`, and with a new gossip.db, it sees all records again: it must
+        not mind what it has seen before. `committed` does not hear of these, for who starts later
+        reads the tables.
         """
-        self._projections.register(kind, apply, version)
+        self._projections.register(kind, apply, version, committed)
 
     def read_records(self, conn: sqlite3.Connection, prefix: str, origin: IslandId | None = None) -> Iterator[Change]:
         """The records that begin with `prefix`, by origin and key, read from gossip.db."""
@@ -117,9 +129,16 @@ class Gossip:
         """The state root: equal on two islands if and only if they have the same logs."""
         return self._logs.positions.digest().root
 
-    def problems(self) -> list[str]:
-        """What a health report should say about this island's log."""
-        return [self._own.problem] if self._own.problem else []
+    def problems(self, display: Callable[[IslandId], str] = key_prefix) -> list[str]:
+        """What a health report should say about the logs; `display` is what people see of an island."""
+        problems = [self._own.problem] if self._own.problem else []
+        reasons: dict[str, list[str]] = {}
+        for origin, reason in sorted(self._logs.unstored().items()):
+            reasons.setdefault(reason, []).append(display(origin))
+        for reason, names in reasons.items():
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            problems.append(f"news of {', '.join(names[:5])}{more} cannot be stored: {reason}.")
+        return problems
 
     # --- loops ----------------------------------------------------------------------------------
 
@@ -130,8 +149,9 @@ class Gossip:
         if delta is not None:
             self._spread.push([delta])
 
-    async def _await_network(self) -> None:
+    async def _await_network(self) -> object:
         version = self._trust.network_known.version
-        while self._trust.network is None:
-            version = await self._trust.network_known.after(version)
+        if self._trust.network is None:
+            return await self._trust.network_known.after(version)
         self._own.poked.set()
+        return ENDED

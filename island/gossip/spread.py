@@ -8,6 +8,7 @@ the other is told to look. Everything big moves at the receiver's pace.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 
 import structlog
@@ -63,6 +64,7 @@ class Spread:
         self._busy: set[IslandId] = set()
         self._failures: dict[IslandId, int] = {}
         self._wake = Signal()
+        self._rounds = 0
         peers.on_push("gossip.batch", self._on_batch)
         peers.on_push("gossip.look", self._on_look)
         peers.on_request("gossip.digest", self._on_digest)
@@ -70,8 +72,8 @@ class Spread:
         peers.on_link(self._on_link)
 
     def start(self, tasks: Tasks) -> None:
-        tasks.loop("gossip.look", self._look_loop(tasks))
-        tasks.loop("gossip.anti_entropy", self._anti_entropy())
+        tasks.forever("gossip.look", functools.partial(self._look, tasks), rng=self._rng)
+        tasks.forever("gossip.anti_entropy", self._anti_entropy, rng=self._rng)
         for link in self._peers.links():
             self.look_at(link.island)
 
@@ -137,23 +139,20 @@ class Spread:
     # --- exchanges ----------------------------------------------------------------------------
 
     async def _anti_entropy(self) -> None:
-        rounds = 0
-        while True:
-            await asyncio.sleep(INTERVAL * (0.75 + 0.5 * self._rng.random()))
-            if links := self._peers.links():
-                self.look_at(self._rng.choice(links).island)
-            rounds += 1
-            if rounds % COUNT_EVERY == 1:
-                await self._logs.count()
+        await asyncio.sleep(INTERVAL * (0.75 + 0.5 * self._rng.random()))
+        if links := self._peers.links():
+            self.look_at(self._rng.choice(links).island)
+        self._rounds += 1
+        if self._rounds % COUNT_EVERY == 1:
+            await self._logs.count()
 
-    async def _look_loop(self, tasks: Tasks) -> None:
-        while True:
-            for peer in list(self._due):
-                if peer not in self._busy and len(self._busy) < AT_ONCE:
-                    del self._due[peer]
-                    self._busy.add(peer)
-                    tasks.spawn("gossip.exchange", self._visit(peer))
-            await self._wake.wait()
+    async def _look(self, tasks: Tasks) -> None:
+        for peer in list(self._due):
+            if peer not in self._busy and len(self._busy) < AT_ONCE:
+                del self._due[peer]
+                self._busy.add(peer)
+                tasks.spawn("gossip.exchange", self._visit(peer))
+        await self._wake.wait()
 
     async def _visit(self, peer: IslandId) -> None:
         try:

@@ -24,14 +24,26 @@ class Change:
     epoch: int
 
 
+_HEADS = (
+    "SELECT o.origin, epoch, seq, head, p.origin IS NOT NULL AS frozen"
+    " FROM gossip_origins o LEFT JOIN gossip_proofs p ON p.origin = o.origin"
+)
+
+
 def heads(conn: sqlite3.Connection) -> dict[IslandId, Head]:
     """The head of every origin."""
-    rows = conn.execute(
-        "SELECT o.origin, epoch, seq, head, p.origin IS NOT NULL AS frozen"
-        " FROM gossip_origins o LEFT JOIN gossip_proofs p ON p.origin = o.origin"
-        " WHERE seq > 0 OR p.origin IS NOT NULL"
-    )
-    return {row["origin"]: Head(row["epoch"], row["seq"], row["head"], bool(row["frozen"])) for row in rows}
+    rows = conn.execute(f"{_HEADS} WHERE seq > 0 OR p.origin IS NOT NULL")
+    return {row["origin"]: _head(row) for row in rows}
+
+
+def head(conn: sqlite3.Connection, origin: IslandId) -> Head:
+    """The head of one origin; that of an empty log if nothing of it is stored."""
+    row = conn.execute(f"{_HEADS} WHERE o.origin = ?", (origin,)).fetchone()
+    return Head() if row is None else _head(row)
+
+
+def _head(row: sqlite3.Row) -> Head:
+    return Head(row["epoch"], row["seq"], row["head"], bool(row["frozen"]))
 
 
 def add_origin(conn: sqlite3.Connection, origin: IslandId, chain: bytes) -> None:

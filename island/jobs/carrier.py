@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import structlog
 
 from island.catalog.ports import Inputs
 from island.config import Config
-from island.errors import BadInput, Changed, Corrupt, EngineFailed, IslandError, Unreachable
+from island.errors import BadInput, EngineFailed, IslandError
 from island.jobs import core, runs, store
 from island.jobs.engine import Engine, EngineLost, Remote
 from island.jobs.messages import (
@@ -32,7 +32,7 @@ from island.jobs.ports import Datasets
 from island.jobs.runs import Run, RunStatement
 from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId
-from island.kernel.loops import Tasks, backoff
+from island.kernel.loops import Tasks, backoff, is_database, is_transient
 from island.kernel.ports import Clock, Rng, Signal, Topic
 from island.kernel.units import format_bytes
 from island.livy.conf import PATH_PREFIX
@@ -43,6 +43,12 @@ log = structlog.get_logger("island")
 
 CLEARS = 8
 """Attempts to end at the engine what has ended here."""
+
+TRIES = 10
+"""Faults of the disk in a row after which a run is given up; those of the database are waited for."""
+
+_QUIET_S = 300.0
+"""Seconds after which a fault of the disk is no longer one of a row."""
 
 _POLL_FAST, _POLL_SLOW, _POLL_IDLE = 0.004, 0.5, 3.0
 
@@ -59,6 +65,8 @@ class Live:
     current: RunStatement | None = None
     last_number: int = -1
     signal: Signal = field(default_factory=Signal)
+    accepting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a statement is being accepted: it counts only when it is stored."""
     adopted: bool = False
     """The current statement was accepted in an earlier life of this program: it may have been posted."""
     cancel_sent: bool = False
@@ -68,6 +76,15 @@ class Live:
     """When home was last told of mere progress (monotonic)."""
     evicted: bool = False
     """Ended by this island's administrator, not by its owner."""
+    ending: bool = False
+    """Its end is being stored: it takes no statement any more."""
+
+    def take_up(self, statements: Sequence[RunStatement]) -> None:
+        """Go on from what is stored of its statements: the last one may have been posted."""
+        if statements:
+            self.last_number, self.next_remote = statements[-1].number, statements[-1].remote + 1
+            self.current = None if statements[-1].ended else statements[-1]
+            self.adopted = self.current is not None
 
 
 class Ended(Exception):
@@ -111,11 +128,7 @@ class Carrier:
             tasks.spawn(f"clear {run.job} {run.epoch}", self._clear(run))
         for run in await self._state.read(runs.unended):
             statements = await self._state.read(partial(runs.statements, job=run.job, epoch=run.epoch))
-            live = self.begin(run)
-            if statements:
-                live.last_number, live.next_remote = statements[-1].number, statements[-1].remote + 1
-                live.current = None if statements[-1].ended else statements[-1]
-                live.adopted = live.current is not None
+            self.begin(run).take_up(statements)
 
     def run_folder(self, job: str, epoch: int) -> Path:
         """Where the file of a batch is placed."""
@@ -128,17 +141,61 @@ class Carrier:
         self._tasks.spawn(f"run {run.job} {run.epoch}", self._carry(live))
         return live
 
+    def stir(self, live: Live) -> None:
+        """The owner or the administrator has asked for something: look at it now."""
+        live.signal.set()
+        self.places.touch()
+
     async def _carry(self, live: Live) -> None:
-        try:
-            await self._live_through(live)
-        except Ended as end:
-            await self._end(live, end.state, end.reason)
-        except EngineLost as error:
-            await self._end(live, "dead", f"{error.message}; what was in it is lost, finished results are kept")
-        except BadInput as error:
-            await self._end(live, "dead", f"the engine refused it: {error.message}")
-        except (Unreachable, Changed, Corrupt, IslandError) as error:
-            await self._end(live, "dead", error.line)
+        """Carry a run to its end. After a fault of the disk it is taken up again from its rows, as after a crash."""
+        failures, failed_at = 0, 0.0
+        while True:
+            try:
+                if failures:
+                    await self._reload(live)
+                await self._live_through(live)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the run must not stay without an end
+                now = self._clock.monotonic()
+                failures, failed_at = 1 if now - failed_at > _QUIET_S else failures + 1, now
+                if not is_transient(error) or (failures >= TRIES and not is_database(error)):
+                    await self._end(live, *self._verdict(live, error))
+                    return
+                log.warning("jobs.run_retry", job=live.run.job, error=str(error), failures=failures)
+                if failures == 1:
+                    self._note(live, f"the disk failed ({error}); trying again")
+                await asyncio.sleep(backoff(failures, self._rng))
+
+    def _verdict(self, live: Live, error: Exception) -> tuple[str, str]:
+        """The last state of a run that `error` ended, and the reason in words."""
+        if isinstance(error, Ended):
+            return error.state, error.reason
+        if isinstance(error, EngineLost):
+            return "dead", f"{error.message}; what was in it is lost, finished results are kept"
+        if isinstance(error, BadInput):
+            return "dead", f"the engine refused it: {error.message}"
+        if isinstance(error, IslandError):
+            return "dead", error.line
+        if is_transient(error):
+            return "dead", f"the disk at {self._trust.name} failed {TRIES} times: {error}"
+        log.error("jobs.run_bug", job=live.run.job, epoch=live.run.epoch, exc_info=error)
+        return "dead", f"a fault in island itself at {self._trust.name}: {type(error).__name__}: {error}"
+
+    async def _reload(self, live: Live) -> None:
+        """Forget what memory knows better than the rows: it may not have been stored."""
+        job, epoch = live.run.job, live.run.epoch
+        async with live.accepting:
+            run, statements = await self._state.read(
+                lambda conn: (runs.get(conn, job, epoch), runs.statements(conn, job, epoch))
+            )
+            if run is None:
+                raise Ended("dead", "its row is gone")
+            run.stop, run.notes, run.log = run.stop or live.run.stop, live.run.notes, live.run.log
+            live.run, live.cancel_sent, live.next_remote = run, False, run.hidden
+            live.current, live.adopted, live.last_number = None, False, -1
+            live.take_up(statements)
+        if run.step == "accepted" and live.placed:
+            live.placed = False
+            self.places.touch()
 
     async def _live_through(self, live: Live) -> None:
         if live.run.step == "accepted":
@@ -495,10 +552,26 @@ class Carrier:
             raise Ended("killed", f"its home was silent for {silent:.0f} s, longer than its lease")
 
     async def _end(self, live: Live, state: str, reason: str) -> None:
-        run = live.run
-        run.step, run.state, run.reason = "ended", state, reason[:4000]
+        """Store the end of a run, however long the disk does not take it; then home hears of it."""
+        live.ending = True
         if reason:
-            self._note(live, f"{run.work.kind} {state}: {reason}", tell=False)
+            self._note(live, f"{live.run.work.kind} {state}: {reason}", tell=False)
+        run = replace(live.run, step="ended", state=state, reason=reason[:4000])
+        failures = 0
+        while live.run is not run:
+            try:
+                await self._store_end(live, run)
+            except Exception as error:  # a run without an end would hold its place for ever
+                failures += 1
+                if not is_transient(error):
+                    log.error("jobs.end_bug", job=run.job, epoch=run.epoch, exc_info=error)
+                    run.reason, run.notes, run.log = "a fault in island itself", [], []  # what it said cannot be stored
+                log.warning("jobs.end_retry", job=run.job, error=str(error), failures=failures)
+                await asyncio.sleep(backoff(failures, self._rng))
+        await self._clear(run)
+
+    async def _store_end(self, live: Live, run: Run) -> None:
+        reason = run.reason
 
         def write(conn: sqlite3.Connection) -> None:
             for statement in runs.statements(conn, run.job, run.epoch):
@@ -508,13 +581,15 @@ class Carrier:
                     runs.save_statement(conn, run, statement)
             runs.save(conn, run)
 
-        await self._state.write(write)
-        live.version += 1
-        self.live.pop((run.job, run.epoch), None)
-        self.places.touch()
-        log.info("jobs.run_ended", job=run.job, epoch=run.epoch, state=state, reason=reason)
-        self._changed(IslandId(run.home), run.job, run.epoch)
-        await self._clear(run)
+        def then(_: None) -> None:
+            live.run = run
+            live.version += 1
+            self.live.pop((run.job, run.epoch), None)
+            self.places.touch()
+            log.info("jobs.run_ended", job=run.job, epoch=run.epoch, state=run.state, reason=reason)
+            self._changed(IslandId(run.home), run.job, run.epoch)
+
+        await self._state.write(write, then=then)
 
     async def _clear(self, run: Run) -> None:
         """Leave nothing at the engine or in the folder, also of a submission whose answer was lost."""

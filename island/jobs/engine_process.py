@@ -21,7 +21,7 @@ import structlog
 
 from island.config import Config
 from island.errors import EngineFailed
-from island.kernel.loops import Tasks, forever
+from island.kernel.loops import Tasks
 from island.kernel.ports import Rng
 
 log = structlog.get_logger("island")
@@ -66,7 +66,7 @@ class EngineProcess:
             self.problem = "no Spark here: install astrolab-island[spark], or set [livy] url"
             log.warning("engine.absent", reason=self.problem)
             return
-        tasks.loop("engine", forever(self._run_once, name="engine", rng=self._rng))
+        tasks.forever("engine", self._run_once, rng=self._rng)
 
     async def _run_once(self) -> None:
         """Run one engine until it ends; raises `EngineFailed` so that the loop starts it anew."""

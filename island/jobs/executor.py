@@ -233,12 +233,16 @@ class Executor:
         held = self._reservations.get(request.reservation)
         reserved = held is not None and held.home == sender and held.job == request.envelope.job
         fresh = reserved and held is not None and held.expires > self._clock.monotonic()
-        answer, run = await self._state.write(lambda conn: self._accept(conn, sender, request, problem, fresh))
-        if reserved:
-            self._reservations.pop(request.reservation, None)
-        if run is not None and not run.ended and (run.job, run.epoch) not in self._carrier.live:
-            self._carrier.begin(run)
-            log.info("jobs.accepted", job=run.job, epoch=run.epoch, home=self._membership.display(sender))
+
+        def then(accepted: tuple[CommitAnswer, Run | None]) -> None:
+            _, run = accepted
+            if reserved:
+                self._reservations.pop(request.reservation, None)
+            if run is not None and not run.ended and (run.job, run.epoch) not in self._carrier.live:
+                self._carrier.begin(run)
+                log.info("jobs.accepted", job=run.job, epoch=run.epoch, home=self._membership.display(sender))
+
+        answer, _ = await self._state.write(lambda conn: self._accept(conn, sender, request, problem, fresh), then=then)
         return answer
 
     def _commit_problem(self, sender: IslandId, request: CommitRequest) -> str:
@@ -300,21 +304,21 @@ class Executor:
         """Accept a statement durably. Again the same: nothing more happens."""
         live = self._mine(sender, request.job, request.epoch)
         live.renewed = self._clock.boottime()
-        if request.number <= live.last_number:
-            return Done()
-        if live.current is not None:
-            raise Conflict(f"statement {live.current.number} is still running; they are sent one at a time")
-        if live.run.step != "running" or live.run.state != "idle":
-            raise Conflict(f"the session is {live.run.state}", code="not_ready")
-        fresh = RunStatement(request.number, request.code, request.language, live.next_remote)
-        live.current, live.last_number, live.cancel_sent = fresh, request.number, False
-        try:
-            await self._state.write(lambda conn: runs.add_statement(conn, live.run, fresh))
-        except IslandError:
-            live.current, live.last_number = None, request.number - 1
-            raise
-        live.next_remote += 1
-        live.signal.set()
+        async with live.accepting:
+            if request.number <= live.last_number:
+                return Done()
+            if live.current is not None:
+                raise Conflict(f"statement {live.current.number} is still running; they are sent one at a time")
+            if live.ending or live.run.step != "running" or live.run.state != "idle":
+                raise Conflict(f"the session is {live.run.state}", code="not_ready")
+            fresh = RunStatement(request.number, request.code, request.language, live.next_remote)
+
+            def then(_: None) -> None:
+                live.current, live.last_number, live.cancel_sent = fresh, fresh.number, False
+                live.next_remote += 1
+                live.signal.set()
+
+            await self._state.write(lambda conn: runs.add_statement(conn, live.run, fresh), then=then)
         return Done()
 
     async def status(self, sender: IslandId, request: StatusRequest) -> Report:
@@ -370,12 +374,12 @@ class Executor:
         live.renewed = self._clock.boottime()
         if request.number is None:
             live.run.stop = True
-            await self._carrier.save(live)
+            await self._state.write(lambda conn: runs.save(conn, live.run), then=lambda _: self._carrier.stir(live))
         elif (current := live.current) is not None and current.number == request.number:
             current.cancel = True
-            await self._state.write(lambda conn: runs.save_statement(conn, live.run, current))
-        live.signal.set()
-        self._carrier.places.touch()
+            await self._state.write(
+                lambda conn: runs.save_statement(conn, live.run, current), then=lambda _: self._carrier.stir(live)
+            )
         return Done()
 
     async def release(self, sender: IslandId, request: ReleaseRequest) -> Done:
@@ -398,15 +402,22 @@ class Executor:
         """The newest runs at this island, for its administrator."""
         return await self._state.read(lambda conn: runs.newest(conn, limit))
 
-    async def evict(self, run: Run) -> None:
-        """This island's administrator wants another home's run ended; its home is told who ended it."""
+    async def evict(self, run: Run, record: Callable[[sqlite3.Connection], None]) -> None:
+        """This island's administrator wants another home's run ended; its home is told who ended it.
+
+        `record(conn)` writes that into the journal, in the same transaction.
+        """
         live = self._carrier.live.get((run.job, run.epoch))
         if live is None:
+            await self._state.write(record)
             return
         live.run.stop = live.evicted = True
-        await self._carrier.save(live)
-        live.signal.set()
-        self._carrier.places.touch()
+
+        def write(conn: sqlite3.Connection) -> None:
+            record(conn)
+            runs.save(conn, live.run)
+
+        await self._state.write(write, then=lambda _: self._carrier.stir(live))
 
     def _mine(self, sender: IslandId, job: str, epoch: int) -> Live:
         live = self._carrier.live.get((job, epoch))

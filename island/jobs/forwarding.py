@@ -50,7 +50,7 @@ from island.jobs.store import Job, Statement
 from island.kernel import codec
 from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId
-from island.kernel.loops import Tasks, backoff
+from island.kernel.loops import Tasks, backoff, is_transient
 from island.kernel.ports import Clock, Peers, Rng, Signal, Topic
 from island.livy.messages import STATEMENT_ENDED
 from island.trust import journal
@@ -99,6 +99,8 @@ class Driven:
     refused: dict[str, str] = field(default_factory=dict)
     """Islands that refused a commit, with their reasons."""
     failures: int = 0
+    faults: int = 0
+    """Rounds in a row that failed through this island's own fault."""
     patience: float | None = None
     """Until when (monotonic) it waits for islands that are not linked yet."""
     said_waiting: bool = False
@@ -185,35 +187,79 @@ class Forwarding:
         driven.withheld.add(number)
         return True
 
+    def unwithhold(self, job: str, number: int) -> None:
+        """The cancel could not be stored: the statement may be sent after all."""
+        if (driven := self._driven.get(job)) is not None:
+            driven.withheld.discard(number)
+            driven.signal.set()
+
     # --- the driver ---------------------------------------------------------------------------
 
     async def _drive(self, driven: Driven) -> None:
+        """Do what the stored phase says, again and again; no error leaves a job without a driver before its end."""
+        while True:
+            job: Job | None = None
+            try:
+                job = await self._state.read(lambda conn: store.get(conn, driven.id))
+                if job is None or (job.phase == "ended" and job.released):
+                    break
+                driven.executor = job.executor
+                await self._do_step(driven, job)
+                driven.faults = 0
+            except Exception as error:  # noqa: BLE001 - told by `_survive`
+                if not await self._survive(driven, job, error):
+                    break
+        self._driven.pop(driven.id, None)
+        self.changed.touch()
+
+    async def _do_step(self, driven: Driven, job: Job) -> None:
         steps: dict[str, Callable[[Driven, Job], Awaitable[None]]] = {
             "routing": self._route,
             "committing": self._commit,
             "placed": self._follow,
             "ended": self._release,
         }
-        while True:
-            job = await self._state.read(lambda conn: store.get(conn, driven.id))
-            if job is None or (job.phase == "ended" and job.released):
-                self._driven.pop(driven.id, None)
-                self.changed.touch()
-                return
-            driven.executor = job.executor
-            try:
-                await steps[job.phase](driven, job)
-                await self._found_again(driven, job)
-            except (Unreachable, PeerMisbehaved) as error:
-                # What an executor answers badly counts as no answer: the blame is its own, the job goes on.
-                await self._lost(driven, job, error)
-            except PeerRefused as error:
-                await self._refused(driven, job, error)
-            except Exception as error:
-                # A bug must not leave a job hanging without a word; it is logged whole and said in the job's log.
-                log.exception("jobs.driver_bug", job=job.id)
-                await self._end(job, "error", f"a fault in island itself: {type(error).__name__}: {error}")
-                raise
+        try:
+            await steps[job.phase](driven, job)
+            await self._found_again(driven, job)
+        except (Unreachable, PeerMisbehaved) as error:
+            # What an executor answers badly counts as no answer: the blame is its own, the job goes on.
+            await self._lost(driven, job, error)
+        except PeerRefused as error:
+            await self._refused(driven, job, error)
+
+    async def _survive(self, driven: Driven, job: Job | None, error: Exception) -> bool:
+        """Wait after a fault of the disk, end a job after a fault of the program; whether its driver is still wanted.
+
+        A fault of the program must not leave a job hanging without a word: it is said in the job's log.
+        """
+        driven.faults += 1
+        driven.dirty = True
+        if is_transient(error):
+            log.warning("jobs.driver_retry", job=driven.id, error=str(error), failures=driven.faults)
+        else:
+            log.error("jobs.driver_bug", job=driven.id, exc_info=error)
+            if job is not None and job.phase == "ended":
+                return False  # its results are here; the executor is told at the next start
+            if job is not None and await self._give_up(job, error):
+                return True
+        await driven.signal.wait(backoff(driven.faults, self._rng))
+        return True
+
+    async def _give_up(self, job: Job, error: Exception) -> bool:
+        """End a job, here and at its executor; False if that fails too."""
+        try:
+            if job.executor:
+                request = StopRequest(job=job.id, epoch=job.epoch)
+                await self._exchange.ask(IslandId(job.executor), "stop", request, Done)
+        except Exception as silent:  # noqa: BLE001 - logged; its lease ends it
+            log.warning("jobs.not_stopped", job=job.id, error=str(silent))
+        try:
+            await self._end(job, "error", f"a fault in island itself: {type(error).__name__}: {error}")
+        except Exception as again:  # noqa: BLE001 - logged; the driver tries again
+            log.warning("jobs.not_ended", job=job.id, error=str(again))
+            return False
+        return True
 
     async def _lost(self, driven: Driven, job: Job, error: IslandError) -> None:
         driven.failures += 1

@@ -139,10 +139,11 @@ def newest(conn: sqlite3.Connection, limit: int) -> list[Run]:
 
 
 def save(conn: sqlite3.Connection, run: Run) -> None:
-    """Write what may change of a run."""
+    """Write what may change of a run. One that has ended stays as it is: a late request changes nothing."""
     conn.execute(
         "UPDATE run SET step = ?, engine = ?, remote = ?, hidden = ?, state = ?, reason = ?, app_id = ?, app_info = ?,"
-        " notes = ?, log = ?, moved = ?, stop = max(stop, ?), released = ? WHERE job = ? AND epoch = ?",
+        " notes = ?, log = ?, moved = ?, stop = max(stop, ?), released = ?"
+        " WHERE job = ? AND epoch = ? AND step != 'ended'",
         (
             run.step,
             run.engine,

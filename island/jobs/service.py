@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import os
@@ -55,6 +54,7 @@ from island.kernel.ids import DatasetName, IslandId, is_job_id, job_id
 from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng
 from island.kernel.telemetry import counter
+from island.kernel.work import Workers
 from island.livy.conf import refused_conf
 from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.rest import duplicate_name, not_active, rejected, session_not_found, statement_not_found
@@ -109,9 +109,11 @@ class Jobs:
         rng: Rng,
         *,
         home: Path,
+        workers: Workers,
     ) -> None:
         self._state, self._catalog, self._membership = state, catalog, membership
         self._trust, self._peers, self._config, self._clock, self._rng = trust, peers, config, clock, rng
+        self._workers = workers
         self._exchange = Exchange(peers)
         self.executor = Executor(
             state,
@@ -215,7 +217,7 @@ class Jobs:
             raise rejected("requirement failed: this version runs Python files (.py) only.")
         problem = ""
         if file is None:
-            content, problem = await asyncio.to_thread(self._read_file, request.file or "")
+            content, problem = await self._workers.disk(self._read_file, request.file or "")
         else:
             content = file
         if not content.name.endswith(".py"):
@@ -310,11 +312,14 @@ class Jobs:
             assert stored is not None
             return stored, not problem
 
-        accepted, is_new = await self._state.write(write)
-        self.changed.touch()
-        if is_new:
-            ACCEPTED.labels(work.kind).inc()
-            self.forwarding.drive(accepted.id)
+        def then(stored: tuple[Job, bool]) -> None:
+            accepted, is_new = stored
+            self.changed.touch()
+            if is_new:
+                ACCEPTED.labels(work.kind).inc()
+                self.forwarding.drive(accepted.id)
+
+        accepted, _ = await self._state.write(write, then=then)
         return accepted
 
     async def _inputs_of(self, conf: dict[str, str]) -> tuple[InputRef, ...]:
@@ -480,11 +485,16 @@ class Jobs:
             assert stored is not None
             return stored
 
-        statement = await self._state.write(write)
+        def then(_: Statement) -> None:
+            self._touched(job)
+            STATEMENTS.inc()
+
+        return await self._state.write(write, then=then)
+
+    def _touched(self, job: Job) -> None:
+        """Rows of a job were changed for its owner: tell its driver, and whoever waits."""
         self.changed.touch()
-        STATEMENTS.inc()
         self.forwarding.poke(job.id)
-        return statement
 
     async def statement(self, job: Job, number: int) -> tuple[Statement, StatementReport]:
         """A statement and how far it is. Raises `Refusal` 404."""
@@ -505,10 +515,18 @@ class Jobs:
 
     async def cancel_statement(self, job: Job, number: int) -> None:
         """Cancel a statement. One that ended, or never was, is left as it is."""
-        sent = not self.forwarding.withhold(job.id, number)
-        await self._state.write(lambda conn: store.cancel_statement(conn, job.id, number, sent=sent))
-        self.changed.touch()
-        self.forwarding.poke(job.id)
+        sent, stored = not self.forwarding.withhold(job.id, number), False
+
+        def then(_: object) -> None:
+            nonlocal stored
+            stored = True
+            self._touched(job)
+
+        try:
+            await self._state.write(lambda conn: store.cancel_statement(conn, job.id, number, sent=sent), then=then)
+        finally:
+            if not stored:
+                self.forwarding.unwithhold(job.id, number)
 
     async def cancel_open_statements(self, job: Job) -> None:
         """Cancel everything that waits or runs in a session; the session stays."""
@@ -522,10 +540,7 @@ class Jobs:
             store.want_stop(conn, job.id, deleted=deleted)
             return store.get(conn, job.id)
 
-        now = await self._state.write(write)
-        self.forwarding.poke(job.id)
-        self.changed.touch()
-        return now or job
+        return await self._state.write(write, then=lambda _: self._touched(job)) or job
 
     async def settled(self, job: Job, timeout: float) -> Job:
         """The job once it has ended, or as a session is idle with nothing waiting; as it is after `timeout` seconds."""
@@ -642,8 +657,7 @@ class Jobs:
                 detail={"home": run.home},
             )
 
-        await self._state.write(write)
-        await self.executor.evict(run)
+        await self.executor.evict(run, write)
         return self.run_row(run)
 
     async def show(self, job: Job) -> dict[str, Any]:

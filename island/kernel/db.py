@@ -10,17 +10,22 @@ the commit: what it accepted is on disk (`synchronous=FULL` for `state`).
 from __future__ import annotations
 
 import asyncio
-import queue
 import re
 import sqlite3
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import structlog
+
 from island.errors import ConfigError, Full, IslandError
+from island.kernel.work import ThreadWorkers, Workers
+from island.private_files import create_private
+
+log = structlog.get_logger("island")
 
 T = TypeVar("T")
 Kind = Literal["state", "gossip", "chunks"]
@@ -33,83 +38,93 @@ _MIGRATION = re.compile(r"(\d{4})_\w+\.sql\Z")
 class Database:
     """One SQLite file. Open with `Database.open`, close with `close`.
 
-    `inline=True` runs every function in the calling thread on one connection: for
-    simulations in virtual time, where threads would break reproducibility.
+    `workers` has the threads: a lane of one for writing, a lane of `readers` for reading, each
+    reader with a connection of its own. `connection` is the class of all connections, for
+    simulated disks that fail.
     """
 
-    def __init__(self, path: Path, kind: Kind, *, inline: bool = False, readers: int = 3) -> None:
+    def __init__(
+        self,
+        path: Path,
+        kind: Kind,
+        workers: Workers | None = None,
+        *,
+        readers: int = 3,
+        connection: type[sqlite3.Connection] = sqlite3.Connection,
+    ) -> None:
         self.path = path
         self.kind = kind
-        self._inline = inline
-        self._writer = _connect(path, kind)
+        self.before_commit: Callable[[sqlite3.Connection], Callable[[], None] | None] | None = None
+        """Called with the connection at the end of each transaction; what it returns is called after the commit."""
+        self._connection = connection
+        _create(path)
+        self._writer = _connect(path, kind, connection)
         _migrate(self._writer, path, kind)
         self._closed = False
-        if inline:
-            return
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._write_loop, name=f"db-{kind}", daemon=True)
-        self._thread.start()
+        workers = workers or ThreadWorkers()
+        self._write_lane = workers.lane(f"db-{kind}")
+        self._read_lane = workers.lane(f"db-{kind}-read", readers)
+        self._jobs: deque[_Job] = deque()
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
-        self._pool = ThreadPoolExecutor(readers, thread_name_prefix=f"db-{kind}-read")
 
     @classmethod
-    def open(cls, folder: Path, kind: Kind, *, inline: bool = False) -> Database:
+    def open(
+        cls,
+        folder: Path,
+        kind: Kind,
+        workers: Workers | None = None,
+        *,
+        connection: type[sqlite3.Connection] = sqlite3.Connection,
+    ) -> Database:
         """Open or create `folder/KIND.db`. Raises `ConfigError` for a newer or damaged file."""
-        return cls(folder / f"{kind}.db", kind, inline=inline)
+        return cls(folder / f"{kind}.db", kind, workers, connection=connection)
 
-    async def write(self, function: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(
+        self, function: Callable[[sqlite3.Connection], T], *, then: Callable[[T], object] | None = None
+    ) -> T:
         """Run `function(connection)` in a transaction and return its result after the commit.
 
-        The function must be quick, must not keep the connection, and must not commit. What it
-        raises is raised here and undoes its own changes only. A disk that is full raises `Full`.
+        The function must be quick, must not keep the connection, and must not commit. It runs in
+        the writer's thread before the commit, so it must not change anything that the event loop
+        reads: it returns what it has to tell. What it raises is raised here and undoes its own
+        changes only. A disk that is full raises `Full`.
+
+        `then(result)` runs in the event loop right after the commit, in the order of commits and
+        before the caller goes on, also when the caller has been cancelled: whatever memory must
+        have in common with the database is changed there. It does not run after a failure.
+
+        A caller that is cancelled is told so only when the write is committed or has failed, so
+        that a lock around the write is held until then.
         """
-        if self._inline:
-            return self._run_inline(function)
         if self._closed:
             raise IslandError(f"the database {self.path.name} is closed")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_Job(function, future, asyncio.get_running_loop()))
-        # A caller that is cancelled must not be told "not written" about a write that happens:
-        # the write goes on, the caller just no longer hears of it.
-        result: T = await asyncio.shield(future)
-        return result
+        future: asyncio.Future[T] = self._write_lane.future()
+        self._jobs.append(_Job(function, then, future, asyncio.get_running_loop()))
+        self._write_lane.post(self._write_turn)
+        return await _settled(future)
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function(connection)` on a read-only connection in one consistent snapshot."""
-        if self._inline:
-            return function(self._writer)
         if self._closed:
             raise IslandError(f"the database {self.path.name} is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._read, function)
+        return await self._read_lane.run(self._read, function)
 
     def close(self) -> None:
         """Finish what was accepted, then close every connection."""
         if self._closed:
             return
         self._closed = True
-        if not self._inline:
-            self._jobs.put(None)
-            self._thread.join()
-            self._pool.shutdown(wait=True)
-            for connection in self._connections:
-                connection.close()
+        self._write_lane.close()
+        self._read_lane.close()
+        for connection in self._connections:
+            connection.close()
         self._writer.close()
-
-    def _run_inline(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        self._writer.execute("BEGIN IMMEDIATE")
-        try:
-            result = function(self._writer)
-        except BaseException:
-            self._writer.execute("ROLLBACK")
-            raise
-        self._writer.execute("COMMIT")
-        return result
 
     def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            connection = _connect(self.path, self.kind)
+            connection = _connect(self.path, self.kind, self._connection)
             connection.execute("PRAGMA query_only=ON")
             self._local.connection = connection
             self._connections.append(connection)
@@ -119,32 +134,26 @@ class Database:
         finally:
             connection.execute("ROLLBACK")
 
-    def _write_loop(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            group, last = [job], False
-            while len(group) < _GROUP:
-                try:
-                    following = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-                if following is None:
-                    last = True
-                    break
-                group.append(following)
-            self._commit_group(group)
-            if last:
-                return
-
-    def _commit_group(self, group: list[_Job]) -> None:
+    def _write_turn(self) -> Iterator[None]:
+        """Run and commit what waits, in one transaction; each `yield` is a place where other code may run."""
+        group: list[_Job] = []
+        while self._jobs and len(group) < _GROUP:
+            group.append(self._jobs.popleft())
+        if not group:  # an earlier turn has taken it along
+            return
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             outcomes = [job.run(self._writer) for job in group]
+            committed = self.before_commit(self._writer) if self.before_commit else None
+            yield
             self._writer.execute("COMMIT")
-        except BaseException as error:  # noqa: BLE001 - handed to every waiting caller, none is left hanging
+            if committed is not None:
+                committed()
+        except Exception as error:  # noqa: BLE001 - handed to every waiting caller, none is left hanging
+            outcomes = [(None, error)] * len(group)
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
-            failure = _explained(error, self.path)
-            outcomes = [(None, failure)] * len(group)
+        yield
         for job, (result, problem) in zip(group, outcomes, strict=True):
             job.settle(result, problem and _explained(problem, self.path))
 
@@ -155,10 +164,11 @@ class _Job:
     def __init__(
         self,
         function: Callable[[sqlite3.Connection], Any],
+        then: Callable[[Any], object] | None,
         future: asyncio.Future[Any],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._function, self._future, self._loop = function, future, loop
+        self._function, self._then, self._future, self._loop = function, then, future, loop
 
     def run(self, connection: sqlite3.Connection) -> tuple[Any, BaseException | None]:
         connection.execute("SAVEPOINT one")
@@ -175,12 +185,13 @@ class _Job:
 
     def settle(self, result: Any, error: BaseException | None) -> None:
         def deliver() -> None:
+            problem = self._follow_up(result) if error is None else error
             if self._future.done():
                 return
-            if error is None:
+            if problem is None:
                 self._future.set_result(result)
             else:
-                self._future.set_exception(error)
+                self._future.set_exception(problem)
                 # The caller may have been cancelled; an unread exception is not a leak.
                 self._future.exception()
 
@@ -189,10 +200,44 @@ class _Job:
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
 
+    def _follow_up(self, result: Any) -> Exception | None:
+        """Run `then`; a bug in it is logged here, because a caller that was cancelled would not hear of it."""
+        if self._then is None:
+            return None
+        try:
+            self._then(result)
+        except Exception as error:
+            log.exception("database.then_failed")
+            return error
+        return None
 
-def _connect(path: Path, kind: Kind) -> sqlite3.Connection:
+
+async def _settled(future: asyncio.Future[T]) -> T:
+    """The outcome of a write; a caller that is cancelled meanwhile is told so once there is one."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return future.result()
+
+
+def _create(path: Path) -> None:
+    """Make the file private before anything is in it; SQLite gives the files beside it the same mode."""
     try:
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+        create_private(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be opened as a database: {error.strerror}", hint="Check the folder, its owner and the disk."
+        ) from error
+
+
+def _connect(path: Path, kind: Kind, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0, factory=factory)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[kind]}")

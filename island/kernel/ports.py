@@ -12,7 +12,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableSequence, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -212,6 +212,15 @@ class Signal:
             return False
         self._event.clear()
         return True
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around the work for which `wait` returned: if it fails the signal is set again, for it is not done."""
+        try:
+            yield
+        except BaseException:
+            self.set()
+            raise
 
 
 class Topic:

@@ -1,7 +1,8 @@
 """Logs and metrics: one event name a line with stable keys, and Prometheus counters.
 
 `log = structlog.get_logger("island")` anywhere; `configure` is called once, by the program.
-Secrets never appear: keys that could hold one are masked whatever they contain.
+Secrets never appear: keys that could hold one are masked whatever they contain. Nor does a
+control character: values come from file names and other islands, and people read logs in terminals.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from island.kernel.terminal import escaped
 
 REGISTRY = CollectorRegistry()
 """Every metric of the program; `/metrics` on the user port shows it."""
@@ -47,6 +50,10 @@ def _mask(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutabl
     return event
 
 
+def _one_safe_line(_logger: Any, _method: str, line: Any) -> str:
+    return escaped(line)  # the renderer made it text
+
+
 def configure(level: str = "info", form: str = "text", stream: TextIO | None = None) -> None:
     """Send logs to `stream` (stderr) from `level` up, as `text` (key=value) or `json` lines."""
     renderer: Any = (
@@ -62,6 +69,7 @@ def configure(level: str = "info", form: str = "text", stream: TextIO | None = N
             _mask,
             structlog.processors.format_exc_info,
             renderer,
+            _one_safe_line,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.WriteLoggerFactory(file=stream or sys.stderr),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
@@ -15,7 +16,7 @@ from island.kernel import codec
 from island.kernel.codec import Malformed
 from island.kernel.db import Database
 from island.kernel.ids import IslandId, is_name
-from island.kernel.loops import Tasks, forever
+from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng, Signal, Topic
 from island.kernel.telemetry import gauge
 from island.membership import core, store
@@ -26,6 +27,8 @@ from island.trust import journal
 from island.trust.service import Trust
 
 log = structlog.get_logger("island")
+
+T = TypeVar("T")
 
 ISLANDS = gauge("membership_islands", "Islands known here, by state", ("state",))
 
@@ -94,8 +97,8 @@ class Membership:
         self._lost: set[IslandId] = set()
         self._wake = Signal()
         self._next: float | None = None
-        gossip.project("island", self._project_island)
-        gossip.project("server", self._project_server)
+        gossip.project("island", _project_island, committed=self._on_island)
+        gossip.project("server", _project_server, committed=self._on_server)
         gossip.truth("server/", _server_records)
         peers.on_link(self._on_link)
 
@@ -105,16 +108,16 @@ class Membership:
             self._former[name] = self._former.get(name, frozenset()) | {island}
         seen = await self._state.read(store.seen)
         wall = self._clock.wall()
+        self._touched.clear()  # what is committed from here on may be newer than what is read next
         for island, record in (await self._db.read(store.islands)).items():
             self._learn(island, record, since=seen.get(island, wall))
         self._learn(self.me, self._record(self.me), since=wall)
-        self._touched.clear()
         for link in self._peers.links():
             self._on_link(link.island, True)
         await self._remember()
         self._renew()
-        tasks.loop("membership.watch", forever(self._watch, name="membership.watch", rng=self._rng))
-        tasks.loop("membership.gossip", forever(self._follow_gossip, name="membership.gossip", rng=self._rng))
+        tasks.forever("membership.watch", self._watch, rng=self._rng)
+        tasks.forever("membership.gossip", self._follow_gossip, rng=self._rng)
 
     # --- islands --------------------------------------------------------------------------------
 
@@ -159,8 +162,7 @@ class Membership:
             software="island",
             started=self._clock.wall(),
         )
-        await self._state.write(lambda conn: self._gossip.put(conn, SELF_KEY, codec.encode(record)))
-        await self._gossip.flush()
+        await self._commit(lambda conn: self._gossip.put(conn, SELF_KEY, codec.encode(record)))
 
     def _view(self, island: IslandId) -> IslandView:
         known = self._known[island]
@@ -200,8 +202,7 @@ class Membership:
             self._put(conn, server, record)
             self._journal(conn, who, "server.add", f"{kind} {url}")
 
-        await self._state.write(write)
-        await self._gossip.flush()
+        await self._commit(write)
         return self._server_view(ServerRow(self.me, server, kind, url, comment))
 
     async def remove_server(self, who: str, id: str) -> ServerView:
@@ -220,9 +221,7 @@ class Membership:
             self._journal(conn, who, "server.remove", f"{record.kind} {record.url}")
             return ServerRow(self.me, server, record.kind, record.url, record.comment)
 
-        row = await self._state.write(write)
-        await self._gossip.flush()
-        return self._server_view(row)
+        return self._server_view(await self._commit(write))
 
     async def set_own_livy(self, url: str | None, comment: str = "Livy of this island") -> None:
         """List the Livy that this island drives, or none. Its id stays the same when the URL changes."""
@@ -236,8 +235,13 @@ class Membership:
                 store.drop_server(conn, OWN_LIVY)
                 self._gossip.delete(conn, f"server/{OWN_LIVY}")
 
-        await self._state.write(write)
+        await self._commit(write)
+
+    async def _commit(self, write: Callable[[sqlite3.Connection], T]) -> T:
+        """Write records of this island, and return once they are projected; they spread even if the caller goes."""
+        written = await self._state.write(write, then=lambda _: self._gossip.poke())
         await self._gossip.flush()
+        return written
 
     def _put(self, conn: sqlite3.Connection, server: str, record: ServerRecord) -> None:
         store.put_server(conn, server, record, self._clock.wall())
@@ -258,38 +262,14 @@ class Membership:
             mine=row.island == self.me,
         )
 
-    # --- projections: in the writer's thread, within the transaction of the change ------------------
+    # --- what the projections say, once it is committed -------------------------------------------
 
-    def _project_island(self, conn: sqlite3.Connection, change: Change) -> None:
-        if change.key != SELF_KEY:
-            return
-        self._touched.add(change.origin)
-        if change.value is None:
-            store.drop_island(conn, change.origin)
-            return
-        try:
-            record = codec.decode(change.value, SelfRecord)
-        except Malformed as error:
-            log.warning("membership.bad_record", origin=change.origin, key=change.key, error=error.message)
-            return
-        store.put_island(conn, change.origin, record)
+    def _on_island(self, change: Change) -> None:
+        if change.key == SELF_KEY:
+            self._touched.add(change.origin)
 
-    def _project_server(self, conn: sqlite3.Connection, change: Change) -> None:
-        server = change.key.removeprefix("server/")
+    def _on_server(self, _: Change) -> None:
         self._servers_touched = True
-        if change.value is None:
-            store.drop_row(conn, change.origin, server)
-            return
-        try:
-            record = codec.decode(change.value, ServerRecord)
-        except Malformed as error:
-            log.warning("membership.bad_record", origin=change.origin, key=change.key, error=error.message)
-            return
-        if not is_name(server) or not core.is_server(record.kind, record.url, record.comment):
-            log.warning("membership.bad_server", origin=change.origin, key=change.key)
-            return
-        row = ServerRow(change.origin, server, record.kind, record.url, record.comment)
-        store.put_row(conn, row, core.MAX_SERVERS)
 
     # --- opinions -------------------------------------------------------------------------------
 
@@ -345,7 +325,12 @@ class Membership:
         if self._lost:
             lost, self._lost = sorted(self._lost), set()
             wall = self._clock.wall()
-            await self._state.write(lambda conn: store.remember_seen(conn, lost, wall))
+            try:
+                await self._state.write(lambda conn: store.remember_seen(conn, lost, wall))
+            except BaseException:
+                self._lost.update(lost)
+                self._wake.set()
+                raise
         self._renew()
 
     async def _follow_gossip(self) -> None:
@@ -366,17 +351,21 @@ class Membership:
             elif origin not in self._known:  # it has said something, and not yet who it is
                 self._learn(origin, None, self._clock.wall())
             self._heads[origin] = seq
-        records = await self._db.read(lambda conn: store.islands(conn, touched)) if touched else {}
+        try:
+            records = await self._db.read(lambda conn: store.islands(conn, touched)) if touched else {}
+        except BaseException:
+            self._touched.update(touched)
+            raise
         for origin in touched:
             self._learn(origin, records.get(origin, self._record(origin) if origin == self.me else None), 0.0)
             if self._known[origin].since == 0.0:
                 self._known[origin].since = self._clock.wall()
-        await self._remember()
         self._wake.set()
-        self._renew()
+        self._renew()  # at once: what an island is called must not differ from what names resolve to
         if self._servers_touched:
             self._servers_touched = False
             self.changed.touch()
+        await self._remember()
 
     async def _remember(self) -> None:
         """Keep every name that is claimed for the first time."""
@@ -388,10 +377,48 @@ class Membership:
         if not claims:
             return
         wall = self._clock.wall()
-        await self._state.write(lambda conn: store.remember_names(conn, claims, wall, core.NAMES_KEPT))
-        for island, name in claims:
-            self._former[name] = self._former.get(name, frozenset()) | {island}
+
+        def remembered(_: None) -> None:
+            for island, name in claims:
+                self._former[name] = self._former.get(name, frozenset()) | {island}
+            self._renew()
+
+        await self._state.write(lambda conn: store.remember_names(conn, claims, wall, core.NAMES_KEPT), then=remembered)
 
 
 def _server_records(conn: sqlite3.Connection) -> dict[str, bytes]:
     return {f"server/{server}": codec.encode(record) for server, record in store.own_servers(conn).items()}
+
+
+# --- projections: in the writer's thread, within the transaction of the change ----------------------
+
+
+def _project_island(conn: sqlite3.Connection, change: Change) -> None:
+    if change.key != SELF_KEY:
+        return
+    if change.value is None:
+        store.drop_island(conn, change.origin)
+        return
+    try:
+        record = codec.decode(change.value, SelfRecord)
+    except Malformed as error:
+        log.warning("membership.bad_record", origin=change.origin, key=change.key, error=error.message)
+        return
+    store.put_island(conn, change.origin, record)
+
+
+def _project_server(conn: sqlite3.Connection, change: Change) -> None:
+    server = change.key.removeprefix("server/")
+    if change.value is None:
+        store.drop_row(conn, change.origin, server)
+        return
+    try:
+        record = codec.decode(change.value, ServerRecord)
+    except Malformed as error:
+        log.warning("membership.bad_record", origin=change.origin, key=change.key, error=error.message)
+        return
+    if not is_name(server) or not core.is_server(record.kind, record.url, record.comment):
+        log.warning("membership.bad_server", origin=change.origin, key=change.key)
+        return
+    row = ServerRow(change.origin, server, record.kind, record.url, record.comment)
+    store.put_row(conn, row, core.MAX_SERVERS)

@@ -236,7 +236,7 @@ async def hang_up(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-def own_addresses(host: str, port: int) -> list[str]:
+async def own_addresses(host: str, port: int) -> list[str]:
     """Where others can dial a port that is bound to `host`; every address of this machine for a wildcard."""
     if host not in {"0.0.0.0", "::", "*"}:
         return [join_address(host, port)]
@@ -244,7 +244,7 @@ def own_addresses(host: str, port: int) -> list[str]:
     if host == "::":
         hosts.add(_source(socket.AF_INET6, "2001:db8::1"))
     with contextlib.suppress(OSError):
-        for found in socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM):
+        for found in await asyncio.get_running_loop().getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM):
             if found[0] == socket.AF_INET or host == "::":
                 hosts.add(str(found[4][0]))
     real = sorted(each for each in hosts if each and "%" not in each and not each.startswith("127.") and each != "::1")

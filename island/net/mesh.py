@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
 from island.errors import IslandError, Unreachable
 from island.kernel.ids import IslandId
-from island.kernel.loops import Tasks, backoff
+from island.kernel.loops import ENDED, Tasks, backoff
 from island.kernel.ports import Rng, Signal
 from island.net.limits import Limits
 
@@ -37,6 +39,15 @@ class Sessions(Protocol):
         """Make a control session; raises an `IslandError`."""
 
 
+@dataclass(slots=True)
+class _Dialling:
+    """One dialling loop between two of its steps."""
+
+    wake: Signal
+    failures: int = 0
+    said: str = ""
+
+
 class Mesh:
     """One dialling loop an island, at most `limits.mesh` of them."""
 
@@ -50,24 +61,24 @@ class Mesh:
         """Addresses may have changed: look now, and dial those at once."""
         self._soon.set()
 
-    async def run(self, tasks: Tasks) -> None:
-        """Start and wake dialling loops as addresses come and change."""
-        while True:
-            targets = self._sessions.targets()
-            for island in self._chosen(targets):
-                if self._wanted.get(island) == targets[island]:
-                    continue
-                started = island in self._wanted
-                self._wanted[island] = targets[island]
-                if started:
-                    self._wake[island].set()
-                else:
-                    self._wake[island] = Signal()
-                    tasks.loop(f"peers.dial.{island[:10]}", self._keep(island))
-            for island in [each for each in self._wanted if each not in targets]:
-                del self._wanted[island]
-                self._wake.pop(island).set()
-            await self._soon.wait(_LOOK_S)
+    async def look(self, tasks: Tasks) -> None:
+        """Start and wake dialling loops as addresses come and change; then wait for the next change."""
+        targets = self._sessions.targets()
+        for island in self._chosen(targets):
+            if self._wanted.get(island) == targets[island]:
+                continue
+            started = island in self._wanted
+            self._wanted[island] = targets[island]
+            if started:
+                self._wake[island].set()
+            else:
+                self._wake[island] = Signal()
+                keep = functools.partial(self._keep, island, _Dialling(self._wake[island]))
+                tasks.forever(f"peers.dial.{island[:10]}", keep, rng=self._rng)
+        for island in [each for each in self._wanted if each not in targets]:
+            del self._wanted[island]
+            self._wake.pop(island).set()
+        await self._soon.wait(_LOOK_S)
 
     def _chosen(self, targets: Mapping[IslandId, list[str]]) -> list[IslandId]:
         kept = sorted(island for island in self._wanted if island in targets)
@@ -75,31 +86,30 @@ class Mesh:
         self._rng.shuffle(fresh)
         return (kept + fresh)[: self._limits.mesh]
 
-    async def _keep(self, island: IslandId) -> None:
-        failures, said = 0, ""
-        wake = self._wake[island]
+    async def _keep(self, island: IslandId, dialling: _Dialling) -> object:
+        """Dial once, when there is no session; then wait until there is none again, or until the next try."""
+        wake = dialling.wake
+        await self._sessions.until_unlinked(island)
         # A loop whose island went and came again has been replaced by another, with a signal of its own.
-        while self._wake.get(island) is wake:
+        if self._wake.get(island) is not wake:
+            return ENDED
+        if (pause := self._sessions.paused(island)) > 0:
+            return await wake.wait(pause)
+        try:
+            await self._sessions.dial_control(island, self._wanted[island])
+            dialling.failures, dialling.said = 0, ""
+            # A short pause before the first redial, so that two that lost each other do not collide.
             await self._sessions.until_unlinked(island)
-            if self._wake.get(island) is not wake:
-                return
-            if (pause := self._sessions.paused(island)) > 0:
-                await wake.wait(pause)
-                continue
-            try:
-                await self._sessions.dial_control(island, self._wanted[island])
-                failures, said = 0, ""
-                # A short pause before the first redial, so that two that lost each other do not collide.
-                await self._sessions.until_unlinked(island)
-                await wake.wait(0.5 * self._limits.redial_base_s * self._rng.random())
-            except IslandError as error:
-                failures += 1
-                text = error.message
-                report = log.info if text != said else log.debug
-                report("peer.dial_failed", peer=self._sessions.name(island), key=island, error=text, failures=failures)
-                said = text
-                base, cap = self._limits.redial_base_s, self._limits.redial_cap_s
-                await wake.wait(backoff(failures, self._rng, base=base, cap=cap))
+            await wake.wait(0.5 * self._limits.redial_base_s * self._rng.random())
+        except IslandError as error:
+            dialling.failures += 1
+            text, failures = error.message, dialling.failures
+            report = log.info if text != dialling.said else log.debug
+            report("peer.dial_failed", peer=self._sessions.name(island), key=island, error=text, failures=failures)
+            dialling.said = text
+            base, cap = self._limits.redial_base_s, self._limits.redial_cap_s
+            await wake.wait(backoff(failures, self._rng, base=base, cap=cap))
+        return None
 
 
 async def first_that_works(addresses: list[str], dial: Callable[[str], Awaitable[None]], what: str) -> None:

@@ -182,10 +182,8 @@ class PeerSessions:
         self._tasks = tasks
         if self._listener is not None:
             await self._listener.start(tasks)
-            self._own = self._advertise or await asyncio.to_thread(
-                own_addresses, self._listener.host, self._listener.port or 0
-            )
-        tasks.loop("peers.mesh", self._mesh.run(tasks))
+            self._own = self._advertise or await own_addresses(self._listener.host, self._listener.port or 0)
+        tasks.forever("peers.mesh", functools.partial(self._mesh.look, tasks), rng=self._rng)
 
     async def stop(self) -> None:
         """Say goodbye to everybody and free the port, within two seconds."""

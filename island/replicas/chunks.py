@@ -45,7 +45,7 @@ class ChunkFiles:
         path = self.path(folder, relative)
         with _Explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 if os.fstat(handle).st_size != size:
                     os.ftruncate(handle, size)

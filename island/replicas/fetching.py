@@ -18,7 +18,7 @@ from island.catalog.manifest import FileHashes
 from island.errors import Changed, IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel import codec, telemetry
 from island.kernel.ids import IslandId
-from island.kernel.loops import Tasks
+from island.kernel.loops import DISK_FAILED, Tasks, is_transient
 from island.kernel.ports import BulkStream, Clock, Peers, Topic
 from island.membership.service import Membership
 from island.replicas import core
@@ -370,11 +370,22 @@ def _arrived(file: HeldFile, run: Run, failure: BaseException | None) -> None:
             continue
         if failure is None:
             future.set_result(None)
-        elif isinstance(failure, IslandError):
-            future.set_exception(failure)
+        elif isinstance(failure, Exception):
+            future.set_exception(failure if isinstance(failure, IslandError) else _not_kept(failure))
             future.exception()  # the readers may all have gone; then nobody needs to hear of it
         else:
             future.cancel()
+
+
+def _not_kept(failure: Exception) -> IslandError:
+    """What readers are told of a transfer that failed here, not at a holder."""
+    error = IslandError(
+        f"what was fetched cannot be kept: {type(failure).__name__}: {failure}",
+        hint="Check the disk under the home of this island; its log says more.",
+        code=DISK_FAILED if is_transient(failure) else "",
+    )
+    error.__cause__ = failure
+    return error
 
 
 class _Answer:

@@ -36,8 +36,9 @@ from fsspec.caching import BaseCache
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from island.errors import IslandError
-from island.home import Home, read_secret
+from island.home import Home
 from island.kernel.ports import SystemClock
+from island.private_files import secret_text
 
 PIN_REFRESH_S = 2.0
 """A listing of a dataset that is older than this many seconds is asked for again by the next `ls` of the dataset."""
@@ -596,7 +597,7 @@ def _token(home: Home) -> str:
     """The user's token of a home, or the administrator's where the user's cannot be read."""
     for path in (home.user_token, home.token):
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            return read_secret(path)
+            return secret_text(path, "a token")
     raise PermissionError(
         errno.EACCES,
         "there is no token that can be read: give storage option `token`, or set ISLAND_TOKEN",

@@ -11,7 +11,6 @@ import asyncio
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +22,7 @@ from island.kernel import telemetry
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.ports import Clock
+from island.kernel.work import Workers
 from island.replicas import chunks, core, store
 from island.replicas.chunks import ChunkFiles
 from island.replicas.core import ABSENT, STORED, VERIFIED, Edges, Run
@@ -90,13 +90,13 @@ class HeldSnapshot:
 
 
 class Store:
-    """All that is kept of other islands' data. `threads=False` blocks instead: for simulations in virtual time."""
+    """All that is kept of other islands' data."""
 
-    def __init__(self, db: Database, root: Path, clock: Clock, *, threads: bool = True) -> None:
+    def __init__(self, db: Database, root: Path, clock: Clock, workers: Workers) -> None:
         self._db, self._clock = db, clock
         self.files = ChunkFiles(root)
         self.snapshots: dict[tuple[IslandId, str, str], HeldSnapshot] = {}
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="chunks") if threads else None
+        self._threads = workers.lane("chunks", 4)
         self._closed = False
         self._moved: dict[tuple[IslandId, str, str], list[int]] = {}
         self._loading: dict[tuple[int, str], asyncio.Lock] = {}
@@ -117,16 +117,13 @@ class Store:
     def close(self) -> None:
         """End the threads; what they began is finished."""
         self._closed = True
-        if self._threads is not None:
-            self._threads.shutdown(wait=True)
+        self._threads.close()
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run a blocking function on the store's threads."""
         if self._closed:
             raise IslandError("the island is stopping", hint="Ask again when it runs.")
-        if self._threads is None:
-            return function()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        return await self._threads.run(function)
 
     @property
     def total(self) -> int:
@@ -147,11 +144,15 @@ class Store:
                     raise Conflict(
                         f"two islands whose keys begin alike own a dataset {name!r}", hint="Read it from its owner."
                     )
-                row = await self._db.write(
-                    lambda conn: store.add_snapshot(conn, owner, name, snapshot, folder, size, now)
+                await self._db.write(
+                    lambda conn: store.add_snapshot(conn, owner, name, snapshot, folder, size, now), then=self._opened
                 )
-                held = self.snapshots[owner, name, snapshot] = HeldSnapshot(row)
+                held = self.snapshots[owner, name, snapshot]
             return held
+
+    def _opened(self, row: store.SnapshotRow) -> None:
+        held = HeldSnapshot(row)
+        self.snapshots[held.key] = held
 
     async def file(self, held: HeldSnapshot, entry: FileEntry) -> HeldFile:
         """One file, reconciled with what lies on the disk."""
@@ -317,13 +318,15 @@ class Store:
             for key, (received, sent) in counters:
                 store.add_moved(conn, *key, received=received, sent=sent)
 
-        async with self._counting:
-            counters = [(key, tuple(value)) for key, value in self._moved.items() if any(value)]
-            if counters:
-                await self._db.write(write)
+        def written(_: None) -> None:
             for key, (received, sent) in counters:
                 self._moved[key][0] -= received
                 self._moved[key][1] -= sent
+
+        async with self._counting:
+            counters = [(key, tuple(value)) for key, value in self._moved.items() if any(value)]
+            if counters:
+                await self._db.write(write, then=written)
 
     async def flush_files(self, held: HeldSnapshot, files: Sequence[HeldFile]) -> None:
         """Sync and write back those of some files of one snapshot that changed; what is under way is waited for."""
@@ -367,24 +370,40 @@ class Store:
         complete: bool | None = None,
         pinned: bool | None = None,
     ) -> None:
-        """Change what is known of a snapshot as a whole, in memory and in the database."""
-        held.used_at = max(held.used_at, used_at or 0.0)
-        held.kept_until = max(held.kept_until, kept_until or 0.0)
-        held.complete = held.complete if complete is None else complete
-        held.pinned = held.pinned if pinned is None else pinned
+        """Change what is known of a snapshot as a whole, in the database and in memory."""
+
+        def updated(_: object) -> None:
+            held.used_at = max(held.used_at, used_at or 0.0)
+            held.kept_until = max(held.kept_until, kept_until or 0.0)
+            held.complete = held.complete if complete is None else complete
+            held.pinned = held.pinned if pinned is None else pinned
+
         await self._db.write(
             lambda conn: store.update_snapshot(
                 conn, held.id, used_at=used_at, kept_until=kept_until, complete=complete, pinned=pinned
-            )
+            ),
+            then=updated,
         )
 
     async def drop(self, held: HeldSnapshot) -> None:
         """Forget a snapshot and delete its files; the caller has seen that nobody uses it."""
         async with self._opening:
-            held.gone = True
+            held.gone, dropped = True, False
             self.snapshots.pop(held.key, None)
-            await self._db.write(lambda conn: store.drop_snapshot(conn, held.id))
-            await self.run(lambda: self.files.remove(held.folder))
+
+            def committed(_: object) -> None:
+                nonlocal dropped
+                dropped = True
+
+            try:
+                await self._db.write(lambda conn: store.drop_snapshot(conn, held.id), then=committed)
+            finally:
+                # A caller that is cancelled leaves no files behind that no row names; a failure changes nothing.
+                if dropped:
+                    await self.run(lambda: self.files.remove(held.folder))
+                else:
+                    held.gone = False
+                    self.snapshots[held.key] = held
         log.info("replicas.dropped", owner=held.owner, name=held.name, snapshot=held.snapshot, bytes=held.bytes_local)
 
 

@@ -93,7 +93,7 @@ class Manifests:
 
     async def keep(self, held: HeldSnapshot) -> None:
         """Write the pages that were loaded of a manifest, now that something of its snapshot is kept."""
-        pages = self._waiting.pop(held.key, {})
+        pages = dict(self._waiting.get(held.key, {}))
         if not pages:
             return
 
@@ -101,7 +101,14 @@ class Manifests:
             for name, data in pages.items():
                 store.add_page(conn, held.id, name, data)
 
-        await self._db.write(write)
+        def kept(_: None) -> None:
+            waiting = self._waiting.get(held.key, {})
+            for name in pages:
+                waiting.pop(name, None)
+            if not waiting:
+                self._waiting.pop(held.key, None)
+
+        await self._db.write(write, then=kept)
 
     async def keep_all(self) -> None:
         """`keep` for every snapshot of which something is kept."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from island.catalog.ports import Progress
 from island.errors import Unsupported
+from island.kernel.work import Workers
 from island.replicas.chunks import explained
 from island.replicas.convert import convert
 
@@ -27,7 +28,8 @@ _PLAIN = re.compile(r"/[^{}\[\]*?\\%:]*/[^._{}\[\]*?\\%:/][^{}\[\]*?\\%:/]*\Z")
 class Views:
     """The folders HOME/views and HOME/converted."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, workers: Workers) -> None:
+        self._workers = workers
         self._links, self._converted = home / "views", home / "converted"
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -43,7 +45,7 @@ class Views:
                 )
             if len(files) == 1 and _PLAIN.match(str(files[0])):
                 return str(files[0])
-            return str(await asyncio.to_thread(self._link, snapshot, files))
+            return str(await self._workers.disk(self._link, snapshot, files))
 
     async def _convert(self, snapshot: str, files: Sequence[Path], progress: Progress) -> Path:
         target = self._converted / snapshot

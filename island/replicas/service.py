@@ -29,8 +29,9 @@ from island.gossip.service import Gossip
 from island.kernel import codec
 from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId
-from island.kernel.loops import Tasks, forever
+from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng
+from island.kernel.work import Workers
 from island.membership.service import Membership
 from island.replicas import core, store
 from island.replicas.chunks import read_range
@@ -81,12 +82,12 @@ class Replicas:
         home: Path,
         state: Database,
         patience: Patience | None = None,
-        threads: bool = True,
+        workers: Workers,
     ) -> None:
         self._db, self._state = chunks, state
         self._catalog, self._gossip, self._membership, self._trust = catalog, gossip, membership, trust
         self._clock, self._rng = clock, rng
-        self.held = Store(chunks, home / "replicas", clock, threads=threads)
+        self.held = Store(chunks, home / "replicas", clock, workers)
         self.space = Space(
             self.held,
             clock,
@@ -106,7 +107,7 @@ class Replicas:
             patience=patience or Patience(),
         )
         self._server = Server(self.held, peers, self._open_for_peer, membership.display)
-        self._views = Views(home)
+        self._views = Views(home, workers)
         self._manifests = Manifests(
             chunks,
             self.held,
@@ -121,6 +122,8 @@ class Replicas:
         self._fetching: dict[tuple[IslandId, str, str], asyncio.Lock] = {}
         self._tasks: Tasks | None = None
         self._faults: list[tuple[IslandId, str]] = []
+        self._untold: dict[tuple[IslandId, str], None] = {}
+        """Datasets of which the own log may say something else than what is held: told again by the next write-back."""
         self._stopping = asyncio.Event()
 
     async def start(self, tasks: Tasks) -> None:
@@ -130,7 +133,7 @@ class Replicas:
         await self.held.start()
         await self._sweep_views()
         await self._reconcile_records()
-        tasks.loop("replicas.flush", forever(self._flush, name="replicas.flush", rng=self._rng, pause=FLUSH_S))
+        tasks.forever("replicas.flush", self._flush, rng=self._rng, pause=FLUSH_S)
 
     async def _sweep_views(self) -> None:
         """Delete what was made for Spark of snapshots that are neither kept nor published here any more."""
@@ -496,6 +499,7 @@ class Replicas:
         if held.users or held.kept_until > self._clock.wall():
             raise Conflict(f"{resolved.dataset} is being read", hint="Close the sessions that use it, or wait a day.")
         freed = held.bytes_local
+        self._untold[held.owner, held.name] = None
         await self.held.drop(held)
         await self._on_dropped(held)
         return freed
@@ -584,13 +588,21 @@ class Replicas:
         return ReplicaRecord(held=tuple(told[:16])) if told else None
 
     async def _announce(self, held: HeldSnapshot) -> None:
-        key, record = record_key(held.owner, held.name), self._record(held.owner, held.name)
+        self._untold[held.owner, held.name] = None
+        await self._tell(held.owner, held.name)
+
+    async def _tell(self, owner: IslandId, name: str) -> None:
+        key, record = record_key(owner, name), self._record(owner, name)
+
+        def told(_: None) -> None:
+            self._untold.pop((owner, name), None)
+            self._gossip.poke()
+
         if record:
             data = codec.encode(record)
-            await self._state.write(lambda conn: self._gossip.put(conn, key, data))
+            await self._state.write(lambda conn: self._gossip.put(conn, key, data), then=told)
         else:
-            await self._state.write(lambda conn: self._gossip.delete(conn, key))
-        self._gossip.poke()
+            await self._state.write(lambda conn: self._gossip.delete(conn, key), then=told)
 
     async def _reconcile_records(self) -> None:
         """After a crash between the two databases, or a restore of one: say again what is true."""
@@ -627,6 +639,8 @@ class Replicas:
     async def _write_back(self) -> None:
         await self.held.flush()
         await self._manifests.keep_all()
+        for owner, name in list(self._untold):
+            await self._tell(owner, name)
         faults, self._faults = self._faults, []
         if faults:
             now = self._clock.wall()
@@ -635,7 +649,11 @@ class Replicas:
                 for holder, what in faults:
                     store.add_fault(conn, holder, what, now)
 
-            await self._db.write(write)
+            try:
+                await self._db.write(write)
+            except Exception:
+                self._faults = faults + self._faults
+                raise
 
     def _note_fault(self, holder: IslandId, what: str) -> None:
         self._faults.append((holder, what[:500]))

@@ -21,14 +21,15 @@ from island.errors import PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel.codec import encode
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
-from island.kernel.loops import EXPECTED
+from island.kernel.loops import ENDED, EXPECTED
 from island.kernel.ports import BulkStream, Clock, Rng, Signal
 from island.kernel.telemetry import counter, histogram
+from island.kernel.work import Workers
 from island.streams import core, store, tables
 from island.streams.messages import READ, Ack, Behind, Delivery, Heartbeat, Opened, ReadRequest, decode_down
 from island.streams.segments import Segments
 from island.streams.store import SubscriptionRow
-from island.streams.tasks import Run, in_thread, raise_first
+from island.streams.tasks import raise_first
 
 log = structlog.get_logger("island")
 
@@ -106,10 +107,10 @@ class Channel:
         window: int,
         clock: Clock,
         rng: Rng,
+        workers: Workers,
         checkpoint: Checkpoint = lambda _: None,
-        run: Run = in_thread,
     ) -> None:
-        self._run = run
+        self._workers = workers
         self.row = row
         self.status = Status(since=clock.wall())
         self.meter = core.Meter()
@@ -117,38 +118,53 @@ class Channel:
         self._state, self._publisher, self._open_bulk, self._segments = state, publisher, open_bulk, segments
         self._who, self._window, self._clock, self._rng, self._at = who, window, clock, rng, checkpoint
         self._schema = tables.schema_from_bytes(row.columns) if row.columns else None
-        self._attempt = 0
+        self._attempt = self._failures = 0
         self._expected = row.position
         self._pending: _Pending | None = None
         self._wake, self._taken = Signal(), Signal()
         self._last_commit = float("-inf")
         self._committing = asyncio.Lock()
 
-    async def run(self) -> None:
-        """Flow, and begin again after whatever ends it, until the source is another one."""
-        failures = 0
-        while not self.row.halted:
-            before = self.row.position
-            try:
-                await self._flow()
-            except _Halted as halted:
-                await self._halt(halted)
-            except Unreachable as error:
-                self._set("waiting", f"{self.row.owner_name} cannot be reached: {error.message}")
-            except PeerRefused as error:
-                self._set("error", str(error))
-            except EXPECTED as error:
-                self._set("error", str(error))
-                log.warning("channel.failed", subscription=self.row.id, error=str(error))
-            # A task group that ends with an error forgets that its task was cancelled meanwhile.
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise asyncio.CancelledError
-            failures = 0 if self.row.position != before else failures + 1
-            if self.row.halted:
-                break
-            wait = core.retry_after(self.status.state, failures) * (0.5 + 0.5 * self._rng.random())
+    async def step(self) -> object:
+        """Flow until something ends it, then wait to begin again; `ENDED` once the source is another one.
+
+        Raises what nobody foresaw, once it is the state of the channel: the loop that repeats this step logs it.
+        """
+        if self.row.halted:
+            self._set("stopped", self.row.reason)
+            return ENDED
+        before = self.row.position
+        try:
+            await self._flow_or_halt()
+        except Unreachable as error:
+            self._set("waiting", f"{self.row.owner_name} cannot be reached: {error.message}")
+        except PeerRefused as error:
+            self._set("error", str(error))
+        except EXPECTED as error:
+            self._set("error", str(error))
+            log.warning("channel.failed", subscription=self.row.id, error=str(error))
+        except Exception as error:
+            self._set("error", f"a fault in island itself: {type(error).__name__}: {error}")
+            self._end_if_cancelled()
+            raise
+        self._end_if_cancelled()
+        self._failures = 0 if self.row.position != before else self._failures + 1
+        if not self.row.halted:
+            wait = core.retry_after(self.status.state, self._failures) * (0.5 + 0.5 * self._rng.random())
             await self.redial.wait(wait)
-        self._set("stopped", self.row.reason)
+        return None
+
+    async def _flow_or_halt(self) -> None:
+        try:
+            await self._flow()
+        except _Halted as halted:
+            await self._halt(halted)
+
+    @staticmethod
+    def _end_if_cancelled() -> None:
+        # A task group that ends with an error forgets that its task was cancelled meanwhile.
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError
 
     # --- one attempt ---------------------------------------------------------------------------
 
@@ -186,7 +202,7 @@ class Channel:
             return False
         self.row = row
         self._schema = tables.schema_from_bytes(row.columns) if row.columns else None
-        self._attempt, swept = await self._run(self._segments.sweep, named)
+        self._attempt, swept = await self._workers.disk(self._segments.sweep, named)
         if swept:
             log.info("channel.swept", subscription=row.id, files=len(swept))
         self._expected, self._pending = row.position, None
@@ -222,7 +238,7 @@ class Channel:
         schema = tables.schema_from_bytes(columns)
         if self._schema is None:
             self._schema = schema
-            await begin(
+            self.row = await begin(
                 self._state,
                 self._publisher,
                 self._segments,
@@ -231,9 +247,8 @@ class Channel:
                 columns,
                 self._who,
                 self._clock,
-                run=self._run,
+                workers=self._workers,
             )
-            self.row = replace(self.row, columns=columns, segments=1)
         elif not self._schema.equals(schema, check_metadata=False):
             raise PeerMisbehaved(f"{self.row.owner_name}/{self.row.source} has other columns than before")
 
@@ -251,7 +266,7 @@ class Channel:
         batches: list[Any] = []
         if delivery.size:
             data, schema = bytes(payload), self._schema
-            batches = await self._run(tables.rows_from_bytes, data, schema, delivery.rows)
+            batches = await self._workers.cpu(tables.rows_from_bytes, data, schema, delivery.rows)
         elif delivery.rows:
             raise PeerMisbehaved(f"{self.row.owner_name} sent a delivery without its rows")
         self._gather(delivery, batches)
@@ -303,7 +318,9 @@ class Channel:
         if pending.rows:
             self._at("received")
             number = self.row.segments
-            segment = await self._run(self._segments.write, self._attempt, number, pending.batches, self._schema)
+            segment = await self._workers.disk(
+                self._segments.write, self._attempt, number, pending.batches, self._schema
+            )
             self._at("written")
             prepared = await self._publisher.prepare(self._segments.folder, self.row.name, **about(self.row))
             self._at("prepared")
@@ -318,21 +335,26 @@ class Channel:
                 # The subscription is in the journal; each of its many snapshots would drown the rest.
                 self._publisher.commit(conn, prepared, self._who, now, journaled=False)
 
-        await self._state.write(write)
+        def committed(_: None) -> None:
+            self.row = replace(self.row, position=pending.to, updated=now)
+            if segment is not None:
+                self._count(segment)
+
+        await self._state.write(write, then=committed)
         self._at("committed")
-        self.row = replace(self.row, position=pending.to, updated=now)
-        if segment is not None:
-            _, rows, size = segment
-            self.row = replace(
-                self.row, segments=self.row.segments + 1, rows=self.row.rows + rows, bytes=self.row.bytes + size
-            )
-            self._publisher.committed()
-            self.meter.add(self._clock.monotonic(), rows, size)
-            ROWS.inc(rows)
-            COMMIT_SECONDS.observe(max(0.0, self._clock.monotonic() - self._last_commit))
         with contextlib.suppress(Unreachable):  # what is durable stays so; the receiver tells of the loss
             await stream.send(encode(Ack(position=pending.to)))
         self._at("acknowledged")
+
+    def _count(self, segment: tuple[str, int, int]) -> None:
+        _, rows, size = segment
+        self.row = replace(
+            self.row, segments=self.row.segments + 1, rows=self.row.rows + rows, bytes=self.row.bytes + size
+        )
+        self._publisher.committed()
+        self.meter.add(self._clock.monotonic(), rows, size)
+        ROWS.inc(rows)
+        COMMIT_SECONDS.observe(max(0.0, self._clock.monotonic() - self._last_commit))
 
     # --- what people see -----------------------------------------------------------------------
 
@@ -371,13 +393,17 @@ async def begin(
     columns: bytes,
     who: str,
     clock: Clock,
-    also: Callable[[sqlite3.Connection], None] = lambda _: None,
+    also: Callable[[sqlite3.Connection], object] = lambda _: None,
     *,
-    run: Run = in_thread,
-) -> None:
-    """Publish the dataset of a subscription without rows yet, in one transaction with `also`."""
+    workers: Workers,
+    then: Callable[[SubscriptionRow], None] = lambda _: None,
+) -> SubscriptionRow:
+    """Publish the dataset of a subscription without rows yet, in one transaction with `also`.
+
+    Returns the row as it is then; `then(row)` follows the commit as in `Database.write`.
+    """
     schema = tables.schema_from_bytes(columns)
-    file, _, size = await run(segments.write, attempt, 0, [], schema)
+    file, _, size = await workers.disk(segments.write, attempt, 0, [], schema)
     prepared = await publisher.prepare(segments.folder, row.name, **about(row))
     now = clock.wall()
 
@@ -387,5 +413,11 @@ async def begin(
         store.add_segment(conn, row.id, 0, file, 0, size, now)
         publisher.commit(conn, prepared, who, now)
 
-    await state.write(write)
-    publisher.committed()
+    made = replace(row, columns=columns, segments=row.segments + 1, bytes=row.bytes + size, updated=now)
+
+    def committed(_: None) -> None:
+        publisher.committed()
+        then(made)
+
+    await state.write(write, then=committed)
+    return made

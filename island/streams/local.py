@@ -60,6 +60,9 @@ async def open_local(me: IslandId, handler: BulkHandler, body: bytes, tasks: Tas
             await handler(me, body, far)
         except IslandError as error:
             await down.put(error)
+        except Exception as error:  # the other end must hear of it; the task logs it whole
+            await down.put(IslandError(f"the source failed: {error}", hint="It is read again."))
+            raise
         else:
             await down.put(None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.loops import Tasks
 from island.kernel.ports import BulkHandler, BulkStream, Clock, Peers, Rng
+from island.kernel.work import Workers
 from island.membership.service import Membership
 from island.streams import channel as channels
 from island.streams import store, tables
@@ -43,7 +44,6 @@ from island.streams.segments import Segments
 from island.streams.serving import Serving
 from island.streams.source import Decoded, FolderSource, columns_of
 from island.streams.store import SourceRow, SubscriptionRow
-from island.streams.tasks import Run, in_place, in_thread
 from island.streams.views import ChannelView, SourceView, SubscriptionView
 from island.trust import journal
 from island.trust.service import Trust
@@ -86,9 +86,9 @@ class Streams:
         *,
         home: Path,
         checkpoint: channels.Checkpoint = lambda _: None,
-        threads: bool = True,
+        workers: Workers,
     ) -> None:
-        self._run: Run = in_thread if threads else in_place
+        self._workers = workers
         self._state, self._gossip_db, self._catalog, self._membership = state, gossip_db, catalog, membership
         self._gossip, self._trust, self._peers, self._clock, self._rng = gossip, trust, peers, clock, rng
         self._home, self._poll, self._checkpoint = home, config.streams.poll, checkpoint
@@ -97,7 +97,7 @@ class Streams:
         self._channels: dict[str, Channel] = {}
         self._running: dict[str, _Running] = {}
         self._decoded = Decoded(clock)
-        self._serving = Serving(state, self._sources, clock, self._run)
+        self._serving = Serving(state, self._sources, clock, workers)
         self._local: dict[str, BulkHandler] = {}
         self._serving.register(self._local.__setitem__)
         self._serving.register(peers.on_bulk)
@@ -160,9 +160,11 @@ class Streams:
                 self._announce(conn, name, _record(row))
                 self._journal(conn, who, "source.add", name, {"path": str(folder)})
 
-            await self._state.write(write)
-            self._gossip.poke()
-            self._watch(row)
+            def then(_: None) -> None:
+                self._gossip.poke()
+                self._watch(row)
+
+            await self._state.write(write, then=then)
         log.info("source.added", source=name, path=str(folder))
         return self._own_view(row)
 
@@ -177,12 +179,19 @@ class Streams:
                 self._gossip.delete(conn, f"source/{name}")
                 self._journal(conn, who, "source.remove", name, {})
 
+            def then(_: None) -> None:
+                source.removed = True
+                source.changed.touch()
+                self._gossip.poke()
+
+            row = await self._state.read(lambda conn: store.source(conn, name))
             source = self._sources.pop(name)
-            await self._running.pop(f"source/{name}").stop()
-            await self._state.write(write)
-            source.removed = True
-            source.changed.touch()
-            self._gossip.poke()
+            try:
+                await self._running.pop(f"source/{name}").stop()
+                await self._state.write(write, then=then)
+            finally:
+                if not source.removed and row is not None:
+                    self._watch(row)
         log.info("source.removed", source=name)
 
     async def sources(self) -> list[SourceView]:
@@ -238,10 +247,10 @@ class Streams:
             self._clock,
             poll=self._poll,
             poke=self._gossip.poke,
-            run=self._run,
+            workers=self._workers,
         )
         self._sources[row.name] = source
-        self._running[f"source/{row.name}"] = _Running(self._started.loop(f"streams.source.{row.name}", source.run()))
+        self._running[f"source/{row.name}"] = self._loop(f"streams.source.{row.name}", source.step)
 
     def _announce(self, conn: sqlite3.Connection, name: str, record: SourceRecord) -> None:
         self._gossip.put(conn, f"source/{name}", fit_record(record))
@@ -294,28 +303,34 @@ class Streams:
                 reason="",
                 updated=now,
             )
-            await self._insert(who, row, described.columns)
-            stored = await self._state.write(lambda conn: store.subscription(conn, row.id))
-            self._flow(stored or row)
+            row = await self._insert(who, row, described.columns)
         await self._gossip.flush()  # the dataset is listed from now on
         log.info("subscription.added", subscription=row.id, source=f"{row.owner_name}/{name}", into=into)
-        return self._subscription_view(stored or row)
+        return self._subscription_view(row)
 
-    async def _insert(self, who: Principal, row: SubscriptionRow, columns: bytes) -> None:
+    async def _insert(self, who: Principal, row: SubscriptionRow, columns: bytes) -> SubscriptionRow:
+        """Store a subscription and set it going; returns it as it is stored."""
         segments = Segments(self._home / "streams" / row.name)
         detail = {"where": row.predicate, "region": row.region, "from": row.start, "into": row.name}
 
-        def write(conn: sqlite3.Connection) -> None:
+        stored: SubscriptionRow | None = None
+
+        def write(conn: sqlite3.Connection) -> SubscriptionRow:
             store.insert_subscription(conn, row)
             self._journal(conn, who, "subscription.add", f"{row.owner_name}/{row.source}", detail)
+            return row
 
-        await self._run(segments.create)
+        def then(made: SubscriptionRow) -> None:
+            nonlocal stored
+            stored = made
+            self._flow(made)
+
+        await self._workers.disk(segments.create)
         try:
             if not columns:  # the dataset is made when the first file tells its columns
-                await self._state.write(write)
-                return
-            attempt, _ = await self._run(segments.sweep, set())
-            await channels.begin(
+                return await self._state.write(write, then=then)
+            attempt, _ = await self._workers.disk(segments.sweep, set())
+            return await channels.begin(
                 self._state,
                 self._catalog,
                 segments,
@@ -325,10 +340,12 @@ class Streams:
                 self._who(who.user),
                 self._clock,
                 write,
-                run=self._run,
+                then=then,
+                workers=self._workers,
             )
         except BaseException:
-            await asyncio.shield(self._run(_discard, segments))
+            if stored is None:  # else it was only the caller that went away
+                await asyncio.shield(self._workers.disk(_discard, segments))
             raise
 
     async def unsubscribe(self, who: Principal, ident: str) -> SubscriptionView:
@@ -340,9 +357,12 @@ class Streams:
                     f"subscription {row.id} belongs to {row.user}", hint="The administrator's token can remove it."
                 )
             view = self._subscription_view(row)
-            if running := self._running.pop(f"channel/{row.id}", None):
-                await running.stop()
-            self._channels.pop(row.id, None)
+            removed = False
+
+            def then(_: object) -> None:
+                nonlocal removed
+                removed = True
+                self._channels.pop(row.id, None)
 
             def write(conn: sqlite3.Connection) -> set[str]:
                 named = store.segment_files(conn, row.id)
@@ -350,11 +370,17 @@ class Streams:
                 self._journal(conn, who, "subscription.remove", f"{row.owner_name}/{row.source}", {"into": row.name})
                 return named
 
-            named = await self._state.write(write)
+            try:
+                if running := self._running.pop(f"channel/{row.id}", None):
+                    await running.stop()
+                named = await self._state.write(write, then=then)
+            finally:
+                if not removed:
+                    self._flow(row)
             segments = Segments(self._home / "streams" / row.name)
-            await self._run(segments.sweep, named)
+            await self._workers.disk(segments.sweep, named)
             if not named:
-                await self._run(segments.remove_empty)
+                await self._workers.disk(segments.remove_empty)
         log.info("subscription.removed", subscription=row.id)
         return view
 
@@ -495,10 +521,13 @@ class Streams:
             clock=self._clock,
             rng=self._rng,
             checkpoint=self._checkpoint,
-            run=self._run,
+            workers=self._workers,
         )
         self._channels[row.id] = channel
-        self._running[f"channel/{row.id}"] = _Running(self._started.loop(f"streams.channel.{row.id}", channel.run()))
+        self._running[f"channel/{row.id}"] = self._loop(f"streams.channel.{row.id}", channel.step)
+
+    def _loop(self, name: str, step: Callable[[], Awaitable[object]]) -> _Running:
+        return _Running(self._started.forever(name, step, rng=self._rng))
 
     def _subscription_view(self, row: SubscriptionRow) -> SubscriptionView:
         channel = self._channels.get(row.id)

@@ -21,6 +21,7 @@ from island.kernel.codec import decode, encode
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream, Clock
+from island.kernel.work import Workers
 from island.streams import store, tables
 from island.streams.core import Window
 from island.streams.messages import (
@@ -43,7 +44,7 @@ from island.streams.messages import (
     encode_position,
 )
 from island.streams.source import FolderSource, Missing
-from island.streams.tasks import Run, in_thread, raise_first
+from island.streams.tasks import raise_first
 
 log = structlog.get_logger("island")
 
@@ -81,10 +82,8 @@ class Served:
 class Serving:
     """Serves the sources of this island to subscribers, its own included."""
 
-    def __init__(
-        self, state: Database, sources: Mapping[str, FolderSource], clock: Clock, run: Run = in_thread
-    ) -> None:
-        self._run = run
+    def __init__(self, state: Database, sources: Mapping[str, FolderSource], clock: Clock, workers: Workers) -> None:
+        self._workers = workers
         self._state, self._sources, self._clock = state, sources, clock
         self._decoders = asyncio.Semaphore(DECODERS)
         self._turns: weakref.WeakValueDictionary[IslandId, asyncio.Semaphore] = weakref.WeakValueDictionary()
@@ -164,7 +163,7 @@ class Serving:
         self.served.append(served)
         try:
             await _Reader(
-                self._state, source, request, sieve, stream, served, self._clock, (turns, self._decoders), self._run
+                self._state, source, request, sieve, stream, served, self._clock, (turns, self._decoders), self._workers
             ).run()
         finally:
             self.served.remove(served)
@@ -187,9 +186,9 @@ class _Reader:
         served: Served,
         clock: Clock,
         turns: tuple[asyncio.Semaphore, asyncio.Semaphore],
-        run: Run,
+        workers: Workers,
     ) -> None:
-        self._run = run
+        self._workers = workers
         self._state, self._source, self._sieve, self._stream = state, source, sieve, stream
         self._served, self._clock, self._turns = served, clock, turns
         self._bound: Any = None
@@ -286,7 +285,7 @@ class _Reader:
             self._moved_at = self._clock.monotonic()
         async for first, batch in self._source.rows(file, self._at.row):
             async with self._turns[0], self._turns[1]:
-                sifted = await self._run(self._sift, batch)
+                sifted = await self._workers.cpu(self._sift, batch)
             for count, kept in sifted:
                 first += count
                 self._at = Position(seq=file.seq, row=first, since=self._at.since)
@@ -326,7 +325,7 @@ class _Reader:
         if to == self._sent:
             return
         batches, self._gathered, self._gathered_bytes = self._gathered, [], 0
-        payload = await self._run(formats_rows.to_ipc, batches) if batches else b""
+        payload = await self._workers.cpu(formats_rows.to_ipc, batches) if batches else b""
         if len(payload) > MAX_PAYLOAD:
             raise Unsupported(f"a row takes {len(payload)} bytes, and {MAX_PAYLOAD} at most may travel")
         while not self._window.open():

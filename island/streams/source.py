@@ -18,10 +18,10 @@ from island.kernel.db import Database
 from island.kernel.loops import EXPECTED
 from island.kernel.ports import Clock, Signal, Topic
 from island.kernel.telemetry import counter
+from island.kernel.work import Workers
 from island.streams import core, folder, store, tables
 from island.streams.messages import ColumnNote, SourceRecord
 from island.streams.store import FileRow, SourceRow
-from island.streams.tasks import Run, in_thread
 
 log = structlog.get_logger("island")
 
@@ -98,9 +98,9 @@ class FolderSource:
         *,
         poll: float,
         poke: Callable[[], None],
-        run: Run = in_thread,
+        workers: Workers,
     ) -> None:
-        self._run = run
+        self._workers = workers
         self.name, self.incarnation, self.root = row.name, row.incarnation, Path(row.path)
         self.columns = row.columns or b""
         self.schema = tables.schema_from_bytes(row.columns) if row.columns else None
@@ -114,30 +114,36 @@ class FolderSource:
         self._resting: dict[str, core.Resting] = {}
         self._announced: bytes | None = None
 
-    async def run(self) -> None:
-        """Look for ever. What the disk does is told in `problem` and tried again at the next look."""
-        while True:
-            began = self._clock.monotonic()
-            outside = ""
-            try:
-                await self.look()
-            except EXPECTED as error:
-                outside = error.message if isinstance(error, IslandError) else str(error)
-                log.warning("source.look_failed", source=self.name, error=outside)
-            try:
-                await self._tell(outside)
-            except EXPECTED as error:
-                log.warning("source.not_announced", source=self.name, error=str(error))
-            self.looked.touch()
-            # A folder that takes long to list is not listed all the time.
-            took = self._clock.monotonic() - began
-            await self.wake.wait(max(self._poll, 5 * took))
+    async def step(self) -> None:
+        """Look, and wait for the next look. What went wrong is told in `problem` and tried again.
+
+        Raises what nobody foresaw, once it is told: the loop that repeats this step logs it.
+        """
+        began = self._clock.monotonic()
+        outside, fault = "", None
+        try:
+            await self.look()
+        except EXPECTED as error:
+            outside = error.message if isinstance(error, IslandError) else str(error)
+            log.warning("source.look_failed", source=self.name, error=outside)
+        except Exception as error:  # noqa: BLE001 - raised below
+            outside, fault = f"a fault in island itself: {type(error).__name__}: {error}", error
+        try:
+            await self._tell(outside)
+        except EXPECTED as error:
+            log.warning("source.not_announced", source=self.name, error=str(error))
+        self.looked.touch()
+        if fault is not None:
+            raise fault
+        # A folder that takes long to list is not listed all the time.
+        took = self._clock.monotonic() - began
+        await self.wake.wait(max(self._poll, 5 * took))
 
     async def look(self) -> None:
         """One look: journal what is complete, forget what vanished."""
         if self._known is None:
             self._known = await self._state.read(lambda conn: store.names(conn, self.name))
-        found = await self._run(folder.listing, self.root)
+        found = await self._workers.disk(folder.listing, self.root)
         plan = core.look(
             found,
             self._known,
@@ -175,7 +181,7 @@ class FolderSource:
     async def _read(self, path: str) -> folder.Reading | None:
         rest = self._resting[path]
         try:
-            reading = await self._run(folder.read, self.root, path, rest.stat, self.schema)
+            reading = await self._workers.cpu(folder.read, self.root, path, rest.stat, self.schema)
         except Changed:
             return None
         except (Corrupt, Unsupported, BadInput) as error:
@@ -293,7 +299,7 @@ class FolderSource:
         path, stat = await self._locate(file)
         full, schema = self.root / path, self.schema
         try:
-            table = await self._run(tables.open_table, full)
+            table = await self._workers.disk(tables.open_table, full)
             start, size = 0, 0
             keep: list[Any] = []
             while (batch := await self._next(table, schema, path)) is not None:
@@ -315,7 +321,7 @@ class FolderSource:
 
     async def _next(self, table: tables.Table, schema: Any, path: str) -> Any | None:
         async with self._decoded.turns:
-            return await self._run(_next_fitted, table, schema, path)
+            return await self._workers.cpu(_next_fitted, table, schema, path)
 
     async def _locate(self, file: FileRow) -> tuple[str, core.Stat]:
         for path, stat in await self._state.read(lambda conn: store.locations(conn, self.name, file.hash)):

@@ -18,7 +18,9 @@ from island.trust.messages import (
     Admission,
     Chain,
     Genesis,
+    HeadOffer,
     Invitation,
+    JournalHead,
     Link,
 )
 from island.trust.signing import SigningKey, verify
@@ -220,3 +222,36 @@ def check_adoption(current: NetworkId | None, network: NetworkId) -> None:
             hint="An island joins one archipelago only; make another home with `island init`.",
             code="other_network",
         )
+
+
+# --- heads of journals ---------------------------------------------------------------------
+
+Mismatch = Literal["", "cut", "fork", "changed"]
+"""How an island's journal contradicts the head that is held: it ends before it, it has another
+row at its place, or the island itself reports that somebody changed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldHead:
+    """The newest head of another island's journal, and whether the island contradicts it now."""
+
+    head: JournalHead | None = None
+    mismatch: Mismatch = ""
+    claimed: JournalHead | None = None
+    """The head, signed by that island too, that contradicts `head`."""
+
+
+def weigh_head(held: HeldHead, offer: HeadOffer) -> HeldHead:
+    """What is held after an offer whose signature is right. A head gives way only to one that continues it."""
+    mine, theirs = held.head, offer.head
+    if theirs is None:
+        return HeldHead(mine, "changed", held.claimed)
+    if mine is None or theirs.generation > mine.generation:
+        return HeldHead(theirs)
+    if theirs.generation < mine.generation or theirs.seq < mine.seq:
+        return HeldHead(mine, "cut", theirs)
+    if theirs.seq == mine.seq:
+        return HeldHead(mine) if theirs.hash == mine.hash else HeldHead(mine, "fork", theirs)
+    if offer.since != mine.seq:
+        return held  # it does not know yet what is held here; it will from the answer
+    return HeldHead(theirs) if offer.since_hash == mine.hash else HeldHead(mine, "fork", theirs)

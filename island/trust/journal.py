@@ -1,9 +1,11 @@
 """The journal: who did what, where, and how it ended, in rows chained by their hashes.
 
 A row's hash is BLAKE3 over the hash of the row before and the canonical bytes of its own
-content; the head (newest row) is kept beside, and from time to time sealed: signed with
-the island's key. An edited, removed, inserted or cut-off row is found by `verify`; to hide
-a change from before the last seal takes the key itself.
+content. The head (newest row) is kept beside the rows and sealed: signed with the island's
+key, in the transaction that adds the row (`trust/sealing.py`). `verify` finds an edited,
+removed, inserted or cut-off row and a seal that is missing or older than the head. What it
+cannot find alone is a whole older state of the journal; other islands hold the newest head
+that they were given (`trust/heads.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import blake3
 
@@ -27,8 +29,21 @@ from island.trust.signing import verify as verify_signature
 FIRST = bytes(32)
 """The hash before the first row."""
 
+MAX_NUMBER = 2**53
+"""The highest number of a row or a generation."""
+
+ACKNOWLEDGE = "journal.acknowledge"
+"""The act of a row that begins a new generation: an administrator accepts that rows are missing."""
+
 _AGO = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])\Z")
 _TEXT_LIMIT, _DETAIL_LIMIT = 1000, 8000
+
+
+class Tip(NamedTuple):
+    """The number and the hash of one row: the newest, or the one that was sealed."""
+
+    seq: int
+    hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +67,12 @@ def append(
     Texts over 1,000 characters are cut and detail over 8,000 is left out: a journal row never
     makes the act fail that it records. No secret may be put into it.
     """
-    head = conn.execute("SELECT seq, hash FROM journal_head").fetchone()
-    seq, previous = (head["seq"] + 1, head["hash"]) if head else (1, FIRST)
+    # The head is the newest row, unless somebody else wrote to the file: even then no act fails here.
+    newest = conn.execute(
+        "SELECT seq, hash FROM journal_head WHERE seq >= (SELECT coalesce(max(seq), 0) FROM journal)"
+        " UNION ALL SELECT seq, hash FROM (SELECT seq, hash FROM journal ORDER BY seq DESC LIMIT 1) LIMIT 1"
+    ).fetchone()
+    seq, previous = (newest["seq"] + 1, newest["hash"]) if newest else (1, FIRST)
     texts = [_clean(text) for text in (who, act, what, outcome)]
     encoded = _detail(detail)
     digest = _hash(previous, [seq, float(at), *texts, encoded])
@@ -93,11 +112,34 @@ def parse_since(text: str, now: float) -> float:
         ) from error
 
 
-def is_unsealed(conn: sqlite3.Connection) -> bool:
-    """Whether there are rows after the last seal."""
-    head = conn.execute("SELECT seq FROM journal_head").fetchone()
-    sealed = conn.execute("SELECT seq FROM journal_seal").fetchone()
-    return head is not None and (sealed is None or sealed["seq"] < head["seq"])
+def tip(conn: sqlite3.Connection) -> Tip | None:
+    """The head as it is stored beside the rows; None for an empty journal."""
+    return _tip(conn.execute("SELECT seq, hash FROM journal_head").fetchone())
+
+
+def sealed_tip(conn: sqlite3.Connection) -> Tip | None:
+    """The row that the stored seal is of; None without a seal. The signature is not checked."""
+    return _tip(conn.execute("SELECT seq, hash FROM journal_seal").fetchone())
+
+
+def hash_at(conn: sqlite3.Connection, seq: int) -> bytes | None:
+    """The hash of one row, None if there is no such row."""
+    row = conn.execute("SELECT hash FROM journal WHERE seq = ?", (seq,)).fetchone()
+    return row["hash"] if row else None
+
+
+def generation(conn: sqlite3.Connection) -> int:
+    """The generation of the journal: 1, or what the newest row says by which missing rows were acknowledged."""
+    row = conn.execute(
+        "SELECT detail FROM journal WHERE act = 'journal.acknowledge' ORDER BY seq DESC LIMIT 1"
+    ).fetchone()
+    if row is None:
+        return 1
+    try:
+        stored = json.loads(row["detail"])["generation"]
+    except (ValueError, KeyError, TypeError):  # an edited row; the seal and `verify` name it
+        return 1
+    return stored if isinstance(stored, int) and 1 <= stored <= MAX_NUMBER else 1
 
 
 def last(conn: sqlite3.Connection) -> int:
@@ -106,27 +148,20 @@ def last(conn: sqlite3.Connection) -> int:
     return row["seq"] or 0
 
 
-def seal(conn: sqlite3.Connection, identity: Identity, network: NetworkId) -> bool:
-    """Sign the head if it is newer than the last seal; whether there was anything to sign."""
-    if not is_unsealed(conn):
-        return False
-    head = conn.execute("SELECT seq, hash FROM journal_head").fetchone()
-    signature = identity.sign("journal", network, _seal_payload(head["seq"], head["hash"]))
-    conn.execute(
-        "INSERT OR REPLACE INTO journal_seal (one, seq, hash, network, signature) VALUES (1, ?, ?, ?, ?)",
-        (head["seq"], head["hash"], network, signature),
-    )
-    return True
+def seal(conn: sqlite3.Connection, identity: Identity, network: NetworkId) -> None:
+    """Sign the head, if there is one, in the caller's transaction."""
+    if (head := tip(conn)) is not None:
+        signature = identity.sign("journal", network, _seal_payload(head.seq, head.hash))
+        conn.execute(
+            "INSERT OR REPLACE INTO journal_seal (one, seq, hash, network, signature) VALUES (1, ?, ?, ?, ?)",
+            (head.seq, head.hash, network, signature),
+        )
 
 
-def verify(conn: sqlite3.Connection, me: IslandId | None = None) -> list[str]:
-    """What is wrong with the journal, as sentences; empty if nothing is.
-
-    With `me` the seal's signature is checked too. Reads every row.
-    """
+def verify(conn: sqlite3.Connection) -> list[str]:
+    """What is wrong with the rows and the head, as sentences; empty if nothing is. Reads every row."""
     problems: list[str] = []
-    expected, previous, sealed_hash = 1, FIRST, None
-    seal_row = conn.execute("SELECT * FROM journal_seal").fetchone()
+    expected, previous = 1, FIRST
     for row in conn.execute("SELECT * FROM journal ORDER BY seq"):
         if row["seq"] != expected:
             problems.append(f"rows {expected} to {row['seq'] - 1} are missing")
@@ -134,39 +169,51 @@ def verify(conn: sqlite3.Connection, me: IslandId | None = None) -> list[str]:
             problems.append(f"row {row['seq']} does not follow the row before it: one was edited, removed or inserted")
         if row["hash"] != _hash(row["previous"], [row[key] for key in _CONTENT]):
             problems.append(f"row {row['seq']} was edited: its content does not fit its hash")
-        if seal_row is not None and row["seq"] == seal_row["seq"]:
-            sealed_hash = row["hash"]
         expected, previous = row["seq"] + 1, row["hash"]
-    problems += _verify_head(conn, expected - 1, previous)
-    if seal_row is not None:
-        problems += _verify_seal(seal_row, sealed_hash, me)
+    return problems + _verify_head(tip(conn), Tip(expected - 1, previous))
+
+
+def verify_seal(conn: sqlite3.Connection, me: IslandId) -> list[str]:
+    """What is wrong with the seal, as sentences. Reads the newest row and the sealed one only."""
+    row = conn.execute("SELECT * FROM journal_seal").fetchone()
+    newest = conn.execute("SELECT seq, hash FROM journal ORDER BY seq DESC LIMIT 1").fetchone()
+    if row is None:
+        if newest is None:
+            return [] if tip(conn) is None else ["the rows and the seal are missing"]
+        return [f"the seal is missing: rows up to {newest['seq']} are not signed by this island"]
+    problems = []
+    digest = hash_at(conn, row["seq"])
+    if digest is None:
+        problems.append(f"row {row['seq']}, which was sealed, is missing")
+    elif digest != row["hash"]:
+        problems.append(f"row {row['seq']} is not the one that was sealed: it or one before was replaced")
+    if newest is not None and newest["seq"] > row["seq"]:
+        problems.append(
+            f"the seal is of row {row['seq']}, and there are rows up to {newest['seq']}: "
+            "it was replaced by an older one, or this island did not write these rows"
+        )
+    payload = _seal_payload(row["seq"], row["hash"])
+    if not verify_signature(me, "journal", NetworkId(row["network"]), payload, row["signature"]):
+        problems.append("the seal is not signed by this island's key")
     return problems
 
 
 _CONTENT = ("seq", "at", "who", "act", "what", "outcome", "detail")
 
 
-def _verify_head(conn: sqlite3.Connection, last: int, digest: bytes) -> list[str]:
-    head = conn.execute("SELECT seq, hash FROM journal_head").fetchone()
+def _verify_head(head: Tip | None, newest: Tip) -> list[str]:
+    last = newest.seq
     if head is None:
         return [f"the head is missing, there are rows up to {last}"] if last else []
-    if head["seq"] > last:
-        return [f"rows {last + 1} to {head['seq']} are missing at the end"]
-    if head["seq"] < last or head["hash"] != digest:
-        return [f"the head (row {head['seq']}) does not fit the last row ({last})"]
+    if head.seq > last:
+        return [f"rows {last + 1} to {head.seq} are missing at the end"]
+    if head != newest:
+        return [f"the head (row {head.seq}) does not fit the last row ({last})"]
     return []
 
 
-def _verify_seal(row: sqlite3.Row, digest: bytes | None, me: IslandId | None) -> list[str]:
-    problems = []
-    if digest is None:
-        problems.append(f"row {row['seq']}, which was sealed, is missing")
-    elif digest != row["hash"]:
-        problems.append(f"row {row['seq']} is not the one that was sealed: it or one before was replaced")
-    payload = _seal_payload(row["seq"], row["hash"])
-    if me is not None and not verify_signature(me, "journal", NetworkId(row["network"]), payload, row["signature"]):
-        problems.append("the seal is not signed by this island's key")
-    return problems
+def _tip(row: sqlite3.Row | None) -> Tip | None:
+    return Tip(row["seq"], row["hash"]) if row else None
 
 
 def _seal_payload(seq: int, digest: bytes) -> bytes:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from island.errors import ConfigError
 from island.kernel.ids import IslandId, NetworkId, island_id
 from island.kernel.ports import Rng
-from island.trust.files import read_secret, write_secret
+from island.private_files import read_secret, write_secret
 from island.trust.signing import signed_bytes
 
 NO_NETWORK = NetworkId("00" * 32)

@@ -17,7 +17,7 @@ Address = Annotated[str, Meta(max_length=260, pattern=r"^[!-~]{3,260}\Z")]
 MAX_LINKS = 8
 """The longest chain of admissions from a founder."""
 
-GENESIS_LIMIT, LINK_LIMIT, CHAIN_LIMIT, INVITATION_LIMIT = 1024, 512, 4096, 4096
+GENESIS_LIMIT, LINK_LIMIT, CHAIN_LIMIT, INVITATION_LIMIT, HEAD_LIMIT = 1024, 512, 4096, 4096, 512
 """Encoded sizes in bytes."""
 
 
@@ -80,3 +80,37 @@ class Invitation(Message, frozen=True, kw_only=True):
     secret: Annotated[bytes, Meta(min_length=16, max_length=32)]
     expires: Annotated[int, Meta(ge=0)]
     """Unix seconds by the inviter's clock; for people, the inviter alone decides."""
+
+
+class JournalHead(Message, frozen=True, kw_only=True):
+    """The newest row of an island's journal, signed by that island for others to keep (kind `journal-head`).
+
+    A higher generation begins where an administrator has accepted that rows are missing.
+    """
+
+    MAX_BYTES = HEAD_LIMIT
+
+    generation: Annotated[int, Meta(ge=1, le=2**53)]
+    seq: Annotated[int, Meta(ge=1, le=2**53)]
+    hash: Key
+    signature: Signature
+
+
+class HeadOffer(Message, frozen=True, kw_only=True):
+    """An island gives its journal's head; without one it says that its journal was changed by others."""
+
+    MAX_BYTES = HEAD_LIMIT
+
+    head: JournalHead | None = None
+    since: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    """The row of the head that the receiver holds, as far as the sender knows; 0 if it does not know."""
+    since_hash: Annotated[bytes, Meta(max_length=32)] = b""
+    """The hash of that row in the sender's journal now; empty if there is no such row."""
+
+
+class HeadHeld(Message, frozen=True, kw_only=True):
+    """The answer: the newest head of the sender's journal that is held after the offer."""
+
+    MAX_BYTES = HEAD_LIMIT
+
+    head: JournalHead | None = None

@@ -13,22 +13,21 @@ from island.errors import BadInput, Conflict, PeerMisbehaved
 from island.kernel import codec
 from island.kernel.db import Database
 from island.kernel.ids import IslandId, NetworkId, check_name, key_bytes
-from island.kernel.loops import Tasks, forever
 from island.kernel.ports import Clock, Rng, Topic
+from island.private_files import write_secret
 from island.trust import core, journal, store
-from island.trust.files import write_secret
 from island.trust.keys import NO_NETWORK, Identity
 from island.trust.messages import Invitation
+from island.trust.sealing import Sealer, seal_problems
 
 log = structlog.get_logger("island")
 
 MAX_USES, MAX_VALID_S = 1000, 366 * 86400.0
-_SEAL_EVERY_S = 5.0
 _CACHED_CHAINS = 4096
 
 
 class Trust:
-    """The identity of this island and its place in an archipelago. `start` before use."""
+    """The identity of this island and its place in an archipelago. `load` before use."""
 
     def __init__(self, state: Database, identity: Identity, name: str, label: str, clock: Clock, rng: Rng) -> None:
         self.identity = identity
@@ -41,23 +40,17 @@ class Trust:
         """Touched once this island belongs to a network."""
         self.recovery_path: Path = state.path.parent / "recovery.key"
         """Where the recovery key of a network that this island founds is written."""
+        self.sealer = Sealer(identity, lambda: self.network or NO_NETWORK)
         self._state, self._clock, self._rng = state, clock, rng
         self._founding = asyncio.Lock()
         self._believed: dict[bytes, IslandId] = {}
 
-    async def start(self, tasks: Tasks) -> None:
-        """Load what is stored and keep the journal sealed."""
-        await self.load()
-        tasks.loop("trust.seal", forever(self._seal, name="trust.seal", rng=self._rng, pause=_SEAL_EVERY_S))
-
     async def load(self) -> None:
-        """Load the network and the chain from state.db."""
+        """Load the network and the chain from state.db; from now on its journal is sealed."""
         if stored := await self._state.read(store.read_network):
             self._belong(*stored)
-
-    async def stop(self) -> None:
-        """Seal the journal a last time."""
-        await self._state.write(self._seal_in)
+        self._state.before_commit = self.sealer.before_commit
+        await self._state.write(self.sealer.start)
 
     @property
     def archipelago(self) -> str | None:
@@ -96,12 +89,13 @@ class Trust:
         return await self._state.read(lambda conn: journal.entries(conn, start, contains, limit))
 
     async def verify_journal(self) -> tuple[int, list[str]]:
-        """The number of the newest row, and what is wrong with the journal."""
+        """The number of the newest row, and what is wrong with the journal as far as this island can tell alone."""
 
         def check(conn: sqlite3.Connection) -> tuple[int, list[str]]:
-            return journal.last(conn), journal.verify(conn, self.me)
+            return journal.last(conn), journal.verify(conn) + seal_problems(conn, self.me)
 
-        return await self._state.read(check)
+        last, problems = await self._state.read(check)
+        return last, problems or ([self.sealer.problem] if self.sealer.problem else [])
 
     # --- the inviter's side -----------------------------------------------------------------
 
@@ -192,9 +186,8 @@ class Trust:
             network, chain = core.network_id(genesis), codec.encode(core.founder_chain(genesis, self.me))
             # The key is on disk before the network exists; one from a founding that was cut off is worthless.
             write_secret(self.recovery_path, recovery.pem(), replace=True)
-            await self._state.write(lambda conn: self._enter(conn, network, chain, who, "peer.found"))
+            await self._join(network, chain, who, "peer.found")
             log.info("trust.founded", network=network, label=self.label, recovery=str(self.recovery_path))
-            self._belong(network, chain)
 
     # --- the joiner's side -------------------------------------------------------------------
 
@@ -210,8 +203,12 @@ class Trust:
         async with self._founding:
             core.check_adoption(self.network, network)
             if self.network is None:
-                await self._state.write(lambda conn: self._enter(conn, network, chain, who, "peer.join"))
-                self._belong(network, chain)
+                await self._join(network, chain, who, "peer.join")
+
+    async def _join(self, network: NetworkId, chain: bytes, who: str, act: str) -> None:
+        await self._state.write(
+            lambda conn: self._enter(conn, network, chain, who, act), then=lambda _: self._belong(network, chain)
+        )
 
     def _enter(self, conn: sqlite3.Connection, network: NetworkId, chain: bytes, who: str, act: str) -> None:
         now = self._clock.wall()
@@ -240,13 +237,6 @@ class Trust:
         self._need_network()
         assert self.chain is not None
         return self.chain
-
-    async def _seal(self) -> None:
-        if await self._state.read(journal.is_unsealed):
-            await self._state.write(self._seal_in)
-
-    def _seal_in(self, conn: sqlite3.Connection) -> None:
-        journal.seal(conn, self.identity, self.network or NO_NETWORK)
 
 
 _UNUSED_KEY = IslandId("11" * 32)

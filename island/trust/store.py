@@ -1,11 +1,13 @@
-"""SQL of trust: the network, invitations, admissions."""
+"""SQL of trust: the network, invitations, admissions, heads of other islands' journals."""
 
 from __future__ import annotations
 
 import sqlite3
 
+from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId
-from island.trust.core import Issued
+from island.trust.core import HeldHead, Issued
+from island.trust.messages import JournalHead
 
 
 def read_network(conn: sqlite3.Connection) -> tuple[NetworkId, bytes] | None:
@@ -48,3 +50,30 @@ def add_admission(
         "INSERT INTO admission (key, name, secret_hash, chain, at) VALUES (?, ?, ?, ?, ?)",
         (key, name, secret_hash, chain, now),
     )
+
+
+def held_heads(conn: sqlite3.Connection, island: IslandId | None = None) -> dict[IslandId, HeldHead]:
+    """The heads of other islands' journals that are held here, or that of one island."""
+    rows = conn.execute(
+        "SELECT island, head, mismatch, claimed FROM journal_heads WHERE ?1 IS NULL OR island = ?1 ORDER BY island",
+        (island,),
+    )
+    return {row["island"]: HeldHead(_head(row["head"]), row["mismatch"], _head(row["claimed"])) for row in rows}
+
+
+def put_held_head(conn: sqlite3.Connection, island: IslandId, held: HeldHead, now: float) -> None:
+    """Store what is held of one island's journal."""
+    conn.execute(
+        "INSERT OR REPLACE INTO journal_heads (island, head, mismatch, claimed, at) VALUES (?, ?, ?, ?, ?)",
+        (
+            island,
+            held.head and codec.encode(held.head),
+            held.mismatch,
+            held.claimed and codec.encode(held.claimed),
+            now,
+        ),
+    )
+
+
+def _head(data: bytes | None) -> JournalHead | None:
+    return codec.decode(data, JournalHead) if data is not None else None

@@ -12,7 +12,7 @@ import blake3
 
 from island.errors import ConfigError, Unauthenticated
 from island.kernel.ports import Rng
-from island.trust.files import read_secret, write_secret
+from island.private_files import read_secret, write_secret
 
 Role = Literal["administrator", "user"]
 

@@ -16,6 +16,7 @@ from island.gossip.service import Gossip
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
 from island.kernel.ports import SeededRng, SystemClock
+from island.kernel.work import ThreadWorkers
 from island.membership.service import Membership
 from island.trust.core import network_id
 from island.trust.keys import Identity
@@ -37,6 +38,7 @@ class Island:
     membership: Membership
     catalog: Catalog
     peers: SimPeers
+    workers: ThreadWorkers
 
 
 class Islands:
@@ -54,7 +56,8 @@ class Islands:
         home.mkdir(exist_ok=True)
         clock, rng = SystemClock(), SeededRng(name)
         identity = Identity.generate(SeededRng(f"key/{name}"))
-        state, gossip_db = Database.open(home, "state"), Database.open(home, "gossip")
+        workers = ThreadWorkers()
+        state, gossip_db = Database.open(home, "state", workers), Database.open(home, "gossip", workers)
         trust = Trust(state, identity, name, "test", clock, rng)
         await trust.load()
         if not alone and trust.network is None:
@@ -63,7 +66,7 @@ class Islands:
         peers = SimPeers(self.network, trust.me, sim_tasks)
         gossip = Gossip(state, gossip_db, trust, peers, clock, rng)
         membership = Membership(state, gossip_db, gossip, trust, peers, clock, rng)
-        catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home)
+        catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home, workers=workers)
         try:
             async with _tasks() as tasks:
                 await gossip.start(tasks)
@@ -71,12 +74,13 @@ class Islands:
                 await catalog.start(tasks)
                 await membership.announce([])
                 self.network.join(peers)
-                yield Island(name, home, state, gossip_db, trust, gossip, membership, catalog, peers)
+                yield Island(name, home, state, gossip_db, trust, gossip, membership, catalog, peers, workers)
                 self.network.leave(peers)
                 await sim_tasks.crash()
         finally:
             state.close()
             gossip_db.close()
+            workers.close()
 
     async def _admit(self, trust: Trust) -> None:
         if self.founder is None:

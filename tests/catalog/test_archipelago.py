@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from island.errors import BadInput, NotFound, Unreachable
 from island.kernel import codec
 from island.kernel.codec import Malformed
 from tests.catalog.archipelago import Island, Islands, until, write_table
+from tests.faults import Gone
 
 WHO = "administrator@alpha"
 
@@ -39,6 +41,21 @@ async def put(island: Island, key: str, value: bytes) -> None:
     """Write anything into an island's own log."""
     await island.state.write(lambda conn: island.gossip.put(conn, key, value))
     island.gossip.poke()
+
+
+async def test_what_is_published_or_withdrawn_is_told_although_its_client_goes_away(tmp_path: Path) -> None:
+    islands = Islands(tmp_path)
+    path = write_table(tmp_path / "data" / "virgo.parquet", 30)
+    async with islands.island("beta") as beta, islands.island("alpha") as alpha:
+        await named(alpha, beta)
+        Gone(alpha.state)
+        with pytest.raises(asyncio.CancelledError):
+            await alpha.catalog.publish(WHO, path, "virgo")
+        await sees(beta, 1)
+        Gone(alpha.state)
+        with pytest.raises(asyncio.CancelledError):
+            await alpha.catalog.unpublish(WHO, "virgo")
+        await sees(beta, 0)
 
 
 async def test_a_dataset_is_seen_searched_and_shown_while_its_owner_is_down(tmp_path: Path) -> None:

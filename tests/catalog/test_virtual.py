@@ -37,7 +37,7 @@ def run(seed: int) -> tuple[str, list[list[tuple[str, str]]]]:
                 clock,
                 rng,
                 home=home,
-                threads=False,
+                workers=island.workers,
             )
             # Projections are registered before gossip starts; the harness has started it already.
             await island.gossip_db.write(island.g._projections.rebuild)

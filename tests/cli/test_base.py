@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from island.cli import base
+from island.cli.demo.place import ISLAND
+from island.cli.demo.stage import Stage
 from island.errors import IslandError
 
 
@@ -41,7 +46,8 @@ def test_a_table_that_fits_is_no_wider_than_it_was(monkeypatch: pytest.MonkeyPat
     assert max(len(line) for line in out.getvalue().splitlines()[1:]) <= 60
 
 
-HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil\r\x7fend"
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil\r\x7f\udcff\u2066end"
+"""Clears the screen, sets the title, turns text around; with a byte of a file name that is not UTF-8."""
 
 
 @pytest.mark.parametrize("show", ["out", "say", "table", "pairs", "json", "fail"])
@@ -56,13 +62,40 @@ def test_nothing_that_others_wrote_is_obeyed_by_a_terminal(capsys: pytest.Captur
     }[show]()
     said = "".join(capsys.readouterr())
     assert "evil" in said and "end" in said
-    assert not set(said) & set("\x1b\x07\x9b\u202e\r\x7f")
+    assert not set(said) & set("\x1b\x07\x9b\u202e\r\x7f\udcff\u2066")
+    assert "\\u001b[2J" in said and "\\u202eevil" in said and "\\udcff" in said
     if show == "json":
         assert json.loads(said) == [{"title": HOSTILE}]
 
 
 def test_a_file_whose_name_looks_like_markup_has_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", said := Terminal())
-    with base.progress_bar("stars") as feed:
+    with base.progress_bar("stars\x1b]0;owned\x07") as feed:
         feed({"done": 1, "total": 2, "what": "a[/b]\x1b[2J.parquet"})
-    assert "a[/b]" in said.getvalue() and "\x1b[2J" not in said.getvalue()
+    assert "a[/b]" in said.getvalue() and "\x1b[2J" not in said.getvalue() and "\x07" not in said.getvalue()
+
+
+def test_the_demo_prints_nothing_that_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    stage = Stage()
+    stage.act(1, HOSTILE)
+    stage.say(HOSTILE)
+    stage.typed("kiso", "island", HOSTILE)
+    stage.table(("name",), [(HOSTILE,)])
+    said = capsys.readouterr().out
+    assert said.count("\\u202eevil") == 4
+    assert not set(said) & set("\x1b\x07\x9b\u202e\r\x7f\udcff\u2066")
+
+
+@pytest.mark.parametrize("arguments", [["dataset", "show", HOSTILE], ["peer", "ls", HOSTILE], [f"--{HOSTILE}"]])
+@pytest.mark.parametrize("traceback", [False, True])
+def test_an_argument_with_escapes_is_not_obeyed_when_the_error_repeats_it(
+    tmp_path: Path, arguments: list[str], traceback: bool
+) -> None:
+    """As with a file name that the shell put in: the whole command, as a program."""
+    options = ["--home", str(tmp_path / "home\x1b[31m"), *(["--traceback"] if traceback else [])]
+    done = subprocess.run(
+        [*ISLAND, *options, *(os.fsencode(each) for each in arguments)], capture_output=True, timeout=60, check=False
+    )
+    # Some versions of Click write a control character of an argument as \x1b themselves.
+    assert done.returncode in (1, 2) and re.search(rb"\\(u00|x)1b\[", done.stderr)
+    assert not set(done.stderr.decode() + done.stdout.decode()) & set("\x1b\x07\x9b\u202e\r\x7f\u2066")

@@ -13,6 +13,7 @@ from island.cli import base, main
 from island.config import parse
 from island.kernel.db import Database
 from island.kernel.ports import SeededRng, SystemClock
+from island.kernel.work import ThreadWorkers
 from island.net.api import datasets
 from island.net.api.server import UserServer, build
 from island.replicas.service import Replicas
@@ -57,6 +58,7 @@ async def shell(
             SeededRng("replicas"),
             home=alpha.home,
             state=alpha.state,
+            workers=ThreadWorkers(),
         )
         routes = datasets.routes(alpha.catalog, replicas)
         server = UserServer(build(Tokens.load(alpha.home), routes, lambda: True), "127.0.0.1:0")

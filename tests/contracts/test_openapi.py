@@ -402,7 +402,12 @@ def test_journal(admin: Caller, user: Caller, small: dict[str, Any]) -> None:
     assert admin.call("GET", "/api/v1/journal?since=2999-01-01", status=200) == []
     for query in ("since=then", "limit=0", "limit=10001", "limit=x"):
         admin.call("GET", f"/api/v1/journal?{query}", status=400)
-    assert admin.call("GET", "/api/v1/journal/verify", status=200)["whole"]
+    verified = admin.call("GET", "/api/v1/journal/verify", status=200)
+    assert verified["whole"] and verified["asked"] == 0
+    where = "/api/v1/journal/acknowledge"
+    admin.call("POST", where, {"reason": "nothing is missing"}, status=409)
+    admin.call("POST", where, {"reason": ""}, status=400)
+    user.call("POST", where, {"reason": "not an administrator"}, status=403)
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'"x"', b"\xff\xfe", b'{"name": "\\ud800"}', b"[" * 100_000, b"null"])

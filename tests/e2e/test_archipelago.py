@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.place import ISLAND, Place, wait_for
+from island.cli.demo.place import ISLAND, Place, free_ports, wait_for
+from island.kernel import codec
+from island.trust.messages import JournalHead
 
 pytestmark = pytest.mark.e2e
 
@@ -79,7 +82,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     try:
         found.mauna.start()
         found.laptop.start()
-        found.laptop.command("peer", "join", found.mauna.command("peer", "invite").strip())
+        found.laptop.command("peer", "join", stdin=found.mauna.command("peer", "invite"))
         data = root / "stars"
         data.mkdir()
         pq.write_table(table(5000), data / "a.parquet")
@@ -127,7 +130,7 @@ def test_bad_invitations(pair: Pair, tmp_path: Path) -> None:
         altered = word[:-20] + ("A" if word[-20] != "A" else "B") + word[-19:]
         for text in (altered, "nonsense", word[:40], ""):
             assert "invitation" in refused(guest, "peer", "join", text).lower()
-        guest.command("peer", "join", word)
+        guest.command("peer", "join", stdin=word)
         assert "used" in refused(other, "peer", "join", word)
         foreign = other.command("peer", "invite").strip()
         assert "archipelago" in refused(guest, "peer", "join", foreign) or "network" in refused(
@@ -395,3 +398,63 @@ def test_status_says_who_and_what_is_wrong(pair: Pair) -> None:
     shown = json.loads(done.stdout)
     assert (shown["island"], shown["peer_address"], shown["archipelago"]) == ("laptop", None, "demo")
     assert done.returncode == (1 if shown["problems"] else 0)
+
+
+def test_a_journal_that_was_cut_is_seen_by_both_daemons(tmp_path: Path) -> None:
+    kiso, laptop = Place(tmp_path, "kiso"), Place(tmp_path, "laptop", dialled=False)
+    for place in (kiso, laptop):
+        place.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')  # no engine, of which `status` would speak
+
+    def held() -> bool | None:
+        """Whether the laptop holds the newest head of kiso's journal."""
+        rows = len(kiso.json("journal"))
+        conn = sqlite3.connect(f"file:{laptop.home / 'state.db'}?mode=ro", uri=True)
+        found = conn.execute("SELECT head FROM journal_heads").fetchone()
+        conn.close()
+        return True if found and codec.decode(found[0], JournalHead).seq == rows else None
+
+    try:
+        kiso.start()
+        laptop.start()
+        laptop.command("peer", "join", stdin=kiso.command("peer", "invite"))
+        kiso.stop()
+        shutil.copy(kiso.home / "state.db", tmp_path / "backup.db")
+        kiso.start()
+        kiso.command("server", "add", "hdfs", "hdfs://namenode:8020")
+        kiso.stop()  # the last head is given when the daemon stops
+        kiso.start()
+        wait_for("the head of kiso's journal at the laptop", held)
+        assert "1 of 1 linked islands" in said(kiso, "journal", "--verify")[1]
+
+        kiso.stop()  # an older file with its seal: nothing is wrong with it alone
+        for suffix in ("-wal", "-shm"):
+            (kiso.home / f"state.db{suffix}").unlink(missing_ok=True)
+        shutil.copy(tmp_path / "backup.db", kiso.home / "state.db")
+        kiso.start()
+        wait_for("the laptop to see it", lambda: said(laptop, "status")[0] or None)
+        assert "the journal of kiso does not continue row" in said(laptop, "status")[1]
+        code, text = said(kiso, "journal", "--verify")
+        assert code == 1 and "contradicts this journal at laptop" in text
+        assert said(kiso, "status")[0] == 1
+
+        kiso.stop()  # as somebody does who knows sqlite3: the tail and the seal deleted, the head fitted
+        conn = sqlite3.connect(kiso.home / "state.db", isolation_level=None)
+        conn.execute("DELETE FROM journal WHERE seq = (SELECT max(seq) FROM journal)")
+        conn.execute("DELETE FROM journal_seal")
+        conn.execute("UPDATE journal_head SET (seq, hash) = (SELECT seq, hash FROM journal ORDER BY seq DESC LIMIT 1)")
+        conn.close()
+        kiso.start()
+        code, text = said(kiso, "journal", "--verify")
+        assert code == 1 and "the seal is missing" in text
+        kiso.command("journal", "--acknowledge", "a test cut it")
+        wait_for("the laptop to accept it", lambda: None if said(laptop, "status")[0] else True)
+        assert said(kiso, "journal", "--verify")[0] == 0
+    finally:
+        kiso.stop()
+        laptop.stop()
+
+
+def said(place: Place, *arguments: str) -> tuple[int, str]:
+    """Exit code and all that a command prints."""
+    done = island(place, *arguments)
+    return done.returncode, done.stdout + done.stderr

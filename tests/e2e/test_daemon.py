@@ -13,6 +13,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from island.cli.demo.place import ISLAND, Place, wait_for
@@ -205,3 +207,49 @@ def test_a_secret_that_others_can_read_is_refused(place: Place) -> None:
     (place.home / "token").chmod(0o644)
     done = island("--home", str(place.home), "run")
     assert done.returncode == 1 and "chmod 600" in done.stderr
+
+
+def exposed(home: Path) -> list[str]:
+    """What below a home other accounts have any right to."""
+    found = [path for path in (home, *home.rglob("*")) if not path.is_symlink() and path.lstat().st_mode & 0o077]
+    return sorted(str(path.relative_to(home)) for path in found)
+
+
+def test_nothing_in_a_home_is_for_other_accounts(tmp_path: Path) -> None:
+    data = tmp_path / "stars"
+    data.mkdir()
+    (data / "a.parquet").write_bytes(parquet())
+    before = os.umask(0)
+    try:
+        place = Place(tmp_path, "kiso")
+        try:
+            place.start()
+            place.command("peer", "invite")
+            place.command("dataset", "publish", str(data), "--name", "stars")
+            place.command("source", "add", "folder", str(data), "--name", "stars-source")
+            place.command("subscription", "add", "kiso/stars-source", "--from", "beginning", "--into", "copy")
+            wait_for("rows of the copy", lambda: place.json("subscription", "ls")[0]["rows"] or None)
+            assert (place.home / "state.db-wal").exists() and (place.home / "running.json").exists()
+            assert exposed(place.home) == []
+        finally:
+            place.stop()
+        assert exposed(place.home) == []
+
+        # A home of an older version: everything but the secrets was open to others.
+        for path in (place.home, *place.home.rglob("*")):
+            if path.name not in ("key", "token", "token.user", "recovery.key"):
+                path.chmod(0o777 if path.is_dir() else 0o666)
+        try:
+            place.start()
+            assert exposed(place.home) == []
+            assert "home.made_private" in place.log.read_text()
+        finally:
+            place.stop()
+    finally:
+        os.umask(before)
+
+
+def parquet() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"ra": [10.0, 187.0], "mag": [3.4, 8.6]}), sink)
+    return bytes(sink.getvalue())

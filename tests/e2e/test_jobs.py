@@ -37,7 +37,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
     try:
         found.lick.start()
         found.laptop.start()
-        found.laptop.command("peer", "join", found.lick.command("peer", "invite").strip())
+        found.laptop.command("peer", "join", stdin=found.lick.command("peer", "invite"))
         numbers = found.root / "numbers"
         numbers.mkdir()
         pq.write_table(pa.table({"n": list(range(1000)), "half": [n / 2 for n in range(1000)]}), numbers / "a.parquet")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import stat
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from island.engine.store import Store
 from island.errors import ConfigError, EngineFailed
 from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.rest import Refusal
+from island.private_files import UMASK
 from tests.engine.running import alive, until
 
 CHILD = """
@@ -69,6 +71,21 @@ async def test_the_warden_leaves_nothing_and_tells_the_code(tmp_path: Path, orde
     assert ended == code
     assert alive(pids) == []
     assert log.lines() == ["stdout: ", "to the log", "\nstderr: ", "to the errors"]
+
+
+async def test_a_session_writes_with_the_umask_of_the_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon closes its own: what people's code writes elsewhere is not for the daemon to decide."""
+    monkeypatch.setenv(UMASK, "0027")
+    before = os.umask(0o077)
+    try:
+        process = await _start(tmp_path, log := Log())
+        async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+            group.create_task(process.keep_log())
+            await _follow(process, 1)
+    finally:
+        os.umask(before)
+    assert log.lines()
+    assert stat.S_IMODE((tmp_path / "orphan").stat().st_mode) == 0o640
 
 
 @pytest.mark.parametrize("order", [3, 4])

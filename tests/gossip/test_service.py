@@ -17,13 +17,14 @@ from island.kernel.ports import SeededRng, SystemClock
 from island.trust.core import network_id
 from island.trust.keys import Identity
 from island.trust.service import Trust
-from tests.sim.archipelago import Archipelago, SimIsland, memory, simulate
+from tests.faults import Fault
+from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.network import Network, SimPeers, Weather
 from tests.sim.virtual import SimTasks
 
 
-def test_put_delete_and_replace_in_one_transaction() -> None:
-    db = memory("state")
+def test_put_delete_and_replace_in_one_transaction(tmp_path: Path) -> None:
+    db = Database.open(tmp_path, "state")
     conn = db._writer
     ownstore.put(conn, "a/1", b"1")
     ownstore.put(conn, "a/2", b"2")
@@ -37,8 +38,8 @@ def test_put_delete_and_replace_in_one_transaction() -> None:
     db.close()
 
 
-def test_what_was_never_signed_and_is_not_wanted_needs_no_tombstone() -> None:
-    db = memory("state")
+def test_what_was_never_signed_and_is_not_wanted_needs_no_tombstone(tmp_path: Path) -> None:
+    db = Database.open(tmp_path, "state")
     conn = db._writer
     ownstore.put(conn, "a/1", None)
     assert ownstore.pending(conn) == []
@@ -49,8 +50,8 @@ def test_what_was_never_signed_and_is_not_wanted_needs_no_tombstone() -> None:
     db.close()
 
 
-def test_records_have_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    db = memory("state")
+def test_records_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = Database.open(tmp_path, "state")
     monkeypatch.setattr(ownstore, "MAX_KEYS", 3)
     for number in range(3):
         ownstore.put(db._writer, f"a/{number}", b"")
@@ -133,6 +134,62 @@ def test_a_projection_that_fails_stops_nothing() -> None:
     simulate(3, scenario)
 
 
+@pytest.mark.parametrize("what", ["read", "write"])
+def test_a_disk_that_fails_for_a_while_ends_no_loop(what: str) -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        await two.put("test/c", b"1")  # to be signed while nothing can be
+        faults = [Fault(db, what=what, times=None) for db in (two.state, two.gossip_db)]
+        await one.put("test/a", b"1")
+        await asyncio.sleep(60)
+        assert any(fault.met for fault in faults)
+        assert any(problem.startswith("gossip.") for problem in two.tasks.faults.problems())
+        for fault in faults:
+            fault.mend()
+        await two.put("test/b", b"2")
+        await world.until(lambda: world.converged() and len(one.records("test/")) == 3, within=60)
+        assert one.records() == two.records()
+        await world.until(lambda: not two.tasks.faults.problems() and not two.g.problems(), within=60)
+
+    simulate(9, scenario)
+
+
+@pytest.mark.parametrize(
+    "error", [sqlite3.OperationalError("disk I/O error"), sqlite3.IntegrityError("no"), ValueError("odd")], ids=repr
+)
+def test_one_error_in_anti_entropy_does_not_end_it(error: Exception) -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        two.tasks.faults.foreseen = (Exception,)
+        fault = Fault(two.g._logs, error, what="count")
+        await world.until(lambda: bool(fault.met), within=120)
+        assert [problem.split()[0] for problem in two.tasks.faults.problems()] == ["gossip.anti_entropy"]
+        world.network.weather.loss = 1.0  # what is pushed now is lost: only comparing can bring it
+        await one.put("test/a", b"1")
+        await asyncio.sleep(1)
+        world.network.weather.loss = 0.0
+        await world.until(lambda: len(two.records("test/")) == 1 and not two.tasks.faults.problems(), within=60)
+
+    simulate(10, scenario)
+
+
+def test_an_origin_that_cannot_be_stored_is_a_problem_until_it_can() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        refuse = f"CREATE TRIGGER refuse BEFORE INSERT ON gossip_batches WHEN NEW.origin = '{one.id}'"
+        await two.gossip_db.write(lambda conn: conn.execute(f"{refuse} BEGIN SELECT RAISE(ABORT, 'no'); END").rowcount)
+        await one.put("test/a", b"1")
+        await world.until(lambda: bool(two.g.problems(two.m.display)), within=30)
+        (problem,) = two.g.problems(two.m.display)
+        assert problem.startswith("news of one cannot be stored: gossip.db refuses its batches")
+        assert one.g.problems() == []
+        await two.gossip_db.write(lambda conn: conn.execute("DROP TRIGGER refuse").rowcount)
+        await world.until(lambda: world.converged() and not two.g.problems(), within=30)
+        assert [key for _, key, _ in two.records("test/")] == ["test/a"]
+
+    simulate(8, scenario)
+
+
 def test_the_truth_of_an_owner_is_restored_at_start() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _pair(world)
@@ -192,8 +249,8 @@ def test_a_blob_that_is_not_what_its_name_says_is_refused_and_another_holder_tri
     simulate(6, scenario)
 
 
-def test_blob_uses_are_counted() -> None:
-    db = memory("state")
+def test_blob_uses_are_counted(tmp_path: Path) -> None:
+    db = Database.open(tmp_path, "state")
     conn = db._writer
     name = ownstore.put_blob(conn, b"x")
     assert ownstore.put_blob(conn, b"x") == name

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -37,10 +38,11 @@ class Reaper:
         self._write = victim.state.write
         victim.state.write = self._watched_write  # type: ignore[method-assign]  # a tap between service and disk
 
-    async def _watched_write(self, function: Callable[[Any], T]) -> T:
+    async def _watched_write(self, function: Callable[[Any], T], *, then: Callable[[T], object] | None = None) -> T:
         number = self._next()
         await self._perhaps(number, "before")
-        result = await self._write(function)
+        dies = self.active and (number, "after") == (self.at, self.when)
+        result = await self._write(function, then=None if dies else then)
         await self._perhaps(number, "after")
         return result
 
@@ -126,7 +128,7 @@ async def bury(world: World, reaper: Reaper, engine: PlayedEngine, engine_dies: 
 
 async def up(world: World, home: SimIsland) -> None:
     """The client tries again until its island answers."""
-    while home.peers is None:
+    while not home.up:
         await asyncio.sleep(0.1)
 
 
@@ -204,8 +206,8 @@ async def settle(world: World, home: SimIsland, job: Job, acknowledged: dict[int
     for number in acknowledged:
         for _ in range(4000):
             await up(world, home)
-            found, _ = await world.jobs["home"].statement(job, number)
-            if found.ended:
+            answer = await client(world, home, partial(world.jobs["home"].statement, job, number))
+            if answer is not None and answer[0].ended:
                 break
             await asyncio.sleep(0.25)
         else:

@@ -213,18 +213,12 @@ def test_a_cancel_while_a_statement_is_being_sent_leaves_nothing_running(after: 
         await world.linked()
         jobs = world.jobs["home"]
         job = await world.settled(home, await world.open(home, "there/data"))
-        write = home.state.write
-
-        async def slow(function: Any) -> Any:
-            await asyncio.sleep(0.3)
-            return await write(function)
-
         long = await jobs.post(job, "sleep", None)
         if after:
             await asyncio.sleep(after)
-        home.state.write = slow  # type: ignore[method-assign]  # a disk that is busy just then
+        home.disk.slow = 0.6  # a disk that is busy just then
         await jobs.cancel_statement(job, long.number)
-        home.state.write = write  # type: ignore[method-assign]
+        home.disk.slow = 0.0
         assert text(await world.run(home, job, "next", within=20)) == "did next"
         assert (await jobs.finished_statement(job, long.number, 5))[0].state == "cancelled"
 

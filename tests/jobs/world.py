@@ -229,6 +229,7 @@ class World:
             self.a.clock(island),
             rng,
             home=self.folder / island.name,
+            workers=island.workers,
         )
         await jobs.start(island.tasks)
 

@@ -10,6 +10,7 @@ import pytest
 from island.errors import ConfigError, IslandError
 from island.kernel import db as module
 from island.kernel.db import Database
+from tests.faults import cancelled_while_committing
 
 
 def make(conn: sqlite3.Connection) -> None:
@@ -28,9 +29,8 @@ def every(conn: sqlite3.Connection) -> list[int]:
     return [row[0] for row in conn.execute("SELECT n FROM t ORDER BY n")]
 
 
-@pytest.mark.parametrize("inline", [False, True])
-async def test_a_failing_write_undoes_itself_only(tmp_path: Path, inline: bool) -> None:
-    database = Database.open(tmp_path, "state", inline=inline)
+async def test_a_failing_write_undoes_itself_only(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
     try:
         await database.write(make)
         outcomes = await asyncio.gather(*(database.write(add(n % 50)) for n in range(60)), return_exceptions=True)
@@ -73,6 +73,65 @@ async def test_a_cancelled_writer_does_not_harm_the_others(tmp_path: Path) -> No
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
+        await database.write(add(2))
+        assert await database.read(every) == [1, 2]
+    finally:
+        database.close()
+
+
+async def test_what_follows_a_commit_happens_for_a_caller_that_was_cancelled_too(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
+    memory: list[int] = []
+    try:
+        await database.write(make)
+        await cancelled_while_committing(database, lambda: database.write(add(1), then=memory.append))
+        await asyncio.gather(*(database.write(add(n), then=memory.append) for n in (3, 2, 4)))
+        assert memory == [1, 3, 2, 4]
+        assert await database.read(every) == [1, 2, 3, 4]
+    finally:
+        database.close()
+
+
+async def test_a_cancelled_caller_keeps_its_lock_until_the_commit(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
+    lock = asyncio.Lock()
+    held: list[bool] = []
+
+    async def work() -> None:
+        async with lock:
+            await database.write(add(1), then=lambda _: held.append(lock.locked()))
+
+    try:
+        await database.write(make)
+        await cancelled_while_committing(database, work)
+        assert held == [True]
+    finally:
+        database.close()
+
+
+async def test_what_follows_a_commit_does_not_follow_a_failure(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
+    memory: list[int] = []
+    try:
+        await database.write(make)
+        await database.write(add(1), then=memory.append)
+        with pytest.raises(sqlite3.IntegrityError):
+            await database.write(add(1), then=memory.append)
+        assert memory == [1]
+    finally:
+        database.close()
+
+
+async def test_a_fault_in_what_follows_is_the_callers_and_undoes_nothing(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
+
+    def broken(_: int) -> None:
+        raise KeyError("bug")
+
+    try:
+        await database.write(make)
+        with pytest.raises(KeyError):
+            await database.write(add(1), then=broken)
         await database.write(add(2))
         assert await database.read(every) == [1, 2]
     finally:

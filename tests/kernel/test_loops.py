@@ -1,11 +1,13 @@
-"""Loops that retry what is expected and escalate what is not; wake-ups that lose nothing."""
+"""Loops that go on whatever they meet, and say so; wake-ups that lose nothing."""
 
 import asyncio
+import sqlite3
 
 import pytest
+import structlog
 
-from island.errors import Unreachable
-from island.kernel.loops import Tasks, backoff, forever
+from island.errors import Full, Unreachable
+from island.kernel.loops import ENDED, FAULTS, LoopFaults, Tasks, backoff, forever, is_transient
 from island.kernel.ports import SeededRng, Signal, Topic
 
 
@@ -27,14 +29,110 @@ async def test_expected_failures_are_retried() -> None:
     assert calls == 4
 
 
-async def test_a_bug_escalates() -> None:
-    async def step() -> None:
-        raise KeyError("bug")
+UNFORESEEN = [KeyError("bug"), ValueError("of a peer"), sqlite3.IntegrityError("UNIQUE constraint failed")]
+FORESEEN = [sqlite3.OperationalError("disk I/O error"), OSError(5, "Input/output error"), Unreachable("not yet")]
 
-    with pytest.raises(ExceptionGroup) as caught:
-        async with asyncio.TaskGroup() as group:
-            Tasks(group).loop("t", forever(step, name="t", rng=SeededRng(1)))
-    assert isinstance(caught.value.exceptions[0], KeyError)
+
+@pytest.mark.parametrize("error", [*UNFORESEEN, *FORESEEN], ids=repr)
+async def test_a_loop_survives_any_error(error: Exception) -> None:
+    calls = 0
+
+    async def step() -> object:
+        nonlocal calls
+        calls += 1
+        if calls < 4:
+            raise error
+        return ENDED
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        tasks = Tasks(group)
+        tasks.forever("some.loop x", step, rng=SeededRng(1), base=0.001)
+    assert calls == 4
+    assert tasks.faults.problems() == []
+
+
+async def test_what_nobody_foresaw_is_logged_whole_once_counted_and_a_problem_until_it_is_over() -> None:
+    fail, went = True, asyncio.Event()
+    counted = FAULTS.labels("some.loop")._value.get()
+
+    async def step() -> None:
+        if fail:
+            failures.append(None)
+            if len(failures) == 3:
+                went.set()
+                await asyncio.Event().wait()
+            raise KeyError("bug")
+
+    failures: list[None] = []
+    faults = LoopFaults()
+    with structlog.testing.capture_logs() as logs:
+        task = asyncio.get_running_loop().create_task(
+            forever(step, name="some.loop.x", rng=SeededRng(1), base=0.001, faults=faults)
+        )
+        await asyncio.wait_for(went.wait(), 10)
+        task.cancel()
+    assert [line["event"] for line in logs] == ["loop.fault", "loop.retry", "loop.retry"]
+    assert isinstance(logs[0]["exc_info"], KeyError)
+    assert FAULTS.labels("some.loop")._value.get() == counted + 2
+    (problem,) = faults.problems()
+    assert problem.startswith("some.loop.x fails and is tried again (KeyError: 'bug')")
+    faults.over("some.loop.x")
+    assert faults.problems() == []
+
+
+async def test_a_step_that_goes_on_after_a_failure_works_again() -> None:
+    calls = 0
+
+    async def step() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyError("bug")
+        await asyncio.Event().wait()
+
+    class Watched(LoopFaults):
+        def over(self, name: str) -> None:
+            super().over(name)
+            if not self.problems():
+                works.set()
+
+    works, faults = asyncio.Event(), Watched()
+    task = asyncio.get_running_loop().create_task(
+        forever(step, name="t", rng=SeededRng(1), base=0.001, cap=0.001, faults=faults)
+    )
+    await asyncio.wait_for(works.wait(), 10)
+    task.cancel()
+    assert calls == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (sqlite3.OperationalError("disk I/O error"), True),
+        (OSError(28, "No space left on device"), True),
+        (Unreachable("no answer"), False),
+        (TimeoutError(), False),
+        (ConnectionResetError(), False),
+    ],
+    ids=repr,
+)
+def test_a_disk_is_a_problem_of_this_island_and_a_peer_is_not(error: Exception, shown: bool) -> None:
+    faults = LoopFaults()
+    faults.met("some.loop", error)
+    assert bool(faults.problems()) is shown
+
+
+def test_what_may_succeed_later_is_told_from_what_may_not() -> None:
+    wrong = sqlite3.connect(":memory:")
+    with pytest.raises(sqlite3.OperationalError) as statement:
+        wrong.execute("SELECT nothing FROM nowhere")
+    wrong.close()
+    quota, disk = Full("the quota is used up"), Full("the disk is full")
+    disk.__cause__ = sqlite3.OperationalError("database or disk is full")
+    assert [is_transient(each) for each in (sqlite3.OperationalError("disk I/O error"), OSError(5, ""), disk)] == [
+        True
+    ] * 3
+    assert [is_transient(each) for each in (statement.value, quota, KeyError("bug"))] == [False] * 3
 
 
 async def test_a_bug_in_spawned_work_concerns_only_itself() -> None:
@@ -56,6 +154,18 @@ async def test_a_signal_set_before_waiting_is_not_lost() -> None:
     signal = Signal()
     signal.set()
     assert await signal.wait(0.01)
+    assert not await signal.wait(0.01)
+
+
+async def test_a_signal_stays_set_when_the_work_that_it_woke_fails() -> None:
+    signal = Signal()
+    signal.set()
+    assert await signal.wait(0.01)
+    with pytest.raises(OSError), signal.kept():
+        raise OSError(5, "Input/output error")
+    assert await signal.wait(0.01)
+    with signal.kept():
+        pass
     assert not await signal.wait(0.01)
 
 

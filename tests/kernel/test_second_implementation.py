@@ -18,7 +18,7 @@ from island.kernel import codec
 from island.kernel.codec import Malformed, Message
 from island.net.frames import Hello, RequestHead
 from island.replicas.messages import ChunkRequest
-from island.trust.messages import Admission, Chain, Genesis, Invitation, Link
+from island.trust.messages import Admission, Chain, Genesis, HeadHeld, HeadOffer, Invitation, Link
 
 VECTORS = Path(__file__).resolve().parents[2] / "protocols" / "vectors"
 
@@ -32,6 +32,7 @@ WHOLE: dict[str, dict[str, type[Message]]] = {
     "session-handshake.json": {"hello_dialler": Hello, "hello_listener": Hello},
     "trust-chains.json": {"chain": Chain, "genesis": Genesis},
     "trust-invitations.json": {"body": Invitation},
+    "trust-journal-heads.json": {"offer": HeadOffer, "answer": HeadHeld},
 }
 """By file, the keys under which a message stands in hex."""
 

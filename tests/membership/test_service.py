@@ -12,6 +12,7 @@ from island.kernel.ports import SeededRng
 from island.membership.messages import SelfRecord, ServerRecord
 from island.trust import journal
 from island.trust.keys import Identity
+from tests.faults import Fault, Gone
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 
 
@@ -68,6 +69,34 @@ def test_servers_of_all_islands_are_listed_everywhere_and_changed_by_their_own_o
         ]
 
     simulate(1, scenario)
+
+
+def test_a_server_is_told_to_all_although_who_lists_it_goes_away() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _grow(world, "one", "two")
+        Gone(one.state)
+        with pytest.raises(asyncio.CancelledError):
+            await one.m.add_server("administrator", "hdfs", "hdfs://nn:8020")
+        await asyncio.sleep(5)
+        assert [server.url for server in await one.m.servers()] == ["hdfs://nn:8020"]
+        assert [server.url for server in await two.m.servers()] == ["hdfs://nn:8020"]
+
+    simulate(8, scenario)
+
+
+@pytest.mark.parametrize("what", ["state", "gossip_db"])
+def test_who_is_learnt_of_while_the_disk_fails_is_known_afterwards(what: str) -> None:
+    async def scenario(world: Archipelago) -> None:
+        _one, two = await _grow(world, "one", "two")
+        method = "write" if what == "state" else "read"
+        fault = Fault(getattr(two, what), what=method, times=None)
+        three = await world.add("three")
+        await asyncio.sleep(20)
+        assert fault.met
+        fault.mend()
+        await world.until(lambda: "three" in _shown(two) and two.m.is_up(three.id), within=60)
+
+    simulate(9, scenario)
 
 
 def test_what_others_list_is_checked_before_it_is_shown() -> None:

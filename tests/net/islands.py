@@ -42,7 +42,7 @@ class Node:
         folder.mkdir(parents=True, exist_ok=True)
         self.name, self.known = name, dict[IslandId, list[str]]()
         self.identity = identity or Identity.generate(SystemRng())
-        self.state = Database.open(folder, "state", inline=True)
+        self.state = Database.open(folder, "state")
         self.clock, self.rng = SystemClock(), SystemRng()
         self.trust = Trust(self.state, self.identity, name, "test", self.clock, self.rng)
         self.peers = PeerSessions(

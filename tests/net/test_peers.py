@@ -449,11 +449,11 @@ def test_the_meter_counts_only_while_bytes_flow() -> None:
 # --- odds ------------------------------------------------------------------------------------
 
 
-def test_own_addresses() -> None:
-    assert own_addresses("127.0.0.1", 5) == ["127.0.0.1:5"]
-    assert own_addresses("::1", 5) == ["[::1]:5"]
+async def test_own_addresses() -> None:
+    assert await own_addresses("127.0.0.1", 5) == ["127.0.0.1:5"]
+    assert await own_addresses("::1", 5) == ["[::1]:5"]
     for wild in ("0.0.0.0", "::"):
-        found = own_addresses(wild, 5)
+        found = await own_addresses(wild, 5)
         assert found and all(each.endswith(":5") and "0.0.0.0" not in each for each in found)
 
 

@@ -25,6 +25,7 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.loops import Tasks
 from island.kernel.ports import BulkHandler, BulkStream, Link, SeededRng, SystemClock, Topic
+from island.kernel.work import ThreadWorkers
 from island.membership.service import IslandView
 from island.net.api import files
 from island.net.api.server import UserServer, build
@@ -358,6 +359,7 @@ class Archipelago:
         home.mkdir(exist_ok=True)
         self.names[me] = name
         self.network.down.discard(me)
+        workers = ThreadWorkers()
         state, chunks = Database.open(home, "state"), Database.open(home, "chunks")
         peers, gossip = MemoryPeers(self.network, me), Gossip()
         config = parse({"island": {"name": name}, "replicas": {"quota": quota, "reserve": reserve}}, "test")
@@ -374,6 +376,7 @@ class Archipelago:
             SeededRng(name),
             home=home,
             state=state,
+            workers=workers,
             patience=patience,
         )
         try:
@@ -382,6 +385,7 @@ class Archipelago:
         finally:
             chunks.close()
             state.close()
+            workers.close()
 
 
 @contextlib.asynccontextmanager

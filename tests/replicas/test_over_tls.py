@@ -21,6 +21,7 @@ from island.gossip.service import Gossip
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
 from island.kernel.ports import SystemClock, SystemRng
+from island.kernel.work import ThreadWorkers
 from island.membership.service import Membership
 from island.net.peers import PeerSessions
 from island.replicas.fetching import Patience
@@ -45,6 +46,7 @@ class Island:
         if not (home / "key").exists():
             Identity.generate(RNG).save(home / "key")
         identity = Identity.load(home / "key")
+        self.workers = ThreadWorkers()
         self.state, self.db = Database.open(home, "state"), Database.open(home, "gossip")
         self.chunks = Database.open(home, "chunks")
         self.trust = Trust(self.state, identity, name, "test", CLOCK, RNG)
@@ -59,7 +61,9 @@ class Island:
         )
         self.gossip = Gossip(self.state, self.db, self.trust, self.peers, CLOCK, RNG)
         self.membership = Membership(self.state, self.db, self.gossip, self.trust, self.peers, CLOCK, RNG)
-        self.catalog = Catalog(self.state, self.db, self.gossip, self.membership, self.trust, CLOCK, RNG, home=home)
+        self.catalog = Catalog(
+            self.state, self.db, self.gossip, self.membership, self.trust, CLOCK, RNG, home=home, workers=self.workers
+        )
         self.replicas = Replicas(
             self.chunks,
             self.catalog,
@@ -72,6 +76,7 @@ class Island:
             RNG,
             home=home,
             state=self.state,
+            workers=self.workers,
             patience=Patience(nothing=3.0, block=2.0, open=1.0),
         )
 
@@ -80,7 +85,8 @@ class Island:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = Tasks(group)
-                for service in (self.trust, self.gossip, self.membership, self.catalog, self.peers):
+                await self.trust.load()
+                for service in (self.gossip, self.membership, self.catalog, self.peers):
                     await service.start(tasks)
                 await self.membership.announce(self.peers.local_addresses())
                 await self.replicas.start(tasks)

@@ -53,7 +53,7 @@ async def victim(folder: Path, changes: dict[str, dict[str, Any]] | None = None)
     try:
         async with asyncio.TaskGroup() as group:
             try:
-                await daemon.start(Tasks(group))
+                await daemon.start(Tasks(group, daemon.faults))
                 await daemon.trust.invite([address(daemon)])
                 yield daemon
             finally:

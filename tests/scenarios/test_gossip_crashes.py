@@ -19,23 +19,24 @@ class Crashed(Exception):
 
 def crash_at(database: Database, step: int, after: bool) -> Callable[[], bool]:
     """Let the `step`-th write from now kill the island, before or after its commit; tells whether it happened."""
-    original = database._run_inline
+    original = database.write
     done = 0
 
-    def run(function: Callable[[sqlite3.Connection], Any]) -> Any:
+    async def write(function: Callable[[sqlite3.Connection], Any], **options: Any) -> Any:
         nonlocal done
         done += 1
-        if done == step and not after:
+        mine = done
+        if mine == step and not after:
             raise Crashed
-        result = original(function)
-        if done == step:
+        result = await original(function, **options)
+        if mine == step:
             raise Crashed
         return result
 
-    database._run_inline = run  # type: ignore[method-assign]  # the crash is the point
+    database.write = write  # type: ignore[method-assign]  # the crash is the point
 
     def happened() -> bool:
-        database._run_inline = original  # type: ignore[method-assign]  # as it was
+        database.write = original  # type: ignore[method-assign]  # as it was
         return done >= step
 
     return happened

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from blake3 import blake3
 
 from island.gossip.service import Gossip
-from island.kernel.db import Database
+from island.kernel.db import Database, Kind
 from island.kernel.ids import IslandId
 from island.kernel.ports import SeededRng
 from island.membership.service import Membership
@@ -21,16 +22,14 @@ from island.trust.core import network_id
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from tests.sim import virtual
+from tests.sim.disk import SimDisk, last_checkpoint, lose_unsynced
 from tests.sim.network import Network, SimPeers, Weather
 from tests.sim.virtual import SimTasks, VirtualClock
+from tests.sim.work import SimWorkers
 
 T = TypeVar("T")
-MEMORY = Path(":memory:")
-
-
-def memory(kind: Any) -> Database:
-    """A database in memory, run inline: it outlives a crash of its island as a file would."""
-    return Database(MEMORY, kind, inline=True)
+FAST = Path("/dev/shm")
+"""Where a simulation keeps its files if there is such a place: nothing in it must outlive the simulation."""
 
 
 @dataclass
@@ -39,9 +38,13 @@ class SimIsland:
 
     name: str
     identity: Identity
+    disk: SimDisk
+    workers: SimWorkers
     state: Database
     gossip_db: Database
     lives: int = 0
+    up: bool = False
+    """Whether its services run: from the end of its start to a crash."""
     tasks: SimTasks = field(default_factory=lambda: SimTasks("none"))
     peers: SimPeers | None = None
     trust: Trust | None = None
@@ -74,13 +77,26 @@ class SimIsland:
 
     def records(self, prefix: str = "") -> list[tuple[str, str, bytes | None]]:
         """What this island knows of everyone: (origin, key, value)."""
-        found: list[tuple[str, str, bytes | None]] = []
+        return self.committed(
+            self.gossip_db, lambda conn: [(c.origin, c.key, c.value) for c in self.g.read_records(conn, prefix)]
+        )
 
-        def read(conn: Any) -> None:
-            found.extend((c.origin, c.key, c.value) for c in self.g.read_records(conn, prefix))
+    @staticmethod
+    def committed(database: Database, look: Callable[[sqlite3.Connection], T]) -> T:
+        """What `look` finds in a database now, without letting virtual time pass."""
+        with contextlib.closing(sqlite3.connect(database.path)) as conn:
+            conn.row_factory = sqlite3.Row
+            return look(conn)
 
-        self.gossip_db._run_inline(read)
-        return found
+    def open(self, workers: SimWorkers) -> None:
+        """Open the databases for a new life."""
+        self.workers = workers
+        self.state, self.gossip_db = self.disk.open("state", workers), self.disk.open("gossip", workers)
+
+    def close(self) -> None:
+        """Close the databases."""
+        self.state.close()
+        self.gossip_db.close()
 
 
 class Archipelago:
@@ -95,11 +111,14 @@ class Archipelago:
         """Builds and starts further services of an island, after membership."""
         self._folder = folder
         self._invitation = ""
+        self._databases: list[Database] = []
 
     async def add(self, name: str, *, identity: Identity | None = None, announce: bool = True) -> SimIsland:
         """A new island, admitted by the first one, and started."""
         identity = identity or Identity.generate(SeededRng(f"{self.seed}/key/{name}/{len(self.islands)}"))
-        island = SimIsland(name, identity, memory("state"), memory("gossip"))
+        disk = SimDisk(self._folder / f"{len(self.islands):03d}-{name}")
+        workers = self._workers(name, disk, 0)
+        island = SimIsland(name, identity, disk, workers, disk.open("state", workers), disk.open("gossip", workers))
         self.islands.append(island)
         await self._admit(island)
         await self.start(island, announce=announce)
@@ -111,8 +130,10 @@ class Archipelago:
         if len(self.islands) == 1:
             self._invitation = await trust.invite([f"{island.name}:1"], uses=1000)
             return
-        founder = self._trust(self.islands[0])
-        await founder.load()
+        founder = self.islands[0].trust
+        if founder is None:
+            founder = self._trust(self.islands[0])
+            await founder.load()
         invitation = founder.parse_invitation(self._invitation)
         chain = await founder.redeem(invitation.secret, island.id, island.name)
         await trust.adopt(network_id(invitation.genesis), chain)
@@ -123,6 +144,15 @@ class Archipelago:
         trust = Trust(island.state, island.identity, island.name, "sim", clock, rng)
         trust.recovery_path = self._folder / f"recovery-{island.name}.key"
         return trust
+
+    def database(self, name: str) -> Database:
+        """A state.db for someone who is no island; it is closed at the end."""
+        disk = SimDisk(self._folder / name)
+        self._databases.append(disk.open("state", self._workers(name, disk, 0)))
+        return self._databases[-1]
+
+    def _workers(self, name: str, disk: SimDisk, life: int) -> SimWorkers:
+        return SimWorkers(SeededRng(f"{self.seed}/work/{name}/{life}"), disk)
 
     def clock(self, island: SimIsland) -> VirtualClock:
         """Each machine's wall clock is off by minutes, its own ones."""
@@ -148,39 +178,65 @@ class Archipelago:
         if announce:
             await island.membership.announce([f"{island.name}:8991"])
         self.network.join(island.peers)
+        island.up = True
 
     async def crash(self, island: SimIsland) -> None:
         """Kill an island; what it has committed stays."""
         assert island.peers is not None
         self.network.leave(island.peers)
+        island.up = False
+        island.workers.kill()
         await island.tasks.crash()
         island.peers = None
+        island.close()
+        island.open(self._workers(island.name, island.disk, island.lives))
+
+    async def cut_power(self, island: SimIsland) -> None:
+        """Kill an island and its machine: gossip.db goes back to its last checkpoint, state.db loses nothing."""
+        checkpoint = last_checkpoint(island.gossip_db)
+        await self.crash(island)
+        island.close()
+        lose_unsynced(island.gossip_db.path, checkpoint)
+        island.open(self._workers(island.name, island.disk, island.lives))
 
     async def restart(self, island: SimIsland, *, lose_gossip: bool = False) -> None:
         """Start a crashed island again, if asked with an empty gossip.db."""
         if lose_gossip:
-            island.gossip_db.close()
-            island.gossip_db = memory("gossip")
+            self.lose(island, "gossip")
         await self.start(island)
 
     @staticmethod
     def backup(island: SimIsland) -> sqlite3.Connection:
         """A copy of the island's state.db as it is now."""
         copy = sqlite3.connect(":memory:", isolation_level=None)
-        island.state._writer.backup(copy)
+        with contextlib.closing(sqlite3.connect(island.state.path)) as conn:
+            conn.backup(copy)
         return copy
 
     @staticmethod
     def restore(island: SimIsland, copy: sqlite3.Connection) -> None:
         """Put a copy in the place of state.db, while the island is down."""
         island.state.close()
-        island.state = memory("state")
-        copy.backup(island.state._writer)
+        with contextlib.closing(sqlite3.connect(island.state.path)) as conn:
+            copy.backup(conn)
         copy.close()
+        island.state = island.disk.open("state", island.workers)
+
+    @staticmethod
+    def lose(island: SimIsland, kind: Kind) -> None:
+        """Delete a database, while the island is down."""
+        database = island.state if kind == "state" else island.gossip_db
+        database.close()
+        database.path.unlink()
+        fresh = island.disk.open(kind, island.workers)
+        if kind == "state":
+            island.state = fresh
+        else:
+            island.gossip_db = fresh
 
     def alive(self) -> list[SimIsland]:
         """The islands that run."""
-        return [island for island in self.islands if island.peers is not None]
+        return [island for island in self.islands if island.up]
 
     def converged(self) -> bool:
         """Whether every running island has the same logs."""
@@ -212,11 +268,12 @@ class Archipelago:
     async def close(self) -> None:
         """End every island and close its databases."""
         for island in self.islands:
+            island.workers.kill()
             await island.tasks.crash()
+            island.close()
+        for database in self._databases:
+            database.close()
         self.check()
-        for island in self.islands:
-            island.state.close()
-            island.gossip_db.close()
 
 
 def simulate(
@@ -239,7 +296,7 @@ def simulate(
             await archipelago.close()
         return result
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=FAST if FAST.is_dir() else None) as folder:
         return virtual.run(main(Path(folder)))
 
 

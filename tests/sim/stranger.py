@@ -15,7 +15,7 @@ from island.kernel.ports import SeededRng
 from island.trust.core import network_id
 from island.trust.keys import Identity
 from island.trust.service import Trust
-from tests.sim.archipelago import Archipelago, SimIsland, memory
+from tests.sim.archipelago import Archipelago, SimIsland
 from tests.sim.network import SimPeers
 from tests.sim.virtual import SimTasks, VirtualClock
 
@@ -38,7 +38,7 @@ class Stranger:
         """A stranger whom the first island has admitted, on the network."""
         identity = Identity.generate(SeededRng(f"{world.seed}/{name}"))
         clock, rng = VirtualClock(world.loop), SeededRng(f"{world.seed}/{name}/trust")
-        trust = Trust(memory("state"), identity, name, "sim", clock, rng)
+        trust = Trust(world.database(name), identity, name, "sim", clock, rng)
         founder: SimIsland = world.islands[0]
         assert founder.trust is not None
         word = await founder.trust.invite(["here:1"])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from contextvars import Context
+from typing import Any, TypeVar, TypeVarTuple
 
 from island.kernel.loops import EXPECTED, Tasks
+from tests.faults import StrictFaults
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 EPOCH = 1_800_000_000.0
 """Wall time at virtual time 0."""
@@ -58,6 +61,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual
 
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        # There is one thread, and nothing to wake up: the work of others is events of this loop.
+        return self.call_soon(callback, *args, context=context)
+
     def advance(self, seconds: float) -> None:
         if self._virtual > LONGEST:
             raise Stuck(f"still running after {LONGEST:g} virtual seconds")
@@ -86,6 +95,7 @@ class SimTasks(Tasks):
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.faults: StrictFaults = StrictFaults()
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._count = 0
         self.failure: BaseException | None = None

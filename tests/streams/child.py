@@ -21,6 +21,7 @@ from island.kernel import telemetry
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
 from island.kernel.ports import SystemClock, SystemRng
+from island.kernel.work import ThreadWorkers
 from island.membership.service import Membership
 from island.net.peers import PeerSessions
 from island.streams.service import Streams
@@ -40,6 +41,7 @@ async def live(options: argparse.Namespace) -> None:
     if not (home / "key").exists():
         Identity.generate(rng).save(home / "key")
     identity = Identity.load(home / "key")
+    workers = ThreadWorkers()
     state, gossip_db = Database.open(home, "state"), Database.open(home, "gossip")
     config = Config(island=IslandSection(name=options.name), streams=StreamsSection(poll=0.05, window="64KiB"))
     trust = Trust(state, identity, options.name, "test", clock, rng)
@@ -49,11 +51,14 @@ async def live(options: argparse.Namespace) -> None:
     )  # fmt: skip
     gossip = Gossip(state, gossip_db, trust, peers, clock, rng)
     membership = Membership(state, gossip_db, gossip, trust, peers, clock, rng)
-    catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home)
-    streams = Streams(state, gossip_db, catalog, membership, gossip, trust, peers, config, clock, rng, home=home)
+    catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home, workers=workers)
+    streams = Streams(
+        state, gossip_db, catalog, membership, gossip, trust, peers, config, clock, rng, home=home, workers=workers
+    )
     async with asyncio.TaskGroup() as group:
         tasks = Tasks(group)
-        for service in (trust, gossip, membership, catalog, peers, streams):
+        await trust.load()
+        for service in (gossip, membership, catalog, peers, streams):
             await service.start(tasks)
         await membership.announce(peers.local_addresses())
         if options.watch:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from island.kernel.codec import decode, encode
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
+from island.kernel.loops import forever
 from island.kernel.ports import SeededRng, SystemClock
+from island.kernel.work import ThreadWorkers
 from island.streams import channel, store
 from island.streams.channel import Channel
 from island.streams.messages import DESCRIBE, Described, DescribeRequest, SourceRecord, Start
@@ -26,6 +28,7 @@ from island.streams.serving import Serving
 from island.streams.source import Decoded, FolderSource
 from island.streams.store import SourceRow, SubscriptionRow
 from island.streams.tasks import leaves
+from tests.faults import StrictFaults
 from tests.streams.memory import MemoryPeers, Wire
 
 ALPHA, BETA = IslandId("a1" * 32), IslandId("b2" * 32)
@@ -73,15 +76,19 @@ class Running:
 
     def __init__(self, home: Home, peers: MemoryPeers, group: asyncio.TaskGroup, checkpoint: Callable[[str], None]):
         self.home, self.peers, self.group, self.checkpoint = home, peers, group, checkpoint
-        self.state = Database.open(home.path, "state")
+        self.workers = ThreadWorkers()
+        self.state = Database.open(home.path, "state", self.workers)
         self.clock, self.rng = SystemClock(), SeededRng(7)
         self.sources: dict[str, FolderSource] = {}
         self.shelf = Shelf()
         self.records: dict[str, SourceRecord] = {}
-        self.serving = Serving(self.state, self.sources, self.clock)
+        self.serving = Serving(self.state, self.sources, self.clock, self.workers)
         self.serving.register(peers.on_bulk)
         self.tasks: list[asyncio.Task[None]] = []
         self.channel: Channel | None = None
+
+    def _loop(self, step: Callable[[], Awaitable[object]]) -> asyncio.Task[None]:
+        return self.group.create_task(forever(step, name="stream", rng=self.rng, faults=StrictFaults()))
 
     def _announce(self, conn: sqlite3.Connection, name: str, record: SourceRecord) -> None:
         self.records[name] = record
@@ -94,11 +101,18 @@ class Running:
             made = row
             await self.state.write(lambda conn: store.insert_source(conn, made))
         source = FolderSource(
-            row, self.state, self._announce, Decoded(self.clock), self.clock, poll=0.05, poke=lambda: None
+            row,
+            self.state,
+            self._announce,
+            Decoded(self.clock),
+            self.clock,
+            poll=0.05,
+            poke=lambda: None,
+            workers=self.workers,
         )
         self.sources[name] = source
         self.serving.ready.set()
-        self.tasks.append(self.group.create_task(source.run()))
+        self.tasks.append(self._loop(source.step))
         return source
 
     async def subscribe(
@@ -120,7 +134,7 @@ class Running:
                 attempt, _ = segments.sweep(set())
                 await channel.begin(
                     self.state, self.shelf, segments, attempt, row, described.columns, "user", self.clock,
-                    lambda conn: store.insert_subscription(conn, row),
+                    lambda conn: store.insert_subscription(conn, row), workers=self.workers,
                 )  # fmt: skip
             else:
                 await self.state.write(lambda conn: store.insert_subscription(conn, row))
@@ -135,9 +149,10 @@ class Running:
             window=window,
             clock=self.clock,
             rng=self.rng,
+            workers=self.workers,
             checkpoint=self.checkpoint,
         )
-        self.tasks.append(self.group.create_task(self.channel.run()))
+        self.tasks.append(self._loop(self.channel.step))
         return self.channel
 
     async def end(self) -> None:
@@ -146,6 +161,7 @@ class Running:
         if self.tasks:
             await asyncio.wait(self.tasks)
         self.state.close()
+        self.workers.close()
 
 
 @contextlib.asynccontextmanager

@@ -59,7 +59,7 @@ def test_from_a_folder_to_a_dataset_by_commands(places: tuple[Place, Place], tmp
     orion, laptop = places
     for place in places:
         place.start()
-    laptop.command("peer", "join", orion.command("peer", "invite").split()[-1])
+    laptop.command("peer", "join", stdin=orion.command("peer", "invite"))
     home = Home(tmp_path / "watched")
     write(home, "one", 0, 300)
     with pytest.raises(IslandError, match="no folder"):

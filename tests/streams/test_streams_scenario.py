@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from island.kernel.ports import SeededRng
 from island.streams.service import Streams
 from island.streams.views import ChannelView
 from island.trust.users import Principal
+from tests.faults import Fault, Gone
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.streams.site import rows_of
 
@@ -47,11 +49,19 @@ class Scene:
         rng = SeededRng(f"{self.archipelago.seed}/streams/{island.name}/{island.lives}")
         config = Config(island=IslandSection(name=island.name), streams=StreamsSection(poll=0.5, window="64KiB"))
         catalog = Catalog(
-            island.state, island.gossip_db, island.g, island.m, island.trust, clock, rng, home=home, threads=False
+            island.state,
+            island.gossip_db,
+            island.g,
+            island.m,
+            island.trust,
+            clock,
+            rng,
+            home=home,
+            workers=island.workers,
         )
         streams = Streams(
             island.state, island.gossip_db, catalog, island.m, island.g, island.trust, island.peers, config, clock, rng,
-            home=home, checkpoint=lambda step: self._at(island.name, step), threads=False,
+            home=home, checkpoint=lambda step: self._at(island.name, step), workers=island.workers,
         )  # fmt: skip
         await catalog.start(island.tasks)
         await streams.start(island.tasks)
@@ -305,3 +315,119 @@ def test_who_may_watch_what(tmp_path: Path) -> None:
             await alpha.add_source(ADMIN, scene.drop("alpha"), "alerts")
 
     simulate(4, scenario)
+
+
+async def _watched(scene: Scene) -> None:
+    """`alpha` watches a folder with 300 rows, and `beta` knows."""
+    put(scene.drop("alpha"), "one", 0, 300)
+    await scene.streams["alpha"].add_source(ADMIN, scene.drop("alpha"), "alerts")
+
+    async def known() -> bool:
+        return any(view.files == 1 for view in await scene.streams["beta"].sources())
+
+    await scene.until(known)
+
+
+async def _delivered(scene: Scene, rows: int) -> None:
+    async def all_there() -> bool:
+        return [view.rows for view in await scene.streams["beta"].channels()] == [rows]
+
+    await scene.until(all_there)
+
+
+def test_what_was_begun_by_somebody_who_went_away_is_done_whole(tmp_path: Path) -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        scene = await two(archipelago, tmp_path)
+        alpha, beta = archipelago.islands
+        Gone(alpha.state)
+        with pytest.raises(asyncio.CancelledError):
+            await _watched(scene)
+
+        async def known() -> bool:
+            return any(view.files == 1 for view in await scene.streams["beta"].sources())
+
+        await scene.until(known)
+        Gone(beta.state)
+        with pytest.raises(asyncio.CancelledError):
+            await scene.streams["beta"].subscribe(USER, "alpha/alerts", start="beginning", into="mine")
+        await _delivered(scene, 300)
+        await scene.until(lambda: _has_rows(scene, "alpha", 300))
+        (view,) = await scene.streams["beta"].subscriptions()
+        Gone(beta.state)
+        with pytest.raises(asyncio.CancelledError):
+            await scene.streams["beta"].unsubscribe(USER, view.id)
+        assert await scene.streams["beta"].subscriptions() == []
+        Gone(alpha.state)
+        with pytest.raises(asyncio.CancelledError):
+            await scene.streams["alpha"].remove_source(ADMIN, "alerts")
+
+        async def gone() -> bool:
+            return await scene.streams["beta"].sources() == []
+
+        await scene.until(gone)
+
+    simulate(21, scenario)
+
+
+def test_a_removal_that_the_disk_refuses_changes_nothing(tmp_path: Path) -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        scene = await two(archipelago, tmp_path)
+        alpha, beta = archipelago.islands
+        await _watched(scene)
+        made = await scene.streams["beta"].subscribe(USER, "alpha/alerts", start="beginning", into="mine")
+        await _delivered(scene, 300)
+        Fault(beta.state)
+        with pytest.raises(sqlite3.OperationalError):
+            await scene.streams["beta"].unsubscribe(USER, made.id)
+        Fault(alpha.state)
+        with pytest.raises(sqlite3.OperationalError):
+            await scene.streams["alpha"].remove_source(ADMIN, "alerts")
+        put(scene.drop("alpha"), "two", 300, 200)
+        await _delivered(scene, 500)
+
+    simulate(22, scenario)
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("disk I/O error"), ValueError("odd")], ids=repr)
+@pytest.mark.parametrize("where", ["look", "_tell", "_flow"])
+def test_a_source_and_a_channel_survive_any_error(tmp_path: Path, where: str, error: Exception) -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        scene = await two(archipelago, tmp_path)
+        for island in archipelago.islands:
+            island.tasks.faults.foreseen = (Exception,)
+        await _watched(scene)
+        await scene.streams["beta"].subscribe(USER, "alpha/alerts", start="beginning", into="mine")
+        await _delivered(scene, 300)
+        (channel,), source = scene.streams["beta"]._channels.values(), scene.streams["alpha"]._sources["alerts"]
+        if where == "_flow":
+            fault = Fault(channel, error, what="_flow")
+            archipelago.network.break_session(archipelago.islands[0].id, archipelago.islands[1].id)
+        else:
+            fault = Fault(source, error, what=where)
+        await archipelago.until(lambda: bool(fault.met), within=60)
+        put(scene.drop("alpha"), "two", 300, 200)
+        await _delivered(scene, 500)
+        await archipelago.until(
+            lambda: not any(island.tasks.faults.problems() for island in archipelago.islands), within=60
+        )
+
+    simulate(23, scenario)
+
+
+def test_a_source_that_has_ended_is_noted_although_the_disk_fails(tmp_path: Path) -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        scene = await two(archipelago, tmp_path)
+        _alpha, beta = archipelago.islands
+        await _watched(scene)
+        await scene.streams["beta"].subscribe(USER, "alpha/alerts", start="beginning", into="mine")
+        await _delivered(scene, 300)
+        fault = Fault(beta.state, times=3)
+        await scene.streams["alpha"].remove_source(ADMIN, "alerts")
+        await archipelago.until(lambda: fault.met == 3, within=300)
+
+        async def stopped() -> bool:
+            return (await scene.channel("beta")).state == "stopped"
+
+        await scene.until(stopped, within=300)
+
+    simulate(24, scenario)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from island.kernel.ports import SeededRng
 from island.net import frames
 from island.net.frames import Hello, RequestHead, Type
 from island.net.handshake import transcript
-from island.trust import core, journal
+from island.trust import core, heads, journal
 from island.trust.keys import Identity
-from island.trust.messages import Admission, Chain, Invitation, Link
+from island.trust.messages import Admission, Chain, HeadHeld, HeadOffer, Invitation, JournalHead, Link
 from island.trust.signing import signed_bytes
 
 FOLDER = Path(__file__).resolve().parents[2] / "protocols" / "vectors"
@@ -187,7 +188,6 @@ def invitations() -> dict[str, Any]:
 
 def journals() -> dict[str, Any]:
     """Rows and their hashes."""
-    state = Database(Path(":memory:"), "state", inline=True)
 
     def fill(conn: sqlite3.Connection) -> list[dict[str, Any]]:
         for n in range(1, 4):
@@ -197,11 +197,68 @@ def journals() -> dict[str, Any]:
             )  # fmt: skip
         return [dict(row) for row in conn.execute("SELECT * FROM journal ORDER BY seq")]
 
-    rows = state._run_inline(fill)
-    state.close()
+    with tempfile.TemporaryDirectory() as folder:
+        state = Database.open(Path(folder), "state")
+        rows = fill(state._writer)
+        state.close()
     return {
         "what": "Rows of a journal; `hash` covers `previous` and the content.",
         "rows": [{**row, "previous": row["previous"].hex(), "hash": row["hash"].hex()} for row in rows],
+    }
+
+
+def _head(by: int, generation: int, seq: int, mark: int, network: NetworkId = NETWORK) -> JournalHead:
+    digest = bytes([mark]) * 32
+    signature = ISLANDS[by].sign(heads.SIGNATURE, network, heads.head_payload(generation, seq, digest))
+    return JournalHead(generation=generation, seq=seq, hash=digest, signature=signature)
+
+
+def journal_heads() -> dict[str, Any]:
+    """Heads that island 1 offers one after the other, and what the receiver holds after each."""
+    offers = [
+        ("the first head is kept", HeadOffer(head=_head(0, 1, 10, 1))),
+        ("a higher row that is not linked to the one held changes nothing", HeadOffer(head=_head(0, 1, 12, 2))),
+        ("a lower row: the journal was cut", HeadOffer(head=_head(0, 1, 9, 3))),
+        ("the head that is held, again: all is well", HeadOffer(head=_head(0, 1, 10, 1))),
+        ("another hash at the same row: a fork", HeadOffer(head=_head(0, 1, 10, 4))),
+        ("a higher row over another row 10: a fork", HeadOffer(head=_head(0, 1, 12, 5), since=10)),
+        (
+            "a higher row over the row that is held is kept",
+            HeadOffer(head=_head(0, 1, 12, 2), since=10, since_hash=bytes([1]) * 32),
+        ),
+        ("no head: the island reports that its journal was changed", HeadOffer()),
+        ("a new generation is kept whatever its row", HeadOffer(head=_head(0, 2, 3, 6))),
+        ("an older generation: cut", HeadOffer(head=_head(0, 1, 2**53, 7))),
+    ]
+    held, steps = core.HeldHead(), []
+    for meaning, given in offers:
+        held = core.weigh_head(held, given)
+        steps.append(
+            {
+                "meaning": meaning,
+                "offer": codec.encode(given).hex(),
+                "answer": codec.encode(HeadHeld(head=held.head)).hex(),
+                "mismatch": held.mismatch,
+            }
+        )
+    good = msgspec.to_builtins(_head(0, 1, 10, 1), builtin_types=(bytes,))
+    hostile = {
+        "signed by another island": codec.encode(HeadOffer(head=_head(1, 1, 10, 1))),
+        "signed for another network": codec.encode(HeadOffer(head=_head(0, 1, 10, 1, NetworkId("00" * 32)))),
+        "another row than was signed": codec.encode({"head": good | {"seq": 11}}),
+        "another generation than was signed": codec.encode({"head": good | {"generation": 2}}),
+        "row 0": codec.encode({"head": good | {"seq": 0}}),
+        "a row above 2^53": codec.encode({"head": good | {"seq": 2**53 + 1}}),
+        "a hash of 31 bytes": codec.encode({"head": good | {"hash": bytes(31)}}),
+        "over 512 bytes": codec.encode({"head": good, "from_a_later_version": bytes(400)}),
+        "not msgpack": b"\xc1",
+    }
+    return {
+        "what": "Requests `journal.head` of island 1 and their answers, in order. Hostile ones are breaches.",
+        "network": NETWORK,
+        "island": ISLANDS[0].id,
+        "steps": steps,
+        "hostile": [{"meaning": meaning, "offer": data.hex()} for meaning, data in hostile.items()],
     }
 
 
@@ -290,6 +347,7 @@ VECTORS: dict[str, Callable[[], dict[str, Any]]] = {
     "trust-chains": chains,
     "trust-invitations": invitations,
     "trust-journal": journals,
+    "trust-journal-heads": journal_heads,
     "session-handshake": handshakes,
     "session-frames": framing,
 }

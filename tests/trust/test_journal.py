@@ -19,7 +19,7 @@ ME = Identity.generate(SeededRng("me"))
 
 @pytest.fixture
 def conn(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    Database.open(tmp_path, "state", inline=True).close()
+    Database.open(tmp_path, "state").close()
     connection = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
     connection.row_factory = sqlite3.Row
     yield connection
@@ -33,6 +33,11 @@ def fill(conn: sqlite3.Connection, count: int = 5) -> None:
         )
 
 
+def check(conn: sqlite3.Connection) -> list[str]:
+    """All that this island can find by itself."""
+    return journal.verify(conn) + journal.verify_seal(conn, ME.id)
+
+
 def test_rows_come_back_in_order_filtered(conn: sqlite3.Connection) -> None:
     fill(conn)
     assert [e.seq for e in journal.entries(conn)] == [1, 2, 3, 4, 5]
@@ -41,25 +46,26 @@ def test_rows_come_back_in_order_filtered(conn: sqlite3.Connection) -> None:
     assert [e.seq for e in journal.entries(conn, limit=2)] == [4, 5]
     assert journal.entries(conn, contains="%") == []
     assert journal.entries(conn)[2].detail == {"n": 3}
-    assert journal.verify(conn, ME.id) == []
+    assert journal.verify(conn) == []
 
 
 def test_an_empty_journal_is_whole(conn: sqlite3.Connection) -> None:
-    assert journal.verify(conn, ME.id) == []
-    assert not journal.seal(conn, ME, NO_NETWORK)
+    assert check(conn) == []
+    journal.seal(conn, ME, NO_NETWORK)
+    assert check(conn) == [] and journal.sealed_tip(conn) is None
 
 
-@pytest.mark.parametrize("sealed_after", [None, 0, 3, 5])
+@pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize(
     "column, value",
     [("at", 1.0), ("who", "x"), ("act", "x"), ("what", "x"), ("outcome", "x"), ("detail", "{}"), ("hash", b"x" * 32)],
 )
-def test_an_edited_row_is_found(conn: sqlite3.Connection, column: str, value: object, sealed_after: int | None) -> None:
+def test_an_edited_row_is_found(conn: sqlite3.Connection, column: str, value: object, sealed: bool) -> None:
     fill(conn)
-    if sealed_after is not None:
+    if sealed:
         journal.seal(conn, ME, NO_NETWORK)
     conn.execute(f"UPDATE journal SET {column} = ? WHERE seq = 3", (value,))
-    assert any("row 3" in problem for problem in journal.verify(conn, ME.id))
+    assert any("row 3" in problem for problem in journal.verify(conn))
 
 
 @pytest.mark.parametrize("gone", [1, 3, 5])
@@ -83,10 +89,25 @@ def test_an_inserted_row_is_found(conn: sqlite3.Connection) -> None:
 
 def test_a_tail_cut_off_with_its_head_is_found_by_the_seal(conn: sqlite3.Connection) -> None:
     fill(conn)
-    assert journal.seal(conn, ME, NO_NETWORK) and not journal.is_unsealed(conn)
+    journal.seal(conn, ME, NO_NETWORK)
+    assert check(conn) == []
     conn.execute("DELETE FROM journal WHERE seq = 5")
     conn.execute("UPDATE journal_head SET seq = 4, hash = (SELECT hash FROM journal WHERE seq = 4)")
-    assert journal.verify(conn, ME.id) == ["row 5, which was sealed, is missing"]
+    assert journal.verify(conn) == []
+    assert check(conn) == ["row 5, which was sealed, is missing"]
+
+
+def test_a_seal_that_is_missing_or_older_than_the_newest_row_is_found(conn: sqlite3.Connection) -> None:
+    fill(conn, 3)
+    assert check(conn) == ["the seal is missing: rows up to 3 are not signed by this island"]
+    journal.seal(conn, ME, NO_NETWORK)
+    fill(conn, 2)
+    assert [problem.partition(":")[0] for problem in check(conn)] == [
+        "the seal is of row 3, and there are rows up to 5"
+    ]
+    conn.execute("DELETE FROM journal")
+    conn.execute("DELETE FROM journal_seal")
+    assert check(conn) == ["rows 1 to 5 are missing at the end", "the rows and the seal are missing"]
 
 
 def test_a_journal_written_anew_by_another_is_found_by_the_seal(conn: sqlite3.Connection) -> None:
@@ -97,10 +118,10 @@ def test_a_journal_written_anew_by_another_is_found_by_the_seal(conn: sqlite3.Co
     fill(conn, 6)
     conn.execute("UPDATE journal SET what = 'x' WHERE seq = 1")
     forger = Identity.generate(SeededRng("forger"))
-    assert any("row 1" in problem for problem in journal.verify(conn, ME.id))
+    assert any("row 1" in problem for problem in check(conn))
     conn.execute("DELETE FROM journal_seal")
     journal.seal(conn, forger, NO_NETWORK)
-    assert "the seal is not signed by this island's key" in journal.verify(conn, ME.id)
+    assert "the seal is not signed by this island's key" in check(conn)
 
 
 def test_odd_texts_never_make_an_act_fail(conn: sqlite3.Connection) -> None:
@@ -112,6 +133,26 @@ def test_odd_texts_never_make_an_act_fail(conn: sqlite3.Connection) -> None:
     )
     assert journal.verify(conn) == []
     assert len(journal.entries(conn)[0].what) == 1000
+
+
+@pytest.mark.parametrize(
+    "detail", ["{", "[]", "{}", '{"generation": "2"}', '{"generation": 1e400}', '{"generation": 0}']
+)
+def test_the_generation_is_that_of_the_newest_acknowledgement(conn: sqlite3.Connection, detail: str) -> None:
+    assert journal.generation(conn) == 1
+    for generation in (2, 7):
+        journal.append(
+            conn,
+            at=1,
+            who="a@b",
+            act=journal.ACKNOWLEDGE,
+            what="x",
+            outcome="done",
+            detail={"generation": generation},
+        )
+        assert journal.generation(conn) == generation
+    conn.execute("UPDATE journal SET detail = ? WHERE seq = 2", (detail,))
+    assert journal.generation(conn) == 1
 
 
 def test_an_unreadable_detail_is_shown_not_raised(conn: sqlite3.Connection) -> None:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
 import blake3
 import pytest
 
-from island.errors import BadInput, Conflict, PeerMisbehaved
+from island.errors import BadInput, Conflict, Full, PeerMisbehaved
 from island.kernel import codec
 from island.kernel.db import Database
 from island.kernel.ids import NetworkId
-from island.kernel.loops import Tasks
 from island.kernel.ports import SystemClock, SystemRng
 from island.trust import core, journal
 from island.trust.keys import Identity
 from island.trust.messages import Genesis
 from island.trust.service import Trust
+from tests.faults import cancelled_while_committing
 
 
 class Wall(SystemClock):
@@ -53,8 +53,10 @@ def clock() -> Wall:
 
 
 @pytest.fixture
-def islands(tmp_path: Path, clock: Wall) -> Iterator[list[Island]]:
+async def islands(tmp_path: Path, clock: Wall) -> AsyncIterator[list[Island]]:
     made = [Island(tmp_path / name, name, clock) for name in ("a", "b", "c")]
+    for island in made:
+        await island.trust.load()
     yield made
     for island in made:
         island.state.close()
@@ -79,6 +81,18 @@ async def test_the_first_invitation_founds_and_the_chain_grows(islands: list[Isl
     assert c.trust.chain is not None
     assert a.trust.check_chain(c.trust.chain) == a.trust.check_chain(c.trust.chain) == c.identity.id
     assert core.verify_chain(a.trust.network, c.trust.chain).depth == 2
+
+
+async def test_who_founds_or_joins_and_goes_away_belongs_to_the_network_all_the_same(islands: list[Island]) -> None:
+    a, b, _ = islands
+    await cancelled_while_committing(a.state, lambda: a.trust.invite(["127.0.0.1:1"]))
+    assert a.trust.network is not None
+    word = await a.trust.invite(["127.0.0.1:1"])
+    invitation = b.trust.parse_invitation(word)
+    chain = await a.trust.redeem(invitation.secret, b.identity.id, b.name)
+    await cancelled_while_committing(b.state, lambda: b.trust.adopt(core.network_id(invitation.genesis), chain))
+    assert b.trust.network == a.trust.network
+    assert await b.trust.invite(["127.0.0.1:2"])
 
 
 async def test_the_recovery_key_is_the_one_in_the_genesis(islands: list[Island]) -> None:
@@ -195,15 +209,73 @@ async def test_it_is_all_in_the_journal_which_is_sealed(islands: list[Island]) -
     rows = await a.state.read(journal.entries)
     assert [row.act for row in rows] == ["peer.found", "peer.invite", "peer.admit"]
     assert b.identity.id in rows[2].what and rows[0].who == "administrator@a"
-    with contextlib.suppress(ExceptionGroup):
-        async with asyncio.TaskGroup() as group:
-            await a.trust.start(Tasks(group))
-            while await a.state.read(journal.is_unsealed):
-                await asyncio.sleep(0.01)
-            for task in asyncio.all_tasks():
-                if task.get_name() == "trust.seal":
-                    task.cancel()
-    await b.trust.stop()
     for island in (a, b):
-        assert not await island.state.read(journal.is_unsealed)
-        assert await island.state.read(partial(journal.verify, me=island.identity.id)) == []
+        assert await island.state.read(partial(journal.verify_seal, me=island.identity.id)) == []
+        assert await island.trust.verify_journal() == (3 if island is a else 1, [])
+
+
+async def test_rows_are_sealed_in_their_commit_and_those_that_failed_are_not(islands: list[Island]) -> None:
+    a = islands[0]
+    await a.trust.invite(["h:1"])
+    before = await a.state.read(journal.sealed_tip)
+
+    def fails(conn: sqlite3.Connection) -> None:
+        add(conn, "never")
+        raise BadInput("changed my mind")
+
+    results = await asyncio.gather(
+        *(a.state.write(partial(add, what=f"act {n}")) for n in range(5)), a.state.write(fails), return_exceptions=True
+    )
+    assert [result for result in results if result is not None] == [results[5]]
+    assert await a.trust.verify_journal() == (7, [])
+    assert await a.state.read(journal.sealed_tip) == await a.state.read(journal.tip) != before
+
+
+async def test_a_commit_that_fails_leaves_the_sealer_with_what_is_on_disk(islands: list[Island]) -> None:
+    a = islands[0]
+    await a.trust.invite(["h:1"])
+    sealing = a.state.before_commit
+    assert sealing is not None
+
+    def full(conn: sqlite3.Connection) -> None:
+        sealing(conn)
+        raise sqlite3.OperationalError("database or disk is full")
+
+    a.state.before_commit = full
+    with pytest.raises(Full):
+        await a.state.write(partial(add, what="lost"))
+    a.state.before_commit = sealing
+    await a.state.write(partial(add, what="kept"))
+    assert a.trust.sealer.problem == ""
+    assert await a.trust.verify_journal() == (3, [])
+
+
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        ("DELETE FROM journal_seal",),
+        ("DELETE FROM journal WHERE seq = 3", "UPDATE journal_head SET (seq, hash) = (SELECT 2, hash FROM journal)"),
+        ("DELETE FROM journal", "DELETE FROM journal_head"),
+        ("DELETE FROM journal", "DELETE FROM journal_head", "DELETE FROM journal_seal"),
+        ("UPDATE journal SET hash = randomblob(32) WHERE seq = 3",),
+    ],
+)
+async def test_a_journal_that_is_changed_under_the_running_daemon_is_sealed_no_further(
+    islands: list[Island], tampering: tuple[str, ...]
+) -> None:
+    a = islands[0]
+    await a.trust.invite(["h:1"])
+    await a.trust.invite(["h:1"])
+    other = sqlite3.connect(a.home / "state.db", isolation_level=None)
+    for statement in tampering:
+        other.execute(statement)
+    other.close()
+    await a.state.write(partial(add, what="afterwards"))
+    assert "while this daemon ran" in a.trust.sealer.problem
+    assert (await a.trust.verify_journal())[1]
+    await a.trust.load()  # as the next start does
+    assert a.trust.sealer.problem and (await a.trust.verify_journal())[1]
+
+
+def add(conn: sqlite3.Connection, what: str) -> None:
+    journal.append(conn, at=1, who="x@a", act="test", what=what, outcome="done", detail={})

@@ -15,6 +15,7 @@ from island.net import frames
 from island.net.frames import Hello
 from island.net.handshake import transcript
 from island.trust import core, journal
+from island.trust.messages import HEAD_LIMIT, HeadHeld, HeadOffer
 from island.trust.signing import signed_bytes, verify
 from tests.trust.make_vectors import FOLDER, VECTORS
 
@@ -68,6 +69,27 @@ def test_journal() -> None:
         content = [row[key] for key in ("seq", "at", "who", "act", "what", "outcome", "detail")]
         previous = journal._hash(previous, content)
         assert row["hash"] == previous.hex()
+
+
+def test_journal_heads() -> None:
+    found = load("trust-journal-heads")
+    island, network = IslandId(found["island"]), NetworkId(found["network"])
+
+    def read(data: str) -> HeadOffer:
+        offer = codec.decode(bytes.fromhex(data), HeadOffer, limit=HEAD_LIMIT)
+        if offer.head is not None:
+            payload = codec.encode([offer.head.generation, offer.head.seq, offer.head.hash])
+            if not verify(island, "journal-head", network, payload, offer.head.signature):
+                raise PeerMisbehaved("the signature is wrong")
+        return offer
+
+    held = core.HeldHead()
+    for step in found["steps"]:
+        held = core.weigh_head(held, read(step["offer"]))
+        assert (codec.encode(HeadHeld(head=held.head)).hex(), held.mismatch) == (step["answer"], step["mismatch"])
+    for case in found["hostile"]:
+        with pytest.raises(PeerMisbehaved):
+            read(case["offer"])
 
 
 def test_handshake() -> None:

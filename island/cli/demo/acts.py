@@ -100,7 +100,7 @@ def prepare(scene: Scene) -> None:
     for place in scene.places:
         place.start()
     for guest in (scene.orion, scene.laptop):
-        guest.command("peer", "join", scene.virgo.command("peer", "invite").strip())
+        guest.command("peer", "join", stdin=scene.virgo.command("peer", "invite"))
     about = ("--licence", data.LICENCE, "--description", data.CREDIT)
     scene.virgo.command(
         "dataset", "publish", str(galaxies), "--name", "galaxies", "--title", "Galaxies of the NGC and IC", *about

@@ -104,11 +104,11 @@ class Place:
                 self._process.wait()
         self._process = None
 
-    def command(self, *arguments: str, seconds: float = 180.0) -> str:
+    def command(self, *arguments: str, seconds: float = 180.0, stdin: str = "") -> str:
         """What `island ARGUMENTS` prints on stdout with this home; raises `IslandError` when it fails."""
         done = subprocess.run(
             [*ISLAND, "--home", str(self.home), *arguments],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False,
+            input=stdin, capture_output=True, text=True, timeout=seconds, check=False,
         )  # fmt: skip
         if done.returncode:
             raise IslandError(f"`island {' '.join(arguments[:3])}` at {self.name} failed: {done.stderr.strip()[-600:]}")

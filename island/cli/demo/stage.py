@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from island.kernel.terminal import escaped
+
 
 class Stage:
     """Prints acts with their tables, and keeps what was asked, moved and compared."""
@@ -30,16 +32,16 @@ class Stage:
     def act(self, number: int, title: str) -> None:
         """Begin an act."""
         elapsed = time.monotonic() - self._started
-        self._console.print(f"\n[bold]{number}. {escape(title)}[/bold]  [dim]({elapsed:.0f} s)[/dim]")
+        self._console.print(f"\n[bold]{number}. {_shown(title)}[/bold]  [dim]({elapsed:.0f} s)[/dim]")
 
     def say(self, text: str) -> None:
         """One line of the story."""
-        self._console.print(f"   {escape(text)}", soft_wrap=not sys.stdout.isatty())
+        self._console.print(f"   {_shown(text)}", soft_wrap=not sys.stdout.isatty())
 
     def typed(self, place: str, *words: str) -> None:
         """The command that a person would type, and where."""
         shown = words[0] if len(words) == 1 else " ".join(_quoted(word) for word in words)
-        self._console.print(f"   [dim]{escape(place)}$[/dim] {escape(shown)}", soft_wrap=True)
+        self._console.print(f"   [dim]{_shown(place)}$[/dim] {_shown(shown)}", soft_wrap=True)
 
     def table(self, columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
         """A small table."""
@@ -47,7 +49,7 @@ class Stage:
         for column in columns:
             sheet.add_column(column)
         for line in lines:
-            sheet.add_row(*(escape(str(value)) for value in line))
+            sheet.add_row(*(_shown(str(value)) for value in line))
         grid = Table.grid(padding=(0, 0, 0, 3))
         grid.add_column()
         grid.add_column()
@@ -84,6 +86,11 @@ class Stage:
             self.say(f"DIFFERS  {line}")
         else:
             self.say(f"{what}: {want.total()} rows, exactly those that the same condition selects directly")
+
+
+def _shown(text: str) -> str:
+    """Text as it is, for rich: neither markup nor what a terminal would obey."""
+    return escape(escaped(text, lines=True))
 
 
 def _quoted(word: str) -> str:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
+import msgspec
 from aiohttp import web
+from msgspec import Meta
 
 from island.errors import BadInput
+from island.kernel.ids import IslandId
 from island.net.api import base
+from island.trust.heads import JournalHeads, unreached
 from island.trust.journal import Entry
 from island.trust.service import Trust
 
 MAX_ROWS = 10_000
 
 
-def routes(trust: Trust) -> list[web.RouteDef]:
-    """Reading and verifying the journal."""
+class Acknowledged(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /api/v1/journal/acknowledge`."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=1000)]
+
+
+def routes(trust: Trust, heads: JournalHeads, display: Callable[[IslandId], str]) -> list[web.RouteDef]:
+    """Reading, verifying and acknowledging the journal."""
 
     async def read(request: web.Request) -> web.Response:
         """List the newest rows of the journal, oldest first."""
@@ -26,11 +37,34 @@ def routes(trust: Trust) -> list[web.RouteDef]:
         return base.reply([row(entry, trust.name) for entry in found])
 
     async def verify(_: web.Request) -> web.Response:
-        """Check that no row was edited, removed or inserted."""
+        """Check every row and the seal, and compare with the heads that other islands hold."""
+        answers = await heads.compare()
         rows, problems = await trust.verify_journal()
-        return base.reply({"island": trust.name, "rows": rows, "whole": not problems, "problems": problems[:100]})
+        problems += heads.own_problems(display)
+        return base.reply(
+            {
+                "island": trust.name,
+                "rows": rows,
+                "whole": not problems,
+                "problems": problems[:100],
+                "asked": len(answers),
+                "answered": len(answers) - len(unreached(answers)),
+                "unanswered": [display(island) for island in unreached(answers)],
+                "disagreeing": [display(each.island) for each in answers if each.answer == "disagrees"],
+            }
+        )
 
-    return [web.get("/api/v1/journal", read), web.get("/api/v1/journal/verify", verify)]
+    async def acknowledge(request: web.Request) -> web.Response:
+        """Accept that rows are missing, as after restoring a backup; this is written to the journal."""
+        who = base.administrator(request)
+        body = await base.body(request, Acknowledged)
+        return base.reply({"island": trust.name, "generation": await heads.acknowledge(who.user, body.reason)})
+
+    return [
+        web.get("/api/v1/journal", read),
+        web.get("/api/v1/journal/verify", verify),
+        web.post("/api/v1/journal/acknowledge", acknowledge),
+    ]
 
 
 def row(entry: Entry, island: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from island.jobs.service import Jobs
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
 from island.kernel.ports import SystemClock, SystemRng
+from island.kernel.work import ThreadWorkers
 from island.livy.client import LivyClient
 from island.membership.service import Membership
 from island.net import gateway
@@ -49,7 +50,8 @@ class Site:
             Identity.generate(rng).save(home / "key")
             create_tokens(home, rng)
         identity = Identity.load(home / "key")
-        self.databases = [Database.open(home, kind) for kind in ("state", "gossip", "chunks")]
+        self.workers = ThreadWorkers()
+        self.databases = [Database.open(home, kind, self.workers) for kind in ("state", "gossip", "chunks")]
         state, db, chunks = self.databases
         self.state = state
         self.trust = Trust(state, identity, name, "tests", clock, rng)
@@ -64,7 +66,9 @@ class Site:
         )
         self.gossip = Gossip(state, db, self.trust, self.peers, clock, rng)
         self.membership = Membership(state, db, self.gossip, self.trust, self.peers, clock, rng)
-        self.catalog = Catalog(state, db, self.gossip, self.membership, self.trust, clock, rng, home=home)
+        self.catalog = Catalog(
+            state, db, self.gossip, self.membership, self.trust, clock, rng, home=home, workers=self.workers
+        )
         self.replicas = Replicas(
             chunks,
             self.catalog,
@@ -77,6 +81,7 @@ class Site:
             rng,
             home=home,
             state=state,
+            workers=self.workers,
         )
         self.livy = livy
         engine: Engine | None = LivyEngine(lambda: livy) if livy is not None else None
@@ -92,12 +97,13 @@ class Site:
             clock,
             rng,
             home=home,
+            workers=self.workers,
         )
         routes = [*gateway.routes(self.jobs), *jobs_api.routes(self.jobs)]
         self.server = UserServer(build(Tokens.load(home), routes, lambda: True), "127.0.0.1:0")
 
     async def start(self, tasks: Tasks) -> None:
-        await self.trust.start(tasks)
+        await self.trust.load()
         await self.gossip.start(tasks)
         await self.membership.start(tasks)
         await self.catalog.start(tasks)

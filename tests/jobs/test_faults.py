@@ -1,0 +1,210 @@
+"""Faults of a disk, and bugs, under a job: its drivers go on or end it with a reason, and never die without a word."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from island.errors import IslandError
+from island.jobs import runs
+from island.jobs.store import Job
+from island.kernel.db import Database
+from tests.faults import Fault, Gone
+from tests.jobs.world import OPEN, PlayedEngine, World
+from tests.sim.archipelago import Archipelago, SimIsland, simulate
+
+
+async def _open(a: Archipelago) -> tuple[World, SimIsland, SimIsland, PlayedEngine, Job]:
+    """A home without an engine, whose session runs at another island."""
+    world, engine = World(a), PlayedEngine()
+    home = await world.island("home")
+    there = await world.island("there", engine=engine, jobs=OPEN)
+    await world.linked()
+    job = await world.settled(home, await world.open(home))
+    assert job.state == "idle"
+    return world, home, there, engine, job
+
+
+async def _out_of_order(*databases: Database, seconds: float) -> None:
+    """Nothing can be read or written for a while."""
+    faults = [Fault(database, what=what, times=None) for database in databases for what in ("read", "write")]
+    await asyncio.sleep(seconds)
+    for fault in faults:
+        fault.mend()
+    assert any(fault.met for fault in faults)
+
+
+@pytest.mark.parametrize("where", ["home", "there", "both"])
+def test_a_session_goes_on_after_the_disk_failed(where: str) -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home, there, engine, job = await _open(a)
+        broken = {"home": [home.state], "there": [there.state], "both": [home.state, there.state]}[where]
+        await world.jobs["home"].post(job, "first", None)
+        await _out_of_order(*broken, seconds=40)
+        statement = await world.run(home, job, "second")
+        assert statement.state == "available"
+        assert "did second" in statement.output
+        assert engine.ran == ["first", "second"]
+
+    simulate(1, scenario)
+
+
+@pytest.mark.parametrize("when", [0.0, 0.02, 0.3, 1.0])
+def test_a_session_that_is_being_started_goes_on_after_the_disk_failed(when: float) -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        engine = PlayedEngine()
+        home = await world.island("home", engine=engine)
+        job = await world.open(home)
+        await asyncio.sleep(when)
+        await _out_of_order(home.state, seconds=20)
+        assert "did it" in (await world.run(home, job, "it")).output
+        assert len(engine.created) == 1
+
+    simulate(2, scenario)
+
+
+def test_the_end_of_a_run_is_stored_however_long_the_disk_does_not_take_it() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home, there, engine, job = await _open(a)
+        engine.start_anew("two")  # what ran there is lost, and its end is to be stored
+        fault = Fault(there.state, times=None)
+        await asyncio.sleep(20)
+        assert fault.met > 1
+        fault.mend()
+        ended = await world.ended(home, job)
+        assert ended.state == "dead"
+        assert "what was in it is lost" in ended.reason
+        assert world.jobs["there"].executor._carrier.live == {}
+
+    simulate(3, scenario)
+
+
+def _bug_in_engine(world: World, engine: PlayedEngine) -> None:
+    async def fault(what: str, when: str) -> None:
+        if (what, when) == ("show", "before"):
+            raise ValueError("odd")
+
+    engine.fault = fault
+
+
+def _bug_in_driver(world: World, engine: PlayedEngine) -> None:
+    Fault(world.jobs["home"].forwarding, ValueError("odd"), what="_refresh")
+
+
+@pytest.mark.parametrize(("bug", "state"), [(_bug_in_engine, "dead"), (_bug_in_driver, "error")])
+def test_a_bug_ends_the_job_with_a_reason(bug: Callable[[World, PlayedEngine], None], state: str) -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home, _there, engine, job = await _open(a)
+        bug(world, engine)
+        ended = await world.ended(home, job)
+        assert ended.state == state
+        assert "a fault in island itself" in ended.reason
+        assert "ValueError: odd" in ended.reason
+        with pytest.raises(IslandError):
+            await world.jobs["home"].post(ended, "later", None)
+        engine.fault = None
+        await a.until(lambda: not engine.alive(), within=120)
+        other = await world.settled(home, await world.open(home))
+        assert "did it" in (await world.run(home, other, "it")).output
+
+    simulate(4, scenario)
+
+
+def test_a_statement_whose_cancel_could_not_be_stored_runs() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home, _there, engine, job = await _open(a)
+        jobs = world.jobs["home"]
+        engine.took = 5.0
+        await jobs.post(job, "first", None)
+        await asyncio.sleep(1)
+        waiting = await jobs.post(job, "second", None)
+        fault = Fault(home.state)
+        with pytest.raises(sqlite3.OperationalError):
+            await jobs.cancel_statement(job, waiting.number)
+        assert fault.met == 1
+        assert (await jobs.finished_statement(job, waiting.number, 60))[0].state == "available"
+        assert engine.ran == ["first", "second"]
+
+    simulate(5, scenario)
+
+
+def test_a_statement_that_the_disk_did_not_take_is_sent_again() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home, there, engine, job = await _open(a)
+        fault = Fault(there.state)
+        assert "did it" in (await world.run(home, job, "it")).output
+        assert fault.met == 1
+        assert engine.ran == ["it"]
+
+    simulate(6, scenario)
+
+
+def test_a_late_wish_does_not_undo_the_end_of_a_run() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home, there, engine, job = await _open(a)
+        (live,) = world.jobs["there"].executor._carrier.live.values()
+        alive = replace(live.run)
+        engine.start_anew("two")
+        await world.ended(home, job)
+        await there.state.write(lambda conn: runs.save(conn, alive))
+        (stored,) = await world.jobs["there"].executor.newest(10)
+        assert (stored.step, stored.state) == ("ended", "dead")
+
+    simulate(10, scenario)
+
+
+def test_a_session_whose_client_goes_away_while_it_is_accepted_is_started() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), PlayedEngine()
+        home = await world.island("home", engine=engine)
+        Gone(home.state)
+        with pytest.raises(asyncio.CancelledError):
+            await world.open(home)
+        await a.until(lambda: len(engine.alive()) == 1, within=10)
+
+    simulate(7, scenario)
+
+
+def test_what_a_client_asked_for_before_it_went_away_happens_at_once() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home, _there, engine, job = await _open(a)
+        jobs = world.jobs["home"]
+        Gone(home.state)
+        with pytest.raises(asyncio.CancelledError):
+            await jobs.post(job, "sleep", None)
+        await a.until(lambda: engine.ran == ["sleep"], within=5)
+        Gone(home.state)
+        with pytest.raises(asyncio.CancelledError):
+            await jobs.cancel_statement(job, 0)
+        assert (await jobs.finished_statement(job, 0, 5))[0].state == "cancelled"
+        Gone(home.state)
+        with pytest.raises(asyncio.CancelledError):
+            await jobs.end(job, deleted=False)
+        await a.until(lambda: not engine.alive(), within=10)
+
+    simulate(8, scenario)
+
+
+def test_a_commit_and_a_statement_count_although_their_home_goes_away() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), PlayedEngine()
+        home = await world.island("home")
+        there = await world.island("there", engine=engine, jobs=OPEN)
+        await world.linked()
+        Gone(there.state)  # the first write there is that of the commit
+        job = await world.open(home)
+        await a.until(lambda: len(engine.created) == 1, within=10)  # home itself asks again after 15 s only
+        await world.settled(home, job)
+        Gone(there.state)
+        assert (await world.run(home, job, "first")).state == "available"
+        (live,) = world.jobs["there"].executor._carrier.live.values()
+        assert (live.last_number, live.next_remote) == (0, 1)
+        assert (await world.run(home, job, "second")).state == "available"
+        assert engine.ran == ["first", "second"]
+
+    simulate(9, scenario)

@@ -1,0 +1,121 @@
+"""Work elsewhere: pools apart by purpose, cancellation, and one way in for the whole program."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+import island
+from island.catalog.messages import Query
+from island.kernel.work import BLOCKING_THREADS, ThreadWorkers, ended, to_the_end
+from tests.catalog.archipelago import Islands, write_table
+
+
+@contextlib.asynccontextmanager
+async def nothing_answers(workers: ThreadWorkers) -> AsyncIterator[None]:
+    """Every thread for blocking calls waits for an answer that does not come, and more calls wait for a thread."""
+    answer, waiting = threading.Event(), threading.Semaphore(0)
+
+    def ask() -> None:
+        waiting.release()
+        answer.wait()
+
+    loop = asyncio.get_running_loop()
+    workers.install(loop)
+    calls = [workers.blocking(ask) for _ in range(BLOCKING_THREADS)]
+    try:
+        for _ in range(BLOCKING_THREADS):
+            await workers.disk(waiting.acquire)
+        calls += [workers.blocking(ask) for _ in range(BLOCKING_THREADS)]
+        yield
+        assert not any(call.done() for call in calls)
+    finally:
+        answer.set()
+        await asyncio.gather(*calls)
+
+
+async def test_work_of_other_kinds_goes_on_while_every_blocking_call_is_stuck() -> None:
+    workers = ThreadWorkers()
+    lane = workers.lane("test")
+    async with nothing_answers(workers):
+        lookup = asyncio.get_running_loop().getaddrinfo("localhost", None)
+        task = asyncio.get_running_loop().create_task(lookup)
+        assert await workers.disk(sum, [1, 2]) == 3
+        assert await workers.cpu(sum, [1, 2]) == 3
+        assert await lane.run(sum, [1, 2]) == 3
+        assert not task.done()  # the loop's own look-ups have the threads for blocking calls
+    assert await task
+    lane.close()
+    workers.close()
+
+
+async def test_a_publication_goes_on_while_every_blocking_call_is_stuck(tmp_path: Path) -> None:
+    async with Islands(tmp_path).island("alpha") as alpha, nothing_answers(alpha.workers):
+        view = await alpha.catalog.publish("administrator@alpha", write_table(tmp_path / "stars.parquet"), "stars")
+        assert view.rows == 1000
+        assert [found.name for found in await alpha.catalog.search(Query(words="stars"))] == ["stars"]
+
+
+async def test_a_lane_keeps_the_order_and_runs_a_turn_to_its_end() -> None:
+    lane = ThreadWorkers().lane("test")
+    done: list[int] = []
+
+    def turn() -> Iterator[None]:
+        done.append(1)
+        yield
+        done.append(2)
+
+    lane.post(turn)
+    await lane.run(done.append, 3)
+    lane.post(turn)
+    lane.close()
+    assert done == [1, 2, 3, 1, 2]
+
+
+async def test_a_caller_that_is_cancelled_waits_for_the_end_of_its_work() -> None:
+    workers = ThreadWorkers()
+    begun, gate, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        gate.wait()
+        finished.set()
+
+    task = asyncio.get_running_loop().create_task(to_the_end(workers.disk(work)))
+    await workers.cpu(begun.wait)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert finished.is_set()
+    workers.close()
+
+
+async def test_work_that_ends_badly_has_ended() -> None:
+    workers = ThreadWorkers()
+    work = workers.cpu(int, "no number")
+    await ended(work)
+    with pytest.raises(ValueError, match="no number"):
+        await work
+    workers.close()
+
+
+def test_nothing_else_uses_an_executor() -> None:
+    """Ruff bans the functions and classes; this finds the method of the event loop too."""
+    package = Path(island.__file__).parent
+    found = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in sorted(package.rglob("*.py"))
+        if path.relative_to(package).parts[0] != "engine" and path != package / "kernel" / "work.py"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in ("run_in_executor", "set_default_executor")
+    ]
+    assert not found, found

@@ -1,0 +1,64 @@
+"""Faults of a whole island over real TLS: a session that is lost during a commit, and what its status says."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+from island.errors import Unreachable
+from island.gossip import store
+from tests.faults import Fault
+from tests.scenarios.hostile import get, member, until, victim
+
+
+async def test_an_island_hears_another_whose_session_was_lost_during_a_commit(tmp_path: Path) -> None:
+    async with victim(tmp_path) as daemon, member(daemon, tmp_path) as other:
+        await other.told(("test/a", b"1"))
+        logs, busy, gate, storing = daemon.gossip._logs, threading.Event(), threading.Event(), asyncio.Event()
+        original = logs._store
+
+        async def tapped(intake: Any) -> None:
+            if other.id in intake.batches:
+                storing.set()
+            await original(intake)
+
+        def hold(_: sqlite3.Connection) -> None:
+            busy.set()
+            gate.wait(10)
+
+        logs._store = tapped  # type: ignore[method-assign]  # tells the moment at which the session is to be lost
+        holding = asyncio.get_running_loop().create_task(daemon.gossip_db.write(hold))
+        assert await asyncio.to_thread(busy.wait, 10)
+        other.say(("test/b", b"2"))
+        await asyncio.wait_for(storing.wait(), 10)
+        daemon.peers._control[other.id].end(Unreachable("cut by the test"))
+        await asyncio.sleep(0)
+        gate.set()
+        await holding
+        await until(lambda: daemon.gossip.head(other.id) == other.head)
+        await until(lambda: daemon.peers.link(other.id) is not None)
+        await other.told(("test/c", b"3"))
+        assert (await daemon.gossip_db.read(store.heads))[other.id] == other.head == daemon.gossip.head(other.id)
+        assert (await get(daemon, "/api/v1/island"))["problems"] == []
+
+
+async def test_status_names_an_origin_that_cannot_be_stored_and_a_loop_that_fails(tmp_path: Path) -> None:
+    async with victim(tmp_path) as daemon, member(daemon, tmp_path) as other:
+        await other.told(("test/a", b"1"))
+        fault = Fault(daemon.gossip_db, times=None)
+        batches = other.signed(("test/b", b"2"))
+        other.send(batches)
+        await until(lambda: bool(daemon.gossip.problems()))
+        daemon.faults.met("some.loop", ValueError("odd"))
+        unstored, loop = (await get(daemon, "/api/v1/island"))["problems"]
+        assert unstored.startswith(f"news of {daemon.membership.display(other.id)} cannot be stored")
+        assert "disk I/O error" in unstored
+        assert loop.startswith("some.loop fails and is tried again (ValueError: odd)")
+        fault.mend()
+        daemon.faults.over("some.loop")
+        other.send(batches)
+        await until(lambda: daemon.gossip.head(other.id) == other.head)
+        assert (await get(daemon, "/api/v1/island"))["problems"] == []

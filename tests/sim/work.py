@@ -1,0 +1,150 @@
+"""Workers in virtual time: each piece of work starts, ends and is delivered by events of its own.
+
+The delays between these events come from the seed, so code after a commit, code in a writer's
+thread and code in the loop interleave differently with each seed, and in the same way each time
+the same seed runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, TypeVarTuple
+
+from island.kernel.ports import Rng
+from island.kernel.work import Turn
+from tests.sim.disk import SimDisk
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class SimWorkers:
+    """`Workers` of one life of one simulated island, whose files and databases are on `disk`."""
+
+    def __init__(self, rng: Rng, disk: SimDisk) -> None:
+        self.rng, self.disk_ = rng, disk
+        self.dead = False
+        self._lanes: list[SimLane] = []
+        self._disk = self._lane(16, disk, files=True)
+        self._cpu = self._lane(4, disk, files=True)  # what hashes and decodes reads files as well
+        self._blocking = self._lane(16)
+
+    def disk(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
+        return self._disk.run(function, *args)
+
+    def cpu(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
+        return self._cpu.run(function, *args)
+
+    def blocking(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
+        return self._blocking.run(function, *args)
+
+    def lane(self, name: str, width: int = 1) -> SimLane:
+        return self._lane(width, self.disk_, files=not name.startswith("db-"))
+
+    def close(self) -> None:
+        for lane in self._lanes:
+            lane.close()
+
+    def kill(self) -> None:
+        """The process ends here: nothing that is under way goes on, and nothing can be started."""
+        self.dead = True
+        for lane in self._lanes:
+            lane.forget()
+
+    def _lane(self, width: int, disk: SimDisk | None = None, *, files: bool = False) -> SimLane:
+        self._lanes.append(SimLane(self, width, disk, files=files))
+        return self._lanes[-1]
+
+
+class SimLane:
+    """`Lane` in virtual time: of at most `width` pieces of work, each step is an event."""
+
+    def __init__(self, workers: SimWorkers, width: int, disk: SimDisk | None, *, files: bool) -> None:
+        self._workers, self._width, self._disk = workers, width, disk
+        self._files = disk if files else None
+        self._waiting: deque[Turn] = deque()
+        self._under_way: list[Iterator[None]] = []
+        self._futures: dict[int, asyncio.Future[Any]] = {}
+        self._count = 0
+
+    def run(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self.future()
+
+        def turn() -> Iterator[None]:
+            yield
+            if future.cancelled():
+                return
+            try:
+                result = function(*args) if self._files is None else self._files.work(function, *args)
+            except Exception as error:  # noqa: BLE001 - handed to the caller, as a thread does
+                self._later(_fail, future, error)
+            else:
+                self._later(_succeed, future, result)
+
+        self.post(turn)
+        return future
+
+    def future(self) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._workers.dead:
+            future.cancel()
+        number = self._count = self._count + 1
+        self._futures[number] = future
+        future.add_done_callback(lambda _: self._futures.pop(number, None))
+        return future
+
+    def post(self, turn: Turn) -> None:
+        if not self._workers.dead:
+            self._waiting.append(turn)
+            self._fill()
+
+    def close(self) -> None:
+        """Do at once what was asked for. The loop does not run meanwhile, as under a thread that is joined."""
+        for parts in [*self._under_way, *(turn() for turn in self._waiting)]:
+            for _ in parts:
+                pass
+        self._under_way.clear()
+        self._waiting.clear()
+
+    def forget(self) -> None:
+        """Drop everything."""
+        self._waiting.clear()
+        self._under_way.clear()
+        for future in list(self._futures.values()):
+            future.cancel()
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._under_way) < self._width:
+            parts = self._waiting.popleft()()
+            self._under_way.append(parts)
+            self._later(self._step, parts)
+
+    def _step(self, parts: Iterator[None]) -> None:
+        if parts not in self._under_way:  # killed, or finished by `close`
+            return
+        try:
+            next(parts)
+        except StopIteration:
+            self._under_way.remove(parts)
+            self._fill()
+        else:
+            self._later(self._step, parts)
+
+    def _later(self, function: Callable[..., object], *args: object) -> None:
+        """Mostly soon, sometimes late; later on a slow disk."""
+        place = self._workers.rng.random()
+        delay = 0.001 * place if place < 0.9 else 0.03 * self._workers.rng.random()
+        late = self._disk.slow * self._workers.rng.random() if self._disk is not None else 0.0
+        asyncio.get_running_loop().call_later(delay + late, function, *args)
+
+
+def _succeed(future: asyncio.Future[Any], result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
