@@ -312,7 +312,7 @@ def _moments(array: Any) -> Any:
 
 def _constant(kind: Kind, value: Any, kind_of_arrow: Any) -> Term:
     scalar = pa.scalar(value, kind_of_arrow)
-    return Term(kind, lambda _: scalar, literal=value)
+    return Term(kind, lambda _: scalar, floats=isinstance(value, float), literal=value)
 
 
 def _literal(_: Compiler, node: Any) -> Term:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from island.errors import BadInput
@@ -401,6 +401,7 @@ def oracle() -> Iterator[sqlite3.Connection]:
 
 @settings(deadline=None, max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
 @given(conditions(3))
+@example("(- i) BETWEEN (- abs(i)) AND CASE WHEN s LIKE 'a%' THEN i ELSE nullif(-1.5, i) END")
 def test_logic_is_that_of_sqlite(oracle: sqlite3.Connection, where: str) -> None:
     expected = [row[0] - 1 for row in oracle.execute(f"SELECT rowid FROM t WHERE {where} ORDER BY rowid")]
     assert kept(where, table=LOGIC) == expected
