@@ -12,23 +12,25 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 import island
-from island.catalog.service import Catalog
+from island.catalog.service import Catalog, CatalogDependencies
 from island.config import Config, size_in_bytes
 from island.errors import EngineFailed, IslandError
 from island.formats.limits import ReadLimits
 from island.gossip.service import Gossip
 from island.home import Home
+from island.jobs.dependencies import JobsDependencies
 from island.jobs.engine import LivyEngine
 from island.jobs.engine_process import EngineProcess
 from island.jobs.service import Jobs
 from island.kernel import descriptors
-from island.kernel.db import Database
+from island.kernel.db import Database, Kind
 from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
@@ -42,9 +44,9 @@ from island.net.api.server import UserServer, build
 from island.net.limits import HttpLimits, Limits
 from island.net.peers import PeerSessions
 from island.private_files import close_umask, create_private, make_private, secret_text
-from island.replicas.service import Replicas
+from island.replicas.service import Replicas, ReplicasDependencies
 from island.streams import source as streams_source
-from island.streams.service import Streams
+from island.streams.service import Streams, StreamsDependencies
 from island.trust.heads import JournalHeads
 from island.trust.keys import Identity
 from island.trust.service import Trust
@@ -64,6 +66,15 @@ class Stopped(Exception):
     """Raised inside the daemon's task group to end it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the daemon that is started, stopped, or both."""
+
+    name: str
+    start: Callable[[Tasks], Awaitable[object]] | None = None
+    stop: Callable[[], Awaitable[object]] | None = None
+
+
 class Daemon:
     """One island in this process: its databases, services and ports."""
 
@@ -75,10 +86,11 @@ class Daemon:
         # Publishing and conversions take long; they never take the processes that streams need.
         self.publishing = self._pool("publishing", CHILDREN)
         self.streaming = self._pool("streams", streams_source.CHILDREN)
+        self._begun: list[Part] = []
+        self._opened = contextlib.ExitStack()
         self.workers = ThreadWorkers(self.publishing, self.streaming)
-        self.state = Database.open(home.path, "state", self.workers)
-        self.gossip_db = Database.open(home.path, "gossip", self.workers)
-        self.chunks = Database.open(home.path, "chunks", self.workers)
+        self._opened.callback(self.workers.close)
+        self.state, self.gossip_db, self.chunks = self._open("state"), self._open("gossip"), self._open("chunks")
         identity = Identity.load(home.key)
         files = descriptors.share(descriptors.limit())
         self.trust = Trust(self.state, identity, config.island.name, config.island.archipelago, clock, rng)
@@ -97,65 +109,78 @@ class Daemon:
         self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
         limits = ReadLimits(rows=config.decoding.rows, cpu_seconds=float(config.decoding.seconds))
         self.catalog = Catalog(
-            self.state,
-            self.gossip_db,
-            self.gossip,
-            self.membership,
-            self.trust,
-            clock,
-            rng,
-            home=home.path,
-            workers=self.workers,
-            limits=limits,
+            CatalogDependencies(
+                state=self.state,
+                db=self.gossip_db,
+                gossip=self.gossip,
+                membership=self.membership,
+                trust=self.trust,
+                clock=clock,
+                rng=rng,
+                home=home.path,
+                workers=self.workers,
+                limits=limits,
+            )
         )
         self.replicas = Replicas(
-            self.chunks,
-            self.catalog,
-            self.gossip,
-            self.membership,
-            self.trust,
-            self.peers,
-            config,
-            clock,
-            rng,
-            home=home.path,
-            state=self.state,
-            workers=self.workers,
-            limits=limits,
+            ReplicasDependencies(
+                chunks=self.chunks,
+                catalog=self.catalog,
+                gossip=self.gossip,
+                membership=self.membership,
+                trust=self.trust,
+                peers=self.peers,
+                config=config,
+                clock=clock,
+                rng=rng,
+                home=home.path,
+                state=self.state,
+                workers=self.workers,
+                limits=limits,
+            )
         )
         self.engine = EngineProcess(home.path, config, rng)
         self._livy: LivyClient | None = None
         self.jobs = Jobs(
-            self.state,
-            self.catalog,
-            self.replicas,
-            self.membership,
-            self.trust,
-            self.peers,
-            config,
-            LivyEngine(self._livy_now),
-            clock,
-            rng,
-            home=home.path,
-            workers=self.workers,
+            JobsDependencies(
+                state=self.state,
+                catalog=self.catalog,
+                inputs=self.replicas,
+                membership=self.membership,
+                trust=self.trust,
+                peers=self.peers,
+                config=config,
+                livy=LivyEngine(self._livy_now),
+                clock=clock,
+                rng=rng,
+                home=home.path,
+                workers=self.workers,
+            )
         )
         self.streams = Streams(
-            self.state,
-            self.gossip_db,
-            self.catalog,
-            self.membership,
-            self.gossip,
-            self.trust,
-            self.peers,
-            config,
-            clock,
-            rng,
-            home=home.path,
-            workers=self.workers,
-            limits=limits,
+            StreamsDependencies(
+                state=self.state,
+                gossip_db=self.gossip_db,
+                catalog=self.catalog,
+                membership=self.membership,
+                gossip=self.gossip,
+                trust=self.trust,
+                peers=self.peers,
+                config=config,
+                clock=clock,
+                rng=rng,
+                home=home.path,
+                workers=self.workers,
+                limits=limits,
+            )
         )
         application = build(Tokens.load(home.path), self._routes(), lambda: self.ready, config.listen.allowed_hosts)
         self.server = UserServer(application, config.listen.user, HttpLimits(connections=files.user))
+
+    def _open(self, kind: Kind) -> Database:
+        database = Database.open(self.home.path, kind, self.workers)
+        self._opened.callback(database.close)
+        return database
 
     def _pool(self, name: str, size: int) -> ProcessPool:
         hint = (
@@ -222,59 +247,64 @@ class Daemon:
     def _engine_problems(self) -> list[str]:
         return [self.engine.problem] if self.engine.problem else []
 
+    def _parts(self) -> list[Part]:
+        """What is started, in this order, and stopped in the exact reverse."""
+        return [
+            Part("publishing", stop=self.publishing.close),
+            Part("streaming", stop=self.streaming.close),
+            Part("trust", lambda _: self.trust.load()),
+            Part("journal heads", self.heads.start),
+            Part("gossip", self.gossip.start),
+            Part("membership", self.membership.start),
+            Part("catalog", self.catalog.start),
+            Part("replicas", self.replicas.start, self.replicas.stop),
+            Part("peers", self.peers.start, self.peers.stop),
+            Part("own addresses", lambda _: self.membership.announce(self.peers.local_addresses())),
+            # The last head is given to others while there are sessions.
+            Part("last journal head", stop=self.heads.stop),
+            Part("Livy client", stop=self._close_livy),
+            Part("engine", self.engine.start, self.engine.stop),
+            Part("jobs", self.jobs.start, self.jobs.stop),
+            Part("streams", self.streams.start, self.streams.stop),
+            Part("user port", lambda _: self.server.start(), self.server.stop),
+            Part("own Livy", lambda _: self.membership.set_own_livy(self.config.livy.url or self.server.url)),
+            Part("running.json", self._write_running, self._remove_running),
+        ]
+
     async def start(self, tasks: Tasks) -> None:
-        """Start every service and bind both ports; the island is ready when this returns."""
-        await self.trust.load()
-        await self.heads.start(tasks)
-        await self.gossip.start(tasks)
-        await self.membership.start(tasks)
-        await self.catalog.start(tasks)
-        await self.peers.start(tasks)
-        await self.membership.announce(self.peers.local_addresses())
-        await self.replicas.start(tasks)
-        await self.engine.start(tasks)
-        await self.jobs.start(tasks)
-        await self.streams.start(tasks)
-        await self.server.start()
-        await self.membership.set_own_livy(self.config.livy.url or self.server.url)
-        self._write_running()
+        """Start every part and bind both ports; the island is ready when this returns."""
+        for part in self._parts():
+            self._begun.append(part)  # one that fails halfway is stopped too
+            if part.start is not None:
+                await part.start(tasks)
         self.ready = True
 
-    def _write_running(self) -> None:
+    async def _write_running(self, _tasks: Tasks) -> None:
         text = json.dumps({"pid": os.getpid(), "url": self.server.url, "peer_port": self.peers.port})
         partial = self.home.running.with_suffix(".part")
         create_private(partial)
         partial.write_text(text, "utf-8")
         partial.replace(self.home.running)
 
+    async def _remove_running(self) -> None:
+        self.home.running.unlink(missing_ok=True)
+
     async def stop(self) -> None:
-        """Stop in reverse order; each part gets its chance even when another fails."""
+        """Stop what was started, in reverse order; each part is stopped even if another one fails to."""
         self.ready = False
-        for name, close in (
-            ("server", self.server.stop),
-            ("streams", self.streams.stop),
-            ("jobs", self.jobs.stop),
-            ("engine", self.engine.stop),
-            ("livy", self._close_livy),
-            ("heads", self.heads.stop),
-            ("peers", self.peers.stop),
-            ("replicas", self.replicas.stop),
-            ("publishing", self.publishing.close),
-            ("streaming", self.streaming.close),
-        ):
+        while self._begun:
+            part = self._begun.pop()
+            if part.stop is None:
+                continue
             try:
                 async with asyncio.timeout(STOP_SECONDS):
-                    await close()
+                    await part.stop()
             except (TimeoutError, OSError, IslandError) as error:
-                log.warning("daemon.stop", part=name, error=str(error))
-        with contextlib.suppress(FileNotFoundError):
-            self.home.running.unlink()
+                log.warning("daemon.stop_failed", part=part.name, error=str(error))
 
     def close(self) -> None:
         """Close the databases and end the threads: last, after everything that writes."""
-        for database in (self.state, self.gossip_db, self.chunks):
-            database.close()
-        self.workers.close()
+        self._opened.close()
 
 
 async def run_island(

@@ -108,33 +108,36 @@ class DatasetDetails:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogDependencies:
+    """What `Catalog` needs of the rest of the island."""
+
+    state: Database
+    db: Database
+    gossip: Gossip
+    membership: Membership
+    trust: Trust
+    clock: Clock
+    rng: Rng
+    home: Path
+    workers: Workers
+    limits: ReadLimits = DEFAULT_LIMITS
+
+
 class Catalog:
     """Datasets: publish, list, search, resolve, and read manifests."""
 
-    def __init__(
-        self,
-        state: Database,
-        db: Database,
-        gossip: Gossip,
-        membership: Membership,
-        trust: Trust,
-        clock: Clock,
-        rng: Rng,
-        *,
-        home: Path,
-        workers: Workers,
-        limits: ReadLimits = DEFAULT_LIMITS,
-    ) -> None:
-        self._state, self._db, self._gossip = state, db, gossip
-        self._membership, self._trust, self._clock, self._rng = membership, trust, clock, rng
-        self.me: IslandId = trust.me
+    def __init__(self, needs: CatalogDependencies) -> None:
+        self._state, self._db, self._gossip = needs.state, needs.db, needs.gossip
+        self._membership, self._trust, self._clock, self._rng = needs.membership, needs.trust, needs.clock, needs.rng
+        self.me: IslandId = needs.trust.me
         self.changed = Topic()
         """Touched when a dataset, a replica or a card changes."""
         self.replication: Replication | None = None
         """Set by the composition root: what `show` asks about replicas."""
-        self._pages = PageStore(state, home / "manifests", workers)
-        self._publisher = Publisher(self._pages, home, rng, workers, limits)
-        self._searching = Search(db, membership, home / "search", workers)
+        self._pages = PageStore(needs.state, needs.home / "manifests", needs.workers)
+        self._publisher = Publisher(self._pages, needs.home, needs.rng, needs.workers, needs.limits)
+        self._searching = Search(needs.db, needs.membership, needs.home / "search", needs.workers)
         self._names: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._open: weakref.WeakSet[Prepared] = weakref.WeakSet()
         self._preparing = 0
@@ -145,10 +148,10 @@ class Catalog:
         self._card_cursor = ""
         self._retry: dict[str, tuple[int, float]] = {}
         self._cards_wanted, self._index_wanted, self._sweep_wanted = Signal(), Signal(), Signal()
-        gossip.project("dataset", _project_dataset)
-        gossip.project("replica", _project_replica)
-        gossip.truth("dataset/", store.own_records)
-        gossip.blobs.also(self._pages.get)
+        needs.gossip.project("dataset", _project_dataset)
+        needs.gossip.project("replica", _project_replica)
+        needs.gossip.truth("dataset/", store.own_records)
+        needs.gossip.blobs.also(self._pages.get)
 
     async def start(self, tasks: Tasks) -> None:
         """Remove what a crash left of publications, load replicas, open the index, and begin to fetch cards."""

@@ -19,25 +19,21 @@ from typing import Any
 
 import structlog
 
-from island.catalog.ports import Inputs
-from island.config import Config
 from island.errors import BadInput, EngineFailed, IslandError
 from island.jobs import core, runs, store
-from island.jobs.engine import Engine, EngineLost, Remote
+from island.jobs.dependencies import JobsDependencies
+from island.jobs.engine import EngineLost, Remote
 from island.jobs.messages import (
     InputRef,
     StatementReport,
 )
-from island.jobs.ports import Datasets
 from island.jobs.runs import Run, RunStatement
-from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks, backoff, is_database, is_transient
-from island.kernel.ports import Clock, Rng, Signal, Topic
+from island.kernel.ports import Signal, Topic
 from island.kernel.units import format_bytes
 from island.livy.conf import PATH_PREFIX
 from island.livy.messages import STATEMENT_ENDED
-from island.trust.service import Trust
 
 log = structlog.get_logger("island")
 
@@ -98,23 +94,10 @@ class Ended(Exception):
 class Carrier:
     """Carries runs through one engine."""
 
-    def __init__(
-        self,
-        state: Database,
-        catalog: Datasets,
-        inputs: Inputs,
-        trust: Trust,
-        config: Config,
-        engine: Engine | None,
-        clock: Clock,
-        rng: Rng,
-        *,
-        folder: Path,
-        changed: Callable[[IslandId, str, int], None],
-    ) -> None:
-        self._state, self._catalog, self._inputs = state, catalog, inputs
-        self._trust, self._config, self._engine = trust, config, engine
-        self._clock, self._rng, self._folder, self._changed = clock, rng, folder, changed
+    def __init__(self, needs: JobsDependencies, *, changed: Callable[[IslandId, str, int], None]) -> None:
+        self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
+        self._trust, self._config, self._engine = needs.trust, needs.config, needs.livy
+        self._clock, self._rng, self._folder, self._changed = needs.clock, needs.rng, needs.home / "jobs", changed
         self.live: dict[tuple[str, int], Live] = {}
         """The runs that have not ended, in the order in which they were accepted."""
         self.places = Topic()

@@ -9,17 +9,14 @@ import hashlib
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
 from island.catalog.messages import Resolved
-from island.catalog.ports import Inputs
-from island.config import Config
 from island.errors import Conflict, Denied, EngineFailed, IslandError, NotFound
 from island.jobs import core, runs, store
 from island.jobs.carrier import Carrier, Live
-from island.jobs.engine import Engine
+from island.jobs.dependencies import JobsDependencies
 from island.jobs.messages import (
     RESERVATION_S,
     CommitAnswer,
@@ -38,16 +35,12 @@ from island.jobs.messages import (
     StatusRequest,
     StopRequest,
 )
-from island.jobs.ports import Datasets, Islands
 from island.jobs.runs import Run, RunStatement
 from island.kernel import codec
-from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks
-from island.kernel.ports import Clock, Peers, Rng
 from island.kernel.units import format_bytes
 from island.trust import journal
-from island.trust.service import Trust
 from island.trust.signing import verify
 
 log = structlog.get_logger("island")
@@ -74,29 +67,12 @@ class Reservation:
 class Executor:
     """Runs jobs at this island's Livy, for this home and for others that the administrator allows."""
 
-    def __init__(
-        self,
-        state: Database,
-        catalog: Datasets,
-        inputs: Inputs,
-        membership: Islands,
-        trust: Trust,
-        peers: Peers,
-        config: Config,
-        engine: Engine | None,
-        clock: Clock,
-        rng: Rng,
-        *,
-        folder: Path,
-        changed: Callable[[IslandId, str, int], None],
-    ) -> None:
-        self._state, self._catalog, self._inputs, self._membership = state, catalog, inputs, membership
-        self._trust, self._peers, self._config, self._engine = trust, peers, config, engine
-        self._clock, self._rng = clock, rng
+    def __init__(self, needs: JobsDependencies, *, changed: Callable[[IslandId, str, int], None]) -> None:
+        self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
+        self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
+        self._config, self._engine, self._clock, self._rng = needs.config, needs.livy, needs.clock, needs.rng
         self._reservations: dict[str, Reservation] = {}
-        self._carrier = Carrier(
-            state, catalog, inputs, trust, config, engine, clock, rng, folder=folder, changed=changed
-        )
+        self._carrier = Carrier(needs, changed=changed)
 
     async def start(self, tasks: Tasks) -> None:
         """Take up every run that had not ended."""

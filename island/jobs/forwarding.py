@@ -23,9 +23,9 @@ import msgspec
 import structlog
 
 from island.catalog.messages import Resolved
-from island.catalog.ports import Inputs
 from island.errors import IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.jobs import core, router, store
+from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import Exchange
 from island.jobs.messages import (
     MAX_HOPS,
@@ -44,17 +44,14 @@ from island.jobs.messages import (
     StatusRequest,
     StopRequest,
 )
-from island.jobs.ports import Datasets, Islands
 from island.jobs.router import Candidate, Decision, Part, Wanted
 from island.jobs.store import Job, Statement
 from island.kernel import codec
-from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks, backoff, is_transient
-from island.kernel.ports import Clock, Peers, Rng, Signal, Topic
+from island.kernel.ports import Signal, Topic
 from island.livy.messages import STATEMENT_ENDED
 from island.trust import journal
-from island.trust.service import Trust
 
 log = structlog.get_logger("island")
 
@@ -112,28 +109,17 @@ class Forwarding:
     """Drives the jobs of this home."""
 
     def __init__(
-        self,
-        state: Database,
-        exchange: Exchange,
-        catalog: Datasets,
-        inputs: Inputs,
-        membership: Islands,
-        trust: Trust,
-        peers: Peers,
-        clock: Clock,
-        rng: Rng,
-        *,
-        decline: Callable[[IslandId, str], None],
+        self, needs: JobsDependencies, exchange: Exchange, *, decline: Callable[[IslandId, str], None]
     ) -> None:
         self._decline_here = decline
-        self._state, self._exchange, self._catalog, self._inputs = state, exchange, catalog, inputs
-        self._membership, self._trust, self._peers = membership, trust, peers
-        self._clock, self._rng = clock, rng
+        self._state, self._exchange, self._catalog, self._inputs = needs.state, exchange, needs.catalog, needs.inputs
+        self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
+        self._clock, self._rng = needs.clock, needs.rng
         self._driven: dict[str, Driven] = {}
         self._tasks: Tasks | None = None
         self.changed = Topic()
         """Touched when any job's rows have changed."""
-        peers.on_link(self._on_link)
+        needs.peers.on_link(self._on_link)
 
     async def start(self, tasks: Tasks) -> None:
         """Take up every job that is not finished."""

@@ -16,12 +16,10 @@ import msgspec
 import structlog
 
 from island.catalog.messages import Resolved
-from island.catalog.ports import Inputs
 from island.catalog.views import view_names
-from island.config import Config
 from island.errors import Ambiguous, BadInput, Denied, NotFound, PeerMisbehaved, PeerRefused
 from island.jobs import core, router, store
-from island.jobs.engine import Engine
+from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import Exchange
 from island.jobs.executor import Executor
 from island.jobs.forwarding import DECLINE, Forwarding
@@ -44,22 +42,17 @@ from island.jobs.messages import (
     StopRequest,
     Work,
 )
-from island.jobs.ports import Datasets, Islands
 from island.jobs.router import Decision
 from island.jobs.runs import Run
 from island.jobs.store import Job, Statement
 from island.kernel import codec
-from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId, is_job_id, job_id
 from island.kernel.loops import Tasks
-from island.kernel.ports import Clock, Peers, Rng
 from island.kernel.telemetry import counter
-from island.kernel.work import Workers
 from island.livy.conf import refused_conf
 from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.rest import duplicate_name, not_active, rejected, session_not_found, statement_not_found
 from island.trust import journal
-from island.trust.service import Trust
 from island.trust.users import Principal
 
 log = structlog.get_logger("island")
@@ -95,52 +88,13 @@ class Seen:
 class Jobs:
     """Sessions, statements and batches. `livy` is None where this island has no Livy."""
 
-    def __init__(
-        self,
-        state: Database,
-        catalog: Datasets,
-        inputs: Inputs,
-        membership: Islands,
-        trust: Trust,
-        peers: Peers,
-        config: Config,
-        livy: Engine | None,
-        clock: Clock,
-        rng: Rng,
-        *,
-        home: Path,
-        workers: Workers,
-    ) -> None:
-        self._state, self._catalog, self._membership = state, catalog, membership
-        self._trust, self._peers, self._config, self._clock, self._rng = trust, peers, config, clock, rng
-        self._workers = workers
-        self._exchange = Exchange(peers)
-        self.executor = Executor(
-            state,
-            catalog,
-            inputs,
-            membership,
-            trust,
-            peers,
-            config,
-            livy,
-            clock,
-            rng,
-            folder=home / "jobs",
-            changed=self._tell_home,
-        )
-        self.forwarding = Forwarding(
-            state,
-            self._exchange,
-            catalog,
-            inputs,
-            membership,
-            trust,
-            peers,
-            clock,
-            rng,
-            decline=self.executor.decline,
-        )
+    def __init__(self, needs: JobsDependencies) -> None:
+        self._state, self._catalog, self._membership = needs.state, needs.catalog, needs.membership
+        self._trust, self._peers, self._config = needs.trust, needs.peers, needs.config
+        self._clock, self._rng, self._workers = needs.clock, needs.rng, needs.workers
+        self._exchange = Exchange(needs.peers)
+        self.executor = Executor(needs, changed=self._tell_home)
+        self.forwarding = Forwarding(needs, self._exchange, decline=self.executor.decline)
         self.changed = self.forwarding.changed
         self._kept: dict[object, tuple[int, Any]] = {}
         self._serve()

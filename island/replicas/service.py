@@ -12,6 +12,7 @@ import contextlib
 import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,63 +66,71 @@ KEPT_FOR_S = 24 * 3600.0
 """For how long a session may read a replica by its path; it is not evicted before."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicasDependencies:
+    """What `Replicas` needs of the rest of the island."""
+
+    chunks: Database
+    catalog: Catalog
+    gossip: Gossip
+    membership: Membership
+    trust: Trust
+    peers: Peers
+    config: Config
+    clock: Clock
+    rng: Rng
+    home: Path
+    state: Database
+    workers: Workers
+    patience: Patience | None = None
+    limits: ReadLimits = DEFAULT_LIMITS
+
+
 class Replicas:
     """The chunk store and its ways in and out. Implements `catalog.ports.Inputs` and `Replication`."""
 
-    def __init__(
-        self,
-        chunks: Database,
-        catalog: Catalog,
-        gossip: Gossip,
-        membership: Membership,
-        trust: Trust,
-        peers: Peers,
-        config: Config,
-        clock: Clock,
-        rng: Rng,
-        *,
-        home: Path,
-        state: Database,
-        patience: Patience | None = None,
-        workers: Workers,
-        limits: ReadLimits = DEFAULT_LIMITS,
-    ) -> None:
+    def __init__(self, needs: ReplicasDependencies) -> None:
         """Avro is converted in `processes`; None converts it in this process, as tests on files of their own do."""
-        self._db, self._state = chunks, state
-        self._catalog, self._gossip, self._membership, self._trust = catalog, gossip, membership, trust
-        self._clock, self._rng = clock, rng
-        self.held = Store(chunks, home / "replicas", clock, workers)
+        self._db, self._state = needs.chunks, needs.state
+        self._catalog, self._gossip, self._membership, self._trust = (
+            needs.catalog,
+            needs.gossip,
+            needs.membership,
+            needs.trust,
+        )
+        self._clock, self._rng = needs.clock, needs.rng
+        self.held = Store(needs.chunks, needs.home / "replicas", needs.clock, needs.workers)
         self.space = Space(
             self.held,
-            clock,
-            quota=size_in_bytes(config.replicas.quota),
-            reserve=size_in_bytes(config.replicas.reserve),
+            needs.clock,
+            quota=size_in_bytes(needs.config.replicas.quota),
+            reserve=size_in_bytes(needs.config.replicas.reserve),
             elsewhere=self._is_elsewhere,
             dropped=self._on_dropped,
         )
         self._fetcher = Fetcher(
             self.held,
             self.space,
-            peers,
-            membership,
-            clock,
+            needs.peers,
+            needs.membership,
+            needs.clock,
             holders=self._holders,
             fault=self._note_fault,
-            patience=patience or Patience(),
+            patience=needs.patience or Patience(),
         )
-        self._server = Server(self.held, peers, self._open_for_peer, membership.display)
-        self._views = Views(home, workers, limits)
+        self._server = Server(self.held, needs.peers, self._open_for_peer, needs.membership.display)
+        self._views = Views(needs.home, needs.workers, needs.limits)
         self._manifests = Manifests(
-            chunks,
+            needs.chunks,
             self.held,
-            catalog,
+            needs.catalog,
             self._fetcher,
-            clock,
-            me=trust.me,
-            patience=(patience or Patience()).nothing,
-            display=membership.display,
+            needs.clock,
+            me=needs.trust.me,
+            patience=(needs.patience or Patience()).nothing,
+            display=needs.membership.display,
         )
-        gossip.blobs.also(self._manifests.page)
+        needs.gossip.blobs.also(self._manifests.page)
         self._fetching: dict[tuple[IslandId, str, str], asyncio.Lock] = {}
         self._tasks: Tasks | None = None
         self._faults: list[tuple[IslandId, str]] = []

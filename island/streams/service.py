@@ -70,43 +70,57 @@ class _Running:
         await asyncio.wait({self.task})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamsDependencies:
+    """What `Streams` needs of the rest of the island."""
+
+    state: Database
+    gossip_db: Database
+    catalog: Catalog
+    membership: Membership
+    gossip: Gossip
+    trust: Trust
+    peers: Peers
+    config: Config
+    clock: Clock
+    rng: Rng
+    home: Path
+    workers: Workers
+    checkpoint: channels.Checkpoint = lambda _: None
+    limits: ReadLimits = DEFAULT_LIMITS
+
+
 class Streams:
     """Sources, subscriptions and channels. The constructor registers handlers; `start` loads and runs."""
 
-    def __init__(
-        self,
-        state: Database,
-        gossip_db: Database,
-        catalog: Catalog,
-        membership: Membership,
-        gossip: Gossip,
-        trust: Trust,
-        peers: Peers,
-        config: Config,
-        clock: Clock,
-        rng: Rng,
-        *,
-        home: Path,
-        checkpoint: channels.Checkpoint = lambda _: None,
-        workers: Workers,
-        limits: ReadLimits = DEFAULT_LIMITS,
-    ) -> None:
-        self._workers, self._limits = workers, limits
-        self._processes = workers.streaming or InPlaceProcesses()
-        self._state, self._gossip_db, self._catalog, self._membership = state, gossip_db, catalog, membership
-        self._gossip, self._trust, self._peers, self._clock, self._rng = gossip, trust, peers, clock, rng
-        self._home, self._poll, self._checkpoint = home, config.streams.poll, checkpoint
-        self._window = max(65536, min(2**32, size_in_bytes(config.streams.window)))
+    def __init__(self, needs: StreamsDependencies) -> None:
+        self._workers, self._limits = needs.workers, needs.limits
+        self._processes = needs.workers.streaming or InPlaceProcesses()
+        self._state, self._gossip_db, self._catalog, self._membership = (
+            needs.state,
+            needs.gossip_db,
+            needs.catalog,
+            needs.membership,
+        )
+        self._gossip, self._trust, self._peers, self._clock, self._rng = (
+            needs.gossip,
+            needs.trust,
+            needs.peers,
+            needs.clock,
+            needs.rng,
+        )
+        self._home, self._poll, self._checkpoint = needs.home, needs.config.streams.poll, needs.checkpoint
+        self._window = max(65536, min(2**32, size_in_bytes(needs.config.streams.window)))
         self._sources: dict[str, FolderSource] = {}
         self._channels: dict[str, Channel] = {}
         self._running: dict[str, _Running] = {}
-        self._decoded = Decoded(clock)
-        self._serving = Serving(state, self._sources, clock, workers)
+        self._decoded = Decoded(needs.clock)
+        self._serving = Serving(needs.state, self._sources, needs.clock, needs.workers)
         self._local: dict[str, BulkHandler] = {}
         self._serving.register(self._local.__setitem__)
-        self._serving.register(peers.on_bulk)
-        gossip.truth("source/", self._records)
-        peers.on_link(self._linked)
+        self._serving.register(needs.peers.on_bulk)
+        needs.gossip.truth("source/", self._records)
+        needs.peers.on_link(self._linked)
         self._changing = asyncio.Lock()
         self._tasks: Tasks | None = None
 

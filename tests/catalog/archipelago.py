@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from island.catalog.service import Catalog
+from island.catalog.service import Catalog, CatalogDependencies
 from island.gossip.service import Gossip
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
@@ -68,7 +68,19 @@ class Islands:
         peers = SimPeers(self.network, trust.me, sim_tasks)
         gossip = Gossip(state, gossip_db, trust, peers, clock, rng)
         membership = Membership(state, gossip_db, gossip, trust, peers, clock, rng)
-        catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home, workers=workers)
+        catalog = Catalog(
+            CatalogDependencies(
+                state=state,
+                db=gossip_db,
+                gossip=gossip,
+                membership=membership,
+                trust=trust,
+                clock=clock,
+                rng=rng,
+                home=home,
+                workers=workers,
+            )
+        )
         try:
             async with _tasks() as tasks:
                 await gossip.start(tasks)

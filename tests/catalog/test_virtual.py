@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from island.catalog.messages import Query
-from island.catalog.service import Catalog
+from island.catalog.service import Catalog, CatalogDependencies
 from island.kernel.ports import SeededRng
 from tests.catalog.archipelago import write_table
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
@@ -29,15 +29,17 @@ def run(seed: int) -> tuple[str, list[list[tuple[str, str]]]]:
             clock = archipelago.clock(island)
             assert island.trust is not None
             catalog = Catalog(
-                island.state,
-                island.gossip_db,
-                island.g,
-                island.m,
-                island.trust,
-                clock,
-                rng,
-                home=home,
-                workers=island.workers,
+                CatalogDependencies(
+                    state=island.state,
+                    db=island.gossip_db,
+                    gossip=island.g,
+                    membership=island.m,
+                    trust=island.trust,
+                    clock=clock,
+                    rng=rng,
+                    home=home,
+                    workers=island.workers,
+                )
             )
             # Projections are registered before gossip starts; the harness has started it already.
             await island.gossip_db.write(island.g._projections.rebuild)

@@ -16,7 +16,7 @@ from island.kernel.ports import SeededRng, SystemClock
 from island.kernel.work import ThreadWorkers
 from island.net.api import datasets
 from island.net.api.server import UserServer, build
-from island.replicas.service import Replicas
+from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.users import Tokens, create_tokens
 from tests.catalog.archipelago import Islands, write_table
 
@@ -47,18 +47,20 @@ async def shell(
         create_tokens(alpha.home, SeededRng("tokens"))
         chunks = Database.open(alpha.home, "chunks")
         replicas = Replicas(
-            chunks,
-            alpha.catalog,
-            alpha.gossip,
-            alpha.membership,
-            alpha.trust,
-            alpha.peers,
-            parse({"island": {"name": "alpha"}}, "test"),
-            SystemClock(),
-            SeededRng("replicas"),
-            home=alpha.home,
-            state=alpha.state,
-            workers=ThreadWorkers(),
+            ReplicasDependencies(
+                chunks=chunks,
+                catalog=alpha.catalog,
+                gossip=alpha.gossip,
+                membership=alpha.membership,
+                trust=alpha.trust,
+                peers=alpha.peers,
+                config=parse({"island": {"name": "alpha"}}, "test"),
+                clock=SystemClock(),
+                rng=SeededRng("replicas"),
+                home=alpha.home,
+                state=alpha.state,
+                workers=ThreadWorkers(),
+            )
         )
         routes = datasets.routes(alpha.catalog, replicas)
         server = UserServer(build(Tokens.load(alpha.home), routes, lambda: True), "127.0.0.1:0")

@@ -16,6 +16,7 @@ from island.catalog.messages import DatasetRecord, DatasetView, Resolved
 from island.catalog.ports import LocalInput, Progress
 from island.config import parse
 from island.errors import BadInput, EngineFailed, NotFound, Unreachable
+from island.jobs.dependencies import JobsDependencies
 from island.jobs.engine import EngineLost, Remote
 from island.jobs.service import Jobs
 from island.jobs.store import Job, Statement
@@ -218,18 +219,20 @@ class World:
         config = parse({"island": {"name": island.name}, **self.configs[island.name]}, "test")
         rng = SeededRng(f"{self.a.seed}/jobs/{island.name}/{island.lives}")
         jobs = self.jobs[island.name] = Jobs(
-            island.state,
-            Datasets(self, island),
-            Stored(self, island),
-            island.m,
-            island.trust,
-            island.peers,
-            config,
-            self.engines[island.name],
-            self.a.clock(island),
-            rng,
-            home=self.folder / island.name,
-            workers=island.workers,
+            JobsDependencies(
+                state=island.state,
+                catalog=Datasets(self, island),
+                inputs=Stored(self, island),
+                membership=island.m,
+                trust=island.trust,
+                peers=island.peers,
+                config=config,
+                livy=self.engines[island.name],
+                clock=self.a.clock(island),
+                rng=rng,
+                home=self.folder / island.name,
+                workers=island.workers,
+            )
         )
         await jobs.start(island.tasks)
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from island.catalog.messages import Resolved
-from island.catalog.service import Catalog
+from island.catalog.service import Catalog, CatalogDependencies
 from island.config import parse
 from island.errors import NotFound, Unreachable
 from island.gossip.service import Gossip
@@ -25,7 +25,7 @@ from island.kernel.work import ThreadWorkers
 from island.membership.service import Membership
 from island.net.peers import PeerSessions
 from island.replicas.fetching import Patience
-from island.replicas.service import Replicas
+from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.keys import Identity
 from island.trust.service import Trust
 
@@ -62,22 +62,34 @@ class Island:
         self.gossip = Gossip(self.state, self.db, self.trust, self.peers, CLOCK, RNG)
         self.membership = Membership(self.state, self.db, self.gossip, self.trust, self.peers, CLOCK, RNG)
         self.catalog = Catalog(
-            self.state, self.db, self.gossip, self.membership, self.trust, CLOCK, RNG, home=home, workers=self.workers
+            CatalogDependencies(
+                state=self.state,
+                db=self.db,
+                gossip=self.gossip,
+                membership=self.membership,
+                trust=self.trust,
+                clock=CLOCK,
+                rng=RNG,
+                home=home,
+                workers=self.workers,
+            )
         )
         self.replicas = Replicas(
-            self.chunks,
-            self.catalog,
-            self.gossip,
-            self.membership,
-            self.trust,
-            self.peers,
-            parse({"island": {"name": name}, "replicas": {"reserve": "0"}}, "test"),
-            CLOCK,
-            RNG,
-            home=home,
-            state=self.state,
-            workers=self.workers,
-            patience=Patience(nothing=3.0, block=2.0, open=1.0),
+            ReplicasDependencies(
+                chunks=self.chunks,
+                catalog=self.catalog,
+                gossip=self.gossip,
+                membership=self.membership,
+                trust=self.trust,
+                peers=self.peers,
+                config=parse({"island": {"name": name}, "replicas": {"reserve": "0"}}, "test"),
+                clock=CLOCK,
+                rng=RNG,
+                home=home,
+                state=self.state,
+                workers=self.workers,
+                patience=Patience(nothing=3.0, block=2.0, open=1.0),
+            )
         )
 
     @contextlib.asynccontextmanager

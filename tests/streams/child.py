@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from island.catalog.service import Catalog
+from island.catalog.service import Catalog, CatalogDependencies
 from island.config import Config, IslandSection, StreamsSection
 from island.errors import IslandError
 from island.gossip.service import Gossip
@@ -25,7 +25,7 @@ from island.kernel.processes import CHILDREN, ProcessPool
 from island.kernel.work import ThreadWorkers
 from island.membership.service import Membership
 from island.net.peers import PeerSessions
-from island.streams.service import Streams
+from island.streams.service import Streams, StreamsDependencies
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from island.trust.users import Principal
@@ -53,9 +53,34 @@ async def live(options: argparse.Namespace) -> None:
     )  # fmt: skip
     gossip = Gossip(state, gossip_db, trust, peers, clock, rng)
     membership = Membership(state, gossip_db, gossip, trust, peers, clock, rng)
-    catalog = Catalog(state, gossip_db, gossip, membership, trust, clock, rng, home=home, workers=workers)
+    catalog = Catalog(
+        CatalogDependencies(
+            state=state,
+            db=gossip_db,
+            gossip=gossip,
+            membership=membership,
+            trust=trust,
+            clock=clock,
+            rng=rng,
+            home=home,
+            workers=workers,
+        )
+    )
     streams = Streams(
-        state, gossip_db, catalog, membership, gossip, trust, peers, config, clock, rng, home=home, workers=workers
+        StreamsDependencies(
+            state=state,
+            gossip_db=gossip_db,
+            catalog=catalog,
+            membership=membership,
+            gossip=gossip,
+            trust=trust,
+            peers=peers,
+            config=config,
+            clock=clock,
+            rng=rng,
+            home=home,
+            workers=workers,
+        )
     )
     async with asyncio.TaskGroup() as group:
         tasks = Tasks(group)

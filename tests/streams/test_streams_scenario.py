@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.catalog.service import Catalog
+from island.catalog.service import Catalog, CatalogDependencies
 from island.config import Config, IslandSection, StreamsSection
 from island.errors import BadInput, Conflict, Denied, IslandError, NotFound, Unreachable
 from island.kernel.ports import SeededRng
-from island.streams.service import Streams
+from island.streams.service import Streams, StreamsDependencies
 from island.streams.views import ChannelView
 from island.trust.users import Principal
 from tests.faults import Fault, Gone
@@ -49,20 +49,35 @@ class Scene:
         rng = SeededRng(f"{self.archipelago.seed}/streams/{island.name}/{island.lives}")
         config = Config(island=IslandSection(name=island.name), streams=StreamsSection(poll=0.5, window="64KiB"))
         catalog = Catalog(
-            island.state,
-            island.gossip_db,
-            island.g,
-            island.m,
-            island.trust,
-            clock,
-            rng,
-            home=home,
-            workers=island.workers,
+            CatalogDependencies(
+                state=island.state,
+                db=island.gossip_db,
+                gossip=island.g,
+                membership=island.m,
+                trust=island.trust,
+                clock=clock,
+                rng=rng,
+                home=home,
+                workers=island.workers,
+            )
         )
         streams = Streams(
-            island.state, island.gossip_db, catalog, island.m, island.g, island.trust, island.peers, config, clock, rng,
-            home=home, checkpoint=lambda step: self._at(island.name, step), workers=island.workers,
-        )  # fmt: skip
+            StreamsDependencies(
+                state=island.state,
+                gossip_db=island.gossip_db,
+                catalog=catalog,
+                membership=island.m,
+                gossip=island.g,
+                trust=island.trust,
+                peers=island.peers,
+                config=config,
+                clock=clock,
+                rng=rng,
+                home=home,
+                checkpoint=lambda step: self._at(island.name, step),
+                workers=island.workers,
+            )
+        )
         await catalog.start(island.tasks)
         await streams.start(island.tasks)
         self.streams[island.name], self.catalogs[island.name] = streams, catalog

@@ -12,9 +12,10 @@ from typing import Any
 
 from aiohttp import web
 
-from island.catalog.service import Catalog
+from island.catalog.service import Catalog, CatalogDependencies
 from island.config import parse
 from island.gossip.service import Gossip
+from island.jobs.dependencies import JobsDependencies
 from island.jobs.engine import Engine, LivyEngine
 from island.jobs.service import Jobs
 from island.kernel.db import Database
@@ -27,7 +28,7 @@ from island.net import gateway
 from island.net.api import jobs as jobs_api
 from island.net.api.server import UserServer, build
 from island.net.peers import PeerSessions
-from island.replicas.service import Replicas
+from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from island.trust.users import Tokens, create_tokens
@@ -67,37 +68,51 @@ class Site:
         self.gossip = Gossip(state, db, self.trust, self.peers, clock, rng)
         self.membership = Membership(state, db, self.gossip, self.trust, self.peers, clock, rng)
         self.catalog = Catalog(
-            state, db, self.gossip, self.membership, self.trust, clock, rng, home=home, workers=self.workers
+            CatalogDependencies(
+                state=state,
+                db=db,
+                gossip=self.gossip,
+                membership=self.membership,
+                trust=self.trust,
+                clock=clock,
+                rng=rng,
+                home=home,
+                workers=self.workers,
+            )
         )
         self.replicas = Replicas(
-            chunks,
-            self.catalog,
-            self.gossip,
-            self.membership,
-            self.trust,
-            self.peers,
-            config,
-            clock,
-            rng,
-            home=home,
-            state=state,
-            workers=self.workers,
+            ReplicasDependencies(
+                chunks=chunks,
+                catalog=self.catalog,
+                gossip=self.gossip,
+                membership=self.membership,
+                trust=self.trust,
+                peers=self.peers,
+                config=config,
+                clock=clock,
+                rng=rng,
+                home=home,
+                state=state,
+                workers=self.workers,
+            )
         )
         self.livy = livy
         engine: Engine | None = LivyEngine(lambda: livy) if livy is not None else None
         self.jobs = Jobs(
-            state,
-            self.catalog,
-            self.replicas,
-            self.membership,
-            self.trust,
-            self.peers,
-            config,
-            engine,
-            clock,
-            rng,
-            home=home,
-            workers=self.workers,
+            JobsDependencies(
+                state=state,
+                catalog=self.catalog,
+                inputs=self.replicas,
+                membership=self.membership,
+                trust=self.trust,
+                peers=self.peers,
+                config=config,
+                livy=engine,
+                clock=clock,
+                rng=rng,
+                home=home,
+                workers=self.workers,
+            )
         )
         routes = [*gateway.routes(self.jobs), *jobs_api.routes(self.jobs)]
         self.server = UserServer(build(Tokens.load(home), routes, lambda: True), "127.0.0.1:0")
