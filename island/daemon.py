@@ -26,8 +26,8 @@ from island.formats.limits import ReadLimits
 from island.gossip.service import Gossip
 from island.home import Home
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.engine import LivyEngine
-from island.jobs.engine_process import EngineProcess
+from island.jobs.embedded_engine import EmbeddedEngine
+from island.jobs.livy_engine import LivyEngine
 from island.jobs.service import Jobs
 from island.kernel import descriptors
 from island.kernel.db import Database, Kind
@@ -40,9 +40,9 @@ from island.membership.service import Membership
 from island.net import gateway
 from island.net.api import base, datasets, files, journal, peers, servers, status, streams
 from island.net.api import jobs as jobs_api
-from island.net.api.server import UserServer, build
-from island.net.limits import HttpLimits, Limits
-from island.net.peers import PeerSessions
+from island.net.api.user_port import UserServer, build
+from island.net.limits import HttpLimits, PeerLimits
+from island.net.peers import TlsPeers
 from island.private_files import close_umask, create_private, make_private, secret_text
 from island.replicas.service import Replicas, ReplicasDependencies
 from island.streams import source as streams_source
@@ -94,7 +94,7 @@ class Daemon:
         identity = Identity.load(home.key)
         files = descriptors.share(descriptors.limit())
         self.trust = Trust(self.state, identity, config.island.name, config.island.archipelago, clock, rng)
-        self.peers = PeerSessions(
+        self.peers = TlsPeers(
             identity,
             self.trust,
             clock,
@@ -102,7 +102,7 @@ class Daemon:
             listen=config.listen.peer,
             advertise=list(config.listen.advertise),
             addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is made after the peers
-            limits=Limits.within(files.peer),
+            limits=PeerLimits.within(files.peer),
         )
         self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
@@ -139,7 +139,7 @@ class Daemon:
                 limits=limits,
             )
         )
-        self.engine = EngineProcess(home.path, config, rng)
+        self.engine = EmbeddedEngine(home.path, config, rng)
         self._livy: LivyClient | None = None
         self.jobs = Jobs(
             JobsDependencies(

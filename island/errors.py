@@ -106,7 +106,7 @@ class Corrupt(IslandError):
     blame, code, status = "island", "corrupt", 500
 
 
-class Changed(IslandError):
+class FilesChanged(IslandError):
     """Files of a published snapshot are not the bytes that were published."""
 
     blame, code, status = "island", "changed", 409

@@ -194,12 +194,12 @@ def query_cells(found: Iterable[int], order: int) -> tuple[list[str], list[str]]
 
 # --- MOCs -----------------------------------------------------------------------------------
 
-Ranges = list[tuple[int, int]]
+CellRanges = list[tuple[int, int]]
 MOC_ORDER = 13
 """The finest order that is understood here."""
 
 
-def moc_ranges(text: str) -> tuple[int, Ranges]:
+def moc_ranges(text: str) -> tuple[int, CellRanges]:
     """(order, sorted disjoint half-open ranges of cells of that order) of an ASCII MOC; raises `BadInput`."""
     order = finest = 0
     raw: list[tuple[int, int, int]] = []
@@ -217,7 +217,7 @@ def moc_ranges(text: str) -> tuple[int, Ranges]:
     return finest, _merged(shifted)
 
 
-def moc_text(order: int, ranges: Ranges) -> str:
+def moc_text(order: int, ranges: CellRanges) -> str:
     """The normal ASCII form of ranges of cells of one order: coarsest cells, neighbours of one order joined."""
     runs: dict[int, list[tuple[int, int]]] = {level: [] for level in range(order + 1)}
     for low, high in ranges:
@@ -303,8 +303,8 @@ def _number(text: str, most: int) -> int:
     return int(text)
 
 
-def _merged(ranges: Ranges) -> Ranges:
-    merged: Ranges = []
+def _merged(ranges: CellRanges) -> CellRanges:
+    merged: CellRanges = []
     for low, high in ranges:
         if high <= low:
             raise BadInput("not a MOC: a range that ends before it begins")
@@ -318,7 +318,7 @@ def _merged(ranges: Ranges) -> Ranges:
 # --- records and cards that fit -------------------------------------------------------------
 
 
-def short(text: str, limit: int) -> str:
+def shorten_text(text: str, limit: int) -> str:
     """Text in at most `limit` bytes of UTF-8, cut at a character, with an ellipsis where it was cut."""
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= limit:
@@ -341,7 +341,7 @@ def fit_columns(names: Iterable[str], limit: int = COLUMNS_LIMIT) -> tuple[tuple
 
 def fit_record(record: DatasetRecord) -> DatasetRecord:
     """The record within RECORD_LIMIT: a coarser coverage if need be, never a smaller one."""
-    record = msgspec.structs.replace(record, title=short(record.title, TITLE_LIMIT))
+    record = msgspec.structs.replace(record, title=shorten_text(record.title, TITLE_LIMIT))
     while len(codec.encode(record)) > RECORD_LIMIT and record.coverage:
         order, bitmap = unpack_coverage(record.coverage)
         if order == 0:
@@ -379,7 +379,7 @@ def _same(card: Card) -> Card:
 
 
 def _short_notes(card: Card) -> Card:
-    columns = tuple(msgspec.structs.replace(c, description=short(c.description, 120)) for c in card.columns)
+    columns = tuple(msgspec.structs.replace(c, description=shorten_text(c.description, 120)) for c in card.columns)
     return msgspec.structs.replace(card, columns=columns, cut=(*card.cut, "descriptions of columns"))
 
 
@@ -388,7 +388,7 @@ def _coarse_moc(card: Card) -> Card:
 
 
 def _no_notes(card: Card) -> Card:
-    columns = tuple(msgspec.structs.replace(c, description="", type=short(c.type, 200)) for c in card.columns)
+    columns = tuple(msgspec.structs.replace(c, description="", type=shorten_text(c.type, 200)) for c in card.columns)
     return msgspec.structs.replace(card, columns=columns)
 
 
@@ -396,8 +396,8 @@ def _coarser_moc(card: Card) -> Card:
     return msgspec.structs.replace(
         card,
         moc=moc_fit(card.moc, 8 * 1024),
-        description=short(card.description, 8192),
-        warnings=tuple(short(text, 500) for text in card.warnings[:64]),
+        description=shorten_text(card.description, 8192),
+        warnings=tuple(shorten_text(text, 500) for text in card.warnings[:64]),
         details=(),
     )
 
@@ -459,7 +459,7 @@ def _utc(word: str) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class DatasetFilter:
     """What a query asks of a dataset besides its place on the sky."""
 
     words: tuple[str, ...] = ()
@@ -473,7 +473,7 @@ class Wanted:
         return not (self.column or self.time or self.format)
 
 
-def fits(wanted: Wanted, record: DatasetRecord) -> bool:
+def fits(wanted: DatasetFilter, record: DatasetRecord) -> bool:
     """Whether a record has the format and shares a moment with the times; unknown times never do."""
     if wanted.format and record.format != wanted.format:
         return False
@@ -482,7 +482,7 @@ def fits(wanted: Wanted, record: DatasetRecord) -> bool:
     return record.time is not None and record.time[0] <= wanted.time[1] and record.time[1] >= wanted.time[0]
 
 
-def fits_card(wanted: Wanted, record: DatasetRecord, card: Card | None) -> bool:
+def fits_card(wanted: DatasetFilter, record: DatasetRecord, card: Card | None) -> bool:
     """Whether a dataset has the column, by its record or by its card."""
     return not wanted.column or has_column(wanted.column, record.columns, card.columns if card is not None else ())
 
@@ -506,6 +506,6 @@ def tokens(text: str) -> list[str]:
     return [word.lower()[:100] for word in re.findall(r"[^\W_]+", text)][:32]
 
 
-def near(name: str, known: Iterable[str]) -> list[str]:
+def close_matches(name: str, known: Iterable[str]) -> list[str]:
     """What a person may have meant, the likeliest first."""
     return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)

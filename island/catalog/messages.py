@@ -55,14 +55,14 @@ class DatasetRecord(Message, frozen=True, kw_only=True):
     card: Hash
 
 
-HoldState = Literal["begun", "complete", "gone"]
+HoldingState = Literal["begun", "complete", "gone"]
 
 
-class Held(Message, frozen=True, kw_only=True):
+class SnapshotHolding(Message, frozen=True, kw_only=True):
     """How much of one snapshot a replica has; `gone` is the last word before the record is deleted."""
 
     snapshot: Hash
-    state: HoldState
+    state: HoldingState
     size: Size = 0
 
 
@@ -72,7 +72,7 @@ class ReplicaRecord(Message, frozen=True, kw_only=True):
     MAX_BYTES = RECORD_LIMIT
 
     version: Literal[1] = 1
-    held: Annotated[tuple[Held, ...], Meta(max_length=16)]
+    held: Annotated[tuple[SnapshotHolding, ...], Meta(max_length=16)]
 
 
 class CardColumn(Message, frozen=True, kw_only=True):
@@ -137,7 +137,7 @@ class LocalIndex(Message, frozen=True, kw_only=True):
 # --- not on the wire: what the service hands out --------------------------------------------
 
 
-class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SearchQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a person searches for; every part that is given must hold.
 
     `words` are ordinary words; `column` a column's name, the beginning of one, or a UCD, in any
@@ -177,7 +177,7 @@ class DatasetView:
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedDataset:
     """A dataset name that was understood: whose it is, and which snapshot is meant.
 
     `record` is that of this snapshot where it is known, else that of the newest.

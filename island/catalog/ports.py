@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from island.catalog.messages import Resolved
+from island.catalog.messages import ResolvedDataset
 from island.kernel.ids import IslandId
 
 Progress = Callable[[int, int, str], None]
@@ -36,10 +36,10 @@ class LocalInput:
 class Inputs(Protocol):
     """Datasets as inputs of jobs. Implemented by `replicas`."""
 
-    async def missing(self, resolved: Resolved) -> int:
+    async def missing(self, resolved: ResolvedDataset) -> int:
         """Bytes of the snapshot that are not on this island; 0 for its own."""
 
-    async def materialise(self, resolved: Resolved, progress: Progress) -> LocalInput:
+    async def materialise(self, resolved: ResolvedDataset, progress: Progress) -> LocalInput:
         """Fetch what is missing, verify it, and make it readable for Spark.
 
         Raises `Unreachable`, `Changed`, `Corrupt`, `Full`.
@@ -61,5 +61,5 @@ class ReplicaStatus:
 class Replication(Protocol):
     """What `dataset show` asks of `replicas`."""
 
-    async def status(self, resolved: Resolved) -> ReplicaStatus:
+    async def status(self, resolved: ResolvedDataset) -> ReplicaStatus:
         """How much of the snapshot is here, and how much was moved."""

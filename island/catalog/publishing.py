@@ -20,13 +20,13 @@ from typing import TypeVar
 import msgspec
 
 import island
-from island.catalog import core, folder
-from island.catalog.folder import Found, Listing
+from island.catalog import core, file_listing
+from island.catalog.file_listing import FileListing, FoundFile
 from island.catalog.manifest import FileEntry, FileStats, Root, TreeBuilder
+from island.catalog.manifest_reader import ManifestReader
 from island.catalog.messages import Card, CardColumn, DatasetRecord, LocalIndex, LocalPage
 from island.catalog.pages import Pack, PackWriter, PageStore
 from island.catalog.ports import Progress
-from island.catalog.snapshots import Manifest
 from island.errors import BadInput
 from island.formats.describe import DataFile, DatasetDescription, describe, describe_in_steps
 from island.formats.limits import ReadLimits
@@ -43,7 +43,7 @@ _NO_HASH = "0" * 64
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class DatasetMetadata:
     """What a person says about a dataset; empty parts keep what was said before."""
 
     title: str = ""
@@ -54,20 +54,20 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
-class Previous:
+class PreviousSnapshot:
     """The newest snapshot of the same name, with what the file system said of its files."""
 
     path: str
-    manifest: Manifest
+    manifest: ManifestReader
     record: DatasetRecord
     card: Card
     local: str
     local_pages: dict[str, str]
-    words: Words
+    words: DatasetMetadata
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
-class Prepared:
+class PreparedSnapshot:
     """A snapshot that is ready to be committed. Times and the card's hash are set when it is."""
 
     name: str
@@ -75,7 +75,7 @@ class Prepared:
     base: str
     snapshot: str
     root: Root
-    words: Words
+    words: DatasetMetadata
     record: DatasetRecord = field(repr=False)
     card: bytes = field(repr=False)
     local: str
@@ -98,7 +98,7 @@ class _Facts:
     warnings: tuple[str, ...] = ()
 
 
-class Publisher:
+class SnapshotBuilder:
     """Prepares snapshots of one island."""
 
     def __init__(self, pages: PageStore, home: Path, rng: Rng, workers: Workers, limits: ReadLimits) -> None:
@@ -109,10 +109,10 @@ class Publisher:
         self._workers = workers
 
     async def prepare(
-        self, path: Path, name: str, words: Words, previous: Previous | None, progress: Progress
-    ) -> Prepared:
+        self, path: Path, name: str, words: DatasetMetadata, previous: PreviousSnapshot | None, progress: Progress
+    ) -> PreparedSnapshot:
         """Read what is new at `path`, once, and lay out its manifest. Raises as `formats.describe` does."""
-        listing = await to_the_end(self._workers.disk(folder.survey, path, self._home))
+        listing = await to_the_end(self._workers.disk(file_listing.survey, path, self._home))
         # What this island wrote itself is decoded here, without waiting for a process: subscriptions' datasets
         # grow by a file at every commit.
         own = path.is_relative_to(self._home / "streams")
@@ -135,10 +135,10 @@ class _Preparation:
 
     def __init__(
         self,
-        listing: Listing,
+        listing: FileListing,
         name: str,
-        words: Words,
-        previous: Previous | None,
+        words: DatasetMetadata,
+        previous: PreviousSnapshot | None,
         writer: PackWriter,
         progress: Progress,
         workers: Workers,
@@ -153,15 +153,15 @@ class _Preparation:
         self.writer = writer
         self.progress = progress
         self.workers = workers
-        self.fresh: dict[str, Found] = {}
+        self.fresh: dict[str, FoundFile] = {}
         self.gone = 0
         self.described: dict[str, DataFile] = {}
         self.done = 0
         self.total = 0
-        self.found: dict[str, Found] = {}
+        self.found: dict[str, FoundFile] = {}
         self.local_pages: dict[str, str] = {}
 
-    async def run(self) -> Prepared:
+    async def run(self) -> PreparedSnapshot:
         await self._compare()
         # Each new byte is read twice: decoded, then hashed.
         self.total = 2 * sum(found.size for found in self.fresh.values())
@@ -176,7 +176,7 @@ class _Preparation:
         local = self.writer.add(codec.encode(LocalIndex(pages=self.local_pages)))
         card = self._card(facts, snapshot, root)
         pack = await to_the_end(self.workers.disk(self.writer.finish))
-        return Prepared(
+        return PreparedSnapshot(
             name=self.name,
             path=str(self.listing.path),
             base=str(self.listing.base),
@@ -198,7 +198,7 @@ class _Preparation:
         if self.previous is not None:
             self.gone = self.previous.manifest.root.files - (len(self.listing.files) - len(self.fresh))
 
-    async def _matched(self) -> AsyncIterator[tuple[Found, FileEntry | None, FileStats | None]]:
+    async def _matched(self) -> AsyncIterator[tuple[FoundFile, FileEntry | None, FileStats | None]]:
         """Every found file, with its entry and statistics where it was published before and is the same."""
         old = _published(self.previous) if self.previous is not None else _nothing()
         ahead = await anext(old, None)
@@ -258,7 +258,7 @@ class _Preparation:
                     return msgspec.structs.replace(step.dataset, files=tuple(found))
         raise ProcessDied(f"the process that read {path} ended without an answer", hint="Publish it again.")
 
-    async def _describe_changes(self, previous: Previous) -> _Facts:
+    async def _describe_changes(self, previous: PreviousSnapshot) -> _Facts:
         """The facts of a plain folder of which some files are as they were."""
         facts = _known_facts(previous)
         added = []
@@ -294,7 +294,7 @@ class _Preparation:
 
     # --- hashing ---
 
-    async def _hash(self, found: Found) -> tuple[FileEntry, FileStats]:
+    async def _hash(self, found: FoundFile) -> tuple[FileEntry, FileStats]:
         data = self.described.get(found.path)
         role = data.role if data is not None else "metadata"
         form = data.format if data is not None and data.format != "other" and role == "data" else ""
@@ -303,7 +303,7 @@ class _Preparation:
         hard = await self._hard_borders(found, form)
 
         def work(tell: Progress) -> FileEntry:
-            return folder.hash_file(
+            return file_listing.hash_file(
                 self.listing.base, found, hard, form=form, role=role, rows=rows, sink=self.writer.add, progress=tell
             )
 
@@ -311,13 +311,13 @@ class _Preparation:
         self.done = start + found.size
         return entry, file_stats(data) if data is not None and role == "data" else FileStats()
 
-    async def _hard_borders(self, found: Found, form: str) -> list[int]:
-        if not folder.has_hard_borders(found, form):
+    async def _hard_borders(self, found: FoundFile, form: str) -> list[int]:
+        if not file_listing.has_hard_borders(found, form):
             return []
         full = self.listing.base / found.path
         if self.processes is None:
-            return await to_the_end(self.workers.cpu(folder.hard_borders, full, form, self.limits))
-        return await self.processes.run(folder.hard_borders, full, form, self.limits)
+            return await to_the_end(self.workers.cpu(file_listing.hard_borders, full, form, self.limits))
+        return await self.processes.run(file_listing.hard_borders, full, form, self.limits)
 
     def _tell(self, done: int, what: str) -> None:
         self.progress(min(done, self.total), self.total, what)
@@ -406,7 +406,7 @@ async def _nothing() -> AsyncIterator[tuple[FileEntry, FileStats, int, int]]:
     yield
 
 
-async def _published(previous: Previous) -> AsyncIterator[tuple[FileEntry, FileStats, int, int]]:
+async def _published(previous: PreviousSnapshot) -> AsyncIterator[tuple[FileEntry, FileStats, int, int]]:
     """Every file of the previous snapshot: entry, statistics, modification time, inode."""
     async for ref in previous.manifest.pages():
         local = previous.local_pages.get(ref.page.hex())
@@ -419,12 +419,12 @@ async def _published(previous: Previous) -> AsyncIterator[tuple[FileEntry, FileS
             yield entry, item, mtime_ns, inode
 
 
-def _is_same(old: tuple[FileEntry, FileStats, int, int], found: Found) -> bool:
+def _is_same(old: tuple[FileEntry, FileStats, int, int], found: FoundFile) -> bool:
     entry, _, mtime_ns, inode = old
     return (entry.path, entry.size, mtime_ns, inode) == (found.path, found.size, found.mtime_ns, found.inode)
 
 
-async def _known_pages(previous: Previous) -> set[str]:
+async def _known_pages(previous: PreviousSnapshot) -> set[str]:
     known = {previous.local, *previous.local_pages.values()}
     async for ref in previous.manifest.pages():
         known.add(ref.page.hex())
@@ -432,7 +432,7 @@ async def _known_pages(previous: Previous) -> set[str]:
     return known
 
 
-def _is_comparable(previous: Previous, listing: Listing, words: Words) -> bool:
+def _is_comparable(previous: PreviousSnapshot, listing: FileListing, words: DatasetMetadata) -> bool:
     """Whether what was found out before still answers the same question."""
     return (
         previous.path == str(listing.path)
@@ -441,13 +441,13 @@ def _is_comparable(previous: Previous, listing: Listing, words: Words) -> bool:
     )
 
 
-def _merged_words(words: Words, previous: Previous | None) -> Words:
+def _merged_words(words: DatasetMetadata, previous: PreviousSnapshot | None) -> DatasetMetadata:
     if (words.ra == "") != (words.dec == ""):
         raise BadInput("ra and dec are named together or not at all", hint="Give both --ra and --dec.")
     if previous is None:
         return words
     said = previous.words
-    return Words(
+    return DatasetMetadata(
         words.title or said.title,
         words.description or said.description,
         words.licence or said.licence,
@@ -465,11 +465,11 @@ def _facts(description: DatasetDescription) -> _Facts:
         format=description.format,
         columns=tuple(
             CardColumn(
-                name=core.short(column.name, 4000),
-                type=core.short(column.type, 4000),
-                unit=core.short(column.unit, 256),
-                ucd=core.short(column.ucd, 256),
-                description=core.short(column.description, 1000),
+                name=core.shorten_text(column.name, 4000),
+                type=core.shorten_text(column.type, 4000),
+                unit=core.shorten_text(column.unit, 256),
+                ucd=core.shorten_text(column.ucd, 256),
+                description=core.shorten_text(column.description, 1000),
                 nullable=column.nullable,
             )
             for column in description.columns
@@ -480,7 +480,7 @@ def _facts(description: DatasetDescription) -> _Facts:
         position=(position.ra, position.dec, position.how) if position is not None else (),
         time_column=description.time_column.name if description.time_column is not None else "",
         details=_details(description),
-        warnings=tuple(core.short(text, 2000) for text in (*description.problems, *description.warnings))[:200],
+        warnings=tuple(core.shorten_text(text, 2000) for text in (*description.problems, *description.warnings))[:200],
     )
 
 
@@ -488,7 +488,10 @@ def _details(description: DatasetDescription) -> tuple[tuple[str, str], ...]:
     cut = description.partitioning
     if cut is None:
         return ()
-    said = [("hats", "collection" if cut.is_collection else cut.main.kind), ("hats.name", core.short(cut.name, 256))]
+    said = [
+        ("hats", "collection" if cut.is_collection else cut.main.kind),
+        ("hats.name", core.shorten_text(cut.name, 256)),
+    ]
     for part in cut.parts[:50]:
         text = f"{part.role}, {part.kind}, {part.rows} rows in {part.partitions} partitions"
         if part.orders:
@@ -497,11 +500,11 @@ def _details(description: DatasetDescription) -> tuple[tuple[str, str], ...]:
             text += f", margin {part.margin_arcsec:g} arcsec"
         if part.index_column:
             text += f", by {part.index_column}"
-        said.append((core.short(f"part {part.path or part.name}", 250), core.short(text, 1000)))
+        said.append((core.shorten_text(f"part {part.path or part.name}", 250), core.shorten_text(text, 1000)))
     return tuple(said)
 
 
-def _known_facts(previous: Previous) -> _Facts:
+def _known_facts(previous: PreviousSnapshot) -> _Facts:
     card, record = previous.card, previous.record
     return _Facts(
         format=record.format,

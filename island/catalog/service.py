@@ -20,25 +20,25 @@ import msgspec
 import structlog
 
 from island.catalog import core, manifest, store
-from island.catalog.folder import Found, is_same
+from island.catalog.dataset_search import DatasetSearch
+from island.catalog.file_listing import FoundFile, is_same
 from island.catalog.manifest import FileEntry
+from island.catalog.manifest_reader import ManifestReader, PageLoader, live_pages
 from island.catalog.messages import (
     Card,
     DatasetRecord,
     DatasetView,
     LocalIndex,
     LocalPage,
-    Query,
     ReplicaRecord,
-    Resolved,
+    ResolvedDataset,
+    SearchQuery,
 )
 from island.catalog.pages import PageStore
 from island.catalog.ports import Progress, ReplicaStatus, Replication, no_progress
-from island.catalog.publishing import Prepared, Previous, Publisher, Words
-from island.catalog.searching import Search
-from island.catalog.snapshots import Load, Manifest, live_pages
-from island.catalog.store import Entry, Replica
-from island.errors import Changed, Corrupt, IslandError, NotFound
+from island.catalog.publishing import DatasetMetadata, PreparedSnapshot, PreviousSnapshot, SnapshotBuilder
+from island.catalog.store import CatalogEntry, ReplicaEntry
+from island.errors import Corrupt, FilesChanged, IslandError, NotFound
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.gossip.service import Change, Gossip
 from island.kernel import codec
@@ -80,13 +80,13 @@ class OwnFile:
     entry: FileEntry
 
     def check(self, status: os.stat_result) -> None:
-        """Raises `Changed` if `status`, of the opened file, is not what was published."""
-        if not is_same(Found(self.entry.path, self.size, self.mtime_ns, 0), status):
+        """Raises `FilesChanged` if `status`, of the opened file, is not what was published."""
+        if not is_same(FoundFile(self.entry.path, self.size, self.mtime_ns, 0), status):
             raise changed(self.path)
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class SnapshotHolder:
     """Who has a snapshot, or a part of it; `role` is owner, or the state of the replica."""
 
     island: IslandId
@@ -100,9 +100,9 @@ class Holder:
 class DatasetDetails:
     """Everything that is known of a dataset. `card` is None where it could not be had (`problem` says why)."""
 
-    resolved: Resolved
+    resolved: ResolvedDataset
     card: Card | None
-    holders: tuple[Holder, ...]
+    holders: tuple[SnapshotHolder, ...]
     status: ReplicaStatus
     newest: bool
     problem: str = ""
@@ -136,14 +136,14 @@ class Catalog:
         self.replication: Replication | None = None
         """Set by the composition root: what `show` asks about replicas."""
         self._pages = PageStore(needs.state, needs.home / "manifests", needs.workers)
-        self._publisher = Publisher(self._pages, needs.home, needs.rng, needs.workers, needs.limits)
-        self._searching = Search(needs.db, needs.membership, needs.home / "search", needs.workers)
+        self._publisher = SnapshotBuilder(self._pages, needs.home, needs.rng, needs.workers, needs.limits)
+        self._searching = DatasetSearch(needs.db, needs.membership, needs.home / "search", needs.workers)
         self._names: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        self._open: weakref.WeakSet[Prepared] = weakref.WeakSet()
+        self._open: weakref.WeakSet[PreparedSnapshot] = weakref.WeakSet()
         self._preparing = 0
-        self._manifests: OrderedDict[tuple[IslandId, str], Manifest] = OrderedDict()
+        self._manifests: OrderedDict[tuple[IslandId, str], ManifestReader] = OrderedDict()
         self._locals: OrderedDict[tuple[str, str], list[OwnFile]] = OrderedDict()
-        self._replicas: dict[tuple[IslandId, str, str], list[Replica]] = {}
+        self._replicas: dict[tuple[IslandId, str, str], list[ReplicaEntry]] = {}
         self._versions = (-1, -1)
         self._card_cursor = ""
         self._retry: dict[str, tuple[int, float]] = {}
@@ -186,7 +186,7 @@ class Catalog:
     ) -> DatasetView:
         """Publish what is at `path` as `name`, in place; new content at a name is a new snapshot.
 
-        `who` is `user@island`. Raises `BadInput`, `Corrupt`, `Unsupported`, `Changed`, `Full`. A
+        `who` is `user@island`. Raises `BadInput`, `Corrupt`, `Unsupported`, `FilesChanged`, `Full`. A
         caller that is cancelled before the commit leaves nothing published.
         """
         async with self._lock(name):
@@ -208,7 +208,7 @@ class Catalog:
         own = await self._state.read(lambda conn: store.own_dataset(conn, name))
         if own is None:
             raise NotFound(f"{name} was withdrawn meanwhile")
-        return self._view(Entry(self.me, name, own.record))
+        return self._view(CatalogEntry(self.me, name, own.record))
 
     async def prepare(
         self,
@@ -221,10 +221,10 @@ class Catalog:
         ra: str | None = None,
         dec: str | None = None,
         progress: Progress | None = None,
-    ) -> Prepared:
+    ) -> PreparedSnapshot:
         """Read what is new at `path` and lay out its manifest; nobody hears of it before `commit`."""
         check_name(name, "dataset name")
-        words = Words(title, description, licence, ra or "", dec or "")
+        words = DatasetMetadata(title, description, licence, ra or "", dec or "")
         self._preparing += 1
         try:
             previous = await self._previous(name)
@@ -235,7 +235,7 @@ class Catalog:
             self._preparing -= 1
 
     def commit(
-        self, conn: sqlite3.Connection, prepared: Prepared, who: str, now: float, *, journaled: bool = True
+        self, conn: sqlite3.Connection, prepared: PreparedSnapshot, who: str, now: float, *, journaled: bool = True
     ) -> str:
         """Make a prepared snapshot the newest of its dataset, in the caller's transaction of state.db.
 
@@ -292,7 +292,7 @@ class Catalog:
 
         def withdraw(conn: sqlite3.Connection) -> None:
             if store.own_dataset(conn, name) is None:
-                near = core.near(name, [own.name for own in store.own_datasets(conn)])
+                near = core.close_matches(name, [own.name for own in store.own_datasets(conn)])
                 raise NotFound(
                     f"this island publishes no dataset {name}",
                     hint=f"Did you mean {' or '.join(near)}?" if near else "`island dataset ls` shows all.",
@@ -340,7 +340,7 @@ class Catalog:
         what = f"{self._trust.name}/{name}"
         journal.append(conn, at=now, who=who, act=act, what=what, outcome="done", detail=detail)
 
-    async def _previous(self, name: str) -> Previous | None:
+    async def _previous(self, name: str) -> PreviousSnapshot | None:
         """What is published under a name now, as far as it can be read; None makes all be read again."""
         own = await self._state.read(lambda conn: store.own_dataset(conn, name))
         held = await self._state.read(lambda conn: store.snapshots(conn, name))
@@ -354,8 +354,8 @@ class Catalog:
         except IslandError as error:
             log.warning("catalog.previous_lost", name=name, snapshot=newest.snapshot, error=error.message)
             return None
-        words = Words(own.title, own.description, own.licence, own.ra, own.dec)
-        return Previous(own.path, listed, newest.record, card, newest.local, local.pages, words)
+        words = DatasetMetadata(own.title, own.description, own.licence, own.ra, own.dec)
+        return PreviousSnapshot(own.path, listed, newest.record, card, newest.local, local.pages, words)
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -364,7 +364,7 @@ class Catalog:
         found = await self._db.read(store.entries)
         return sorted((self._view(entry) for entry in found), key=lambda view: (view.island.lower(), view.name))
 
-    async def resolve(self, name: DatasetName | str) -> Resolved:
+    async def resolve(self, name: DatasetName | str) -> ResolvedDataset:
         """Whose dataset `OWNER/NAME[@SNAPSHOT]` is, and which snapshot of it.
 
         Raises `NotFound` with the nearest names, `Ambiguous`, `BadInput`.
@@ -378,19 +378,19 @@ class Catalog:
         record = entry.record
         if wanted.snapshot and not snapshot.startswith(wanted.snapshot):
             snapshot, record = await self._older(owner, wanted, record)
-        return Resolved(owner, self._membership.display(owner), wanted.name, snapshot, record)
+        return ResolvedDataset(owner, self._membership.display(owner), wanted.name, snapshot, record)
 
-    async def _entry(self, owner: IslandId, name: str) -> Entry | None:
+    async def _entry(self, owner: IslandId, name: str) -> CatalogEntry | None:
         if owner == self.me:
             own = await self._state.read(lambda conn: store.own_dataset(conn, name))
-            return Entry(owner, name, own.record) if own else None
+            return CatalogEntry(owner, name, own.record) if own else None
         return await self._db.read(lambda conn: store.entry(conn, owner, name))
 
     async def _unknown(self, owner: IslandId, wanted: DatasetName) -> NotFound:
         everything = await self._db.read(store.names)
         display = self._membership.display(owner)
         same = [f"{self._membership.display(other)}/{name}" for other, name in everything if name == wanted.name]
-        near = core.near(wanted.name, [name for other, name in everything if other == owner])
+        near = core.close_matches(wanted.name, [name for other, name in everything if other == owner])
         meant = [*same[:3], *(f"{display}/{name}" for name in near)][:3]
         return NotFound(
             f"there is no dataset {display}/{wanted.name}",
@@ -415,7 +415,7 @@ class Catalog:
             hint=f"The newest is {newest.snapshot[:12]}; an older one of another island is named by its whole hash.",
         )
 
-    async def card(self, resolved: Resolved) -> Card:
+    async def card(self, resolved: ResolvedDataset) -> Card:
         """The card of a dataset: from here, or from its owner or another island. Raises `Unreachable`."""
         name = resolved.record.card
         kept = await self._db.read(lambda conn: store.card(conn, name))
@@ -440,12 +440,12 @@ class Catalog:
             resolved, card, tuple(self._shown_holders(resolved)), await self._status(resolved), newest, problem
         )
 
-    async def _status(self, resolved: Resolved) -> ReplicaStatus:
+    async def _status(self, resolved: ResolvedDataset) -> ReplicaStatus:
         if self.replication is not None:
             return await self.replication.status(resolved)
         return ReplicaStatus(resolved.record.size, resolved.record.size if resolved.owner == self.me else 0, 0)
 
-    def _shown_holders(self, resolved: Resolved) -> list[Holder]:
+    def _shown_holders(self, resolved: ResolvedDataset) -> list[SnapshotHolder]:
         key = (resolved.owner, resolved.name, resolved.snapshot)
         roles = [(resolved.owner, "owner")] + [(r.holder, r.state) for r in self._replicas.get(key, ())]
         shown = []
@@ -454,9 +454,9 @@ class Catalog:
                 continue
             try:
                 view = self._membership.view(island)
-                shown.append(Holder(island, view.display, role, view.state, view.since))
+                shown.append(SnapshotHolder(island, view.display, role, view.state, view.since))
             except NotFound:  # its record of itself is still to come
-                shown.append(Holder(island, self._membership.display(island), role, "unknown", None))
+                shown.append(SnapshotHolder(island, self._membership.display(island), role, "unknown", None))
         return shown
 
     def holders(self, owner: IslandId, name: str, snapshot: str) -> list[IslandId]:
@@ -464,7 +464,7 @@ class Catalog:
         complete = [r.holder for r in self._replicas.get((owner, name, snapshot), ()) if r.state == "complete"]
         return [owner, *(island for island in complete if island != owner)]
 
-    def _view(self, entry: Entry) -> DatasetView:
+    def _view(self, entry: CatalogEntry) -> DatasetView:
         record = entry.record
         return DatasetView(
             owner=entry.owner,
@@ -483,7 +483,7 @@ class Catalog:
 
     # --- searching --------------------------------------------------------------------------------
 
-    async def search(self, query: Query) -> list[DatasetView]:
+    async def search(self, query: SearchQuery) -> list[DatasetView]:
         """The datasets that fit every part of the query, the best first. Raises `BadInput`.
 
         What was published before is found: what the index has not seen yet, it is shown first.
@@ -496,14 +496,16 @@ class Catalog:
 
     # --- manifests and files ------------------------------------------------------------------------
 
-    async def manifest(self, owner: IslandId, snapshot: str, name: str = "", *, load: Load | None = None) -> Manifest:
+    async def manifest(
+        self, owner: IslandId, snapshot: str, name: str = "", *, load: PageLoader | None = None
+    ) -> ManifestReader:
         """The manifest of a snapshot; `name`, if given, finds more holders, and `load` brings its pages.
 
         Raises `NotFound` for an own snapshot that is no longer served, `Unreachable`, `Malformed`.
         """
         check_hash(snapshot, "snapshot")
         if load is not None:
-            return Manifest(owner, snapshot, manifest.decode_root(await load(snapshot)), load)
+            return ManifestReader(owner, snapshot, manifest.decode_root(await load(snapshot)), load)
         key = (owner, snapshot)
         if (known := self._manifests.get(key)) is not None:
             self._manifests.move_to_end(key)
@@ -514,7 +516,7 @@ class Catalog:
         async def bring(page: str) -> bytes:
             return await self.page(owner, name, snapshot, page)
 
-        found = Manifest(owner, snapshot, manifest.decode_root(await bring(snapshot)), bring)
+        found = ManifestReader(owner, snapshot, manifest.decode_root(await bring(snapshot)), bring)
         self._manifests[key] = found
         if len(self._manifests) > 32:
             self._manifests.popitem(last=False)
@@ -541,7 +543,7 @@ class Catalog:
     async def own_file(self, snapshot: str, path: str) -> OwnFile | None:
         """Where a file of an own snapshot lies; None if the snapshot is not one of this island's.
 
-        Raises `Changed` if the file is not what was published, `NotFound` if the snapshot has no such file.
+        Raises `FilesChanged` if the file is not what was published, `NotFound` if the snapshot has no such file.
         """
         places = self._locals.get((snapshot, path))
         if places is None:
@@ -556,7 +558,7 @@ class Catalog:
                 status = place.path.stat()
             except OSError:
                 continue
-            if is_same(Found(path, place.size, place.mtime_ns, 0), status):
+            if is_same(FoundFile(path, place.size, place.mtime_ns, 0), status):
                 return place
         raise changed(places[0].path)
 
@@ -670,16 +672,16 @@ class Catalog:
         return await self._pages.sweep(live, lambda conn: store.newest_id(conn) == newest)
 
 
-def _by_snapshot(replicas: Sequence[Replica]) -> dict[tuple[IslandId, str, str], list[Replica]]:
-    found: dict[tuple[IslandId, str, str], list[Replica]] = {}
+def _by_snapshot(replicas: Sequence[ReplicaEntry]) -> dict[tuple[IslandId, str, str], list[ReplicaEntry]]:
+    found: dict[tuple[IslandId, str, str], list[ReplicaEntry]] = {}
     for replica in replicas:
         found.setdefault((replica.owner, replica.name, replica.snapshot), []).append(replica)
     return found
 
 
-def changed(path: Path) -> Changed:
+def changed(path: Path) -> FilesChanged:
     """What a reader is told whose file is no longer what was published."""
-    return Changed(
+    return FilesChanged(
         f"{path} is not what was published: it was changed, moved or removed",
         hint="Publish the dataset again; the owner's journal says when it was published.",
     )
@@ -717,4 +719,4 @@ def _project_replica(conn: sqlite3.Connection, change: Change) -> None:
     store.put_replica(conn, change.origin, owner, name, record)
 
 
-__all__ = ["Catalog", "DatasetDetails", "Holder", "OwnFile"]
+__all__ = ["Catalog", "DatasetDetails", "OwnFile", "SnapshotHolder"]

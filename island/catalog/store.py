@@ -179,7 +179,7 @@ _RECORD = msgspec.msgpack.Decoder(DatasetRecord)  # noqa: TID251  # without the 
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CatalogEntry:
     """One dataset of any island."""
 
     owner: IslandId
@@ -233,13 +233,13 @@ def _unindexed(conn: sqlite3.Connection, owner: str, name: str) -> None:
     conn.execute("INSERT OR REPLACE INTO catalog_unindexed (owner, name) VALUES (?, ?)", (owner, name))
 
 
-def entry(conn: sqlite3.Connection, owner: str, name: str) -> Entry | None:
+def entry(conn: sqlite3.Connection, owner: str, name: str) -> CatalogEntry | None:
     """One dataset."""
     row = conn.execute("SELECT * FROM catalog_entry WHERE owner = ? AND name = ?", (owner, name)).fetchone()
     return _entry(row) if row else None
 
 
-def entries(conn: sqlite3.Connection, form: str = "", times: tuple[float, float] | None = None) -> list[Entry]:
+def entries(conn: sqlite3.Connection, form: str = "", times: tuple[float, float] | None = None) -> list[CatalogEntry]:
     """All datasets, or those of a format or with a moment in common with `times`; by owner and name."""
     conditions, values = ["1"], list[object]()
     if form:
@@ -262,8 +262,8 @@ def names(conn: sqlite3.Connection, owner: str | None = None) -> list[tuple[Isla
     return [(IslandId(row["owner"]), row["name"]) for row in rows]
 
 
-def _entry(row: sqlite3.Row) -> Entry:
-    return Entry(IslandId(row["owner"]), row["name"], _RECORD.decode(row["record"]))
+def _entry(row: sqlite3.Row) -> CatalogEntry:
+    return CatalogEntry(IslandId(row["owner"]), row["name"], _RECORD.decode(row["record"]))
 
 
 # --- gossip.db: cards -----------------------------------------------------------------------
@@ -327,7 +327,7 @@ def put_replica(conn: sqlite3.Connection, holder: str, owner: str, name: str, re
 
 
 @dataclass(frozen=True, slots=True)
-class Replica:
+class ReplicaEntry:
     """What one island holds of another's snapshot."""
 
     holder: IslandId
@@ -349,10 +349,10 @@ def count_entries(conn: sqlite3.Connection) -> int:
     return int(conn.execute("SELECT count(*) FROM catalog_entry").fetchone()[0])
 
 
-def replicas(conn: sqlite3.Connection) -> list[Replica]:
+def replicas(conn: sqlite3.Connection) -> list[ReplicaEntry]:
     """All replicas that are known, by holder."""
     rows = conn.execute("SELECT * FROM catalog_replica ORDER BY holder, owner, name, snapshot")
     return [
-        Replica(IslandId(r["holder"]), IslandId(r["owner"]), r["name"], r["snapshot"], r["state"], r["size"])
+        ReplicaEntry(IslandId(r["holder"]), IslandId(r["owner"]), r["name"], r["snapshot"], r["state"], r["size"])
         for r in rows
     ]

@@ -74,7 +74,7 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def out(text: str) -> None:
+def print_line(text: str) -> None:
     """One line or block of output, on stdout, never wrapped."""
     sys.stdout.write(escaped(text if text.endswith("\n") else text + "\n", lines=True))
     sys.stdout.flush()
@@ -82,10 +82,10 @@ def out(text: str) -> None:
 
 def show_json(value: Any) -> None:
     """One object or a list of flat objects on stdout."""
-    out(json.dumps(value, indent=1, ensure_ascii=False))
+    print_line(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def rows(items: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool, *, empty: str = "") -> None:
+def show_rows(items: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool, *, empty: str = "") -> None:
     """A listing: all of each object as JSON, or a table of some columns; says `empty` when there is nothing."""
     if as_json:
         show_json(list(items))
@@ -93,10 +93,10 @@ def rows(items: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bo
     if not items:
         say(empty or "nothing to show")
         return
-    table(columns, ([cell(item.get(column)) for column in columns] for item in items))
+    show_table(columns, ([format_cell(item.get(column)) for column in columns] for item in items))
 
 
-def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+def show_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     """A table on stdout; as wide as its content where stdout is not a terminal.
 
     In a terminal only prose is folded: names, ids and addresses stay whole on one line, to be copied.
@@ -117,17 +117,17 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     console.print(sheet, soft_wrap=True)
 
 
-def pairs(item: Mapping[str, Any], as_json: bool) -> None:
+def show_pairs(item: Mapping[str, Any], as_json: bool) -> None:
     """One object: as JSON, or a line for each key."""
     if as_json:
         show_json(item)
         return
     wide = max((len(key) for key in item), default=0)
     for key, value in item.items():
-        out(f"{key:<{wide}}  {cell(value)}")
+        print_line(f"{key:<{wide}}  {format_cell(value)}")
 
 
-def cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
     """A value as people read it in a table."""
     if value is None:
         return "-"
@@ -136,13 +136,13 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(cell(each) for each in value) or "-"
+        return ", ".join(format_cell(each) for each in value) or "-"
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
     return escaped(str(value).replace("\n", " ").replace("\t", " "))
 
 
-def size(count: float | None) -> str:
+def format_size(count: float | None) -> str:
     """A number of bytes as people read it, `-` where it is not known."""
     return "-" if count is None else format_bytes(count)
 

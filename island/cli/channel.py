@@ -23,4 +23,4 @@ def channel() -> None:
 def ls(as_json: base.Json = False) -> None:
     """Each flow: rate (rows/s), lag (rows of the source, seconds), rows, bytes, state and why."""
     columns = ("id", "island", "source", "into", "state", "rate", "lag", "lag_s", "rows", "bytes", "since", "reason")
-    base.rows(base.api().get("/api/v1/channels"), columns, as_json, empty="nothing flows")
+    base.show_rows(base.api().get("/api/v1/channels"), columns, as_json, empty="nothing flows")

@@ -45,16 +45,16 @@ def publish(
     with interrupts.undoable(), base.progress_bar(f"publishing {name}") as progress:
         result = base.api(timeout=3600).follow("POST", "/api/v1/datasets", body, progress)
     for warning in result["warnings"]:
-        base.say(f"warning: {base.cell(warning)}")
+        base.say(f"warning: {base.format_cell(warning)}")
     base.say(
         f"published {result['dataset']}: {_count(result['rows'], 'row')} in {_count(result['files'], 'file')}"
-        f" ({base.size(result['bytes'])}), snapshot {result['snapshot'][:12]}"
+        f" ({base.format_size(result['bytes'])}), snapshot {result['snapshot'][:12]}"
     )
     base.say(result["audience"])
     if as_json:
         base.show_json(result)
     else:
-        base.out(result["dataset"])
+        base.print_line(result["dataset"])
 
 
 def _count(number: int, what: str) -> str:
@@ -114,8 +114,10 @@ def search(
 
 def _list(found: list[dict[str, Any]], as_json: bool, empty: str) -> None:
     if not as_json:
-        found = [item | {"bytes": base.size(item["bytes"]), "updated": (item["updated"] or "")[:19]} for item in found]
-    base.rows(found, COLUMNS, as_json, empty=empty)
+        found = [
+            item | {"bytes": base.format_size(item["bytes"]), "updated": (item["updated"] or "")[:19]} for item in found
+        ]
+    base.show_rows(found, COLUMNS, as_json, empty=empty)
 
 
 @app.command()
@@ -129,23 +131,23 @@ def show(
         base.show_json(found)
         return
     tables = {key: found.pop(key) for key in ("columns", "holders", "warnings", "details")}
-    found |= {key: base.size(found[key]) for key in ("bytes", "bytes_local", "bytes_moved")}
-    base.pairs({key: value for key, value in found.items() if value not in (None, "", [])}, False)
+    found |= {key: base.format_size(found[key]) for key in ("bytes", "bytes_local", "bytes_moved")}
+    base.show_pairs({key: value for key, value in found.items() if value not in (None, "", [])}, False)
     for key, value in tables["details"].items():
-        base.out(f"{base.cell(key)}: {base.cell(value)}")
+        base.print_line(f"{base.format_cell(key)}: {base.format_cell(value)}")
     for title, columns in (
         ("columns", ("name", "type", "unit", "ucd", "description")),
         ("holders", ("island", "role", "state", "since")),
     ):
         if tables[title]:
-            base.out("")
-            base.table(columns, ([_cell(item, column) for column in columns] for item in tables[title]))
+            base.print_line("")
+            base.show_table(columns, ([_cell(item, column) for column in columns] for item in tables[title]))
     for warning in tables["warnings"]:
-        base.say(f"warning: {base.cell(warning)}")
+        base.say(f"warning: {base.format_cell(warning)}")
 
 
 def _cell(item: Mapping[str, Any], key: str) -> str:
-    text = base.cell(item.get(key) or "")
+    text = base.format_cell(item.get(key) or "")
     return text if len(text) <= 100 else text[:97] + "..."
 
 
@@ -168,13 +170,13 @@ def fetch(
     with interrupts.undoable(), base.progress_bar(f"fetching {name}") as progress:
         found = base.api(timeout=600).follow("POST", f"/api/v1/files/{_path(name)}/fetch", None, progress)
     base.say(
-        f"{found['dataset']} is here, whole and verified: {base.size(found['bytes'])},"
-        f" of which {base.size(found['fetched'])} were fetched now; snapshot {found['snapshot'][:12]}"
+        f"{found['dataset']} is here, whole and verified: {base.format_size(found['bytes'])},"
+        f" of which {base.format_size(found['fetched'])} were fetched now; snapshot {found['snapshot'][:12]}"
     )
     if as_json:
         base.show_json(found)
     else:
-        base.out(found["dataset"])
+        base.print_line(found["dataset"])
 
 
 @app.command()
@@ -184,6 +186,6 @@ def drop(
 ) -> None:
     """Delete what this island keeps of another island's dataset, to make room."""
     found = base.api().delete(f"/api/v1/files/{_path(name)}")
-    base.say(f"dropped {base.size(found['freed'])} of {found['dataset']}; its owner has it still")
+    base.say(f"dropped {base.format_size(found['freed'])} of {found['dataset']}; its owner has it still")
     if as_json:
         base.show_json(found)

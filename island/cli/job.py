@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from island.cli import base
-from island.cli.jobs import FAILED, KEY_HEADER, get, key_headers, path, settle
+from island.cli.job_progress import FAILED, KEY_HEADER, get, key_headers, path, settle
 from island.errors import BadInput
 
 app = typer.Typer(help="Sessions and batches, wherever they run.", no_args_is_help=True)
@@ -36,13 +36,13 @@ def ls(
 ) -> None:
     """Your jobs, newest first; the administrator sees all, and those that others run here."""
     rows = base.api().get("/api/v1/jobs", live=1 if live else None)
-    base.rows(rows, ("id", "job", "kind", "state", "island", "owner", "inputs"), as_json, empty="no jobs")
+    base.show_rows(rows, ("id", "job", "kind", "state", "island", "owner", "inputs"), as_json, empty="no jobs")
 
 
 @app.command("show")
 def show(job: Id, kind: Kind = None, key_file: KeyFile = None, as_json: base.Json = False) -> None:
     """All that is known of a job. Its key lets you follow it from another island: keep it to yourself."""
-    base.pairs(get(base.api(), path(job), key_headers(key_file), kind=kind), as_json)
+    base.show_pairs(get(base.api(), path(job), key_headers(key_file), kind=kind), as_json)
 
 
 @app.command("explain")
@@ -57,10 +57,10 @@ def explain(job: Id, kind: Kind = None, key_file: KeyFile = None, as_json: base.
     for attempt in sorted({row["attempt"] for row in rows}):
         these = [row for row in rows if row["attempt"] == attempt]
         base.say(f"decision {attempt}, {these[0]['at']}, {'replayed' if these[0]['replayed'] else 'NOT REPRODUCED'}:")
-        base.table(("island", "verdict", "reason"), [(r["island"], r["verdict"], r["reason"]) for r in these])
+        base.show_table(("island", "verdict", "reason"), [(r["island"], r["verdict"], r["reason"]) for r in these])
         for row in these:
             if row.get("terms"):
-                base.out(f"{row['island']}: {base.cell(row['seconds'])} s = {row['terms']}")
+                base.print_line(f"{row['island']}: {base.format_cell(row['seconds'])} s = {row['terms']}")
 
 
 @app.command("cancel")
@@ -75,7 +75,7 @@ def cancel(job: Id, kind: Kind = None, key_file: KeyFile = None) -> None:
 def logs(job: Id, kind: Kind = None, key_file: KeyFile = None) -> None:
     """The engine's log, then what island did for the job."""
     for line in get(base.api(), path(job, "log"), key_headers(key_file), kind=kind)["log"]:
-        base.out(line)
+        base.print_line(line)
 
 
 @app.command("wait")
@@ -110,4 +110,4 @@ def submit(
     query = {"file": file.name, "input": inputs or None, "arg": arguments or None, "name": name, "at": at or None}
     row = base.api().post("/api/v1/batches", data, **query)
     base.say(f"batch {row['id']}; follow it with: island job wait {row['job']}")
-    base.out(row["job"])
+    base.print_line(row["job"])

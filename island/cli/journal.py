@@ -42,7 +42,7 @@ def journal(
         return
     found = base.api().get("/api/v1/journal", since=since or None, contains=contains or None, limit=limit)
     columns = ("seq", "at", "who", "act", "what", "outcome", "detail")
-    base.rows(found, columns, as_json, empty="the journal has no such rows")
+    base.show_rows(found, columns, as_json, empty="the journal has no such rows")
 
 
 def _verify(as_json: bool) -> None:

@@ -48,7 +48,7 @@ MODULES = (
 
 def _version(wanted: bool) -> None:
     if wanted:
-        base.out(f"island {island.__version__}")
+        base.print_line(f"island {island.__version__}")
         raise typer.Exit
 
 

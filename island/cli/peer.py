@@ -40,7 +40,7 @@ def invite(
             "and listen.advertise where that differs, in island.toml."
         )
     base.say(f"Good for {uses} {'island' if uses == 1 else 'islands'} within {hours:g} h: island peer join")
-    base.out(made["invitation"])
+    base.print_line(made["invitation"])
 
 
 @app.command("join")
@@ -76,4 +76,4 @@ def ls(as_json: base.Json = False) -> None:
     if as_json:
         base.show_json(found)
     else:
-        base.rows([{**row, "key": row["key"][:10]} for row in found], columns, False)
+        base.show_rows([{**row, "key": row["key"][:10]} for row in found], columns, False)

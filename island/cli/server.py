@@ -20,7 +20,7 @@ def register(root: typer.Typer) -> None:
 @app.command("ls")
 def ls(as_json: base.Json = False) -> None:
     """The servers of all islands."""
-    base.rows(
+    base.show_rows(
         base.api().get("/api/v1/servers"),
         ("island", "id", "kind", "url", "comment"),
         as_json,
@@ -39,7 +39,7 @@ def add(
     """Tell the archipelago of a service beside this island."""
     row = base.api().post("/api/v1/servers", {"kind": kind, "url": url, "comment": comment})
     base.say("every island of the archipelago will list it")
-    base.out(row["id"])
+    base.print_line(row["id"])
 
 
 @app.command("rm")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from island.cli import base, interrupts
-from island.cli.jobs import path, settle
+from island.cli.job_progress import path, settle
 from island.client import Api
 from island.errors import IslandError
 
@@ -43,7 +43,7 @@ def open_session(
         if row["state"] != "idle":
             raise IslandError(f"the session is {row['state']}: {row['reason']}", hint="`island job explain` says more.")
         base.say(f"ready at {row['island']}")
-    base.out(str(made["id"]))
+    base.print_line(str(made["id"]))
 
 
 @app.command("exec")
@@ -71,7 +71,7 @@ def ls(
 ) -> None:
     """Your sessions, and where each runs."""
     rows = base.api().get("/api/v1/jobs", kind="session", live=None if everything else 1)
-    base.rows(rows, ("id", "job", "state", "island", "owner", "inputs", "name"), as_json, empty="no sessions")
+    base.show_rows(rows, ("id", "job", "state", "island", "owner", "inputs", "name"), as_json, empty="no sessions")
 
 
 @app.command("close")
@@ -137,10 +137,10 @@ def _print_data(data: dict[str, Any]) -> None:
     for kind, content in data.items():
         if isinstance(content, dict) and "schema" in content and "data" in content:
             names = [field["name"] for field in content["schema"]["fields"]]
-            base.table(names, [[base.cell(value) for value in row] for row in content["data"]])
+            base.show_table(names, [[base.format_cell(value) for value in row] for row in content["data"]])
         elif kind == "text/plain":
             if content:
-                base.out(str(content))
+                base.print_line(str(content))
         elif isinstance(content, str):
             base.say(f"[{kind}, {len(content)} characters; --json shows it]")
         else:

@@ -43,7 +43,7 @@ def add_folder(
 def ls(as_json: base.Json = False) -> None:
     """The sources of all islands."""
     columns = ("island", "source", "kind", "format", "files", "rows", "bytes", "state", "updated", "problem")
-    base.rows(base.api().get("/api/v1/sources"), columns, as_json, empty="there are no sources")
+    base.show_rows(base.api().get("/api/v1/sources"), columns, as_json, empty="there are no sources")
 
 
 @app.command("rm")

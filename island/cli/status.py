@@ -15,6 +15,6 @@ def register(app: typer.Typer) -> None:
 def status(as_json: base.Json = False) -> None:
     """Who this island is, where it listens, whether its engine runs, and what is wrong; exit code 1 if anything is."""
     found = base.api().get("/api/v1/island")
-    base.pairs(found, as_json)
+    base.show_pairs(found, as_json)
     if found["problems"]:
         raise typer.Exit(1)

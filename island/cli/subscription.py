@@ -42,7 +42,7 @@ def add(
     if as_json:
         base.show_json(made)
     else:
-        base.out(made["id"])
+        base.print_line(made["id"])
     base.say(f"{made['source']} flows into {made['into']}; `island channel ls` shows how")
 
 
@@ -50,7 +50,7 @@ def add(
 def ls(as_json: base.Json = False) -> None:
     """The subscriptions of this island."""
     columns = ("id", "island", "source", "where", "region", "from", "into", "user", "state", "rows", "reason")
-    base.rows(base.api().get("/api/v1/subscriptions"), columns, as_json, empty="there are no subscriptions")
+    base.show_rows(base.api().get("/api/v1/subscriptions"), columns, as_json, empty="there are no subscriptions")
 
 
 @app.command("rm")

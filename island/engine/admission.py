@@ -10,16 +10,16 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
-from island.engine.limits import Limits
+from island.engine.limits import EngineLimits
 from island.livy.conf import input_views, refused_conf
 from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.requests import memory_bytes
-from island.livy.rest import Refusal, bad_body, rejected
+from island.livy.rest import LivyRefusal, bad_body, rejected
 
 HERE = ("pyspark", "pyspark3", "sql", "shared")
 
 
-class Admitted(msgspec.Struct, frozen=True):
+class LaunchSpec(msgspec.Struct, frozen=True):
     """What a request comes to: Spark's settings, inputs, memory, and Python files, all checked."""
 
     conf: dict[str, str]
@@ -30,8 +30,8 @@ class Admitted(msgspec.Struct, frozen=True):
     file: str = ""
 
 
-def admit(request: SessionRequest | BatchRequest, limits: Limits) -> Admitted:
-    """Check files, settings, memory and kind, in Livy's order. Raises `Refusal`."""
+def check_launch(request: SessionRequest | BatchRequest, limits: EngineLimits) -> LaunchSpec:
+    """Check files, settings, memory and kind, in Livy's order. Raises `LivyRefusal`."""
     lists = [request.jars, request.files, request.archives, request.py_files]
     jars, files, archives, py_files = ([local_file(item, limits.allow_files) for item in items] for items in lists)
     file = ""
@@ -58,10 +58,10 @@ def admit(request: SessionRequest | BatchRequest, limits: Limits) -> Admitted:
         raise unsupported_kind(str(request.kind))
     asked = request.driver_memory or conf.pop("spark.driver.memory", None)
     memory = _memory(asked, limits) if asked else limits.memory
-    return Admitted(conf, views, aliases, memory, py_files, file)
+    return LaunchSpec(conf, views, aliases, memory, py_files, file)
 
 
-def unsupported_kind(kind: str) -> Refusal:
+def unsupported_kind(kind: str) -> LivyRefusal:
     """A kind that Livy knows and this engine has not."""
     return rejected(
         f"kind '{kind}' does not run on this engine; it has pyspark and sql.",
@@ -70,7 +70,7 @@ def unsupported_kind(kind: str) -> Refusal:
 
 
 def statement_kind(asked: str | None, session: str) -> str:
-    """The kind of a statement, pyspark or sql. Raises `Refusal`."""
+    """The kind of a statement, pyspark or sql. Raises `LivyRefusal`."""
     kind = asked or session
     if kind in ("spark", "sparkr"):
         raise unsupported_kind(kind)
@@ -80,7 +80,7 @@ def statement_kind(asked: str | None, session: str) -> str:
 
 
 def local_file(path: str, allowed: Iterable[Path]) -> str:
-    """A local file that a client may name. Raises `Refusal` if relative, remote or elsewhere.
+    """A local file that a client may name. Raises `LivyRefusal` if relative, remote or elsewhere.
 
     That it exists is not asked: Livy finds that out when the job starts.
     """
@@ -102,7 +102,7 @@ def local_file(path: str, allowed: Iterable[Path]) -> str:
 def _unserved(jar: str) -> str:
     """A jar as Spark reads it where it lies: any other is served to whoever asks at Spark's port, without a secret.
 
-    Raises `Refusal` for a path that Spark's Java cannot read back from a URI.
+    Raises `LivyRefusal` for a path that Spark's Java cannot read back from a URI.
     """
     if quote(jar, safe="/!$&'()*+;=:@~") != jar:
         raise rejected(
@@ -113,7 +113,7 @@ def _unserved(jar: str) -> str:
 
 
 def _check_input(name: str, path: str) -> None:
-    """Refuse at once what cannot be read later. Raises `Refusal`."""
+    """Refuse at once what cannot be read later. Raises `LivyRefusal`."""
     try:
         items = json.loads(path) if path.startswith("[") else [path]
     except ValueError as error:
@@ -124,7 +124,7 @@ def _check_input(name: str, path: str) -> None:
             raise rejected(f"requirement failed: Path '{item}' of input {name} is not absolute.")
 
 
-def _memory(text: str, limits: Limits) -> str:
+def _memory(text: str, limits: EngineLimits) -> str:
     if memory_bytes(text) > memory_bytes(limits.max_memory):
         raise rejected(f"requirement failed: {text} of driver memory; this engine grants {limits.max_memory}.")
     # The JVM knows no trailing b and reads a bare number as bytes, Spark as MiB.

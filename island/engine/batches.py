@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from island.engine.admission import Admitted
-from island.engine.jobs import Job, Place
-from island.engine.protocol import Script
+from island.engine.admission import LaunchSpec
+from island.engine.lifecycle import EngineContext, EngineJob
+from island.engine.protocol import ExecuteScript
 from island.livy.messages import BatchRequest, BatchView
 
 
-class Batch(Job):
+class EngineBatch(EngineJob):
     """One batch. Its states: starting, running, success, dead, killed."""
 
     what = "batch"
-    module = "island.engine.script"
+    module = "island.engine.batch_child"
 
-    def __init__(self, place: Place, number: int, request: BatchRequest, admitted: Admitted) -> None:
+    def __init__(self, place: EngineContext, number: int, request: BatchRequest, admitted: LaunchSpec) -> None:
         super().__init__(place, number, request.name, admitted)
         self.request = request
 
     def first_frames(self) -> list[Any]:
         """The settings, then the file and its arguments."""
-        return [self.start_frame(), Script(self.admitted.file, self.request.args)]
+        return [self.start_frame(), ExecuteScript(self.admitted.file, self.request.args)]
 
     def started(self) -> None:
         """A batch runs from its process's first moment."""

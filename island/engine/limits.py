@@ -13,7 +13,7 @@ def default_cores() -> int:
     return max(2, min(8, (os.cpu_count() or 2) - 1))
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits and defaults. Memory in JVM strings, times in seconds, sizes in characters."""
 
     max_sessions: int = 4

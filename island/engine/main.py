@@ -25,14 +25,14 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from island.engine.engine import Engine
-from island.engine.jobs import Place
 from island.engine.jvm import find_java
-from island.engine.limits import Limits
-from island.engine.server import Rest
+from island.engine.lifecycle import EngineContext
+from island.engine.limits import EngineLimits
+from island.engine.rest_api import EngineApi
+from island.engine.service import EngineService
 from island.engine.spark import spark_home
-from island.engine.store import Store
-from island.engine.warden import die_with_parent
+from island.engine.store import EngineStore
+from island.engine.supervisor import die_with_parent
 from island.errors import ConfigError, IslandError
 from island.kernel import telemetry
 from island.kernel.terminal import escaped
@@ -50,7 +50,7 @@ def run_engine(
     *,
     token: str = "",
     token_file: Path | str | None = None,
-    limits: Limits | None = None,
+    limits: EngineLimits | None = None,
     parent_pipe: bool = False,
 ) -> int:
     """Run an engine until it is told to end; the exit code.
@@ -71,18 +71,18 @@ def run_engine(
         spark_home()
         if parent_pipe:
             die_with_parent(signal.SIGTERM)
-        store = Store(folder / "engine.db")
+        store = EngineStore(folder / "engine.db")
         try:
             listening = _bound(host, port)
             environ = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
-            place = Place(folder, secrets.token_hex(8), str(java), environ, limits or Limits(), store)
+            place = EngineContext(folder, secrets.token_hex(8), str(java), environ, limits or EngineLimits(), store)
             asyncio.run(_serve(place, listening, secret, parent_pipe))
         finally:
             store.close()
     return 0
 
 
-async def _serve(place: Place, listening: socket.socket, token: str, parent_pipe: bool) -> None:
+async def _serve(place: EngineContext, listening: socket.socket, token: str, parent_pipe: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -90,8 +90,10 @@ async def _serve(place: Place, listening: socket.socket, token: str, parent_pipe
     if parent_pipe:
         await _watch_parent(stop)
     async with asyncio.TaskGroup() as group:
-        engine = Engine(place, group)
-        runner = web.AppRunner(Rest(engine, token).app(), access_log=None, handle_signals=False, shutdown_timeout=2.0)
+        engine = EngineService(place, group)
+        runner = web.AppRunner(
+            EngineApi(engine, token).app(), access_log=None, handle_signals=False, shutdown_timeout=2.0
+        )
         await runner.setup()
         try:
             await web.SockSite(runner, listening).start()
@@ -180,7 +182,7 @@ def _token(token: str, file: Path | str | None, folder: Path) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of `python -m island.engine`."""
-    base = Limits()
+    base = EngineLimits()
     p = argparse.ArgumentParser(prog="island engine", description="A Livy-compatible Spark engine on this machine.")
     p.add_argument("--host", default="127.0.0.1", help="loopback address to listen on (default %(default)s)")
     p.add_argument("--port", type=int, default=8998, help="port; 0 takes a free one (default %(default)s)")
@@ -210,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run an engine as a program. Exit codes: 0 ended in order, 1 failed, 2 usage."""
     args = vars(parser().parse_args(argv))
     telemetry.configure()
-    settings = {name: args[name] for name in Limits.__struct_fields__ if name in args}
+    settings = {name: args[name] for name in EngineLimits.__struct_fields__ if name in args}
     settings |= {"allow_files": tuple(args["allow_files"]), "pass_env": tuple(args["pass_env"])}
     try:
         return run_engine(
@@ -218,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args["port"],
             args["dir"],
             token_file=args["token_file"],
-            limits=Limits(**settings),
+            limits=EngineLimits(**settings),
             parent_pipe=args["parent_pipe"],
         )
     except IslandError as error:

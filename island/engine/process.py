@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from island.engine import warden
+from island.engine import supervisor
 from island.engine.protocol import MAX_FRAME, FromChild, frame, from_child
 from island.errors import EngineFailed
-from island.livy.rest import KEPT_LOG_LINES, log_lines
+from island.livy.rest import KEPT_LOG_LINES, livy_log_lines
 from island.private_files import outer_umask
 
 MAX_LINE: Final = 4_000
@@ -31,7 +31,7 @@ END_S: Final = 15.0
 PASSED: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
-class Tail:
+class LogTail:
     """The last lines of a stream of bytes, each cut at `MAX_LINE` characters."""
 
     def __init__(self, keep: int = KEPT_LOG_LINES) -> None:
@@ -61,11 +61,11 @@ class Tail:
             yield self._text(self._partial)
 
 
-class Log:
+class ProcessLog:
     """What a session's processes wrote, and the engine's own remarks among the errors."""
 
     def __init__(self) -> None:
-        self.out, self.err = Tail(), Tail()
+        self.out, self.err = LogTail(), LogTail()
 
     def note(self, text: str) -> None:
         """Add the engine's own remark, one entry a line."""
@@ -74,11 +74,11 @@ class Log:
 
     def lines(self) -> list[str]:
         """Everything kept, with Livy's headings."""
-        return log_lines(self.out, self.err)
+        return livy_log_lines(self.out, self.err)
 
     def short(self, lines: int) -> list[str]:
         """The last lines of each stream, for a session's view."""
-        return log_lines(list(self.out)[-lines:], list(self.err)[-lines:])
+        return livy_log_lines(list(self.out)[-lines:], list(self.err)[-lines:])
 
 
 def environment(scratch: Path, java_home: str, passed: Mapping[str, str], also: tuple[str, ...] = ()) -> dict[str, str]:
@@ -104,10 +104,10 @@ def environment(scratch: Path, java_home: str, passed: Mapping[str, str], also: 
     }
 
 
-class Process:
+class JobProcess:
     """One warden with what it holds. `start`, then `frames` until they end, then `wait`."""
 
-    def __init__(self, child: asyncio.subprocess.Process, incoming: int, outgoing: int, log: Log) -> None:
+    def __init__(self, child: asyncio.subprocess.Process, incoming: int, outgoing: int, log: ProcessLog) -> None:
         self._child = child
         self._incoming, self._outgoing = incoming, outgoing
         self._log = log
@@ -119,7 +119,9 @@ class Process:
         return self._child.pid
 
     @classmethod
-    async def start(cls, module: str, scratch: Path, env: Mapping[str, str], log: Log, *first: Any) -> Process:
+    async def start(
+        cls, module: str, scratch: Path, env: Mapping[str, str], log: ProcessLog, *first: Any
+    ) -> JobProcess:
         """Start `python -m module` in `scratch` under a warden; it finds the frames `first` waiting."""
         child_in, to_child = os.pipe()
         from_child_fd, child_out = os.pipe()
@@ -128,7 +130,7 @@ class Process:
                 sys.executable,
                 "-I",
                 "-S",
-                warden.__file__,
+                supervisor.__file__,
                 *(str(child_in), str(child_out), "--", sys.executable, "-m", module, str(child_in), str(child_out)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -189,7 +191,7 @@ class Process:
             group.create_task(self._drain(self._child.stderr, self._log.err))
 
     @staticmethod
-    async def _drain(stream: asyncio.StreamReader, tail: Tail) -> None:
+    async def _drain(stream: asyncio.StreamReader, tail: LogTail) -> None:
         while data := await stream.read(CHUNK):
             tail.feed(data)
             if len(data) == CHUNK:

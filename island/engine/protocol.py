@@ -20,7 +20,7 @@ EXIT_JAVA: Final = 71
 """Exit code of a session whose JVM ended."""
 
 
-class Start(msgspec.Struct, frozen=True, tag="start", tag_field="t"):
+class StartChild(msgspec.Struct, frozen=True, tag="start", tag_field="t"):
     """First frame to a child: all it needs to know. Nothing of it is on a command line or in an environment."""
 
     scratch: str
@@ -35,7 +35,7 @@ class Start(msgspec.Struct, frozen=True, tag="start", tag_field="t"):
     rows: int
 
 
-class Run(msgspec.Struct, frozen=True, tag="run", tag_field="t"):
+class ExecuteStatement(msgspec.Struct, frozen=True, tag="run", tag_field="t"):
     """Run a statement; `kind` is pyspark or sql."""
 
     id: int
@@ -43,13 +43,13 @@ class Run(msgspec.Struct, frozen=True, tag="run", tag_field="t"):
     kind: str
 
 
-class Cancel(msgspec.Struct, frozen=True, tag="cancel", tag_field="t"):
+class CancelStatement(msgspec.Struct, frozen=True, tag="cancel", tag_field="t"):
     """Interrupt this statement if it is the one that runs."""
 
     id: int
 
 
-class Script(msgspec.Struct, frozen=True, tag="script", tag_field="t"):
+class ExecuteScript(msgspec.Struct, frozen=True, tag="script", tag_field="t"):
     """Second frame to a batch: the file and its arguments."""
 
     file: str
@@ -60,21 +60,21 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="t"):
     """The session is idle: Spark runs and the input views exist."""
 
 
-class Note(msgspec.Struct, frozen=True, tag="note", tag_field="t"):
+class LogNote(msgspec.Struct, frozen=True, tag="note", tag_field="t"):
     """A line for the session's log, of the engine's own making."""
 
     text: str
 
 
-class Done(msgspec.Struct, frozen=True, tag="done", tag_field="t"):
+class StatementDone(msgspec.Struct, frozen=True, tag="done", tag_field="t"):
     """A statement ended; `output` is None when it was cancelled."""
 
     id: int
     output: Output | None
 
 
-ToChild = Start | Run | Cancel | Script
-FromChild = Ready | Note | Done
+ToChild = StartChild | ExecuteStatement | CancelStatement | ExecuteScript
+FromChild = Ready | LogNote | StatementDone
 
 _to_child: msgspec.json.Decoder[ToChild] = msgspec.json.Decoder(ToChild)
 _from_child: msgspec.json.Decoder[FromChild] = msgspec.json.Decoder(FromChild)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from island.engine.admission import Admitted, statement_kind
-from island.engine.jobs import Job, Place
-from island.engine.protocol import Cancel, Done, FromChild, Ready, Run
+from island.engine.admission import LaunchSpec, statement_kind
+from island.engine.lifecycle import EngineContext, EngineJob
+from island.engine.protocol import CancelStatement, ExecuteStatement, FromChild, Ready, StatementDone
 from island.engine.shell import size_of
 from island.livy.messages import (
     SESSION_STARTING,
@@ -19,7 +19,7 @@ from island.livy.messages import (
     StatementView,
 )
 from island.livy.requests import milliseconds
-from island.livy.rest import KEPT_STATEMENTS, Refusal, not_active, statement_not_found
+from island.livy.rest import KEPT_STATEMENTS, LivyRefusal, not_active, statement_not_found
 
 
 def now_ms() -> int:
@@ -27,7 +27,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Statement:
+class EngineStatement:
     """One statement of a session."""
 
     def __init__(self, number: int, code: str, kind: str) -> None:
@@ -47,38 +47,38 @@ class Statement:
         return StatementView(self.id, self.code, self.state, self.output, progress, self.started, self.completed)
 
 
-class Session(Job):
+class EngineSession(EngineJob):
     """One session. Its states: starting, idle, busy, shutting_down, dead."""
 
     what = "session"
-    module = "island.engine.child"
+    module = "island.engine.session_child"
 
-    def __init__(self, place: Place, number: int, request: SessionRequest, admitted: Admitted) -> None:
+    def __init__(self, place: EngineContext, number: int, request: SessionRequest, admitted: LaunchSpec) -> None:
         super().__init__(place, number, request.name, admitted)
         self.request = request
         self.kind = request.kind or "shared"
-        self.statements: dict[int, Statement] = {}
+        self.statements: dict[int, EngineStatement] = {}
         self.was_idle = False
         self._next = 0
-        self._queue: deque[Statement] = deque()
-        self._current: Statement | None = None
+        self._queue: deque[EngineStatement] = deque()
+        self._current: EngineStatement | None = None
         self._ttl_s = milliseconds(request.ttl) / 1000 if request.ttl else None
         idle = milliseconds(request.idle_timeout) / 1000 if request.idle_timeout else place.limits.idle_timeout_s
         self._idle_s = idle if idle > 0 else None
 
     # -- statements ---------------------------------------------------------------------
 
-    def post(self, request: StatementRequest) -> Statement:
-        """Queue a statement. Raises `Refusal` if the session has ended or its queue is full."""
+    def post(self, request: StatementRequest) -> EngineStatement:
+        """Queue a statement. Raises `LivyRefusal` if the session has ended or its queue is full."""
         if self.ended:
             raise not_active(self.state)
         kind = statement_kind(request.kind, self.kind)
         if len(self._queue) >= self.place.limits.max_queued:
-            raise Refusal(
+            raise LivyRefusal(
                 429,
                 f"{len(self._queue)} statements wait in session {self.id}; the limit is {self.place.limits.max_queued}",
             )
-        statement = Statement(self._next, request.code, kind)
+        statement = EngineStatement(self._next, request.code, kind)
         self._next += 1
         self.statements[statement.id] = statement
         self._queue.append(statement)
@@ -86,8 +86,8 @@ class Session(Job):
         self._pump()
         return statement
 
-    def statement(self, number: int) -> Statement:
-        """A kept statement. Raises `Refusal`."""
+    def statement(self, number: int) -> EngineStatement:
+        """A kept statement. Raises `LivyRefusal`."""
         if number not in self.statements:
             raise statement_not_found()
         return self.statements[number]
@@ -100,7 +100,7 @@ class Session(Job):
             statement.finish("cancelled", None)
         elif statement.state == "running" and self._process is not None:
             statement.state = "cancelling"
-            self._process.send(Cancel(number))
+            self._process.send(CancelStatement(number))
 
     def interrupt(self) -> None:
         """Cancel everything; the session lives on (in Livy it ends)."""
@@ -113,7 +113,7 @@ class Session(Job):
             statement = self._current = self._queue.popleft()
             statement.state, statement.started = "running", now_ms()
             self.state = "busy"
-            self._process.send(Run(statement.id, statement.code, statement.kind))
+            self._process.send(ExecuteStatement(statement.id, statement.code, statement.kind))
 
     def _forget_old(self) -> None:
         """Keep the last statements, fewer of them when their results are large; never one that is not done."""
@@ -134,7 +134,7 @@ class Session(Job):
             self.state, self.was_idle = "idle", True
             self.touched = time.monotonic()
             self._pump()
-        elif isinstance(message, Done) and self._current is not None and message.id == self._current.id:
+        elif isinstance(message, StatementDone) and self._current is not None and message.id == self._current.id:
             self._current.finish("available" if message.output is not None else "cancelled", message.output)
             self._current = None
             self.touched = time.monotonic()

@@ -29,7 +29,7 @@ TABLE_TYPE: Final = "application/vnd.livy.table.v1+json"
 MAX_DEPTH: Final = 100
 
 
-class Cancelled(BaseException):
+class StatementCancelled(BaseException):
     """The statement was cancelled. Not an Exception, so that `except Exception` does not swallow it."""
 
 
@@ -41,7 +41,7 @@ class MagicError(Exception):
         self.ename = ename
 
 
-class Capture(io.TextIOBase):
+class OutputCapture(io.TextIOBase):
     """Standard output of statements, at most `limit` characters of each; between statements the process's own."""
 
     def __init__(self, limit: int, outside: Callable[[str], object]) -> None:
@@ -93,10 +93,10 @@ class Capture(io.TextIOBase):
         return text
 
 
-class Shell:
+class PythonShell:
     """One Python namespace in which statements run, one after another."""
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: OutputCapture) -> None:
         self.capture = capture
         # Functions of a module named __main__ travel to Spark's workers by value.
         self.module = types.ModuleType("__main__")
@@ -105,7 +105,7 @@ class Shell:
         self.names = self.module.__dict__
 
     def run(self, code: str, number: int) -> Output:
-        """Run one statement. `number` is the execution count. Raises `Cancelled` only."""
+        """Run one statement. `number` is the execution count. Raises `StatementCancelled` only."""
         self.capture.begin()
         # A statement before this one may have closed or replaced them.
         sys.stdin, sys.stdout, sys.stderr = io.StringIO(""), self.capture, self.capture
@@ -116,7 +116,7 @@ class Shell:
                     data.update(self._magic(part))
                 else:
                     self._execute(part)
-        except Cancelled:
+        except StatementCancelled:
             self.capture.end()
             raise
         except MagicError as error:

@@ -11,9 +11,9 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
+from island.engine.input_views import create_views
 from island.engine.jvm import Jvm
-from island.engine.protocol import Start
-from island.engine.views import create_views
+from island.engine.protocol import StartChild
 from island.errors import EngineFailed
 
 CLOSED: Final = {
@@ -41,7 +41,7 @@ def spark_home() -> str:
     return str(Path(spec.origin).parent)
 
 
-def settings(start: Start) -> dict[str, str]:
+def settings(start: StartChild) -> dict[str, str]:
     """Spark's settings: defaults fit for a laptop, then the client's, then what the engine insists on."""
     scratch = Path(start.scratch)
     return {
@@ -59,10 +59,10 @@ def settings(start: Start) -> dict[str, str]:
     }
 
 
-class Driver:
+class SparkDriver:
     """The JVM of this process. Started early, joined when Python first needs it."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: StartChild) -> None:
         self.start = start
         self.jvm = Jvm(start.java_home, spark_home(), Path(start.scratch), settings(start), start.memory)
 

@@ -29,7 +29,7 @@ INSERT OR IGNORE INTO next_id VALUES ('session', 0), ('batch', 0);
 """
 
 
-class Past(msgspec.Struct, frozen=True):
+class EndedJob(msgspec.Struct, frozen=True):
     """A session or batch as it is remembered. `log` is its last lines."""
 
     id: int
@@ -40,7 +40,7 @@ class Past(msgspec.Struct, frozen=True):
     log: list[str]
 
 
-class Store:
+class EngineStore:
     """The file of one engine directory. Raises `ConfigError` when it is of a newer version or not a database."""
 
     def __init__(self, path: Path) -> None:
@@ -87,7 +87,7 @@ class Store:
         """A client deleted the job: it is not found any more; its id stays used."""
         self._db.execute("DELETE FROM job WHERE what = ? AND id = ?", (what, number))
 
-    def find(self, what: Table, key: int | str) -> Past | None:
+    def find(self, what: Table, key: int | str) -> EndedJob | None:
         """A job by id, or the newest one of this name."""
         column = "id" if isinstance(key, int) else "name"
         row = self._db.execute(
@@ -97,7 +97,7 @@ class Store:
         if row is None:
             return None
         number, known, kind, instance, state, lines = row
-        return Past(number, known, kind, instance, state, msgspec.json.decode(lines, type=list[str]))
+        return EndedJob(number, known, kind, instance, state, msgspec.json.decode(lines, type=list[str]))
 
     def close(self) -> None:
         """Close the file."""

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from island.errors import BadInput, Full
-from island.formats import container
-from island.formats.avro_types import Decoder
+from island.formats import avro_container
+from island.formats.avro_types import AvroDecoder
 from island.formats.columns import Progress
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.formats.rows import open_table, write_parquet
-from island.formats.schemas import difference, fit
+from island.formats.schemas import difference, fit_batch
 from island.kernel.processes import Emit
 
 __all__ = ["schema_of", "staging_of", "to_parquet", "to_parquet_in_steps"]
@@ -27,7 +27,7 @@ TOLD_BYTES = 1024 * 1024
 
 def schema_of(path: Path) -> Any:
     """The Avro schema in the header of a file, as parsed JSON; Corrupt or Unsupported where there is none."""
-    return container.header_of(path).schema
+    return avro_container.header_of(path).schema
 
 
 def to_parquet(
@@ -47,7 +47,7 @@ def to_parquet(
     """
     if not sources:
         raise BadInput("there are no Avro files to convert", hint="Name at least one.")
-    schema = Decoder(schema_of(sources[0]), name=str(sources[0])).schema
+    schema = AvroDecoder(schema_of(sources[0]), name=str(sources[0])).schema
     stream = _all_batches(sources, schema, progress, limits)
     if target.suffix == ".parquet":
         write_parquet(stream, target, schema=schema)
@@ -122,7 +122,7 @@ def _all_batches(sources: Sequence[Path], schema: Any, progress: Progress | None
         for batch, done in stream:
             if progress is not None:
                 progress(before + done, total, path.name)
-            yield fit(batch, schema)
+            yield fit_batch(batch, schema)
         before += path.stat().st_size
         if progress is not None:
             progress(before, total, path.name)

@@ -35,7 +35,7 @@ from fastavro.read import SchemaResolutionError
 from fastavro.schema import SchemaParseException
 
 from island.errors import Corrupt, Unsupported
-from island.formats import container
+from island.formats import avro_container
 from island.formats.columns import MAX_COLUMNS, MAX_DEPTH, project_batch, project_schema
 
 Convert = Callable[[Any], Any]
@@ -77,7 +77,7 @@ _PYTHON_TYPE: dict[str, type] = {
 _NAMED = ("record", "error", "enum", "fixed")
 
 
-class Shape(msgspec.Struct, frozen=True):
+class ArrowMapping(msgspec.Struct, frozen=True):
     """How one Avro type becomes Arrow.
 
     `convert` changes a decoded value that is not null first (None: taken as it is); `empty` says
@@ -91,7 +91,7 @@ class Shape(msgspec.Struct, frozen=True):
     metadata: dict[str, str] = {}
 
 
-class Decoder:
+class AvroDecoder:
     """Decodes the records of one Avro schema into Arrow batches of `schema`.
 
     With `columns` (dotted paths) only those are decoded and the rest is skipped. Raises
@@ -123,7 +123,7 @@ class Decoder:
             return
         self._reader, self._shape = reader, shape
 
-    def records(self, block: container.Block) -> Iterator[tuple[Any, int]]:
+    def records(self, block: avro_container.AvroBlock) -> Iterator[tuple[Any, int]]:
         """(decoded record, end of it inside the block's bytes); Corrupt where the bytes are no records."""
         stream = io.BytesIO(block.data)
         convert = self._shape.convert
@@ -169,14 +169,14 @@ def open_batches(
 
     A batch has at most `batch_rows` rows and ends where its records exceed `batch_bytes` encoded bytes.
     """
-    decoder = Decoder(container.header_of(path).schema, columns, name=str(path))
+    decoder = AvroDecoder(avro_container.header_of(path).schema, columns, name=str(path))
     return decoder.schema, _batches(path, decoder, batch_rows, batch_bytes)
 
 
-def _batches(path: Path, decoder: Decoder, batch_rows: int, batch_bytes: int) -> Iterator[tuple[Any, int]]:
+def _batches(path: Path, decoder: AvroDecoder, batch_rows: int, batch_bytes: int) -> Iterator[tuple[Any, int]]:
     held: list[Any] = []
     held_bytes = done = 0
-    for block in container.blocks(path):
+    for block in avro_container.blocks(path):
         start, done = 0, block.offset
         for record, end in decoder.records(block):
             held.append(record)
@@ -304,7 +304,7 @@ def _pruned_type(schema: Any, paths: list[str]) -> Any:
 # --- shapes -----------------------------------------------------------------------------------
 
 
-def _shape_of_table(schema: Any, tagged: bool, name: str) -> Shape:
+def _shape_of_table(schema: Any, tagged: bool, name: str) -> ArrowMapping:
     try:
         shape = _Shaper(tagged, name).shape(schema, "", "", 0)
     except RecursionError as error:
@@ -322,7 +322,7 @@ class _Shaper:
     def __init__(self, tagged: bool, name: str) -> None:
         self._tagged = tagged
         self._name = name
-        self._known: dict[str, Shape] = {}
+        self._known: dict[str, ArrowMapping] = {}
         self._open: set[str] = set()
         self._fields = 0
 
@@ -332,7 +332,7 @@ class _Shaper:
             hint="Leave this column out of the file, or write it as bytes or text.",
         )
 
-    def shape(self, schema: Any, namespace: str, path: str, depth: int) -> Shape:
+    def shape(self, schema: Any, namespace: str, path: str, depth: int) -> ArrowMapping:
         """The shape of any type. `path` is for messages."""
         if depth > MAX_DEPTH:
             raise self._refuse(path, "is nested too deeply")
@@ -353,9 +353,9 @@ class _Shaper:
             return self._map(schema, namespace, path, depth)
         return self._logical(schema, self._reference(str(kind), namespace, path), str(kind))
 
-    def _reference(self, name: str, namespace: str, path: str) -> Shape:
+    def _reference(self, name: str, namespace: str, path: str) -> ArrowMapping:
         if name in _PRIMITIVES:
-            return Shape(_PRIMITIVES[name], nullable=name == "null", empty=name == "null")
+            return ArrowMapping(_PRIMITIVES[name], nullable=name == "null", empty=name == "null")
         full = _full_name(name, namespace)
         if full in self._open:
             raise self._refuse(path, f"refers to itself ({full})")
@@ -363,15 +363,15 @@ class _Shaper:
             raise self._refuse(path, f"has the unknown type {name}")
         return self._known[full]
 
-    def _definition(self, schema: dict[str, Any], namespace: str, path: str, depth: int) -> Shape:
+    def _definition(self, schema: dict[str, Any], namespace: str, path: str, depth: int) -> ArrowMapping:
         own_namespace = str(schema.get("namespace", namespace) or "")
         full = _full_name(str(schema.get("name", "")), own_namespace)
         inner_namespace = full.rpartition(".")[0]
         kind = schema["type"]
         if kind == "enum":
-            shape = Shape(pa.string())
+            shape = ArrowMapping(pa.string())
         elif kind == "fixed":
-            shape = self._logical(schema, Shape(pa.binary(), empty=schema.get("size") == 0), "fixed")
+            shape = self._logical(schema, ArrowMapping(pa.binary(), empty=schema.get("size") == 0), "fixed")
         else:
             self._open.add(full)
             shape = self._record(schema, inner_namespace, path, depth)
@@ -379,7 +379,7 @@ class _Shaper:
         self._known[full] = shape
         return shape
 
-    def _record(self, schema: dict[str, Any], namespace: str, path: str, depth: int) -> Shape:
+    def _record(self, schema: dict[str, Any], namespace: str, path: str, depth: int) -> ArrowMapping:
         fields: list[Any] = []
         converts: list[tuple[str, Convert]] = []
         empty = True
@@ -397,17 +397,17 @@ class _Shaper:
                 converts.append((name, shape.convert))
         if not fields:
             raise self._refuse(path, "is a record without fields")
-        return Shape(pa.struct(fields), convert=_convert_record(converts) if converts else None, empty=empty)
+        return ArrowMapping(pa.struct(fields), convert=_convert_record(converts) if converts else None, empty=empty)
 
-    def _array(self, schema: dict[str, Any], namespace: str, path: str, depth: int) -> Shape:
+    def _array(self, schema: dict[str, Any], namespace: str, path: str, depth: int) -> ArrowMapping:
         item = self.shape(schema.get("items"), namespace, path + "[]", depth + 1)
         if item.empty:
             raise self._refuse(path, "is an array of items without content")
         convert = item.convert
         listed = None if convert is None else lambda values: [_maybe(convert, value) for value in values]
-        return Shape(pa.list_(pa.field("element", item.type, nullable=item.nullable)), convert=listed)
+        return ArrowMapping(pa.list_(pa.field("element", item.type, nullable=item.nullable)), convert=listed)
 
-    def _map(self, schema: dict[str, Any], namespace: str, path: str, depth: int) -> Shape:
+    def _map(self, schema: dict[str, Any], namespace: str, path: str, depth: int) -> ArrowMapping:
         item = self.shape(schema.get("values"), namespace, path + "{}", depth + 1)
         convert = item.convert
 
@@ -416,53 +416,53 @@ class _Shaper:
                 return list(values.items())
             return [(key, _maybe(convert, value)) for key, value in values.items()]
 
-        return Shape(pa.map_(pa.string(), pa.field("value", item.type, nullable=item.nullable)), convert=pairs)
+        return ArrowMapping(pa.map_(pa.string(), pa.field("value", item.type, nullable=item.nullable)), convert=pairs)
 
-    def _union(self, union: list[Any], namespace: str, path: str, depth: int) -> Shape:
+    def _union(self, union: list[Any], namespace: str, path: str, depth: int) -> ArrowMapping:
         nullable = any(_kind(branch) == "null" for branch in union)
         branches = _branches(union)
         shapes = [self.shape(branch, namespace, path, depth + 1) for branch in branches]
         if not shapes:
-            return Shape(pa.string(), nullable=True, empty=len(union) < 2)
+            return ArrowMapping(pa.string(), nullable=True, empty=len(union) < 2)
         if len(shapes) == 1:
             only = shapes[0]
             convert = _untag(only.convert) if self._tagged else only.convert
-            return Shape(only.type, nullable=nullable or only.nullable, convert=convert, metadata=only.metadata)
+            return ArrowMapping(only.type, nullable=nullable or only.nullable, convert=convert, metadata=only.metadata)
         names = [_full_name_of(branch, namespace) for branch in branches]
         kinds = [_kind(branch) for branch in branches]
         members = [pa.field(f"member{index}", shape.type) for index, shape in enumerate(shapes)]
-        return Shape(pa.struct(members), nullable=nullable, convert=_choose(names, kinds, shapes))
+        return ArrowMapping(pa.struct(members), nullable=nullable, convert=_choose(names, kinds, shapes))
 
-    def _logical(self, schema: dict[str, Any], base: Shape, kind: str) -> Shape:
+    def _logical(self, schema: dict[str, Any], base: ArrowMapping, kind: str) -> ArrowMapping:
         logical = schema.get("logicalType")
         if not isinstance(logical, str):
             return base
         if (moment := _MOMENTS.get((logical, kind))) is not None:
-            return Shape(moment, metadata={"avro.logicalType": logical})
+            return ArrowMapping(moment, metadata={"avro.logicalType": logical})
         if logical in _UNIT_OF and kind in ("int", "long"):
-            return Shape(base.type, metadata={"avro.logicalType": logical, "unit": _UNIT_OF[logical]})
+            return ArrowMapping(base.type, metadata={"avro.logicalType": logical, "unit": _UNIT_OF[logical]})
         if logical == "uuid":
             as_text = (lambda raw: str(uuid.UUID(bytes=raw))) if kind == "fixed" and schema.get("size") == 16 else None
-            return Shape(pa.string(), convert=as_text) if as_text or kind == "string" else base
+            return ArrowMapping(pa.string(), convert=as_text) if as_text or kind == "string" else base
         if logical == "decimal" and kind in ("bytes", "fixed"):
             return self._decimal(schema, base)
         # The specification: a logical type that is not known, or not valid, is its base.
-        return Shape(base.type, empty=base.empty, metadata={"avro.logicalType": logical[:64]})
+        return ArrowMapping(base.type, empty=base.empty, metadata={"avro.logicalType": logical[:64]})
 
-    def _decimal(self, schema: dict[str, Any], base: Shape) -> Shape:
+    def _decimal(self, schema: dict[str, Any], base: ArrowMapping) -> ArrowMapping:
         precision, scale = schema.get("precision"), schema.get("scale", 0)
         if not (isinstance(precision, int) and isinstance(scale, int) and precision > 0 and 0 <= scale <= precision):
             return base
         if precision > _MAX_PRECISION:
-            return Shape(base.type, empty=base.empty, metadata={"avro.logicalType": "decimal"})
+            return ArrowMapping(base.type, empty=base.empty, metadata={"avro.logicalType": "decimal"})
 
         def number(raw: bytes) -> decimal.Decimal:
             return decimal.Decimal(int.from_bytes(raw, "big", signed=True)).scaleb(-scale, context=_EXACT)
 
-        return Shape(pa.decimal128(precision, scale), convert=number)
+        return ArrowMapping(pa.decimal128(precision, scale), convert=number)
 
 
-def _field_metadata(field: dict[str, Any], shape: Shape) -> dict[str, str]:
+def _field_metadata(field: dict[str, Any], shape: ArrowMapping) -> dict[str, str]:
     """Metadata of an Arrow field from the attributes of an Avro field (or of its type)."""
     kept = dict(shape.metadata)
     if isinstance(field.get("doc"), str) and field["doc"]:
@@ -499,7 +499,7 @@ def _untag(convert: Convert | None) -> Convert:
     return untagged
 
 
-def _choose(names: list[str], kinds: list[str], shapes: list[Shape]) -> Convert:
+def _choose(names: list[str], kinds: list[str], shapes: list[ArrowMapping]) -> Convert:
     """A value of a union of several types as {"memberN": value}, N being its branch."""
 
     def choose(value: Any) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     unsupported: str = ""
 
 
-class Position(msgspec.Struct, frozen=True):
+class PositionColumns(msgspec.Struct, frozen=True):
     """The columns of right ascension and declination, with degrees per unit, and how they were found."""
 
     ra: str
@@ -60,7 +60,7 @@ class TimeColumn(msgspec.Struct, frozen=True):
     how: str
 
 
-class Notes(msgspec.Struct, frozen=True):
+class ColumnMetadata(msgspec.Struct, frozen=True):
     """What file-level metadata say about one column."""
 
     unit: str = ""
@@ -82,7 +82,7 @@ def of_schema(schema: Any, unsupported: Mapping[str, str] | None = None) -> tupl
         if path in seen:
             raise BadInput(f"two columns are named {path}", hint="Rename one of them and write the files again.")
         seen.add(path)
-        said = _merge(field_notes(field.metadata or {}), notes.get(path, Notes()))
+        said = _merge(field_notes(field.metadata or {}), notes.get(path, ColumnMetadata()))
         columns.append(
             Column(
                 name=path,
@@ -218,28 +218,28 @@ _UCD_KEYS = ("ucd",)
 _TEXT_KEYS = ("description", "doc", "comment")
 
 
-def field_notes(metadata: Mapping[bytes, bytes]) -> Notes:
+def field_notes(metadata: Mapping[bytes, bytes]) -> ColumnMetadata:
     """Unit, UCD and description among the metadata of a pyarrow field; keys in any case."""
     said = {_text(key).lower(): _text(value) for key, value in metadata.items()}
 
     def first(keys: tuple[str, ...]) -> str:
         return next((said[key].strip() for key in keys if said.get(key, "").strip()), "")
 
-    return Notes(first(_UNIT_KEYS), first(_UCD_KEYS), first(_TEXT_KEYS))
+    return ColumnMetadata(first(_UNIT_KEYS), first(_UCD_KEYS), first(_TEXT_KEYS))
 
 
-def file_notes(metadata: Mapping[bytes, bytes]) -> dict[str, Notes]:
+def file_notes(metadata: Mapping[bytes, bytes]) -> dict[str, ColumnMetadata]:
     """What a VOTable header (VOParquet) or astropy's header inside a Parquet file say about columns."""
-    notes: dict[str, Notes] = {}
+    notes: dict[str, ColumnMetadata] = {}
     if header := metadata.get(b"table_meta_yaml"):
         notes.update(_astropy_notes(_text(header, _MAX_VOTABLE)))
     if content := metadata.get(b"IVOA.VOTable-Parquet.content"):
         for name, said in votable_notes(content).items():
-            notes[name] = _merge(said, notes.get(name, Notes()))
+            notes[name] = _merge(said, notes.get(name, ColumnMetadata()))
     return notes
 
 
-def votable_notes(content: bytes) -> dict[str, Notes]:
+def votable_notes(content: bytes) -> dict[str, ColumnMetadata]:
     """FIELD elements of a VOTable: {name: Notes}. A document that is too large, malformed, or
     declares a DOCTYPE (entities) says nothing."""
     if len(content) > _MAX_VOTABLE:
@@ -260,7 +260,7 @@ class _VOTable:
     """Collects the FIELD elements of one VOTable document."""
 
     def __init__(self) -> None:
-        self.notes: dict[str, Notes] = {}
+        self.notes: dict[str, ColumnMetadata] = {}
         self._field: dict[str, str] | None = None
         self._text: list[str] | None = None
 
@@ -296,7 +296,7 @@ class _VOTable:
             if len(self.notes) >= MAX_COLUMNS:
                 raise _Refused
             column = field.get("name") or field.get("ID") or ""
-            self.notes[column] = Notes(
+            self.notes[column] = ColumnMetadata(
                 field.get("unit", "").strip()[:_MAX_TEXT],
                 field.get("ucd", "").strip()[:_MAX_TEXT],
                 field["DESCRIPTION"],
@@ -310,17 +310,17 @@ _ASTROPY_ENTRY = re.compile(
 _ASTROPY_UNIT = re.compile(r", unit: (?:!astropy\.units\.Unit \{unit: )?(?P<unit>[^,{}'\"]+)")
 
 
-def _astropy_notes(header: str) -> dict[str, Notes]:
+def _astropy_notes(header: str) -> dict[str, ColumnMetadata]:
     notes = {}
     for entry in _ASTROPY_ENTRY.finditer(header):
         unit = _ASTROPY_UNIT.search(entry["rest"])
         if unit:
-            notes[entry["name"].strip()] = Notes(unit=unit["unit"].strip())
+            notes[entry["name"].strip()] = ColumnMetadata(unit=unit["unit"].strip())
     return notes
 
 
-def _merge(first: Notes, second: Notes) -> Notes:
-    return Notes(first.unit or second.unit, first.ucd or second.ucd, first.description or second.description)
+def _merge(first: ColumnMetadata, second: ColumnMetadata) -> ColumnMetadata:
+    return ColumnMetadata(first.unit or second.unit, first.ucd or second.ucd, first.description or second.description)
 
 
 def _text(value: bytes, limit: int = _MAX_TEXT) -> str:
@@ -401,7 +401,7 @@ _HOURS = {"h", "hr", "hour", "hours", "hourangle"}
 
 def find_position(
     schema_columns: tuple[Column, ...], ra: str | None = None, dec: str | None = None, *, how: str = "named"
-) -> tuple[Position | None, list[str]]:
+) -> tuple[PositionColumns | None, list[str]]:
     """The coordinate columns: named by the caller, by UCD, or by customary names; and what is doubtful.
 
     Raises BadInput where a named column is missing, not a number, or in a unit that is no angle.
@@ -427,14 +427,16 @@ def find_position(
     return None, []
 
 
-def _tolerant(numbers: Mapping[str, Column], pair: tuple[str, str], source: str) -> tuple[Position | None, list[str]]:
+def _tolerant(
+    numbers: Mapping[str, Column], pair: tuple[str, str], source: str
+) -> tuple[PositionColumns | None, list[str]]:
     try:
         return _with_units(numbers[pair[0]], numbers[pair[1]], source), []
     except BadInput as error:
         return None, [f"{error.message}: sky coverage is not known"]
 
 
-def _with_units(ra: Column, dec: Column, how: str) -> Position:
+def _with_units(ra: Column, dec: Column, how: str) -> PositionColumns:
     scales = []
     for column, hours in ((ra, 15.0), (dec, None)):
         unit = column.unit.strip().lower()
@@ -447,7 +449,7 @@ def _with_units(ra: Column, dec: Column, how: str) -> Position:
                 hint="Use deg, rad, hourangle (right ascension), arcmin, arcsec or mas.",
             )
         scales.append(scale)
-    return Position(ra.name, dec.name, how, scales[0], scales[1], ra.unit)
+    return PositionColumns(ra.name, dec.name, how, scales[0], scales[1], ra.unit)
 
 
 def _by_ucd(numbers: Mapping[str, Column]) -> list[tuple[str, str]]:

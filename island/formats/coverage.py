@@ -39,21 +39,21 @@ def bitmap(ipix: Iterable[int], order: int = BITMAP_ORDER) -> bytes:
         raise BadInput(f"a HEALPix cell lies outside order {order}", hint=f"Cells are 0 to {cell_count(order) - 1}.")
     flags = np.zeros(cell_count(order), dtype=np.bool_)
     flags[cells] = True
-    return pack(flags)
+    return pack_flags(flags)
 
 
 def from_bitmap(data: bytes) -> list[int]:
     """The cells that are set, ascending. Raises BadInput unless the length is that of an order 0 to 10."""
-    return [int(cell) for cell in np.flatnonzero(unpack(data))]
+    return [int(cell) for cell in np.flatnonzero(unpack_flags(data))]
 
 
-def pack(flags: Flags) -> bytes:
+def pack_flags(flags: Flags) -> bytes:
     """Flags of all cells of an order as a bitmap."""
     return np.packbits(flags, bitorder="little").tobytes()
 
 
-def unpack(data: bytes) -> Flags:
-    """The inverse of `pack`; BadInput where the length is that of no order from 0 to 10."""
+def unpack_flags(data: bytes) -> Flags:
+    """The inverse of `pack_flags`; BadInput where the length is that of no order from 0 to 10."""
     for order in range(FINE_ORDER + 1):
         if len(data) == (cell_count(order) + 7) // 8:
             bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=cell_count(order), bitorder="little")
@@ -229,4 +229,4 @@ class SkyTally:
 
     def bitmap(self) -> bytes:
         """The cells so far at the bitmap's order."""
-        return pack(degrade(self.flags, self.order - BITMAP_ORDER))
+        return pack_flags(degrade(self.flags, self.order - BITMAP_ORDER))

@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from island.errors import BadInput, Changed, IslandError, Unsupported
+from island.errors import BadInput, FilesChanged, IslandError, Unsupported
 from island.formats import files, hats, parquet, rows
-from island.formats.columns import Column, Position, Progress, TimeColumn, find_position, find_time, of_schema
+from island.formats.columns import Column, PositionColumns, Progress, TimeColumn, find_position, find_time, of_schema
 from island.formats.coverage import FINE_ORDER, Bitmap, SkyTally, moc_ascii, moc_flags
-from island.formats.hats import Layout, Part, Role
+from island.formats.hats import HatsCatalog, HatsLayout, Role
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.formats.schemas import difference
-from island.formats.stats import ColumnStats, DatasetStats, FileStats, stat_names
+from island.formats.stats import ColumnStats, DatasetStatsCollector, FileStatsCollector, stat_names
 from island.kernel.processes import Emit
 
 Format = Literal["parquet", "avro", "hats"]
@@ -87,7 +87,7 @@ class DatasetDescription(msgspec.Struct, frozen=True):
     coverage: Bitmap | None = None
     moc: str | None = None
     time_range: tuple[str, str] | None = None
-    position: Position | None = None
+    position: PositionColumns | None = None
     time_column: TimeColumn | None = None
     partitioning: Partitioning | None = None
     warnings: tuple[str, ...] = ()
@@ -162,7 +162,7 @@ class _Survey(msgspec.Struct, frozen=True):
     root: Path
     format: Format
     published: tuple[str, ...]
-    layout: Layout | None = None
+    layout: HatsLayout | None = None
 
     def role(self, relative: str) -> Role:
         """What one published file is for."""
@@ -170,7 +170,7 @@ class _Survey(msgspec.Struct, frozen=True):
             return self.layout.role_of(relative)
         return "metadata" if relative.rsplit("/", 1)[-1] in files.PARQUET_SIDECARS else "data"
 
-    def part(self, relative: str) -> Part | None:
+    def part(self, relative: str) -> HatsCatalog | None:
         """The HATS catalog that a file belongs to."""
         return None if self.layout is None else self.layout.part_of(relative)
 
@@ -191,16 +191,16 @@ def _survey(path: Path) -> _Survey:
 class _Group:
     """The files of one table: those of a plain dataset, or of one HATS catalog."""
 
-    def __init__(self, part: Part | None, role: Role) -> None:
+    def __init__(self, part: HatsCatalog | None, role: Role) -> None:
         self.part, self.role = part, role
         self.first = ""
         self.schema: Any = None
         self.columns: tuple[Column, ...] = ()
         self.names: frozenset[str] = frozenset()
         self.lacking: dict[str, str] = {}
-        self.stats = DatasetStats(None, None)
+        self.stats = DatasetStatsCollector(None, None)
         self.rows = 0
-        self.cells: set[hats.Partition] = set()
+        self.cells: set[hats.HatsPartition] = set()
         self.misplaced = 0
 
 
@@ -280,7 +280,9 @@ class _Description:
         stats, sky_known = self._decode(path, relative, group)
         after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise Changed(f"{path} changed while it was read", hint="Publish it when nothing writes to it any more.")
+            raise FilesChanged(
+                f"{path} changed while it was read", hint="Publish it when nothing writes to it any more."
+            )
         group.rows += stats.rows
         return DataFile(
             path=relative,
@@ -326,7 +328,7 @@ class _Description:
     def _is_sidecar(relative: str) -> bool:
         return relative.rsplit("/", 1)[-1] in files.PARQUET_SIDECARS or files.format_by_name(relative) == "parquet"
 
-    def _decode(self, path: Path, relative: str, group: _Group) -> tuple[FileStats, bool]:
+    def _decode(self, path: Path, relative: str, group: _Group) -> tuple[FileStatsCollector, bool]:
         """Read one file to its end. Returns what was gathered, and whether its coverage is known."""
         schema, stream, lacking = self._open(path)
         self._admit(schema, relative, group, lacking)
@@ -335,7 +337,7 @@ class _Description:
             group.cells.add(cell)
         # A margin holds what lies around its cell, so only the main catalog is checked against it.
         expected = (cell.order, cell.pixel) if cell is not None and group.role == "data" else None
-        stats = FileStats(group.names)
+        stats = FileStatsCollector(group.names)
         for batch, done in stream:
             rows.check_text(batch, path)
             group.misplaced += group.stats.add(batch, stats, expected)
@@ -358,7 +360,7 @@ class _Description:
         if lacking and not left:
             reasons = ", ".join(sorted(set(lacking.values())))
             raise Unsupported(f"{path}: no column can be decoded ({reasons})", hint="Write it with zstd or snappy.")
-        stream = parquet.batches(file, path, left if lacking else None)
+        stream = parquet.record_batches(file, path, left if lacking else None)
         return schema, self.limits.watched(stream, path), lacking
 
     # --- groups of files with one schema ---
@@ -395,13 +397,13 @@ class _Description:
         group.names = stat_names(schema)
         usable = tuple(column for column in group.columns if not column.unsupported)
         position, doubts = self._position(group, usable)
-        group.stats = DatasetStats(position, find_time(usable))
+        group.stats = DatasetStatsCollector(position, find_time(usable))
         self.problems.extend(f"column {name} cannot be decoded here: {why}" for name, why in sorted(lacking.items()))
         if group.role == "data":
             self.warnings.extend(doubts)
             self._warn_of_names(group.columns)
 
-    def _position(self, group: _Group, usable: tuple[Column, ...]) -> tuple[Position | None, list[str]]:
+    def _position(self, group: _Group, usable: tuple[Column, ...]) -> tuple[PositionColumns | None, list[str]]:
         if group.role == "index":
             return None, []
         if group.role == "data" and self.named != (None, None):
@@ -465,7 +467,7 @@ class _Description:
         else:
             self._judge_folders()
 
-    def _judge_position(self, stats: DatasetStats, position: Position) -> None:
+    def _judge_position(self, stats: DatasetStatsCollector, position: PositionColumns) -> None:
         if stats.unplaced:
             self.warnings.append(
                 f"{stats.unplaced} of {stats.unplaced + stats.positioned} rows have no position in"
@@ -482,7 +484,7 @@ class _Description:
                 f"{position.ra} has unit {position.unit} and values up to {stats.highest_ra:.6g}: more than a turn"
             )
 
-    def _judge_layout(self, layout: Layout) -> None:
+    def _judge_layout(self, layout: HatsLayout) -> None:
         for part in layout.parts:
             group = self.groups.get(part.path)
             counted = group.rows if group is not None else 0
@@ -501,7 +503,7 @@ class _Description:
                 )
             self._judge_sidecar(part, counted)
 
-    def _judge_sidecar(self, part: Part, counted: int) -> None:
+    def _judge_sidecar(self, part: HatsCatalog, counted: int) -> None:
         path = self.survey.root / part.path / "dataset" / "_metadata"
         if not path.is_file():
             return

@@ -35,7 +35,7 @@ MAX_WILDCARDS = 64
 """In all patterns of LIKE in one condition."""
 
 Kind = Literal["number", "text", "bytes", "truth", "moment", "null"]
-Run = Callable[[Any], Any]
+Evaluator = Callable[[Any], Any]
 """Computes a value from a Frame; or changes a value."""
 
 _HINT = (
@@ -63,14 +63,14 @@ class _Words(Dialect):
         }
 
 
-class Term(msgspec.Struct, frozen=True):
+class TypedExpression(msgspec.Struct, frozen=True):
     """A part of a condition that knows its kind. `run(frame)` gives an Arrow array or scalar.
 
     `literal` is the value of a constant, `floats` says that NaN may occur.
     """
 
     kind: Kind
-    run: Run
+    run: Evaluator
     floats: bool = False
     literal: Any = None
 
@@ -123,7 +123,7 @@ def _check_depth(tree: Any) -> None:
             stack.append((child, depth if same else depth + 1))
 
 
-class Frame:
+class EvaluationContext:
     """One batch while a condition is computed on it, with what was computed already.
 
     Operators that need an operand several times share it through here: nested, they would
@@ -137,18 +137,18 @@ class Frame:
         self.kept: dict[object, Any] = {}
 
 
-def _shared(term: Term) -> Term:
+def _shared(term: TypedExpression) -> TypedExpression:
     """The same term, computed at most once a batch."""
     if term.literal is not None:
         return term
     key, run = object(), term.run
 
-    def once(frame: Frame) -> Any:
+    def once(frame: EvaluationContext) -> Any:
         if key not in frame.kept:
             frame.kept[key] = run(frame)
         return frame.kept[key]
 
-    return Term(term.kind, once, term.floats)
+    return TypedExpression(term.kind, once, term.floats)
 
 
 class Compiler:
@@ -159,7 +159,7 @@ class Compiler:
         self.used: dict[str, None] = {}
         self.wildcards = 0
 
-    def condition(self, tree: Any) -> Run:
+    def condition(self, tree: Any) -> Evaluator:
         """A closure that gives the truth of every row as a boolean array with nulls."""
         term = self.term(tree)
         if term.kind not in ("truth", "null"):
@@ -168,7 +168,7 @@ class Compiler:
 
         def truth(batch: Any) -> Any:
             try:
-                found = run(Frame(batch))
+                found = run(EvaluationContext(batch))
             except (pa.ArrowException, OverflowError) as error:
                 raise BadInput(f"the condition cannot be computed on these rows: {error}") from error
             if isinstance(found, pa.Scalar):
@@ -177,7 +177,7 @@ class Compiler:
 
         return truth
 
-    def term(self, node: Any) -> Term:
+    def term(self, node: Any) -> TypedExpression:
         """The term of any node; BadInput for a kind of node that is not allowed."""
         compile_node = _NODES.get(type(node))
         if compile_node is None:
@@ -188,12 +188,12 @@ class Compiler:
             return _negation(self.term(bare))
         return compile_node(self, node)
 
-    def terms(self, nodes: Sequence[Any]) -> list[Term]:
+    def terms(self, nodes: Sequence[Any]) -> list[TypedExpression]:
         return [self.term(node) for node in nodes]
 
     # --- leaves ---
 
-    def column(self, node: Any) -> Term:
+    def column(self, node: Any) -> TypedExpression:
         """A column by its name or dotted path."""
         path = _path_of(node)
         field, names = self._resolve(path)
@@ -201,7 +201,7 @@ class Compiler:
         load, kind, floats = _loader(field.type, ".".join(names))
         key = tuple(names)
 
-        def run(frame: Frame) -> Any:
+        def run(frame: EvaluationContext) -> Any:
             if key not in frame.kept:
                 array = frame.batch.column(names[0])
                 for name in names[1:]:
@@ -209,7 +209,7 @@ class Compiler:
                 frame.kept[key] = load(array)
             return frame.kept[key]
 
-        return Term(kind, run, floats)
+        return TypedExpression(kind, run, floats)
 
     def _resolve(self, path: list[str]) -> tuple[Any, list[str]]:
         whole = ".".join(path)
@@ -268,7 +268,7 @@ def _only(node: Any, *known: str) -> None:
 _INTEGERS = (pa.types.is_int8, pa.types.is_int16, pa.types.is_int32, pa.types.is_int64)
 
 
-def _loader(kind: Any, name: str) -> tuple[Run, Kind, bool]:
+def _loader(kind: Any, name: str) -> tuple[Evaluator, Kind, bool]:
     """How a column's arrays become values of one of our kinds."""
     types = pa.types
     if types.is_dictionary(kind):
@@ -310,12 +310,12 @@ def _moments(array: Any) -> Any:
 # --- literals ---
 
 
-def _constant(kind: Kind, value: Any, kind_of_arrow: Any) -> Term:
+def _constant(kind: Kind, value: Any, kind_of_arrow: Any) -> TypedExpression:
     scalar = pa.scalar(value, kind_of_arrow)
-    return Term(kind, lambda _: scalar, floats=isinstance(value, float), literal=value)
+    return TypedExpression(kind, lambda _: scalar, floats=isinstance(value, float), literal=value)
 
 
-def _literal(_: Compiler, node: Any) -> Term:
+def _literal(_: Compiler, node: Any) -> TypedExpression:
     if node.is_string:
         return _constant("text", str(node.this), pa.string())
     try:
@@ -333,16 +333,16 @@ def _literal(_: Compiler, node: Any) -> Term:
     return _constant("number", number, pa.float64())
 
 
-def _null(_: Compiler, __: Any) -> Term:
+def _null(_: Compiler, __: Any) -> TypedExpression:
     scalar = pa.scalar(None)
-    return Term("null", lambda _: scalar)
+    return TypedExpression("null", lambda _: scalar)
 
 
-def _boolean(_: Compiler, node: Any) -> Term:
+def _boolean(_: Compiler, node: Any) -> TypedExpression:
     return _constant("truth", bool(node.this), pa.bool_())
 
 
-def _paren(compiler: Compiler, node: Any) -> Term:
+def _paren(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this")
     return compiler.term(node.this)
 
@@ -350,7 +350,7 @@ def _paren(compiler: Compiler, node: Any) -> Term:
 # --- truth ---
 
 
-def _truth(term: Term, where: str) -> Run:
+def _truth(term: TypedExpression, where: str) -> Evaluator:
     if term.kind == "null":
         scalar = pa.scalar(None, pa.bool_())
         return lambda _: scalar
@@ -359,48 +359,48 @@ def _truth(term: Term, where: str) -> Run:
     return term.run
 
 
-def _chain(compiler: Compiler, node: Any) -> Term:
+def _chain(compiler: Compiler, node: Any) -> TypedExpression:
     """AND or OR of any number of parts."""
     name, join = ("AND", pc.and_kleene) if isinstance(node, exp.And) else ("OR", pc.or_kleene)
     parts = [_truth(compiler.term(part), name) for part in node.flatten(unnest=False)]
 
-    def run(frame: Frame) -> Any:
+    def run(frame: EvaluationContext) -> Any:
         found = parts[0](frame)
         for part in parts[1:]:
             found = join(found, part(frame))
         return found
 
-    return Term("truth", run)
+    return TypedExpression("truth", run)
 
 
-def _negation(term: Term) -> Term:
+def _negation(term: TypedExpression) -> TypedExpression:
     run = _truth(term, "NOT")
-    return Term("truth", lambda frame: pc.invert(run(frame)))
+    return TypedExpression("truth", lambda frame: pc.invert(run(frame)))
 
 
-def _not(compiler: Compiler, node: Any) -> Term:
+def _not(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this")
     return _negation(compiler.term(node.this))
 
 
-def _is(compiler: Compiler, node: Any) -> Term:
+def _is(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this", "expression")
     what = node.expression
     term = compiler.term(node.this)
     run = term.run
     if isinstance(what, exp.Null):
-        return Term("truth", lambda frame: pc.is_null(run(frame)))
+        return TypedExpression("truth", lambda frame: pc.is_null(run(frame)))
     if isinstance(what, exp.Boolean):
         wanted, truth = bool(what.this), _truth(term, "IS")
-        return Term("truth", lambda frame: pc.fill_null(pc.equal(truth(frame), wanted), False))
+        return TypedExpression("truth", lambda frame: pc.fill_null(pc.equal(truth(frame), wanted), False))
     if isinstance(what, exp.Column) and len(what.parts) == 1 and str(what.name).lower() == "nan":
         return _isnan_term(term)
     raise _refused(node)
 
 
-def _isnan_term(term: Term) -> Term:
+def _isnan_term(term: TypedExpression) -> TypedExpression:
     run = _number(term, "IS NAN")
-    return Term("truth", lambda frame: pc.fill_null(pc.is_nan(_as_float(run(frame))), False))
+    return TypedExpression("truth", lambda frame: pc.fill_null(pc.is_nan(_as_float(run(frame))), False))
 
 
 # --- comparisons ---
@@ -418,7 +418,7 @@ def _moment_of(text: str) -> datetime.datetime:
     return moment
 
 
-def _aligned(left: Term, right: Term, where: str) -> tuple[Term, Term]:
+def _aligned(left: TypedExpression, right: TypedExpression, where: str) -> tuple[TypedExpression, TypedExpression]:
     """Both sides in one kind: a text literal is read as a moment or as bytes where the other side is one."""
     if left.kind == right.kind or "null" in (left.kind, right.kind):
         return left, right
@@ -444,11 +444,11 @@ def _comparable(left: Any, right: Any) -> tuple[Any, Any, bool]:
     return _as_float(left), _as_float(right), True
 
 
-def _less(left: Run, right: Run, kind: Kind) -> Run:
+def _less(left: Evaluator, right: Evaluator, kind: Kind) -> Evaluator:
     if kind != "number":
         return lambda frame: pc.less(left(frame), right(frame))
 
-    def run(frame: Frame) -> Any:
+    def run(frame: EvaluationContext) -> Any:
         a, b, floats = _comparable(left(frame), right(frame))
         if not floats:
             return pc.less(a, b)
@@ -457,11 +457,11 @@ def _less(left: Run, right: Run, kind: Kind) -> Run:
     return run
 
 
-def _equal(left: Run, right: Run, kind: Kind) -> Run:
+def _equal(left: Evaluator, right: Evaluator, kind: Kind) -> Evaluator:
     if kind != "number":
         return lambda frame: pc.equal(left(frame), right(frame))
 
-    def run(frame: Frame) -> Any:
+    def run(frame: EvaluationContext) -> Any:
         a, b, floats = _comparable(left(frame), right(frame))
         if not floats:
             return pc.equal(a, b)
@@ -470,7 +470,7 @@ def _equal(left: Run, right: Run, kind: Kind) -> Run:
     return run
 
 
-def compare(sign: str, left: Term, right: Term) -> Term:
+def compare(sign: str, left: TypedExpression, right: TypedExpression) -> TypedExpression:
     """`left sign right` for =, <>, <, <=, >, >=. An operand is computed once."""
     left, right = _aligned(left, right, sign)
     if "null" in (left.kind, right.kind):
@@ -486,65 +486,65 @@ def compare(sign: str, left: Term, right: Term) -> Term:
         "<=": lambda: _inverted(_less(b, a, kind)),
         ">=": lambda: _inverted(_less(a, b, kind)),
     }[sign]()
-    return Term("truth", run)
+    return TypedExpression("truth", run)
 
 
-def _inverted(run: Run) -> Run:
+def _inverted(run: Evaluator) -> Evaluator:
     return lambda frame: pc.invert(run(frame))
 
 
-def _unknown(*_: Term) -> Term:
+def _unknown(*_: TypedExpression) -> TypedExpression:
     scalar = pa.scalar(None, pa.bool_())
-    return Term("truth", lambda _: scalar)
+    return TypedExpression("truth", lambda _: scalar)
 
 
 _SIGNS = {exp.EQ: "=", exp.NEQ: "<>", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">="}
 
 
-def _comparison(compiler: Compiler, node: Any) -> Term:
+def _comparison(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this", "expression")
     return compare(_SIGNS[type(node)], compiler.term(node.this), compiler.term(node.expression))
 
 
-def _distinct(compiler: Compiler, node: Any) -> Term:
+def _distinct(compiler: Compiler, node: Any) -> TypedExpression:
     """IS [NOT] DISTINCT FROM, <=>: NULL equals NULL."""
     _only(node, "this", "expression")
     left, right = (_shared(term) for term in compiler.terms([node.this, node.expression]))
     same = compare("=", left, right).run
     a, b = left.run, right.run
 
-    def run(frame: Frame) -> Any:
+    def run(frame: EvaluationContext) -> Any:
         both = pc.and_(pc.is_null(a(frame)), pc.is_null(b(frame)))
         return pc.or_(pc.fill_null(same(frame), False), both)
 
-    return Term("truth", run if isinstance(node, exp.NullSafeEQ) else _inverted(run))
+    return TypedExpression("truth", run if isinstance(node, exp.NullSafeEQ) else _inverted(run))
 
 
-def _between(compiler: Compiler, node: Any) -> Term:
+def _between(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this", "low", "high")
     value, low, high = compiler.terms([node.this, node.args["low"], node.args["high"]])
     value = _shared(value)
     above, below = compare(">=", value, low).run, compare("<=", value, high).run
-    return Term("truth", lambda frame: pc.and_kleene(above(frame), below(frame)))
+    return TypedExpression("truth", lambda frame: pc.and_kleene(above(frame), below(frame)))
 
 
-def _in(compiler: Compiler, node: Any) -> Term:
+def _in(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this", "expressions")
     value, items = _shared(compiler.term(node.this)), compiler.terms(node.expressions)
     if not items:
         raise BadInput("IN has an empty list", hint=_HINT)
     parts = [compare("=", value, item).run for item in items]
 
-    def run(frame: Frame) -> Any:
+    def run(frame: EvaluationContext) -> Any:
         found = parts[0](frame)
         for part in parts[1:]:
             found = pc.or_kleene(found, part(frame))
         return found
 
-    return Term("truth", run)
+    return TypedExpression("truth", run)
 
 
-def _like(compiler: Compiler, node: Any) -> Term:
+def _like(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this", "expression")
     value, pattern = compiler.term(node.this), compiler.term(node.expression)
     if "null" in (value.kind, pattern.kind):
@@ -557,13 +557,13 @@ def _like(compiler: Compiler, node: Any) -> Term:
         # The time for each letter of the text grows with them: with thousands it is a minute for a megabyte.
         raise BadInput(f"the patterns of a condition have at most {MAX_WILDCARDS} of % and _", hint="Shorten them.")
     ignore_case = isinstance(node, exp.ILike)
-    return Term("truth", lambda frame: pc.match_like(run(frame), text, ignore_case=ignore_case))
+    return TypedExpression("truth", lambda frame: pc.match_like(run(frame), text, ignore_case=ignore_case))
 
 
 # --- arithmetic ---
 
 
-def _number(term: Term, where: str) -> Run:
+def _number(term: TypedExpression, where: str) -> Evaluator:
     if term.kind == "null":
         scalar = pa.scalar(None, pa.float64())
         return lambda _: scalar
@@ -602,34 +602,34 @@ _ARITHMETIC: dict[type, tuple[str, Callable[[Any, Any], Any]]] = {
 }
 
 
-def _arithmetic(compiler: Compiler, node: Any) -> Term:
+def _arithmetic(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this", "expression", "typed", "safe")
     sign, operate = _ARITHMETIC[type(node)]
     left, right = compiler.terms([node.this, node.expression])
     a, b = _number(left, sign), _number(right, sign)
     floats = left.floats or right.floats or sign == "/" or "null" in (left.kind, right.kind)
-    return Term("number", lambda frame: operate(a(frame), b(frame)), floats=floats)
+    return TypedExpression("number", lambda frame: operate(a(frame), b(frame)), floats=floats)
 
 
-def _minus(compiler: Compiler, node: Any) -> Term:
+def _minus(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this")
     term = compiler.term(node.this)
     if isinstance(term.literal, int | float) and not isinstance(term.literal, bool):
         return _constant("number", -term.literal, pa.int64() if isinstance(term.literal, int) else pa.float64())
     run = _number(term, "-")
-    return Term("number", lambda frame: pc.negate(run(frame)), floats=term.floats)
+    return TypedExpression("number", lambda frame: pc.negate(run(frame)), floats=term.floats)
 
 
-def _concat(compiler: Compiler, node: Any) -> Term:
+def _concat(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this", "expression", "safe")
     left, right = compiler.terms([node.this, node.expression])
     if {left.kind, right.kind} - {"text", "null"}:
         raise BadInput("|| joins text", hint="CAST(column AS STRING) makes text of a number.")
     a, b = _cast_null(left, pa.string()), _cast_null(right, pa.string())
-    return Term("text", lambda frame: pc.binary_join_element_wise(a(frame), b(frame), ""))
+    return TypedExpression("text", lambda frame: pc.binary_join_element_wise(a(frame), b(frame), ""))
 
 
-def _cast_null(term: Term, kind: Any) -> Run:
+def _cast_null(term: TypedExpression, kind: Any) -> Evaluator:
     if term.kind == "null":
         scalar = pa.scalar(None, kind)
         return lambda _: scalar
@@ -648,7 +648,7 @@ _ARROW: dict[Kind, Any] = {
 }
 
 
-def _common(terms: Sequence[Term], where: str) -> tuple[Kind, Any, bool]:
+def _common(terms: Sequence[TypedExpression], where: str) -> tuple[Kind, Any, bool]:
     """The one kind of several terms (NULLs aside), its Arrow type, and whether it may be NaN."""
     kinds = {term.kind for term in terms} - {"null"}
     if len(kinds) > 1:
@@ -659,12 +659,12 @@ def _common(terms: Sequence[Term], where: str) -> tuple[Kind, Any, bool]:
     return kind, arrow, floats
 
 
-def _to(term: Term, arrow: Any) -> Run:
+def _to(term: TypedExpression, arrow: Any) -> Evaluator:
     run = _cast_null(term, arrow)
     return lambda frame: run(frame).cast(arrow, safe=False)
 
 
-def _case(compiler: Compiler, node: Any) -> Term:
+def _case(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this", "ifs", "default")
     subject = None if node.args.get("this") is None else _shared(compiler.term(node.args["this"]))
     conditions, values = [], []
@@ -680,13 +680,13 @@ def _case(compiler: Compiler, node: Any) -> Term:
     kind, arrow, floats = _common([*values, otherwise], "CASE")
     runs, last = [_to(value, arrow) for value in values], _to(otherwise, arrow)
 
-    def run(frame: Frame) -> Any:
+    def run(frame: EvaluationContext) -> Any:
         found = last(frame)
         for condition, value in zip(reversed(conditions), reversed(runs), strict=True):
             found = pc.if_else(pc.fill_null(condition(frame), False), value(frame), found)
         return found
 
-    return Term(kind, run, floats)
+    return TypedExpression(kind, run, floats)
 
 
 def _positive(value: Any) -> Any:
@@ -709,7 +709,7 @@ _KNOWN = sorted([*_OF_ONE_NUMBER, *_OF_ONE_TEXT, "coalesce", "isnan", "length", 
 _SAME = {"pow": "power", "ceiling": "ceil", "is_nan": "isnan", "len": "length", "char_length": "length"}
 
 
-def _function(compiler: Compiler, node: Any) -> Term:
+def _function(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this", "expressions")
     name = str(node.this).lower()
     name = _SAME.get(name, name)
@@ -722,61 +722,65 @@ def _function(compiler: Compiler, node: Any) -> Term:
     return _call(name, terms)
 
 
-def _call(name: str, terms: list[Term]) -> Term:
+def _call(name: str, terms: list[TypedExpression]) -> TypedExpression:
     first = terms[0]
     if name in _OF_ONE_NUMBER:
         operate, floats = _OF_ONE_NUMBER[name]
         number = _number(first, name)
-        return Term("number", lambda frame: operate(number(frame)), first.floats if floats is None else floats)
+        return TypedExpression(
+            "number", lambda frame: operate(number(frame)), first.floats if floats is None else floats
+        )
     if name in _OF_ONE_TEXT:
         change = _OF_ONE_TEXT[name]
         text = _text(first, name)
-        return Term("text", lambda frame: change(text(frame)))
+        return TypedExpression("text", lambda frame: change(text(frame)))
     if name == "isnan":
         return _isnan_term(first)
     if name == "length":
         measure = pc.binary_length if first.kind == "bytes" else pc.utf8_length
         run = first.run if first.kind == "bytes" else _text(first, name)
-        return Term("number", lambda frame: measure(run(frame)).cast(pa.int64()))
+        return TypedExpression("number", lambda frame: measure(run(frame)).cast(pa.int64()))
     if name == "power":
         base, power = _number(first, name), _number(terms[1], name)
-        return Term("number", lambda frame: pc.power(_as_float(base(frame)), _as_float(power(frame))), floats=True)
+        return TypedExpression(
+            "number", lambda frame: pc.power(_as_float(base(frame)), _as_float(power(frame))), floats=True
+        )
     if name == "round":
         return _round(terms)
     if name == "nullif":
         return _nullif(first, terms[1])
     kind, arrow, floats = _common(terms, "COALESCE")
     runs = [_to(term, arrow) for term in terms]
-    return Term(kind, lambda frame: pc.coalesce(*(run(frame) for run in runs)), floats)
+    return TypedExpression(kind, lambda frame: pc.coalesce(*(run(frame) for run in runs)), floats)
 
 
-def _text(term: Term, where: str) -> Run:
+def _text(term: TypedExpression, where: str) -> Evaluator:
     if term.kind not in ("text", "null"):
         raise BadInput(f"{where} takes text, not a {term.kind}", hint="CAST(column AS STRING) makes text of it.")
     return _cast_null(term, pa.string())
 
 
-def _round(terms: list[Term]) -> Term:
+def _round(terms: list[TypedExpression]) -> TypedExpression:
     digits = terms[1].literal if len(terms) == 2 else 0
     if not isinstance(digits, int) or not -30 <= digits <= 30:
         raise BadInput("round takes a number of digits between -30 and 30", hint="For example: round(mag, 1).")
     run = _number(terms[0], "round")
-    return Term(
+    return TypedExpression(
         "number",
         lambda frame: pc.round(_as_float(run(frame)), ndigits=digits, round_mode="half_towards_infinity"),
         floats=True,
     )
 
 
-def _nullif(value: Term, other: Term) -> Term:
+def _nullif(value: TypedExpression, other: TypedExpression) -> TypedExpression:
     value = _shared(value)
     same, run = compare("=", value, other).run, value.run
 
-    def nullif(frame: Frame) -> Any:
+    def nullif(frame: EvaluationContext) -> Any:
         found = run(frame)
         return pc.if_else(pc.fill_null(same(frame), False), pa.scalar(None, found.type), found)
 
-    return Term(value.kind, nullif, value.floats)
+    return TypedExpression(value.kind, nullif, value.floats)
 
 
 # --- casts ---
@@ -792,7 +796,7 @@ _BITS = {"TINYINT": 8, "SMALLINT": 16, "INT": 32, "MEDIUMINT": 32, "BIGINT": 64}
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 
 
-def _cast(compiler: Compiler, node: Any) -> Term:
+def _cast(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this", "to", "safe")
     name = node.args["to"].this.name if isinstance(node.args["to"].this, exp.DataType.Type) else ""
     target = _TARGETS.get(name)
@@ -806,10 +810,10 @@ def _cast(compiler: Compiler, node: Any) -> Term:
     bits = _BITS.get(name)
     run = term.run
     convert = _caster(term.kind, target, bits)
-    return Term(target, lambda frame: convert(run(frame)), floats=target == "number" and bits is None)
+    return TypedExpression(target, lambda frame: convert(run(frame)), floats=target == "number" and bits is None)
 
 
-def _caster(kind: Kind, target: Kind, bits: int | None) -> Run:
+def _caster(kind: Kind, target: Kind, bits: int | None) -> Evaluator:
     if kind == "null":
         return lambda value: value.cast(_ARROW[target])
     if target == "text":
@@ -872,7 +876,7 @@ def _truth_of(text: str) -> bool | None:
     return True if word in _TRUE else False if word in _FALSE else None
 
 
-def _cast_moment(term: Term, name: str) -> Term:
+def _cast_moment(term: TypedExpression, name: str) -> TypedExpression:
     day = name == "DATE"
     if isinstance(term.literal, str):
         moment = _moment_of(term.literal)
@@ -886,8 +890,8 @@ def _cast_moment(term: Term, name: str) -> Term:
         texts = term.run
         run = lambda frame: _each(texts(frame), _moment_or_none, pa.timestamp("us"))  # noqa: E731
     if not day:
-        return Term("moment", run)
-    return Term("moment", lambda frame: pc.floor_temporal(run(frame), unit="day"))
+        return TypedExpression("moment", run)
+    return TypedExpression("moment", lambda frame: pc.floor_temporal(run(frame), unit="day"))
 
 
 def _moment_or_none(text: str) -> datetime.datetime | None:
@@ -897,7 +901,7 @@ def _moment_or_none(text: str) -> datetime.datetime | None:
         return None
 
 
-_NODES: dict[type, Callable[[Compiler, Any], Term]] = {
+_NODES: dict[type, Callable[[Compiler, Any], TypedExpression]] = {
     exp.Column: Compiler.column,
     exp.Dot: Compiler.column,
     exp.Literal: _literal,

@@ -26,7 +26,7 @@ class _Broken(Exception):
     """The footer is not well-formed Thrift."""
 
 
-def borders(source: Path | str | BinaryIO) -> list[int]:
+def parquet_borders(source: Path | str | BinaryIO) -> list[int]:
     """Byte offsets at which the parts of a Parquet file begin: sorted, distinct, inside the file.
 
     Column chunks (at their dictionary page where they have one), bloom filters, column and

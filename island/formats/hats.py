@@ -26,7 +26,7 @@ CATALOG = ("hats.properties", "properties")
 _PARTITION = re.compile(r"(?:^|/)Norder=(\d{1,2})/Dir=(\d{1,12})/Npix=(\d{1,12})(?:\.parquet$|/)")
 
 
-class Part(msgspec.Struct, frozen=True):
+class HatsCatalog(msgspec.Struct, frozen=True):
     """One catalog of a HATS tree. `path` is relative to the published folder, "" for itself."""
 
     path: str
@@ -41,26 +41,26 @@ class Part(msgspec.Struct, frozen=True):
     is_default: bool = True
 
 
-class Partition(msgspec.Struct, frozen=True, order=True):
+class HatsPartition(msgspec.Struct, frozen=True, order=True):
     """A HEALPix cell of the nested grid that holds one file's rows."""
 
     order: int
     pixel: int
 
 
-class Layout(msgspec.Struct, frozen=True):
+class HatsLayout(msgspec.Struct, frozen=True):
     """How a HATS folder is built: the main catalog first, then margins and indexes."""
 
     name: str
     is_collection: bool
-    parts: tuple[Part, ...]
+    parts: tuple[HatsCatalog, ...]
     problems: tuple[str, ...] = ()
 
     @property
-    def main(self) -> Part:
+    def main(self) -> HatsCatalog:
         return self.parts[0]
 
-    def part_of(self, relative: str) -> Part | None:
+    def part_of(self, relative: str) -> HatsCatalog | None:
         """The catalog that a published file belongs to; None for files of the collection itself."""
         for part in self.parts:
             if not part.path or relative.startswith(part.path + "/"):
@@ -91,11 +91,11 @@ def _mentions_hats(path: Path) -> bool:
     return b"hats_" in head or b"#HATS" in head
 
 
-def layout_of(folder: Path) -> Layout:
+def layout_of(folder: Path) -> HatsLayout:
     """The catalogs below a HATS folder. Raises BadInput or Corrupt where its properties do not fit its files."""
     if not (folder / COLLECTION).is_file():
         part = _part(folder, "", is_default=True)
-        return Layout(name=part.name or folder.name, is_collection=False, parts=(part,))
+        return HatsLayout(name=part.name or folder.name, is_collection=False, parts=(part,))
     said = read_properties(folder / COLLECTION)
     main_path = _inside(folder, said.get("hats_primary_table_url", ""), COLLECTION)
     main = _part(folder, main_path, is_default=True)
@@ -109,7 +109,7 @@ def layout_of(folder: Path) -> Layout:
             continue
         is_default = name == said.get("default_margin") or name in indexes[:1]
         parts.append(_part(folder, _inside(folder, name, COLLECTION), is_default=is_default))
-    return Layout(
+    return HatsLayout(
         name=said.get("obs_collection", folder.name), is_collection=True, parts=tuple(parts), problems=tuple(problems)
     )
 
@@ -126,7 +126,7 @@ def _inside(folder: Path, name: str, where: str) -> str:
     return "/".join(parts)
 
 
-def _part(folder: Path, path: str, *, is_default: bool) -> Part:
+def _part(folder: Path, path: str, *, is_default: bool) -> HatsCatalog:
     root = folder / path if path else folder
     said: dict[str, str] = {}
     for name in CATALOG:
@@ -137,7 +137,7 @@ def _part(folder: Path, path: str, *, is_default: bool) -> Part:
         raise BadInput(f"{root} has no hats.properties", hint="Copy the whole catalog, with its properties.")
     kind = said.get("dataproduct_type", "object").lower()
     role: Role = "margin" if kind == "margin" else "index" if kind == "index" else "data"
-    return Part(
+    return HatsCatalog(
         path=path,
         role=role,
         kind=kind,
@@ -169,7 +169,7 @@ def read_properties(path: Path) -> dict[str, str]:
     return said
 
 
-def partition_of(relative: str) -> Partition | None:
+def partition_of(relative: str) -> HatsPartition | None:
     """The cell that a path names, or None. Raises Corrupt for a cell outside its order's grid."""
     found = _PARTITION.search(relative)
     if found is None:
@@ -177,10 +177,10 @@ def partition_of(relative: str) -> Partition | None:
     order, pixel = int(found[1]), int(found[3])
     if order > 29 or pixel >= 12 * 4**order:
         raise Corrupt(f"{relative} names HEALPix cell {pixel} of order {order}, which does not exist")
-    return Partition(order, pixel)
+    return HatsPartition(order, pixel)
 
 
-def listed_partitions(folder: Path, part: Part) -> set[Partition] | None:
+def listed_partitions(folder: Path, part: HatsCatalog) -> set[HatsPartition] | None:
     """The cells of partition_info.csv, or None where there is none that can be read."""
     path = folder / part.path / "partition_info.csv"
     if not path.is_file() or path.stat().st_size > 64 * MAX_PROPERTIES:
@@ -196,7 +196,7 @@ def listed_partitions(folder: Path, part: Part) -> set[Partition] | None:
         if len(values) == len(names):
             order, pixel = _integer(values[order_at]), _integer(values[pixel_at])
             if order is not None and pixel is not None:
-                cells.add(Partition(order, pixel))
+                cells.add(HatsPartition(order, pixel))
     return cells
 
 

@@ -1,6 +1,6 @@
 """Parquet files: opened with page checksums verified, decoded in bounded batches, errors told apart.
 
-`borders` (in `footer`) tells where the parts of a file begin.
+`parquet_borders` (in `footer`) tells where the parts of a file begin.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from island.errors import BadInput, Corrupt, IslandError, Unsupported
 from island.formats.columns import project_batch, project_schema
 from island.formats.files import sniff
-from island.formats.footer import MAX_FOOTER, borders
+from island.formats.footer import MAX_FOOTER, parquet_borders
 
-__all__ = ["batches", "borders", "classify", "open_file", "undecodable"]
+__all__ = ["classify", "open_file", "parquet_borders", "record_batches", "undecodable"]
 
 MAX_BATCH_ROWS = 65_536
 MAX_BATCH_BYTES = 64 * 1024 * 1024
@@ -91,7 +91,7 @@ def _raise(path: Path, part: str, error: Exception) -> NoReturn:
     raise classify(path, part, error) from error
 
 
-def batches(
+def record_batches(
     file: Any, path: Path, columns: Sequence[str] | None = None, batch_rows: int = MAX_BATCH_ROWS
 ) -> Iterator[tuple[Any, int]]:
     """(record batch, bytes of the file read so far) of every row group in order.

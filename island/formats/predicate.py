@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from island.errors import BadInput
 from island.formats import expression
-from island.formats.columns import Position, find_position, of_schema
+from island.formats.columns import PositionColumns, find_position, of_schema
 from island.formats.region import Region
 
 __all__ = ["BoundPredicate", "Predicate", "Region"]
@@ -53,7 +53,7 @@ class Predicate:
         return BoundPredicate(tuple(used), condition, self.region, position)
 
     @staticmethod
-    def _position(schema: Any, ra: str | None, dec: str | None) -> Position:
+    def _position(schema: Any, ra: str | None, dec: str | None) -> PositionColumns:
         position, doubts = find_position(of_schema(schema), ra, dec)
         if position is None:
             raise BadInput(
@@ -71,7 +71,7 @@ class BoundPredicate:
     columns: tuple[str, ...]
     _condition: Any = field(repr=False)
     region: Region | None = None
-    position: Position | None = None
+    position: PositionColumns | None = None
 
     def mask(self, batch: Any) -> Any:
         """A boolean array without nulls: which rows are kept. Raises BadInput where values cannot be computed."""
@@ -86,7 +86,7 @@ class BoundPredicate:
         return batch.filter(self.mask(batch))
 
     @staticmethod
-    def _inside(batch: Any, region: Region, position: Position) -> Any:
+    def _inside(batch: Any, region: Region, position: PositionColumns) -> Any:
         ra, dec = (
             _coordinate(batch, name).to_numpy(zero_copy_only=False) * scale
             for name, scale in ((position.ra, position.ra_scale), (position.dec, position.dec_scale))

@@ -47,7 +47,7 @@ def open_table(
     limits.check_rows(file.metadata.num_rows, path)
     schema = file.schema_arrow
     wanted = schema if columns is None else project_schema(schema, columns)
-    return wanted, limits.watched(parquet.batches(file, path, columns, rows), path)
+    return wanted, limits.watched(parquet.record_batches(file, path, columns, rows), path)
 
 
 def arrow_schema(path: Path) -> Any:
@@ -55,7 +55,7 @@ def arrow_schema(path: Path) -> Any:
     return open_table(path)[0]
 
 
-def batches(path: Path, columns: Sequence[str] | None = None, batch_rows: int = MAX_BATCH_ROWS) -> Iterator[Any]:
+def read_batches(path: Path, columns: Sequence[str] | None = None, batch_rows: int = MAX_BATCH_ROWS) -> Iterator[Any]:
     """The rows of one file as pyarrow RecordBatches of at most `batch_rows` rows, in order; see `open_table`."""
     _, stream = open_table(path, columns, batch_rows)
     for batch, _ in stream:
@@ -145,7 +145,7 @@ _MAX_TYPE_DEPTH = 64
 _MAX_LIST_SIZE = 65_536
 
 
-class Limits(msgspec.Struct, frozen=True):
+class RowLimits(msgspec.Struct, frozen=True):
     """What is accepted from a peer: bytes as received, bytes after decompression, rows."""
 
     wire_bytes: int = 64 * 1024 * 1024
@@ -203,13 +203,13 @@ def _check_sendable(schema: Any) -> None:
         ) from error
 
 
-def from_ipc(data: bytes, limits: Limits | None = None) -> list[Any]:
+def from_ipc(data: bytes, limits: RowLimits | None = None) -> list[Any]:
     """The record batches of `to_ipc`, every array validated.
 
     Raises PeerMisbehaved for what is malformed, over the limits, compressed inside, or of a type
     that could hold more than its bytes.
     """
-    allowed = limits or Limits()
+    allowed = limits or RowLimits()
     if len(data) > allowed.wire_bytes:
         raise _misbehaved(f"{len(data)} bytes, {allowed.wire_bytes} allowed")
     if len(data) < _FRAME.size:
@@ -246,7 +246,7 @@ def _inflate(body: memoryview, length: int) -> bytes:
         return bytes(stream.read(length + 1))
 
 
-def _read_stream(plain: Any, limits: Limits) -> list[Any]:
+def _read_stream(plain: Any, limits: RowLimits) -> list[Any]:
     """Check every message before Arrow builds arrays of it, then read and validate."""
     source = pa.BufferReader(plain)
     kinds: list[Any] = []

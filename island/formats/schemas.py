@@ -52,7 +52,7 @@ def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def fit(batch: Any, schema: Any) -> Any:
+def fit_batch(batch: Any, schema: Any) -> Any:
     """A batch in the column order and types of a schema from which it does not differ (`difference`)."""
     if batch.schema.equals(schema, check_metadata=True):
         return batch

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from island.formats.columns import Position, TimeColumn, is_number, leaf_arrays, leaves, type_name
+from island.formats.columns import PositionColumns, TimeColumn, is_number, leaf_arrays, leaves, type_name
 from island.formats.coverage import BITMAP_ORDER, FINE_ORDER, SkyTally, cells_of
 
 MAX_STAT_COLUMNS = 256
@@ -55,7 +55,7 @@ class _Range:
             self.high = high if self.high is None else max(self.high, high)
 
 
-class FileStats:
+class FileStatsCollector:
     """Gathers ColumnStats, the order-5 coverage and the time range of one file."""
 
     def __init__(self, names: frozenset[str]) -> None:
@@ -104,10 +104,10 @@ class TimeSpan:
         return _iso(math.floor(self.low * 1000)), _iso(math.ceil(self.high * 1000))
 
 
-class DatasetStats:
+class DatasetStatsCollector:
     """Gathers what belongs to the dataset as a whole while its files pass by."""
 
-    def __init__(self, position: Position | None, time: TimeColumn | None) -> None:
+    def __init__(self, position: PositionColumns | None, time: TimeColumn | None) -> None:
         self.position, self.time = position, time
         self.sky = SkyTally(FINE_ORDER)
         self.times = TimeSpan()
@@ -119,7 +119,7 @@ class DatasetStats:
         self.lowest_dec = math.inf
         self.negative_ra = False
 
-    def add(self, batch: Any, file: FileStats, partition: tuple[int, int] | None = None) -> int:
+    def add(self, batch: Any, file: FileStatsCollector, partition: tuple[int, int] | None = None) -> int:
         """Add a batch to the dataset and its file. Returns how many rows lie outside the partition
         (order, cell) that they should be in."""
         arrays = dict(leaf_arrays(batch))
@@ -130,7 +130,9 @@ class DatasetStats:
             return self._add_positions(arrays, file, partition)
         return 0
 
-    def _add_positions(self, arrays: dict[str, Any], file: FileStats, partition: tuple[int, int] | None) -> int:
+    def _add_positions(
+        self, arrays: dict[str, Any], file: FileStatsCollector, partition: tuple[int, int] | None
+    ) -> int:
         position = self.position
         if position is None or position.ra not in arrays or position.dec not in arrays:
             return 0
@@ -166,7 +168,7 @@ class DatasetStats:
             and self.lowest_dec >= -math.pi / 2
         )
 
-    def _add_times(self, array: Any, file: FileStats) -> None:
+    def _add_times(self, array: Any, file: FileStatsCollector) -> None:
         if self.time is None:
             return
         seconds = unix_seconds(array, self.time.kind)

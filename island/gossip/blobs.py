@@ -10,7 +10,7 @@ import structlog
 from blake3 import blake3
 
 from island.errors import IslandError, NotFound, Unreachable
-from island.gossip import ownstore, store
+from island.gossip import own_log_store, store
 from island.kernel.codec import BULK_LIMIT, Malformed
 from island.kernel.db import Database
 from island.kernel.ids import IslandId, check_hash
@@ -43,11 +43,11 @@ class Blobs:
 
         Uses are counted: every `put` wants one `drop` when the blob is no longer named.
         """
-        return ownstore.put_blob(conn, data)
+        return own_log_store.put_blob(conn, data)
 
     def drop(self, conn: sqlite3.Connection, name: str) -> None:
         """Give up one use of an own blob; the last one removes it."""
-        ownstore.drop_blob(conn, name)
+        own_log_store.drop_blob(conn, name)
 
     def also(self, lookup: Lookup) -> None:
         """Serve as own blobs, too, what `lookup(hash)` finds: bytes that a concern keeps elsewhere, verified."""
@@ -55,7 +55,7 @@ class Blobs:
 
     async def local(self, name: str) -> bytes | None:
         """The blob if it is on this island, own or fetched."""
-        own = await self._state.read(lambda conn: ownstore.blob(conn, name))
+        own = await self._state.read(lambda conn: own_log_store.blob(conn, name))
         if own is not None:
             return own
         for lookup in self._also:

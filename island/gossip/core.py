@@ -1,6 +1,6 @@
 """The decisions of gossip, pure: what a batch is, what to store, ask, send and sign.
 
-An origin's log is a chain of signed batches. A `Head` is how far one island has it; `Positions`
+An origin's log is a chain of signed batches. A `Head` is how far one island has it; `HeadVector`
 is all heads of one island. Whoever compares two of them knows what each side lacks.
 """
 
@@ -20,14 +20,14 @@ from island.gossip.messages import (
     KEY,
     KEY_LIMIT,
     VALUE_LIMIT,
-    Body,
+    BatchBody,
     Digest,
-    Entry,
     HeadAt,
     HeadOf,
     Heads,
-    SignedBody,
-    Want,
+    LogEntry,
+    PullRange,
+    SignedBatch,
 )
 from island.kernel import codec
 from island.kernel.codec import Malformed
@@ -54,7 +54,7 @@ FROZEN = b"\xff" * 8
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class LogBatch:
     """A batch whose form is right; its signature is still to be verified."""
 
     origin: IslandId
@@ -63,7 +63,7 @@ class Batch:
     last: int
     previous: bytes
     hash: bytes
-    entries: tuple[Entry, ...]
+    entries: tuple[LogEntry, ...]
     body: bytes
     signature: bytes
     signed: bytes
@@ -75,16 +75,16 @@ def batch_hash(body: bytes) -> bytes:
     return blake3(body).digest()
 
 
-def open_batch(signed: bytes) -> Batch:
+def open_batch(signed: bytes) -> LogBatch:
     """The batch in these bytes; raises `Malformed` unless sizes, keys and seqs are in order."""
-    outer = codec.decode(signed, SignedBody)
-    body = codec.decode(outer.body, Body)
+    outer = codec.decode(signed, SignedBatch)
+    body = codec.decode(outer.body, BatchBody)
     for place, entry in enumerate(body.entries):
         if entry.seq != body.first + place:
             raise Malformed(f"a batch has seq {entry.seq} where {body.first + place} belongs")
         if not KEY.match(entry.key):
             raise Malformed(f"{entry.key[:80]!r} is not the key of a record")
-    return Batch(
+    return LogBatch(
         origin=island_id(body.origin),
         epoch=body.epoch,
         first=body.first,
@@ -112,7 +112,7 @@ def check_record(key: str, value: bytes | None) -> None:
         )
 
 
-def cut(me: IslandId, head: Head, changes: Sequence[tuple[str, bytes | None]]) -> list[bytes]:
+def cut_batches(me: IslandId, head: Head, changes: Sequence[tuple[str, bytes | None]]) -> list[bytes]:
     """The bodies of the batches that put `changes` after `head`, each within the limit when signed.
 
     Each must be signed and chained in this order; the hashes of earlier ones are in the later ones.
@@ -127,11 +127,11 @@ def cut(me: IslandId, head: Head, changes: Sequence[tuple[str, bytes | None]]) -
                 break
             end += 1
         entries = tuple(
-            Entry(key=key, value=value, seq=seq + place)
+            LogEntry(key=key, value=value, seq=seq + place)
             for place, (key, value) in enumerate(changes[start:end], start=1)
         )
         body = codec.encode(
-            Body(origin=key_bytes(me), epoch=head.epoch, first=seq + 1, previous=previous, entries=entries)
+            BatchBody(origin=key_bytes(me), epoch=head.epoch, first=seq + 1, previous=previous, entries=entries)
         )
         bodies.append(body)
         previous, seq, start = batch_hash(body), seq + len(entries), end
@@ -150,7 +150,7 @@ class Head:
     hash: bytes = ZERO
     frozen: bool = False
 
-    def after(self, batch: Batch) -> Head:
+    def after(self, batch: LogBatch) -> Head:
         """The head once `batch`, which fits, is stored."""
         return Head(batch.epoch, batch.last, batch.hash)
 
@@ -165,7 +165,7 @@ class Head:
         return 0 if self.frozen else self.seq
 
 
-class Positions:
+class HeadVector:
     """The heads of one island, and the two hashes that stand for them."""
 
     def __init__(self, heads: Mapping[IslandId, Head] | None = None) -> None:
@@ -253,7 +253,7 @@ class Positions:
         return self._hashes
 
 
-class Verdict(enum.Enum):
+class BatchVerdict(enum.Enum):
     """What a well-formed batch is to one who has a log up to some head."""
 
     FITS = "fits"
@@ -267,20 +267,20 @@ class Verdict(enum.Enum):
     OTHER_EPOCH = "other epoch"
 
 
-def judge(head: Head, batch: Batch) -> Verdict:
+def judge_batch(head: Head, batch: LogBatch) -> BatchVerdict:
     """What `batch` is to one whose log ends at `head`."""
     if head.frozen:
-        return Verdict.FROZEN
+        return BatchVerdict.FROZEN
     if batch.epoch != head.epoch:
-        return Verdict.OTHER_EPOCH
+        return BatchVerdict.OTHER_EPOCH
     if batch.first <= head.seq:
-        return Verdict.PAST
+        return BatchVerdict.PAST
     if batch.first > head.seq + 1:
-        return Verdict.GAP
-    return Verdict.FITS if batch.previous == head.hash else Verdict.BREAKS
+        return BatchVerdict.GAP
+    return BatchVerdict.FITS if batch.previous == head.hash else BatchVerdict.BREAKS
 
 
-def contradict(one: Batch, other: Batch) -> bool:
+def contradict(one: LogBatch, other: LogBatch) -> bool:
     """Whether two batches with valid signatures prove that their origin told two stories."""
     return (
         one.origin == other.origin
@@ -295,13 +295,13 @@ def contradict(one: Batch, other: Batch) -> bool:
 class Difference:
     """What two islands lack of each other."""
 
-    wants: list[Want] = field(default_factory=list)
+    wants: list[PullRange] = field(default_factory=list)
     """To be pulled from the other."""
-    offers: list[Want] = field(default_factory=list)
+    offers: list[PullRange] = field(default_factory=list)
     """What the other lacks, as it would ask for it."""
 
 
-def compare(mine: Positions, theirs: Iterable[HeadOf], after: bytes, until: bytes | None) -> Difference:
+def compare_heads(mine: HeadVector, theirs: Iterable[HeadOf], after: bytes, until: bytes | None) -> Difference:
     """The difference over the origins above `after` up to `until` (None: to the end).
 
     A head that differs at the same seq, or a frozen origin, is asked for from one below, so
@@ -316,29 +316,29 @@ def compare(mine: Positions, theirs: Iterable[HeadOf], after: bytes, until: byte
         frozen = not their.head
         if frozen or head.frozen:
             if not head.frozen:
-                result.wants.append(Want(origin=their.origin, epoch=head.epoch, after=head.seq))
+                result.wants.append(PullRange(origin=their.origin, epoch=head.epoch, after=head.seq))
             elif not frozen:
-                result.offers.append(Want(origin=their.origin, epoch=their.epoch, after=their.seq))
+                result.offers.append(PullRange(origin=their.origin, epoch=their.epoch, after=their.seq))
         elif their.epoch != head.epoch:
             continue  # a later epoch opens with a checkpoint, which this version cannot read
         elif their.seq > head.seq:
-            result.wants.append(Want(origin=their.origin, epoch=head.epoch, after=head.seq))
+            result.wants.append(PullRange(origin=their.origin, epoch=head.epoch, after=head.seq))
         elif their.seq < head.seq:
-            result.offers.append(Want(origin=their.origin, epoch=head.epoch, after=their.seq))
+            result.offers.append(PullRange(origin=their.origin, epoch=head.epoch, after=their.seq))
         elif their.seq and their.head != head.short:
-            result.wants.append(Want(origin=their.origin, epoch=head.epoch, after=head.seq - 1))
+            result.wants.append(PullRange(origin=their.origin, epoch=head.epoch, after=head.seq - 1))
     low = bisect.bisect_right(mine.roster, IslandId(after.hex())) if after else 0
     high = len(mine.roster) if until is None else bisect.bisect_right(mine.roster, IslandId(until.hex()))
     for origin in mine.roster[low:high]:
         if origin not in seen:
-            result.offers.append(Want(origin=key_bytes(origin), epoch=mine.get(origin).epoch, after=0))
+            result.offers.append(PullRange(origin=key_bytes(origin), epoch=mine.get(origin).epoch, after=0))
     return result
 
 
 # Pace
 
 
-def due(pending: Iterable[str], signed: Mapping[str, float], now: float) -> tuple[list[str], float | None]:
+def due_keys(pending: Iterable[str], signed: Mapping[str, float], now: float) -> tuple[list[str], float | None]:
     """The keys that may be signed at `now` (monotonic), and the time at which the next one may."""
     ready, later = [], None
     for key in pending:
@@ -351,7 +351,7 @@ def due(pending: Iterable[str], signed: Mapping[str, float], now: float) -> tupl
 
 
 @dataclass(slots=True)
-class Budget:
+class TokenBucket:
     """A token bucket: work that one peer may cause, in units a second."""
 
     rate: float
@@ -371,7 +371,7 @@ class Budget:
         return True
 
 
-class Recent:
+class RecentHashes:
     """The newest of what was seen, bounded: a cheap answer to most duplicates."""
 
     def __init__(self, limit: int) -> None:

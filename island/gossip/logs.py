@@ -12,8 +12,8 @@ from blake3 import blake3
 
 from island.errors import IslandError, PeerMisbehaved
 from island.gossip import core, store
-from island.gossip.core import Batch, Budget, Head, Positions, Recent, Verdict
-from island.gossip.messages import PAGE_LIMIT, Delta, Page, Proof, Want
+from island.gossip.core import BatchVerdict, Head, HeadVector, LogBatch, RecentHashes, TokenBucket
+from island.gossip.messages import PAGE_LIMIT, Delta, DeltaPage, ForkProof, PullRange
 from island.gossip.projections import Projections
 from island.gossip.store import Change
 from island.kernel.db import Database
@@ -41,7 +41,7 @@ VERIFY_RATE, VERIFY_BURST = 2000.0, 4000.0
 
 
 @dataclass(slots=True)
-class Taken:
+class IntakeResult:
     """What came of the deltas of one message."""
 
     fresh: list[Delta] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Taken:
     """Something before was missing: the sender has it."""
     throttled: bool = False
     """The sender's budget of signatures is used up for the moment."""
-    doubts: list[Want] = field(default_factory=list)
+    doubts: list[PullRange] = field(default_factory=list)
     """What to ask of the sender to see where two stories of one origin part."""
 
 
@@ -62,9 +62,9 @@ class _Intake:
     source: IslandId
     heads: dict[IslandId, Head] = field(default_factory=dict)
     chains: dict[IslandId, bytes] = field(default_factory=dict)
-    batches: dict[IslandId, list[Batch]] = field(default_factory=dict)
-    proofs: dict[IslandId, Proof] = field(default_factory=dict)
-    taken: Taken = field(default_factory=Taken)
+    batches: dict[IslandId, list[LogBatch]] = field(default_factory=dict)
+    proofs: dict[IslandId, ForkProof] = field(default_factory=dict)
+    taken: IntakeResult = field(default_factory=IntakeResult)
 
     @property
     def origins(self) -> list[IslandId]:
@@ -92,20 +92,20 @@ class Logs:
     def __init__(self, db: Database, trust: Trust, projections: Projections, clock: Clock) -> None:
         self._db, self._trust, self._projections, self._clock = db, trust, projections, clock
         self.me: IslandId = trust.me
-        self.positions = Positions()
+        self.positions = HeadVector()
         self.lock = asyncio.Lock()
         self.changed = Topic()
-        self.returned: Callable[[Sequence[Batch]], Awaitable[bool]] | None = None
+        self.returned: Callable[[Sequence[LogBatch]], Awaitable[bool]] | None = None
         """Called with batches of this island's own log that only peers had, before they are stored."""
-        self._recent = Recent(8192)
-        self._budgets: dict[IslandId, Budget] = {}
+        self._recent = RecentHashes(8192)
+        self._budgets: dict[IslandId, TokenBucket] = {}
         self._refused: set[IslandId] = set()
         self._unstored: dict[IslandId, str] = {}
         """Why the newest batches of these origins could not be stored."""
 
     async def start(self) -> None:
         """Load the heads, and apply what is new among the projections."""
-        self.positions = Positions(await self._db.read(store.heads))
+        self.positions = HeadVector(await self._db.read(store.heads))
         rebuilt = await self._db.write(self._projections.rebuild)
         if rebuilt:
             log.info("gossip.projected", kinds=",".join(rebuilt))
@@ -127,7 +127,7 @@ class Logs:
         """The origins whose newest batches cannot be stored, with the reason and what to do about it."""
         return dict(self._unstored)
 
-    async def take(self, source: IslandId, deltas: Sequence[Delta]) -> Taken:
+    async def take(self, source: IslandId, deltas: Sequence[Delta]) -> IntakeResult:
         """Check and store what a peer sent. Raises `PeerMisbehaved` for what no honest peer relays."""
         async with self.lock:
             intake = _Intake(source)
@@ -178,50 +178,52 @@ class Logs:
         if batch.origin != origin:
             raise PeerMisbehaved("a batch of another origin than its delta says")
         head = intake.heads[origin]
-        verdict = core.judge(head, batch)
-        if verdict is Verdict.GAP:
+        verdict = core.judge_batch(head, batch)
+        if verdict is BatchVerdict.GAP:
             intake.taken.gap = True
             return False
-        if verdict in (Verdict.FROZEN, Verdict.OTHER_EPOCH) or not self.accepts(origin):
+        if verdict in (BatchVerdict.FROZEN, BatchVerdict.OTHER_EPOCH) or not self.accepts(origin):
             REJECTS.labels(verdict.value if self.accepts(origin) else "limit").inc()
             return False
-        if verdict is Verdict.PAST and await self._is_known(intake, batch):
+        if verdict is BatchVerdict.PAST and await self._is_known(intake, batch):
             self._recent.add(mark)
             DUPLICATES.inc()
             return True
         if not self._verified(intake, batch):
             return False
-        if verdict is Verdict.PAST:
+        if verdict is BatchVerdict.PAST:
             # Looked for only now: what it takes to compare with all that is stored is not for anybody to cause.
             rival = await self._rival(intake, batch)
             if rival is None:
                 self._recent.add(mark)
                 DUPLICATES.inc()
                 return True
-            intake.proofs[origin] = Proof(one=rival, other=signed)
+            intake.proofs[origin] = ForkProof(one=rival, other=signed)
             return False
-        if verdict is Verdict.BREAKS:
-            intake.taken.doubts.append(Want(origin=key_bytes(origin), epoch=head.epoch, after=max(0, head.seq - 1)))
+        if verdict is BatchVerdict.BREAKS:
+            intake.taken.doubts.append(
+                PullRange(origin=key_bytes(origin), epoch=head.epoch, after=max(0, head.seq - 1))
+            )
             return False
         intake.batches.setdefault(origin, []).append(batch)
         intake.heads[origin] = head.after(batch)
         return True
 
-    async def _is_known(self, intake: _Intake, batch: Batch) -> bool:
+    async def _is_known(self, intake: _Intake, batch: LogBatch) -> bool:
         """Whether this very batch is stored, whatever signature it comes with now."""
         if any(other.hash == batch.hash for other in intake.batches.get(batch.origin, ())):
             return True
         return await self._db.read(lambda conn: store.has(conn, batch))
 
-    async def _rival(self, intake: _Intake, batch: Batch) -> bytes | None:
+    async def _rival(self, intake: _Intake, batch: LogBatch) -> bytes | None:
         """The stored batch that tells another story than `batch` at the same place, if one does."""
         stored = await self._db.read(lambda conn: store.overlapping(conn, batch))
         stored += [other.signed for other in intake.batches.get(batch.origin, ())]
         return next((other for other in stored if core.contradict(core.open_batch(other), batch)), None)
 
-    def _verified(self, intake: _Intake, batch: Batch) -> bool:
+    def _verified(self, intake: _Intake, batch: LogBatch) -> bool:
         """Whether the signature is right; False if the peer's budget is used up. Raises if it is wrong."""
-        budget = self._budgets.setdefault(intake.source, Budget(VERIFY_RATE, VERIFY_BURST))
+        budget = self._budgets.setdefault(intake.source, TokenBucket(VERIFY_RATE, VERIFY_BURST))
         if not budget.take(1, self._clock.monotonic()):
             intake.taken.gap = intake.taken.throttled = True
             REJECTS.labels("throttled").inc()
@@ -229,13 +231,13 @@ class Logs:
         self._check_signature(batch)
         return True
 
-    def _check_signature(self, batch: Batch) -> None:
+    def _check_signature(self, batch: LogBatch) -> None:
         network = self._trust.network
         if network is None or not verify(batch.origin, SIGNATURE, network, batch.body, batch.signature):
             REJECTS.labels("signature").inc()
             raise PeerMisbehaved(f"a batch of {batch.origin[:10]} whose signature is wrong", code="bad_signature")
 
-    def _check_proof(self, origin: IslandId, proof: Proof) -> None:
+    def _check_proof(self, origin: IslandId, proof: ForkProof) -> None:
         one, other = core.open_batch(proof.one), core.open_batch(proof.other)
         if one.origin != origin or not core.contradict(one, other):
             raise PeerMisbehaved(f"a proof against {origin[:10]} that proves nothing")
@@ -298,7 +300,7 @@ class Logs:
         if origin in intake.chains:
             store.add_origin(conn, origin, intake.chains[origin])
 
-    def _append(self, conn: sqlite3.Connection, batches: Sequence[Batch]) -> list[Change] | None:
+    def _append(self, conn: sqlite3.Connection, batches: Sequence[LogBatch]) -> list[Change] | None:
         """Store and project batches of one origin: their changes, or None if they exceed what an origin may have."""
         projected: list[Change] = []
         for batch in batches:
@@ -333,7 +335,7 @@ class Logs:
         ORIGINS.set(len(self.positions))
         self.changed.touch()
 
-    def _keep(self, intake: _Intake, origin: IslandId, batches: Sequence[Batch]) -> None:
+    def _keep(self, intake: _Intake, origin: IslandId, batches: Sequence[LogBatch]) -> None:
         self.positions.set(origin, intake.heads[origin])
         self._unstored.pop(origin, None)
         chain = intake.chains.get(origin, b"")
@@ -344,7 +346,7 @@ class Logs:
             intake.taken.bytes += len(batch)
         BATCHES_IN.inc(len(batches))
 
-    def _freeze(self, intake: _Intake, origin: IslandId, proof: Proof) -> None:
+    def _freeze(self, intake: _Intake, origin: IslandId, proof: ForkProof) -> None:
         self.positions.freeze(origin)
         self._unstored.pop(origin, None)
         log.warning("gossip.fork", origin=origin, relayed_by=intake.source, own=origin == self.me)
@@ -377,7 +379,7 @@ class Logs:
             log.warning("gossip.refused", origin=origin, why=why)
         REJECTS.labels(why).inc()
 
-    async def add_own(self, batches: Sequence[Batch], chain: bytes) -> None:
+    async def add_own(self, batches: Sequence[LogBatch], chain: bytes) -> None:
         """Store batches that this island signed; `lock` is held."""
 
         def write(conn: sqlite3.Connection) -> None:
@@ -394,7 +396,7 @@ class Logs:
 
         await self._db.write(write, then=committed)
 
-    async def own_batches(self, after: int) -> list[Batch]:
+    async def own_batches(self, after: int) -> list[LogBatch]:
         """The copies of this island's own batches with entries above `after`."""
         epoch = self.positions.get(self.me).epoch
         signed = await self._db.read(lambda conn: list(store.batches(conn, self.me, epoch, after)))
@@ -416,7 +418,7 @@ class Logs:
         if changes:
             await self._db.write(write, then=committed)
 
-    async def page(self, wants: Sequence[Want]) -> Page:
+    async def page(self, wants: Sequence[PullRange]) -> DeltaPage:
         """As much of what is wanted as fits in one message."""
         return await self._db.read(lambda conn: _page(conn, wants))
 
@@ -436,7 +438,7 @@ def _disk_reason(error: Exception) -> str:
     )
 
 
-def _page(conn: sqlite3.Connection, wants: Sequence[Want]) -> Page:
+def _page(conn: sqlite3.Connection, wants: Sequence[PullRange]) -> DeltaPage:
     deltas: list[Delta] = []
     left = PAGE_LIMIT
     for want in wants:
@@ -460,9 +462,9 @@ def _page(conn: sqlite3.Connection, wants: Sequence[Want]) -> Page:
                 found, whole = None, False
             else:
                 left -= len(found[0]) + len(found[1]) + 32
-        proof = Proof(one=found[0], other=found[1]) if found else None
+        proof = ForkProof(one=found[0], other=found[1]) if found else None
         if batches or proof:
             deltas.append(Delta(origin=want.origin, chain=chain, batches=tuple(batches), proof=proof))
         if not whole:
-            return Page(deltas=tuple(deltas), more=True)
-    return Page(deltas=tuple(deltas))
+            return DeltaPage(deltas=tuple(deltas), more=True)
+    return DeltaPage(deltas=tuple(deltas))

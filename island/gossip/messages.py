@@ -1,6 +1,6 @@
 """What gossip sends and stores: `protocols/gossip-v1.md`.
 
-A struct travels as a map of its fields; `Entry` and the heads, of which there are many,
+A struct travels as a map of its fields; `LogEntry` and the heads, of which there are many,
 travel as arrays in the order of their fields.
 """
 
@@ -43,7 +43,7 @@ Position = Annotated[int, Meta(ge=1, le=2**53)]
 Signed = Annotated[bytes, Meta(min_length=1, max_length=BATCH_LIMIT)]
 
 
-class Entry(Message, frozen=True, array_like=True):
+class LogEntry(Message, frozen=True, array_like=True):
     """One change of one key; no value is a tombstone."""
 
     key: Annotated[str, Meta(min_length=3, max_length=KEY_LIMIT)]
@@ -51,7 +51,7 @@ class Entry(Message, frozen=True, array_like=True):
     seq: Position
 
 
-class Body(Message, frozen=True):
+class BatchBody(Message, frozen=True):
     """Consecutive entries of one origin: what is signed, and hashed to the head."""
 
     MAX_BYTES = BATCH_LIMIT
@@ -62,10 +62,10 @@ class Body(Message, frozen=True):
     """Seq of the first entry; the others follow without a gap."""
     previous: Bytes32
     """Hash of the batch before, zeros for the first one of an epoch."""
-    entries: Annotated[tuple[Entry, ...], Meta(min_length=1, max_length=2000)]
+    entries: Annotated[tuple[LogEntry, ...], Meta(min_length=1, max_length=2000)]
 
 
-class SignedBody(Message, frozen=True):
+class SignedBatch(Message, frozen=True):
     """A batch as it travels and is stored: the body's bytes as the origin encoded them."""
 
     MAX_BYTES = BATCH_LIMIT
@@ -74,7 +74,7 @@ class SignedBody(Message, frozen=True):
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
 
 
-class Proof(Message, frozen=True):
+class ForkProof(Message, frozen=True):
     """Two different batches that overlap: their origin signed both."""
 
     one: Signed
@@ -87,10 +87,10 @@ class Delta(Message, frozen=True):
     origin: Bytes32
     chain: Annotated[bytes, Meta(max_length=CHAIN_LIMIT)] = b""
     batches: Annotated[tuple[Signed, ...], Meta(max_length=1000)] = ()
-    proof: Proof | None = None
+    proof: ForkProof | None = None
 
 
-class Page(Message, frozen=True):
+class DeltaPage(Message, frozen=True):
     """A push, or the answer to a pull. `more`: the sender had more than fits."""
 
     deltas: Annotated[tuple[Delta, ...], Meta(max_length=WANTS_A_PAGE)] = ()
@@ -142,7 +142,7 @@ class Heads(Message, frozen=True):
     more: bool = False
 
 
-class Want(Message, frozen=True, array_like=True):
+class PullRange(Message, frozen=True, array_like=True):
     """Ask for the batches of one origin that hold entries above `after`."""
 
     origin: Bytes32
@@ -151,8 +151,8 @@ class Want(Message, frozen=True, array_like=True):
 
 
 class Pull(Message, frozen=True):
-    """Ask for batches; the answer is a `Page`."""
+    """Ask for batches; the answer is a `DeltaPage`."""
 
     MAX_BYTES = 16 * 1024
 
-    wants: Annotated[tuple[Want, ...], Meta(min_length=1, max_length=WANTS_A_PAGE)]
+    wants: Annotated[tuple[PullRange, ...], Meta(min_length=1, max_length=WANTS_A_PAGE)]

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 import structlog
 
-from island.gossip import ownstore, store
+from island.gossip import own_log_store, store
 from island.gossip.blobs import Blobs
 from island.gossip.core import Head
 from island.gossip.logs import Logs
-from island.gossip.own import OwnLog
+from island.gossip.own_log import OwnLog
 from island.gossip.projections import Projections
 from island.gossip.spread import Spread
 from island.gossip.store import Change
@@ -63,15 +63,15 @@ class Gossip:
 
         `poke` after the commit. Raises `BadInput` for a key or value over the limits, `Full`.
         """
-        ownstore.put(conn, key, value)
+        own_log_store.put(conn, key, value)
 
     def delete(self, conn: sqlite3.Connection, key: str) -> None:
         """Withdraw `key`, in a transaction of state.db. Nothing happens if it was never put."""
-        ownstore.put(conn, key, None)
+        own_log_store.put(conn, key, None)
 
     def own(self, conn: sqlite3.Connection, prefix: str = "") -> dict[str, bytes]:
         """What this island wants known, by key, read from state.db."""
-        return {key: value for key, (value, _) in ownstore.state(conn, prefix).items()}
+        return {key: value for key, (value, _) in own_log_store.state(conn, prefix).items()}
 
     def truth(self, prefix: str, wanted: Callable[[sqlite3.Connection], dict[str, bytes]]) -> None:
         """Let `wanted(conn of state.db)` say what the own records below `prefix` are.

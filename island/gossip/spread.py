@@ -16,9 +16,19 @@ import structlog
 from island.errors import PeerMisbehaved, PeerRefused, Unreachable
 from island.gossip import core
 from island.gossip.core import Difference
-from island.gossip.logs import Logs, Taken
-from island.gossip.messages import HEADS_A_PAGE, PAGE_LIMIT, WANTS_A_PAGE, Delta, Digest, Heads, Page, Pull, Want
-from island.gossip.own import OwnLog
+from island.gossip.logs import IntakeResult, Logs
+from island.gossip.messages import (
+    HEADS_A_PAGE,
+    PAGE_LIMIT,
+    WANTS_A_PAGE,
+    Delta,
+    DeltaPage,
+    Digest,
+    Heads,
+    Pull,
+    PullRange,
+)
+from island.gossip.own_log import OwnLog
 from island.kernel import codec
 from island.kernel.ids import IslandId, island_id
 from island.kernel.loops import Tasks, backoff
@@ -108,7 +118,7 @@ class Spread:
             self._logs.forget(peer)
 
     async def _on_batch(self, peer: IslandId, body: bytes) -> None:
-        taken = await self._logs.take(peer, codec.decode(body, Page).deltas)
+        taken = await self._logs.take(peer, codec.decode(body, DeltaPage).deltas)
         self._relay(taken, peer)
         if taken.gap or taken.doubts:
             self.look_at(peer)
@@ -128,7 +138,7 @@ class Spread:
         BYTES_OUT.inc(len(answer))
         return answer
 
-    def _relay(self, taken: Taken, source: IslandId) -> None:
+    def _relay(self, taken: IntakeResult, source: IslandId) -> None:
         if taken.bytes <= PUSH_LIMIT:
             self.push(taken.fresh, but=source)
             return
@@ -186,7 +196,7 @@ class Spread:
             heads, until = self._logs.positions.read(asked, answer)
             if answer.indexed and not heads:
                 continue  # the roster grew under the question
-            difference = core.compare(self._logs.positions, heads, after, until)
+            difference = core.compare_heads(self._logs.positions, heads, after, until)
             await self._pull(peer, [w for w in difference.wants if self._logs.accepts(island_id(w.origin))])
             await self._offer(peer, difference)
             if until is None:
@@ -195,14 +205,14 @@ class Spread:
         self._own.heard(peer)
         return outcome
 
-    async def _pull(self, peer: IslandId, wants: Sequence[Want]) -> None:
+    async def _pull(self, peer: IslandId, wants: Sequence[PullRange]) -> None:
         """Pull what is wanted, page by page, as long as the pages bring something."""
         todo = {want.origin: want for want in wants}
         doubted: set[bytes] = set()
         idle = 0
         while todo and idle < IDLE_PAGES:
             asked = list(todo.values())[:WANTS_A_PAGE]
-            page = codec.decode(await self._ask(peer, "gossip.pull", codec.encode(Pull(wants=tuple(asked)))), Page)
+            page = codec.decode(await self._ask(peer, "gossip.pull", codec.encode(Pull(wants=tuple(asked)))), DeltaPage)
             taken = await self._logs.take(peer, page.deltas)
             self._relay(taken, peer)
             idle = 0 if taken.fresh else idle + 1
@@ -215,7 +225,7 @@ class Spread:
                 # What came may be only the beginning; what brought nothing is not asked for again.
                 if page.more and (want.origin in brought or want.origin not in came):
                     head = self._logs.positions.get(island_id(want.origin))
-                    todo[want.origin] = Want(origin=want.origin, epoch=want.epoch, after=max(want.after, head.seq))
+                    todo[want.origin] = PullRange(origin=want.origin, epoch=want.epoch, after=max(want.after, head.seq))
                 else:
                     del todo[want.origin]
             for doubt in taken.doubts:
@@ -251,12 +261,12 @@ def _messages(deltas: Sequence[Delta]) -> list[bytes]:
             if part.proof is not None:
                 cost += len(part.proof.one) + len(part.proof.other) + 32
             if page and (size + cost > PAGE_LIMIT or len(page) == WANTS_A_PAGE):
-                messages.append(codec.encode(Page(deltas=tuple(page))))
+                messages.append(codec.encode(DeltaPage(deltas=tuple(page))))
                 page, size = [], 0
             page.append(part)
             size += cost
     if page:
-        messages.append(codec.encode(Page(deltas=tuple(page))))
+        messages.append(codec.encode(DeltaPage(deltas=tuple(page))))
     return messages
 
 

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from island.gossip.core import EPOCH, ZERO, Batch, Head
+from island.gossip.core import EPOCH, ZERO, Head, LogBatch
 from island.kernel.ids import IslandId
 
 
@@ -67,7 +67,7 @@ def size(conn: sqlite3.Connection, origin: IslandId) -> tuple[int, int]:
     return (row["keys"], row["bytes"]) if row else (0, 0)
 
 
-def append(conn: sqlite3.Connection, batch: Batch) -> int:
+def append(conn: sqlite3.Connection, batch: LogBatch) -> int:
     """Store a batch that fits; returns the number of records its origin now has."""
     conn.execute(
         "INSERT INTO gossip_batches (origin, epoch, first, last, hash, signed) VALUES (?, ?, ?, ?, ?, ?)",
@@ -84,7 +84,7 @@ def append(conn: sqlite3.Connection, batch: Batch) -> int:
     return int(row["keys"])
 
 
-def append_own(conn: sqlite3.Connection, batch: Batch) -> None:
+def append_own(conn: sqlite3.Connection, batch: LogBatch) -> None:
     """Store a batch of this island itself; its records are written by `put_own`, which may be ahead."""
     conn.execute(
         "INSERT INTO gossip_batches (origin, epoch, first, last, hash, signed) VALUES (?, ?, ?, ?, ?, ?)",
@@ -124,7 +124,7 @@ def _put(conn: sqlite3.Connection, change: Change) -> bool:
     return True
 
 
-def has(conn: sqlite3.Connection, batch: Batch) -> bool:
+def has(conn: sqlite3.Connection, batch: LogBatch) -> bool:
     """Whether this batch is stored."""
     row = conn.execute(
         "SELECT hash FROM gossip_batches WHERE origin = ? AND epoch = ? AND first = ?",
@@ -133,7 +133,7 @@ def has(conn: sqlite3.Connection, batch: Batch) -> bool:
     return row is not None and row["hash"] == batch.hash
 
 
-def overlapping(conn: sqlite3.Connection, batch: Batch) -> list[bytes]:
+def overlapping(conn: sqlite3.Connection, batch: LogBatch) -> list[bytes]:
     """The stored batches that share a seq with `batch`, first to last."""
     rows = conn.execute(
         "SELECT signed FROM gossip_batches WHERE origin = ? AND epoch = ? AND last >= ? AND first <= ? ORDER BY first",

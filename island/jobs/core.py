@@ -14,10 +14,19 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from island.catalog.views import plain_name, view_name
+from island.catalog.view_names import plain_name, view_name
 from island.config import JobsSection
 from island.errors import BadInput
-from island.jobs.messages import LOG_LINES, MAX_HOPS, MAX_OUTPUT, Envelope, InputRef, Report, StatementReport, Work
+from island.jobs.messages import (
+    LOG_LINES,
+    MAX_HOPS,
+    MAX_OUTPUT,
+    Envelope,
+    InputRef,
+    JobReport,
+    JobSpec,
+    StatementReport,
+)
 from island.kernel.codec import Malformed
 from island.kernel.ids import is_job_id
 from island.livy.conf import INPUTS_KEY, PATH_PREFIX, is_protected
@@ -145,7 +154,7 @@ def job_problem(job: str, home: str) -> str:
     return "" if is_job_id(job) and job.endswith("." + home[:10]) else "the job's id is not of that home"
 
 
-def work_problem(work: Work) -> str:
+def work_problem(work: JobSpec) -> str:
     """Why the work of another home cannot be what an honest one sends, or ""."""
     if bad := refused_foreign_keys(work.conf):
         return f"a foreign job may not set {', '.join(bad)[:500]} there"
@@ -181,7 +190,7 @@ _RESULT: Final = msgspec.json.Decoder(_Result)
 _STATEMENT_STATES: Final = STATEMENT_ENDED | {"waiting", "running", "cancelling"}
 
 
-def checked_report(report: Report, job: str, epoch: int) -> Report:
+def checked_report(report: JobReport, job: str, epoch: int) -> JobReport:
     """A report on this job under this epoch that can be stored and shown; raises `Malformed` for what is none."""
     if (report.job, report.epoch) != (job, epoch):
         raise Malformed("a report about another job than was asked for")

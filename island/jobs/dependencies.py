@@ -7,7 +7,7 @@ from pathlib import Path
 
 from island.catalog.ports import Inputs
 from island.config import Config
-from island.jobs.engine import Engine
+from island.jobs.livy_engine import EnginePort
 from island.jobs.ports import Datasets, Islands
 from island.kernel.db import Database
 from island.kernel.ports import Clock, Peers, Rng
@@ -26,7 +26,7 @@ class JobsDependencies:
     trust: Trust
     peers: Peers
     config: Config
-    livy: Engine | None
+    livy: EnginePort | None
     """None where this island has no engine."""
     clock: Clock
     rng: Rng

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from island.errors import IslandError, PeerRefused, Unreachable
-from island.jobs.messages import MAX_MESSAGE, BulkHead, Large
+from island.jobs.messages import MAX_MESSAGE, AnswerTooLarge, JobBulkRequest
 from island.kernel import codec
 from island.kernel.codec import Malformed, Message
 from island.kernel.ids import IslandId
@@ -39,7 +39,7 @@ _LONG_S = 60.0
 """Seconds in which a long request has come and its answer is taken; homes ask again."""
 
 
-class Exchange:
+class JobExchange:
     """Serves and asks `job.*`."""
 
     def __init__(self, peers: Peers) -> None:
@@ -54,7 +54,7 @@ class Exchange:
 
         async def answer(sender: IslandId, body: bytes) -> bytes:
             encoded = codec.encode(await handler(sender, codec.decode(body, request)))
-            return encoded if len(encoded) <= _ROOM else codec.encode(Large(large=len(encoded)))
+            return encoded if len(encoded) <= _ROOM else codec.encode(AnswerTooLarge(large=len(encoded)))
 
         self._peers.on_request(PREFIX + kind, answer)
 
@@ -82,7 +82,7 @@ class Exchange:
             raise PeerRefused(error.message, hint=error.hint, code=error.code) from error
 
     async def _ask_bulk(self, to: IslandId, kind: str, body: bytes, timeout: float) -> bytes:
-        head = codec.encode(BulkHead(kind=kind, size=len(body)))
+        head = codec.encode(JobBulkRequest(kind=kind, size=len(body)))
         async with self._peers.bulk(to, BULK, head, timeout=timeout) as stream:
             await _send(stream, body)
             await stream.finish()
@@ -93,7 +93,7 @@ class Exchange:
         return found[_SIZE:]
 
     async def _on_bulk(self, sender: IslandId, opening: bytes, stream: BulkStream) -> None:
-        head = codec.decode(opening, BulkHead)
+        head = codec.decode(opening, JobBulkRequest)
         served = self._served.get(head.kind)
         if served is None:
             raise Malformed(f"an unknown request about jobs: '{head.kind[:50]}'")
@@ -141,4 +141,4 @@ def _large(encoded: bytes) -> int | None:
     # Only this one struct is a map of the single key "large": anything longer cannot be it.
     if len(encoded) > 16 or b"large" not in encoded:
         return None
-    return codec.decode(encoded, Large).large
+    return codec.decode(encoded, AnswerTooLarge).large

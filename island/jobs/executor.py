@@ -12,30 +12,30 @@ from dataclasses import dataclass
 
 import structlog
 
-from island.catalog.messages import Resolved
+from island.catalog.messages import ResolvedDataset
 from island.errors import Conflict, Denied, EngineFailed, IslandError, NotFound
-from island.jobs import core, runs, store
-from island.jobs.carrier import Carrier, Live
+from island.jobs import core, run_store, store
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.messages import (
     RESERVATION_S,
+    CodeCompletionAnswer,
+    CodeCompletionRequest,
     CommitAnswer,
     CommitRequest,
-    Completion,
-    CompletionRequest,
-    Done,
+    EmptyAnswer,
     InputRef,
+    JobReport,
     Offer,
-    OfferPart,
+    OfferedInput,
     OfferRequest,
     ReleaseRequest,
-    Report,
+    RunStatementRequest,
     StatementReport,
-    StatementRequest,
     StatusRequest,
     StopRequest,
 )
-from island.jobs.runs import Run, RunStatement
+from island.jobs.run_driver import LiveRun, RunDriver
+from island.jobs.run_store import JobRun, RunStatement
 from island.kernel import codec
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks
@@ -72,11 +72,11 @@ class Executor:
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
         self._config, self._engine, self._clock, self._rng = needs.config, needs.livy, needs.clock, needs.rng
         self._reservations: dict[str, Reservation] = {}
-        self._carrier = Carrier(needs, changed=changed)
+        self._driver = RunDriver(needs, changed=changed)
 
     async def start(self, tasks: Tasks) -> None:
         """Take up every run that had not ended."""
-        await self._carrier.start(tasks)
+        await self._driver.start(tasks)
 
     # --- offers -----------------------------------------------------------------------------
 
@@ -133,12 +133,12 @@ class Executor:
     def _capacity_refusal(self, sender: IslandId) -> str:
         if self._engine is None:
             return "it has no Spark engine (no [livy] url, and the extra `spark` is not installed)"
-        foreign = [live for live in self._carrier.live.values() if live.run.home != self._trust.me]
+        foreign = [live for live in self._driver.live.values() if live.run.home != self._trust.me]
         limit = self._config.jobs.max_foreign
         if sender != self._trust.me and len(foreign) >= limit:
             return f"it runs {len(foreign)} foreign jobs already (jobs.max_foreign = {limit} in its island.toml)"
-        if len(self._carrier.live) >= self._config.livy.max_sessions + MAX_WAITING:
-            return f"{len(self._carrier.live)} jobs run or wait there already"
+        if len(self._driver.live) >= self._config.livy.max_sessions + MAX_WAITING:
+            return f"{len(self._driver.live)} jobs run or wait there already"
         return ""
 
     async def _languages(self) -> tuple[str, ...]:
@@ -152,18 +152,22 @@ class Executor:
             log.info("jobs.engine_silent", error=error.message)
             return core.EMBEDDED_LANGUAGES if not self._config.livy.url else core.STOCK_LANGUAGES
 
-    async def _part(self, ref: InputRef) -> tuple[OfferPart, str]:
+    async def _part(self, ref: InputRef) -> tuple[OfferedInput, str]:
         try:
             resolved = await self._catalog.resolve(DatasetName(ref.owner, ref.name, ref.snapshot))
         except IslandError as error:
-            return OfferPart(dataset=str(ref), bytes=0, missing=0), f"it does not know the input {ref}: {error.message}"
+            return OfferedInput(
+                dataset=str(ref), bytes=0, missing=0
+            ), f"it does not know the input {ref}: {error.message}"
         missing = await self._inputs.missing(resolved)
-        part = OfferPart(dataset=str(ref), bytes=resolved.record.size, missing=missing, files=resolved.record.files)
+        part = OfferedInput(dataset=str(ref), bytes=resolved.record.size, missing=missing, files=resolved.record.files)
         if not missing:
             return part, ""
         return self._from_best_holder(part, ref, resolved)
 
-    def _from_best_holder(self, part: OfferPart, ref: InputRef, resolved: Resolved) -> tuple[OfferPart, str]:
+    def _from_best_holder(
+        self, part: OfferedInput, ref: InputRef, resolved: ResolvedDataset
+    ) -> tuple[OfferedInput, str]:
         me = self._trust.me
         holders = [h for h in self._catalog.holders(resolved.owner, resolved.name, resolved.snapshot) if h != me]
         up = [holder for holder in holders if self._membership.is_up(holder)]
@@ -173,7 +177,7 @@ class Executor:
         links = [(self._peers.link(holder), holder) for holder in up]
         link, source = max(links, key=lambda pair: (pair[0] is not None, (pair[0] and pair[0].bandwidth) or 0.0))
         return (
-            OfferPart(
+            OfferedInput(
                 dataset=part.dataset,
                 bytes=part.bytes,
                 missing=part.missing,
@@ -189,7 +193,7 @@ class Executor:
         now = self._clock.monotonic()
         for key in [key for key, held in self._reservations.items() if held.expires <= now]:
             del self._reservations[key]
-        taken = len(self._carrier.live) + sum(1 for held in self._reservations.values() if held.job != job)
+        taken = len(self._driver.live) + sum(1 for held in self._reservations.values() if held.job != job)
         return max(0, taken + 1 - self._config.livy.max_sessions) * WAIT_S
 
     def _reserve(self, job: str, home: IslandId) -> Reservation:
@@ -210,12 +214,12 @@ class Executor:
         reserved = held is not None and held.home == sender and held.job == request.envelope.job
         fresh = reserved and held is not None and held.expires > self._clock.monotonic()
 
-        def then(accepted: tuple[CommitAnswer, Run | None]) -> None:
+        def then(accepted: tuple[CommitAnswer, JobRun | None]) -> None:
             _, run = accepted
             if reserved:
                 self._reservations.pop(request.reservation, None)
-            if run is not None and not run.ended and (run.job, run.epoch) not in self._carrier.live:
-                self._carrier.begin(run)
+            if run is not None and not run.ended and (run.job, run.epoch) not in self._driver.live:
+                self._driver.begin(run)
                 log.info("jobs.accepted", job=run.job, epoch=run.epoch, home=self._membership.display(sender))
 
         answer, _ = await self._state.write(lambda conn: self._accept(conn, sender, request, problem, fresh), then=then)
@@ -239,9 +243,9 @@ class Executor:
 
     def _accept(
         self, conn: sqlite3.Connection, sender: IslandId, request: CommitRequest, problem: str, fresh: bool
-    ) -> tuple[CommitAnswer, Run | None]:
+    ) -> tuple[CommitAnswer, JobRun | None]:
         envelope = request.envelope
-        if (run := runs.get(conn, envelope.job, envelope.epoch)) is not None:
+        if (run := run_store.get(conn, envelope.job, envelope.epoch)) is not None:
             if run.home != sender:
                 raise Denied(f"job {envelope.job} is not yours")
             if not run.request_hash:
@@ -251,12 +255,12 @@ class Executor:
             return CommitAnswer(accepted=True), run
         if problem:
             return CommitAnswer(accepted=False, reason=problem), None
-        if runs.newest_epoch(conn, envelope.job) > envelope.epoch:
+        if run_store.newest_epoch(conn, envelope.job) > envelope.epoch:
             return CommitAnswer(accepted=False, reason="a later epoch of this job was committed here"), None
         if not fresh:
             return CommitAnswer(accepted=False, reason="the reservation has expired"), None
         now = self._clock.wall()
-        runs.insert(conn, request, now)
+        run_store.insert(conn, request, now)
         if request.work.file_hash:
             store.keep_file(conn, request.work.file_hash, request.file)
         journal.append(
@@ -272,17 +276,17 @@ class Executor:
                 "inputs": [str(i) for i in request.work.inputs],
             },
         )
-        return CommitAnswer(accepted=True), runs.get(conn, envelope.job, envelope.epoch)
+        return CommitAnswer(accepted=True), run_store.get(conn, envelope.job, envelope.epoch)
 
     # --- requests of home --------------------------------------------------------------------
 
-    async def statement(self, sender: IslandId, request: StatementRequest) -> Done:
+    async def statement(self, sender: IslandId, request: RunStatementRequest) -> EmptyAnswer:
         """Accept a statement durably. Again the same: nothing more happens."""
         live = self._mine(sender, request.job, request.epoch)
         live.renewed = self._clock.boottime()
         async with live.accepting:
             if request.number <= live.last_number:
-                return Done()
+                return EmptyAnswer()
             if live.current is not None:
                 raise Conflict(f"statement {live.current.number} is still running; they are sent one at a time")
             if live.ending or live.run.step != "running" or live.run.state != "idle":
@@ -294,13 +298,13 @@ class Executor:
                 live.next_remote += 1
                 live.signal.set()
 
-            await self._state.write(lambda conn: runs.add_statement(conn, live.run, fresh), then=then)
-        return Done()
+            await self._state.write(lambda conn: run_store.add_statement(conn, live.run, fresh), then=then)
+        return EmptyAnswer()
 
-    async def status(self, sender: IslandId, request: StatusRequest) -> Report:
+    async def status(self, sender: IslandId, request: StatusRequest) -> JobReport:
         """The run as it is now; also renews its lease."""
-        live = self._carrier.live.get((request.job, request.epoch))
-        run = live.run if live else await self._state.read(lambda conn: runs.get(conn, request.job, request.epoch))
+        live = self._driver.live.get((request.job, request.epoch))
+        run = live.run if live else await self._state.read(lambda conn: run_store.get(conn, request.job, request.epoch))
         if run is None:
             raise NotFound(f"this island knows no run of {request.job} under epoch {request.epoch}")
         self._check_home(run, sender)
@@ -310,14 +314,14 @@ class Executor:
             live.renewed = self._clock.boottime()
         if live is None or live.last_number >= request.acknowledged:
             stored = await self._state.read(
-                lambda conn: runs.statements(conn, request.job, request.epoch, request.acknowledged)
+                lambda conn: run_store.statements(conn, request.job, request.epoch, request.acknowledged)
             )
             current = live.current if live else None
             statements = [
                 current.report() if current and current.number == each.number and not each.ended else each.report()
                 for each in stored
             ]
-        return Report(
+        return JobReport(
             job=run.job,
             epoch=run.epoch,
             version=version,
@@ -332,58 +336,58 @@ class Executor:
             moved=run.moved,
         )
 
-    async def stop(self, sender: IslandId, request: StopRequest) -> Done:
+    async def stop(self, sender: IslandId, request: StopRequest) -> EmptyAnswer:
         """Cancel a statement or end the run. What never began never will."""
-        live = self._carrier.live.get((request.job, request.epoch))
+        live = self._driver.live.get((request.job, request.epoch))
         if live is None:
             if problem := core.job_problem(request.job, sender):
                 raise Denied(f"{problem}: only its home may stop it")
             if self._policy(sender):
-                return Done()  # nothing of that home is under way, and nothing of it would begin
+                return EmptyAnswer()  # nothing of that home is under way, and nothing of it would begin
             await self._state.write(
-                lambda conn: runs.insert_refused(
+                lambda conn: run_store.insert_refused(
                     conn, request.job, request.epoch, sender, "stopped before it began", self._clock.wall()
                 )
             )
-            return Done()
+            return EmptyAnswer()
         self._check_home(live.run, sender)
         live.renewed = self._clock.boottime()
         if request.number is None:
             live.run.stop = True
-            await self._state.write(lambda conn: runs.save(conn, live.run), then=lambda _: self._carrier.stir(live))
+            await self._state.write(lambda conn: run_store.save(conn, live.run), then=lambda _: self._driver.stir(live))
         elif (current := live.current) is not None and current.number == request.number:
             current.cancel = True
             await self._state.write(
-                lambda conn: runs.save_statement(conn, live.run, current), then=lambda _: self._carrier.stir(live)
+                lambda conn: run_store.save_statement(conn, live.run, current), then=lambda _: self._driver.stir(live)
             )
-        return Done()
+        return EmptyAnswer()
 
-    async def release(self, sender: IslandId, request: ReleaseRequest) -> Done:
+    async def release(self, sender: IslandId, request: ReleaseRequest) -> EmptyAnswer:
         """Home has everything: forget all but that the run was."""
-        run = await self._state.read(lambda conn: runs.get(conn, request.job, request.epoch))
+        run = await self._state.read(lambda conn: run_store.get(conn, request.job, request.epoch))
         if run is not None:
             self._check_home(run, sender)
-            await self._state.write(lambda conn: runs.release(conn, request.job, request.epoch))
-        return Done()
+            await self._state.write(lambda conn: run_store.release(conn, request.job, request.epoch))
+        return EmptyAnswer()
 
-    async def complete(self, sender: IslandId, request: CompletionRequest) -> Completion:
+    async def complete(self, sender: IslandId, request: CodeCompletionRequest) -> CodeCompletionAnswer:
         """Code completion by the engine."""
         live = self._mine(sender, request.job, request.epoch)
         if live.run.remote is None or self._engine is None:
-            return Completion()
+            return CodeCompletionAnswer()
         found = await self._engine.complete(live.run.remote, request.code, request.language, request.cursor)
-        return Completion(candidates=tuple(text[:4096] for text in found[:1000]))
+        return CodeCompletionAnswer(candidates=tuple(text[:4096] for text in found[:1000]))
 
-    async def newest(self, limit: int) -> list[Run]:
+    async def newest(self, limit: int) -> list[JobRun]:
         """The newest runs at this island, for its administrator."""
-        return await self._state.read(lambda conn: runs.newest(conn, limit))
+        return await self._state.read(lambda conn: run_store.newest(conn, limit))
 
-    async def evict(self, run: Run, record: Callable[[sqlite3.Connection], None]) -> None:
+    async def evict(self, run: JobRun, record: Callable[[sqlite3.Connection], None]) -> None:
         """This island's administrator wants another home's run ended; its home is told who ended it.
 
         `record(conn)` writes that into the journal, in the same transaction.
         """
-        live = self._carrier.live.get((run.job, run.epoch))
+        live = self._driver.live.get((run.job, run.epoch))
         if live is None:
             await self._state.write(record)
             return
@@ -391,18 +395,18 @@ class Executor:
 
         def write(conn: sqlite3.Connection) -> None:
             record(conn)
-            runs.save(conn, live.run)
+            run_store.save(conn, live.run)
 
-        await self._state.write(write, then=lambda _: self._carrier.stir(live))
+        await self._state.write(write, then=lambda _: self._driver.stir(live))
 
-    def _mine(self, sender: IslandId, job: str, epoch: int) -> Live:
-        live = self._carrier.live.get((job, epoch))
+    def _mine(self, sender: IslandId, job: str, epoch: int) -> LiveRun:
+        live = self._driver.live.get((job, epoch))
         if live is None:
             raise NotFound(f"no run of {job} under epoch {epoch} is alive here")
         self._check_home(live.run, sender)
         return live
 
     @staticmethod
-    def _check_home(run: Run, sender: IslandId) -> None:
+    def _check_home(run: JobRun, sender: IslandId) -> None:
         if run.home != sender:
             raise Denied(f"job {run.job} is not yours")

@@ -22,30 +22,30 @@ from functools import partial
 import msgspec
 import structlog
 
-from island.catalog.messages import Resolved
+from island.catalog.messages import ResolvedDataset
 from island.errors import IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.jobs import core, router, store
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.exchange import Exchange
+from island.jobs.exchange import JobExchange
 from island.jobs.messages import (
     MAX_HOPS,
     CommitAnswer,
     CommitRequest,
     Decline,
-    Done,
+    EmptyAnswer,
     Envelope,
     InputRef,
+    JobReport,
     Offer,
     OfferRequest,
     ReleaseRequest,
-    Report,
+    RunStatementRequest,
     StatementReport,
-    StatementRequest,
     StatusRequest,
     StopRequest,
 )
-from island.jobs.router import Candidate, Decision, Part, Wanted
-from island.jobs.store import Job, Statement
+from island.jobs.router import Candidate, InputTransfer, JobRequirements, RoutingDecision
+from island.jobs.store import JobRow, StatementRow
 from island.kernel import codec
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks, backoff, is_transient
@@ -71,7 +71,7 @@ DECLINE = "job.decline"
 
 
 @dataclass(slots=True)
-class Driven:
+class TrackedJob:
     """What home knows of a live job beyond its rows."""
 
     id: str
@@ -102,20 +102,20 @@ class Driven:
     """Until when (monotonic) it waits for islands that are not linked yet."""
     said_waiting: bool = False
     said_asking: str = ""
-    last: Report | None = None
+    last: JobReport | None = None
 
 
-class Forwarding:
+class JobForwarder:
     """Drives the jobs of this home."""
 
     def __init__(
-        self, needs: JobsDependencies, exchange: Exchange, *, decline: Callable[[IslandId, str], None]
+        self, needs: JobsDependencies, exchange: JobExchange, *, decline: Callable[[IslandId, str], None]
     ) -> None:
         self._decline_here = decline
         self._state, self._exchange, self._catalog, self._inputs = needs.state, exchange, needs.catalog, needs.inputs
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
         self._clock, self._rng = needs.clock, needs.rng
-        self._driven: dict[str, Driven] = {}
+        self._tracked: dict[str, TrackedJob] = {}
         self._tasks: Tasks | None = None
         self.changed = Topic()
         """Touched when any job's rows have changed."""
@@ -130,29 +130,29 @@ class Forwarding:
     def drive(self, job: str) -> None:
         """Start the driver of a job that was just stored."""
         assert self._tasks is not None
-        if job not in self._driven:
-            driven = self._driven[job] = Driven(job)
+        if job not in self._tracked:
+            driven = self._tracked[job] = TrackedJob(job)
             self._tasks.spawn(f"job {job}", self._drive(driven))
 
     def poke(self, job: str) -> None:
         """The owner has asked for something: a statement, a cancel, the end."""
-        if (driven := self._driven.get(job)) is not None:
+        if (driven := self._tracked.get(job)) is not None:
             driven.signal.set()
 
     def news(self, sender: IslandId, job: str, epoch: int) -> None:
         """An executor says that there is something to ask for. Only a hint: the epoch is checked when asking."""
-        if (driven := self._driven.get(job)) is not None and driven.executor == sender:
+        if (driven := self._tracked.get(job)) is not None and driven.executor == sender:
             driven.dirty = True
             driven.signal.set()
 
     def lost_since(self, job: str) -> float | None:
         """Since when the executor of a job does not answer; None while it does."""
-        driven = self._driven.get(job)
+        driven = self._tracked.get(job)
         return driven.lost_since if driven else None
 
     def overlay(self, job: str, number: int) -> StatementReport | None:
         """How far the running statement is; None when the database knows it better."""
-        driven = self._driven.get(job)
+        driven = self._tracked.get(job)
         if driven is None:
             return None
         if (report := driven.overlay.get(number)) is not None:
@@ -165,7 +165,7 @@ class Forwarding:
         Asked before the cancel is stored: were it only looked at, the driver could begin to
         send while the disk is written, and something would run that home calls cancelled.
         """
-        driven = self._driven.get(job)
+        driven = self._tracked.get(job)
         if driven is None:
             return True
         if not driven.confirmed or number <= driven.sent:
@@ -175,16 +175,16 @@ class Forwarding:
 
     def unwithhold(self, job: str, number: int) -> None:
         """The cancel could not be stored: the statement may be sent after all."""
-        if (driven := self._driven.get(job)) is not None:
+        if (driven := self._tracked.get(job)) is not None:
             driven.withheld.discard(number)
             driven.signal.set()
 
     # --- the driver ---------------------------------------------------------------------------
 
-    async def _drive(self, driven: Driven) -> None:
+    async def _drive(self, driven: TrackedJob) -> None:
         """Do what the stored phase says, again and again; no error leaves a job without a driver before its end."""
         while True:
-            job: Job | None = None
+            job: JobRow | None = None
             try:
                 job = await self._state.read(lambda conn: store.get(conn, driven.id))
                 if job is None or (job.phase == "ended" and job.released):
@@ -195,11 +195,11 @@ class Forwarding:
             except Exception as error:  # noqa: BLE001 - told by `_survive`
                 if not await self._survive(driven, job, error):
                     break
-        self._driven.pop(driven.id, None)
+        self._tracked.pop(driven.id, None)
         self.changed.touch()
 
-    async def _do_step(self, driven: Driven, job: Job) -> None:
-        steps: dict[str, Callable[[Driven, Job], Awaitable[None]]] = {
+    async def _do_step(self, driven: TrackedJob, job: JobRow) -> None:
+        steps: dict[str, Callable[[TrackedJob, JobRow], Awaitable[None]]] = {
             "routing": self._route,
             "committing": self._commit,
             "placed": self._follow,
@@ -214,7 +214,7 @@ class Forwarding:
         except PeerRefused as error:
             await self._refused(driven, job, error)
 
-    async def _survive(self, driven: Driven, job: Job | None, error: Exception) -> bool:
+    async def _survive(self, driven: TrackedJob, job: JobRow | None, error: Exception) -> bool:
         """Wait after a fault of the disk, end a job after a fault of the program; whether its driver is still wanted.
 
         A fault of the program must not leave a job hanging without a word: it is said in the job's log.
@@ -232,12 +232,12 @@ class Forwarding:
         await driven.signal.wait(backoff(driven.faults, self._rng))
         return True
 
-    async def _give_up(self, job: Job, error: Exception) -> bool:
+    async def _give_up(self, job: JobRow, error: Exception) -> bool:
         """End a job, here and at its executor; False if that fails too."""
         try:
             if job.executor:
                 request = StopRequest(job=job.id, epoch=job.epoch)
-                await self._exchange.ask(IslandId(job.executor), "stop", request, Done)
+                await self._exchange.ask(IslandId(job.executor), "stop", request, EmptyAnswer)
         except Exception as silent:  # noqa: BLE001 - logged; its lease ends it
             log.warning("jobs.not_stopped", job=job.id, error=str(silent))
         try:
@@ -247,7 +247,7 @@ class Forwarding:
             return False
         return True
 
-    async def _lost(self, driven: Driven, job: Job, error: IslandError) -> None:
+    async def _lost(self, driven: TrackedJob, job: JobRow, error: IslandError) -> None:
         driven.failures += 1
         driven.dirty = True
         if driven.lost_since is None:
@@ -258,13 +258,13 @@ class Forwarding:
         linked = job.executor == self._trust.me or self._peers.link(IslandId(job.executor)) is not None
         await driven.signal.wait(backoff(driven.failures, self._rng, cap=15.0 if linked else 300.0))
 
-    async def _found_again(self, driven: Driven, job: Job) -> None:
+    async def _found_again(self, driven: TrackedJob, job: JobRow) -> None:
         driven.failures = 0
         if driven.lost_since is not None:
             driven.lost_since = None
             await self._say(job, f"{self._membership.display(IslandId(job.executor))} answers again")
 
-    async def _refused(self, driven: Driven, job: Job, error: PeerRefused) -> None:
+    async def _refused(self, driven: TrackedJob, job: JobRow, error: PeerRefused) -> None:
         name = self._membership.display(IslandId(job.executor))
         if error.code == "not_ready":
             driven.dirty = True
@@ -280,7 +280,7 @@ class Forwarding:
 
     # --- routing --------------------------------------------------------------------------------
 
-    async def _route(self, driven: Driven, job: Job) -> None:
+    async def _route(self, driven: TrackedJob, job: JobRow) -> None:
         if job.stop:
             await self._end(job, "killed", f"ended by its owner ({job.user}) before it had a place")
             return
@@ -292,7 +292,7 @@ class Forwarding:
         except IslandError as error:
             await self._end(job, "error", error.line)
             return
-        wanted = Wanted(home=self._trust.me, language=job.work.language, pin=job.pin)
+        wanted = JobRequirements(home=self._trust.me, language=job.work.language, pin=job.pin)
         decision, reservations = await self._choose(driven, job, wanted, guesses)
         if not decision.chosen:
             if not await self._wait_for_links(driven, job, guesses):
@@ -302,7 +302,7 @@ class Forwarding:
         for island, reservation in reservations.items():
             self._decline(IslandId(island), reservation)
 
-    async def _wait_for_links(self, driven: Driven, job: Job, guesses: list[Candidate]) -> bool:
+    async def _wait_for_links(self, driven: TrackedJob, job: JobRow, guesses: list[Candidate]) -> bool:
         """Whether to look again: an island that was up a moment ago may be linked in the next."""
         now = self._clock.monotonic()
         if driven.patience is None:
@@ -323,8 +323,8 @@ class Forwarding:
         return view is not None and (view.state != "down" or self._clock.wall() - view.since < 2 * PATIENCE_S)
 
     async def _choose(
-        self, driven: Driven, job: Job, wanted: Wanted, guesses: list[Candidate]
-    ) -> tuple[Decision, dict[str, str]]:
+        self, driven: TrackedJob, job: JobRow, wanted: JobRequirements, guesses: list[Candidate]
+    ) -> tuple[RoutingDecision, dict[str, str]]:
         """Ask the few that look best, and home; while none offers a place, the next few."""
         known = {guess.island: guess for guess in guesses}
         reservations: dict[str, str] = {}
@@ -346,7 +346,7 @@ class Forwarding:
                 if reservation:
                     reservations[candidate.island] = reservation
 
-    async def _guesses(self, driven: Driven, job: Job) -> list[Candidate]:
+    async def _guesses(self, driven: TrackedJob, job: JobRow) -> list[Candidate]:
         """Every island as home sees it, before asking."""
         inputs = [(ref, await self._resolved(ref)) for ref in job.work.inputs]
         candidates = []
@@ -369,15 +369,15 @@ class Forwarding:
             )
         return candidates
 
-    async def _resolved(self, ref: InputRef) -> Resolved:
+    async def _resolved(self, ref: InputRef) -> ResolvedDataset:
         return await self._catalog.resolve(DatasetName(ref.owner, ref.name, ref.snapshot))
 
     async def _why_down(self, state: str, since: float) -> str:
         if state == "up":
             return "there is no session with it at this moment"
-        return f"it is {state}, for {router.show_seconds(max(0.0, self._clock.wall() - since))}"
+        return f"it is {state}, for {router.format_seconds(max(0.0, self._clock.wall() - since))}"
 
-    async def _part(self, ref: InputRef, resolved: Resolved, island: IslandId) -> Part:
+    async def _part(self, ref: InputRef, resolved: ResolvedDataset, island: IslandId) -> InputTransfer:
         holders = self._catalog.holders(resolved.owner, resolved.name, resolved.snapshot)
         size, files = resolved.record.size, resolved.record.files
         if island == self._trust.me:
@@ -385,10 +385,10 @@ class Forwarding:
         else:
             missing = 0 if island in holders else size
         if not missing:
-            return Part(str(ref), size, 0, files)
+            return InputTransfer(str(ref), size, 0, files)
         source = next((holder for holder in holders if holder != island), resolved.owner)
         link = self._peers.link(source) if island == self._trust.me else None
-        return Part(
+        return InputTransfer(
             dataset=str(ref),
             bytes=size,
             missing=missing,
@@ -398,7 +398,7 @@ class Forwarding:
             bandwidth=link.bandwidth if link else None,
         )
 
-    async def _ask_offer(self, job: Job, guess: Candidate) -> tuple[Candidate, str]:
+    async def _ask_offer(self, job: JobRow, guess: Candidate) -> tuple[Candidate, str]:
         request = OfferRequest(
             envelope=self._envelope(job, job.epoch + 1, guess.island),
             kind=job.kind,
@@ -411,13 +411,15 @@ class Forwarding:
             return msgspec.structs.replace(guess, up=False, state=f"it did not answer: {error.message}"), ""
         if offer.refusal:
             return msgspec.structs.replace(guess, refusal=offer.refusal), ""
-        parts = tuple(Part(p.dataset, p.bytes, p.missing, p.files, p.source, p.rtt, p.bandwidth) for p in offer.parts)
+        parts = tuple(
+            InputTransfer(p.dataset, p.bytes, p.missing, p.files, p.source, p.rtt, p.bandwidth) for p in offer.parts
+        )
         offered = msgspec.structs.replace(
             guess, offered=True, wait=max(0.0, offer.wait), languages=offer.languages, parts=parts
         )
         return offered, offer.reservation
 
-    def _envelope(self, job: Job, epoch: int, to: str) -> Envelope:
+    def _envelope(self, job: JobRow, epoch: int, to: str) -> Envelope:
         me = self._trust.me
         envelope = Envelope(
             job=job.id,
@@ -433,7 +435,7 @@ class Forwarding:
         signature = self._trust.sign("on-behalf", codec.encode(envelope.on_behalf()))
         return msgspec.structs.replace(envelope, signature=signature)
 
-    async def _place(self, job: Job, decision: Decision, reservation: str) -> None:
+    async def _place(self, job: JobRow, decision: RoutingDecision, reservation: str) -> None:
         chosen = next(v for v in decision.verdicts if v.verdict == "chosen")
         others = [f"{v.name}: {v.reason}" for v in decision.verdicts if v.verdict != "chosen"]
 
@@ -446,7 +448,7 @@ class Forwarding:
         await self._state.write(write)
         self.changed.touch()
 
-    async def _nowhere(self, job: Job, decision: Decision) -> None:
+    async def _nowhere(self, job: JobRow, decision: RoutingDecision) -> None:
         reasons = "; ".join(f"{v.name}: {v.reason}" for v in decision.verdicts)
 
         def write(conn: sqlite3.Connection) -> None:
@@ -464,10 +466,10 @@ class Forwarding:
 
     # --- commit ---------------------------------------------------------------------------------
 
-    async def _commit(self, driven: Driven, job: Job) -> None:
+    async def _commit(self, driven: TrackedJob, job: JobRow) -> None:
         to = IslandId(job.executor)
         if job.stop:
-            await self._exchange.ask(to, "stop", StopRequest(job=job.id, epoch=job.epoch), Done)
+            await self._exchange.ask(to, "stop", StopRequest(job=job.id, epoch=job.epoch), EmptyAnswer)
         request = CommitRequest(
             envelope=self._envelope(job, job.epoch, to),
             reservation=job.reservation,
@@ -482,7 +484,7 @@ class Forwarding:
         driven.dirty = True
         self.changed.touch()
 
-    async def _back_to_routing(self, driven: Driven, job: Job, reason: str) -> None:
+    async def _back_to_routing(self, driven: TrackedJob, job: JobRow, reason: str) -> None:
         name = self._membership.display(IslandId(job.executor))
         if "reservation has expired" not in reason:
             driven.refused[job.executor] = reason
@@ -496,7 +498,7 @@ class Forwarding:
 
     # --- following --------------------------------------------------------------------------------
 
-    async def _follow(self, driven: Driven, job: Job) -> None:
+    async def _follow(self, driven: TrackedJob, job: JobRow) -> None:
         """One round: news from the executor, the owner's wishes, the next statement; then wait."""
         if driven.dirty:
             driven.dirty = False
@@ -512,7 +514,7 @@ class Forwarding:
         )
         to = IslandId(job.executor)
         if stop and not driven.stop_sent:
-            await self._exchange.ask(to, "stop", StopRequest(job=job.id, epoch=job.epoch), Done)
+            await self._exchange.ask(to, "stop", StopRequest(job=job.id, epoch=job.epoch), EmptyAnswer)
             driven.stop_sent = True
         await self._send_cancels(driven, job, pending)
         pending = [statement for statement in pending if statement.number not in driven.withheld]
@@ -522,7 +524,7 @@ class Forwarding:
         if not driven.dirty and not await driven.signal.wait(POLL_S * (0.75 + 0.5 * self._rng.random())):
             driven.dirty = True
 
-    async def _send_cancels(self, driven: Driven, job: Job, pending: list[Statement]) -> None:
+    async def _send_cancels(self, driven: TrackedJob, job: JobRow, pending: list[StatementRow]) -> None:
         for statement in pending:
             if not statement.cancel or statement.number in driven.cancels:
                 continue
@@ -533,11 +535,11 @@ class Forwarding:
                 driven.signal.set()
             else:
                 request = StopRequest(job=job.id, epoch=job.epoch, number=statement.number)
-                await self._exchange.ask(IslandId(job.executor), "stop", request, Done)
+                await self._exchange.ask(IslandId(job.executor), "stop", request, EmptyAnswer)
             driven.cancels.add(statement.number)
 
-    async def _send(self, driven: Driven, job: Job, statement: Statement) -> None:
-        request = StatementRequest(
+    async def _send(self, driven: TrackedJob, job: JobRow, statement: StatementRow) -> None:
+        request = RunStatementRequest(
             job=job.id,
             epoch=job.epoch,
             number=statement.number,
@@ -546,16 +548,16 @@ class Forwarding:
         )
         before, driven.sent = driven.sent, statement.number
         try:
-            await self._exchange.ask(IslandId(job.executor), "statement", request, Done)
+            await self._exchange.ask(IslandId(job.executor), "statement", request, EmptyAnswer)
         except PeerRefused:
             driven.sent, driven.dirty = before, True
             raise
 
-    async def _refresh(self, driven: Driven, job: Job) -> bool:
+    async def _refresh(self, driven: TrackedJob, job: JobRow) -> bool:
         """Ask the executor and store what is new; True when the job has ended."""
         waiting = await self._state.read(lambda conn: store.first_open(conn, job.id))
         request = StatusRequest(job=job.id, epoch=job.epoch, acknowledged=waiting, seen=driven.seen)
-        answer = await self._exchange.ask(IslandId(job.executor), "status", request, Report)
+        answer = await self._exchange.ask(IslandId(job.executor), "status", request, JobReport)
         report = core.checked_report(answer, job.id, job.epoch)
         # What the executor does not know was never sent, whatever became of the request: it may go again.
         driven.sent = max((statement.number for statement in report.statements), default=waiting - 1)
@@ -579,7 +581,7 @@ class Forwarding:
         driven.last, driven.seen = stored, report.version
         return False
 
-    async def _hinted(self, job: Job, report: Report) -> tuple[StatementReport, ...]:
+    async def _hinted(self, job: JobRow, report: JobReport) -> tuple[StatementReport, ...]:
         """Statements that failed for want of a table get the line that would bring it."""
         out = []
         for statement in report.statements:
@@ -596,7 +598,7 @@ class Forwarding:
             out.append(statement)
         return tuple(out)
 
-    async def _finish(self, job: Job, report: Report) -> None:
+    async def _finish(self, job: JobRow, report: JobReport) -> None:
         ended = msgspec.structs.replace(
             report, statements=tuple(s for s in report.statements if s.state in STATEMENT_ENDED)
         )
@@ -610,11 +612,11 @@ class Forwarding:
         log.info("jobs.ended", job=job.id, state=report.state, reason=report.reason)
         self.changed.touch()
 
-    async def _release(self, driven: Driven, job: Job) -> None:
+    async def _release(self, driven: TrackedJob, job: JobRow) -> None:
         if job.executor:
             request = ReleaseRequest(job=job.id, epoch=job.epoch)
             try:
-                await self._exchange.ask(IslandId(job.executor), "release", request, Done)
+                await self._exchange.ask(IslandId(job.executor), "release", request, EmptyAnswer)
             except PeerRefused as error:
                 log.info("jobs.release_refused", job=job.id, error=error.message)
 
@@ -625,7 +627,7 @@ class Forwarding:
 
         await self._state.write(write)
 
-    async def _end(self, job: Job, state: str, reason: str) -> None:
+    async def _end(self, job: JobRow, state: str, reason: str) -> None:
         """Give a job its last state without an executor's report."""
 
         def write(conn: sqlite3.Connection) -> None:
@@ -638,11 +640,11 @@ class Forwarding:
         self.changed.touch()
 
     def _end_in(
-        self, conn: sqlite3.Connection, job: Job, now: float, state: str, reason: str, *, released: bool
+        self, conn: sqlite3.Connection, job: JobRow, now: float, state: str, reason: str, *, released: bool
     ) -> None:
         if not store.end(conn, job.id, now, state, reason, released=released):
             return
-        driven = self._driven.get(job.id)
+        driven = self._tracked.get(job.id)
         for statement in store.open_statements(conn, job.id):
             report = statement.report()
             if driven is not None and statement.number <= driven.sent:
@@ -659,19 +661,19 @@ class Forwarding:
             detail={"reason": reason[:500]},
         )
 
-    async def _say(self, job: Job, line: str) -> None:
+    async def _say(self, job: JobRow, line: str) -> None:
         await self._state.write(lambda conn: store.add_log(conn, job.id, self._clock.wall(), [line]))
         self.changed.touch()
 
     def _on_link(self, island: IslandId, _made: bool) -> None:
         # Made or lost, there is something to find out: results of meanwhile, or that it does not answer.
-        for driven in self._driven.values():
+        for driven in self._tracked.values():
             if driven.executor in (island, ""):
                 driven.dirty = True
                 driven.signal.set()
 
 
-def _differs(last: Report | None, now: Report) -> bool:
+def _differs(last: JobReport | None, now: JobReport) -> bool:
     """Whether a report says anything that is not stored yet."""
     if last is None:
         return True

@@ -62,7 +62,7 @@ class InputRef(Message, frozen=True, kw_only=True):
         return f"{self.owner_name}/{self.name}"
 
 
-class Work(Message, frozen=True, kw_only=True):
+class JobSpec(Message, frozen=True, kw_only=True):
     """What is to be run, as it was checked by home."""
 
     MAX_BYTES = MAX_MESSAGE
@@ -120,7 +120,7 @@ class OfferRequest(Message, frozen=True, kw_only=True):
     inputs: Annotated[tuple[InputRef, ...], Meta(max_length=64)] = ()
 
 
-class OfferPart(Message, frozen=True, kw_only=True):
+class OfferedInput(Message, frozen=True, kw_only=True):
     """How one input would reach the candidate, as the candidate measures it."""
 
     dataset: Short
@@ -141,7 +141,7 @@ class Offer(Message, frozen=True, kw_only=True):
     reservation: Short = ""
     wait: Seconds = 0.0
     languages: Annotated[tuple[Short, ...], Meta(max_length=16)] = ()
-    parts: Annotated[tuple[OfferPart, ...], Meta(max_length=64)] = ()
+    parts: Annotated[tuple[OfferedInput, ...], Meta(max_length=64)] = ()
 
 
 class CommitRequest(Message, frozen=True, kw_only=True):
@@ -151,7 +151,7 @@ class CommitRequest(Message, frozen=True, kw_only=True):
 
     envelope: Envelope
     reservation: Short
-    work: Work
+    work: JobSpec
     file: Annotated[bytes, Meta(max_length=MAX_FILE)] = b""
     lease: Annotated[float, Meta(ge=1, le=7 * 86400)] = LEASE_S
 
@@ -163,7 +163,7 @@ class CommitAnswer(Message, frozen=True, kw_only=True):
     reason: Text = ""
 
 
-class StatementRequest(Message, frozen=True, kw_only=True):
+class RunStatementRequest(Message, frozen=True, kw_only=True):
     """Run this statement. One at a time; `number` is home's id of it."""
 
     MAX_BYTES = MAX_MESSAGE
@@ -201,7 +201,7 @@ class StatementReport(Message, frozen=True, kw_only=True):
     completed: Count = 0
 
 
-class Report(Message, frozen=True, kw_only=True):
+class JobReport(Message, frozen=True, kw_only=True):
     """A job as its executor knows it."""
 
     MAX_BYTES = MAX_MESSAGE
@@ -251,7 +251,7 @@ class Decline(Message, frozen=True, kw_only=True):
     reservation: Short
 
 
-class CompletionRequest(Message, frozen=True, kw_only=True):
+class CodeCompletionRequest(Message, frozen=True, kw_only=True):
     """Livy's code completion."""
 
     MAX_BYTES = MAX_MESSAGE
@@ -263,7 +263,7 @@ class CompletionRequest(Message, frozen=True, kw_only=True):
     cursor: int = 0
 
 
-class Completion(Message, frozen=True, kw_only=True):
+class CodeCompletionAnswer(Message, frozen=True, kw_only=True):
     """The candidates."""
 
     MAX_BYTES = MAX_MESSAGE
@@ -271,13 +271,13 @@ class Completion(Message, frozen=True, kw_only=True):
     candidates: Annotated[tuple[Text, ...], Meta(max_length=1000)] = ()
 
 
-class Done(Message, frozen=True, kw_only=True):
+class EmptyAnswer(Message, frozen=True, kw_only=True):
     """An answer that says no more than that it was done."""
 
     MAX_BYTES = 4096
 
 
-class Changed(Message, frozen=True, kw_only=True):
+class JobChanged(Message, frozen=True, kw_only=True):
     """Pushed to home: there is something new to ask for."""
 
     MAX_BYTES = 4096
@@ -304,7 +304,7 @@ class ReattachAnswer(Message, frozen=True, kw_only=True):
     body: Annotated[str, Meta(max_length=MAX_MESSAGE)]
 
 
-class Large(Message, frozen=True, kw_only=True):
+class AnswerTooLarge(Message, frozen=True, kw_only=True):
     """The answer is too long for the control session: ask again through a bulk stream."""
 
     MAX_BYTES = 4096
@@ -312,7 +312,7 @@ class Large(Message, frozen=True, kw_only=True):
     large: Count
 
 
-class BulkHead(Message, frozen=True, kw_only=True):
+class JobBulkRequest(Message, frozen=True, kw_only=True):
     """Request of a bulk stream of kind `job`: the request's kind and the size of its bytes, which follow."""
 
     MAX_BYTES = 4096

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from island.catalog.messages import DatasetView, Resolved
+from island.catalog.messages import DatasetView, ResolvedDataset
 from island.kernel.ids import DatasetName, IslandId
 from island.membership.service import IslandView
 
@@ -13,7 +13,7 @@ from island.membership.service import IslandView
 class Datasets(Protocol):
     """`catalog.service.Catalog`, as far as jobs know it."""
 
-    async def resolve(self, name: DatasetName | str) -> Resolved:
+    async def resolve(self, name: DatasetName | str) -> ResolvedDataset:
         """Whose dataset a name means, and which snapshot; raises `NotFound` with the nearest names, `Ambiguous`."""
 
     async def datasets(self) -> list[DatasetView]:

@@ -1,7 +1,7 @@
 """Where a job runs: hard filters with their reasons, then estimated seconds, every term with its number.
 
 Pure. The service describes the islands (`Candidate`), first from what this island knows by
-itself, then from their own offers; `decide` filters, estimates and chooses. A `Decision`
+itself, then from their own offers; `decide` filters, estimates and chooses. A `RoutingDecision`
 holds all that went into it, so that `decide(decision.wanted, decision.candidates)` gives
 the same decision again: that is what `island job explain` replays.
 """
@@ -39,7 +39,7 @@ TIE = 0.01
 """Estimates that differ by less than this (seconds) are equal; the draw decides."""
 
 
-class Part(msgspec.Struct, frozen=True, omit_defaults=True):
+class InputTransfer(msgspec.Struct, frozen=True, omit_defaults=True):
     """How one input would reach an island."""
 
     dataset: str
@@ -73,7 +73,7 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
     wait: float = 0.0
     """Seconds until a place is free."""
     speed: float = 1.0
-    parts: tuple[Part, ...] = ()
+    parts: tuple[InputTransfer, ...] = ()
     languages: tuple[str, ...] | None = None
     """Kinds of code that its engine runs; () when it has no engine; None: not known."""
     refusal: str = ""
@@ -84,7 +84,7 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
     """A random number, drawn once, that decides between equals."""
 
 
-class Wanted(msgspec.Struct, frozen=True, omit_defaults=True):
+class JobRequirements(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the job needs of a place."""
 
     home: str
@@ -94,7 +94,7 @@ class Wanted(msgspec.Struct, frozen=True, omit_defaults=True):
     """Key of the only island that the user wants (`queue = "island:NAME"`), or ""."""
 
 
-class Term(msgspec.Struct, frozen=True):
+class CostTerm(msgspec.Struct, frozen=True):
     """One term of an estimate."""
 
     what: str
@@ -106,7 +106,7 @@ TERMS = ("wait", "transfer", "preparing", "round trips", "control", "compute", "
 """The terms of every estimate, in order."""
 
 
-class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
+class Assessment(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was found of one island: `rejected` with the reason, or its estimate."""
 
     island: str
@@ -114,22 +114,22 @@ class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
     verdict: str
     """`chosen`, `considered` or `rejected`."""
     reason: str
-    terms: tuple[Term, ...] = ()
+    terms: tuple[CostTerm, ...] = ()
     seconds: float | None = None
 
 
-class Decision(msgspec.Struct, frozen=True):
+class RoutingDecision(msgspec.Struct, frozen=True):
     """The choice, what it was made from, and why each of the others was not taken."""
 
-    wanted: Wanted
+    wanted: JobRequirements
     candidates: tuple[Candidate, ...]
     chosen: str
     """Key of the island, or "" when none can run the job."""
     why: str
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[Assessment, ...]
 
 
-def reject(wanted: Wanted, candidate: Candidate) -> str:
+def reject(wanted: JobRequirements, candidate: Candidate) -> str:
     """The first hard reason against an island, or ""."""
     if wanted.pin and candidate.island != wanted.pin:
         return "the job is pinned to another island (queue)"
@@ -144,21 +144,23 @@ def reject(wanted: Wanted, candidate: Candidate) -> str:
     return ""
 
 
-def estimate(wanted: Wanted, candidate: Candidate) -> tuple[Term, ...]:
+def estimate(wanted: JobRequirements, candidate: Candidate) -> tuple[CostTerm, ...]:
     """The terms, in seconds, of running the job at an island."""
     at_home = candidate.island == wanted.home
     missing = [part for part in candidate.parts if part.missing > 0]
     rtt = 0.0 if at_home else _or(candidate.rtt, ASSUMED_RTT)
     terms = [
-        Term("wait", candidate.wait, "a place is free" if candidate.wait == 0 else "places are taken"),
-        Term("transfer", sum(p.missing / _or(p.bandwidth, ASSUMED_BANDWIDTH) for p in missing), _transfer(candidate)),
-        Term("preparing", FETCH_S * len(missing), _preparing(missing)),
-        Term("round trips", sum(p.files * _or(p.rtt, ASSUMED_RTT) for p in missing), _trips(missing)),
-        Term(
+        CostTerm("wait", candidate.wait, "a place is free" if candidate.wait == 0 else "places are taken"),
+        CostTerm(
+            "transfer", sum(p.missing / _or(p.bandwidth, ASSUMED_BANDWIDTH) for p in missing), _transfer(candidate)
+        ),
+        CostTerm("preparing", FETCH_S * len(missing), _preparing(missing)),
+        CostTerm("round trips", sum(p.files * _or(p.rtt, ASSUMED_RTT) for p in missing), _trips(missing)),
+        CostTerm(
             "control", EXCHANGES * rtt, "this is home" if at_home else f"{EXCHANGES} × {_rtt(candidate.rtt)} from home"
         ),
-        Term("compute", COMPUTE_S / candidate.speed, f"assumed {COMPUTE_S:g} s at speed {candidate.speed:g}"),
-        Term(
+        CostTerm("compute", COMPUTE_S / candidate.speed, f"assumed {COMPUTE_S:g} s at speed {candidate.speed:g}"),
+        CostTerm(
             "output",
             0.0 if at_home else OUTPUT_BYTES / _or(candidate.bandwidth, ASSUMED_BANDWIDTH),
             "stays here" if at_home else f"{format_bytes(OUTPUT_BYTES)} at {_bandwidth(candidate.bandwidth)}",
@@ -167,9 +169,9 @@ def estimate(wanted: Wanted, candidate: Candidate) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def decide(wanted: Wanted, candidates: Sequence[Candidate]) -> Decision:
+def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingDecision:
     """Choose among islands: the smallest estimate, home favoured, equals by their draw."""
-    costs: dict[str, tuple[tuple[Term, ...], float]] = {}
+    costs: dict[str, tuple[tuple[CostTerm, ...], float]] = {}
     reasons: dict[str, str] = {}
     for candidate in candidates:
         if reason := reject(wanted, candidate):
@@ -184,50 +186,53 @@ def decide(wanted: Wanted, candidates: Sequence[Candidate]) -> Decision:
     verdicts = []
     for candidate in candidates:
         if candidate.island in reasons:
-            verdicts.append(Verdict(candidate.island, candidate.name, "rejected", reasons[candidate.island]))
+            verdicts.append(Assessment(candidate.island, candidate.name, "rejected", reasons[candidate.island]))
             continue
         terms, seconds = costs[candidate.island]
         verdict, reason = "considered", _behind(terms, seconds, costs[chosen])
         if candidate.island == chosen:
             verdict, reason = "chosen", why
         elif candidate.island not in choosable:
-            reason = f"{show_seconds(seconds)} by what home knows; not asked, others looked better"
-        verdicts.append(Verdict(candidate.island, candidate.name, verdict, reason, terms, seconds))
+            reason = f"{format_seconds(seconds)} by what home knows; not asked, others looked better"
+        verdicts.append(Assessment(candidate.island, candidate.name, verdict, reason, terms, seconds))
     order = {"chosen": 0, "considered": 1, "rejected": 2}
     verdicts.sort(key=lambda v: (order[v.verdict], v.seconds or 0.0, v.name, v.island))
-    return Decision(wanted, tuple(candidates), chosen, why, tuple(verdicts))
+    return RoutingDecision(wanted, tuple(candidates), chosen, why, tuple(verdicts))
 
 
-def ranking(decision: Decision) -> list[str]:
+def ranking(decision: RoutingDecision) -> list[str]:
     """The islands that may run the job, best first."""
     return [v.island for v in decision.verdicts if v.verdict != "rejected"]
 
 
-def _choose(wanted: Wanted, candidates: Sequence[Candidate], seconds: dict[str, float]) -> tuple[str, str]:
+def _choose(wanted: JobRequirements, candidates: Sequence[Candidate], seconds: dict[str, float]) -> tuple[str, str]:
     if not seconds:
         return "", "no island can run this job"
     best = min(seconds.values())
     if wanted.home in seconds:
         at_home = seconds[wanted.home]
         if at_home <= best + TIE:
-            return wanted.home, f"home is the cheapest place: {show_seconds(at_home)}"
+            return wanted.home, f"home is the cheapest place: {format_seconds(at_home)}"
         if at_home <= max(best * HOME_FACTOR, best + HOME_SECONDS):
-            return wanted.home, f"home, {show_seconds(at_home)}, is hardly worse than the best, {show_seconds(best)}"
+            return (
+                wanted.home,
+                f"home, {format_seconds(at_home)}, is hardly worse than the best, {format_seconds(best)}",
+            )
     equals = [c for c in candidates if c.island in seconds and seconds[c.island] <= best + TIE]
     winner = min(equals, key=lambda c: (c.draw, c.island))
     if len(seconds) == 1:
-        return winner.island, f"the only place that can run it: {show_seconds(best)}"
+        return winner.island, f"the only place that can run it: {format_seconds(best)}"
     if len(equals) > 1:
-        return winner.island, f"drawn among {len(equals)} equals: {show_seconds(best)}"
-    return winner.island, f"the cheapest place: {show_seconds(best)}"
+        return winner.island, f"drawn among {len(equals)} equals: {format_seconds(best)}"
+    return winner.island, f"the cheapest place: {format_seconds(best)}"
 
 
-def _behind(terms: tuple[Term, ...], seconds: float, best: tuple[tuple[Term, ...], float]) -> str:
+def _behind(terms: tuple[CostTerm, ...], seconds: float, best: tuple[tuple[CostTerm, ...], float]) -> str:
     gaps = [(mine.seconds - theirs.seconds, mine) for mine, theirs in zip(terms, best[0], strict=True)]
     gap, term = max(gaps, key=lambda pair: pair[0])
     if gap <= 0 or seconds <= best[1]:
-        return f"{show_seconds(seconds)}: no better than the chosen place"
-    return f"{show_seconds(seconds)}: most of the difference is {term.what}: {term.why}"
+        return f"{format_seconds(seconds)}: no better than the chosen place"
+    return f"{format_seconds(seconds)}: most of the difference is {term.what}: {term.why}"
 
 
 def _transfer(candidate: Candidate) -> str:
@@ -244,13 +249,13 @@ def _transfer(candidate: Candidate) -> str:
     )
 
 
-def _trips(missing: list[Part]) -> str:
+def _trips(missing: list[InputTransfer]) -> str:
     if not missing:
         return "no file is to be fetched"
     return "; ".join(f"{part.files} files × {_rtt(part.rtt)}" for part in missing)
 
 
-def _preparing(missing: list[Part]) -> str:
+def _preparing(missing: list[InputTransfer]) -> str:
     if not missing:
         return "nothing is to be brought"
     return f"{len(missing)} {'input' if len(missing) == 1 else 'inputs'} × {FETCH_S:g} s: manifest, hashes, disk"
@@ -268,7 +273,7 @@ def _bandwidth(value: float | None) -> str:
     return f"{format_bytes(value)}/s" if value else f"{format_bytes(ASSUMED_BANDWIDTH)}/s (assumed, not measured yet)"
 
 
-def show_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """`0.35 s`, `12 s`, `3 min`."""
     if seconds < 10:
         return f"{seconds:.2f} s"

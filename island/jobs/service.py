@@ -15,36 +15,36 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 import structlog
 
-from island.catalog.messages import Resolved
-from island.catalog.views import view_names
+from island.catalog.messages import ResolvedDataset
+from island.catalog.view_names import view_names
 from island.errors import Ambiguous, BadInput, Denied, NotFound, PeerMisbehaved, PeerRefused
 from island.jobs import core, router, store
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.exchange import Exchange
+from island.jobs.exchange import JobExchange
 from island.jobs.executor import Executor
-from island.jobs.forwarding import DECLINE, Forwarding
+from island.jobs.forwarding import DECLINE, JobForwarder
 from island.jobs.messages import (
     MAX_CODE,
     MAX_FILE,
-    Changed,
+    CodeCompletionAnswer,
+    CodeCompletionRequest,
     CommitRequest,
-    Completion,
-    CompletionRequest,
     Decline,
     InputRef,
+    JobChanged,
+    JobSpec,
     OfferRequest,
     ReattachAnswer,
     ReattachRequest,
     ReleaseRequest,
+    RunStatementRequest,
     StatementReport,
-    StatementRequest,
     StatusRequest,
     StopRequest,
-    Work,
 )
-from island.jobs.router import Decision
-from island.jobs.runs import Run
-from island.jobs.store import Job, Statement
+from island.jobs.router import RoutingDecision
+from island.jobs.run_store import JobRun
+from island.jobs.store import JobRow, StatementRow
 from island.kernel import codec
 from island.kernel.ids import DatasetName, IslandId, is_job_id, job_id
 from island.kernel.loops import Tasks
@@ -69,7 +69,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchFile:
     """A batch's file as bytes: what travels, and under which name."""
 
     name: str
@@ -77,10 +77,10 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class JobSummary:
     """A job with what a Livy client sees of it: its state now, and its log."""
 
-    job: Job
+    job: JobRow
     state: str
     log: list[str]
 
@@ -92,9 +92,9 @@ class Jobs:
         self._state, self._catalog, self._membership = needs.state, needs.catalog, needs.membership
         self._trust, self._peers, self._config = needs.trust, needs.peers, needs.config
         self._clock, self._rng, self._workers = needs.clock, needs.rng, needs.workers
-        self._exchange = Exchange(needs.peers)
+        self._exchange = JobExchange(needs.peers)
         self.executor = Executor(needs, changed=self._tell_home)
-        self.forwarding = Forwarding(needs, self._exchange, decline=self.executor.decline)
+        self.forwarding = JobForwarder(needs, self._exchange, decline=self.executor.decline)
         self.changed = self.forwarding.changed
         self._kept: dict[object, tuple[int, Any]] = {}
         self._serve()
@@ -103,11 +103,11 @@ class Jobs:
         executor, exchange = self.executor, self._exchange
         exchange.serve("offer", OfferRequest, executor.offer)
         exchange.serve("commit", CommitRequest, executor.commit)
-        exchange.serve("statement", StatementRequest, executor.statement)
+        exchange.serve("statement", RunStatementRequest, executor.statement)
         exchange.serve("status", StatusRequest, executor.status)
         exchange.serve("stop", StopRequest, executor.stop)
         exchange.serve("release", ReleaseRequest, executor.release)
-        exchange.serve("complete", CompletionRequest, executor.complete)
+        exchange.serve("complete", CodeCompletionRequest, executor.complete)
         exchange.serve("reattach", ReattachRequest, self._reattach)
         self._peers.on_push(CHANGED, self._on_changed)
         self._peers.on_push(DECLINE, self._on_decline)
@@ -125,10 +125,10 @@ class Jobs:
         if home == self._trust.me:
             self.forwarding.news(home, job, epoch)
         else:
-            self._peers.push(home, CHANGED, codec.encode(Changed(job=job, epoch=epoch)))
+            self._peers.push(home, CHANGED, codec.encode(JobChanged(job=job, epoch=epoch)))
 
     async def _on_changed(self, sender: IslandId, body: bytes) -> None:
-        news = codec.decode(body, Changed)
+        news = codec.decode(body, JobChanged)
         self.forwarding.news(sender, news.job, news.epoch)
 
     async def _on_decline(self, sender: IslandId, body: bytes) -> None:
@@ -136,7 +136,7 @@ class Jobs:
 
     # --- accept -------------------------------------------------------------------------------
 
-    async def open_session(self, who: Principal, request: SessionRequest, *, key: str | None = None) -> Job:
+    async def open_session(self, caller: Principal, request: SessionRequest, *, key: str | None = None) -> JobRow:
         """Accept a session: journaled before this returns; it is placed and started in the background.
 
         Raises `Refusal` (Livy's words), `NotFound` for an unknown input with the nearest names,
@@ -150,18 +150,18 @@ class Jobs:
                 hint="Open a session of kind pyspark or sql, or set [livy] url to a Livy that has the kind.",
             )
         shown = {"kind": kind, **msgspec.to_builtins(msgspec.structs.replace(request, proxy_user=None, kind=kind))}
-        work = Work(
+        work = JobSpec(
             kind="session",
             language=kind,
             inputs=await self._inputs_of(request.conf),
             conf=request.conf,
             resources=_resources(shown),
         )
-        return await self._accept(who, shown, work, request.name, request.queue, key)
+        return await self._accept(caller, shown, work, request.name, request.queue, key)
 
     async def submit_batch(
-        self, who: Principal, request: BatchRequest, *, file: Batch | None = None, key: str | None = None
-    ) -> Job:
+        self, caller: Principal, request: BatchRequest, *, file: BatchFile | None = None, key: str | None = None
+    ) -> JobRow:
         """Accept a batch, its file given as bytes or named by a path that the administrator allows.
 
         Raises as `open_session` does, and `BadInput` for a file that is too large.
@@ -182,7 +182,7 @@ class Jobs:
                 f"the file has {len(content.data)} bytes; the limit is {MAX_FILE}", hint="Use inputs for data."
             )
         digest = hashlib.sha256(content.data).hexdigest()
-        work = Work(
+        work = JobSpec(
             kind="batch",
             language="batch",
             inputs=await self._inputs_of(request.conf),
@@ -194,21 +194,21 @@ class Jobs:
         )
         shown = {**shown, "file_hash": digest}
         return await self._accept(
-            who, shown, work, request.name, request.queue, key, data=content.data, problem=problem
+            caller, shown, work, request.name, request.queue, key, data=content.data, problem=problem
         )
 
     async def _accept(
         self,
-        who: Principal,
+        caller: Principal,
         shown: dict[str, Any],
-        work: Work,
+        work: JobSpec,
         name: str | None,
         queue: str | None,
         key: str | None,
         *,
         data: bytes = b"",
         problem: str = "",
-    ) -> Job:
+    ) -> JobRow:
         if refusal := refused_conf(work.conf):
             raise refusal
         if bad := core.refused_keys(work.conf):
@@ -223,20 +223,20 @@ class Jobs:
         if len(codec.encode(work)) > MAX_CODE:
             raise BadInput("the request is too large", hint="Put long arguments into a file.")
 
-        def write(conn: sqlite3.Connection) -> tuple[Job, bool]:
-            if key is not None and (earlier := store.repeated(conn, who.user, key, digest)) is not None:
+        def write(conn: sqlite3.Connection) -> tuple[JobRow, bool]:
+            if key is not None and (earlier := store.repeated(conn, caller.user, key, digest)) is not None:
                 return earlier, False
             if name and (holder := store.living_name(conn, work.kind, name)) is not None:
                 raise duplicate_name(name, holder)
-            if store.living_of(conn, who.user) >= core.MAX_SESSIONS_OF_USER:
-                raise rejected(f"{core.MAX_SESSIONS_OF_USER} sessions and batches of {who.user} live already.")
+            if store.living_of(conn, caller.user) >= core.MAX_SESSIONS_OF_USER:
+                raise rejected(f"{core.MAX_SESSIONS_OF_USER} sessions and batches of {caller.user} live already.")
             local = store.next_local(conn)
             store.insert(
                 conn,
                 job=job,
                 kind=work.kind,
                 local=local,
-                user=who.user,
+                user=caller.user,
                 name=name,
                 idempotency=key,
                 request_hash=digest,
@@ -256,7 +256,7 @@ class Jobs:
             journal.append(
                 conn,
                 at=now,
-                who=self._trust.who(who.user),
+                who=self._trust.who(caller.user),
                 act="job.accept",
                 what=job,
                 outcome="accepted",
@@ -266,7 +266,7 @@ class Jobs:
             assert stored is not None
             return stored, not problem
 
-        def then(stored: tuple[Job, bool]) -> None:
+        def then(stored: tuple[JobRow, bool]) -> None:
             accepted, is_new = stored
             self.changed.touch()
             if is_new:
@@ -277,7 +277,7 @@ class Jobs:
         return accepted
 
     async def _inputs_of(self, conf: dict[str, str]) -> tuple[InputRef, ...]:
-        found: list[Resolved] = []
+        found: list[ResolvedDataset] = []
         for text in core.named_inputs(conf):
             resolved = await self._catalog.resolve(DatasetName.parse(text))
             if all((r.owner, r.name) != (resolved.owner, resolved.name) for r in found):
@@ -290,7 +290,7 @@ class Jobs:
 
     # --- a batch's file --------------------------------------------------------------------------
 
-    def _read_file(self, path: str) -> tuple[Batch, str]:
+    def _read_file(self, path: str) -> tuple[BatchFile, str]:
         """The file of a batch that names a path here; a missing one makes a job that fails, as in Livy."""
         local = _local_path(path)
         real = Path(os.path.realpath(local))
@@ -303,30 +303,30 @@ class Jobs:
             size = real.stat().st_size
             if size > MAX_FILE:
                 raise rejected(f"the file {path[:1000]} has {size} bytes; the limit is {MAX_FILE}.")
-            return Batch(real.name, real.read_bytes()), ""
+            return BatchFile(real.name, real.read_bytes()), ""
         except OSError as error:
-            return Batch(real.name, b""), f"the file {path[:1000]} cannot be read: {error.strerror}"
+            return BatchFile(real.name, b""), f"the file {path[:1000]} cannot be read: {error.strerror}"
 
     # --- look up ------------------------------------------------------------------------------------
 
-    async def find(self, who: Principal, kind: str, key: int | str) -> Job:
+    async def find(self, caller: Principal, kind: str, key: int | str) -> JobRow:
         """A job as a Livy client names it. Raises `Refusal` 404 also for what is another's or deleted."""
 
         job = await self._state.read(lambda conn: _named(conn, kind, key))
-        if job is None or job.deleted or not _may(who, job):
+        if job is None or job.deleted or not _may(caller, job):
             raise session_not_found(key)
         return job
 
-    async def named(self, who: Principal, text: str, kind: str | None = None) -> Job:
+    async def named(self, caller: Principal, text: str, kind: str | None = None) -> JobRow:
         """A job of this home by local id, public id, unique prefix of it, or name.
 
         Raises `NotFound`, or `Ambiguous` with the candidates.
         """
-        user = None if who.is_administrator else who.user
+        user = None if caller.is_administrator else caller.user
 
-        def read(conn: sqlite3.Connection) -> list[Job]:
+        def read(conn: sqlite3.Connection) -> list[JobRow]:
             kinds = [kind] if kind else ["session", "batch"]
-            found: list[Job | None] = []
+            found: list[JobRow | None] = []
             if text.isascii() and text.isdigit() and len(text) < 10 and str(int(text)) == text:
                 found = [store.by_local(conn, each, int(text)) for each in kinds]
             elif len(text) >= 4:
@@ -334,7 +334,7 @@ class Jobs:
             jobs = [job for job in found if job is not None]
             return jobs or [j for j in (store.by_name(conn, each, text) for each in kinds) if j is not None]
 
-        found = [job for job in await self._state.read(read) if _may(who, job) and kind in (None, job.kind)]
+        found = [job for job in await self._state.read(read) if _may(caller, job) and kind in (None, job.kind)]
         if not found:
             raise NotFound(
                 f"no {kind or 'job'} '{text[:100]}' of yours is known at {self._trust.name}",
@@ -345,48 +345,50 @@ class Jobs:
             raise Ambiguous(f"'{text}' may mean several jobs", hint=f"Write more of one of these: {listed}")
         return found[0]
 
-    async def page(self, who: Principal, kind: str, start: int, size: int) -> tuple[int, list[Job]]:
+    async def page(self, caller: Principal, kind: str, start: int, size: int) -> tuple[int, list[JobRow]]:
         """How many jobs of a kind a Livy client sees, and a page of them."""
-        user = None if who.is_administrator else who.user
+        user = None if caller.is_administrator else caller.user
         return await self._state.read(lambda conn: store.page(conn, kind, user, start, size))
 
-    async def newest(self, who: Principal, limit: int, *, live_only: bool = False) -> list[Job]:
+    async def newest(self, caller: Principal, limit: int, *, live_only: bool = False) -> list[JobRow]:
         """The newest jobs of this home that one may see."""
-        user = None if who.is_administrator else who.user
+        user = None if caller.is_administrator else caller.user
         return await self._state.read(lambda conn: store.newest(conn, user, limit, live_only=live_only))
 
-    async def log(self, job: Job) -> list[str]:
+    async def log(self, job: JobRow) -> list[str]:
         """The log as a Livy client sees it: the engine's streams, then what island did."""
         return (await self._state.read(lambda conn: _seen(conn, job))).log
 
-    async def seen(self, jobs: Sequence[Job]) -> list[Seen]:
+    async def seen(self, jobs: Sequence[JobRow]) -> list[JobSummary]:
         """Jobs with their logs and states, in one read."""
         return await self._state.read(lambda conn: [_seen(conn, job) for job in jobs])
 
-    async def find_seen(self, who: Principal, kind: str, key: int | str) -> Seen:
+    async def find_summary(self, caller: Principal, kind: str, key: int | str) -> JobSummary:
         """`find`, with log and state, in one read: what a Livy client polls."""
 
-        def read(conn: sqlite3.Connection) -> Seen | None:
+        def read(conn: sqlite3.Connection) -> JobSummary | None:
             job = _named(conn, kind, key)
             return None if job is None else _seen(conn, job)
 
-        found: Seen | None = await self._polled((kind, key), read, _seen_size)
-        if found is None or found.job.deleted or not _may(who, found.job):
+        found: JobSummary | None = await self._polled((kind, key), read, _seen_size)
+        if found is None or found.job.deleted or not _may(caller, found.job):
             raise session_not_found(key)
         return found
 
     async def find_statement(
-        self, who: Principal, key: int | str, number: int
-    ) -> tuple[Job, Statement, StatementReport]:
+        self, caller: Principal, key: int | str, number: int
+    ) -> tuple[JobRow, StatementRow, StatementReport]:
         """A session's statement as a Livy client names it, in one read."""
 
-        def read(conn: sqlite3.Connection) -> tuple[Job | None, Statement | None]:
+        def read(conn: sqlite3.Connection) -> tuple[JobRow | None, StatementRow | None]:
             job = _named(conn, "session", key)
             return job, None if job is None else store.statement(conn, job.id, number)
 
-        found: tuple[Job | None, Statement | None] = await self._polled(("session", key, number), read, _statement_size)
+        found: tuple[JobRow | None, StatementRow | None] = await self._polled(
+            ("session", key, number), read, _statement_size
+        )
         job, statement = found
-        if job is None or job.deleted or not _may(who, job):
+        if job is None or job.deleted or not _may(caller, job):
             raise session_not_found(key)
         if statement is None:
             raise statement_not_found()
@@ -411,13 +413,13 @@ class Jobs:
             self._kept[key] = (version, found)
         return found
 
-    async def state_of(self, job: Job) -> str:
+    async def state_of(self, job: JobRow) -> str:
         """The Livy state of a job: a session whose statements are not finished is busy."""
         return await self._state.read(lambda conn: _state(conn, job))
 
     # --- statements ------------------------------------------------------------------------------------
 
-    async def post(self, job: Job, code: str, language: str | None) -> Statement:
+    async def post(self, job: JobRow, code: str, language: str | None) -> StatementRow:
         """Accept a statement, stored before this returns. Raises `Refusal` when the session has ended."""
         if len(code.encode("utf-8", "surrogatepass")) > MAX_CODE:
             raise BadInput(f"the code has more than {MAX_CODE} bytes", hint="Put it into a file of a batch.")
@@ -428,7 +430,7 @@ class Jobs:
             raise rejected("Code type should be specified if session kind is shared")
         limit = self._config.jobs.max_statements
 
-        def write(conn: sqlite3.Connection) -> Statement:
+        def write(conn: sqlite3.Connection) -> StatementRow:
             now = store.get(conn, job.id)
             if now is None or not now.live or now.stop or core.has_ended(now.state):
                 raise not_active(now.state if now else "dead")
@@ -439,35 +441,35 @@ class Jobs:
             assert stored is not None
             return stored
 
-        def then(_: Statement) -> None:
+        def then(_: StatementRow) -> None:
             self._touched(job)
             STATEMENTS.inc()
 
         return await self._state.write(write, then=then)
 
-    def _touched(self, job: Job) -> None:
+    def _touched(self, job: JobRow) -> None:
         """Rows of a job were changed for its owner: tell its driver, and whoever waits."""
         self.changed.touch()
         self.forwarding.poke(job.id)
 
-    async def statement(self, job: Job, number: int) -> tuple[Statement, StatementReport]:
+    async def statement(self, job: JobRow, number: int) -> tuple[StatementRow, StatementReport]:
         """A statement and how far it is. Raises `Refusal` 404."""
         found = await self._state.read(lambda conn: store.statement(conn, job.id, number))
         if found is None:
             raise statement_not_found()
         return found, self._progress(job, found)
 
-    async def statements(self, job: Job) -> list[tuple[Statement, StatementReport]]:
+    async def statements(self, job: JobRow) -> list[tuple[StatementRow, StatementReport]]:
         """All statements of a session in order."""
         found = await self._state.read(lambda conn: store.statements(conn, job.id))
         return [(statement, self._progress(job, statement)) for statement in found]
 
-    def _progress(self, job: Job, statement: Statement) -> StatementReport:
+    def _progress(self, job: JobRow, statement: StatementRow) -> StatementReport:
         if statement.ended:
             return msgspec.structs.replace(statement.report(), progress=1.0)
         return self.forwarding.overlay(job.id, statement.number) or statement.report()
 
-    async def cancel_statement(self, job: Job, number: int) -> None:
+    async def cancel_statement(self, job: JobRow, number: int) -> None:
         """Cancel a statement. One that ended, or never was, is left as it is."""
         sent, stored = not self.forwarding.withhold(job.id, number), False
 
@@ -482,21 +484,21 @@ class Jobs:
             if not stored:
                 self.forwarding.unwithhold(job.id, number)
 
-    async def cancel_open_statements(self, job: Job) -> None:
+    async def cancel_open_statements(self, job: JobRow) -> None:
         """Cancel everything that waits or runs in a session; the session stays."""
         for statement in await self._state.read(lambda conn: store.open_statements(conn, job.id)):
             await self.cancel_statement(job, statement.number)
 
-    async def end(self, job: Job, *, deleted: bool) -> Job:
+    async def end(self, job: JobRow, *, deleted: bool) -> JobRow:
         """The owner wants a job ended; with `deleted`, Livy's clients no longer see it either. Returns it as it is."""
 
-        def write(conn: sqlite3.Connection) -> Job | None:
+        def write(conn: sqlite3.Connection) -> JobRow | None:
             store.want_stop(conn, job.id, deleted=deleted)
             return store.get(conn, job.id)
 
         return await self._state.write(write, then=lambda _: self._touched(job)) or job
 
-    async def settled(self, job: Job, timeout: float) -> Job:
+    async def settled(self, job: JobRow, timeout: float) -> JobRow:
         """The job once it has ended, or as a session is idle with nothing waiting; as it is after `timeout` seconds."""
         end = self._clock.monotonic() + timeout
         while True:
@@ -509,7 +511,9 @@ class Jobs:
                 return now
             await self.changed.after(version, timeout=left)
 
-    async def finished_statement(self, job: Job, number: int, timeout: float) -> tuple[Statement, StatementReport]:
+    async def finished_statement(
+        self, job: JobRow, number: int, timeout: float
+    ) -> tuple[StatementRow, StatementReport]:
         """A statement once it has ended; as it is after `timeout` seconds."""
         end = self._clock.monotonic() + timeout
         while True:
@@ -520,17 +524,17 @@ class Jobs:
                 return found
             await self.changed.after(version, timeout=left)
 
-    async def complete(self, job: Job, code: str, language: str, cursor: int) -> list[str]:
+    async def complete(self, job: JobRow, code: str, language: str, cursor: int) -> list[str]:
         """Completion candidates of the engine that runs a session."""
         if job.phase != "placed":
             return []
-        request = CompletionRequest(job=job.id, epoch=job.epoch, code=code, language=language, cursor=cursor)
-        answer = await self._exchange.ask(IslandId(job.executor), "complete", request, Completion)
+        request = CodeCompletionRequest(job=job.id, epoch=job.epoch, code=code, language=language, cursor=cursor)
+        answer = await self._exchange.ask(IslandId(job.executor), "complete", request, CodeCompletionAnswer)
         return list(answer.candidates)
 
     # --- what people see ---------------------------------------------------------------------------------
 
-    async def row(self, job: Job) -> dict[str, Any]:
+    async def row(self, job: JobRow) -> dict[str, Any]:
         """A job as `island job ls` and `show` print it: flat, with stable keys."""
         lost = self.forwarding.lost_since(job.id)
         return {
@@ -554,7 +558,7 @@ class Jobs:
             "phase": job.phase,
         }
 
-    def run_row(self, run: Run) -> dict[str, Any]:
+    def run_row(self, run: JobRun) -> dict[str, Any]:
         """A run of another home at this island, as its administrator sees it in `island job ls`."""
         home = self._membership.display(IslandId(run.home))
         return {
@@ -578,17 +582,17 @@ class Jobs:
             "phase": run.step,
         }
 
-    async def listing(self, who: Principal, limit: int, *, live_only: bool = False) -> list[dict[str, Any]]:
+    async def listing(self, caller: Principal, limit: int, *, live_only: bool = False) -> list[dict[str, Any]]:
         """The jobs of this home, and for the administrator those that others run here; newest first."""
-        rows = [await self.row(job) for job in await self.newest(who, limit, live_only=live_only)]
-        if who.is_administrator:
+        rows = [await self.row(job) for job in await self.newest(caller, limit, live_only=live_only)]
+        if caller.is_administrator:
             foreign = [run for run in await self.executor.newest(limit) if run.home != self._trust.me]
             rows += [self.run_row(run) for run in foreign if not (live_only and run.ended)]
         return sorted(rows, key=lambda row: -row["created"])[:limit]
 
-    async def guest(self, who: Principal, text: str) -> Run | None:
+    async def guest(self, caller: Principal, text: str) -> JobRun | None:
         """The job of another home that runs or ran here, by its public id or a unique prefix; for the administrator."""
-        if not who.is_administrator or len(text) < 4:
+        if not caller.is_administrator or len(text) < 4:
             return None
         runs = await self.executor.newest(10_000)
         found = [run for run in runs if run.home != self._trust.me and run.job.startswith(text.lower())]
@@ -597,14 +601,14 @@ class Jobs:
             raise Ambiguous(f"'{text}' may mean several jobs", hint=f"Write more of one of these: {listed}")
         return found[0] if found else None
 
-    async def evict(self, who: Principal, run: Run) -> dict[str, Any]:
+    async def evict(self, caller: Principal, run: JobRun) -> dict[str, Any]:
         """End a job of another home that runs here. Returns its row as it is."""
 
         def write(conn: sqlite3.Connection) -> None:
             journal.append(
                 conn,
                 at=self._clock.wall(),
-                who=self._trust.who(who.user),
+                who=self._trust.who(caller.user),
                 act="job.evict",
                 what=run.job,
                 outcome="accepted",
@@ -614,16 +618,16 @@ class Jobs:
         await self.executor.evict(run, write)
         return self.run_row(run)
 
-    async def show(self, job: Job) -> dict[str, Any]:
+    async def show(self, job: JobRow) -> dict[str, Any]:
         """One job for its owner, with the key by which it can be followed from another island."""
         return {**await self.row(job), "key": job.reattach}
 
-    async def explain(self, job: Job) -> list[dict[str, Any]]:
+    async def explain(self, job: JobRow) -> list[dict[str, Any]]:
         """Every island that was considered, in each decision, with the terms; flat rows."""
         stored = await self._state.read(lambda conn: store.decisions(conn, job.id))
         rows = []
         for attempt, (at, text) in enumerate(stored, 1):
-            decision = msgspec.json.decode(text, type=Decision)
+            decision = msgspec.json.decode(text, type=RoutingDecision)
             replayed = router.decide(decision.wanted, decision.candidates) == decision
             rows += [{"job": job.id, "attempt": attempt, "at": at, **r, "replayed": replayed} for r in _rows(decision)]
         return rows
@@ -677,7 +681,7 @@ class Jobs:
         return ReattachAnswer(body=msgspec.json.encode(body).decode())
 
 
-def statement_row(statement: Statement, progress: StatementReport) -> dict[str, Any]:
+def statement_row(statement: StatementRow, progress: StatementReport) -> dict[str, Any]:
     """A statement as the operator API shows it."""
     output = progress.output or statement.output
     return {
@@ -702,7 +706,7 @@ def _told(what: str, text: str) -> Any:
         raise PeerMisbehaved(f"the job's home answered what is no {what}: {error}") from error
 
 
-def _rows(decision: Decision) -> list[dict[str, Any]]:
+def _rows(decision: RoutingDecision) -> list[dict[str, Any]]:
     candidates = {candidate.island: candidate for candidate in decision.candidates}
     rows = []
     for verdict in decision.verdicts:
@@ -718,7 +722,7 @@ def _rows(decision: Decision) -> list[dict[str, Any]]:
                 "seconds": verdict.seconds,
                 # A rejected island has no estimate; its row has the keys all the same.
                 **{f"{what.replace(' ', '_')}_s": seconds.get(what) for what in router.TERMS},
-                "terms": "; ".join(f"{t.what} {router.show_seconds(t.seconds)} ({t.why})" for t in verdict.terms),
+                "terms": "; ".join(f"{t.what} {router.format_seconds(t.seconds)} ({t.why})" for t in verdict.terms),
                 "round_trip_s": candidate.rtt,
                 "bandwidth": candidate.bandwidth,
                 "input_bytes": sum(part.bytes for part in candidate.parts),
@@ -729,31 +733,31 @@ def _rows(decision: Decision) -> list[dict[str, Any]]:
     return rows
 
 
-def _named(conn: sqlite3.Connection, kind: str, key: int | str) -> Job | None:
+def _named(conn: sqlite3.Connection, kind: str, key: int | str) -> JobRow | None:
     return store.by_local(conn, kind, key) if isinstance(key, int) else store.by_name(conn, kind, key)
 
 
-def _state(conn: sqlite3.Connection, job: Job) -> str:
+def _state(conn: sqlite3.Connection, job: JobRow) -> str:
     if job.live and job.stop:
         return "shutting_down"
     return core.session_state(job.state, job.state == "idle" and store.is_busy(conn, job.id))
 
 
-def _seen(conn: sqlite3.Connection, job: Job) -> Seen:
+def _seen(conn: sqlite3.Connection, job: JobRow) -> JobSummary:
     notes = [text for _, text in store.log_lines(conn, job.id)]
-    return Seen(job, _state(conn, job), core.livy_log(job.engine_log, notes))
+    return JobSummary(job, _state(conn, job), core.livy_log(job.engine_log, notes))
 
 
-def _seen_size(seen: Seen | None) -> int:
+def _seen_size(seen: JobSummary | None) -> int:
     return 0 if seen is None else sum(map(len, seen.log))
 
 
-def _statement_size(found: tuple[Job | None, Statement | None]) -> int:
+def _statement_size(found: tuple[JobRow | None, StatementRow | None]) -> int:
     return 0 if found[1] is None else len(found[1].output) + len(found[1].code)
 
 
-def _may(who: Principal, job: Job) -> bool:
-    return who.is_administrator or job.user == who.user
+def _may(caller: Principal, job: JobRow) -> bool:
+    return caller.is_administrator or job.user == caller.user
 
 
 def _resources(shown: dict[str, Any]) -> dict[str, str | int]:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from island.errors import Conflict
-from island.jobs.messages import LOG_LINES, Report, StatementReport, Work
+from island.jobs.messages import LOG_LINES, JobReport, JobSpec, StatementReport
 from island.kernel import codec
 from island.livy.messages import STATEMENT_ENDED
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class JobRow:
     """One row of `job`. Times are unix seconds."""
 
     id: str
@@ -25,7 +25,7 @@ class Job:
     name: str | None
     request_hash: str
     request: dict[str, Any]
-    work: Work
+    work: JobSpec
     pin: str
     reattach: str
     created: float
@@ -53,7 +53,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class StatementRow:
     """One row of `job_statement`. Times are milliseconds since 1970, 0 while not reached."""
 
     number: int
@@ -80,8 +80,8 @@ class Statement:
         )
 
 
-def _job(row: sqlite3.Row) -> Job:
-    return Job(
+def _job(row: sqlite3.Row) -> JobRow:
+    return JobRow(
         id=row["id"],
         kind=row["kind"],
         local=row["local"],
@@ -89,7 +89,7 @@ def _job(row: sqlite3.Row) -> Job:
         name=row["name"],
         request_hash=row["request_hash"],
         request=json.loads(row["request"]),
-        work=codec.decode(row["work"], Work),
+        work=codec.decode(row["work"], JobSpec),
         pin=row["pin"],
         reattach=row["reattach"],
         created=row["created"],
@@ -112,8 +112,8 @@ def _job(row: sqlite3.Row) -> Job:
     )
 
 
-def _statement(row: sqlite3.Row) -> Statement:
-    return Statement(
+def _statement(row: sqlite3.Row) -> StatementRow:
+    return StatementRow(
         number=row["number"],
         code=row["code"],
         language=row["language"],
@@ -128,7 +128,7 @@ def _statement(row: sqlite3.Row) -> Statement:
 # --- accept ---------------------------------------------------------------------------------
 
 
-def repeated(conn: sqlite3.Connection, user: str, key: str, request_hash: str) -> Job | None:
+def repeated(conn: sqlite3.Connection, user: str, key: str, request_hash: str) -> JobRow | None:
     """The job that this user's idempotency key already made.
 
     Raises `Conflict` when it was made by another request.
@@ -174,7 +174,7 @@ def insert(
     idempotency: str | None,
     request_hash: str,
     request: dict[str, Any],
-    work: Work,
+    work: JobSpec,
     pin: str,
     reattach: str,
     created: float,
@@ -223,19 +223,19 @@ def drop_files(conn: sqlite3.Connection) -> None:
 # --- look up ----------------------------------------------------------------------------------
 
 
-def get(conn: sqlite3.Connection, job: str) -> Job | None:
+def get(conn: sqlite3.Connection, job: str) -> JobRow | None:
     """A job by its public id."""
     row = conn.execute("SELECT * FROM job WHERE id = ?", (job,)).fetchone()
     return None if row is None else _job(row)
 
 
-def by_local(conn: sqlite3.Connection, kind: str, local: int) -> Job | None:
+def by_local(conn: sqlite3.Connection, kind: str, local: int) -> JobRow | None:
     """A job by the id that Livy's clients use."""
     row = conn.execute("SELECT * FROM job WHERE kind = ? AND local = ?", (kind, local)).fetchone()
     return None if row is None else _job(row)
 
 
-def by_name(conn: sqlite3.Connection, kind: str, name: str) -> Job | None:
+def by_name(conn: sqlite3.Connection, kind: str, name: str) -> JobRow | None:
     """The newest job of a name that Livy's clients still see, living ones first."""
     row = conn.execute(
         "SELECT * FROM job WHERE kind = ? AND name = ? AND deleted = 0 ORDER BY phase = 'ended', local DESC LIMIT 1",
@@ -244,7 +244,7 @@ def by_name(conn: sqlite3.Connection, kind: str, name: str) -> Job | None:
     return None if row is None else _job(row)
 
 
-def by_prefix(conn: sqlite3.Connection, prefix: str, user: str | None, limit: int = 6) -> list[Job]:
+def by_prefix(conn: sqlite3.Connection, prefix: str, user: str | None, limit: int = 6) -> list[JobRow]:
     """Jobs whose public id begins with `prefix`, of one user or of all."""
     rows = conn.execute(
         "SELECT * FROM job WHERE id >= ? AND id < ? AND (? IS NULL OR user = ?) ORDER BY id LIMIT ?",
@@ -253,7 +253,7 @@ def by_prefix(conn: sqlite3.Connection, prefix: str, user: str | None, limit: in
     return [_job(row) for row in rows]
 
 
-def page(conn: sqlite3.Connection, kind: str, user: str | None, start: int, size: int) -> tuple[int, list[Job]]:
+def page(conn: sqlite3.Connection, kind: str, user: str | None, start: int, size: int) -> tuple[int, list[JobRow]]:
     """How many jobs of a kind Livy's clients see, and a page of them by local id."""
     where = "kind = ? AND deleted = 0 AND (? IS NULL OR user = ?)"
     total = conn.execute(f"SELECT count(*) FROM job WHERE {where}", (kind, user, user)).fetchone()[0]
@@ -266,7 +266,7 @@ def page(conn: sqlite3.Connection, kind: str, user: str | None, start: int, size
     return total, [_job(row) for row in rows]
 
 
-def newest(conn: sqlite3.Connection, user: str | None, limit: int, *, live_only: bool = False) -> list[Job]:
+def newest(conn: sqlite3.Connection, user: str | None, limit: int, *, live_only: bool = False) -> list[JobRow]:
     """The newest jobs, of one user or of all, deleted ones included."""
     rows = conn.execute(
         "SELECT * FROM job WHERE (? IS NULL OR user = ?) AND (? = 0 OR phase != 'ended')"
@@ -276,7 +276,7 @@ def newest(conn: sqlite3.Connection, user: str | None, limit: int, *, live_only:
     return [_job(row) for row in rows]
 
 
-def unfinished(conn: sqlite3.Connection) -> list[Job]:
+def unfinished(conn: sqlite3.Connection) -> list[JobRow]:
     """The jobs that home still has something to do for, oldest first."""
     rows = conn.execute("SELECT * FROM job WHERE phase != 'ended' OR released = 0 ORDER BY created, id")
     return [_job(row) for row in rows]
@@ -344,7 +344,7 @@ def set_phase(conn: sqlite3.Connection, job: str, epoch: int, phase: str) -> boo
     return changed.rowcount > 0
 
 
-def apply_report(conn: sqlite3.Connection, job: str, epoch: int, report: Report, at: float) -> bool:
+def apply_report(conn: sqlite3.Connection, job: str, epoch: int, report: JobReport, at: float) -> bool:
     """Store what the executor of this epoch says; False (and nothing stored) if the epoch has passed.
 
     Results are written once: a statement that has its last state keeps it.
@@ -429,13 +429,13 @@ def add_statement(conn: sqlite3.Connection, job: str, code: str, language: str, 
     return int(row[0])
 
 
-def statement(conn: sqlite3.Connection, job: str, number: int) -> Statement | None:
+def statement(conn: sqlite3.Connection, job: str, number: int) -> StatementRow | None:
     """One statement of a job."""
     row = conn.execute("SELECT * FROM job_statement WHERE job = ? AND number = ?", (job, number)).fetchone()
     return None if row is None else _statement(row)
 
 
-def statements(conn: sqlite3.Connection, job: str, numbers: Sequence[int] | None = None) -> list[Statement]:
+def statements(conn: sqlite3.Connection, job: str, numbers: Sequence[int] | None = None) -> list[StatementRow]:
     """The statements of a job in order, all or those with these numbers."""
     if numbers is None:
         rows = conn.execute("SELECT * FROM job_statement WHERE job = ? ORDER BY number", (job,)).fetchall()
@@ -452,7 +452,7 @@ def is_busy(conn: sqlite3.Connection, job: str) -> bool:
     return row is not None
 
 
-def open_statements(conn: sqlite3.Connection, job: str) -> list[Statement]:
+def open_statements(conn: sqlite3.Connection, job: str) -> list[StatementRow]:
     """The statements that have no last state yet, in order."""
     rows = conn.execute(
         "SELECT * FROM job_statement WHERE job = ? AND state IN ('waiting', 'running', 'cancelling') ORDER BY number",

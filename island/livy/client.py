@@ -25,8 +25,8 @@ from island.livy.messages import (
     BatchPage,
     BatchRequest,
     BatchView,
-    Completion,
     CompletionRequest,
+    CompletionResponse,
     LogPage,
     SessionPage,
     SessionRequest,
@@ -176,9 +176,9 @@ class LivyClient:
             lambda: self.statement(key, number), has_ended, timeout_s, f"statement {number} of session {key}"
         )
 
-    async def complete(self, key: int | str, request: CompletionRequest) -> Completion:
+    async def complete(self, key: int | str, request: CompletionRequest) -> CompletionResponse:
         """Candidates for the code before the cursor."""
-        return await self._post(f"/sessions/{quote(str(key), safe='')}/completion", request, Completion)
+        return await self._post(f"/sessions/{quote(str(key), safe='')}/completion", request, CompletionResponse)
 
     # -- batches ------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from island.livy.rest import Refusal, rejected
+from island.livy.rest import LivyRefusal, rejected
 
 PATH_PREFIX: Final = "spark.island.path."
 """`spark.island.path.VIEW` is the path that the view VIEW reads: a Parquet file or folder."""
@@ -93,7 +93,7 @@ def protected_keys(conf: Mapping[str, str]) -> list[str]:
     return sorted(key for key in conf if is_protected(key))
 
 
-def refused_conf(conf: Mapping[str, str]) -> Refusal | None:
+def refused_conf(conf: Mapping[str, str]) -> LivyRefusal | None:
     """Why these settings are refused, or None: protected, too many, too large, or not of one line."""
     if len(conf) > MAX_KEYS:
         return rejected(f"{len(conf)} settings in conf; the limit is {MAX_KEYS}.")
@@ -113,7 +113,7 @@ def refused_conf(conf: Mapping[str, str]) -> Refusal | None:
 def input_views(conf: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """(view → path, alias → view) of the inputs in `conf`.
 
-    Raises `Refusal` for a name that is no identifier, a path that is not absolute, and an
+    Raises `LivyRefusal` for a name that is no identifier, a path that is not absolute, and an
     alias of nothing.
     """
     paths = {key[len(PATH_PREFIX) :]: path for key, path in conf.items() if key.startswith(PATH_PREFIX)}

@@ -146,7 +146,7 @@ class StateView(msgspec.Struct, frozen=True):
     state: str
 
 
-class Message(msgspec.Struct, frozen=True):
+class ResponseMessage(msgspec.Struct, frozen=True):
     """Livy's `{"msg": ...}`."""
 
     msg: str
@@ -163,7 +163,7 @@ class Version(msgspec.Struct, frozen=True):
     user: str = ""
 
 
-class Completion(msgspec.Struct, frozen=True):
+class CompletionResponse(msgspec.Struct, frozen=True):
     """`POST /sessions/N/completion`."""
 
     candidates: list[str] = []

@@ -2,7 +2,7 @@
 
 Livy reads JSON as Jackson does: unknown fields are refused, numbers and booleans become
 strings where a string is meant, null means absent. Parsing never raises anything but
-`Refusal`.
+`LivyRefusal`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from island.livy.messages import KINDS, BatchRequest, CompletionRequest, SessionRequest, StatementRequest
-from island.livy.rest import INT_MAX, Refusal, bad_body, rejected
+from island.livy.rest import INT_MAX, LivyRefusal, bad_body, rejected
 
 MAX_BODY: Final = 16 * 1024 * 1024
 MAX_LIST: Final = 10_000
@@ -72,7 +72,7 @@ def completion_request(raw: bytes) -> CompletionRequest:
 
 
 def milliseconds(text: str) -> int:
-    """A time string of Livy's (`90s`, `10m`, `1h`; milliseconds without a unit). Raises `Refusal`."""
+    """A time string of Livy's (`90s`, `10m`, `1h`; milliseconds without a unit). Raises `LivyRefusal`."""
     found = re.fullmatch(r"([0-9]{1,12})([a-z]*)", text.strip().lower())
     if not found or (found[2] or "ms") not in _UNITS:
         raise rejected(f"Invalid time string: {text[:100]}")
@@ -80,7 +80,7 @@ def milliseconds(text: str) -> int:
 
 
 def memory_bytes(text: str) -> int:
-    """A JVM memory string (`512m`, `2g`; MiB without a unit, as Spark reads it). Raises `Refusal`."""
+    """A JVM memory string (`512m`, `2g`; MiB without a unit, as Spark reads it). Raises `LivyRefusal`."""
     found = re.fullmatch(r"([0-9]{1,12})([kmgt]?)b?", text.strip().lower())
     if not found:
         raise rejected(f"Invalid memory string: {text[:100]}")
@@ -105,7 +105,7 @@ def _check_name(name: str | None) -> None:
 
 
 def _fields(raw: bytes, java: str, struct: type[msgspec.Struct], also: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The object in `raw`, its fields known and of the right type, nulls left out. Raises `Refusal`."""
+    """The object in `raw`, its fields known and of the right type, nulls left out. Raises `LivyRefusal`."""
     body = _decoded(raw, java)
     known = (*struct.__struct_encode_fields__, *also)
     for key in body:
@@ -120,7 +120,7 @@ def _fields(raw: bytes, java: str, struct: type[msgspec.Struct], also: tuple[str
 
 def _decoded(raw: bytes, java: str) -> dict[str, Any]:
     if len(raw) > MAX_BODY:
-        raise Refusal(413, f"The body has {len(raw)} bytes; the limit is {MAX_BODY}", code="too_large")
+        raise LivyRefusal(413, f"The body has {len(raw)} bytes; the limit is {MAX_BODY}", code="too_large")
     if not raw.strip():
         raise bad_body("No content to map due to end-of-input")
     try:
@@ -134,7 +134,7 @@ def _decoded(raw: bytes, java: str) -> dict[str, Any]:
 
 
 def _coerced(key: str, value: Any) -> Any:
-    """One field's value, scalars made strings as Jackson does. Raises `Refusal` where the type is wrong."""
+    """One field's value, scalars made strings as Jackson does. Raises `LivyRefusal` where the type is wrong."""
     if key in _LISTS:
         if not isinstance(value, list):
             _wrong_type(key, value, "scala.collection.immutable.List<java.lang.String>")

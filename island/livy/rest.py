@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from island.errors import BadInput
-from island.livy.messages import LogPage, Message
+from island.livy.messages import LogPage, ResponseMessage
 
 VERSION: Final = "0.9.0-incubating"
 JSON_TYPE: Final = "application/json;charset=utf-8"
@@ -38,18 +38,22 @@ KEPT_ROWS: Final = 1000
 KEPT_LOG_LINES: Final = 200
 INT_MAX: Final = 2**31 - 1
 
-DELETED: Final = Message("deleted")
-CANCELED: Final = Message("canceled")
-INTERRUPTED: Final = Message("interrupted")
+DELETED: Final = ResponseMessage("deleted")
+CANCELED: Final = ResponseMessage("canceled")
+INTERRUPTED: Final = ResponseMessage("interrupted")
 
 T = TypeVar("T")
 
 
-class Refusal(BadInput):
-    """A refusal as Livy words it. `body` is what goes on the wire: a string, a `Message`, or None for no body."""
+class LivyRefusal(BadInput):
+    """A refusal as Livy words it. `body` goes on the wire: a string, a `ResponseMessage`, or None for no body."""
 
-    def __init__(self, status: int, body: str | Message | None, *, hint: str = "", code: str = "refused") -> None:
-        super().__init__(body.msg if isinstance(body, Message) else body or f"HTTP {status}", hint=hint, code=code)
+    def __init__(
+        self, status: int, body: str | ResponseMessage | None, *, hint: str = "", code: str = "refused"
+    ) -> None:
+        super().__init__(
+            body.msg if isinstance(body, ResponseMessage) else body or f"HTTP {status}", hint=hint, code=code
+        )
         self.status = status
         self.body = body
 
@@ -58,61 +62,61 @@ class Refusal(BadInput):
         return b"" if self.body is None else msgspec.json.encode(self.body)
 
 
-def bad_body(text: str) -> Refusal:
+def bad_body(text: str) -> LivyRefusal:
     """A body that does not parse: 400 with a plain JSON string."""
-    return Refusal(400, text, code="bad_body")
+    return LivyRefusal(400, text, code="bad_body")
 
 
-def rejected(reason: str, *, hint: str = "") -> Refusal:
+def rejected(reason: str, *, hint: str = "") -> LivyRefusal:
     """A request that parses and is refused: 400 with `{"msg": "Rejected, Reason: ..."}`."""
-    return Refusal(400, Message(f"Rejected, Reason: {reason}"), hint=hint, code="rejected")
+    return LivyRefusal(400, ResponseMessage(f"Rejected, Reason: {reason}"), hint=hint, code="rejected")
 
 
-def requirement(text: str) -> Refusal:
+def requirement(text: str) -> LivyRefusal:
     """A precondition that does not hold: 400 with `{"msg": "requirement failed: ..."}`."""
-    return Refusal(400, Message(f"requirement failed: {text}"), code="requirement")
+    return LivyRefusal(400, ResponseMessage(f"requirement failed: {text}"), code="requirement")
 
 
-def session_not_found(name: int | str) -> Refusal:
+def session_not_found(name: int | str) -> LivyRefusal:
     """No session or batch of this id or name: 404."""
-    return Refusal(404, Message(f"Session '{name}' not found."), code="not_found")
+    return LivyRefusal(404, ResponseMessage(f"Session '{name}' not found."), code="not_found")
 
 
-def statement_not_found() -> Refusal:
+def statement_not_found() -> LivyRefusal:
     """No statement of this id, or no longer kept: 404 with a plain JSON string."""
-    return Refusal(404, "Statement not found", code="not_found")
+    return LivyRefusal(404, "Statement not found", code="not_found")
 
 
-def duplicate_name(name: str, holder: int) -> Refusal:
+def duplicate_name(name: str, holder: int) -> LivyRefusal:
     """The name is borne by a living session or batch: 400."""
     return rejected(f"Duplicate session name: Some({name}) for session {holder}")
 
 
-def not_active(state: str = "") -> Refusal:
+def not_active(state: str = "") -> LivyRefusal:
     """Something that only a living session can do: 400 (Livy answers 500 to some of these)."""
     return requirement("Session isn't active." if not state else f"Session isn't active: its state is {state}.")
 
 
 def integer(text: str) -> int:
-    """A number as Java's Integer reads it. Raises `Refusal` with Livy's words."""
+    """A number as Java's Integer reads it. Raises `LivyRefusal` with Livy's words."""
     if re.fullmatch(r"[+-]?[0-9]{1,10}", text):
         value = int(text)
         if -INT_MAX - 1 <= value <= INT_MAX:
             return value
-    raise Refusal(400, Message(f'For input string: "{text[:200]}"'), code="bad_number")
+    raise LivyRefusal(400, ResponseMessage(f'For input string: "{text[:200]}"'), code="bad_number")
 
 
 def id_or_name(segment: str) -> int | str:
-    """The session that a path segment means: digits are always an id. Raises `Refusal` if over an int."""
+    """The session that a path segment means: digits are always an id. Raises `LivyRefusal` if over an int."""
     return integer(segment) if re.fullmatch(r"-?[0-9]+", segment) else segment
 
 
-def page(query: Mapping[str, str], *, size: int = PAGE_SIZE) -> tuple[int, int]:
-    """`from` and `size` of a listing, as the caller wrote them. Raises `Refusal` for `from=abc`."""
+def page_bounds(query: Mapping[str, str], *, size: int = PAGE_SIZE) -> tuple[int, int]:
+    """`from` and `size` of a listing, as the caller wrote them. Raises `LivyRefusal` for `from=abc`."""
     return integer(query.get("from", "0")), integer(query.get("size", str(size)))
 
 
-def cut(items: Sequence[T], start: int, size: int) -> list[T]:
+def slice_page(items: Sequence[T], start: int, size: int) -> list[T]:
     """The items from `start`, at most `size`. Out of range, negative or empty: no items, never an error."""
     end = start + size
     return list(items[max(start, 0) : end]) if end > 0 and size > 0 else []
@@ -120,8 +124,8 @@ def cut(items: Sequence[T], start: int, size: int) -> list[T]:
 
 def statement_page(ids: Sequence[T], query: Mapping[str, str]) -> list[T]:
     """The page of a session's statements, which come in order; `order=desc` turns them round first."""
-    start, size = page(query, size=INT_MAX)
-    return cut(list(reversed(ids)) if query.get("order", "").lower() == "desc" else ids, start, size)
+    start, size = page_bounds(query, size=INT_MAX)
+    return slice_page(list(reversed(ids)) if query.get("order", "").lower() == "desc" else ids, start, size)
 
 
 def log_page(number: int, lines: Sequence[str], query: Mapping[str, str]) -> LogPage:
@@ -132,10 +136,10 @@ def log_page(number: int, lines: Sequence[str], query: Mapping[str, str]) -> Log
         start, size = max(start, 0), len(lines)
     elif start < 0:
         start = max(0, len(lines) - size)
-    return LogPage(number, start, len(lines), cut(lines, start, size))
+    return LogPage(number, start, len(lines), slice_page(lines, start, size))
 
 
-def log_lines(stdout: Iterable[str], stderr: Iterable[str]) -> list[str]:
+def livy_log_lines(stdout: Iterable[str], stderr: Iterable[str]) -> list[str]:
     """The two streams as one log, with Livy's headings."""
     return ["stdout: ", *stdout, "\nstderr: ", *stderr]
 

@@ -15,8 +15,8 @@ from island.errors import Ambiguous, BadInput, NotFound
 from island.kernel.ids import IslandId, is_key_prefix, is_name, key_prefix
 from island.membership.messages import SERVER_KINDS, ServerKind
 
-State = Literal["self", "up", "suspect", "down"]
-STATES: tuple[State, ...] = get_args(State)
+PeerState = Literal["self", "up", "suspect", "down"]
+STATES: tuple[PeerState, ...] = get_args(PeerState)
 
 REDIAL = 1.5
 """Seconds after a lost session by which the first redial has succeeded or failed."""
@@ -61,7 +61,7 @@ class Contact:
     """Whether there was a session since this island started."""
 
 
-def opinion(contact: Contact, now: float) -> tuple[State, float | None]:
+def opinion(contact: Contact, now: float) -> tuple[PeerState, float | None]:
     """The state of an island at `now`, and when it changes by itself, if it does."""
     if contact.linked:
         return "up", None

@@ -20,7 +20,7 @@ from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng, Signal, Topic
 from island.kernel.telemetry import gauge
 from island.membership import core, store
-from island.membership.core import Contact, Names, State
+from island.membership.core import Contact, Names, PeerState
 from island.membership.messages import SELF_KEY, SelfRecord, ServerRecord
 from island.membership.store import ServerRow
 from island.trust import journal
@@ -45,7 +45,7 @@ class IslandView:
     """What it calls itself, "" if it has not said."""
     display: str
     """What people see and may write: unique."""
-    state: State
+    state: PeerState
     since: float
     """Wall time here at which the state became so."""
     addresses: list[str]
@@ -73,7 +73,7 @@ class _Known:
 
     record: SelfRecord | None
     contact: Contact
-    state: State
+    state: PeerState
     since: float
 
 
@@ -284,7 +284,7 @@ class Membership:
             self._known[island].record = record
             return
         now = self._clock.monotonic()
-        state: State = "self" if island == self.me else "suspect"
+        state: PeerState = "self" if island == self.me else "suspect"
         self._known[island] = _Known(record, Contact(linked=False, since=now, heard=now), state, since)
 
     def _on_link(self, island: IslandId, up: bool) -> None:

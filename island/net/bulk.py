@@ -13,12 +13,12 @@ from island.kernel.codec import BULK_LIMIT
 from island.kernel.ids import IslandId
 from island.net import frames
 from island.net.control import check_body, ended
-from island.net.frames import Frame, RequestHead, Type
+from island.net.frames import Frame, FrameType, RequestHead
 from island.net.handshake import refused
 from island.net.limits import BLOCK_COST, STREAM_WINDOW
-from island.net.session import Session
+from island.net.session import PeerSession
 
-Server = Callable[["BulkSession", RequestHead, bytes, "Stream"], Awaitable[None]]
+StreamHandler = Callable[["BulkSession", RequestHead, bytes, "SessionStream"], Awaitable[None]]
 """Serves a stream that the other side opened, by a handler of this island or by passing it on."""
 
 
@@ -27,7 +27,7 @@ def cost(block: bytes) -> int:
     return max(len(block), BLOCK_COST)
 
 
-class Stream:
+class SessionStream:
     """One side of a stream. See `kernel.ports.BulkStream`."""
 
     def __init__(self, session: BulkSession, number: int) -> None:
@@ -83,7 +83,7 @@ class Stream:
         """Nothing more will be sent; receiving goes on."""
         if not self._finished and self._gone is None:
             self._finished = True
-            await self._session.write_control(Type.END, self._number)
+            await self._session.write_control(FrameType.END, self._number)
 
     def close(self, error: IslandError | None = None) -> None:
         """This side is done with the stream, both ways; `error` is told to the other side."""
@@ -140,7 +140,7 @@ class Stream:
             self._owed = 0
 
 
-class Meter:
+class BandwidthMeter:
     """The smoothed rate of received bytes, over times in which they flow."""
 
     _GAP_S, _SPAN_S, _LEAST = 0.25, 0.05, 256 * 1024
@@ -166,24 +166,24 @@ class Meter:
             self._start, self._bytes = now, 0
 
 
-class BulkSession(Session):
+class BulkSession(PeerSession):
     """The dialler's streams have odd ids, the listener's even ones; both rise."""
 
     name_of_class = "bulk"
     frame_limit = frames.BULK_FRAME
     backlog_limit = 64 * 1024 * 1024
 
-    def __init__(self, *args: Any, server: Server, meter: Meter, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, server: StreamHandler, meter: BandwidthMeter, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._server, self._meter = server, meter
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, SessionStream] = {}
         self._last_opened = -1 if self.dialled else 0
         self._last_seen = 0 if self.dialled else -1
         self._turns = asyncio.Semaphore(self._limits.calls)
         self._serving = 0
         self._busy_at = self._clock.monotonic()
 
-    async def open(self, head: RequestHead, body: bytes) -> Stream:
+    async def open(self, head: RequestHead, body: bytes) -> SessionStream:
         """Open a stream; `release` must follow. Raises `Unreachable`."""
         check_body(body)
         await self._turns.acquire()
@@ -191,28 +191,28 @@ class BulkSession(Session):
             self._turns.release()
             raise ended(self, self.over)
         self._last_opened += 2
-        stream = self._streams[self._last_opened] = Stream(self, self._last_opened)
-        self._write(frames.pack_headed(Type.OPEN, self._last_opened, head, body))
+        stream = self._streams[self._last_opened] = SessionStream(self, self._last_opened)
+        self._write(frames.pack_headed(FrameType.OPEN, self._last_opened, head, body))
         return stream
 
-    def release(self, stream: Stream) -> None:
+    def release(self, stream: SessionStream) -> None:
         """The opener is done with a stream."""
         stream.close()
         self._turns.release()
 
     async def write_block(self, number: int, block: bytes) -> None:
         """Send a block that credit allows."""
-        self._write(frames.pack(Type.DATA, number, block))
+        self._write(frames.pack_frame(FrameType.DATA, number, block))
         await self._flush()
 
-    async def write_control(self, kind: Type, number: int) -> None:
+    async def write_control(self, kind: FrameType, number: int) -> None:
         """Send a frame without payload about a stream."""
-        self._write(frames.pack(kind, number))
+        self._write(frames.pack_frame(kind, number))
         await self._flush()
 
     def write_credit(self, number: int, count: int) -> None:
         """Let the other side send `count` more."""
-        self._write(frames.pack(Type.CREDIT, number, count.to_bytes(4, "big")))
+        self._write(frames.pack_frame(FrameType.CREDIT, number, count.to_bytes(4, "big")))
 
     def forget(self, number: int, error: IslandError | None) -> None:
         """This side is done with a stream, which the other side has not closed."""
@@ -220,15 +220,15 @@ class BulkSession(Session):
             return
         self._busy_at = self._clock.monotonic()
         if error is None:
-            self._write(frames.pack(Type.CLOSE, number))
+            self._write(frames.pack_frame(FrameType.CLOSE, number))
         else:
-            self._write(frames.pack(Type.ERROR, number, codec.encode(frames.refusal(error))))
+            self._write(frames.pack_frame(FrameType.ERROR, number, codec.encode(frames.refusal(error))))
 
     def _handle(self, frame: Frame) -> None:
-        if frame.type is Type.OPEN:
+        if frame.type is FrameType.OPEN:
             self._on_open(frame)
             return
-        if frame.type not in {Type.DATA, Type.CREDIT, Type.END, Type.CLOSE, Type.ERROR}:
+        if frame.type not in {FrameType.DATA, FrameType.CREDIT, FrameType.END, FrameType.CLOSE, FrameType.ERROR}:
             raise PeerMisbehaved(f"a frame {frame.type.name} in a bulk session", code="out_of_order")
         mine = frame.id % 2 == self._last_opened % 2
         if frame.id > (self._last_opened if mine else self._last_seen) or frame.id == 0:
@@ -236,18 +236,18 @@ class BulkSession(Session):
         if (stream := self._streams.get(frame.id)) is not None:  # else it was closed here meanwhile
             self._on_stream(stream, frame)
 
-    def _on_stream(self, stream: Stream, frame: Frame) -> None:
-        if frame.type is Type.DATA:
+    def _on_stream(self, stream: SessionStream, frame: Frame) -> None:
+        if frame.type is FrameType.DATA:
             stream.on_data(frame.payload)
             self._meter.add(len(frame.payload), self._clock.monotonic())
-        elif frame.type is Type.CREDIT:
+        elif frame.type is FrameType.CREDIT:
             if len(frame.payload) != 4:
                 raise PeerMisbehaved("a credit that is none", code="malformed")
             stream.on_credit(int.from_bytes(frame.payload, "big"))
-        elif frame.type is Type.END:
+        elif frame.type is FrameType.END:
             stream.on_end()
         else:
-            problem: PeerRefused | None = refused(frame.payload) if frame.type is Type.ERROR else None
+            problem: PeerRefused | None = refused(frame.payload) if frame.type is FrameType.ERROR else None
             del self._streams[frame.id]
             self._busy_at = self._clock.monotonic()
             if problem is not None:
@@ -260,14 +260,14 @@ class BulkSession(Session):
         if frame.id % 2 == self._last_opened % 2 or frame.id <= self._last_seen:
             raise PeerMisbehaved(f"stream {frame.id} after {self._last_seen}", code="id_reused")
         self._last_seen = frame.id
-        stream = self._streams[frame.id] = Stream(self, frame.id)
+        stream = self._streams[frame.id] = SessionStream(self, frame.id)
         if self._serving >= 2 * self._limits.calls:
             stream.close(Unreachable("too many streams at once", code="busy"))
             return
         self._serving += 1
         self._spawn(self._serve(head, body, stream))
 
-    async def _serve(self, head: RequestHead, body: bytes, stream: Stream) -> None:
+    async def _serve(self, head: RequestHead, body: bytes, stream: SessionStream) -> None:
         try:
             await self._server(self, head, body, stream)
         except IslandError as error:

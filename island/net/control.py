@@ -14,10 +14,10 @@ from island.kernel import codec
 from island.kernel.codec import CONTROL_LIMIT
 from island.kernel.telemetry import counter
 from island.net import frames
-from island.net.frames import Frame, RequestHead, Type
+from island.net.frames import Frame, FrameType, RequestHead
 from island.net.handlers import Handlers
 from island.net.handshake import refused
-from island.net.session import Session
+from island.net.session import PeerSession
 
 log = structlog.get_logger("island")
 
@@ -27,7 +27,7 @@ Answerer = Callable[["ControlSession", RequestHead, bytes], Awaitable[bytes]]
 """Answers a request, by a handler of this island or by passing it on."""
 
 
-class ControlSession(Session):
+class ControlSession(PeerSession):
     """Ids of requests rise on each side, so that a repeated one is noticed and a late answer ignored."""
 
     name_of_class = "control"
@@ -63,7 +63,7 @@ class ControlSession(Session):
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._pending[number] = answer
         try:
-            self._write(frames.pack_headed(Type.REQUEST, number, head, body))
+            self._write(frames.pack_headed(FrameType.REQUEST, number, head, body))
             await self._flush()
             return await answer
         finally:
@@ -75,7 +75,7 @@ class ControlSession(Session):
         check_body(body)
         if self.over is not None or self._waiting() > self._limits.write_queue:
             return False
-        self._write(frames.pack_headed(Type.PUSH, 0, RequestHead(kind=kind), body))
+        self._write(frames.pack_headed(FrameType.PUSH, 0, RequestHead(kind=kind), body))
         return True
 
     def _start(self) -> None:
@@ -83,11 +83,11 @@ class ControlSession(Session):
         self._spawn(self._take_pushes())
 
     def _handle(self, frame: Frame) -> None:
-        if frame.type is Type.REQUEST:
+        if frame.type is FrameType.REQUEST:
             self._on_request(frame)
-        elif frame.type is Type.PUSH:
+        elif frame.type is FrameType.PUSH:
             self._on_push(frame)
-        elif frame.type in {Type.ANSWER, Type.ERROR}:
+        elif frame.type in {FrameType.ANSWER, FrameType.ERROR}:
             self._on_answer(frame)
         else:
             raise PeerMisbehaved(f"a frame {frame.type.name} in a control session", code="out_of_order")
@@ -111,20 +111,20 @@ class ControlSession(Session):
             if isinstance(error, PeerMisbehaved):
                 raise
         else:
-            self._write(frames.pack(Type.ANSWER, number, answer))
+            self._write(frames.pack_frame(FrameType.ANSWER, number, answer))
             await self._flush()  # an answer that is not taken keeps its place among those under way
         finally:
             self._serving -= 1
 
     def _error(self, number: int, error: IslandError) -> None:
-        self._write(frames.pack(Type.ERROR, number, codec.encode(frames.refusal(error))))
+        self._write(frames.pack_frame(FrameType.ERROR, number, codec.encode(frames.refusal(error))))
 
     def _on_answer(self, frame: Frame) -> None:
         if frame.id > self._last_sent:
             raise PeerMisbehaved(f"an answer to request {frame.id}, which was not made", code="id_unknown")
         if len(frame.payload) > CONTROL_LIMIT:
             raise PeerMisbehaved(f"an answer of {len(frame.payload)} bytes", code="malformed")
-        problem = refused(frame.payload) if frame.type is Type.ERROR else None
+        problem = refused(frame.payload) if frame.type is FrameType.ERROR else None
         answer = self._pending.get(frame.id)
         if answer is None or answer.done():  # it came after its timeout
             return
@@ -166,7 +166,7 @@ def check_body(body: bytes) -> None:
         raise BadInput(f"a request of {len(body)} bytes; islands take at most {CONTROL_LIMIT}")
 
 
-def ended(session: Session, error: IslandError) -> Unreachable:
+def ended(session: PeerSession, error: IslandError) -> Unreachable:
     """What somebody who waits for something of a session is told when it ends."""
     if isinstance(error, Unreachable) and not isinstance(error, PeerRefused):
         return Unreachable(error.message, hint=error.hint, code=error.code)

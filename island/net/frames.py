@@ -40,7 +40,7 @@ SessionClass = Literal["control", "bulk", "join"]
 Kind = Annotated[str, Meta(max_length=40, pattern=r"^[a-z][a-z0-9_.-]{0,39}\Z")]
 
 
-class Type(IntEnum):
+class FrameType(IntEnum):
     """What a frame is."""
 
     HELLO = 1
@@ -65,7 +65,7 @@ class Type(IntEnum):
 class Frame(NamedTuple):
     """One frame as read."""
 
-    type: Type
+    type: FrameType
     id: int
     payload: bytes
 
@@ -92,7 +92,7 @@ class Hello(Message, frozen=True, kw_only=True):
     """Random, one a start of the program: tells a restart from a second session."""
 
 
-class Proof(Message, frozen=True, kw_only=True):
+class KeyProof(Message, frozen=True, kw_only=True):
     """The signature (kind `session`) over `handshake.transcript`."""
 
     MAX_BYTES = 512
@@ -163,15 +163,15 @@ def refusal(error: IslandError) -> Refusal:
     return Refusal(code=error.code[:64], message=error.message[:TEXT_LIMIT], hint=error.hint[:TEXT_LIMIT])
 
 
-def pack(kind: Type, frame_id: int, *parts: bytes) -> list[bytes]:
+def pack_frame(kind: FrameType, frame_id: int, *parts: bytes) -> list[bytes]:
     """The pieces of one frame, ready for `writelines`."""
     return [HEAD.pack(5 + sum(map(len, parts)), kind, frame_id), *parts]
 
 
-def pack_headed(kind: Type, frame_id: int, head: RequestHead, body: bytes) -> list[bytes]:
+def pack_headed(kind: FrameType, frame_id: int, head: RequestHead, body: bytes) -> list[bytes]:
     """A frame whose payload is `length u16 | head | body`."""
     encoded = codec.encode(head)
-    return pack(kind, frame_id, len(encoded).to_bytes(2, "big"), encoded, body)
+    return pack_frame(kind, frame_id, len(encoded).to_bytes(2, "big"), encoded, body)
 
 
 def split_headed(payload: bytes) -> tuple[RequestHead, bytes]:
@@ -195,7 +195,7 @@ async def read_frame(reader: asyncio.StreamReader, limit: int) -> Frame:
     if not 5 <= length <= limit + 5:
         raise Malformed(f"a frame of {length} bytes is over the limit of {limit + 5}")
     try:
-        kind = Type(number)
+        kind = FrameType(number)
     except ValueError as error:
         raise Malformed(f"a frame of unknown type {number}") from error
     return Frame(kind, frame_id, await reader.readexactly(length - 5) if length > 5 else b"")

@@ -16,15 +16,15 @@ from aiohttp import web
 from island.errors import IslandError, Unauthenticated
 from island.jobs import core
 from island.jobs.messages import StatementReport
-from island.jobs.service import Jobs, Seen
-from island.jobs.store import Job, Statement
+from island.jobs.service import Jobs, JobSummary
+from island.jobs.store import JobRow, StatementRow
 from island.livy import requests
 from island.livy.messages import (
     AppInfo,
     BatchPage,
     BatchView,
-    Completion,
-    Message,
+    CompletionResponse,
+    ResponseMessage,
     SessionPage,
     SessionRequest,
     SessionView,
@@ -37,13 +37,13 @@ from island.livy.rest import (
     INTERRUPTED,
     JSON_HEADERS,
     SECURITY_HEADERS,
-    Refusal,
+    LivyRefusal,
     allow,
     id_or_name,
     integer,
     log_page,
     not_active,
-    page,
+    page_bounds,
     rejected,
     requirement,
     session_not_found,
@@ -73,7 +73,7 @@ async def livy_errors(request: web.Request, handler: base.Handler) -> web.Stream
         return await handler(request)
     try:
         return await handler(request)
-    except Refusal as refusal:
+    except LivyRefusal as refusal:
         return web.Response(status=refusal.status, body=refusal.json(), headers=JSON_HEADERS)
     except Unauthenticated:
         raise
@@ -82,7 +82,7 @@ async def livy_errors(request: web.Request, handler: base.Handler) -> web.Stream
             raise
         # Clients show `msg` to people; a 5xx would make some of them repeat the request for ever.
         status = error.status if error.status < 500 or request.method == "GET" else 400
-        return answer(Message(f"Rejected, Reason: {error.line}"), 400 if status == 404 else status)
+        return answer(ResponseMessage(f"Rejected, Reason: {error.line}"), 400 if status == 404 else status)
     except web.HTTPMethodNotAllowed as refusal:
         if not is_livy(request.path):
             raise
@@ -165,12 +165,12 @@ class Gateway:
 
     # -- sessions -------------------------------------------------------------------------------
 
-    async def _job(self, request: web.Request, kind: str = "session") -> Job:
+    async def _job(self, request: web.Request, kind: str = "session") -> JobRow:
         return await self._jobs.find(base.principal(request), kind, id_or_name(request.match_info["key"]))
 
     async def list_sessions(self, request: web.Request) -> web.Response:
         """`GET /sessions`."""
-        start, size = page(request.query)
+        start, size = page_bounds(request.query)
         total, found = await self._jobs.page(base.principal(request), "session", start, min(size, _LISTED))
         views = [session_view(seen) for seen in await self._jobs.seen(found)]
         return answer(SessionPage(start, total, views))
@@ -184,8 +184,8 @@ class Gateway:
             raise _refused(error) from error
         return answer(session_view((await self._jobs.seen([job]))[0]), 201, f"/sessions/{job.local}")
 
-    async def _seen(self, request: web.Request, kind: str = "session") -> Seen:
-        return await self._jobs.find_seen(base.principal(request), kind, id_or_name(request.match_info["key"]))
+    async def _seen(self, request: web.Request, kind: str = "session") -> JobSummary:
+        return await self._jobs.find_summary(base.principal(request), kind, id_or_name(request.match_info["key"]))
 
     async def show_session(self, request: web.Request) -> web.Response:
         """`GET /sessions/N`."""
@@ -227,7 +227,7 @@ class Gateway:
         job = await self._job(request)
         asked = requests.completion_request(await request.read())
         cursor = len(asked.code) if asked.cursor is None else asked.cursor
-        return answer(Completion(await self._jobs.complete(job, asked.code, asked.kind, cursor)))
+        return answer(CompletionResponse(await self._jobs.complete(job, asked.code, asked.kind, cursor)))
 
     # -- statements -----------------------------------------------------------------------------
 
@@ -235,7 +235,7 @@ class Gateway:
         """`GET /sessions/N/statements`: finished ones stay readable when the session is gone."""
         job = await self._job(request)
         found = await self._jobs.statements(job)
-        shown: list[tuple[Statement, StatementReport]] = statement_page(found, request.query)
+        shown: list[tuple[StatementRow, StatementReport]] = statement_page(found, request.query)
         views = [statement_view(*pair) for pair in shown]
         return answer({"total_statements": len(found), "statements": views})
 
@@ -268,7 +268,7 @@ class Gateway:
         try:
             body = msgspec.json.decode(await request.read() or b"{}")
         except (msgspec.DecodeError, RecursionError) as error:
-            raise Refusal(400, f"Not JSON: {error}") from error
+            raise LivyRefusal(400, f"Not JSON: {error}") from error
         raise requirement(JOB_API if isinstance(body, dict) and body.get("job") else "no job provided.")
 
     async def upload(self, request: web.Request) -> web.Response:
@@ -276,7 +276,7 @@ class Gateway:
         await self._job(request)
         if request.content_type.startswith("multipart/") or await request.read():
             raise requirement(JOB_API)
-        raise Refusal(400, "No file sent!")
+        raise LivyRefusal(400, "No file sent!")
 
     async def show_job(self, request: web.Request) -> web.Response:
         """No job was ever submitted."""
@@ -289,7 +289,7 @@ class Gateway:
 
     async def list_batches(self, request: web.Request) -> web.Response:
         """`GET /batches`."""
-        start, size = page(request.query)
+        start, size = page_bounds(request.query)
         total, found = await self._jobs.page(base.principal(request), "batch", start, min(size, _LISTED))
         views = [batch_view(seen) for seen in await self._jobs.seen(found)]
         return answer(BatchPage(start, total, views))
@@ -323,7 +323,7 @@ class Gateway:
         return answer(DELETED)
 
 
-def session_view(seen: Seen) -> SessionView:
+def session_view(seen: JobSummary) -> SessionView:
     """A session in Livy's 23 keys."""
     job = seen.job
     request = msgspec.convert(job.request, SessionRequest)
@@ -348,7 +348,7 @@ def session_view(seen: Seen) -> SessionView:
     )
 
 
-def batch_view(seen: Seen) -> BatchView:
+def batch_view(seen: JobSummary) -> BatchView:
     """A batch as Livy shows it."""
     job = seen.job
     return BatchView(
@@ -361,7 +361,7 @@ def batch_view(seen: Seen) -> BatchView:
     )
 
 
-def statement_view(statement: Statement, progress: StatementReport) -> dict[str, Any]:
+def statement_view(statement: StatementRow, progress: StatementReport) -> dict[str, Any]:
     """A statement in Livy's keys; a stored output goes out as it is."""
     output = progress.output
     return {
@@ -375,7 +375,7 @@ def statement_view(statement: Statement, progress: StatementReport) -> dict[str,
     }
 
 
-def _app_info(job: Job) -> AppInfo:
+def _app_info(job: JobRow) -> AppInfo:
     info = job.app_info
     return AppInfo(driver_log_url=info.get("driverLogUrl"), spark_ui_url=info.get("sparkUiUrl"))
 
@@ -386,6 +386,6 @@ def _key(request: web.Request) -> str | None:
 
 def _refused(error: IslandError) -> IslandError:
     """What is wrong with a request to create something, in Livy's form: 400, whatever kind of mistake it is."""
-    if isinstance(error, Refusal) or error.blame != "caller":
+    if isinstance(error, LivyRefusal) or error.blame != "caller":
         return error
     return rejected(error.line)

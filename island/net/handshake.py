@@ -21,7 +21,17 @@ from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId, island_id, key_bytes
 from island.kernel.ports import Rng
 from island.net import frames
-from island.net.frames import HANDSHAKE_LIMIT, Admitted, Frame, Hello, Proof, Redeem, Refusal, SessionClass, Type
+from island.net.frames import (
+    HANDSHAKE_LIMIT,
+    Admitted,
+    Frame,
+    FrameType,
+    Hello,
+    KeyProof,
+    Redeem,
+    Refusal,
+    SessionClass,
+)
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from island.trust.signing import verify
@@ -30,7 +40,7 @@ Role = Literal["dialler", "listener"]
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class ProvenPeer:
     """Who is at the other end, its key proved."""
 
     island: IslandId
@@ -90,7 +100,9 @@ class Handshake:
         self._identity: Identity = trust.identity
         self._nonce, self._addresses, self._instance = rng.bytes(32), addresses, instance
 
-    async def dial(self, session: SessionClass, expected: IslandId, certificate: bytes, *, ticket: bytes = b"") -> Peer:
+    async def dial(
+        self, session: SessionClass, expected: IslandId, certificate: bytes, *, ticket: bytes = b""
+    ) -> ProvenPeer:
         """The dialler's side of a control or bulk session, up to READY.
 
         Raises `WrongKey`, `PeerRefused` (with the listener's reason) or `PeerMisbehaved`.
@@ -101,21 +113,21 @@ class Handshake:
         mine = self._hello(session, network, ticket)
         theirs, hello = await self._open(mine, network, expected, certificate)
         peer = self._admitted(hello)
-        await self._send(Type.PROOF, self._prove("dialler", network, mine, theirs, certificate))
-        await self._receive(Type.READY)
+        await self._send(FrameType.PROOF, self._prove("dialler", network, mine, theirs, certificate))
+        await self._receive(FrameType.READY)
         return peer
 
     async def redeem(self, network: NetworkId, expected: IslandId, certificate: bytes, secret: bytes) -> bytes:
         """The dialler's side of a session of class `join`: the chain that the inviter gives."""
         mine = self._hello("join", network, b"")
         theirs, _ = await self._open(mine, network, expected, certificate)
-        await self._send(Type.PROOF, self._prove("dialler", network, mine, theirs, certificate))
+        await self._send(FrameType.PROOF, self._prove("dialler", network, mine, theirs, certificate))
         # Only now: the listener has proved the key that the invitation names, over this very connection.
-        await self._send(Type.REDEEM, codec.encode(Redeem(secret=secret)))
-        frame = await self._receive(Type.ADMITTED)
+        await self._send(FrameType.REDEEM, codec.encode(Redeem(secret=secret)))
+        frame = await self._receive(FrameType.ADMITTED)
         return codec.decode(frame.payload, Admitted).chain
 
-    async def listen(self, certificate: bytes, admit: Callable[[Peer], None]) -> Peer:
+    async def listen(self, certificate: bytes, admit: Callable[[ProvenPeer], None]) -> ProvenPeer:
         """The listener's side. `admit` may refuse a proved peer by raising an `IslandError`.
 
         A session of class `join` is over when this returns. Raises `PeerMisbehaved`, or what
@@ -124,37 +136,37 @@ class Handshake:
         try:
             return await self._listen(certificate, admit)
         except IslandError as error:
-            await self._send(Type.GOODBYE, codec.encode(frames.refusal(error)))
+            await self._send(FrameType.GOODBYE, codec.encode(frames.refusal(error)))
             raise
 
-    async def _listen(self, certificate: bytes, admit: Callable[[Peer], None]) -> Peer:
-        theirs = (await self._receive(Type.HELLO)).payload
+    async def _listen(self, certificate: bytes, admit: Callable[[ProvenPeer], None]) -> ProvenPeer:
+        theirs = (await self._receive(FrameType.HELLO)).payload
         hello = codec.decode(theirs, Hello)
         network = self._check_hello(hello)
         mine = self._hello(hello.session, network, b"")
-        await self._send(Type.HELLO, mine)
-        await self._send(Type.PROOF, self._prove("listener", network, theirs, mine, certificate))
+        await self._send(FrameType.HELLO, mine)
+        await self._send(FrameType.PROOF, self._prove("listener", network, theirs, mine, certificate))
         await self._check_proof(hello, transcript("dialler", network, theirs, mine, certificate))
         peer = self._admitted(hello)
         admit(peer)
         if hello.session == "join":
             await self._admit_newcomer(peer)
         else:
-            await self._send(Type.READY, b"")
+            await self._send(FrameType.READY, b"")
         return peer
 
-    async def _admit_newcomer(self, peer: Peer) -> None:
-        frame = await self._receive(Type.REDEEM)
+    async def _admit_newcomer(self, peer: ProvenPeer) -> None:
+        frame = await self._receive(FrameType.REDEEM)
         secret = codec.decode(frame.payload, Redeem).secret
         chain = await self._trust.redeem(secret, peer.island, peer.name)
-        await self._send(Type.ADMITTED, codec.encode(Admitted(chain=chain)))
+        await self._send(FrameType.ADMITTED, codec.encode(Admitted(chain=chain)))
 
     async def _open(
         self, mine: bytes, network: NetworkId, expected: IslandId, certificate: bytes
     ) -> tuple[bytes, Hello]:
         """Say hello and believe the listener: its hello, its key, its proof, its network."""
-        await self._send(Type.HELLO, mine)
-        theirs = (await self._receive(Type.HELLO)).payload
+        await self._send(FrameType.HELLO, mine)
+        theirs = (await self._receive(FrameType.HELLO)).payload
         hello = codec.decode(theirs, Hello)
         if (found := island_id(hello.key)) != expected:
             raise WrongKey(expected, found)
@@ -195,31 +207,33 @@ class Handshake:
             raise PeerMisbehaved("an island dialled itself", code="self")
         return network
 
-    def _admitted(self, hello: Hello) -> Peer:
+    def _admitted(self, hello: Hello) -> ProvenPeer:
         """The other side, whose key is proved, if its chain admits that key too."""
         island = island_id(hello.key)
         if hello.session != "join" and self._trust.check_chain(hello.chain) != island:
             raise PeerMisbehaved(f"{hello.name} shows the admission of another key", code="bad_chain")
-        return Peer(island, hello.name, hello.session, hello.addresses, hello.ticket, hello.program, hello.instance)
+        return ProvenPeer(
+            island, hello.name, hello.session, hello.addresses, hello.ticket, hello.program, hello.instance
+        )
 
     def _prove(self, role: Role, network: NetworkId, dialler: bytes, listener: bytes, certificate: bytes) -> bytes:
         payload = transcript(role, network, dialler, listener, certificate)
-        return codec.encode(Proof(signature=self._identity.sign("session", network, payload)))
+        return codec.encode(KeyProof(signature=self._identity.sign("session", network, payload)))
 
     async def _check_proof(self, hello: Hello, payload: bytes) -> None:
-        frame = await self._receive(Type.PROOF)
-        proof = codec.decode(frame.payload, Proof)
+        frame = await self._receive(FrameType.PROOF)
+        proof = codec.decode(frame.payload, KeyProof)
         network = NetworkId(hello.network.hex())
         if not verify(island_id(hello.key), "session", network, payload, proof.signature):
             raise PeerMisbehaved(f"{hello.name} did not prove its key", code="bad_proof")
 
-    async def _send(self, kind: Type, payload: bytes) -> None:
-        self._writer.writelines(frames.pack(kind, 0, payload))
+    async def _send(self, kind: FrameType, payload: bytes) -> None:
+        self._writer.writelines(frames.pack_frame(kind, 0, payload))
         await self._writer.drain()
 
-    async def _receive(self, kind: Type) -> Frame:
+    async def _receive(self, kind: FrameType) -> Frame:
         frame = await frames.read_frame(self._reader, HANDSHAKE_LIMIT)
-        if frame.type == Type.GOODBYE:
+        if frame.type == FrameType.GOODBYE:
             raise refused(frame.payload)
         if frame.type != kind:
             raise PeerMisbehaved(f"a frame {frame.type.name} where {kind.name} is due", code="out_of_order")

@@ -12,7 +12,7 @@ BLOCK_COST = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class PeerLimits:
     """Durations in seconds, sizes in bytes."""
 
     ping_s: float = 10.0
@@ -49,7 +49,7 @@ class Limits:
     """Bytes that may wait in a control session before pushes are turned away."""
 
     @classmethod
-    def within(cls, connections: int) -> Limits:
+    def within(cls, connections: int) -> PeerLimits:
         """The usual limits, with at most `connections` accepted ones, at least 2."""
         usual = cls()
         shaking = min(usual.shaking, connections // 2)

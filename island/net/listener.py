@@ -15,7 +15,7 @@ from island.errors import ConfigError, IslandError, PeerMisbehaved, Unreachable
 from island.kernel.loops import Tasks
 from island.kernel.stranger_log import StrangerLog
 from island.net.half_open import HalfOpen
-from island.net.limits import Limits
+from island.net.limits import PeerLimits
 
 READ_AHEAD = 512 * 1024
 """Bytes that are read before they are asked for."""
@@ -29,7 +29,7 @@ Accepted = Callable[[asyncio.StreamReader, asyncio.StreamWriter, str, Callable[[
 class Listener:
     """One bound port. `start` binds, `close` stops accepting."""
 
-    def __init__(self, listen: str, context: ssl.SSLContext, limits: Limits, accepted: Accepted) -> None:
+    def __init__(self, listen: str, context: ssl.SSLContext, limits: PeerLimits, accepted: Accepted) -> None:
         self._listen, self._context, self._limits, self._accepted = listen, context, limits, accepted
         self._socket: socket.socket | None = None
         self._tasks: Tasks | None = None
@@ -145,7 +145,7 @@ class Listener:
 
 
 async def dial(
-    address: str, context: ssl.SSLContext, limits: Limits
+    address: str, context: ssl.SSLContext, limits: PeerLimits
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A TLS connection to `host:port`; raises `OSError`, `TimeoutError`, `ConfigError`."""
     host, port = split_address(address, "address")

@@ -13,14 +13,14 @@ from island.errors import IslandError, Unreachable
 from island.kernel.ids import IslandId
 from island.kernel.loops import ENDED, Tasks, backoff
 from island.kernel.ports import Rng, Signal
-from island.net.limits import Limits
+from island.net.limits import PeerLimits
 
 log = structlog.get_logger("island")
 
 _LOOK_S = 2.0
 
 
-class Sessions(Protocol):
+class PeerDialler(Protocol):
     """What the mesh asks of the sessions."""
 
     def targets(self) -> Mapping[IslandId, list[str]]:
@@ -51,7 +51,7 @@ class _Dialling:
 class Mesh:
     """One dialling loop an island, at most `limits.mesh` of them."""
 
-    def __init__(self, sessions: Sessions, limits: Limits, rng: Rng) -> None:
+    def __init__(self, sessions: PeerDialler, limits: PeerLimits, rng: Rng) -> None:
         self._sessions, self._limits, self._rng = sessions, limits, rng
         self._wanted: dict[IslandId, list[str]] = {}
         self._wake: dict[IslandId, Signal] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from island.errors import Denied
 from island.kernel.ids import IslandId
 from island.kernel.ports import Clock
-from island.net.limits import Limits
+from island.net.limits import PeerLimits
 
 _FORGET_S = 3600.0
 _REMEMBERED = 1000
@@ -14,7 +14,7 @@ _REMEMBERED = 1000
 class Offenders:
     """Counts offences by island on the monotonic clock."""
 
-    def __init__(self, clock: Clock, limits: Limits) -> None:
+    def __init__(self, clock: Clock, limits: PeerLimits) -> None:
         self._clock, self._limits = clock, limits
         self._known: dict[IslandId, tuple[int, float]] = {}
 

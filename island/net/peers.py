@@ -35,16 +35,16 @@ from island.kernel.ports import (
 )
 from island.kernel.telemetry import gauge
 from island.net import relay, tls
-from island.net.bulk import BulkSession, Meter, Stream
+from island.net.bulk import BandwidthMeter, BulkSession, SessionStream
 from island.net.control import ControlSession
 from island.net.frames import DialBack, RequestHead, SessionClass
 from island.net.handlers import Handlers
-from island.net.handshake import Handshake, Peer, WrongKey
-from island.net.limits import Limits
+from island.net.handshake import Handshake, ProvenPeer, WrongKey
+from island.net.limits import PeerLimits
 from island.net.listener import Listener, dial, hang_up, own_addresses
 from island.net.mesh import Mesh, first_that_works
 from island.net.offenders import Offenders
-from island.net.session import Session
+from island.net.session import PeerSession
 from island.trust import core
 from island.trust.keys import Identity
 from island.trust.service import Trust
@@ -60,7 +60,7 @@ RELAYED = frozenset({"chunks", "gossip.blob", "stream.describe", "stream.read"})
 _DIAL_BACK, _ROUTE = "session.dial", "session.route"
 
 
-class PeerSessions:
+class TlsPeers:
     """Sessions of this island with the others. Register handlers, `start`, and at the end `stop`.
 
     `addresses()` says where the known islands can be dialled; call `connect_soon` when it changes.
@@ -77,11 +77,11 @@ class PeerSessions:
         advertise: list[str],
         addresses: Callable[[], Mapping[IslandId, list[str]]],
         relayed: Collection[str] = RELAYED,
-        limits: Limits | None = None,
+        limits: PeerLimits | None = None,
     ) -> None:
         self.me: IslandId = identity.id
         self._trust, self._clock, self._rng = trust, clock, rng
-        self._limits = limits or Limits()
+        self._limits = limits or PeerLimits()
         self._advertise, self._known = advertise, addresses
         self._instance = rng.bytes(16)
         self._certificate = tls.own_certificate_hash(identity)
@@ -93,10 +93,10 @@ class PeerSessions:
         self._offenders = Offenders(clock, self._limits)
         self._control: dict[IslandId, ControlSession] = {}
         self._bulk: dict[IslandId, list[BulkSession]] = {}
-        self._all: set[Session] = set()
+        self._all: set[PeerSession] = set()
         self._bulk_making: dict[IslandId, asyncio.Lock] = {}
         self._tickets: dict[bytes, tuple[IslandId, asyncio.Future[BulkSession]]] = {}
-        self._meters: dict[IslandId, Meter] = {}
+        self._meters: dict[IslandId, BandwidthMeter] = {}
         self._learned: dict[IslandId, list[str]] = {}
         self._names: dict[IslandId, str] = {}
         self._not_there: set[tuple[IslandId, str]] = set()
@@ -352,7 +352,7 @@ class PeerSessions:
             return
         await self._run(self._adopt(peer, reader, writer, dialled=False, address=address))
 
-    def _admit(self, peer: Peer) -> None:
+    def _admit(self, peer: ProvenPeer) -> None:
         """Refuse a peer whose key is proved but that is not wanted now."""
         self._offenders.check(peer.island)
         if self._stopped:
@@ -364,7 +364,7 @@ class PeerSessions:
         elif peer.session == "bulk" and len(self._bulk.get(peer.island, ())) >= 4:
             raise Unreachable("enough bulk sessions are open", code="busy")
 
-    async def _run(self, session: Session) -> None:
+    async def _run(self, session: PeerSession) -> None:
         self._running += 1
         try:
             await session.run()
@@ -376,13 +376,13 @@ class PeerSessions:
 
     def _adopt(
         self,
-        peer: Peer,
+        peer: ProvenPeer,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         *,
         dialled: bool,
         address: str,
-    ) -> Session:
+    ) -> PeerSession:
         if self._stopped:
             raise Unreachable(f"{self._trust.name} stops", code="stops")
         self._names[peer.island] = peer.name
@@ -395,7 +395,7 @@ class PeerSessions:
             self._all.add(control)
             self._link(control)
             return control
-        meter = self._meters.setdefault(peer.island, Meter())
+        meter = self._meters.setdefault(peer.island, BandwidthMeter())
         bulk = BulkSession(peer, reader, writer, server=self._serve_stream, meter=meter, **arguments)
         self._all.add(bulk)
         self._bulk.setdefault(peer.island, []).append(bulk)
@@ -426,7 +426,7 @@ class PeerSessions:
         )
         self._tell(session.island, True)
 
-    def _ended(self, session: Session, error: IslandError) -> None:
+    def _ended(self, session: PeerSession, error: IslandError) -> None:
         self._all.discard(session)
         if isinstance(error, PeerMisbehaved):
             pause = self._offenders.add(session.island)
@@ -467,16 +467,16 @@ class PeerSessions:
     async def _answer(self, session: ControlSession, head: RequestHead, body: bytes) -> bytes:
         if not head.to or head.to == key_bytes(self.me):
             return await self._handlers.request(session.island, head.kind, body)
-        to = relay.check(head, self._handlers.relayed)
+        to = relay.check_relay(head, self._handlers.relayed)
         if (onward := self._control.get(to)) is None:
             raise NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
         return await onward.request(relay.onward(head, session.island), body, relay.TIMEOUT_S)
 
-    async def _serve_stream(self, session: BulkSession, head: RequestHead, body: bytes, stream: Stream) -> None:
+    async def _serve_stream(self, session: BulkSession, head: RequestHead, body: bytes, stream: SessionStream) -> None:
         if not head.to or head.to == key_bytes(self.me):
             await self._handlers.bulk(session.island, head.kind, body, stream)
             return
-        to = relay.check(head, self._handlers.relayed)
+        to = relay.check_relay(head, self._handlers.relayed)
         if to not in self._control:
             raise NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
         onward = await self._bulk_session(to, relay.TIMEOUT_S)
@@ -486,7 +486,9 @@ class PeerSessions:
         finally:
             onward.release(other)
 
-    async def _open_stream(self, to: IslandId, kind: str, body: bytes, timeout: float) -> tuple[BulkSession, Stream]:
+    async def _open_stream(
+        self, to: IslandId, kind: str, body: bytes, timeout: float
+    ) -> tuple[BulkSession, SessionStream]:
         if to == self.me:
             raise self._unreachable(to)
         try:
@@ -596,7 +598,7 @@ class _Timed:
     def __init__(self, shake: Handshake, seconds: float) -> None:
         self._shake, self._seconds = shake, seconds
 
-    async def dial(self, session: SessionClass, expected: IslandId, certificate: bytes, *, ticket: bytes) -> Peer:
+    async def dial(self, session: SessionClass, expected: IslandId, certificate: bytes, *, ticket: bytes) -> ProvenPeer:
         return await self._within(self._shake.dial(session, expected, certificate, ticket=ticket))
 
     async def redeem(self, network: NetworkId, expected: IslandId, certificate: bytes, secret: bytes) -> bytes:
@@ -610,7 +612,7 @@ class _Timed:
             raise Unreachable(f"the handshake took longer than {self._seconds:g} s") from error
 
 
-def _same_start(one: Session, other: Session) -> bool:
+def _same_start(one: PeerSession, other: PeerSession) -> bool:
     """Whether two sessions are with the same start of the other island's program."""
     return one.peer.instance == other.peer.instance
 

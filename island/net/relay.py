@@ -10,14 +10,14 @@ from collections.abc import Collection
 
 from island.errors import Denied, IslandError
 from island.kernel.ids import IslandId, island_id, key_bytes
-from island.net.bulk import Stream
+from island.net.bulk import SessionStream
 from island.net.frames import MAX_HOPS, RequestHead
 
 TIMEOUT_S = 30.0
 """How long the next island may take to answer what is passed on."""
 
 
-def check(head: RequestHead, relayed: Collection[str]) -> IslandId:
+def check_relay(head: RequestHead, relayed: Collection[str]) -> IslandId:
     """For whom a request is; raises `Denied` if its kind is not passed on or it went too far."""
     if head.kind not in relayed:
         raise Denied(f"'{head.kind}' is not passed on for others", code="not_relayed")
@@ -31,7 +31,7 @@ def onward(head: RequestHead, sender: IslandId) -> RequestHead:
     return RequestHead(kind=head.kind, to=head.to, origin=head.origin or key_bytes(sender), hops=head.hops + 1)
 
 
-async def pump(one: Stream, other: Stream) -> None:
+async def pump(one: SessionStream, other: SessionStream) -> None:
     """Carry blocks both ways until `other`, the serving side, has ended. Each side's credit bounds it."""
     forward = asyncio.Event()
 
@@ -55,7 +55,7 @@ async def pump(one: Stream, other: Stream) -> None:
         raise error
 
 
-async def _carry_back(source: Stream, target: Stream) -> IslandError | None:
+async def _carry_back(source: SessionStream, target: SessionStream) -> IslandError | None:
     try:
         await _carry(source, target)
     except IslandError as error:
@@ -63,7 +63,7 @@ async def _carry_back(source: Stream, target: Stream) -> IslandError | None:
     return None
 
 
-async def _carry(source: Stream, target: Stream) -> None:
+async def _carry(source: SessionStream, target: SessionStream) -> None:
     while (block := await source.receive()) is not None:
         await target.send(block)
     await target.finish()

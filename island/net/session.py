@@ -19,9 +19,9 @@ from island.kernel.ids import IslandId
 from island.kernel.ports import Clock
 from island.kernel.telemetry import counter
 from island.net import frames
-from island.net.frames import Frame, Ping, Type
-from island.net.handshake import Peer, refused
-from island.net.limits import Limits
+from island.net.frames import Frame, FrameType, Ping
+from island.net.handshake import ProvenPeer, refused
+from island.net.limits import PeerLimits
 
 log = structlog.get_logger("island")
 
@@ -35,7 +35,7 @@ class _Over(Exception):
     """Ends the task group of a session whose end was recorded."""
 
 
-class Session:
+class PeerSession:
     """A live session; `run` it in a task. `end` ends it from anywhere in the loop."""
 
     name_of_class: ClassVar[str]
@@ -45,15 +45,15 @@ class Session:
 
     def __init__(
         self,
-        peer: Peer,
+        peer: ProvenPeer,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         *,
         dialled: bool,
         address: str,
         clock: Clock,
-        limits: Limits,
-        on_end: Callable[[Session, IslandError], None],
+        limits: PeerLimits,
+        on_end: Callable[[PeerSession, IslandError], None],
     ) -> None:
         self.peer, self.dialled, self.address = peer, dialled, address
         self.island: IslandId = peer.island
@@ -93,7 +93,7 @@ class Session:
             return
         self.over = error
         if not isinstance(error, _Lost):
-            self._write(frames.pack(Type.GOODBYE, 0, codec.encode(frames.refusal(error))))
+            self._write(frames.pack_frame(FrameType.GOODBYE, 0, codec.encode(frames.refusal(error))))
         self._writer.close()
         self._ending.set()
         self._fail_all(error)
@@ -182,14 +182,14 @@ class Session:
             raise self._lost(cause) from error
 
     def _handle_common(self, frame: Frame) -> bool:
-        if frame.type is Type.PING:
+        if frame.type is FrameType.PING:
             ping = codec.decode(frame.payload, Ping)
             if not self.dialled and ping.rtt_us:
                 self.rtt = ping.rtt_us / 1e6
-            self._write(frames.pack(Type.PONG, 0, frame.payload))
-        elif frame.type is Type.PONG:
+            self._write(frames.pack_frame(FrameType.PONG, 0, frame.payload))
+        elif frame.type is FrameType.PONG:
             self._on_pong(codec.decode(frame.payload, Ping).nonce)
-        elif frame.type is Type.GOODBYE:
+        elif frame.type is FrameType.GOODBYE:
             said = refused(frame.payload)
             raise _Lost(f"{self.peer.name} ended the session: {said.message}", code=said.code)
         else:
@@ -202,7 +202,7 @@ class Session:
         while len(self._pings) > 8:
             del self._pings[next(iter(self._pings))]
         rtt_us = min(int((self.rtt or 0) * 1e6), 2**32)
-        self._write(frames.pack(Type.PING, 0, codec.encode(Ping(nonce=self._ping_count, rtt_us=rtt_us))))
+        self._write(frames.pack_frame(FrameType.PING, 0, codec.encode(Ping(nonce=self._ping_count, rtt_us=rtt_us))))
 
     def _on_pong(self, nonce: int) -> None:
         sent = self._pings.pop(nonce, None)

@@ -1,6 +1,6 @@
 """Decisions of the chunk store: which chunks are missing, how they are grouped, who is asked, what is evicted.
 
-Chunks are known by their numbers within a file; `Edges` tells where those of a part of the
+Chunks are known by their numbers within a file; `ChunkBorders` tells where those of a part of the
 file begin and end. What is here is one byte a chunk (`ABSENT`, `STORED`, `VERIFIED`), so
 that runs are found by C code.
 """
@@ -26,7 +26,7 @@ GUESSED_BANDWIDTH = 8.0 * 2**20
 """Bytes a second assumed of a holder from whom nothing was received yet."""
 GUESSED_RTT = 0.05
 
-Run = tuple[int, int]
+ChunkRange = tuple[int, int]
 """Chunks `first` to `last`, the last one not included."""
 
 K = TypeVar("K")
@@ -35,7 +35,7 @@ _TO_DIGITS = bytes([48, 49, 49]) + bytes([49]) * 253
 
 
 @dataclass(frozen=True, slots=True)
-class Edges:
+class ChunkBorders:
     """Where consecutive chunks begin: chunk `first + i` is the bytes from `at[i]` to `at[i + 1]`."""
 
     first: int
@@ -45,17 +45,17 @@ class Edges:
         """Where a chunk begins; for the number after the last one, where that one ends."""
         return self.at[chunk - self.first]
 
-    def cover(self, start: int, end: int) -> Run:
+    def cover(self, start: int, end: int) -> ChunkRange:
         """The chunks that hold the bytes from `start` to `end` (not included); an empty run for no bytes."""
         if start >= end:
             return (self.first, self.first)
         return self.first + bisect_right(self.at, start) - 1, self.first + bisect_left(self.at, end)
 
-    def size(self, run: Run) -> int:
+    def size(self, run: ChunkRange) -> int:
         """Bytes in a run."""
         return self.offset(run[1]) - self.offset(run[0])
 
-    def portions(self, run: Run, limit: int) -> Iterator[Run]:
+    def portions(self, run: ChunkRange, limit: int) -> Iterator[ChunkRange]:
         """`run` cut into runs of at most `limit` bytes each (a single chunk may be larger)."""
         first, last = run
         while first < last:
@@ -65,7 +65,7 @@ class Edges:
             first = until
 
 
-def missing(present: bytearray, run: Run) -> list[Run]:
+def missing(present: bytearray, run: ChunkRange) -> list[ChunkRange]:
     """The runs of absent chunks within `run`."""
     found = []
     position, last = run
@@ -76,14 +76,14 @@ def missing(present: bytearray, run: Run) -> list[Run]:
     return found
 
 
-def pack(present: bytearray) -> bytes:
+def pack_bitmap(present: bytearray) -> bytes:
     """What is here as it is stored: one bit a chunk, the first chunk in the lowest bit."""
     digits = present.translate(_TO_DIGITS)[::-1]
     return int(digits or b"0", 2).to_bytes((len(present) + 7) // 8, "little")
 
 
-def unpack(bits: bytes, chunks: int) -> bytearray:
-    """The inverse of `pack`, every chunk `STORED` at most; bits that are not there count as absent."""
+def unpack_bitmap(bits: bytes, chunks: int) -> bytearray:
+    """The inverse of `pack_bitmap`, every chunk `STORED` at most; bits that are not there count as absent."""
     value = int.from_bytes(bits, "little") & ((1 << chunks) - 1)
     if not chunks:
         return bytearray()
@@ -91,13 +91,15 @@ def unpack(bits: bytes, chunks: int) -> bytearray:
     return bytearray(digits.translate(bytes(max(0, code - 48) & 1 for code in range(256))))
 
 
-def batches(parts: Iterable[tuple[K, Edges, Run]], limit: int, count: int) -> Iterator[list[tuple[K, Edges, Run]]]:
+def group_requests(
+    parts: Iterable[tuple[K, ChunkBorders, ChunkRange]], limit: int, count: int
+) -> Iterator[list[tuple[K, ChunkBorders, ChunkRange]]]:
     """Group runs of several files into requests of at most `limit` bytes and `count` runs.
 
     Neighbouring files share a request, so that many small files do not cost a round trip
     each; a long run is cut over several requests.
     """
-    batch: list[tuple[K, Edges, Run]] = []
+    batch: list[tuple[K, ChunkBorders, ChunkRange]] = []
     size = 0
     for key, edges, run in parts:
         for piece in edges.portions(run, limit):
@@ -115,7 +117,7 @@ def batches(parts: Iterable[tuple[K, Edges, Run]], limit: int, count: int) -> It
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class HolderLoad:
     """A holder as it looks now."""
 
     island: IslandId
@@ -132,7 +134,7 @@ class Candidate:
     """Monotonic time before which it is not asked again, after a failure."""
 
 
-def choose(candidates: Sequence[Candidate], size: int, now: float) -> IslandId | None:
+def choose_holder(candidates: Sequence[HolderLoad], size: int, now: float) -> IslandId | None:
     """The holder from whom `size` bytes are expected first, or None while all of them rest.
 
     Holders with a live session come before those without, honest ones before those that
@@ -141,17 +143,17 @@ def choose(candidates: Sequence[Candidate], size: int, now: float) -> IslandId |
     ready = [candidate for candidate in candidates if candidate.rest_until <= now]
     if not ready:
         return None
-    return min(ready, key=lambda c: (not c.linked, c.strikes, expected(c, size), c.island)).island
+    return min(ready, key=lambda c: (not c.linked, c.strikes, expected_seconds(c, size), c.island)).island
 
 
-def expected(candidate: Candidate, size: int) -> float:
+def expected_seconds(candidate: HolderLoad, size: int) -> float:
     """Seconds until `size` more bytes of this holder would be here."""
     bandwidth = max(candidate.bandwidth or GUESSED_BANDWIDTH, 1.0)
     return (candidate.rtt if candidate.rtt is not None else GUESSED_RTT) + (candidate.queued + size) / bandwidth
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class FailedHolder:
     """A holder that gave nothing, as an error shows it."""
 
     name: str
@@ -162,7 +164,7 @@ class Holder:
     """What it answered, where it answered."""
 
 
-def explain_absence(holders: Sequence[Holder]) -> str:
+def explain_absence(holders: Sequence[FailedHolder]) -> str:
     """Who holds the bytes and why none of them gave any, for an error's text."""
     if not holders:
         return "held by no island that is known here"
@@ -188,7 +190,7 @@ def clock_time(wall: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class EvictionCandidate:
     """One snapshot in the store, as far as eviction looks at it."""
 
     id: int
@@ -200,7 +202,7 @@ class Kept:
     """Whether another island holds it whole."""
 
 
-def evict(kept: Sequence[Kept], needed: int) -> list[int]:
+def evict(kept: Sequence[EvictionCandidate], needed: int) -> list[int]:
     """Ids of the snapshots to drop, least recently used first, so that `needed` bytes become free.
 
     Never one that is pinned, in use, or held by nobody else. Empty where even all that may

@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 import structlog
 
 from island.catalog.manifest import FileHashes
-from island.errors import Changed, IslandError, PeerMisbehaved, PeerRefused, Unreachable
+from island.errors import FilesChanged, IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel import codec, telemetry
 from island.kernel.ids import IslandId
 from island.kernel.loops import DISK_FAILED, Tasks, is_transient
 from island.kernel.ports import BulkStream, Clock, Peers, Topic
 from island.membership.service import Membership
 from island.replicas import core
-from island.replicas.core import Edges, Run
-from island.replicas.held import HeldFile, HeldSnapshot, Store, absent, edges_of
-from island.replicas.messages import KIND, MAX_BYTES, ChunkRequest, Piece
-from island.replicas.space import Claim, Space
+from island.replicas.chunk_store import ChunkStore, ReplicaFile, ReplicaSnapshot, absent, edges_of
+from island.replicas.core import ChunkBorders, ChunkRange
+from island.replicas.messages import KIND, MAX_BYTES, ChunkRequest, FileRanges
+from island.replicas.space import DiskQuota, SpaceClaim
 
 log = structlog.get_logger("island")
 
@@ -47,12 +47,12 @@ _GRUDGE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class MissingChunks:
     """Chunks of one file that somebody waits for, and the hashes that prove them."""
 
-    file: HeldFile
+    file: ReplicaFile
     hashes: FileHashes
-    run: Run
+    run: ChunkRange
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class _Holding:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class FetchTimeouts:
     """How long a transfer waits, in seconds."""
 
     nothing: float = 20.0
@@ -94,17 +94,23 @@ class Fetcher:
 
     def __init__(
         self,
-        held: Store,
-        space: Space,
+        chunk_store: ChunkStore,
+        space: DiskQuota,
         peers: Peers,
         membership: Membership,
         clock: Clock,
         *,
-        holders: Callable[[HeldSnapshot], Sequence[IslandId]],
+        holders: Callable[[ReplicaSnapshot], Sequence[IslandId]],
         fault: Callable[[IslandId, str], None],
-        patience: Patience,
+        patience: FetchTimeouts,
     ) -> None:
-        self._held, self._space, self._peers, self._membership, self._clock = held, space, peers, membership, clock
+        self._held, self._space, self._peers, self._membership, self._clock = (
+            chunk_store,
+            space,
+            peers,
+            membership,
+            clock,
+        )
         self._holders, self._fault, self._patience = holders, fault, patience
         self._known: dict[IslandId, _Holding] = {}
         self._slots = asyncio.Semaphore(STREAMS)
@@ -125,14 +131,14 @@ class Fetcher:
         """Transfers run in `tasks`, so that a reader that goes away does not spoil what others wait for."""
         self._tasks = tasks
 
-    async def ensure(self, held: HeldSnapshot, wants: Sequence[Want]) -> None:
+    async def ensure(self, replica: ReplicaSnapshot, wants: Sequence[MissingChunks]) -> None:
         """Return when all wanted chunks are here.
 
-        Raises `Unreachable`, `Changed`, `PeerMisbehaved` or `PeerRefused` when no holder
+        Raises `Unreachable`, `FilesChanged`, `PeerMisbehaved` or `PeerRefused` when no holder
         delivered them, and `Full`.
         """
         while True:
-            self.begin(held, wants)
+            self.begin(replica, wants)
             waiting = [
                 future
                 for want in wants
@@ -148,19 +154,19 @@ class Fetcher:
                 if error := future.exception():
                     raise error
 
-    def begin(self, held: HeldSnapshot, wants: Sequence[Want]) -> None:
+    def begin(self, replica: ReplicaSnapshot, wants: Sequence[MissingChunks]) -> None:
         """Ask for what of the wanted chunks is neither here nor under way, and do not wait for it."""
         parts = [(want, edges_of(want.hashes), run) for want in wants for run in absent(want.file, want.run)]
-        for batch in core.batches(parts, min(REQUEST_BYTES, MAX_BYTES), REQUEST_RUNS):
-            self._begin(held, batch)
+        for batch in core.group_requests(parts, min(REQUEST_BYTES, MAX_BYTES), REQUEST_RUNS):
+            self._begin(replica, batch)
 
-    def _begin(self, held: HeldSnapshot, batch: list[tuple[Want, Edges, Run]]) -> None:
+    def _begin(self, replica: ReplicaSnapshot, batch: list[tuple[MissingChunks, ChunkBorders, ChunkRange]]) -> None:
         if self._tasks is None or self._stopping:
             raise IslandError("the island is stopping", hint="Ask again when it runs.")
         loop = asyncio.get_running_loop()
         for want, _, run in batch:
             want.file.arriving.update((index, loop.create_future()) for index in range(*run))
-        task = self._tasks.spawn("replicas.transfer", self._transfer(held, batch))
+        task = self._tasks.spawn("replicas.transfer", self._transfer(replica, batch))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
@@ -172,16 +178,18 @@ class Fetcher:
         if self._running:
             await asyncio.wait(self._running)
 
-    async def _transfer(self, held: HeldSnapshot, batch: list[tuple[Want, Edges, Run]]) -> None:
+    async def _transfer(
+        self, replica: ReplicaSnapshot, batch: list[tuple[MissingChunks, ChunkBorders, ChunkRange]]
+    ) -> None:
         failure: BaseException | None = None
         try:
             async with self._slots:
-                with held:
+                with replica:
                     size = sum(edges.size(run) for _, edges, run in batch)
-                    async with self._space.claim(size, f"{held.name!r}") as claim:
+                    async with self._space.claim(size, f"{replica.name!r}") as claim:
                         for want, _, _ in batch:
-                            await self._held.make(held, want.file)
-                        await self._deliver(held, batch, claim)
+                            await self._held.make(replica, want.file)
+                        await self._deliver(replica, batch, claim)
         except BaseException as error:
             failure = error
             if not isinstance(error, IslandError):
@@ -190,7 +198,9 @@ class Fetcher:
             for want, _, run in batch:
                 _arrived(want.file, run, failure)
 
-    async def _deliver(self, held: HeldSnapshot, batch: list[tuple[Want, Edges, Run]], claim: Claim) -> None:
+    async def _deliver(
+        self, replica: ReplicaSnapshot, batch: list[tuple[MissingChunks, ChunkBorders, ChunkRange]], claim: SpaceClaim
+    ) -> None:
         attempts: dict[IslandId, _Attempts] = {}
         quiet_since = self._clock.monotonic()
         while True:
@@ -199,19 +209,19 @@ class Fetcher:
                 return
             version, now = self.changed.version, self._clock.monotonic()
             size = sum(edges.size(run) for _, edges, run in rest)
-            holders = list(self._holders(held))
-            holder = core.choose([self._candidate(island, attempts, now) for island in holders], size, now)
+            holders = list(self._holders(replica))
+            holder = core.choose_holder([self._candidate(island, attempts, now) for island in holders], size, now)
             if holder is None:
                 tried = [attempts.get(island) for island in holders]
                 if any(self._is_busy(island) for island in holders):
                     quiet_since = now  # it is delivering to others of us; the turn of this transfer comes
                 left = quiet_since + self._patience.nothing - now
                 if left <= 0 or (tried and all(attempt and attempt.final for attempt in tried)):
-                    raise self._failure(held, batch, holders, attempts)
+                    raise self._failure(replica, batch, holders, attempts)
                 wakes = [attempt.rest_until - now for attempt in tried if attempt and not attempt.final]
                 await self.changed.after(version, max(0.01, min([left, 1.0, *wakes])))
                 continue
-            if await self._attempt(held, holder, rest, attempts.setdefault(holder, _Attempts()), claim):
+            if await self._attempt(replica, holder, rest, attempts.setdefault(holder, _Attempts()), claim):
                 quiet_since = self._clock.monotonic()
 
     def _is_busy(self, island: IslandId) -> bool:
@@ -220,7 +230,7 @@ class Fetcher:
         slow = link is not None and link.bandwidth is not None and link.bandwidth < _SLOW
         return known is not None and known.streams >= (1 if slow else STREAMS_A_HOLDER)
 
-    def _candidate(self, island: IslandId, attempts: dict[IslandId, _Attempts], now: float) -> core.Candidate:
+    def _candidate(self, island: IslandId, attempts: dict[IslandId, _Attempts], now: float) -> core.HolderLoad:
         link = self._peers.link(island)
         known = self._known.setdefault(island, _Holding())
         known.strikes = [at for at in known.strikes if now - at < _GRUDGE_S]
@@ -232,7 +242,7 @@ class Fetcher:
             rest_until = attempt.rest_until
         if self._is_busy(island):
             rest_until = max(rest_until, now + 0.05)
-        return core.Candidate(
+        return core.HolderLoad(
             island=island,
             linked=link is not None,
             bandwidth=link.bandwidth if link else None,
@@ -244,11 +254,11 @@ class Fetcher:
 
     async def _attempt(
         self,
-        held: HeldSnapshot,
+        replica: ReplicaSnapshot,
         holder: IslandId,
-        rest: list[tuple[Want, Edges, Run]],
+        rest: list[tuple[MissingChunks, ChunkBorders, ChunkRange]],
         attempt: _Attempts,
-        claim: Claim,
+        claim: SpaceClaim,
     ) -> bool:
         """Ask one holder once; whether it delivered anything. What goes wrong is noted in `attempt`."""
         known = self._known.setdefault(holder, _Holding())
@@ -257,21 +267,21 @@ class Fetcher:
         known.queued += size
         known.streams += 1
         try:
-            await self._ask(held, holder, rest, claim)
+            await self._ask(replica, holder, rest, claim)
             attempt.failures, attempt.reason = 0, ""
         except PeerMisbehaved as error:
-            self._blame(held, holder, attempt, error)
+            self._blame(replica, holder, attempt, error)
         except PeerRefused as error:
             attempt.final, attempt.error, attempt.reason = True, error, f"answered: {error.message}"
             log.warning(
-                "replicas.refused", holder=self._membership.display(holder), dataset=held.name, error=str(error)
+                "replicas.refused", holder=self._membership.display(holder), dataset=replica.name, error=str(error)
             )
         except (Unreachable, TimeoutError, ConnectionError) as error:
             attempt.failures += 1
             attempt.failed_at = self._clock.monotonic()
             attempt.rest_until = attempt.failed_at + min(0.2 * 2**attempt.failures, 5.0)
             log.info(
-                "replicas.interrupted", holder=self._membership.display(holder), dataset=held.name, error=str(error)
+                "replicas.interrupted", holder=self._membership.display(holder), dataset=replica.name, error=str(error)
             )
         finally:
             known.queued -= size
@@ -279,23 +289,23 @@ class Fetcher:
             self.changed.touch()
         return claim.left < before
 
-    def _blame(self, held: HeldSnapshot, holder: IslandId, attempt: _Attempts, error: PeerMisbehaved) -> None:
+    def _blame(self, replica: ReplicaSnapshot, holder: IslandId, attempt: _Attempts, error: PeerMisbehaved) -> None:
         name = self._membership.display(holder)
         attempt.final, attempt.error, attempt.reason = True, error, error.message
         self._known[holder].strikes.append(self._clock.monotonic())
         _BAD.labels(name).inc()
-        self._fault(holder, f"{held.name}@{held.snapshot[:12]}: {error.message}")
-        log.warning("replicas.bad_bytes", holder=name, key=holder, dataset=held.name, error=error.message)
+        self._fault(holder, f"{replica.name}@{replica.snapshot[:12]}: {error.message}")
+        log.warning("replicas.bad_bytes", holder=name, key=holder, dataset=replica.name, error=error.message)
 
     def _failure(
         self,
-        held: HeldSnapshot,
-        batch: list[tuple[Want, Edges, Run]],
+        replica: ReplicaSnapshot,
+        batch: list[tuple[MissingChunks, ChunkBorders, ChunkRange]],
         holders: Sequence[IslandId],
         attempts: dict[IslandId, _Attempts],
     ) -> IslandError:
         path = batch[0][0].file.entry.path
-        what = f"{self._membership.display(held.owner)}/{held.name}: {path}"
+        what = f"{self._membership.display(replica.owner)}/{replica.name}: {path}"
         reasons = {island: attempt.reason for island, attempt in attempts.items()}
         text = f"{what} cannot be read: {self.who_holds(holders, reasons)}"
         errors = [attempt.error for attempt in attempts.values() if attempt.error]
@@ -305,8 +315,8 @@ class Fetcher:
                 text,
                 hint="What was wrong is thrown away. Ask the holder to check its disk and memory, then read again.",
             )
-        elif cause and cause.code == Changed.code:
-            failure = Changed(text, hint=cause.hint or "Ask the owner to publish the files again.")
+        elif cause and cause.code == FilesChanged.code:
+            failure = FilesChanged(text, hint=cause.hint or "Ask the owner to publish the files again.")
         elif errors and len(errors) == len(holders):
             failure = PeerRefused(text, hint=cause.hint if cause else "")
         else:
@@ -321,29 +331,41 @@ class Fetcher:
         for island in holders:
             view = views.get(island)
             name, reason = self._membership.display(island), reasons.get(island, "")
-            shown.append(core.Holder(name, view.state if view else "unknown", view.since if view else 0.0, reason))
+            shown.append(
+                core.FailedHolder(name, view.state if view else "unknown", view.since if view else 0.0, reason)
+            )
         return core.explain_absence(shown)
 
     # --- one stream ---------------------------------------------------------------------------
 
     async def _ask(
-        self, held: HeldSnapshot, holder: IslandId, rest: list[tuple[Want, Edges, Run]], claim: Claim
+        self,
+        replica: ReplicaSnapshot,
+        holder: IslandId,
+        rest: list[tuple[MissingChunks, ChunkBorders, ChunkRange]],
+        claim: SpaceClaim,
     ) -> None:
-        request = ChunkRequest(owner=held.owner, name=held.name, snapshot=held.snapshot, pieces=_pieces(rest))
+        request = ChunkRequest(owner=replica.owner, name=replica.name, snapshot=replica.snapshot, pieces=_pieces(rest))
         body = codec.encode(request)
         async with self._peers.bulk(holder, KIND, body, timeout=self._patience.open) as stream:
             answer = _Answer(stream, request.size(), self._patience.block, self._membership.display(holder))
             try:
                 for want, edges, run in rest:
                     for portion in edges.portions(run, _BLOCK):
-                        await self._receive(held, want, edges, portion, answer, claim)
+                        await self._receive(replica, want, edges, portion, answer, claim)
                 await answer.end()
             finally:
-                self._held.count(held.key, received=answer.received)
-                _RECEIVED.labels(f"{self._membership.display(held.owner)}/{held.name}").inc(answer.received)
+                self._held.count(replica.key, received=answer.received)
+                _RECEIVED.labels(f"{self._membership.display(replica.owner)}/{replica.name}").inc(answer.received)
 
     async def _receive(
-        self, held: HeldSnapshot, want: Want, edges: Edges, run: Run, answer: _Answer, claim: Claim
+        self,
+        replica: ReplicaSnapshot,
+        want: MissingChunks,
+        edges: ChunkBorders,
+        run: ChunkRange,
+        answer: _Answer,
+        claim: SpaceClaim,
     ) -> None:
         first, last = run
         data: list[bytes] = []
@@ -352,7 +374,7 @@ class Fetcher:
                 data.append(await answer.take(edges.size((index, index + 1))))
         finally:
             # A stream that breaks off must not cost the chunks that came before.
-            good = await self._held.put(held, want.file, want.hashes, first, data) if data else 0
+            good = await self._held.put(replica, want.file, want.hashes, first, data) if data else 0
             claim.spend(edges.size((first, first + good)))
             _arrived(want.file, (first, first + good), None)
         if good < len(data):
@@ -362,7 +384,7 @@ class Fetcher:
             )
 
 
-def _arrived(file: HeldFile, run: Run, failure: BaseException | None) -> None:
+def _arrived(file: ReplicaFile, run: ChunkRange, failure: BaseException | None) -> None:
     """Tell those who wait for the chunks of `run` that they are here, or that they will not come."""
     for index in range(*run):
         future = file.arriving.pop(index, None)
@@ -427,7 +449,7 @@ class _Answer:
         return block
 
 
-def _pieces(rest: list[tuple[Want, Edges, Run]]) -> tuple[Piece, ...]:
+def _pieces(rest: list[tuple[MissingChunks, ChunkBorders, ChunkRange]]) -> tuple[FileRanges, ...]:
     """Runs as the request names them, those of one file together; the order stays."""
     pieces: list[tuple[str, list[tuple[int, int]]]] = []
     for want, edges, run in rest:
@@ -436,4 +458,4 @@ def _pieces(rest: list[tuple[Want, Edges, Run]]) -> tuple[Piece, ...]:
             pieces[-1][1].append(span)
         else:
             pieces.append((want.file.entry.path, [span]))
-    return tuple(Piece(path=path, ranges=tuple(ranges)) for path, ranges in pieces)
+    return tuple(FileRanges(path=path, ranges=tuple(ranges)) for path, ranges in pieces)

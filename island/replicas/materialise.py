@@ -23,13 +23,13 @@ from island.formats.avro import staging_of, to_parquet_in_steps
 from island.formats.limits import ReadLimits
 from island.kernel.processes import InPlaceProcesses
 from island.kernel.work import Workers
-from island.replicas.chunks import explained
+from island.replicas.chunk_files import explained
 
 _PLAIN = re.compile(r"/[^{}\[\]*?\\%:]*/[^._{}\[\]*?\\%:/][^{}\[\]*?\\%:/]*\Z")
 """Absolute paths that no reader takes for a pattern, an escape or something hidden."""
 
 
-class Views:
+class DatasetFolders:
     """The folders HOME/views and HOME/converted."""
 
     def __init__(self, home: Path, workers: Workers, limits: ReadLimits) -> None:

@@ -27,7 +27,7 @@ Offset = Annotated[int, Meta(ge=0, le=1 << 50)]
 Hash = Annotated[str, Meta(max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
 
 
-class Piece(Message, frozen=True):
+class FileRanges(Message, frozen=True):
     """Ranges of one file: (start, end) in bytes, end not included, each beginning and ending at a chunk's border."""
 
     path: Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -40,7 +40,7 @@ class ChunkRequest(Message, frozen=True):
     owner: Hash
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     snapshot: Hash
-    pieces: Annotated[tuple[Piece, ...], Meta(min_length=1, max_length=MAX_PIECES)]
+    pieces: Annotated[tuple[FileRanges, ...], Meta(min_length=1, max_length=MAX_PIECES)]
 
     @property
     def owner_id(self) -> IslandId:

@@ -19,13 +19,13 @@ from typing import TypeVar
 import structlog
 
 from island.catalog.manifest import FileEntry, PageRef
-from island.catalog.messages import Held, ReplicaRecord, Resolved
+from island.catalog.manifest_reader import ManifestReader
+from island.catalog.messages import ReplicaRecord, ResolvedDataset, SnapshotHolding
 from island.catalog.ports import LocalInput, Progress, ReplicaStatus, no_progress
 from island.catalog.service import Catalog
-from island.catalog.snapshots import Manifest
-from island.catalog.views import view_name
+from island.catalog.view_names import view_name
 from island.config import Config, size_in_bytes
-from island.errors import BadInput, Changed, Conflict, IslandError, NotFound
+from island.errors import BadInput, Conflict, FilesChanged, IslandError, NotFound
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.gossip.service import Gossip
 from island.kernel import codec
@@ -36,14 +36,14 @@ from island.kernel.ports import Clock, Peers, Rng
 from island.kernel.work import Workers
 from island.membership.service import Membership
 from island.replicas import core, store
-from island.replicas.chunks import read_range
-from island.replicas.fetching import Fetcher, Patience, Want
-from island.replicas.held import HeldFile, HeldSnapshot, Store, edges_of
-from island.replicas.manifests import Manifests
-from island.replicas.materialise import Views
+from island.replicas.chunk_files import read_range
+from island.replicas.chunk_server import Blocks, ChunkServer
+from island.replicas.chunk_store import ChunkStore, ReplicaFile, ReplicaSnapshot, edges_of
+from island.replicas.fetching import Fetcher, FetchTimeouts, MissingChunks
+from island.replicas.manifest_cache import ManifestCache
+from island.replicas.materialise import DatasetFolders
 from island.replicas.messages import ChunkRequest
-from island.replicas.serving import Blocks, Server
-from island.replicas.space import Space
+from island.replicas.space import DiskQuota
 from island.trust import journal
 from island.trust.service import Trust
 
@@ -82,7 +82,7 @@ class ReplicasDependencies:
     home: Path
     state: Database
     workers: Workers
-    patience: Patience | None = None
+    patience: FetchTimeouts | None = None
     limits: ReadLimits = DEFAULT_LIMITS
 
 
@@ -99,8 +99,8 @@ class Replicas:
             needs.trust,
         )
         self._clock, self._rng = needs.clock, needs.rng
-        self.held = Store(needs.chunks, needs.home / "replicas", needs.clock, needs.workers)
-        self.space = Space(
+        self.held = ChunkStore(needs.chunks, needs.home / "replicas", needs.clock, needs.workers)
+        self.space = DiskQuota(
             self.held,
             needs.clock,
             quota=size_in_bytes(needs.config.replicas.quota),
@@ -116,18 +116,18 @@ class Replicas:
             needs.clock,
             holders=self._holders,
             fault=self._note_fault,
-            patience=needs.patience or Patience(),
+            patience=needs.patience or FetchTimeouts(),
         )
-        self._server = Server(self.held, needs.peers, self._open_for_peer, needs.membership.display)
-        self._views = Views(needs.home, needs.workers, needs.limits)
-        self._manifests = Manifests(
+        self._server = ChunkServer(self.held, needs.peers, self._open_for_peer, needs.membership.display)
+        self._views = DatasetFolders(needs.home, needs.workers, needs.limits)
+        self._manifests = ManifestCache(
             needs.chunks,
             self.held,
             needs.catalog,
             self._fetcher,
             needs.clock,
             me=needs.trust.me,
-            patience=(needs.patience or Patience()).nothing,
+            patience=(needs.patience or FetchTimeouts()).nothing,
             display=needs.membership.display,
         )
         needs.gossip.blobs.also(self._manifests.page)
@@ -167,11 +167,11 @@ class Replicas:
 
     # --- what there is ------------------------------------------------------------------------
 
-    async def listing(self, resolved: Resolved) -> list[FileEntry]:
+    async def listing(self, resolved: ResolvedDataset) -> list[FileEntry]:
         """Every file of a snapshot, by path."""
         return await (await self.manifest(resolved)).listing()
 
-    async def files_after(self, resolved: Resolved, after: str, limit: int) -> AsyncIterator[FileEntry]:
+    async def files_after(self, resolved: ResolvedDataset, after: str, limit: int) -> AsyncIterator[FileEntry]:
         """At most `limit` files whose paths come after `after`."""
         manifest, wanted = await self.manifest(resolved), after.encode()
         behind: PageRef | None = None
@@ -189,15 +189,15 @@ class Replicas:
                 limit -= 1
                 yield entry
 
-    async def find(self, resolved: Resolved, path: str) -> FileEntry:
+    async def find(self, resolved: ResolvedDataset, path: str) -> FileEntry:
         """One file of a snapshot; raises `NotFound`."""
         return await (await self.manifest(resolved)).find(path)
 
-    async def manifest(self, resolved: Resolved) -> Manifest:
+    async def manifest(self, resolved: ResolvedDataset) -> ManifestReader:
         """The manifest of a snapshot, from here, from its owner or from a holder."""
         return await self._manifests.get(resolved.owner, resolved.name, resolved.snapshot)
 
-    async def status(self, resolved: Resolved) -> ReplicaStatus:
+    async def status(self, resolved: ResolvedDataset) -> ReplicaStatus:
         """How much of a snapshot is here, and how many bytes of it came from other islands."""
         size = await self._size(resolved)
         received, _ = await self.held.moved((resolved.owner, resolved.name, resolved.snapshot))
@@ -206,7 +206,7 @@ class Replicas:
         held = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
         return ReplicaStatus(size, held.bytes_local if held else 0, received)
 
-    async def sent(self, resolved: Resolved) -> int:
+    async def sent(self, resolved: ResolvedDataset) -> int:
         """Bytes of a snapshot that this island has sent to others."""
         return (await self.held.moved((resolved.owner, resolved.name, resolved.snapshot)))[1]
 
@@ -214,13 +214,13 @@ class Replicas:
         """Islands that sent wrong bytes: how often, when last, and what."""
         return await self._db.read(store.faults)
 
-    async def _size(self, resolved: Resolved) -> int:
+    async def _size(self, resolved: ResolvedDataset) -> int:
         held = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
         if held:
             return held.bytes
         return resolved.record.size if resolved.newest else (await self.manifest(resolved)).root.size
 
-    async def missing(self, resolved: Resolved) -> int:
+    async def missing(self, resolved: ResolvedDataset) -> int:
         """Bytes of a snapshot that are not on this island; 0 for its own."""
         if resolved.owner == self._trust.me:
             return 0
@@ -229,14 +229,14 @@ class Replicas:
 
     # --- reading ------------------------------------------------------------------------------
 
-    async def read(self, resolved: Resolved, path: str, start: int, end: int) -> bytes:
+    async def read(self, resolved: ResolvedDataset, path: str, start: int, end: int) -> bytes:
         """Verified bytes `start` to `end` of a file; fetches what is not here.
 
-        Raises `NotFound`, `Unreachable` that says who holds them, `Changed`, `PeerMisbehaved`, `Full`.
+        Raises `NotFound`, `Unreachable` that says who holds them, `FilesChanged`, `PeerMisbehaved`, `Full`.
         """
         return b"".join([block async for block in self.stream(resolved, path, start, end)])
 
-    async def stream(self, resolved: Resolved, path: str, start: int, end: int) -> AsyncIterator[bytes]:
+    async def stream(self, resolved: ResolvedDataset, path: str, start: int, end: int) -> AsyncIterator[bytes]:
         """The same in blocks of at most `WINDOW` bytes, in bounded memory."""
         manifest = await self.manifest(resolved)
         entry = await manifest.find(path)
@@ -258,7 +258,7 @@ class Replicas:
                 yield await self._held_bytes(held, manifest, file, start, stop)
                 start = stop
 
-    async def span(self, resolved: Resolved, path: str, start: int, end: int) -> tuple[int, int]:
+    async def span(self, resolved: ResolvedDataset, path: str, start: int, end: int) -> tuple[int, int]:
         """The borders of the chunks that hold `start` to `end`."""
         manifest = await self.manifest(resolved)
         entry = await manifest.find(path)
@@ -267,21 +267,23 @@ class Replicas:
         first, last = edges.cover(start, min(end, entry.size))
         return edges.offset(first), edges.offset(last)
 
-    async def _open(self, resolved: Resolved, manifest: Manifest) -> HeldSnapshot:
+    async def _open(self, resolved: ResolvedDataset, manifest: ManifestReader) -> ReplicaSnapshot:
         held = await self.held.open(resolved.owner, resolved.name, resolved.snapshot, manifest.root.size)
         held.used_at = self._clock.wall()
         await self._manifests.keep(held)
         return held
 
-    async def _want(self, manifest: Manifest, file: HeldFile, start: int, end: int) -> Want:
+    async def _want(self, manifest: ManifestReader, file: ReplicaFile, start: int, end: int) -> MissingChunks:
         hashes = await self._manifests.hashes(manifest, file.entry, start, end)
-        return Want(file, hashes, edges_of(hashes).cover(start, end))
+        return MissingChunks(file, hashes, edges_of(hashes).cover(start, end))
 
-    async def _held_bytes(self, held: HeldSnapshot, manifest: Manifest, file: HeldFile, start: int, end: int) -> bytes:
+    async def _held_bytes(
+        self, replica: ReplicaSnapshot, manifest: ManifestReader, file: ReplicaFile, start: int, end: int
+    ) -> bytes:
         for _ in range(3):
             want = await self._want(manifest, file, start, end)
-            await self._fetcher.ensure(held, [want])
-            data = await self.held.get_bytes(held, file, want.hashes, start, end)
+            await self._fetcher.ensure(replica, [want])
+            data = await self.held.get_bytes(replica, file, want.hashes, start, end)
             if data is not None:
                 return data
         raise IslandError(
@@ -289,8 +291,8 @@ class Replicas:
             hint="Check the disk under the home of this island.",
         )
 
-    async def _own_bytes(self, manifest: Manifest, entry: FileEntry, start: int, end: int) -> bytes:
-        """Bytes of a published file in place, hashed; raises `Changed` when they are not what was published."""
+    async def _own_bytes(self, manifest: ManifestReader, entry: FileEntry, start: int, end: int) -> bytes:
+        """Bytes of a published file in place, hashed; raises `FilesChanged` when they are not what was published."""
         hashes = await self._manifests.hashes(manifest, entry, start, end)
         edges = edges_of(hashes)
         run = edges.cover(start, end)
@@ -310,7 +312,7 @@ class Replicas:
 
         data = await self.held.run(read)
         if data is None:
-            raise Changed(
+            raise FilesChanged(
                 f"{path} is not what was published as {entry.path!r} (snapshot {manifest.snapshot[:12]}):"
                 " it was changed, moved or deleted since",
                 hint="Publish the dataset again: `island dataset publish PATH --name NAME` makes a new snapshot.",
@@ -325,7 +327,7 @@ class Replicas:
 
     # --- whole datasets -----------------------------------------------------------------------
 
-    async def fetch(self, resolved: Resolved, progress: Progress = no_progress, *, pin: bool = True) -> None:
+    async def fetch(self, resolved: ResolvedDataset, progress: Progress = no_progress, *, pin: bool = True) -> None:
         """Make a complete, verified replica; takes up what an earlier try has left.
 
         `pin` keeps it from eviction. Raises as `read` does, before anything is moved if it
@@ -336,49 +338,55 @@ class Replicas:
         manifest = await self.manifest(resolved)
         key = (resolved.owner, resolved.name, resolved.snapshot)
         async with self._fetching.setdefault(key, asyncio.Lock()):
-            held = await self._open(resolved, manifest)
-            with held:
+            replica = await self._open(resolved, manifest)
+            with replica:
                 what = f"{resolved.owner_name}/{resolved.name}"
-                await self.space.check(held.bytes - held.bytes_local, what)
-                if not held.complete:
-                    await self._announce(held)
-                while not await self._fetch_all(held, manifest, progress, what):
+                await self.space.check(replica.bytes - replica.bytes_local, what)
+                if not replica.complete:
+                    await self._announce(replica)
+                while not await self._fetch_all(replica, manifest, progress, what):
                     log.warning("replicas.fetch_again", dataset=what)
-                await self.held.update(held, complete=True, used_at=self._clock.wall(), pinned=True if pin else None)
-                await self._announce(held)
+                await self.held.update(replica, complete=True, used_at=self._clock.wall(), pinned=True if pin else None)
+                await self._announce(replica)
                 if pin:
-                    await self._unpin_older(held)
-                progress(held.bytes, held.bytes, what)
+                    await self._unpin_older(replica)
+                progress(replica.bytes, replica.bytes, what)
 
-    async def _unpin_older(self, newest: HeldSnapshot) -> None:
+    async def _unpin_older(self, newest: ReplicaSnapshot) -> None:
         """Who fetches a dataset again wants the new snapshot; the old one may make room."""
-        for held in list(self.held.snapshots.values()):
-            if (held.owner, held.name) == (newest.owner, newest.name) and held is not newest and held.pinned:
-                await self.held.update(held, pinned=False)
+        for replica in list(self.held.snapshots.values()):
+            if (
+                (replica.owner, replica.name) == (newest.owner, newest.name)
+                and replica is not newest
+                and replica.pinned
+            ):
+                await self.held.update(replica, pinned=False)
 
-    async def _fetch_all(self, held: HeldSnapshot, manifest: Manifest, progress: Progress, what: str) -> bool:
+    async def _fetch_all(
+        self, replica: ReplicaSnapshot, manifest: ManifestReader, progress: Progress, what: str
+    ) -> bool:
         """One pass over all files; whether everything is here and unchanged afterwards."""
-        under_way: deque[list[Want]] = deque()
+        under_way: deque[list[MissingChunks]] = deque()
 
         async def settle(most: int) -> None:
             while len(under_way) > most:
                 wants = under_way.popleft()
-                await self._fetcher.ensure(held, wants)
-                progress(min(held.bytes_local, held.bytes), held.bytes, what)
+                await self._fetcher.ensure(replica, wants)
+                progress(min(replica.bytes_local, replica.bytes), replica.bytes, what)
 
-        progress(held.bytes_local, held.bytes, what)
-        async for wants in self._groups(held, manifest):
-            self._fetcher.begin(held, wants)
+        progress(replica.bytes_local, replica.bytes, what)
+        async for wants in self._groups(replica, manifest):
+            self._fetcher.begin(replica, wants)
             under_way.append(wants)
             await settle(GROUPS - 1)
         await settle(0)
-        return await self._settle_files(held, manifest)
+        return await self._settle_files(replica, manifest)
 
-    async def _groups(self, held: HeldSnapshot, manifest: Manifest) -> AsyncIterator[list[Want]]:
+    async def _groups(self, replica: ReplicaSnapshot, manifest: ManifestReader) -> AsyncIterator[list[MissingChunks]]:
         """What is missing, in the order of the files, in portions that are under way together."""
-        group: list[Want] = []
+        group: list[MissingChunks] = []
         size = 0
-        async for want in self._wants(held, manifest):
+        async for want in self._wants(replica, manifest):
             group.append(want)
             size += min(GROUP_BYTES, want.file.entry.size)
             if size >= GROUP_BYTES or len(group) >= GROUP_FILES:
@@ -387,12 +395,12 @@ class Replicas:
         if group:
             yield group
 
-    async def _wants(self, held: HeldSnapshot, manifest: Manifest) -> AsyncIterator[Want]:
+    async def _wants(self, replica: ReplicaSnapshot, manifest: ManifestReader) -> AsyncIterator[MissingChunks]:
         """The windows of all files in which something is missing; small files are looked at several at once."""
         small: list[FileEntry] = []
 
-        async def of_small() -> list[Want]:
-            found = await asyncio.gather(*(self._wants_of(held, manifest, entry) for entry in small))
+        async def of_small() -> list[MissingChunks]:
+            found = await asyncio.gather(*(self._wants_of(replica, manifest, entry) for entry in small))
             small.clear()
             return [want for wants in found for want in wants]
 
@@ -404,65 +412,67 @@ class Replicas:
                     yield want
             if entry.size > GROUP_BYTES:
                 for start in range(0, entry.size, GROUP_BYTES):
-                    for want in await self._wants_of(held, manifest, entry, start):
+                    for want in await self._wants_of(replica, manifest, entry, start):
                         yield want
         for want in await of_small():
             yield want
 
-    async def _wants_of(self, held: HeldSnapshot, manifest: Manifest, entry: FileEntry, start: int = 0) -> list[Want]:
+    async def _wants_of(
+        self, replica: ReplicaSnapshot, manifest: ManifestReader, entry: FileEntry, start: int = 0
+    ) -> list[MissingChunks]:
         """The window of a file that begins at `start`, if something of it is missing."""
-        file = await self.held.file(held, entry)
+        file = await self.held.file(replica, entry)
         if start == 0:
-            await self._distrust(held, manifest, file)
+            await self._distrust(replica, manifest, file)
         if file.complete:
-            await self.held.make(held, file)
+            await self.held.make(replica, file)
             return []
         want = await self._want(manifest, file, start, min(start + GROUP_BYTES, entry.size))
         return [want] if core.missing(file.present, want.run) else []
 
-    async def _distrust(self, held: HeldSnapshot, manifest: Manifest, file: HeldFile) -> None:
+    async def _distrust(self, replica: ReplicaSnapshot, manifest: ManifestReader, file: ReplicaFile) -> None:
         """A complete file that was touched since it was synced is hashed again; what is wrong in it is dropped."""
         entry = file.entry
         if not (file.complete and entry.size) or file.dirty:
             return
-        found = await self.held.run(lambda: self.held.files.stat(held.folder, entry.path))
+        found = await self.held.run(lambda: self.held.files.stat(replica.folder, entry.path))
         if found == (entry.size, file.mtime_ns):
             return
         if found is None or found[0] != entry.size:
-            self.held.lose(held, file)
+            self.held.lose(replica, file)
             return
         self.held.doubt(file)
         for start in range(0, entry.size, GROUP_BYTES):
             end = min(start + GROUP_BYTES, entry.size)
             hashes = await self._manifests.hashes(manifest, entry, start, end)
-            await self.held.get_bytes(held, file, hashes, start, end)
+            await self.held.get_bytes(replica, file, hashes, start, end)
 
-    async def _settle_files(self, held: HeldSnapshot, manifest: Manifest) -> bool:
+    async def _settle_files(self, replica: ReplicaSnapshot, manifest: ManifestReader) -> bool:
         """Bring everything to the disk; whether every file is there whole."""
         whole = True
-        batch: list[HeldFile] = []
+        batch: list[ReplicaFile] = []
         async for entry in manifest.files():
-            file = await self.held.file(held, entry)
+            file = await self.held.file(replica, entry)
             whole = whole and file.complete
             if file.dirty or file.mtime_ns is None:
                 batch.append(file)
             if len(batch) >= 16:
-                await self.held.flush_files(held, batch)
+                await self.held.flush_files(replica, batch)
                 batch = []
-        await self.held.flush_files(held, batch)
+        await self.held.flush_files(replica, batch)
         return whole
 
-    async def materialise(self, resolved: Resolved, progress: Progress = no_progress) -> LocalInput:
+    async def materialise(self, resolved: ResolvedDataset, progress: Progress = no_progress) -> LocalInput:
         """The dataset whole, verified and readable for Spark; see `catalog.ports.Inputs`."""
         manifest = await self.manifest(resolved)
         if resolved.owner == self._trust.me:
             path = await self._materialise_own(manifest, progress)
         else:
             await self.fetch(resolved, progress, pin=False)
-            held = await self._open(resolved, manifest)
-            await self.held.update(held, kept_until=self._clock.wall() + KEPT_FOR_S)
+            replica = await self._open(resolved, manifest)
+            await self.held.update(replica, kept_until=self._clock.wall() + KEPT_FOR_S)
             data = [entry async for entry in manifest.files() if entry.format]
-            files = [self.held.files.path(held.folder, entry.path) for entry in data]
+            files = [self.held.files.path(replica.folder, entry.path) for entry in data]
             path = await self._path(manifest, data, files, progress)
         received, _ = await self.held.moved((resolved.owner, resolved.name, resolved.snapshot))
         return LocalInput(
@@ -475,7 +485,7 @@ class Replicas:
             moved=received,
         )
 
-    async def _materialise_own(self, manifest: Manifest, progress: Progress) -> str:
+    async def _materialise_own(self, manifest: ManifestReader, progress: Progress) -> str:
         data = [entry async for entry in manifest.files() if entry.format]
         files = []
         for entry in data:
@@ -483,7 +493,7 @@ class Replicas:
         return await self._path(manifest, data, files, progress)
 
     async def _path(
-        self, manifest: Manifest, data: Sequence[FileEntry], files: Sequence[Path], progress: Progress
+        self, manifest: ManifestReader, data: Sequence[FileEntry], files: Sequence[Path], progress: Progress
     ) -> str:
         forms = {entry.format for entry in data}
         if len(forms) != 1:
@@ -495,7 +505,7 @@ class Replicas:
         self.space.other_bytes = await self.held.run(self._views.converted_bytes)
         return path
 
-    async def note(self, user: str, act: str, resolved: Resolved, outcome: str, **detail: object) -> None:
+    async def note(self, user: str, act: str, resolved: ResolvedDataset, outcome: str, **detail: object) -> None:
         """Write into the journal what a user of this island did with a dataset."""
         what, at = f"{resolved.owner_name}/{resolved.name}", self._clock.wall()
         who, told = self._trust.who(user), {"snapshot": resolved.snapshot, **detail}
@@ -503,17 +513,17 @@ class Replicas:
             lambda conn: journal.append(conn, at=at, who=who, act=act, what=what, outcome=outcome, detail=told)
         )
 
-    async def drop(self, resolved: Resolved) -> int:
+    async def drop(self, resolved: ResolvedDataset) -> int:
         """Delete what is here of another island's snapshot; the bytes that became free."""
-        held = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
-        if held is None:
+        replica = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
+        if replica is None:
             raise NotFound(f"nothing of {resolved.dataset} is kept here")
-        if held.users or held.kept_until > self._clock.wall():
+        if replica.users or replica.kept_until > self._clock.wall():
             raise Conflict(f"{resolved.dataset} is being read", hint="Close the sessions that use it, or wait a day.")
-        freed = held.bytes_local
-        self._untold[held.owner, held.name] = None
-        await self.held.drop(held)
-        await self._on_dropped(held)
+        freed = replica.bytes_local
+        self._untold[replica.owner, replica.name] = None
+        await self.held.drop(replica)
+        await self._on_dropped(replica)
         return freed
 
     # --- for other islands --------------------------------------------------------------------
@@ -522,11 +532,11 @@ class Replicas:
     async def _open_for_peer(self, request: ChunkRequest, path: str) -> AsyncIterator[Blocks]:
         owner = request.owner_id
         if owner != self._trust.me:
-            held = self.held.get(owner, request.name, request.snapshot)
-            if held is None:
+            replica = self.held.get(owner, request.name, request.snapshot)
+            if replica is None:
                 raise NotFound(f"this island holds nothing of {request.name}@{request.snapshot[:12]}")
-            with held:
-                yield await self._held_blocks(held, path)
+            with replica:
+                yield await self._held_blocks(replica, path)
             return
         manifest = await self._manifests.get(owner, request.name, request.snapshot)
         entry = await manifest.find(path)
@@ -537,15 +547,15 @@ class Replicas:
 
         yield own_blocks
 
-    async def _held_blocks(self, held: HeldSnapshot, path: str) -> Blocks:
-        manifest = await self._manifests.get(held.owner, held.name, held.snapshot)
+    async def _held_blocks(self, replica: ReplicaSnapshot, path: str) -> Blocks:
+        manifest = await self._manifests.get(replica.owner, replica.name, replica.snapshot)
         entry = await manifest.find(path)
-        file = await self.held.file(held, entry)
+        file = await self.held.file(replica, entry)
 
         async def blocks(start: int, end: int) -> AsyncIterator[bytes]:
             async for low, high in self._aligned(manifest, entry, start, end):
                 hashes = await self._manifests.hashes(manifest, entry, low, high)
-                data = await self.held.get_bytes(held, file, hashes, low, high)
+                data = await self.held.get_bytes(replica, file, hashes, low, high)
                 if data is None:
                     raise NotFound(f"this island does not hold {path!r} from {low} to {high}")
                 yield data
@@ -553,7 +563,7 @@ class Replicas:
         return blocks
 
     async def _aligned(
-        self, manifest: Manifest, entry: FileEntry, start: int, end: int
+        self, manifest: ManifestReader, entry: FileEntry, start: int, end: int
     ) -> AsyncIterator[tuple[int, int]]:
         """[start, end), which must lie at borders of chunks, in portions of about `WINDOW` bytes."""
         if end > entry.size:
@@ -568,40 +578,42 @@ class Replicas:
             yield low, high
             start = high
 
-    def _holders(self, held: HeldSnapshot) -> list[IslandId]:
+    def _holders(self, replica: ReplicaSnapshot) -> list[IslandId]:
         me = self._trust.me
-        return [i for i in self._catalog.holders(held.owner, held.name, held.snapshot) if i != me]
+        return [i for i in self._catalog.holders(replica.owner, replica.name, replica.snapshot) if i != me]
 
-    async def _is_elsewhere(self, held: HeldSnapshot) -> bool:
+    async def _is_elsewhere(self, replica: ReplicaSnapshot) -> bool:
         """Whether what is here of a snapshot can be had again: parts are a cache; a whole replica must be held
         whole by another one, or still be what its owner publishes."""
-        others = [island for island in self._holders(held) if island != held.owner]
-        if others or not held.complete:
+        others = [island for island in self._holders(replica) if island != replica.owner]
+        if others or not replica.complete:
             return True
         try:
-            newest = await self._catalog.resolve(DatasetName(held.owner, held.name))
+            newest = await self._catalog.resolve(DatasetName(replica.owner, replica.name))
         except IslandError:
             return False
-        return newest.snapshot == held.snapshot
+        return newest.snapshot == replica.snapshot
 
     # --- what others are told -----------------------------------------------------------------
 
     def _record(self, owner: IslandId, name: str) -> ReplicaRecord | None:
         """What this island says of its replicas of one dataset: complete ones, and those being fetched."""
         rows = sorted(
-            (held for held in self.held.snapshots.values() if (held.owner, held.name) == (owner, name)),
-            key=lambda held: (not held.complete, -held.used_at),
+            (replica for replica in self.held.snapshots.values() if (replica.owner, replica.name) == (owner, name)),
+            key=lambda replica: (not replica.complete, -replica.used_at),
         )
         told = [
-            Held(snapshot=held.snapshot, state="complete" if held.complete else "begun", size=held.bytes)
-            for held in rows
-            if held.complete or (held.owner, held.name, held.snapshot) in self._fetching
+            SnapshotHolding(
+                snapshot=replica.snapshot, state="complete" if replica.complete else "begun", size=replica.bytes
+            )
+            for replica in rows
+            if replica.complete or (replica.owner, replica.name, replica.snapshot) in self._fetching
         ]
         return ReplicaRecord(held=tuple(told[:16])) if told else None
 
-    async def _announce(self, held: HeldSnapshot) -> None:
-        self._untold[held.owner, held.name] = None
-        await self._tell(held.owner, held.name)
+    async def _announce(self, replica: ReplicaSnapshot) -> None:
+        self._untold[replica.owner, replica.name] = None
+        await self._tell(replica.owner, replica.name)
 
     async def _tell(self, owner: IslandId, name: str) -> None:
         key, record = record_key(owner, name), self._record(owner, name)
@@ -619,7 +631,7 @@ class Replicas:
     async def _reconcile_records(self) -> None:
         """After a crash between the two databases, or a restore of one: say again what is true."""
         told = await self._state.read(lambda conn: self._gossip.own(conn, "replica/"))
-        names = {(held.owner, held.name) for held in self.held.snapshots.values()}
+        names = {(replica.owner, replica.name) for replica in self.held.snapshots.values()}
         wanted = {record_key(*name): codec.encode(record) for name in names if (record := self._record(*name))}
         changes = {key: wanted.get(key) for key in told.keys() | wanted.keys() if told.get(key) != wanted.get(key)}
         if not changes:
@@ -635,11 +647,11 @@ class Replicas:
         await self._state.write(write)
         self._gossip.poke()
 
-    async def _on_dropped(self, held: HeldSnapshot) -> None:
-        self._manifests.forget(held.key)
-        await self.held.run(lambda: self._views.drop(held.snapshot))
+    async def _on_dropped(self, replica: ReplicaSnapshot) -> None:
+        self._manifests.forget(replica.key)
+        await self.held.run(lambda: self._views.drop(replica.snapshot))
         self.space.other_bytes = await self.held.run(self._views.converted_bytes)
-        await self._announce(held)
+        await self._announce(replica)
 
     # --- loops --------------------------------------------------------------------------------
 

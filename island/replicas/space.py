@@ -13,14 +13,14 @@ from island.kernel import telemetry
 from island.kernel.ports import Clock
 from island.kernel.units import format_bytes
 from island.replicas import core
-from island.replicas.held import HeldSnapshot, Store
+from island.replicas.chunk_store import ChunkStore, ReplicaSnapshot
 
 log = structlog.get_logger("island")
 
 _EVICTED = telemetry.counter("replica_evicted_bytes", "Bytes of replicas that were dropped to make room")
 
 
-class Claim:
+class SpaceClaim:
     """Room that is held; `spend` what of it was written, which then counts as kept."""
 
     def __init__(self, size: int) -> None:
@@ -31,7 +31,7 @@ class Claim:
         self.left = max(0, self.left - size)
 
 
-class Space:
+class DiskQuota:
     """Says whether bytes may be taken, and makes room where it may.
 
     `await elsewhere(held)` says whether another island holds a snapshot whole; `dropped(held)` is
@@ -40,18 +40,18 @@ class Space:
 
     def __init__(
         self,
-        held: Store,
+        chunk_store: ChunkStore,
         clock: Clock,
         *,
         quota: int,
         reserve: int,
-        elsewhere: Callable[[HeldSnapshot], Awaitable[bool]],
-        dropped: Callable[[HeldSnapshot], Awaitable[None]],
+        elsewhere: Callable[[ReplicaSnapshot], Awaitable[bool]],
+        dropped: Callable[[ReplicaSnapshot], Awaitable[None]],
     ) -> None:
-        self._held, self._clock = held, clock
+        self._held, self._clock = chunk_store, clock
         self._quota, self._reserve = quota, reserve
         self._elsewhere, self._dropped = elsewhere, dropped
-        self._claims: set[Claim] = set()
+        self._claims: set[SpaceClaim] = set()
         self._lock = asyncio.Lock()
         self.other_bytes = 0
 
@@ -61,14 +61,14 @@ class Space:
         return self._held.total + self.other_bytes + self._claimed()
 
     @contextlib.asynccontextmanager
-    async def claim(self, size: int, what: str) -> AsyncIterator[Claim]:
+    async def claim(self, size: int, what: str) -> AsyncIterator[SpaceClaim]:
         """Hold room for `size` bytes that are about to be written.
 
         Raises `Full` that says what to do when they do not fit, even after eviction.
         """
         async with self._lock:
             await self._make_room(size, what)
-            claim = Claim(size)
+            claim = SpaceClaim(size)
             self._claims.add(claim)
         try:
             yield claim
@@ -102,25 +102,31 @@ class Space:
 
     async def _evict(self, needed: int) -> bool:
         now = self._clock.wall()
-        by_id = {held.id: held for held in list(self._held.snapshots.values())}
+        by_id = {chunk_store.id: chunk_store for chunk_store in list(self._held.snapshots.values())}
         kept = [
-            core.Kept(
-                id=held.id,
-                bytes_local=held.bytes_local,
-                used_at=held.used_at,
-                pinned=held.pinned,
-                in_use=held.users > 0 or held.kept_until > now,
-                elsewhere=held.bytes_local > 0 and await self._elsewhere(held),
+            core.EvictionCandidate(
+                id=chunk_store.id,
+                bytes_local=chunk_store.bytes_local,
+                used_at=chunk_store.used_at,
+                pinned=chunk_store.pinned,
+                in_use=chunk_store.users > 0 or chunk_store.kept_until > now,
+                elsewhere=chunk_store.bytes_local > 0 and await self._elsewhere(chunk_store),
             )
-            for held in by_id.values()
+            for chunk_store in by_id.values()
         ]
         chosen = core.evict(kept, needed)
         for ident in chosen:
-            held = by_id[ident]
-            if held.users:  # taken into use while another one was being dropped
+            chunk_store = by_id[ident]
+            if chunk_store.users:  # taken into use while another one was being dropped
                 return False
-            log.info("replicas.evict", owner=held.owner, name=held.name, bytes=held.bytes_local, needed=needed)
-            _EVICTED.inc(held.bytes_local)
-            await self._held.drop(held)
-            await self._dropped(held)
+            log.info(
+                "replicas.evict",
+                owner=chunk_store.owner,
+                name=chunk_store.name,
+                bytes=chunk_store.bytes_local,
+                needed=needed,
+            )
+            _EVICTED.inc(chunk_store.bytes_local)
+            await self._held.drop(chunk_store)
+            await self._dropped(chunk_store)
         return bool(chosen)

@@ -10,7 +10,7 @@ from island.kernel.ids import IslandId
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotRow:
+class ReplicaSnapshotRow:
     """One snapshot of another island, as far as it is here."""
 
     id: int
@@ -27,7 +27,7 @@ class SnapshotRow:
 
 
 @dataclass(frozen=True, slots=True)
-class FileRow:
+class ReplicaFileRow:
     """One file of a snapshot, as far as it is here."""
 
     id: int
@@ -38,7 +38,7 @@ class FileRow:
 
 
 @dataclass(frozen=True, slots=True)
-class FileState:
+class ReplicaFileState:
     """What is written back of one file after its data were synced."""
 
     id: int
@@ -49,7 +49,7 @@ class FileState:
 
 def add_snapshot(
     conn: sqlite3.Connection, owner: IslandId, name: str, snapshot: str, folder: str, size: int, now: float
-) -> SnapshotRow:
+) -> ReplicaSnapshotRow:
     """The row of a snapshot, made where there is none."""
     conn.execute(
         "INSERT INTO snapshot (owner, name, snapshot, folder, bytes, used_at) VALUES (?, ?, ?, ?, ?, ?)"
@@ -61,7 +61,7 @@ def add_snapshot(
     return row
 
 
-def find_snapshot(conn: sqlite3.Connection, owner: IslandId, name: str, snapshot: str) -> SnapshotRow | None:
+def find_snapshot(conn: sqlite3.Connection, owner: IslandId, name: str, snapshot: str) -> ReplicaSnapshotRow | None:
     """The row of a snapshot, if something of it is here."""
     row = conn.execute(
         "SELECT * FROM snapshot WHERE owner = ? AND name = ? AND snapshot = ?", (owner, name, snapshot)
@@ -69,7 +69,7 @@ def find_snapshot(conn: sqlite3.Connection, owner: IslandId, name: str, snapshot
     return _snapshot(row) if row else None
 
 
-def snapshots(conn: sqlite3.Connection) -> list[SnapshotRow]:
+def snapshots(conn: sqlite3.Connection) -> list[ReplicaSnapshotRow]:
     """All snapshots, the least recently used first."""
     return [_snapshot(row) for row in conn.execute("SELECT * FROM snapshot ORDER BY used_at, id")]
 
@@ -97,7 +97,7 @@ def update_snapshot(
     )
 
 
-def add_file(conn: sqlite3.Connection, snapshot: int, path: str) -> FileRow:
+def add_file(conn: sqlite3.Connection, snapshot: int, path: str) -> ReplicaFileRow:
     """The row of a file, made where there is none."""
     conn.execute(
         "INSERT INTO file (snapshot, path, bits) VALUES (?, ?, x'') ON CONFLICT (snapshot, path) DO NOTHING",
@@ -108,24 +108,24 @@ def add_file(conn: sqlite3.Connection, snapshot: int, path: str) -> FileRow:
     return row
 
 
-def find_file(conn: sqlite3.Connection, snapshot: int, path: str) -> FileRow | None:
+def find_file(conn: sqlite3.Connection, snapshot: int, path: str) -> ReplicaFileRow | None:
     """The row of a file, if something of it is here."""
     row = conn.execute(
         "SELECT id, path, bytes_local, bits, mtime_ns FROM file WHERE snapshot = ? AND path = ?",
         (snapshot, path),
     ).fetchone()
-    return FileRow(*row) if row else None
+    return ReplicaFileRow(*row) if row else None
 
 
-def files(conn: sqlite3.Connection, snapshot: int) -> list[FileRow]:
+def files(conn: sqlite3.Connection, snapshot: int) -> list[ReplicaFileRow]:
     """All files of a snapshot of which something is here, by path."""
     rows = conn.execute(
         "SELECT id, path, bytes_local, bits, mtime_ns FROM file WHERE snapshot = ? ORDER BY path", (snapshot,)
     )
-    return [FileRow(*row) for row in rows]
+    return [ReplicaFileRow(*row) for row in rows]
 
 
-def save_files(conn: sqlite3.Connection, snapshot: int, states: Iterable[FileState], now: float) -> None:
+def save_files(conn: sqlite3.Connection, snapshot: int, states: Iterable[ReplicaFileState], now: float) -> None:
     """Write back bitmaps of files whose data are on the disk, and what follows for their snapshot."""
     conn.executemany(
         "UPDATE file SET bytes_local = ?, bits = ?, mtime_ns = ? WHERE id = ?",
@@ -187,8 +187,8 @@ def faults(conn: sqlite3.Connection) -> dict[IslandId, tuple[int, float, str]]:
     return {IslandId(row[0]): (row[1], row[2], row[3]) for row in rows}
 
 
-def _snapshot(row: sqlite3.Row) -> SnapshotRow:
-    return SnapshotRow(
+def _snapshot(row: sqlite3.Row) -> ReplicaSnapshotRow:
+    return ReplicaSnapshotRow(
         row["id"],
         IslandId(row["owner"]),
         row["name"],

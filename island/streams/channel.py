@@ -26,8 +26,8 @@ from island.kernel.ports import BulkStream, Clock, Rng, Signal
 from island.kernel.telemetry import counter, histogram
 from island.kernel.work import Workers
 from island.streams import core, store, tables
-from island.streams.messages import READ, Ack, Behind, Delivery, Heartbeat, Opened, ReadRequest, decode_down
-from island.streams.segments import Segments
+from island.streams.messages import READ, Ack, Delivery, Heartbeat, Lag, ReadRequest, StreamSchema, decode_down
+from island.streams.segments import SegmentFolder
 from island.streams.store import SubscriptionRow
 from island.streams.tasks import raise_first
 
@@ -49,7 +49,7 @@ Checkpoint = Callable[[str], None]
 OpenBulk = Callable[[IslandId, str, bytes], contextlib.AbstractAsyncContextManager[BulkStream]]
 
 
-class Publisher(Protocol):
+class DatasetPublisher(Protocol):
     """What a channel needs of the catalog: `prepare` without, `commit` within the caller's transaction."""
 
     async def prepare(self, path: Path, name: str, *, title: str, description: str) -> Any:
@@ -65,19 +65,19 @@ class Publisher(Protocol):
 class _Halted(Exception):
     """The source has sent its last message."""
 
-    def __init__(self, state: core.State, reason: str) -> None:
+    def __init__(self, state: core.ChannelState, reason: str) -> None:
         super().__init__(reason)
         self.state, self.reason = state, reason
 
 
 @dataclass(slots=True)
-class Status:
+class ChannelStatus:
     """What `channel ls` tells of a channel, beyond what is stored."""
 
-    state: core.State = "starting"
+    state: core.ChannelState = "starting"
     since: float = 0.0
     reason: str = ""
-    behind: Behind = Behind()  # noqa: RUF009  # frozen
+    behind: Lag = Lag()  # noqa: RUF009  # frozen
     behind_at: float = 0.0
 
 
@@ -100,9 +100,9 @@ class Channel:
         row: SubscriptionRow,
         *,
         state: Database,
-        publisher: Publisher,
+        publisher: DatasetPublisher,
         open_bulk: OpenBulk,
-        segments: Segments,
+        segments: SegmentFolder,
         who: str,
         window: int,
         clock: Clock,
@@ -112,8 +112,8 @@ class Channel:
     ) -> None:
         self._workers = workers
         self.row = row
-        self.status = Status(since=clock.wall())
-        self.meter = core.Meter()
+        self.status = ChannelStatus(since=clock.wall())
+        self.meter = core.RateMeter()
         self.redial = Signal()
         self._state, self._publisher, self._open_bulk, self._segments = state, publisher, open_bulk, segments
         self._who, self._window, self._clock, self._rng, self._at = who, window, clock, rng, checkpoint
@@ -213,7 +213,7 @@ class Channel:
         opened = False
         while (block := await self._next(stream)) is not None:
             message = decode_down(block)
-            if isinstance(message, Opened):
+            if isinstance(message, StreamSchema):
                 await self._agree(message.columns)
                 opened = True
             elif isinstance(message, Delivery):
@@ -284,7 +284,7 @@ class Channel:
         self._follow(delivery.behind)
         self._wake.set()
 
-    def _follow(self, behind: Behind) -> None:
+    def _follow(self, behind: Lag) -> None:
         self.status.behind, self.status.behind_at = behind, self._clock.monotonic()
         self._set("live" if behind.files == 0 or behind.seconds < 5.0 else "backfill")
 
@@ -327,7 +327,7 @@ class Channel:
         frm, now = self.row.position, self._clock.wall()
 
         def write(conn: sqlite3.Connection) -> None:
-            if not store.move(conn, self.row.id, frm, pending.to, now):
+            if not store.advance(conn, self.row.id, frm, pending.to, now):
                 raise Unreachable("the committed position is another one")
             if segment is not None:
                 file, rows, size = segment
@@ -358,7 +358,7 @@ class Channel:
 
     # --- what people see -----------------------------------------------------------------------
 
-    def _set(self, state: core.State, reason: str = "") -> None:
+    def _set(self, state: core.ChannelState, reason: str = "") -> None:
         if self.status.state != state:
             log.info("channel.state", subscription=self.row.id, into=self.row.name, state=state, reason=reason)
             self.status.since = self._clock.wall()
@@ -386,8 +386,8 @@ def about(row: SubscriptionRow) -> dict[str, str]:
 
 async def begin(
     state: Database,
-    publisher: Publisher,
-    segments: Segments,
+    publisher: DatasetPublisher,
+    segments: SegmentFolder,
     attempt: int,
     row: SubscriptionRow,
     columns: bytes,

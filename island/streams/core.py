@@ -13,7 +13,7 @@ from island.errors import PeerMisbehaved
 
 
 @dataclass(frozen=True, slots=True)
-class Stat:
+class FileStat:
     """What tells, without reading, that a file may have changed."""
 
     size: int
@@ -22,24 +22,24 @@ class Stat:
 
 
 @dataclass(frozen=True, slots=True)
-class Resting:
+class UnsettledFile:
     """A file that is not known yet: its last stat, since when (monotonic) it is so, and whether it was tried."""
 
-    stat: Stat
+    stat: FileStat
     since: float
     tried: bool = False
     problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class FolderScan:
     """What one look at a folder asks for."""
 
     read: tuple[str, ...]
     """Paths to read now, in the order in which they are to be journaled."""
     vanished: tuple[str, ...]
     """Known paths that are no longer there."""
-    resting: Mapping[str, Resting]
+    resting: Mapping[str, UnsettledFile]
     """Every unknown path, for the next look."""
 
 
@@ -47,16 +47,16 @@ OLD = 10.0
 """Seconds since the last change after which a file that is seen for the first time has rested already."""
 
 
-def look(
-    listing: Mapping[str, Stat],
-    known: Mapping[str, Stat],
-    before: Mapping[str, Resting],
+def scan_folder(
+    listing: Mapping[str, FileStat],
+    known: Mapping[str, FileStat],
+    before: Mapping[str, UnsettledFile],
     *,
     now: float,
     wall: float,
     settle: float,
     tells_its_end: Callable[[str], bool],
-) -> Look:
+) -> FolderScan:
     """Compare a folder with what is known of it; `now` is monotonic, `wall` dates the files.
 
     A new or changed file whose format tells its own end (the footer of Parquet is the last thing
@@ -65,7 +65,7 @@ def look(
     that was tried in vain waits until it changes. Files are read in the order of their last
     change, then by name, so that the order of the rows does not depend on the folder's.
     """
-    resting: dict[str, Resting] = {}
+    resting: dict[str, UnsettledFile] = {}
     gone = tuple(sorted(path for path in known if path not in listing))
     # What was complete under another name is complete under this one.
     moved = {known[path] for path in gone}
@@ -75,23 +75,25 @@ def look(
         last = before.get(path)
         if last is None or last.stat != stat:
             old = stat in moved or wall - stat.mtime_ns / 1e9 >= max(OLD, settle)
-            last = Resting(stat, now - settle if old else now)
+            last = UnsettledFile(stat, now - settle if old else now)
         resting[path] = last
     due = [
-        path for path, rest in resting.items() if not rest.tried and (tells_its_end(path) or rested(rest, now, settle))
+        path
+        for path, rest in resting.items()
+        if not rest.tried and (tells_its_end(path) or has_settled(rest, now, settle))
     ]
     due.sort(key=lambda path: (listing[path].mtime_ns, path))
-    return Look(tuple(due), gone, resting)
+    return FolderScan(tuple(due), gone, resting)
 
 
-def rested(rest: Resting, now: float, settle: float) -> bool:
+def has_settled(rest: UnsettledFile, now: float, settle: float) -> bool:
     """Whether a file has stood unchanged for `settle` seconds."""
     return now - rest.since >= settle
 
 
-def failed(rest: Resting, problem: str, now: float, settle: float) -> Resting:
+def undecodable_file(rest: UnsettledFile, problem: str, now: float, settle: float) -> UnsettledFile:
     """A file that could not be decoded: still being written while it is young, a problem once it has rested."""
-    if rested(rest, now, settle):
+    if has_settled(rest, now, settle):
         return replace(rest, tried=True, problem=problem)
     return rest
 
@@ -142,12 +144,12 @@ def commit_in(*, now: float, last: float, pending_bytes: int, window: int, every
     return max(0.0, last + every - now)
 
 
-State = Literal["starting", "backfill", "live", "waiting", "error", "gap", "stopped"]
-FINAL: tuple[State, ...] = ("stopped",)
+ChannelState = Literal["starting", "backfill", "live", "waiting", "error", "gap", "stopped"]
+FINAL: tuple[ChannelState, ...] = ("stopped",)
 
 
 @dataclass(slots=True)
-class Meter:
+class RateMeter:
     """Rows and bytes a second over the last minute or so, in steps of a second."""
 
     span: int = 30
@@ -172,7 +174,7 @@ class Meter:
             self.steps.popleft()
 
 
-def retry_after(state: State, failures: int) -> float:
+def retry_after(state: ChannelState, failures: int) -> float:
     """Ceiling in seconds of the wait before a channel tries again, by why it ended.
 
     A lost source is redialled soon and for ever; an error or a gap lasts until a person acts

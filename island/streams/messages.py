@@ -42,7 +42,7 @@ Start = Literal["beginning", "now"]
 Stopped = Literal["error", "gap", "stopped"]
 
 
-class Position(Message, frozen=True):
+class StreamPosition(Message, frozen=True):
     """Where in a folder source a reader stands: the next row is `row` (before the predicate) of file `seq`.
 
     Files that had vanished by change `since` of the journal are not owed to this reader: it
@@ -67,7 +67,7 @@ class DescribeRequest(Message, frozen=True):
     start: Start = "now"
 
 
-class Described(Message, frozen=True):
+class DescribeAnswer(Message, frozen=True):
     """The answer: the schema (Arrow IPC; empty while no file has arrived) and the first position."""
 
     MAX_BYTES = BULK_LIMIT
@@ -90,7 +90,7 @@ class ReadRequest(Message, frozen=True):
     window: Annotated[int, Meta(ge=65536, le=2**32)] = 8 * 1024 * 1024
 
 
-class Behind(Message, frozen=True):
+class Lag(Message, frozen=True):
     """What lies beyond a position at the source: complete files, their rows, seconds since the oldest arrived."""
 
     files: Count = 0
@@ -98,7 +98,7 @@ class Behind(Message, frozen=True):
     seconds: Annotated[float, Meta(ge=0)] = 0.0
 
 
-class Opened(Message, tag_field="t", tag="opened", frozen=True):
+class StreamSchema(Message, tag_field="t", tag="opened", frozen=True):
     """The schema of every row that follows; sent before the first delivery."""
 
     MAX_BYTES = BULK_LIMIT
@@ -115,7 +115,7 @@ class Delivery(Message, tag_field="t", tag="delivery", frozen=True):
     to: PositionBytes
     rows: Count
     size: Annotated[int, Meta(ge=0, le=MAX_PAYLOAD)]
-    behind: Behind = Behind()
+    behind: Lag = Lag()
 
 
 class Heartbeat(Message, tag_field="t", tag="heartbeat", frozen=True):
@@ -124,10 +124,10 @@ class Heartbeat(Message, tag_field="t", tag="heartbeat", frozen=True):
     MAX_BYTES = 32 * 1024
 
     position: PositionBytes
-    behind: Behind = Behind()
+    behind: Lag = Lag()
 
 
-class Stop(Message, tag_field="t", tag="stop", frozen=True):
+class EndOfStream(Message, tag_field="t", tag="stop", frozen=True):
     """The source will send nothing more, and why."""
 
     MAX_BYTES = 32 * 1024
@@ -136,7 +136,7 @@ class Stop(Message, tag_field="t", tag="stop", frozen=True):
     reason: Annotated[str, Meta(max_length=2000)]
 
 
-Down = Opened | Delivery | Heartbeat | Stop
+Down = StreamSchema | Delivery | Heartbeat | EndOfStream
 
 
 class Ack(Message, frozen=True):
@@ -147,7 +147,7 @@ class Ack(Message, frozen=True):
     position: PositionBytes
 
 
-class ColumnNote(Message, frozen=True):
+class ColumnSummary(Message, frozen=True):
     """A column as the gossiped record of a source lists it."""
 
     name: Annotated[str, Meta(max_length=256)]
@@ -162,7 +162,7 @@ class SourceRecord(Message, frozen=True):
     kind: Annotated[str, Meta(max_length=32)]
     incarnation: Incarnation
     format: Annotated[str, Meta(max_length=32)] = ""
-    columns: Annotated[tuple[ColumnNote, ...], Meta(max_length=1000)] = ()
+    columns: Annotated[tuple[ColumnSummary, ...], Meta(max_length=1000)] = ()
     more: Count = 0
     files: Count = 0
     rows: Count = 0
@@ -173,14 +173,14 @@ class SourceRecord(Message, frozen=True):
     note: Annotated[str, Meta(max_length=512)] = ""
 
 
-def encode_position(position: Position) -> bytes:
+def encode_position(position: StreamPosition) -> bytes:
     """The opaque bytes of a position."""
     return encode(position)
 
 
-def decode_position(data: bytes) -> Position:
+def decode_position(data: bytes) -> StreamPosition:
     """The position that this source once gave out; empty bytes mean the beginning. Raises `Malformed`."""
-    return decode(data, Position) if data else Position(seq=0)
+    return decode(data, StreamPosition) if data else StreamPosition(seq=0)
 
 
 def fit_record(record: SourceRecord, limit: int = RECORD_LIMIT) -> bytes:
@@ -196,7 +196,7 @@ def fit_record(record: SourceRecord, limit: int = RECORD_LIMIT) -> bytes:
     return _cut(record, columns, low)
 
 
-def _cut(record: SourceRecord, columns: tuple[ColumnNote, ...], count: int) -> bytes:
+def _cut(record: SourceRecord, columns: tuple[ColumnSummary, ...], count: int) -> bytes:
     fields = {name: getattr(record, name) for name in record.__struct_fields__}
     fields.update(columns=columns[:count], more=len(record.columns) - count)
     return encode(SourceRecord(**fields))

@@ -12,11 +12,11 @@ from island.formats import rows
 from island.streams import tables
 
 
-class Outdated(IslandError):
+class StaleAttempt(IslandError):
     """The write belongs to an attempt that was given up meanwhile; nothing was written."""
 
 
-class Segments:
+class SegmentFolder:
     """The folder `HOME/streams/NAME`.
 
     A write goes on in its thread when the task that wanted it is cancelled. So every attempt has a
@@ -53,11 +53,11 @@ class Segments:
             return self._attempt, swept
 
     def write(self, attempt: int, number: int, batches: Sequence[Any], schema: Any) -> tuple[str, int, int]:
-        """Write one segment durably: (file name, rows, bytes). Raises `Outdated`, `Full`, `PeerMisbehaved`."""
+        """Write one segment durably: (file name, rows, bytes). Raises `StaleAttempt`, `Full`, `PeerMisbehaved`."""
         name = f"part-{number:08d}.parquet"
         with self._lock:
             if attempt != self._attempt:
-                raise Outdated("this attempt was given up")
+                raise StaleAttempt("this attempt was given up")
             try:
                 count, size = rows.write_parquet(batches, self.folder / name, schema=schema)
             except tables.WRITE_ERRORS as error:

@@ -36,15 +36,15 @@ from island.streams.messages import (
     DESCRIBE,
     MAX_PREDICATE,
     MAX_REGION,
-    Described,
+    DescribeAnswer,
     DescribeRequest,
     SourceRecord,
     Start,
     fit_record,
 )
-from island.streams.segments import Segments
-from island.streams.serving import Serving
-from island.streams.source import Decoded, FolderSource, columns_of
+from island.streams.segments import SegmentFolder
+from island.streams.source import DecodedFileCache, FolderSource, columns_of
+from island.streams.source_server import SourceServer
 from island.streams.store import SourceRow, SubscriptionRow
 from island.streams.views import ChannelView, SourceView, SubscriptionView
 from island.trust import journal
@@ -114,8 +114,8 @@ class Streams:
         self._sources: dict[str, FolderSource] = {}
         self._channels: dict[str, Channel] = {}
         self._running: dict[str, _Running] = {}
-        self._decoded = Decoded(needs.clock)
-        self._serving = Serving(needs.state, self._sources, needs.clock, needs.workers)
+        self._decoded = DecodedFileCache(needs.clock)
+        self._serving = SourceServer(needs.state, self._sources, needs.clock, needs.workers)
         self._local: dict[str, BulkHandler] = {}
         self._serving.register(self._local.__setitem__)
         self._serving.register(needs.peers.on_bulk)
@@ -144,7 +144,7 @@ class Streams:
 
     # --- sources -------------------------------------------------------------------------------
 
-    async def add_source(self, who: Principal, path: Path, name: str) -> SourceView:
+    async def add_source(self, caller: Principal, path: Path, name: str) -> SourceView:
         """Watch a folder as source `name`. Raises BadInput, Conflict, Full."""
         ids.check_name(name, "source name")
         folder = _folder(path, self._home)
@@ -159,7 +159,7 @@ class Streams:
                 path=str(folder),
                 incarnation=incarnation,
                 added=now,
-                added_by=who.user,
+                added_by=caller.user,
                 format="",
                 columns=None,
                 changes=0,
@@ -176,7 +176,7 @@ class Streams:
                     )
                 store.insert_source(conn, row)
                 self._announce(conn, name, _record(row))
-                self._journal(conn, who, "source.add", name, {"path": str(folder)})
+                self._journal(conn, caller, "source.add", name, {"path": str(folder)})
 
             def then(_: None) -> None:
                 self._gossip.poke()
@@ -186,7 +186,7 @@ class Streams:
         log.info("source.added", source=name, path=str(folder))
         return self._own_view(row)
 
-    async def remove_source(self, who: Principal, name: str) -> None:
+    async def remove_source(self, caller: Principal, name: str) -> None:
         """Stop watching; the files stay. Subscribers are told that the source is no longer there."""
         async with self._changing:
             if name not in self._sources:
@@ -195,7 +195,7 @@ class Streams:
             def write(conn: sqlite3.Connection) -> None:
                 store.delete_source(conn, name)
                 self._gossip.delete(conn, f"source/{name}")
-                self._journal(conn, who, "source.remove", name, {})
+                self._journal(conn, caller, "source.remove", name, {})
 
             def then(_: None) -> None:
                 source.removed = True
@@ -282,7 +282,7 @@ class Streams:
     # --- subscriptions -------------------------------------------------------------------------
 
     async def subscribe(
-        self, who: Principal, source: str, *, where: str = "", region: str = "", start: Start = "now", into: str
+        self, caller: Principal, source: str, *, where: str = "", region: str = "", start: Start = "now", into: str
     ) -> SubscriptionView:
         """Subscribe to `OWNER/SOURCE`: its rows that satisfy `where` and lie in `region` become the dataset ME/`into`.
 
@@ -311,7 +311,7 @@ class Streams:
                 predicate=where,
                 region=region,
                 start=start,
-                user=who.user,
+                user=caller.user,
                 created=now,
                 incarnation=described.incarnation,
                 position=described.position,
@@ -323,21 +323,21 @@ class Streams:
                 reason="",
                 updated=now,
             )
-            row = await self._insert(who, row, described.columns)
+            row = await self._insert(caller, row, described.columns)
         await self._gossip.flush()  # the dataset is listed from now on
         log.info("subscription.added", subscription=row.id, source=f"{row.owner_name}/{name}", into=into)
         return self._subscription_view(row)
 
-    async def _insert(self, who: Principal, row: SubscriptionRow, columns: bytes) -> SubscriptionRow:
+    async def _insert(self, caller: Principal, row: SubscriptionRow, columns: bytes) -> SubscriptionRow:
         """Store a subscription and set it going; returns it as it is stored."""
-        segments = Segments(self._home / "streams" / row.name)
+        segments = SegmentFolder(self._home / "streams" / row.name)
         detail = {"where": row.predicate, "region": row.region, "from": row.start, "into": row.name}
 
         stored: SubscriptionRow | None = None
 
         def write(conn: sqlite3.Connection) -> SubscriptionRow:
             store.insert_subscription(conn, row)
-            self._journal(conn, who, "subscription.add", f"{row.owner_name}/{row.source}", detail)
+            self._journal(conn, caller, "subscription.add", f"{row.owner_name}/{row.source}", detail)
             return row
 
         def then(made: SubscriptionRow) -> None:
@@ -357,7 +357,7 @@ class Streams:
                 attempt,
                 row,
                 columns,
-                self._who(who.user),
+                self._who(caller.user),
                 self._clock,
                 write,
                 then=then,
@@ -368,11 +368,11 @@ class Streams:
                 await asyncio.shield(self._workers.disk(_discard, segments))
             raise
 
-    async def unsubscribe(self, who: Principal, ident: str) -> SubscriptionView:
+    async def unsubscribe(self, caller: Principal, ident: str) -> SubscriptionView:
         """End a subscription; what it delivered stays as a dataset. A user may end only own ones."""
         async with self._changing:
             row = self._find(await self._state.read(store.subscriptions), ident)
-            if who.role != "administrator" and row.user != who.user:
+            if caller.role != "administrator" and row.user != caller.user:
                 raise Denied(
                     f"subscription {row.id} belongs to {row.user}", hint="The administrator's token can remove it."
                 )
@@ -387,7 +387,7 @@ class Streams:
             def write(conn: sqlite3.Connection) -> set[str]:
                 named = store.segment_files(conn, row.id)
                 store.delete_subscription(conn, row.id)
-                self._journal(conn, who, "subscription.remove", f"{row.owner_name}/{row.source}", {"into": row.name})
+                self._journal(conn, caller, "subscription.remove", f"{row.owner_name}/{row.source}", {"into": row.name})
                 return named
 
             try:
@@ -397,7 +397,7 @@ class Streams:
             finally:
                 if not removed:
                     self._flow(row)
-            segments = Segments(self._home / "streams" / row.name)
+            segments = SegmentFolder(self._home / "streams" / row.name)
             await self._workers.disk(segments.sweep, named)
             if not named:
                 await self._workers.disk(segments.remove_empty)
@@ -414,7 +414,7 @@ class Streams:
         views = []
         for row in await self._state.read(store.subscriptions):
             channel = self._channels.get(row.id)
-            status = channel.status if channel else channels.Status(state="starting", since=row.updated)
+            status = channel.status if channel else channels.ChannelStatus(state="starting", since=row.updated)
             rate, bytes_rate = channel.meter.rate(now) if channel else (0.0, 0.0)
             behind = status.behind
             waited = max(0.0, now - status.behind_at) if behind.files else 0.0
@@ -502,7 +502,7 @@ class Streams:
         if taken:
             raise Conflict(f"there is a dataset {into} on this island already", hint="Choose another name with --into.")
 
-    async def _describe(self, owner: IslandId, request: DescribeRequest) -> Described:
+    async def _describe(self, owner: IslandId, request: DescribeRequest) -> DescribeAnswer:
         display = self._membership.display(owner)
         try:
             async with (
@@ -521,7 +521,7 @@ class Streams:
             raise _same(error) from error
         if block is None:
             raise Unreachable(f"{display} ended the stream without an answer")
-        described = decode(block, Described)
+        described = decode(block, DescribeAnswer)
         if described.columns:
             tables.schema_from_bytes(described.columns)
         return described
@@ -535,7 +535,7 @@ class Streams:
             state=self._state,
             publisher=self._catalog,
             open_bulk=self._open,
-            segments=Segments(self._home / "streams" / row.name),
+            segments=SegmentFolder(self._home / "streams" / row.name),
             who=self._who(row.user),
             window=self._window,
             clock=self._clock,
@@ -588,11 +588,13 @@ class Streams:
     def _who(self, user: str) -> str:
         return f"{user}@{self._trust.name}"
 
-    def _journal(self, conn: sqlite3.Connection, who: Principal, act: str, what: str, detail: dict[str, Any]) -> None:
+    def _journal(
+        self, conn: sqlite3.Connection, caller: Principal, act: str, what: str, detail: dict[str, Any]
+    ) -> None:
         journal.append(
             conn,
             at=self._clock.wall(),
-            who=self._who(who.user),
+            who=self._who(caller.user),
             act=act,
             what=what,
             outcome="done",
@@ -657,6 +659,6 @@ def _same(error: PeerRefused) -> IslandError:
     return kind(error.message, hint=error.hint) if kind else error
 
 
-def _discard(segments: Segments) -> None:
+def _discard(segments: SegmentFolder) -> None:
     segments.sweep(set())
     segments.remove_empty()

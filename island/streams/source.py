@@ -22,9 +22,9 @@ from island.kernel.ports import Clock, Signal, Topic
 from island.kernel.processes import ProcessDied, Processes
 from island.kernel.telemetry import counter
 from island.kernel.work import Workers
-from island.streams import core, folder, store, tables
-from island.streams.messages import ColumnNote, SourceRecord
-from island.streams.store import FileRow, SourceRow
+from island.streams import core, store, tables, watched_folder
+from island.streams.messages import ColumnSummary, SourceRecord
+from island.streams.store import SourceFileRow, SourceRow
 
 log = structlog.get_logger("island")
 
@@ -47,11 +47,11 @@ CHILDREN = LOOKS + 1
 """Child processes for streams: one more than sources can fill with new files, for who reads what is there."""
 
 
-class Missing(IslandError):
+class SourceFileMissing(IslandError):
     """A journaled content does not stand where it was; the next look says whether it is gone."""
 
 
-class Decoded:
+class DecodedFileCache:
     """The decoded rows of small files that were read lately, for all who read along; bounded in bytes.
 
     What was not asked for in `IDLE` seconds gives way, nothing else: were the newest to push out the
@@ -99,7 +99,7 @@ class FolderSource:
         row: SourceRow,
         state: Database,
         announce: Announce,
-        decoded: Decoded,
+        decoded: DecodedFileCache,
         clock: Clock,
         *,
         poll: float,
@@ -118,8 +118,8 @@ class FolderSource:
         self.removed = False
         self._state, self._announce, self._decoded, self._clock = state, announce, decoded, clock
         self._poll, self._settle, self._poke = poll, max(poll, SETTLE), poke
-        self._known: dict[str, core.Stat] | None = None
-        self._resting: dict[str, core.Resting] = {}
+        self._known: dict[str, core.FileStat] | None = None
+        self._resting: dict[str, core.UnsettledFile] = {}
         self._announced: bytes | None = None
         self._listing = 0.0
         """Seconds that the last listing of the folder took."""
@@ -152,16 +152,16 @@ class FolderSource:
         if self._known is None:
             self._known = await self._state.read(lambda conn: store.names(conn, self.name))
         began = self._clock.monotonic()
-        found = await self._workers.disk(folder.listing, self.root)
+        found = await self._workers.disk(watched_folder.listing, self.root)
         self._listing = self._clock.monotonic() - began
-        plan = core.look(
+        plan = core.scan_folder(
             found,
             self._known,
             self._resting,
             now=self._clock.monotonic(),
             wall=self._clock.wall(),
             settle=self._settle,
-            tells_its_end=folder.tells_its_end,
+            tells_its_end=watched_folder.tells_its_end,
         )
         self._resting = dict(plan.resting)
         # New names first: a content that was renamed is never without one.
@@ -175,11 +175,11 @@ class FolderSource:
             self.changed.touch()
 
     async def _read_all(self, paths: tuple[str, ...]) -> None:
-        group: list[folder.Reading] = []
+        group: list[watched_folder.DecodedFile] = []
         began = self._clock.monotonic()
         async with aclosing(self._outcomes(paths)) as outcomes:
             async for outcome in outcomes:
-                if isinstance(outcome, folder.Refused):
+                if isinstance(outcome, watched_folder.Refused):
                     self._refuse(outcome)
                 else:
                     self._accept(outcome)
@@ -191,10 +191,12 @@ class FolderSource:
         if group:
             await self._journal(group)
 
-    async def _outcomes(self, paths: tuple[str, ...]) -> AsyncGenerator[folder.Reading | folder.Refused, None]:
+    async def _outcomes(
+        self, paths: tuple[str, ...]
+    ) -> AsyncGenerator[watched_folder.DecodedFile | watched_folder.Refused, None]:
         """What becomes of each file, in order. One that ends the process that reads it is refused; the others
         are read by another process."""
-        wanted = [folder.Wanted(path, self._resting[path].stat) for path in paths]
+        wanted = [watched_folder.Wanted(path, self._resting[path].stat) for path in paths]
         while wanted:
             group, answered = wanted[:GROUP_FILES], 0
             try:
@@ -208,14 +210,16 @@ class FolderSource:
                 if answered == len(group):
                     raise
                 why: Literal["limit", "broken"] = "limit" if isinstance(error, OverLimit) else "broken"
-                yield folder.Refused(group[answered].path, why, error.message)
+                yield watched_folder.Refused(group[answered].path, why, error.message)
                 answered += 1
             del wanted[:answered]
 
-    def _read_group(self, group: list[folder.Wanted]) -> AsyncGenerator[folder.Reading | folder.Refused, None]:
-        return self._processes.stream(folder.read_all, self.root, group, self.columns, self._limits)
+    def _read_group(
+        self, group: list[watched_folder.Wanted]
+    ) -> AsyncGenerator[watched_folder.DecodedFile | watched_folder.Refused, None]:
+        return self._processes.stream(watched_folder.read_all, self.root, group, self.columns, self._limits)
 
-    def _refuse(self, refused: folder.Refused) -> None:
+    def _refuse(self, refused: watched_folder.Refused) -> None:
         """Remember why a file was not read: it waits until it changes, or, while it is young, for the next look."""
         path, now = refused.path, self._clock.monotonic()
         rest = self._resting[path]
@@ -223,27 +227,27 @@ class FolderSource:
             return
         text = refused.problem.replace(f"{self.root}/", "")
         if refused.why == "foreign":
-            self._resting[path] = core.failed(rest, "", now, 0.0)
+            self._resting[path] = core.undecodable_file(rest, "", now, 0.0)
         elif refused.why == "broken":
-            self._resting[path] = core.failed(rest, text, now, self._settle)
+            self._resting[path] = core.undecodable_file(rest, text, now, self._settle)
             if self._resting[path].tried:
                 log.warning("source.unreadable", source=self.name, file=path, error=text)
         elif refused.why == "limit":
             # It was not cut short, so that waiting would help: it is not read twice.
-            self._resting[path] = core.failed(rest, text, now, 0.0)
+            self._resting[path] = core.undecodable_file(rest, text, now, 0.0)
             log.warning("source.over_limit", source=self.name, file=path, error=text)
         else:  # one odd file must not take the island down; it is logged whole, once
-            self._resting[path] = core.failed(rest, text, now, 0.0)
+            self._resting[path] = core.undecodable_file(rest, text, now, 0.0)
             log.error("source.bug", source=self.name, file=path, traceback=refused.detail)
 
-    def _accept(self, reading: folder.Reading) -> None:
+    def _accept(self, reading: watched_folder.DecodedFile) -> None:
         if self.schema is None and not reading.problem:
             self.schema, self.columns = tables.schema_from_bytes(reading.columns), reading.columns
 
-    async def _journal(self, group: list[folder.Reading]) -> None:
+    async def _journal(self, group: list[watched_folder.DecodedFile]) -> None:
         now = self._clock.wall()
 
-        def write(conn: sqlite3.Connection) -> list[FileRow]:
+        def write(conn: sqlite3.Connection) -> list[SourceFileRow]:
             new = []
             for one in group:
                 if not one.problem:
@@ -314,10 +318,10 @@ class FolderSource:
             note=self.note,
         )
 
-    async def rows(self, file: FileRow, first: int) -> AsyncIterator[tuple[int, Any]]:
+    async def rows(self, file: SourceFileRow, first: int) -> AsyncIterator[tuple[int, Any]]:
         """(number of its first row, batch) of a journaled file from row `first` on.
 
-        Raises `Missing` where the content is not where the journal says: what was yielded before
+        Raises `SourceFileMissing` where the content is not where the journal says: what was yielded before
         is the journaled content all the same.
         """
         kept = self._decoded.get(self.incarnation, file.hash)
@@ -332,49 +336,52 @@ class FolderSource:
                 yield start + skip, batch.slice(skip)
             start += batch.num_rows
 
-    async def _from_disk(self, file: FileRow, first: int) -> AsyncIterator[tuple[int, Any]]:
+    async def _from_disk(self, file: SourceFileRow, first: int) -> AsyncIterator[tuple[int, Any]]:
         path, stat = await self._locate(file)
         start, size = first, 0
         keep: list[Any] = []
         ended = False
         while not ended:
-            batches, ended = await self._portion(file, folder.Wanted(path, stat), start)
+            batches, ended = await self._portion(file, watched_folder.Wanted(path, stat), start)
             for batch in batches:
                 size += batch.nbytes
-                keep = [*keep, batch] if size <= folder.KEEP_BYTES else []
+                keep = [*keep, batch] if size <= watched_folder.KEEP_BYTES else []
                 yield start, batch
                 start += batch.num_rows
         if start != file.rows:
-            raise Missing(f"{path} has {start} rows now and had {file.rows} when it arrived")
+            raise SourceFileMissing(f"{path} has {start} rows now and had {file.rows} when it arrived")
         if keep and first == 0:
             self._decoded.put(self.incarnation, file.hash, keep)
 
-    async def _portion(self, file: FileRow, wanted: folder.Wanted, first: int) -> tuple[list[Any], bool]:
-        """Some rows from `first` on, and whether they are the last; `Missing` where they are not the journaled ones."""
+    async def _portion(self, file: SourceFileRow, wanted: watched_folder.Wanted, first: int) -> tuple[list[Any], bool]:
+        """Some rows from `first` on, and whether they are the last.
+
+        Raises `SourceFileMissing` where they are not the journaled ones.
+        """
         try:
             portion = await self._processes.run(
-                folder.read_portion, self.root, wanted, self.columns, first, self._limits, near=file.hash
+                watched_folder.read_portion, self.root, wanted, self.columns, first, self._limits, near=file.hash
             )
         except OverLimit:
             raise
         except (Corrupt, BadInput, ProcessDied, OSError) as error:
-            raise Missing(f"{wanted.path} cannot be read any more: {error}") from error
+            raise SourceFileMissing(f"{wanted.path} cannot be read any more: {error}") from error
         # Only what was read before anything changed is the content that was journaled.
-        if folder.stat_of(self.root / wanted.path) != wanted.stat:
-            raise Missing(f"{wanted.path} changed while it was read")
+        if watched_folder.stat_of(self.root / wanted.path) != wanted.stat:
+            raise SourceFileMissing(f"{wanted.path} changed while it was read")
         batches = await self._workers.cpu(tables.from_child, portion.payload, self.schema)
         if not batches and not portion.ended:
-            raise Missing(f"{wanted.path} gives no more rows at row {first}")
+            raise SourceFileMissing(f"{wanted.path} gives no more rows at row {first}")
         return batches, portion.ended
 
-    async def _locate(self, file: FileRow) -> tuple[str, core.Stat]:
+    async def _locate(self, file: SourceFileRow) -> tuple[str, core.FileStat]:
         for path, stat in await self._state.read(lambda conn: store.locations(conn, self.name, file.hash)):
-            if folder.stat_of(self.root / path) == stat:
+            if watched_folder.stat_of(self.root / path) == stat:
                 return path, stat
-        raise Missing(f"{file.path} is not where it was")
+        raise SourceFileMissing(f"{file.path} is not where it was")
 
 
-def columns_of(schema: Any) -> tuple[ColumnNote, ...]:
+def columns_of(schema: Any) -> tuple[ColumnSummary, ...]:
     """Names and types of columns as a record lists them, fields of records by dotted path."""
     listed = column_types.of_schema(schema)[:1000]
-    return tuple(ColumnNote(name=column.name[:256], type=column.type[:256]) for column in listed)
+    return tuple(ColumnSummary(name=column.name[:256], type=column.type[:256]) for column in listed)

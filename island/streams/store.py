@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from island.kernel.ids import IslandId
-from island.streams.core import Stat
-from island.streams.messages import Behind, Position
+from island.streams.core import FileStat
+from island.streams.messages import Lag, StreamPosition
 
 Connection = sqlite3.Connection
 
@@ -33,7 +33,7 @@ class SourceRow:
 
 
 @dataclass(frozen=True, slots=True)
-class FileRow:
+class SourceFileRow:
     """One journaled content; `gone` is the change at which its last name vanished."""
 
     source: str
@@ -101,18 +101,18 @@ def source(conn: Connection, name: str) -> SourceRow | None:
     return SourceRow(**dict(row)) if row else None
 
 
-def names(conn: Connection, name: str) -> dict[str, Stat]:
+def names(conn: Connection, name: str) -> dict[str, FileStat]:
     """The known paths of a source with their stat."""
     rows = conn.execute("SELECT path, size, mtime_ns, inode FROM stream_names WHERE source=?", (name,))
-    return {row["path"]: Stat(row["size"], row["mtime_ns"], row["inode"]) for row in rows}
+    return {row["path"]: FileStat(row["size"], row["mtime_ns"], row["inode"]) for row in rows}
 
 
-def locations(conn: Connection, name: str, digest: str) -> list[tuple[str, Stat]]:
+def locations(conn: Connection, name: str, digest: str) -> list[tuple[str, FileStat]]:
     """The paths at which a content stands now."""
     rows = conn.execute(
         "SELECT path, size, mtime_ns, inode FROM stream_names WHERE source=? AND hash=? ORDER BY path", (name, digest)
     )
-    return [(row["path"], Stat(row["size"], row["mtime_ns"], row["inode"])) for row in rows]
+    return [(row["path"], FileStat(row["size"], row["mtime_ns"], row["inode"])) for row in rows]
 
 
 def set_columns(conn: Connection, name: str, format_: str, columns: bytes) -> None:
@@ -131,7 +131,7 @@ def journal_file(
     conn: Connection,
     name: str,
     path: str,
-    stat: Stat,
+    stat: FileStat,
     *,
     digest: str,
     format_: str,
@@ -139,7 +139,7 @@ def journal_file(
     now: float,
     problem: str = "",
     note: str = "",
-) -> FileRow | None:
+) -> SourceFileRow | None:
     """A complete file stands at `path`: journal its content unless it is known; the new row, or None.
 
     The path's former content loses this name; a known content that had vanished is back.
@@ -159,10 +159,10 @@ def journal_file(
             conn.execute("UPDATE stream_files SET gone=NULL WHERE source=? AND seq=?", (name, known["seq"]))
         return None
     seq = _change(conn, name, now)
-    row = FileRow(name, seq, path, stat.size, digest, format_, rows, now, None, problem, note)
+    row = SourceFileRow(name, seq, path, stat.size, digest, format_, rows, now, None, problem, note)
     conn.execute(
         "INSERT INTO stream_files VALUES (?,?,?,?,?,?,?,?,?,?,?)",
-        tuple(getattr(row, column) for column in FileRow.__slots__),
+        tuple(getattr(row, column) for column in SourceFileRow.__slots__),
     )
     if not problem:
         conn.execute(
@@ -193,21 +193,21 @@ def _mark_gone(conn: Connection, name: str, digest: str, now: float) -> None:
 _OWED = "source=? AND seq>=? AND (rows>0 OR problem<>'') AND (gone IS NULL OR (gone>? AND problem=''))"
 
 
-def next_file(conn: Connection, name: str, position: Position) -> FileRow | None:
+def next_file(conn: Connection, name: str, position: StreamPosition) -> SourceFileRow | None:
     """The file that a reader at `position` needs next: there, gone (a gap), or with a problem."""
     row = conn.execute(
         f"SELECT * FROM stream_files WHERE {_OWED} ORDER BY seq LIMIT 1", (name, position.seq, position.since)
     ).fetchone()
-    return FileRow(**dict(row)) if row else None
+    return SourceFileRow(**dict(row)) if row else None
 
 
-def head(conn: Connection, name: str) -> Position | None:
+def head(conn: Connection, name: str) -> StreamPosition | None:
     """The position after everything that is journaled; None without such a source."""
     row = conn.execute("SELECT changes FROM stream_sources WHERE name=?", (name,)).fetchone()
-    return Position(seq=row["changes"] + 1, since=row["changes"]) if row else None
+    return StreamPosition(seq=row["changes"] + 1, since=row["changes"]) if row else None
 
 
-def behind(conn: Connection, name: str, position: Position, now: float) -> Behind:
+def lag(conn: Connection, name: str, position: StreamPosition, now: float) -> Lag:
     """What a reader at `position` has not been sent yet."""
     row = conn.execute(
         "SELECT count(*) AS files, coalesce(sum(rows), 0) AS rows, min(arrived) AS oldest"
@@ -216,7 +216,7 @@ def behind(conn: Connection, name: str, position: Position, now: float) -> Behin
     ).fetchone()
     oldest = now if row["oldest"] is None else row["oldest"]
     rows = max(0, row["rows"] - position.row) if row["files"] else 0
-    return Behind(files=row["files"], rows=rows, seconds=max(0.0, now - oldest))
+    return Lag(files=row["files"], rows=rows, seconds=max(0.0, now - oldest))
 
 
 def file_texts(conn: Connection, name: str, what: Literal["problem", "note"]) -> list[str]:
@@ -274,7 +274,7 @@ def set_subscription_columns(conn: Connection, ident: str, columns: bytes) -> No
     conn.execute("UPDATE subscriptions SET columns=? WHERE id=? AND columns IS NULL", (columns, ident))
 
 
-def move(conn: Connection, ident: str, frm: bytes, to: bytes, now: float) -> bool:
+def advance(conn: Connection, ident: str, frm: bytes, to: bytes, now: float) -> bool:
     """Advance the committed position from `frm` to `to`; False if it is not at `frm`."""
     moved = conn.execute(
         "UPDATE subscriptions SET position=?, updated=? WHERE id=? AND position=?", (to, now, ident, frm)

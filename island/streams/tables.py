@@ -21,27 +21,27 @@ from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.streams.messages import MAX_PAYLOAD, MAX_SCHEMA
 
 Schema = Any
-Batch = Any
+ArrowBatch = Any
 
 BATCH_BYTES = 4 * 1024 * 1024
 WRITE_ERRORS = (pa.ArrowException, ValueError, OverflowError, TypeError, NotImplementedError)
 """What pyarrow raises for values or types that have no Parquet form."""
 
 
-class Incompatible(Unsupported):
+class IncompatibleColumns(Unsupported):
     """A file whose columns cannot be those of its source; names the column."""
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class OpenTable:
     """One open file: its format, its schema with every column nullable, and its rows, once, in order."""
 
     format: str
     schema: Schema
-    batches: Iterator[Batch]
+    batches: Iterator[ArrowBatch]
 
 
-def open_table(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Table:
+def open_table(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> OpenTable:
     """Open a Parquet or Avro file for one pass in bounded memory.
 
     Raises Corrupt, Unsupported or BadInput, here or from the iterator; blocking.
@@ -49,7 +49,7 @@ def open_table(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Table:
     kind = files.sniff(path)
     batch_rows = _batch_rows(path) if kind == "parquet" else rows.MAX_BATCH_ROWS
     schema, stream = rows.open_table(path, batch_rows=batch_rows, limits=limits)
-    return Table(kind, relaxed(schema), _checked(stream, path))
+    return OpenTable(kind, relaxed(schema), _checked(stream, path))
 
 
 def _batch_rows(path: Path) -> int:
@@ -60,7 +60,7 @@ def _batch_rows(path: Path) -> int:
     return int(max(1, min(rows.MAX_BATCH_ROWS, BATCH_BYTES // max(1, widest))))
 
 
-def _checked(stream: Iterator[tuple[Any, int]], path: Path) -> Iterator[Batch]:
+def _checked(stream: Iterator[tuple[Any, int]], path: Path) -> Iterator[ArrowBatch]:
     for batch, _ in stream:
         rows.check_text(batch, path)
         yield batch
@@ -115,7 +115,7 @@ def _relaxed_type(kind: Any) -> Any:
 def check_fits(found: Schema, target: Schema, file: str) -> str:
     """Whether the rows of a relaxed schema can take the columns of `target`; a note of what is left out, or "".
 
-    Raises `Incompatible` that names file and column.
+    Raises `IncompatibleColumns` that names file and column.
     """
     extra = [name for name in found.names if name not in set(target.names)]
     for field in target:
@@ -146,7 +146,7 @@ def _check_type(have: Any, want: Any, path: str, file: str) -> list[str]:
         return _check_type(have.item_type, want.item_type, path, file)
     if not _widens(have, want):
         here, there = columns.type_name(have), columns.type_name(want)
-        raise Incompatible(
+        raise IncompatibleColumns(
             f"{file}: column {path} is {here}, and {there} in the source's first file",
             hint="Write the file again with the source's types, or take it away: the channel then goes on.",
         )
@@ -186,7 +186,7 @@ def _widens(have: Any, want: Any) -> bool:
     return False
 
 
-def fit(batch: Batch, target: Schema, file: str) -> Batch:
+def fit(batch: ArrowBatch, target: Schema, file: str) -> ArrowBatch:
     """The rows in the columns of `target`, after `check_fits` found that they have room there."""
     arrays = []
     for field in target:
@@ -200,14 +200,14 @@ def fit(batch: Batch, target: Schema, file: str) -> Batch:
         except MemoryError:
             raise
         except pa.ArrowException as error:
-            raise Incompatible(
+            raise IncompatibleColumns(
                 f"{file}: column {field.name} has a value that is no {columns.type_name(field.type)}: {error}",
                 hint="Write the file again with the source's types, or take it away: the channel then goes on.",
             ) from error
     return pa.RecordBatch.from_arrays(arrays, schema=target)
 
 
-def slices(batch: Batch, target_bytes: int) -> Iterator[tuple[int, Batch]]:
+def slices(batch: ArrowBatch, target_bytes: int) -> Iterator[tuple[int, ArrowBatch]]:
     """(index of its first row, rows) of pieces of about `target_bytes`, each of one row at least."""
     if batch.num_rows == 0:
         return
@@ -220,15 +220,15 @@ def slices(batch: Batch, target_bytes: int) -> Iterator[tuple[int, Batch]]:
 # --- between processes -------------------------------------------------------------------------
 
 
-def to_parent(batches: Sequence[Batch], schema: Schema) -> bytes:
+def to_parent(batches: Sequence[ArrowBatch], schema: Schema) -> bytes:
     """Batches as bytes for the process that asked; Unsupported for types that do not travel."""
     return rows.to_ipc(batches, schema=schema, compress=False)
 
 
-def from_child(data: bytes, schema: Schema) -> list[Batch]:
+def from_child(data: bytes, schema: Schema) -> list[ArrowBatch]:
     """What `to_parent` gave, every array validated: the child read bytes of strangers. Raises Corrupt."""
     try:
-        batches = rows.from_ipc(data, rows.Limits(wire_bytes=len(data), plain_bytes=len(data), rows=8 * len(data)))
+        batches = rows.from_ipc(data, rows.RowLimits(wire_bytes=len(data), plain_bytes=len(data), rows=8 * len(data)))
     except PeerMisbehaved as error:
         raise Corrupt(f"a process that read a file answered with {error.message}") from error
     if any(not batch.schema.equals(schema) for batch in batches):
@@ -280,12 +280,12 @@ def _check_writable(schema: Schema) -> None:
         raise PeerMisbehaved(f"they have no Parquet form: {str(error)[:200]}") from error
 
 
-def rows_from_bytes(data: bytes, schema: Schema, count: int) -> list[Batch]:
+def rows_from_bytes(data: bytes, schema: Schema, count: int) -> list[ArrowBatch]:
     """The batches of a peer's delivery, fully validated.
 
     Raises PeerMisbehaved where they are malformed, of another schema, or of another number of rows.
     """
-    limits = rows.Limits(wire_bytes=MAX_PAYLOAD, plain_bytes=4 * MAX_PAYLOAD)
+    limits = rows.RowLimits(wire_bytes=MAX_PAYLOAD, plain_bytes=4 * MAX_PAYLOAD)
     batches = rows.from_ipc(data, limits)
     if any(not batch.schema.equals(schema) for batch in batches):
         raise PeerMisbehaved("a delivery has other columns than were agreed")

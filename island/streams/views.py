@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from island.kernel.ids import IslandId
-from island.streams.core import State
+from island.streams.core import ChannelState
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class SubscriptionView:
     into: str
     user: str
     created: float
-    state: State
+    state: ChannelState
     reason: str
     rows: int
 
@@ -68,7 +68,7 @@ class ChannelView:
     direction: Literal["in", "out"]
     source: str
     into: str
-    state: State
+    state: ChannelState
     since: float
     reason: str
     rate: float

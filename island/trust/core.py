@@ -16,12 +16,12 @@ from island.trust.messages import (
     INVITATION_LIMIT,
     MAX_LINKS,
     Admission,
+    AdmissionLink,
     Chain,
     Genesis,
     HeadOffer,
     Invitation,
     JournalHead,
-    Link,
 )
 from island.trust.signing import SigningKey, verify
 
@@ -31,7 +31,7 @@ _ASK_ANEW = "Ask for a new one: `island peer invite` at the inviting island prin
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class AdmittedIsland:
     """Whom a chain admits, and as what."""
 
     island: IslandId
@@ -50,7 +50,7 @@ def network_id(genesis: bytes) -> NetworkId:
     return NetworkId(blake3.blake3(genesis).hexdigest())
 
 
-def found(label: str, nonce: bytes, founder: IslandId, recovery_public: bytes) -> bytes:
+def found_network(label: str, nonce: bytes, founder: IslandId, recovery_public: bytes) -> bytes:
     """The canonical bytes of the genesis of a network with one founder."""
     return codec.encode(
         Genesis(
@@ -68,7 +68,7 @@ def founder_chain(genesis: bytes, founder: IslandId) -> Chain:
     return Chain(genesis=genesis, founder=key_bytes(founder))
 
 
-def admit(chain: Chain, signer: SigningKey, key: IslandId, name: str) -> Chain:
+def admit_key(chain: Chain, signer: SigningKey, key: IslandId, name: str) -> Chain:
     """The chain of `key`, admitted by the holder of `chain`; raises `Denied` if that one may not."""
     network = network_id(chain.genesis)
     holder = verify_chain(network, chain)
@@ -81,7 +81,7 @@ def admit(chain: Chain, signer: SigningKey, key: IslandId, name: str) -> Chain:
             f"this island is {MAX_LINKS} admissions away from the founder, the most there may be",
             hint="Let an island nearer to the founder invite.",
         )
-    link = codec.encode(Link(key=key_bytes(key), name=name, by=key_bytes(signer.id)))
+    link = codec.encode(AdmissionLink(key=key_bytes(key), name=name, by=key_bytes(signer.id)))
     admission = Admission(link=link, signature=signer.sign("admission", network, link))
     longer = Chain(genesis=chain.genesis, founder=chain.founder, links=(*chain.links, admission))
     verify_chain(network, longer)  # what others would refuse is never handed out
@@ -98,7 +98,7 @@ def label_of(chain: Chain) -> str:
     return codec.decode(chain.genesis, Genesis).label
 
 
-def verify_chain(network: NetworkId, chain: bytes | Chain) -> Holder:
+def verify_chain(network: NetworkId, chain: bytes | Chain) -> AdmittedIsland:
     """Who is admitted to `network` by this chain, which is verified alone.
 
     Raises `PeerMisbehaved`: another network, a founder who is none, a link that is signed
@@ -114,7 +114,7 @@ def verify_chain(network: NetworkId, chain: bytes | Chain) -> Holder:
     genesis = codec.decode(chain.genesis, Genesis)
     if chain.founder not in genesis.founders:
         raise PeerMisbehaved("a chain that does not begin with a founder", code="bad_chain")
-    holder = Holder(island_id(chain.founder), None, True, 0)
+    holder = AdmittedIsland(island_id(chain.founder), None, True, 0)
     seen = {holder.island}
     for admission in chain.links:
         holder = _verify_link(network, holder, admission)
@@ -124,15 +124,15 @@ def verify_chain(network: NetworkId, chain: bytes | Chain) -> Holder:
     return holder
 
 
-def _verify_link(network: NetworkId, signer: Holder, admission: Admission) -> Holder:
-    link = codec.decode(admission.link, Link)
+def _verify_link(network: NetworkId, signer: AdmittedIsland, admission: Admission) -> AdmittedIsland:
+    link = codec.decode(admission.link, AdmissionLink)
     if island_id(link.by) != signer.island:
         raise PeerMisbehaved("a chain whose links do not follow each other", code="bad_chain")
     if not signer.may_invite:
         raise PeerMisbehaved("an admission by an island that may not invite", code="bad_chain")
     if not verify(signer.island, "admission", network, admission.link, admission.signature):
         raise PeerMisbehaved("an admission whose signature is wrong", code="bad_chain")
-    return Holder(island_id(link.key), link.name, link.may_invite, signer.depth + 1)
+    return AdmittedIsland(island_id(link.key), link.name, link.may_invite, signer.depth + 1)
 
 
 # --- invitations ---------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def _checksum(body: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Issued:
+class IssuedInvitation:
     """What the inviter has stored of an invitation."""
 
     expires: float
@@ -198,7 +198,7 @@ class Issued:
     used: int
 
 
-def judge(issued: Issued | None, admitted_by_it: bool, now: float) -> Literal["admit", "again"]:
+def judge_redemption(issued: IssuedInvitation | None, admitted_by_it: bool, now: float) -> Literal["admit", "again"]:
     """Whether a secret admits a key: newly, or again with the same admission.
 
     Raises `BadInput` with code `invitation_unknown`, `invitation_expired` or `invitation_used_up`.

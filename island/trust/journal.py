@@ -47,7 +47,7 @@ class Tip(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class JournalEntry:
     """One row of the journal. `who` is `user@island`; `detail` is plain JSON data."""
 
     seq: int
@@ -85,7 +85,9 @@ def append(
     return int(seq)
 
 
-def entries(conn: sqlite3.Connection, since: float | None = None, contains: str = "", limit: int = 1000) -> list[Entry]:
+def entries(
+    conn: sqlite3.Connection, since: float | None = None, contains: str = "", limit: int = 1000
+) -> list[JournalEntry]:
     """The newest `limit` rows from `since` (unix seconds) that contain a text anywhere, oldest first."""
     rows = conn.execute(
         "SELECT * FROM journal WHERE at >= ? AND (? = '' OR instr(lower(who || char(10) || act || char(10) ||"
@@ -234,10 +236,10 @@ def _detail(detail: Mapping[str, Any]) -> str:
     return text if len(text) <= _DETAIL_LIMIT else json.dumps({"left_out": f"{len(text)} characters"})
 
 
-def _entry(row: sqlite3.Row) -> Entry:
+def _entry(row: sqlite3.Row) -> JournalEntry:
     try:
         detail = json.loads(row["detail"])
     except ValueError:  # an edited row must not hide the journal; `verify` names it
         detail = {"unreadable": row["detail"][:200]}
     plain = detail if isinstance(detail, dict) else {"unreadable": str(detail)[:200]}
-    return Entry(row["seq"], row["at"], row["who"], row["act"], row["what"], row["outcome"], plain)
+    return JournalEntry(row["seq"], row["at"], row["who"], row["act"], row["what"], row["outcome"], plain)

@@ -35,7 +35,7 @@ class Genesis(Message, frozen=True, kw_only=True):
     """BLAKE3 hash of the public recovery key, whose private half is kept offline."""
 
 
-class Link(Message, frozen=True, kw_only=True):
+class AdmissionLink(Message, frozen=True, kw_only=True):
     """One admission: `by` admits `key` under a name."""
 
     MAX_BYTES = LINK_LIMIT

@@ -83,7 +83,7 @@ class Trust:
 
     # --- the journal -------------------------------------------------------------------------
 
-    async def journal(self, since: str = "", contains: str = "", limit: int = 1000) -> list[journal.Entry]:
+    async def journal(self, since: str = "", contains: str = "", limit: int = 1000) -> list[journal.JournalEntry]:
         """The newest rows, oldest first; `since` as `journal.parse_since` takes it. Raises `BadInput`."""
         start = journal.parse_since(since, self._clock.wall()) if since else None
         return await self._state.read(lambda conn: journal.entries(conn, start, contains, limit))
@@ -134,7 +134,7 @@ class Trust:
             )
 
         chain = core.decode_chain(self._need_chain())
-        core.admit(chain, self.identity, _UNUSED_KEY, "nobody")  # says now why it could not admit later
+        core.admit_key(chain, self.identity, _UNUSED_KEY, "nobody")  # says now why it could not admit later
         await self._state.write(issue)
         return core.format_invitation(
             Invitation(
@@ -160,9 +160,12 @@ class Trust:
         def admit(conn: sqlite3.Connection) -> bytes:
             now = self._clock.wall()
             earlier = store.admission(conn, key)
-            if core.judge(store.issued(conn, digest), earlier is not None, now) == "again" and earlier is not None:
+            if (
+                core.judge_redemption(store.issued(conn, digest), earlier is not None, now) == "again"
+                and earlier is not None
+            ):
                 return earlier
-            chain = codec.encode(core.admit(mine, self.identity, key, name))
+            chain = codec.encode(core.admit_key(mine, self.identity, key, name))
             store.add_admission(conn, key, name, digest, chain, now)
             journal.append(
                 conn,
@@ -182,7 +185,7 @@ class Trust:
             if self.network is not None:
                 return
             recovery = Identity.generate(self._rng)
-            genesis = core.found(self.label, self._rng.bytes(32), self.me, key_bytes(recovery.id))
+            genesis = core.found_network(self.label, self._rng.bytes(32), self.me, key_bytes(recovery.id))
             network, chain = core.network_id(genesis), codec.encode(core.founder_chain(genesis, self.me))
             # The key is on disk before the network exists; one from a founding that was cut off is worthless.
             write_secret(self.recovery_path, recovery.pem(), replace=True)

@@ -6,7 +6,7 @@ import sqlite3
 
 from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId
-from island.trust.core import HeldHead, Issued
+from island.trust.core import HeldHead, IssuedInvitation
 from island.trust.messages import JournalHead
 
 
@@ -29,10 +29,10 @@ def add_invitation(conn: sqlite3.Connection, secret_hash: bytes, created: float,
     )
 
 
-def issued(conn: sqlite3.Connection, secret_hash: bytes) -> Issued | None:
+def issued(conn: sqlite3.Connection, secret_hash: bytes) -> IssuedInvitation | None:
     """What is stored of an invitation."""
     row = conn.execute("SELECT expires, uses, used FROM invitation WHERE secret_hash = ?", (secret_hash,)).fetchone()
-    return Issued(row["expires"], row["uses"], row["used"]) if row else None
+    return IssuedInvitation(row["expires"], row["uses"], row["used"]) if row else None
 
 
 def admission(conn: sqlite3.Connection, key: IslandId) -> bytes | None:

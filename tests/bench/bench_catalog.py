@@ -22,7 +22,7 @@ import structlog
 import tantivy
 
 from island.catalog import core, store
-from island.catalog.messages import DatasetRecord, Query
+from island.catalog.messages import DatasetRecord, SearchQuery
 from tests.catalog.archipelago import Island, Islands
 
 RARE = [f"term{number}" for number in range(5000)]
@@ -85,7 +85,7 @@ async def measure(island: Island, count: int) -> None:
 
     def search(**parts: str) -> Callable[[], Awaitable[int]]:
         async def work() -> int:
-            return len(await island.catalog.search(Query(**parts, limit=100)))
+            return len(await island.catalog.search(SearchQuery(**parts, limit=100)))
 
         return work
 

@@ -21,7 +21,7 @@ import msgspec
 
 from island.gossip import core
 from island.gossip.core import Head
-from island.gossip.messages import Body, Delta, HeadAt, Heads, Page, SignedBody
+from island.gossip.messages import BatchBody, Delta, DeltaPage, HeadAt, Heads, SignedBatch
 from island.kernel import codec
 from island.kernel.codec import Malformed, Message
 from island.kernel.ids import IslandId, key_bytes
@@ -78,8 +78,8 @@ def batches(count: int, entries: int) -> list[bytes]:
     changes = [(f"dataset/survey-{n:05d}", os.urandom(240)) for n in range(count * entries)]
     head, found = Head(), []
     for number in range(count):
-        for body in core.cut(ME, head, changes[number * entries : (number + 1) * entries]):
-            found.append(codec.encode(SignedBody(body=body, signature=bytes(64))))
+        for body in core.cut_batches(ME, head, changes[number * entries : (number + 1) * entries]):
+            found.append(codec.encode(SignedBatch(body=body, signature=bytes(64))))
             head = head.after(core.open_batch(found[-1]))
     return found
 
@@ -89,13 +89,17 @@ def honest() -> list[tuple[str, bytes, type[Message]]]:
     one, many = batches(1, 1), batches(4, 50)
     deltas = tuple(Delta(origin=key_bytes(ME), chain=bytes(700), batches=(each,)) for each in many)
     heads = tuple(HeadAt(epoch=1, seq=n + 1000, head=os.urandom(8)) for n in range(800))
-    inner = codec.decode(many[0], SignedBody).body
+    inner = codec.decode(many[0], SignedBatch).body
     return [
-        ("a push of one change", codec.encode(Page(deltas=(Delta(origin=key_bytes(ME), batches=(one[0],)),))), Page),
-        ("a page of 4 deltas", codec.encode(Page(deltas=deltas)), Page),
-        ("a batch of 50 records", inner, Body),
+        (
+            "a push of one change",
+            codec.encode(DeltaPage(deltas=(Delta(origin=key_bytes(ME), batches=(one[0],)),))),
+            DeltaPage,
+        ),
+        ("a page of 4 deltas", codec.encode(DeltaPage(deltas=deltas)), DeltaPage),
+        ("a batch of 50 records", inner, BatchBody),
         ("a page of 800 heads", codec.encode(Heads(roster=bytes(32), root=bytes(32), indexed=heads)), Heads),
-        ("the same from a later version", msgpack.packb({**_plain(inner), "later": 1}), Body),
+        ("the same from a later version", msgpack.packb({**_plain(inner), "later": 1}), BatchBody),
     ]  # fmt: skip
 
 

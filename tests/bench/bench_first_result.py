@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from island.cli.demo.place import Place
+from island.cli.demo.demo_island import DemoIsland
 
 RUNS = 3
 BARE = """
@@ -37,7 +37,7 @@ def ours(root: Path) -> dict[str, float]:
     """Seconds from nothing to: a home, a ready daemon, an idle session, a counted result."""
     start = time.perf_counter()
     marks = {}
-    place = Place(root, "empty")
+    place = DemoIsland(root, "empty")
     marks["init"] = time.perf_counter() - start
     try:
         place.start()

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from island.kernel import telemetry
 from island.net.api import files
-from island.net.api.server import UserServer, build
+from island.net.api.user_port import UserServer, build
 from island.trust.users import Tokens
 from tests.replicas.test_over_tls import Island, join
 

@@ -17,7 +17,7 @@ import structlog
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream, SystemRng
 from island.net import tls
-from island.net.limits import Limits
+from island.net.limits import PeerLimits
 from island.net.listener import dial
 from island.trust.keys import Identity
 from tests.net.islands import Node, archipelago
@@ -52,7 +52,7 @@ async def bare() -> float:
 
     server = await asyncio.start_server(pour, "127.0.0.1", 0, ssl=tls.listener_context(Identity.generate(SystemRng())))
     port = server.sockets[0].getsockname()[1]
-    reader, writer = await dial(f"127.0.0.1:{port}", tls.dialler_context(), Limits())
+    reader, writer = await dial(f"127.0.0.1:{port}", tls.dialler_context(), PeerLimits())
     begun = time.perf_counter()
     for _ in range(COUNT):
         await reader.readexactly(BLOCK)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from island.catalog import store
-from island.catalog.messages import Card, DatasetRecord, Held, Query, ReplicaRecord
+from island.catalog.messages import Card, DatasetRecord, ReplicaRecord, SearchQuery, SnapshotHolding
 from island.errors import BadInput, NotFound, Unreachable
 from island.kernel import codec
 from island.kernel.codec import Malformed
@@ -83,14 +83,14 @@ async def test_a_dataset_is_seen_searched_and_shown_while_its_owner_is_down(tmp_
         await until(beta, lost)
         # A word that only the card has, a UCD, the sky to the order of the card.
         for query in (
-            Query(words="messier"),
-            Query(column="phot.mag"),
-            Query(region="circle 187.5 12.5 0.2"),
-            Query(words="galaxy", column="dec", region="circle 187.5 12.5 1", format="PARQUET"),
+            SearchQuery(words="messier"),
+            SearchQuery(column="phot.mag"),
+            SearchQuery(region="circle 187.5 12.5 0.2"),
+            SearchQuery(words="galaxy", column="dec", region="circle 187.5 12.5 1", format="PARQUET"),
         ):
             assert await beta.catalog.search(query) == [view]
         # Within a cell of the record's coverage, and outside the card's.
-        assert await beta.catalog.search(Query(region="circle 189.2 12.5 0.05")) == []
+        assert await beta.catalog.search(SearchQuery(region="circle 189.2 12.5 0.05")) == []
         details = await beta.catalog.show("alpha/virgo")
         assert details.card is not None
         assert details.card.licence == "CC-BY"
@@ -103,7 +103,7 @@ async def test_a_dataset_is_seen_searched_and_shown_while_its_owner_is_down(tmp_
             await beta.catalog.manifest(resolved.owner, "0" * 64)
     async with islands.island("beta") as beta:
         assert await beta.catalog.datasets() == [view]
-        assert await beta.catalog.search(Query(words="messier")) == [view]
+        assert await beta.catalog.search(SearchQuery(words="messier")) == [view]
 
 
 async def test_withdrawn_is_withdrawn_everywhere(tmp_path: Path) -> None:
@@ -112,10 +112,10 @@ async def test_withdrawn_is_withdrawn_everywhere(tmp_path: Path) -> None:
         path = write_table(tmp_path / "data" / "a.parquet")
         await alpha.catalog.publish(WHO, path, "stars")
         await sees(beta, 1)
-        assert len(await beta.catalog.search(Query(words="stars"))) == 1
+        assert len(await beta.catalog.search(SearchQuery(words="stars"))) == 1
         await alpha.catalog.unpublish(WHO, "stars")
         await sees(beta, 0)
-        assert await beta.catalog.search(Query(words="stars")) == []
+        assert await beta.catalog.search(SearchQuery(words="stars")) == []
         with pytest.raises(NotFound):
             await beta.catalog.resolve("alpha/stars")
 
@@ -126,7 +126,10 @@ async def test_replicas_are_holders_once_they_are_complete(tmp_path: Path) -> No
         view = await alpha.catalog.publish(WHO, write_table(tmp_path / "data" / "a.parquet"), "stars")
         old, me, other = "c" * 64, alpha.trust.me, beta.trust.me
         held = ReplicaRecord(
-            held=(Held(snapshot=view.snapshot, state="complete", size=5), Held(snapshot=old, state="begun"))
+            held=(
+                SnapshotHolding(snapshot=view.snapshot, state="complete", size=5),
+                SnapshotHolding(snapshot=old, state="begun"),
+            )
         )
         await put(beta, f"replica/{me}/stars", codec.encode(held))
 
@@ -224,9 +227,9 @@ async def test_bad_records_and_cards_of_a_neighbour_change_nothing_else(tmp_path
             return not await alpha.gossip_db.read(lambda conn: conn.execute("SELECT 1 FROM catalog_wanted").fetchone())
 
         await until(alpha, fetched)
-        found = {view.name for view in await alpha.catalog.search(Query(region="circle 187.5 12.5 5"))}
+        found = {view.name for view in await alpha.catalog.search(SearchQuery(region="circle 187.5 12.5 5"))}
         assert "good" in found
-        assert {view.name for view in await alpha.catalog.search(Query(words="parquet"))} == {
+        assert {view.name for view in await alpha.catalog.search(SearchQuery(words="parquet"))} == {
             "good",
             "nocard",
             "badmoc",

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from island.catalog import core
-from island.catalog.messages import CARD_LIMIT, RECORD_LIMIT, Card, CardColumn, DatasetRecord, Query
-from island.catalog.views import view_name, view_names
+from island.catalog.messages import CARD_LIMIT, RECORD_LIMIT, Card, CardColumn, DatasetRecord, SearchQuery
+from island.catalog.view_names import view_name, view_names
 from island.errors import BadInput
 from island.formats import coverage
 from island.kernel import codec
@@ -100,7 +100,7 @@ def test_no_bytes_do_more_than_be_no_coverage(packed: bytes) -> None:
 @settings(deadline=None)
 def test_mocs_are_those_of_the_formats(found: tuple[int, set[int]]) -> None:
     _, cells = found
-    flags = coverage.unpack(bitmap_of(4, cells))
+    flags = coverage.unpack_flags(bitmap_of(4, cells))
     text = core.moc_of_coverage(core.pack_coverage(bitmap_of(4, cells)))
     assert text == coverage.moc_ascii(flags)
     order, ranges = core.moc_ranges(text)
@@ -228,7 +228,7 @@ def test_any_text_is_plain_words(text: str) -> None:
 
 def test_a_query_is_bounded() -> None:
     with pytest.raises(msgspec.ValidationError):
-        msgspec.convert({"words": "x" * 2000}, Query)
+        msgspec.convert({"words": "x" * 2000}, SearchQuery)
 
 
 # --- views ----------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from island.catalog.manifest import (
     Root,
     TreeBuilder,
 )
-from island.catalog.snapshots import Manifest, live_pages
+from island.catalog.manifest_reader import ManifestReader, live_pages
 from island.errors import BadInput, IslandError, NotFound
 from island.kernel import codec
 from island.kernel.codec import Malformed
@@ -56,14 +56,14 @@ def hashed(pages: Pages, path: str, data: bytes, hard: Iterable[int] = ()) -> Fi
     return hasher.finish(path, form="parquet", rows=len(data))
 
 
-def built(pages: Pages, entries: Iterable[FileEntry], stats: FileStats | None = None) -> Manifest:
+def built(pages: Pages, entries: Iterable[FileEntry], stats: FileStats | None = None) -> ManifestReader:
     builder = TreeBuilder("parquet", pages.sink, join_coverages)
     for entry in sorted(entries, key=lambda entry: entry.path):
         builder.add(entry, stats or FileStats())
     snapshot, root = builder.finish()
     assert len(pages[snapshot]) <= manifest.ROOT_LIMIT
     assert manifest.decode_root(pages[snapshot]) == root
-    return Manifest(OWNER, snapshot, root, pages.load)
+    return ManifestReader(OWNER, snapshot, root, pages.load)
 
 
 def plain(path: str, size: int = 0) -> FileEntry:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from island.catalog.messages import Query
-from island.errors import BadInput, Changed, Corrupt, IslandError, NotFound, Unsupported
+from island.catalog.messages import SearchQuery
+from island.errors import BadInput, Corrupt, FilesChanged, IslandError, NotFound, Unsupported
 from island.kernel.processes import ProcessPool
 from island.trust import journal
 from tests.catalog.archipelago import Island, Islands, write_table
@@ -61,7 +61,7 @@ async def test_a_file_is_published_listed_resolved_and_found(alpha: Island, tmp_
         resolved = await alpha.catalog.resolve(text)
         assert (resolved.owner, resolved.snapshot, resolved.newest) == (alpha.trust.me, view.snapshot, True)
     assert await check_snapshot(alpha, view.snapshot) == ["galaxies.parquet"]
-    assert await alpha.catalog.search(Query(words="galaxy")) == [view]
+    assert await alpha.catalog.search(SearchQuery(words="galaxy")) == [view]
     details = await alpha.catalog.show("alpha/galaxies")
     assert details.card is not None
     assert [(c.name, c.unit) for c in details.card.columns][1:3] == [("ra", "deg"), ("dec", "deg")]
@@ -117,14 +117,14 @@ async def test_a_file_that_went_away_leaves_rows_and_coverage(alpha: Island, tmp
     write_table(folder / "a.parquet", 100, ra=10.0)
     write_table(folder / "b.parquet", 100, ra=200.0)
     await alpha.catalog.publish(WHO, folder, "parts")
-    assert await alpha.catalog.search(Query(region="circle 200.5 12.5 2"))
+    assert await alpha.catalog.search(SearchQuery(region="circle 200.5 12.5 2"))
     (folder / "b.parquet").unlink()
     write_table(folder / "c.parquet", 100, ra=100.0)
     view = await alpha.catalog.publish(WHO, folder, "parts")
     assert view.rows == 200
-    assert not await alpha.catalog.search(Query(region="circle 200.5 12.5 2"))
-    assert await alpha.catalog.search(Query(region="circle 100.5 12.5 2"))
-    assert await alpha.catalog.search(Query(region="circle 10.5 12.5 2"))
+    assert not await alpha.catalog.search(SearchQuery(region="circle 200.5 12.5 2"))
+    assert await alpha.catalog.search(SearchQuery(region="circle 100.5 12.5 2"))
+    assert await alpha.catalog.search(SearchQuery(region="circle 10.5 12.5 2"))
 
 
 async def test_changed_bytes_are_told_when_they_are_read(alpha: Island, tmp_path: Path) -> None:
@@ -132,13 +132,13 @@ async def test_changed_bytes_are_told_when_they_are_read(alpha: Island, tmp_path
     first = await alpha.catalog.publish(WHO, path, "a")
     assert await alpha.catalog.own_file(first.snapshot, "a.parquet") is not None
     write_table(path, 2000)
-    with pytest.raises(Changed) as caught:
+    with pytest.raises(FilesChanged) as caught:
         await alpha.catalog.own_file(first.snapshot, "a.parquet")
     assert "again" in caught.value.hint
     second = await alpha.catalog.publish(WHO, path, "a")
     assert second.snapshot != first.snapshot
     await check_snapshot(alpha, second.snapshot)
-    with pytest.raises(Changed):
+    with pytest.raises(FilesChanged):
         await alpha.catalog.own_file(first.snapshot, "a.parquet")
     # The old content again is the old snapshot again.
     write_table(path)
@@ -154,7 +154,7 @@ async def test_touching_a_file_keeps_the_snapshot(alpha: Island, tmp_path: Path)
     path = write_table(tmp_path / "data" / "a.parquet")
     first = await alpha.catalog.publish(WHO, path, "a")
     os.utime(path, (1, 1))
-    with pytest.raises(Changed):
+    with pytest.raises(FilesChanged):
         await alpha.catalog.own_file(first.snapshot, "a.parquet")
     assert (await alpha.catalog.publish(WHO, path, "a")).snapshot == first.snapshot
     await check_snapshot(alpha, first.snapshot)
@@ -165,7 +165,7 @@ async def test_unpublish_withdraws_everything(alpha: Island, tmp_path: Path) -> 
     view = await alpha.catalog.publish(WHO, path, "a")
     await alpha.catalog.unpublish(WHO, "a")
     assert await alpha.catalog.datasets() == []
-    assert await alpha.catalog.search(Query(words="a")) == []
+    assert await alpha.catalog.search(SearchQuery(words="a")) == []
     assert await alpha.catalog.own_file(view.snapshot, "a.parquet") is None
     with pytest.raises(NotFound):
         await alpha.catalog.resolve("alpha/a")
@@ -325,14 +325,14 @@ async def test_a_restart_keeps_what_was_published(tmp_path: Path) -> None:
     path = write_table(tmp_path / "data" / "a.parquet", 100_000)
     async with islands.island("alpha", alone=True) as alpha:
         view = await alpha.catalog.publish(WHO, path, "a", title="Stars")
-        assert await alpha.catalog.search(Query(words="stars")) == [view]
+        assert await alpha.catalog.search(SearchQuery(words="stars")) == [view]
     for left in ("0123.tmp", "4567"):
         (tmp_path / "alpha" / "manifests" / left).write_bytes(b"left by a crash")
     (tmp_path / "alpha" / "search" / "meta.json").write_text("damaged")
     async with islands.island("alpha", alone=True) as alpha:
         assert not (tmp_path / "alpha" / "manifests" / "0123.tmp").exists()
         assert await alpha.catalog.datasets() == [view]
-        assert await alpha.catalog.search(Query(words="stars")) == [view]
+        assert await alpha.catalog.search(SearchQuery(words="stars")) == [view]
         await check_snapshot(alpha, view.snapshot)
         await alpha.catalog.sweep()
         assert not (tmp_path / "alpha" / "manifests" / "4567").exists()
@@ -397,9 +397,9 @@ async def test_real_catalogs(alpha: Island, shared_data: Path) -> None:
     assert (weather.rows, weather.record.coverage) == (5, b"")
     card = await alpha.catalog.card(await alpha.catalog.resolve("alpha/source"))
     assert dict(card.details)["hats"]
-    region = await alpha.catalog.search(Query(region="circle 290 -50 20"))
+    region = await alpha.catalog.search(SearchQuery(region="circle 290 -50 20"))
     assert {view.name for view in region} >= {"source"}
-    assert [view.name for view in await alpha.catalog.search(Query(column="magpsf", format="avro"))] == ["alerts"]
+    assert [view.name for view in await alpha.catalog.search(SearchQuery(column="magpsf", format="avro"))] == ["alerts"]
     again = await alpha.catalog.publish(WHO, shared_data / "hats" / "small_sky_source", "source")
     assert again == hats
 
@@ -425,7 +425,7 @@ async def test_the_newest_64_snapshots_stay(alpha: Island, tmp_path: Path, monke
 async def test_a_region_that_is_no_region_is_told_with_an_example(alpha: Island) -> None:
     for region in ("circle 1 2", "circle a b c", "circle 1 2 nan", "round", "circle 0 91 1", "x" * 5000):
         with pytest.raises(BadInput) as caught:
-            await alpha.catalog.search(Query(region=region))
+            await alpha.catalog.search(SearchQuery(region=region))
         assert "circle 187.7 12.4 5" in caught.value.hint
 
 
@@ -433,14 +433,14 @@ async def test_words_are_never_syntax(alpha: Island, tmp_path: Path) -> None:
     path = write_table(tmp_path / "data" / "a.parquet")
     view = await alpha.catalog.publish(WHO, path, "m31_halo", title="Andromeda's halo: (M31) AND more*")
     for words in ('"andromeda', "halo*", "(m31)", "m31 AND more", "halo:", "+halo", "m31_halo", "HALO^", "androm"):
-        assert await alpha.catalog.search(Query(words=words)) == [view], words
+        assert await alpha.catalog.search(SearchQuery(words=words)) == [view], words
     for words in ("*", '"', "\\", "[a TO b]", "halo -andromedas2", "\0"):
-        assert await alpha.catalog.search(Query(words=words)) == [], words
+        assert await alpha.catalog.search(SearchQuery(words=words)) == [], words
 
 
 async def test_an_index_that_is_damaged_while_it_is_used_is_made_anew(alpha: Island, tmp_path: Path) -> None:
     view = await alpha.catalog.publish(WHO, write_table(tmp_path / "data" / "a.parquet"), "a", title="Halo stars")
-    assert await alpha.catalog.search(Query(words="halo")) == [view]
+    assert await alpha.catalog.search(SearchQuery(words="halo")) == [view]
 
     def broken(*_: object) -> list[object]:
         raise ValueError("damaged")
@@ -455,7 +455,7 @@ async def test_an_index_that_is_damaged_while_it_is_used_is_made_anew(alpha: Isl
         return original_open(rebuild=rebuild)
 
     index.open = opened  # type: ignore[method-assign]  # as above
-    assert await alpha.catalog.search(Query(words="halo")) == [view]
+    assert await alpha.catalog.search(SearchQuery(words="halo")) == [view]
 
 
 @pytest.fixture

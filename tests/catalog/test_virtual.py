@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from island.catalog.messages import Query
+from island.catalog.messages import SearchQuery
 from island.catalog.service import Catalog, CatalogDependencies
 from island.kernel.ports import SeededRng
 from tests.catalog.archipelago import write_table
@@ -81,7 +81,7 @@ def run(seed: int) -> tuple[str, list[list[tuple[str, str]]]]:
         else:
             raise AssertionError("the islands do not agree within 600 virtual seconds")
         for catalog in catalogs.values():
-            assert len(await catalog.search(Query(words="stars of"))) == 5
+            assert len(await catalog.search(SearchQuery(words="stars of"))) == 5
         return archipelago.fingerprint(), await listed()
 
     with tempfile.TemporaryDirectory() as name:

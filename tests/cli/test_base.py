@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from island.cli import base
-from island.cli.demo.place import ISLAND
+from island.cli.demo.demo_island import ISLAND
 from island.cli.demo.stage import Stage
 from island.errors import IslandError
 
@@ -32,7 +32,7 @@ ROWS = [("a" * 30, "https://livy.example.org:8998/with/a/long/path", "words " * 
 def test_names_and_addresses_stay_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr(sys, "stdout", out := Terminal() if terminal else io.StringIO())
-    base.table(("island", "url", "comment"), ROWS)
+    base.show_table(("island", "url", "comment"), ROWS)
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in out.getvalue().splitlines()]
     assert lines[1].split()[:2] == list(ROWS[0][:2])
     assert len(lines) == 2 if not terminal else len(lines) > 5
@@ -41,7 +41,7 @@ def test_names_and_addresses_stay_whole_in_a_narrow_terminal(monkeypatch: pytest
 def test_a_table_that_fits_is_no_wider_than_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr(sys, "stdout", out := Terminal())
-    base.table(("island", "title"), [("kiso", "[bold]not markup[/bold]"), ("é", "")])
+    base.show_table(("island", "title"), [("kiso", "[bold]not markup[/bold]"), ("é", "")])
     assert "[bold]not markup[/bold]" in out.getvalue()
     assert max(len(line) for line in out.getvalue().splitlines()[1:]) <= 60
 
@@ -53,10 +53,10 @@ HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil\r\x7f\udcff\u2066end"
 @pytest.mark.parametrize("show", ["out", "say", "table", "pairs", "json", "fail"])
 def test_nothing_that_others_wrote_is_obeyed_by_a_terminal(capsys: pytest.CaptureFixture[str], show: str) -> None:
     {
-        "out": lambda: base.out(HOSTILE),
+        "out": lambda: base.print_line(HOSTILE),
         "say": lambda: base.say(HOSTILE),
-        "table": lambda: base.table(("island", "reason"), [(HOSTILE, "[red]" + HOSTILE)]),
-        "pairs": lambda: base.pairs({"title": HOSTILE}, False),
+        "table": lambda: base.show_table(("island", "reason"), [(HOSTILE, "[red]" + HOSTILE)]),
+        "pairs": lambda: base.show_pairs({"title": HOSTILE}, False),
         "json": lambda: base.show_json([{"title": HOSTILE}]),
         "fail": lambda: base.fail(IslandError(HOSTILE, hint=HOSTILE)),
     }[show]()

@@ -15,7 +15,7 @@ from island.kernel.db import Database
 from island.kernel.ports import SeededRng, SystemClock
 from island.kernel.work import ThreadWorkers
 from island.net.api import datasets
-from island.net.api.server import UserServer, build
+from island.net.api.user_port import UserServer, build
 from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.users import Tokens, create_tokens
 from tests.catalog.archipelago import Islands, write_table

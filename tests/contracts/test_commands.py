@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.place import ISLAND, Place, free_ports
+from island.cli.demo.demo_island import ISLAND, DemoIsland, free_ports
 from tests.contracts import commands, document
 
 
@@ -40,9 +40,9 @@ def test_every_command_with_json_has_its_keys_on_the_page() -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
     """An island with one of everything; its Livy is down, so that sessions need no Spark."""
-    made = Place(tmp_path_factory.mktemp("commands"), "kiso")
+    made = DemoIsland(tmp_path_factory.mktemp("commands"), "kiso")
     made.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
     try:
         made.start()
@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def printed(place: Place) -> dict[str, Any]:
+def printed(place: DemoIsland) -> dict[str, Any]:
     """What each command prints with `--json`."""
     root = place.home.parent
     (root / "folder").mkdir()
@@ -86,7 +86,7 @@ def test_the_commands_print_the_keys_on_the_page(printed: dict[str, Any]) -> Non
             document.check({"$ref": f"#/components/schemas/{commands.SCHEMAS[name]}"}, row, name)
 
 
-def test_the_engine_answers_for_itself(place: Place, tmp_path: Path) -> None:
+def test_the_engine_answers_for_itself(place: DemoIsland, tmp_path: Path) -> None:
     said = place.command("engine", "--help")
     assert said.startswith("usage: island engine") and "--max-sessions" in said
     for arguments, code in (

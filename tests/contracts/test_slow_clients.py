@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from island.cli.demo.place import ISLAND, Place, free_ports, wait_for
+from island.cli.demo.demo_island import ISLAND, DemoIsland, free_ports, wait_for
 from island.client import Api
 from island.config import split_address
 
@@ -35,7 +35,7 @@ def descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-class Limited(Place):
+class Limited(DemoIsland):
     """An island whose daemon may have `FILES` open files and no more, and whose Livy is down."""
 
     def start(self) -> None:
@@ -72,12 +72,12 @@ def half_open(address: tuple[str, int], *beginnings: bytes) -> Iterator[None]:
         yield
 
 
-def healthy(place: Place) -> bool:
+def healthy(place: DemoIsland) -> bool:
     with urllib.request.urlopen(f"{place.url}/healthz", timeout=30) as answer:
         return bool(answer.status == 200)
 
 
-def lines(place: Place) -> list[str]:
+def lines(place: DemoIsland) -> list[str]:
     return place.log.read_text("utf-8").splitlines()
 
 

@@ -13,8 +13,8 @@ ISLAND = Path(__file__).resolve().parents[2] / "island"
 
 STORES = {
     "cli/demo/data.py": "reads the database of OpenNGC, which is not island's",
-    "gossip/ownstore.py": "the own log",
-    "jobs/runs.py": "what an executor keeps of a job",
+    "gossip/own_log_store.py": "the own log",
+    "jobs/run_store.py": "what an executor keeps of a job",
     "kernel/db.py": "migrations and transactions",
     "trust/journal.py": "the journal",
 }

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from island.cli.demo.place import Place, free_ports
+from island.cli.demo.demo_island import DemoIsland, free_ports
 from tests.contracts import document
 
 pytestmark = pytest.mark.e2e
@@ -29,9 +29,9 @@ BROWSER = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
     """An island whose Livy is down: a session is accepted and listed, and starts no Spark."""
-    made = Place(tmp_path_factory.mktemp("browsers"), "kiso")
+    made = DemoIsland(tmp_path_factory.mktemp("browsers"), "kiso")
     made.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
     made.configure("allowed_hosts", json.dumps([ALLOWED]))
     try:
@@ -41,17 +41,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         made.stop()
 
 
-def port(place: Place) -> int:
+def port(place: DemoIsland) -> int:
     return urlsplit(place.url).port or 0
 
 
-def basic(place: Place) -> str:
+def basic(place: DemoIsland) -> str:
     """The credentials that a browser has cached and adds to every request to this port."""
     return "Basic " + base64.b64encode(f"any:{place.user_token}".encode()).decode()
 
 
 def send(
-    place: Place, method: str, target: str, headers: dict[str, str], body: bytes | None = None, *, cached: bool = True
+    place: DemoIsland,
+    method: str,
+    target: str,
+    headers: dict[str, str],
+    body: bytes | None = None,
+    *,
+    cached: bool = True,
 ) -> tuple[int, dict[str, str], Any]:
     """One request with exactly these headers (and the cached credentials): status, headers, JSON body."""
     connection = http.client.HTTPConnection("127.0.0.1", port(place), timeout=15)
@@ -73,7 +79,7 @@ def send(
         connection.close()
 
 
-def sessions(place: Place) -> int:
+def sessions(place: DemoIsland) -> int:
     """How many sessions there are."""
     status, _, found = send(place, "GET", "/sessions", {})
     assert status == 200
@@ -93,7 +99,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_foreign_page_creates_no_session(place: Place, attack: str) -> None:
+def test_a_foreign_page_creates_no_session(place: DemoIsland, attack: str) -> None:
     before = sessions(place)
     headers = {**BROWSER, "Content-Type": "text/plain;charset=UTF-8", **ATTACKS[attack]}
     status, fields, body = send(place, "POST", "/sessions", headers, CREATE)
@@ -105,7 +111,7 @@ def test_a_foreign_page_creates_no_session(place: Place, attack: str) -> None:
     assert sessions(place) == before
 
 
-def test_the_refusal_says_what_to_configure(place: Place) -> None:
+def test_the_refusal_says_what_to_configure(place: DemoIsland) -> None:
     livy = send(place, "GET", "/sessions", {"Host": "island.example"})[2]["msg"]
     api = send(place, "GET", "/api/v1/island", {"Host": "island.example"})[2]
     assert "listen.allowed_hosts" in livy and "island.example" in livy
@@ -116,7 +122,7 @@ def test_the_refusal_says_what_to_configure(place: Place) -> None:
     assert api["error"] == "foreign_origin" and api["hint"]
 
 
-def test_every_route_refuses(place: Place) -> None:
+def test_every_route_refuses(place: DemoIsland) -> None:
     before = sessions(place)
     for method, path in document.operations():
         target = path.replace("{", "").replace("}", "")
@@ -133,7 +139,7 @@ def test_every_route_refuses(place: Place) -> None:
     ["localhost", "localhost.", "LocalHost:9000", "localhost:9000", "127.0.0.1", "127.4.5.6:80", "[::1]", "[::1]:9000",
      ALLOWED, ALLOWED.upper(), f"{ALLOWED}.", f"{ALLOWED}:443"],
 )  # fmt: skip
-def test_hosts_that_mean_this_island(place: Place, host: str) -> None:
+def test_hosts_that_mean_this_island(place: DemoIsland, host: str) -> None:
     """A tunnel (`ssh -L 9000:127.0.0.1:8990`) makes the port another than the listener's."""
     for origin in (f"http://{host}", f"https://{host}"):
         headers = {**BROWSER, "Host": host, "Origin": origin, "Sec-Fetch-Site": "same-origin"}
@@ -147,12 +153,12 @@ def test_hosts_that_mean_this_island(place: Place, host: str) -> None:
      "localhost..", "localhost:99999", "127.0.0.1.evil.example", "127.1", "0.0.0.0:8990", "2130706433", "::1",
      "[::1", "[::1]x", "[fe80::1]", "192.0.2.1", f"x{ALLOWED}", f"sub.{ALLOWED}", "a b", "localhost, evil.example"],
 )  # fmt: skip
-def test_hosts_that_do_not(place: Place, host: str) -> None:
+def test_hosts_that_do_not(place: DemoIsland, host: str) -> None:
     status, _, body = send(place, "GET", "/api/v1/island", {"Host": host})
     assert (status, body["error"]) == (403, "foreign_host"), body
 
 
-def raw(place: Place, head: str) -> int:
+def raw(place: DemoIsland, head: str) -> int:
     """The status for a head that is sent as it is, over a connection that is closed afterwards."""
     connection = http.client.HTTPConnection("127.0.0.1", port(place), timeout=15)
     try:
@@ -165,7 +171,7 @@ def raw(place: Place, head: str) -> int:
         connection.close()
 
 
-def test_a_request_without_a_host(place: Place) -> None:
+def test_a_request_without_a_host(place: DemoIsland) -> None:
     """HTTP/1.0 has no Host, and no browser speaks it; HTTP/1.1 demands one."""
     login = f"Authorization: Bearer {place.user_token}"
     assert raw(place, f"GET /sessions HTTP/1.0\n{login}") == 200
@@ -174,7 +180,7 @@ def test_a_request_without_a_host(place: Place) -> None:
     assert raw(place, f"GET /sessions HTTP/1.1\n{login}\nConnection: close") == 400
 
 
-def test_two_hosts_and_a_host_in_the_target(place: Place) -> None:
+def test_two_hosts_and_a_host_in_the_target(place: DemoIsland) -> None:
     login = f"Authorization: Bearer {place.user_token}\nConnection: close"
     status = raw(place, f"GET /sessions HTTP/1.1\nHost: localhost\nHost: evil.example\n{login}")
     assert status in (400, 403)
@@ -184,7 +190,7 @@ def test_two_hosts_and_a_host_in_the_target(place: Place) -> None:
     assert status in (400, 403)
 
 
-def test_a_browser_is_not_asked_for_a_password(place: Place) -> None:
+def test_a_browser_is_not_asked_for_a_password(place: DemoIsland) -> None:
     """What a browser is asked for it keeps, and adds to the requests of every page."""
     plain = send(place, "GET", "/sessions", {"Accept": "*/*", "User-Agent": "Apache-HttpClient/4.5"}, cached=False)
     assert plain[0] == 401 and plain[1]["www-authenticate"] == 'Basic realm="island"'
@@ -199,7 +205,7 @@ def test_a_browser_is_not_asked_for_a_password(place: Place) -> None:
             assert status == 401 and "www-authenticate" not in fields and body["error"] == "unauthenticated"
 
 
-def test_pylivy_works_unmodified(place: Place) -> None:
+def test_pylivy_works_unmodified(place: DemoIsland) -> None:
     from livy import SessionKind
     from livy.client import LivyClient
 
@@ -215,7 +221,7 @@ def test_pylivy_works_unmodified(place: Place) -> None:
             client.close()
 
 
-def test_sparkmagic_works_unmodified(place: Place) -> None:
+def test_sparkmagic_works_unmodified(place: DemoIsland) -> None:
     """Its requests: JSON, X-Requested-By, credentials at once, no Origin."""
     import requests
 
@@ -246,7 +252,7 @@ def curl() -> str:
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http1.0"])
-def test_curl_works_unmodified(place: Place, curl: str, version: str) -> None:
+def test_curl_works_unmodified(place: DemoIsland, curl: str, version: str) -> None:
     """`curl -d` says that its body is a form; what counts is the body."""
     for options in (
         ["-u", f"any:{place.user_token}"],

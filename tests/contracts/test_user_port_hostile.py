@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from island.cli.demo.place import Place, free_ports
+from island.cli.demo.demo_island import DemoIsland, free_ports
 from tests.contracts import document
 
 pytestmark = pytest.mark.e2e
@@ -68,9 +68,9 @@ HEADERS = st.dictionaries(
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
     """An island whose Livy is down, so that no session that an attack opens starts Spark."""
-    made = Place(tmp_path_factory.mktemp("hostile"), "kiso")
+    made = DemoIsland(tmp_path_factory.mktemp("hostile"), "kiso")
     made.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
     try:
         made.start()
@@ -85,11 +85,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         made.stop()
 
 
-def token(place: Place) -> str:
+def token(place: DemoIsland) -> str:
     return (place.home / "token").read_text().strip()
 
 
-def send(place: Place, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+def send(place: DemoIsland, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
     """One request, on a connection of its own; an answer later than `ANSWER_S` is a hang."""
     parts = urlsplit(place.url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ANSWER_S)
@@ -163,7 +163,7 @@ def is_printable(request: tuple[str, str, bytes | None, dict[str, str]]) -> bool
     return all(" " < char < "\x7f" for char in request[1])
 
 
-def test_random_requests(place: Place) -> None:
+def test_random_requests(place: DemoIsland) -> None:
     counts: Counter[int] = Counter()
 
     def attack(request: tuple[str, str, bytes | None, dict[str, str]]) -> None:
@@ -184,14 +184,14 @@ def test_random_requests(place: Place) -> None:
     still_whole(place)
 
 
-def still_whole(place: Place) -> None:
+def still_whole(place: DemoIsland) -> None:
     """The daemon serves, and logged no bug."""
     assert send(place, "GET", "/readyz", None, {})[0] == 200
     said = place.log.read_text("utf-8", "replace")
     assert "api.bug" not in said and "Traceback" not in said, said[said.find("Traceback") - 500 :][:4000]
 
 
-def test_what_is_no_file_is_not_published(place: Place) -> None:
+def test_what_is_no_file_is_not_published(place: DemoIsland) -> None:
     """Devices, pipes, links in circles: an error, at once."""
     root = place.home.parent
     os.mkfifo(root / "pipe.parquet")
@@ -216,14 +216,14 @@ def test_what_is_no_file_is_not_published(place: Place) -> None:
 
 
 @pytest.mark.parametrize("target", ["/api/v1/sessions", "/sessions", "/api/v1/batches?file=a.py"])
-def test_a_body_that_grows_when_it_is_unpacked_is_refused(place: Place, target: str) -> None:
+def test_a_body_that_grows_when_it_is_unpacked_is_refused(place: DemoIsland, target: str) -> None:
     bomb = zlib.compress(b" " * (256 * 1024 * 1024), 9)
     status, data = send(place, "POST", target, bomb, {"Content-Encoding": "deflate"})
     assert status in (400, 413), (status, data)
     still_whole(place)
 
 
-def raw(place: Place, data: bytes) -> bytes:
+def raw(place: DemoIsland, data: bytes) -> bytes:
     """What comes back for bytes that need not be HTTP, until the other side closes or falls silent for a second."""
     parts = urlsplit(place.url)
     got = b""
@@ -258,7 +258,7 @@ def raw(place: Place, data: bytes) -> bytes:
         b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xc3\xa9\r\n\r\n",
     ],
 )
-def test_what_is_no_request_ends_the_connection_only(place: Place, data: bytes) -> None:
+def test_what_is_no_request_ends_the_connection_only(place: DemoIsland, data: bytes) -> None:
     got = raw(place, data)
     assert b"Traceback" not in got and b" 500 " not in got.partition(b"\r\n")[0]
     assert not got or got.startswith((b"HTTP/1.", b"HTTP/9")), got[:300]

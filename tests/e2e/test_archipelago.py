@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.place import ISLAND, Place, free_ports, wait_for
+from island.cli.demo.demo_island import ISLAND, DemoIsland, free_ports, wait_for
 from island.kernel import codec
 from island.trust.messages import JournalHead
 
@@ -30,11 +30,11 @@ class Pair:
     """`mauna` has data and can be dialled, `laptop` dials out only."""
 
     root: Path
-    mauna: Place
-    laptop: Place
+    mauna: DemoIsland
+    laptop: DemoIsland
 
 
-def island(place: Place, *arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
+def island(place: DemoIsland, *arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **({"ISLAND_TOKEN": token} if token else {})}
     return subprocess.run(
         [*ISLAND, "--home", str(place.home), *arguments],
@@ -46,7 +46,7 @@ def island(place: Place, *arguments: str, token: str = "") -> subprocess.Complet
     )
 
 
-def refused(place: Place, *arguments: str, token: str = "") -> str:
+def refused(place: DemoIsland, *arguments: str, token: str = "") -> str:
     """What a command that fails says; it must be one or two lines without a traceback."""
     done = island(place, *arguments, token=token)
     assert done.returncode == 1, f"{arguments} ended with {done.returncode}: {done.stdout}{done.stderr}"
@@ -78,7 +78,7 @@ def table(rows: int, start: int = 0) -> pa.Table:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     root = tmp_path_factory.mktemp("pair")
-    found = Pair(root, Place(root, "mauna"), Place(root, "laptop", dialled=False))
+    found = Pair(root, DemoIsland(root, "mauna"), DemoIsland(root, "laptop", dialled=False))
     try:
         found.mauna.start()
         found.laptop.start()
@@ -96,7 +96,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 def test_peers_see_each_other(pair: Pair) -> None:
-    def met(place: Place) -> list[dict[str, Any]] | None:
+    def met(place: DemoIsland) -> list[dict[str, Any]] | None:
         rows: list[dict[str, Any]] = place.json("peer", "ls")
         names = {row["island"] for row in rows if row["state"] in {"self", "up"}}
         return rows if names == {"mauna", "laptop"} else None
@@ -122,8 +122,8 @@ def test_an_invitation_is_one_word_alone(pair: Pair) -> None:
 
 def test_bad_invitations(pair: Pair, tmp_path: Path) -> None:
     word = pair.mauna.command("peer", "invite").strip()
-    guest = Place(tmp_path, "guest")
-    other = Place(tmp_path, "other")
+    guest = DemoIsland(tmp_path, "guest")
+    other = DemoIsland(tmp_path, "other")
     try:
         guest.start()
         other.start()
@@ -228,7 +228,7 @@ print(len(t), int(t.mag.notna().sum()))
 """
 
 
-def read(place: Place, url: str) -> subprocess.CompletedProcess[str]:
+def read(place: DemoIsland, url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", READ, url],
         env=place.environment(),
@@ -277,7 +277,7 @@ def test_files_that_changed_are_told_at_read(pair: Pair) -> None:
     wait_for("it to be gone", lambda: None if _named(pair.laptop, "changing") else True, 30)
 
 
-def _named(place: Place, name: str) -> dict[str, Any] | None:
+def _named(place: DemoIsland, name: str) -> dict[str, Any] | None:
     return next((d for d in place.json("dataset", "ls") if d["name"] == name), None)
 
 
@@ -347,7 +347,7 @@ def test_the_journal_finds_an_edited_row(pair: Pair, tmp_path: Path) -> None:
     assert island(pair.mauna, "journal", "--verify").returncode == 0
     entries = pair.mauna.json("journal", "--contains", "publish")
     assert entries
-    copy = Place(tmp_path, "copy")
+    copy = DemoIsland(tmp_path, "copy")
     shutil.copytree(pair.mauna.home, tmp_path / "edited")
     import sqlite3
 
@@ -401,7 +401,7 @@ def test_status_says_who_and_what_is_wrong(pair: Pair) -> None:
 
 
 def test_a_journal_that_was_cut_is_seen_by_both_daemons(tmp_path: Path) -> None:
-    kiso, laptop = Place(tmp_path, "kiso"), Place(tmp_path, "laptop", dialled=False)
+    kiso, laptop = DemoIsland(tmp_path, "kiso"), DemoIsland(tmp_path, "laptop", dialled=False)
     for place in (kiso, laptop):
         place.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')  # no engine, of which `status` would speak
 
@@ -454,7 +454,7 @@ def test_a_journal_that_was_cut_is_seen_by_both_daemons(tmp_path: Path) -> None:
         laptop.stop()
 
 
-def said(place: Place, *arguments: str) -> tuple[int, str]:
+def said(place: DemoIsland, *arguments: str) -> tuple[int, str]:
     """Exit code and all that a command prints."""
     done = island(place, *arguments)
     return done.returncode, done.stdout + done.stderr

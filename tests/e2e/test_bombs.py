@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from island.cli.demo.place import Place, wait_for
+from island.cli.demo.demo_island import DemoIsland, wait_for
 from island.errors import IslandError
 from tests.catalog.archipelago import write_table
 from tests.e2e.test_daemon import children
@@ -24,16 +24,16 @@ ROOM = 400 * 1024
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
     """A daemon whose limits let a test end soon. It has no Spark: a Livy that does not answer is enough."""
-    made = Place(tmp_path_factory.mktemp("bombs"), "kiso")
+    made = DemoIsland(tmp_path_factory.mktemp("bombs"), "kiso")
     configure(made)
     made.start()
     yield made
     made.stop()
 
 
-def configure(place: Place) -> None:
+def configure(place: DemoIsland) -> None:
     path = place.home / "island.toml"
     text = path.read_text("utf-8").replace('\nurl = ""\n', '\nurl = "http://127.0.0.1:9"\n')
     for key, value in (("memory", '"320MiB"'), ("seconds", "5"), ("rows", "50000000"), ("poll", "0.2")):
@@ -42,13 +42,13 @@ def configure(place: Place) -> None:
     path.write_text(text, "utf-8")
 
 
-def peak(place: Place) -> int:
+def peak(place: DemoIsland) -> int:
     """The most memory that the daemon has held so far, in kB."""
     [line] = [line for line in Path(f"/proc/{pid(place)}/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1])
 
 
-def pid(place: Place) -> int:
+def pid(place: DemoIsland) -> int:
     return int(json.loads((place.home / "running.json").read_text("utf-8"))["pid"])
 
 
@@ -71,7 +71,7 @@ def pid(place: Place) -> int:
     ],
 )
 def test_a_bomb_is_refused_and_the_daemon_stays_small(
-    place: Place, tmp_path: Path, make: Callable[[Path], Path], name: str, words: str
+    place: DemoIsland, tmp_path: Path, make: Callable[[Path], Path], name: str, words: str
 ) -> None:
     path = make(tmp_path / name)
     with pytest.raises(IslandError) as caught:
@@ -84,7 +84,7 @@ def test_a_bomb_is_refused_and_the_daemon_stays_small(
     assert list((place.home / "manifests").glob("*")) == []
 
 
-def test_sound_files_pass_beside_a_bomb(place: Place, tmp_path: Path) -> None:
+def test_sound_files_pass_beside_a_bomb(place: DemoIsland, tmp_path: Path) -> None:
     path = write_table(tmp_path / "sound.parquet", 5000)
     place.command("dataset", "publish", str(path), "--name", "sound")
     assert [row["rows"] for row in place.json("dataset", "ls")] == [5000]
@@ -92,7 +92,7 @@ def test_sound_files_pass_beside_a_bomb(place: Place, tmp_path: Path) -> None:
 
 
 def test_a_bomb_in_a_watched_folder_is_set_aside_and_stopping_takes_no_time(tmp_path: Path) -> None:
-    place = Place(tmp_path, "kiso")
+    place = DemoIsland(tmp_path, "kiso")
     configure(place)
     drop = tmp_path / "drop"
     drop.mkdir()

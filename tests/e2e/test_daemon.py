@@ -17,15 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.place import ISLAND, Place, wait_for
+from island.cli.demo.demo_island import ISLAND, DemoIsland, wait_for
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path) -> Iterator[DemoIsland]:
     """An island that is not started yet."""
-    made = Place(tmp_path, "kiso")
+    made = DemoIsland(tmp_path, "kiso")
     yield made
     made.stop()
 
@@ -117,7 +117,7 @@ def test_a_home_that_is_none_says_how_to_make_one(tmp_path: Path) -> None:
         assert done.returncode == 1 and "island init" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_life(place: Place) -> None:
+def test_a_life(place: DemoIsland) -> None:
     place.start()
     assert get(f"{place.url}/healthz")[0] == 200
     assert get(f"{place.url}/readyz")[0] == 200
@@ -145,7 +145,7 @@ def test_a_life(place: Place) -> None:
     assert place.command("journal", "--verify") is not None
 
 
-def test_sigterm_ends_everything(place: Place) -> None:
+def test_sigterm_ends_everything(place: DemoIsland) -> None:
     place.start()
     process = place._process
     assert process is not None
@@ -155,7 +155,7 @@ def test_sigterm_ends_everything(place: Place) -> None:
     wait_for("the engine to end", lambda: gone(below), 5)
 
 
-def test_sigkill_leaves_nothing_behind_and_a_restart_works_at_once(place: Place) -> None:
+def test_sigkill_leaves_nothing_behind_and_a_restart_works_at_once(place: DemoIsland) -> None:
     place.start()
     process = place._process
     assert process is not None
@@ -166,7 +166,7 @@ def test_sigkill_leaves_nothing_behind_and_a_restart_works_at_once(place: Place)
     assert place.json("peer", "ls") is not None
 
 
-def test_a_port_in_use_is_named(place: Place) -> None:
+def test_a_port_in_use_is_named(place: DemoIsland) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -184,7 +184,7 @@ def test_a_port_in_use_is_named(place: Place) -> None:
         ("same_user = false", 'same_user = "no"', "jobs.same_user"),
     ],
 )
-def test_a_wrong_configuration_is_explained(place: Place, old: str, new: str, words: str) -> None:
+def test_a_wrong_configuration_is_explained(place: DemoIsland, old: str, new: str, words: str) -> None:
     path = place.home / "island.toml"
     path.write_text(path.read_text().replace(old, new))
     done = island("--home", str(place.home), "run")
@@ -193,7 +193,7 @@ def test_a_wrong_configuration_is_explained(place: Place, old: str, new: str, wo
     assert len(done.stderr.strip().splitlines()) <= 2
 
 
-def test_a_home_of_a_newer_version_is_refused(place: Place) -> None:
+def test_a_home_of_a_newer_version_is_refused(place: DemoIsland) -> None:
     import sqlite3
 
     connection = sqlite3.connect(place.home / "state.db")
@@ -203,7 +203,7 @@ def test_a_home_of_a_newer_version_is_refused(place: Place) -> None:
     assert done.returncode == 1 and "newer version" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_secret_that_others_can_read_is_refused(place: Place) -> None:
+def test_a_secret_that_others_can_read_is_refused(place: DemoIsland) -> None:
     (place.home / "token").chmod(0o644)
     done = island("--home", str(place.home), "run")
     assert done.returncode == 1 and "chmod 600" in done.stderr
@@ -221,7 +221,7 @@ def test_nothing_in_a_home_is_for_other_accounts(tmp_path: Path) -> None:
     (data / "a.parquet").write_bytes(parquet())
     before = os.umask(0)
     try:
-        place = Place(tmp_path, "kiso")
+        place = DemoIsland(tmp_path, "kiso")
         try:
             place.start()
             place.command("peer", "invite")

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.place import ISLAND, Place, wait_for
-from island.engine.warden import descendants
+from island.cli.demo.demo_island import ISLAND, DemoIsland, wait_for
+from island.engine.supervisor import descendants
 
 pytestmark = pytest.mark.e2e
 HOLE = 256 << 30
@@ -21,9 +21,9 @@ HOLE = 256 << 30
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path) -> Iterator[DemoIsland]:
     """A running island."""
-    made = Place(tmp_path, "kiso")
+    made = DemoIsland(tmp_path, "kiso")
     made.start()
     yield made
     made.stop()
@@ -50,7 +50,7 @@ def large(tmp_path: Path, small: Path) -> Path:
     return path
 
 
-def publishing(place: Place, path: Path) -> subprocess.Popen[bytes]:
+def publishing(place: DemoIsland, path: Path) -> subprocess.Popen[bytes]:
     """The command that publishes a file as `a`, once the daemon reads the file."""
     command = [*ISLAND, "--home", str(place.home), "dataset", "publish", str(path), "--name", "a"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -58,7 +58,7 @@ def publishing(place: Place, path: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def is_read(place: Place, path: Path) -> bool:
+def is_read(place: DemoIsland, path: Path) -> bool:
     """Whether the daemon, or a process below it, has a file open."""
     assert place._process is not None
     for pid in [place._process.pid, *descendants(place._process.pid)]:
@@ -70,13 +70,13 @@ def is_read(place: Place, path: Path) -> bool:
     return False
 
 
-def is_clear(place: Place) -> bool:
+def is_clear(place: DemoIsland) -> bool:
     """Whether the island keeps no page of any publication."""
     return not (place.home / "manifests").is_dir() or not list((place.home / "manifests").iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_publish_ends_with_its_command(place: Place, large: Path, small: Path, number: signal.Signals) -> None:
+def test_a_publish_ends_with_its_command(place: DemoIsland, large: Path, small: Path, number: signal.Signals) -> None:
     process = publishing(place, large)
     process.send_signal(number)
     assert process.wait(60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
@@ -87,7 +87,7 @@ def test_a_publish_ends_with_its_command(place: Place, large: Path, small: Path,
     assert [row["rows"] for row in place.json("dataset", "ls")] == [3]
 
 
-def test_a_publish_ends_with_its_daemon(place: Place, large: Path, small: Path) -> None:
+def test_a_publish_ends_with_its_daemon(place: DemoIsland, large: Path, small: Path) -> None:
     process = publishing(place, large)
     place.kill()
     assert process.wait(60) == 1

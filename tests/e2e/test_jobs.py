@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.place import ISLAND, Place, wait_for
+from island.cli.demo.demo_island import ISLAND, DemoIsland, wait_for
 from island.client import Api
 
 pytestmark = [pytest.mark.e2e, pytest.mark.spark]
@@ -24,8 +24,8 @@ class Two:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.lick = Place(root, "lick")
-        self.laptop = Place(root, "laptop", dialled=False)
+        self.lick = DemoIsland(root, "lick")
+        self.laptop = DemoIsland(root, "laptop", dialled=False)
         self.lick.configure("accept_from", '["members"]')
         self.lick.configure("foreign_code", '"any"')
         self.lick.configure("same_user", "true")
@@ -67,13 +67,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
         found.lick.stop()
 
 
-def island(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
+def island(place: DemoIsland, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*ISLAND, "--home", str(place.home), *arguments], capture_output=True, text=True, timeout=200, check=False
     )
 
 
-def job(place: Place, key: str) -> dict[str, Any]:
+def job(place: DemoIsland, key: str) -> dict[str, Any]:
     rows: list[dict[str, Any]] = place.json("job", "ls")
     return next(row for row in rows if key in (row["job"], str(row["id"])))
 

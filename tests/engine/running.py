@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from island.engine.warden import descendants
+from island.engine.supervisor import descendants
 
 TOKEN = "token-of-the-tests"
 

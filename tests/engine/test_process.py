@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from island.engine.admission import admit, local_file, statement_kind
+from island.engine.admission import check_launch, local_file, statement_kind
 from island.engine.jvm import find_java, java_version, properties
-from island.engine.limits import Limits
-from island.engine.process import MAX_LINE, Log, Process, Tail, environment
-from island.engine.protocol import Cancel, Note
-from island.engine.store import Store
+from island.engine.limits import EngineLimits
+from island.engine.process import MAX_LINE, JobProcess, LogTail, ProcessLog, environment
+from island.engine.protocol import CancelStatement, LogNote
+from island.engine.store import EngineStore
 from island.errors import ConfigError, EngineFailed
 from island.livy.messages import BatchRequest, SessionRequest
-from island.livy.rest import Refusal
+from island.livy.rest import LivyRefusal
 from island.private_files import UMASK
 from tests.engine.running import alive, until
 
@@ -41,21 +41,21 @@ time.sleep(1000)
 """
 
 
-async def _start(tmp_path: Path, log: Log) -> Process:
+async def _start(tmp_path: Path, log: ProcessLog) -> JobProcess:
     (tmp_path / "pretend_child.py").write_text(CHILD)
     env = {**environment(tmp_path, "", os.environ), "PYTHONPATH": str(tmp_path)}
-    return await Process.start("pretend_child", tmp_path, env, log)
+    return await JobProcess.start("pretend_child", tmp_path, env, log)
 
 
-async def _follow(process: Process, order: int) -> tuple[list[int], int]:
+async def _follow(process: JobProcess, order: int) -> tuple[list[int], int]:
     """Read the pids that the child tells, give it an order, and wait for the end."""
     pids: list[int] = []
     async for message in process.frames():
-        assert isinstance(message, Note)
+        assert isinstance(message, LogNote)
         pids = [int(pid) for pid in message.text.strip("[]").split(",")]
         assert len(alive(pids)) == 3
         if order:
-            process.send(Cancel(order))
+            process.send(CancelStatement(order))
         else:
             process.kill()
     return pids, await process.wait()
@@ -63,7 +63,7 @@ async def _follow(process: Process, order: int) -> tuple[list[int], int]:
 
 @pytest.mark.parametrize(("order", "code"), [(0, 137), (1, 7), (2, 139)])
 async def test_the_warden_leaves_nothing_and_tells_the_code(tmp_path: Path, order: int, code: int) -> None:
-    log = Log()
+    log = ProcessLog()
     process = await _start(tmp_path, log)
     async with asyncio.timeout(120), asyncio.TaskGroup() as group:
         group.create_task(process.keep_log())
@@ -78,7 +78,7 @@ async def test_a_session_writes_with_the_umask_of_the_account(tmp_path: Path, mo
     monkeypatch.setenv(UMASK, "0027")
     before = os.umask(0o077)
     try:
-        process = await _start(tmp_path, log := Log())
+        process = await _start(tmp_path, log := ProcessLog())
         async with asyncio.timeout(120), asyncio.TaskGroup() as group:
             group.create_task(process.keep_log())
             await _follow(process, 1)
@@ -90,7 +90,7 @@ async def test_a_session_writes_with_the_umask_of_the_account(tmp_path: Path, mo
 
 @pytest.mark.parametrize("order", [3, 4])
 async def test_what_is_no_frame_ends_the_session(tmp_path: Path, order: int) -> None:
-    process = await _start(tmp_path, Log())
+    process = await _start(tmp_path, ProcessLog())
     try:
         with pytest.raises(EngineFailed, match="frame"):
             await _follow(process, order)
@@ -100,7 +100,7 @@ async def test_what_is_no_frame_ends_the_session(tmp_path: Path, order: int) -> 
 
 
 def test_the_tail_is_bounded_and_whole() -> None:
-    tail = Tail(keep=3)
+    tail = LogTail(keep=3)
     for part in (b"one\ntw", b"o\r\nthree\n", "tři \xff".encode(), b"\xff\n", b"open"):
         tail.feed(part)
     assert list(tail) == ["two", "three", "tři \xff\ufffd", "open"]
@@ -118,13 +118,13 @@ def test_environment_has_no_more_than_it_needs(tmp_path: Path) -> None:
 
 def test_ids_are_never_given_twice_and_ends_are_remembered(tmp_path: Path) -> None:
     path = tmp_path / "engine.db"
-    store = Store(path)
+    store = EngineStore(path)
     assert [store.begin("session", "a", "sql", "i1"), store.begin("session", "a", "pyspark", "i1")] == [0, 1]
     assert store.begin("batch", None, "batch", "i1") == 0
     store.end("session", 0, "dead", [f"line {n} " + "x" * 100 for n in range(1000)])
     store.forget("session", 1)
     store.close()
-    store = Store(path)
+    store = EngineStore(path)
     assert store.begin("session", "b", "pyspark", "i2") == 2
     past = store.find("session", "a")
     assert past is not None and (past.id, past.state, past.kind) == (0, "dead", "sql")
@@ -139,22 +139,24 @@ def test_a_store_of_a_newer_version_or_of_rubbish_is_refused(tmp_path: Path) -> 
         db.execute("PRAGMA user_version = 99")
     db.close()
     with pytest.raises(ConfigError, match="newer version"):
-        Store(path)
+        EngineStore(path)
     path.write_bytes(b"this is no database, but long enough to look at" * 100)
     with pytest.raises(ConfigError, match="not usable"):
-        Store(path)
+        EngineStore(path)
 
 
 def test_admission(tmp_path: Path) -> None:
-    limits = Limits(allow_files=(tmp_path,), memory="1g", max_memory="2g")
+    limits = EngineLimits(allow_files=(tmp_path,), memory="1g", max_memory="2g")
     (tmp_path / "a b.py").touch()
-    admitted = admit(BatchRequest(file=f"file://{tmp_path}/a%20b.py", driver_memory="512"), limits)
+    admitted = check_launch(BatchRequest(file=f"file://{tmp_path}/a%20b.py", driver_memory="512"), limits)
     assert (admitted.file, admitted.memory) == (f"{tmp_path}/a b.py", "512m")
-    assert admit(SessionRequest(), limits).memory == "1g"
-    admitted = admit(SessionRequest(conf={"spark.driver.memory": "1GB", "livy.x": "1"}), limits)
+    assert check_launch(SessionRequest(), limits).memory == "1g"
+    admitted = check_launch(SessionRequest(conf={"spark.driver.memory": "1GB", "livy.x": "1"}), limits)
     assert (admitted.memory, admitted.conf) == ("1g", {})
     # Such a jar is read where it lies, and not served to others.
-    jars = admit(SessionRequest(jars=[f"{tmp_path}/a+b.jar", f"file:{tmp_path}/c.jar"]), limits).conf["spark.jars"]
+    jars = check_launch(SessionRequest(jars=[f"{tmp_path}/a+b.jar", f"file:{tmp_path}/c.jar"]), limits).conf[
+        "spark.jars"
+    ]
     assert jars == f"local:{tmp_path}/a+b.jar,local:{tmp_path}/c.jar"
     for bad in (
         SessionRequest(kind="sparkr"),
@@ -170,9 +172,9 @@ def test_admission(tmp_path: Path) -> None:
         SessionRequest(conf={"spark.island.path.x": '["/a", "b"]'}),
         BatchRequest(file=str(tmp_path / "a.jar")),
     ):
-        with pytest.raises(Refusal):
-            admit(bad, limits)
-    with pytest.raises(Refusal, match="not absolute"):
+        with pytest.raises(LivyRefusal):
+            check_launch(bad, limits)
+    with pytest.raises(LivyRefusal, match="not absolute"):
         local_file("/a,b", [Path("/")])
     assert [statement_kind(*pair) for pair in ((None, "sql"), ("pyspark3", "sql"), ("sql", "shared"))] == [
         "sql",
@@ -180,7 +182,7 @@ def test_admission(tmp_path: Path) -> None:
         "sql",
     ]
     for pair in (("spark", "pyspark"), (None, "shared")):
-        with pytest.raises(Refusal):
+        with pytest.raises(LivyRefusal):
             statement_kind(*pair)
 
 

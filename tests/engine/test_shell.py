@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from island.engine.shell import Cancelled, Capture, Shell, plain
+from island.engine.shell import OutputCapture, PythonShell, StatementCancelled, plain
 from island.livy.messages import Output
 
 
@@ -20,8 +20,8 @@ class Runner:
 
     def __init__(self) -> None:
         self.outside: list[str] = []
-        self.capture = Capture(1000, self.outside.append)
-        self.shell = Shell(self.capture)
+        self.capture = OutputCapture(1000, self.outside.append)
+        self.shell = PythonShell(self.capture)
 
     def __call__(self, code: str) -> Output:
         sys.stdout = sys.stderr = self.capture
@@ -132,8 +132,8 @@ def test_output_is_bounded_and_counted(run: Runner) -> None:
 
 
 def test_a_cancel_passes(run: Runner) -> None:
-    run.shell.names["Cancelled"] = Cancelled
-    with pytest.raises(Cancelled):
+    run.shell.names["Cancelled"] = StatementCancelled
+    with pytest.raises(StatementCancelled):
         run("try:\n    raise Cancelled\nexcept Exception:\n    pass")
     assert run("1").data == {"text/plain": "1"}
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from island.engine.jvm import find_java
-from island.engine.warden import descendants
+from island.engine.supervisor import descendants
 from island.livy.client import LivyClient
 from island.livy.messages import BatchRequest, SessionRequest
 from tests.engine import ports_of_spark, stranger

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from island.errors import BadInput, Corrupt, IslandError, Unsupported
-from island.formats import avro, avro_types, container, rows
+from island.formats import avro, avro_container, avro_types, rows
 
 
 def write(path: Path, schema: dict[str, Any], records: list[dict[str, Any]], codec: str = "null") -> Path:
@@ -104,7 +104,7 @@ def test_differing_schemas_name_the_file(shared_data: Path, tmp_path: Path) -> N
 def test_codecs_hold_the_expected_table(shared_data: Path, name: str) -> None:
     lines = (shared_data / "avro" / "weather.json").read_text().splitlines()
     expected = [json.loads(line) for line in lines if line]
-    found = [row for batch in rows.batches(shared_data / "avro" / f"{name}.avro") for row in batch.to_pylist()]
+    found = [row for batch in rows.read_batches(shared_data / "avro" / f"{name}.avro") for row in batch.to_pylist()]
     if name == "weather-sorted":
         expected.sort(key=lambda row: (row["time"], row["temp"]))
         found.sort(key=lambda row: (row["time"], row["temp"]))
@@ -115,16 +115,16 @@ def test_codecs_hold_the_expected_table(shared_data: Path, name: str) -> None:
 def test_every_codec_round_trips_and_shows_damage(tmp_path: Path, codec: str) -> None:
     records = [{"x": i, "s": "text " * (i % 5)} for i in range(3000)]
     path = write(tmp_path / "a.avro", record(("x", "long"), ("s", "string")), records, codec)
-    assert [row for batch in rows.batches(path) for row in batch.to_pylist()] == records
+    assert [row for batch in rows.read_batches(path) for row in batch.to_pylist()] == records
     data = path.read_bytes()
     damaged = bytearray(data)
     damaged[-1] ^= 1  # the last sync marker
     path.write_bytes(bytes(damaged))
     with pytest.raises(Corrupt, match="sync marker"):
-        list(rows.batches(path))
+        list(rows.read_batches(path))
     path.write_bytes(data[: len(data) - 40])
     with pytest.raises(Corrupt, match=r"block at byte \d+"):
-        list(rows.batches(path))
+        list(rows.read_batches(path))
 
 
 def header(schema: Any, codec: str = "null", sync: bytes = b"s" * 16) -> bytes:
@@ -159,7 +159,7 @@ def test_bombs_are_unsupported_before_they_unfold(tmp_path: Path, codec: str, da
     path = tmp_path / "bomb.avro"
     path.write_bytes(header(record(("x", "long")), codec) + block(1, data))
     with pytest.raises(Unsupported, match="over 256 MiB"):
-        list(rows.batches(path))
+        list(rows.read_batches(path))
 
 
 def test_lies_in_counts_and_lengths(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_lies_in_counts_and_lengths(tmp_path: Path) -> None:
     for what, body in cases.items():
         path.write_bytes(header(schema) + body)
         with pytest.raises(Corrupt, match=r"a\.avro"):
-            list(rows.batches(path))
+            list(rows.read_batches(path))
             pytest.fail(what)
 
 
@@ -184,7 +184,7 @@ def test_string_longer_than_the_block(tmp_path: Path) -> None:
     path = tmp_path / "a.avro"
     path.write_bytes(header(record(("s", "string"))) + block(1, number(2**40) + b"abc"))
     with pytest.raises(Corrupt):
-        list(rows.batches(path))
+        list(rows.read_batches(path))
 
 
 def test_hostile_headers(tmp_path: Path) -> None:
@@ -192,15 +192,15 @@ def test_hostile_headers(tmp_path: Path) -> None:
     for body in (b"", number(2**40), number(1) + number(2**40), b"\xff" * 20, number(1) + number(3) + b"abc"):
         path.write_bytes(b"Obj\x01" + body)
         with pytest.raises(Corrupt):
-            container.header_of(path)
+            avro_container.header_of(path)
     path.write_bytes(header(record(("x", "long")), "lzo"))
     with pytest.raises(Unsupported, match="lzo"):
-        container.header_of(path)
+        avro_container.header_of(path)
     path.write_bytes(
         b"Obj\x01" + number(1) + number(11) + b"avro.schema" + number(6000) + b"[" * 6000 + b"\0" + bytes(16)
     )
     with pytest.raises(Corrupt, match="not JSON"):
-        container.header_of(path)
+        avro_container.header_of(path)
 
 
 @pytest.mark.parametrize(
@@ -330,8 +330,8 @@ def test_projection_is_the_cut_of_the_whole(shared_data: Path, name: str) -> Non
     record_name = "diaSource" if name.startswith("lsst") else "candidate"
     key = "diaSourceId" if name.startswith("lsst") else "objectId"
     wanted = [f"{record_name}.ra", f"{record_name}.dec", key]
-    whole = [row for batch in rows.batches(source) for row in batch.to_pylist()]
-    cut = [row for batch in rows.batches(source, wanted) for row in batch.to_pylist()]
+    whole = [row for batch in rows.read_batches(source) for row in batch.to_pylist()]
+    cut = [row for batch in rows.read_batches(source, wanted) for row in batch.to_pylist()]
     assert cut == [
         {field: ({k: row[field][k] for k in ("ra", "dec")} if field == record_name else row[field]) for field in own}
         for row, own in zip(whole, cut, strict=True)
@@ -349,17 +349,17 @@ def test_projection_where_a_definition_is_cut_away(tmp_path: Path) -> None:
         (["a.v", "c"], {"a": {"v": 1}, "c": "x"}),
         (["a.v", "b"], {"a": {"v": 1}, "b": {"v": 3, "w": 4}}),
     ):
-        assert [row for batch in rows.batches(path, wanted) for row in batch.to_pylist()] == [expected]
+        assert [row for batch in rows.read_batches(path, wanted) for row in batch.to_pylist()] == [expected]
     with pytest.raises(BadInput, match=r"there is no column b\.u"):
-        list(rows.batches(path, ["b.u"]))
+        list(rows.read_batches(path, ["b.u"]))
 
 
 def test_batches_are_bounded(tmp_path: Path) -> None:
     path = write(tmp_path / "a.avro", record(("x", "long")), [{"x": i} for i in range(2500)])
-    sizes = [batch.num_rows for batch in rows.batches(path, batch_rows=1000)]
+    sizes = [batch.num_rows for batch in rows.read_batches(path, batch_rows=1000)]
     assert sizes == [1000, 1000, 500]
     big = write(tmp_path / "b.avro", record(("x", "bytes")), [{"x": bytes(5_000_000)}] * 4)
-    assert [batch.num_rows for batch in rows.batches(big)] == [2, 2]
+    assert [batch.num_rows for batch in rows.read_batches(big)] == [2, 2]
 
 
 @settings(deadline=None, max_examples=60)
@@ -384,14 +384,14 @@ def test_random_tables_against_fastavro(data: st.DataObject) -> None:
     records = data.draw(st.lists(st.fixed_dictionaries(values), max_size=20))
     buffer = io.BytesIO()
     fastavro.writer(buffer, fastavro.parse_schema(record(*fields)), records)
-    decoder = avro_types.Decoder(record(*fields))
+    decoder = avro_types.AvroDecoder(record(*fields))
     plain = buffer.getvalue()
     size = _header_size(plain)
     found: list[Any] = []
     while size < len(plain):
         count, at = _number_at(plain, size)
         length, at = _number_at(plain, at)
-        piece = container.Block(offset=size, count=count, data=plain[at : at + length])
+        piece = avro_container.AvroBlock(offset=size, count=count, data=plain[at : at + length])
         found += decoder.batch([item for item, _ in decoder.records(piece)]).to_pylist()
         size = at + length + 16
     assert same(found, records)
@@ -424,4 +424,4 @@ def test_crc_of_snappy_is_checked(shared_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.avro"
     path.write_bytes(bytes(data))
     with pytest.raises(Corrupt, match="checksum is wrong"):
-        list(rows.batches(path))
+        list(rows.read_batches(path))

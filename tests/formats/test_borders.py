@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from island.errors import Corrupt, IslandError
-from island.formats.parquet import borders
+from island.formats.parquet import parquet_borders
 
 
 def told_by_pyarrow(path: Path) -> set[int]:
@@ -32,7 +32,7 @@ def test_real_files(shared_data: Path) -> None:
     paths = [*sorted((shared_data / "hats").rglob("*.parquet")), *sorted((shared_data / "parquet").glob("*.parquet"))]
     assert len(paths) > 30
     for path in paths:
-        found = borders(path)
+        found = parquet_borders(path)
         assert found == sorted(set(found))
         size = path.stat().st_size
         assert all(0 < offset < size for offset in found)
@@ -43,19 +43,19 @@ def test_indexes_and_row_groups(tmp_path: Path) -> None:
     table = pa.table({"a": list(range(10_000)), "b": [f"x{i % 7}" for i in range(10_000)]})
     path = tmp_path / "a.parquet"
     pq.write_table(table, path, row_group_size=2_500, write_page_index=True)
-    found = borders(path)
+    found = parquet_borders(path)
     # Four row groups of two chunks; the chunks are followed by their indexes (a column and an
     # offset index for each), then the footer. The first chunk begins at byte 4.
     assert len(found) == 8 + 16 + 1
     assert found[0] == 4
     assert told_by_pyarrow(path) <= set(found)
     data = path.read_bytes()
-    assert borders(io.BytesIO(data)) == found
+    assert parquet_borders(io.BytesIO(data)) == found
 
 
 def test_file_without_rows(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": pa.array([], pa.int64())}), tmp_path / "a.parquet")
-    assert borders(tmp_path / "a.parquet")[-1] == max(told_by_pyarrow(tmp_path / "a.parquet"))
+    assert parquet_borders(tmp_path / "a.parquet")[-1] == max(told_by_pyarrow(tmp_path / "a.parquet"))
 
 
 def test_damaged_footers(shared_data: Path, tmp_path: Path) -> None:
@@ -64,13 +64,13 @@ def test_damaged_footers(shared_data: Path, tmp_path: Path) -> None:
         path = tmp_path / "cut.parquet"
         path.write_bytes(data[:-cut])
         with pytest.raises(Corrupt):
-            borders(path)
-    start = borders(io.BytesIO(data))[-1]
+            parquet_borders(path)
+    start = parquet_borders(io.BytesIO(data))[-1]
     for at in range(start, len(data)):
         for value in (0x00, 0xFF, 0x7C):
             damaged = bytearray(data)
             damaged[at] = value
             try:
-                borders(io.BytesIO(bytes(damaged)))
+                parquet_borders(io.BytesIO(bytes(damaged)))
             except IslandError as error:
                 assert error.code == "corrupt"

@@ -63,7 +63,7 @@ def test_astropy_header() -> None:
 
 def test_field_metadata_in_any_case() -> None:
     notes = columns.field_notes({b"Unit": b"deg", b"UCD": b"pos.eq.ra", b"DESCRIPTION": b" where ", b"other": b"x"})
-    assert notes == columns.Notes("deg", "pos.eq.ra", "where")
+    assert notes == columns.ColumnMetadata("deg", "pos.eq.ra", "where")
 
 
 def schema_columns(*fields: tuple[str, Any] | tuple[str, Any, dict[str, str]]) -> tuple[columns.Column, ...]:

@@ -15,7 +15,7 @@ from island.errors import BadInput, Corrupt, IslandError, Unsupported
 from island.formats import rows
 from island.formats.coverage import from_bitmap, moc_flags
 from island.formats.describe import DatasetDescription, data_paths, describe, detect
-from island.formats.parquet import borders
+from island.formats.parquet import parquet_borders
 
 
 def write(path: Path, columns: dict[str, Any], units: dict[str, dict[str, str]] | None = None) -> Path:
@@ -193,7 +193,7 @@ def test_a_codec_that_is_not_known_makes_a_column_unsupported(tmp_path: Path) ->
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"ra": [1.0], "dec": [2.0], "odd": [3]}), path, compression={"odd": "BROTLI"})
     data = path.read_bytes()
-    start = borders(path)[-1]
+    start = parquet_borders(path)[-1]
     # path_in_schema ["odd"] (a list of one string), then field 4, an i32: codec 4 (BROTLI) in zigzag.
     before = b"\x19\x18\x03odd\x15\x08"
     at = data.index(before, start)
@@ -208,7 +208,7 @@ def test_a_codec_that_is_not_known_makes_a_column_unsupported(tmp_path: Path) ->
     assert said.coverage is not None
     assert any("odd cannot be decoded" in problem for problem in said.problems)
     with pytest.raises(Unsupported, match="column odd"):
-        list(rows.batches(path))
+        list(rows.read_batches(path))
 
 
 # --- what bad input gets ---

@@ -452,8 +452,8 @@ def test_region_without_coordinates() -> None:
 def test_alerts_by_condition_and_sky(shared_data: Path) -> None:
     path = shared_data / "alerts" / "ztf" / "part-3-305711.avro"
     bound = Predicate.parse("candidate.magpsf < 19 and candidate.isdiffpos = 't'").bind(rows.arrow_schema(path))
-    whole = [row for batch in rows.batches(path) for row in batch.to_pylist()]
-    found = [row["objectId"] for batch in rows.batches(path) for row in bound.filter(batch).to_pylist()]
+    whole = [row for batch in rows.read_batches(path) for row in batch.to_pylist()]
+    found = [row["objectId"] for batch in rows.read_batches(path) for row in bound.filter(batch).to_pylist()]
     expected = [
         row["objectId"] for row in whole if row["candidate"]["magpsf"] < 19 and row["candidate"]["isdiffpos"] == "t"
     ]
@@ -461,11 +461,11 @@ def test_alerts_by_condition_and_sky(shared_data: Path) -> None:
     assert 0 < len(found) < len(whole)
     first = whole[0]["candidate"]
     near = Predicate.parse(None, f"circle {first['ra']} {first['dec']} 0.001").bind(rows.arrow_schema(path))
-    here = [row for batch in rows.batches(path) for row in near.filter(batch).to_pylist()]
+    here = [row for batch in rows.read_batches(path) for row in near.filter(batch).to_pylist()]
     assert whole[0]["objectId"] in [row["objectId"] for row in here]
-    narrow = list(rows.batches(path, list(bound.columns)))
+    narrow = list(rows.read_batches(path, list(bound.columns)))
     assert [value for batch in narrow for value in bound.mask(batch).to_pylist()] == [
-        value for batch in rows.batches(path) for value in bound.mask(batch).to_pylist()
+        value for batch in rows.read_batches(path) for value in bound.mask(batch).to_pylist()
     ]
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from island.errors import BadInput, Corrupt, PeerMisbehaved, Unsupported
 from island.formats import rows
-from island.formats.rows import Limits, from_ipc, to_ipc
+from island.formats.rows import RowLimits, from_ipc, to_ipc
 
 
 def sample(count: int = 5) -> Any:
@@ -35,29 +35,29 @@ def sample(count: int = 5) -> Any:
 
 def test_projection_of_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_batches([sample()]), tmp_path / "a.parquet")
-    (batch,) = rows.batches(tmp_path / "a.parquet", ["c.ra", "s"])
+    (batch,) = rows.read_batches(tmp_path / "a.parquet", ["c.ra", "s"])
     assert batch.schema.names == ["s", "c"]
     assert batch.to_pylist()[1] == {"s": "ä1", "c": {"ra": 1.0}}
     with pytest.raises(BadInput, match=r"there is no column c\.dec"):
-        list(rows.batches(tmp_path / "a.parquet", ["c.dec"]))
+        list(rows.read_batches(tmp_path / "a.parquet", ["c.dec"]))
     with pytest.raises(BadInput, match="there is no column nn"):
-        list(rows.batches(tmp_path / "a.parquet", ["nn"]))
+        list(rows.read_batches(tmp_path / "a.parquet", ["nn"]))
 
 
 def test_a_dot_may_be_part_of_a_name(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a.b": [1], "c": [2]}), tmp_path / "a.parquet")
-    (batch,) = rows.batches(tmp_path / "a.parquet", ["a.b"])
+    (batch,) = rows.read_batches(tmp_path / "a.parquet", ["a.b"])
     assert batch.to_pydict() == {"a.b": [1]}
 
 
 def test_batches_are_bounded(tmp_path: Path) -> None:
     pq.write_table(pa.table({"n": list(range(150_000))}), tmp_path / "a.parquet")
-    sizes = [batch.num_rows for batch in rows.batches(tmp_path / "a.parquet")]
+    sizes = [batch.num_rows for batch in rows.read_batches(tmp_path / "a.parquet")]
     assert sum(sizes) == 150_000
     assert max(sizes) <= 65_536
     wide = pa.table({"b": [bytes(4 << 20)] * 40})
     pq.write_table(wide, tmp_path / "b.parquet", use_dictionary=False, compression="none")
-    assert max(batch.nbytes for batch in rows.batches(tmp_path / "b.parquet")) <= 64 << 20
+    assert max(batch.nbytes for batch in rows.read_batches(tmp_path / "b.parquet")) <= 64 << 20
 
 
 def test_written_files_hold_the_rows(tmp_path: Path) -> None:
@@ -129,11 +129,11 @@ def stream(batch: Any, **options: Any) -> bytes:
 def test_limits_hold_before_anything_unfolds() -> None:
     data = to_ipc([sample()])
     with pytest.raises(PeerMisbehaved, match="bytes"):
-        from_ipc(data, Limits(wire_bytes=len(data) - 1))
+        from_ipc(data, RowLimits(wire_bytes=len(data) - 1))
     with pytest.raises(PeerMisbehaved, match="5 rows"):
-        from_ipc(data, Limits(rows=4))
+        from_ipc(data, RowLimits(rows=4))
     with pytest.raises(PeerMisbehaved, match="rows in"):
-        from_ipc(data, Limits(plain_bytes=100))
+        from_ipc(data, RowLimits(plain_bytes=100))
     zeros = pa.compress(bytes(100_000_000), codec="zstd", asbytes=True)
     with pytest.raises(PeerMisbehaved, match="length"):
         from_ipc(frame(zeros, 1, length=1000, compressed=True))

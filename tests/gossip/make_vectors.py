@@ -13,9 +13,9 @@ from typing import Any
 from blake3 import blake3
 
 from island.gossip import core
-from island.gossip.core import Batch, Head, Positions
+from island.gossip.core import Head, HeadVector, LogBatch
 from island.gossip.logs import SIGNATURE
-from island.gossip.messages import Body, Delta, Entry, Page, Proof, Pull, SignedBody, Want
+from island.gossip.messages import BatchBody, Delta, DeltaPage, ForkProof, LogEntry, Pull, PullRange, SignedBatch
 from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId, key_bytes
 from island.kernel.ports import SeededRng
@@ -27,7 +27,7 @@ ME = Identity.generate(SeededRng("gossip-v1"))
 
 
 def sign(body: bytes, use: str = SIGNATURE, network: NetworkId = NETWORK) -> bytes:
-    return codec.encode(SignedBody(body=body, signature=ME.sign(use, network, body)))
+    return codec.encode(SignedBatch(body=body, signature=ME.sign(use, network, body)))
 
 
 def make(entries: list[Any], *, first: int = 1, previous: bytes = core.ZERO, epoch: int = 1, **more: Any) -> bytes:
@@ -35,8 +35,8 @@ def make(entries: list[Any], *, first: int = 1, previous: bytes = core.ZERO, epo
     return sign(codec.encode({**body, **more}))
 
 
-def batch(head: Head, changes: list[tuple[str, bytes | None]]) -> Batch:
-    (body,) = core.cut(ME.id, head, changes)
+def batch(head: Head, changes: list[tuple[str, bytes | None]]) -> LogBatch:
+    (body,) = core.cut_batches(ME.id, head, changes)
     return core.open_batch(sign(body))
 
 
@@ -67,12 +67,12 @@ def batches() -> dict[str, Any]:
     }
     other = NetworkId("11" * 32)
     plain = codec.encode(
-        Body(
+        BatchBody(
             origin=key_bytes(ME.id),
             epoch=1,
             first=1,
             previous=core.ZERO,
-            entries=(Entry(key="a/b", value=b"", seq=1),),
+            entries=(LogEntry(key="a/b", value=b"", seq=1),),
         )
     )
     flipped = bytearray(one.signed)
@@ -119,7 +119,7 @@ def judgements() -> dict[str, Any]:
     wide = batch(Head(), [("a/1", b"1"), ("a/2", b"2"), ("a/1", b"3")])
     later = make([["a/1", b"", 1]], epoch=2)
 
-    def case(name: str, stored: list[Batch], came: bytes, verdict: str) -> dict[str, Any]:
+    def case(name: str, stored: list[LogBatch], came: bytes, verdict: str) -> dict[str, Any]:
         return {"name": name, "stored": [b.signed.hex() for b in stored], "comes": came.hex(), "verdict": verdict}
 
     return {
@@ -156,8 +156,8 @@ def digests() -> dict[str, Any]:
     return {"cases": [digest_case(name, mine, theirs) for name, (mine, theirs) in pairs.items()]}
 
 
-def positions(heads: dict[str, Any]) -> Positions:
-    return Positions(
+def positions(heads: dict[str, Any]) -> HeadVector:
+    return HeadVector(
         {
             IslandId(o): Head(h["epoch"], h["seq"], bytes.fromhex(h["hash"]), h["frozen"])
             for o, h in sorted(heads.items())
@@ -171,9 +171,9 @@ def digest_case(name: str, mine: dict[str, Any], theirs: dict[str, Any]) -> dict
     answer = there.answer(asked)
     heads, until = here.read(asked, answer)
     equal = (asked.roster, asked.root) == (answer.roster, answer.root)
-    difference = core.Difference() if equal else core.compare(here, heads, b"", until)
+    difference = core.Difference() if equal else core.compare_heads(here, heads, b"", until)
 
-    def plain(wants: list[Want]) -> list[dict[str, Any]]:
+    def plain(wants: list[PullRange]) -> list[dict[str, Any]]:
         return [{"origin": w.origin.hex(), "epoch": w.epoch, "after": w.after} for w in wants]
 
     return {
@@ -193,14 +193,14 @@ def messages() -> dict[str, Any]:
     one = batch(Head(), [("a/1", b"1")])
     other = batch(Head(), [("a/1", b"2")])
     delta = Delta(origin=key_bytes(ME.id), chain=b"chain", batches=(one.signed,))
-    proof = Delta(origin=key_bytes(ME.id), proof=Proof(one=one.signed, other=other.signed))
-    wants = (Want(origin=key_bytes(ME.id), epoch=1, after=7),)
+    proof = Delta(origin=key_bytes(ME.id), proof=ForkProof(one=one.signed, other=other.signed))
+    wants = (PullRange(origin=key_bytes(ME.id), epoch=1, after=7),)
     return {
         "cases": [
             {"name": "pull", "type": "Pull", "bytes": codec.encode(Pull(wants=wants)).hex()},
-            {"name": "page", "type": "Page", "bytes": codec.encode(Page(deltas=(delta,), more=True)).hex()},
-            {"name": "page with a proof", "type": "Page", "bytes": codec.encode(Page(deltas=(proof,))).hex()},
-            {"name": "empty page", "type": "Page", "bytes": codec.encode(Page()).hex()},
+            {"name": "page", "type": "Page", "bytes": codec.encode(DeltaPage(deltas=(delta,), more=True)).hex()},
+            {"name": "page with a proof", "type": "Page", "bytes": codec.encode(DeltaPage(deltas=(proof,))).hex()},
+            {"name": "empty page", "type": "Page", "bytes": codec.encode(DeltaPage()).hex()},
             {"name": "pull of nothing", "type": "Pull", "bytes": codec.encode({"wants": []}).hex(), "refused": True},
             {"name": "pull after -1", "type": "Pull", "bytes": _pull(after=-1).hex(), "refused": True},
             {"name": "pull of 201", "type": "Pull", "bytes": _pull(count=201).hex(), "refused": True},

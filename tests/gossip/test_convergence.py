@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from island.gossip.core import Batch, Head
+from island.gossip.core import Head, LogBatch
 from island.gossip.messages import Delta
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.network import SILENCE
@@ -30,7 +30,7 @@ SIMULATED = settings(
 )
 
 
-def _log(owner: Stranger, sizes: Sequence[int], salt: bytes = b"", head: Head | None = None) -> list[Batch]:
+def _log(owner: Stranger, sizes: Sequence[int], salt: bytes = b"", head: Head | None = None) -> list[LogBatch]:
     """Consecutive batches of `owner` after `head`, one of each size; keys repeat, so that values are replaced."""
     head, found = head or Head(), []
     for place, size in enumerate(sizes):
@@ -39,7 +39,7 @@ def _log(owner: Stranger, sizes: Sequence[int], salt: bytes = b"", head: Head | 
     return found
 
 
-def _state(owner: Stranger, log: Sequence[Batch]) -> list[Record]:
+def _state(owner: Stranger, log: Sequence[LogBatch]) -> list[Record]:
     """What the records of `owner` are after all of its log."""
     values = {entry.key: entry.value for batch in log for entry in batch.entries}
     return [(owner.id, key, value) for key, value in sorted(values.items())]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from island.errors import BadInput
 from island.gossip import core
-from island.gossip.core import Batch, Head, Positions, Verdict
-from island.gossip.messages import BATCH_LIMIT, HEADS_A_PAGE, Body, Entry, HeadAt, HeadOf, Heads, SignedBody
+from island.gossip.core import BatchVerdict, Head, HeadVector, LogBatch
+from island.gossip.messages import BATCH_LIMIT, HEADS_A_PAGE, BatchBody, HeadAt, HeadOf, Heads, LogEntry, SignedBatch
 from island.kernel import codec
 from island.kernel.codec import Malformed
 from island.kernel.ids import IslandId, key_bytes
@@ -19,13 +19,13 @@ from island.kernel.ids import IslandId, key_bytes
 A, B, C = (IslandId(digit * 64) for digit in "abc")
 
 
-def batches(origin: IslandId, *groups: Sequence[tuple[str, bytes | None]], head: Head | None = None) -> list[Batch]:
+def batches(origin: IslandId, *groups: Sequence[tuple[str, bytes | None]], head: Head | None = None) -> list[LogBatch]:
     """Chained batches, one a group, with signatures that nobody checks."""
     head = head or Head()
     found = []
     for group in groups:
-        for body in core.cut(origin, head, group):
-            found.append(core.open_batch(codec.encode(SignedBody(body=body, signature=bytes(64)))))
+        for body in core.cut_batches(origin, head, group):
+            found.append(core.open_batch(codec.encode(SignedBatch(body=body, signature=bytes(64)))))
             head = head.after(found[-1])
     return found
 
@@ -57,9 +57,11 @@ def test_a_change_of_the_largest_size_fits_a_batch() -> None:
 def test_bad_keys(key: str) -> None:
     with pytest.raises(BadInput):
         core.check_record(key, b"")
-    body = Body(origin=key_bytes(A), epoch=1, first=1, previous=core.ZERO, entries=(Entry(key=key, value=b"", seq=1),))
+    body = BatchBody(
+        origin=key_bytes(A), epoch=1, first=1, previous=core.ZERO, entries=(LogEntry(key=key, value=b"", seq=1),)
+    )
     with pytest.raises(Malformed):
-        core.open_batch(codec.encode(SignedBody(body=codec.encode(body), signature=bytes(64))))
+        core.open_batch(codec.encode(SignedBatch(body=codec.encode(body), signature=bytes(64))))
 
 
 def test_a_value_over_the_limit() -> None:
@@ -78,13 +80,13 @@ def test_judge() -> None:
     one, two, three = batches(A, [("a/1", b"1")], [("a/1", b"2")], [("a/1", b"3")])
     (fork,) = batches(A, [("a/1", b"other")], head=Head().after(one))
     after_two = Head().after(one).after(two)
-    assert core.judge(Head(), one) is Verdict.FITS
-    assert core.judge(Head(), two) is Verdict.GAP
-    assert core.judge(after_two, three) is Verdict.FITS
-    assert core.judge(after_two, one) is Verdict.PAST
-    assert core.judge(Head().after(one).after(fork), three) is Verdict.BREAKS
-    assert core.judge(Head(frozen=True), one) is Verdict.FROZEN
-    assert core.judge(Head(epoch=2), one) is Verdict.OTHER_EPOCH
+    assert core.judge_batch(Head(), one) is BatchVerdict.FITS
+    assert core.judge_batch(Head(), two) is BatchVerdict.GAP
+    assert core.judge_batch(after_two, three) is BatchVerdict.FITS
+    assert core.judge_batch(after_two, one) is BatchVerdict.PAST
+    assert core.judge_batch(Head().after(one).after(fork), three) is BatchVerdict.BREAKS
+    assert core.judge_batch(Head(frozen=True), one) is BatchVerdict.FROZEN
+    assert core.judge_batch(Head(epoch=2), one) is BatchVerdict.OTHER_EPOCH
 
 
 def test_what_contradicts() -> None:
@@ -98,8 +100,8 @@ def test_what_contradicts() -> None:
     assert not core.contradict(one, other)
 
 
-def _heads(count: int, seq: int = 1) -> Positions:
-    return Positions({IslandId(f"{n:064x}"): Head(1, seq, n.to_bytes(32)) for n in range(1, count + 1)})
+def _heads(count: int, seq: int = 1) -> HeadVector:
+    return HeadVector({IslandId(f"{n:064x}"): Head(1, seq, n.to_bytes(32)) for n in range(1, count + 1)})
 
 
 def test_equal_positions_say_nothing_but_two_hashes() -> None:
@@ -118,7 +120,7 @@ def test_heads_by_index_where_rosters_agree_and_by_key_where_not() -> None:
     assert answer.keyed == ()
     heads, until = mine.read(asked, answer)
     assert until is None
-    difference = core.compare(mine, heads, b"", until)
+    difference = core.compare_heads(mine, heads, b"", until)
     assert [(w.origin, w.after) for w in difference.wants] == [((3).to_bytes(32), 1)]
     theirs.set(IslandId(f"{9:064x}"), Head(1, 1, bytes(32)))
     answer = theirs.answer(mine.digest())
@@ -134,7 +136,7 @@ def test_many_heads_come_in_pages() -> None:
         answer = theirs.answer(asked)
         assert len(codec.encode(answer)) <= codec.CONTROL_LIMIT
         heads, until = mine.read(asked, answer)
-        difference = core.compare(mine, heads, after, until)
+        difference = core.compare_heads(mine, heads, after, until)
         wanted += len(difference.wants)
         assert difference.offers == []
         pages += 1
@@ -148,28 +150,28 @@ def test_offers_are_what_the_other_does_not_have() -> None:
     mine, theirs = _heads(6), _heads(3)
     asked = mine.digest()
     heads, until = mine.read(asked, theirs.answer(asked))
-    difference = core.compare(mine, heads, b"", until)
+    difference = core.compare_heads(mine, heads, b"", until)
     assert difference.wants == []
     assert [int.from_bytes(w.origin) for w in difference.offers] == [4, 5, 6]
 
 
 def test_a_fork_at_the_same_number_is_asked_for() -> None:
-    mine = Positions({A: Head(1, 5, b"\1" * 32)})
-    theirs = Positions({A: Head(1, 5, b"\2" * 32)})
+    mine = HeadVector({A: Head(1, 5, b"\1" * 32)})
+    theirs = HeadVector({A: Head(1, 5, b"\2" * 32)})
     asked = mine.digest()
     heads, until = mine.read(asked, theirs.answer(asked))
-    (want,) = core.compare(mine, heads, b"", until).wants
+    (want,) = core.compare_heads(mine, heads, b"", until).wants
     assert want.after == 4
 
 
 def test_frozen_origins_look_the_same_wherever_their_stories_parted() -> None:
-    mine = Positions({A: Head(1, 5, b"\1" * 32)})
-    theirs = Positions({A: Head(1, 7, b"\2" * 32)})
+    mine = HeadVector({A: Head(1, 5, b"\1" * 32)})
+    theirs = HeadVector({A: Head(1, 7, b"\2" * 32)})
     mine.freeze(A)
     assert mine.digest() != theirs.digest()
     asked = theirs.digest()
     heads, until = theirs.read(asked, mine.answer(asked))
-    assert len(core.compare(theirs, heads, b"", until).wants) == 1
+    assert len(core.compare_heads(theirs, heads, b"", until).wants) == 1
     theirs.freeze(A)
     assert mine.digest() == theirs.digest()
 
@@ -196,20 +198,20 @@ def _index(count: int) -> tuple[HeadAt, ...]:
 
 def test_due() -> None:
     signed = {"a/1": 100.0, "a/2": 95.0}
-    assert core.due(["a/1", "a/2", "a/3"], signed, 103.0) == (["a/3"], 105.0)
-    assert core.due(["a/1", "a/2"], signed, 105.0) == (["a/2"], 110.0)
-    assert core.due([], signed, 105.0) == ([], None)
+    assert core.due_keys(["a/1", "a/2", "a/3"], signed, 103.0) == (["a/3"], 105.0)
+    assert core.due_keys(["a/1", "a/2"], signed, 105.0) == (["a/2"], 110.0)
+    assert core.due_keys([], signed, 105.0) == ([], None)
 
 
 def test_budget() -> None:
-    budget = core.Budget(rate=10, burst=20)
+    budget = core.TokenBucket(rate=10, burst=20)
     assert sum(budget.take(1, 5.0) for _ in range(50)) == 20
     assert sum(budget.take(1, 5.5) for _ in range(50)) == 5
     assert sum(budget.take(1, 500.0) for _ in range(50)) == 20
 
 
 def test_recent_is_bounded() -> None:
-    recent = core.Recent(3)
+    recent = core.RecentHashes(3)
     for number in range(5):
         recent.add(bytes([number]))
     assert list(recent) == [b"\2", b"\3", b"\4"]

@@ -11,8 +11,8 @@ import pytest
 
 from island.gossip import core, store
 from island.gossip.core import Head
-from island.gossip.logs import SIGNATURE, Logs, Taken
-from island.gossip.messages import Delta, SignedBody
+from island.gossip.logs import SIGNATURE, IntakeResult, Logs
+from island.gossip.messages import Delta, SignedBatch
 from island.gossip.projections import Projections
 from island.kernel import codec
 from island.kernel.db import Database
@@ -34,8 +34,8 @@ class Origin:
 
     def delta(self, *keys: str) -> Delta:
         """The next batch of this origin, with these records."""
-        (body,) = core.cut(self.id, self.head, [(key, b"value") for key in keys])
-        batch = core.open_batch(codec.encode(SignedBody(body=body, signature=self.trust.sign(SIGNATURE, body))))
+        (body,) = core.cut_batches(self.id, self.head, [(key, b"value") for key in keys])
+        batch = core.open_batch(codec.encode(SignedBatch(body=body, signature=self.trust.sign(SIGNATURE, body))))
         self.head = self.head.after(batch)
         return Delta(origin=key_bytes(self.id), chain=self.trust.chain or b"", batches=(batch.signed,))
 
@@ -92,7 +92,7 @@ async def test_a_take_that_is_cancelled_during_its_commit_leaves_memory_and_disk
 async def test_who_takes_next_waits_for_the_commit_of_one_that_was_cancelled(site: Site) -> None:
     origin = await site.origin("origin")
     delta = origin.delta("test/a")
-    second: list[asyncio.Task[Taken]] = []
+    second: list[asyncio.Task[IntakeResult]] = []
 
     async def take() -> None:
         # It comes to the lock when the first one, which goes on at once, waits for its commit.

@@ -10,7 +10,7 @@ import pytest
 from blake3 import blake3
 
 from island.errors import BadInput, Full, Unreachable
-from island.gossip import core, ownstore
+from island.gossip import core, own_log_store
 from island.gossip.service import Change, Gossip
 from island.kernel.db import Database
 from island.kernel.ports import SeededRng, SystemClock
@@ -26,14 +26,14 @@ from tests.sim.virtual import SimTasks
 def test_put_delete_and_replace_in_one_transaction(tmp_path: Path) -> None:
     db = Database.open(tmp_path, "state")
     conn = db._writer
-    ownstore.put(conn, "a/1", b"1")
-    ownstore.put(conn, "a/2", b"2")
-    ownstore.put(conn, "b/1", b"3")
-    ownstore.put(conn, "a/2", None)
-    assert ownstore.state(conn, "a/") == {"a/1": (b"1", 0)}
-    ownstore.replace(conn, "a/", {"a/3": b"4"})
-    assert ownstore.state(conn) == {"a/3": (b"4", 0), "b/1": (b"3", 0)}
-    changes = [change for change, _, _ in ownstore.pending(conn)]
+    own_log_store.put(conn, "a/1", b"1")
+    own_log_store.put(conn, "a/2", b"2")
+    own_log_store.put(conn, "b/1", b"3")
+    own_log_store.put(conn, "a/2", None)
+    assert own_log_store.state(conn, "a/") == {"a/1": (b"1", 0)}
+    own_log_store.replace(conn, "a/", {"a/3": b"4"})
+    assert own_log_store.state(conn) == {"a/3": (b"4", 0), "b/1": (b"3", 0)}
+    changes = [change for change, _, _ in own_log_store.pending(conn)]
     assert changes == sorted(set(changes))
     db.close()
 
@@ -41,24 +41,24 @@ def test_put_delete_and_replace_in_one_transaction(tmp_path: Path) -> None:
 def test_what_was_never_signed_and_is_not_wanted_needs_no_tombstone(tmp_path: Path) -> None:
     db = Database.open(tmp_path, "state")
     conn = db._writer
-    ownstore.put(conn, "a/1", None)
-    assert ownstore.pending(conn) == []
-    ownstore.put(conn, "a/1", b"1")
-    ownstore.put(conn, "a/1", None)
-    ownstore.prune(conn, 100)
-    assert ownstore.pending(conn) == []
+    own_log_store.put(conn, "a/1", None)
+    assert own_log_store.pending(conn) == []
+    own_log_store.put(conn, "a/1", b"1")
+    own_log_store.put(conn, "a/1", None)
+    own_log_store.prune(conn, 100)
+    assert own_log_store.pending(conn) == []
     db.close()
 
 
 def test_records_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     db = Database.open(tmp_path, "state")
-    monkeypatch.setattr(ownstore, "MAX_KEYS", 3)
+    monkeypatch.setattr(own_log_store, "MAX_KEYS", 3)
     for number in range(3):
-        ownstore.put(db._writer, f"a/{number}", b"")
+        own_log_store.put(db._writer, f"a/{number}", b"")
     with pytest.raises(Full):
-        ownstore.put(db._writer, "a/9", b"")
+        own_log_store.put(db._writer, "a/9", b"")
     with pytest.raises(BadInput):
-        ownstore.put(db._writer, "nokind", b"")
+        own_log_store.put(db._writer, "nokind", b"")
     db.close()
 
 
@@ -252,14 +252,14 @@ def test_a_blob_that_is_not_what_its_name_says_is_refused_and_another_holder_tri
 def test_blob_uses_are_counted(tmp_path: Path) -> None:
     db = Database.open(tmp_path, "state")
     conn = db._writer
-    name = ownstore.put_blob(conn, b"x")
-    assert ownstore.put_blob(conn, b"x") == name
-    ownstore.drop_blob(conn, name)
-    assert ownstore.blob(conn, name) == b"x"
-    ownstore.drop_blob(conn, name)
-    assert ownstore.blob(conn, name) is None
+    name = own_log_store.put_blob(conn, b"x")
+    assert own_log_store.put_blob(conn, b"x") == name
+    own_log_store.drop_blob(conn, name)
+    assert own_log_store.blob(conn, name) == b"x"
+    own_log_store.drop_blob(conn, name)
+    assert own_log_store.blob(conn, name) is None
     with pytest.raises(BadInput):
-        ownstore.put_blob(conn, bytes(256 * 1024 + 1))
+        own_log_store.put_blob(conn, bytes(256 * 1024 + 1))
     db.close()
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from island.gossip import core
-from island.gossip.core import Batch, Head, Verdict
+from island.gossip.core import BatchVerdict, Head, LogBatch
 from island.gossip.logs import SIGNATURE
-from island.gossip.messages import Digest, Heads, Page, Pull
+from island.gossip.messages import DeltaPage, Digest, Heads, Pull
 from island.kernel import codec
 from island.kernel.codec import Malformed, Message
 from island.kernel.ids import NetworkId
@@ -26,7 +26,7 @@ def cases(file: str) -> list[Any]:
     return [pytest.param(case, NetworkId(found.get("network", "")), id=case["name"]) for case in found["cases"]]
 
 
-def signed(batch: Batch, network: NetworkId) -> bool:
+def signed(batch: LogBatch, network: NetworkId) -> bool:
     return verify(batch.origin, SIGNATURE, network, batch.body, batch.signature)
 
 
@@ -48,17 +48,17 @@ def test_logs(case: dict[str, Any], network: NetworkId) -> None:
     head = Head()
     for one in stored:
         assert signed(one, network)
-        assert core.judge(head, one) is Verdict.FITS
+        assert core.judge_batch(head, one) is BatchVerdict.FITS
         head = head.after(one)
     comes = core.open_batch(bytes.fromhex(case["comes"]))
-    verdict = core.judge(head, comes)
+    verdict = core.judge_batch(head, comes)
     proved = any(core.contradict(one, comes) for one in stored)
     words = {
-        Verdict.FITS: "stored",
-        Verdict.GAP: "gap",
-        Verdict.BREAKS: "doubt",
-        Verdict.OTHER_EPOCH: "ignored",
-        Verdict.PAST: "proof" if proved else "duplicate",
+        BatchVerdict.FITS: "stored",
+        BatchVerdict.GAP: "gap",
+        BatchVerdict.BREAKS: "doubt",
+        BatchVerdict.OTHER_EPOCH: "ignored",
+        BatchVerdict.PAST: "proof" if proved else "duplicate",
     }
     assert words[verdict] == case["verdict"]
 
@@ -74,7 +74,7 @@ def test_digests(case: dict[str, Any], network: NetworkId) -> None:
 
 @pytest.mark.parametrize(("case", "network"), cases("gossip-messages.json"))
 def test_messages(case: dict[str, Any], network: NetworkId) -> None:
-    kinds: dict[str, type[Message]] = {"Pull": Pull, "Page": Page}
+    kinds: dict[str, type[Message]] = {"Pull": Pull, "Page": DeltaPage}
     data, kind = bytes.fromhex(case["bytes"]), kinds[case["type"]]
     if case.get("refused"):
         with pytest.raises(Malformed):

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import pytest
 
 from island.errors import IslandError
-from island.jobs.service import Batch
-from island.jobs.store import Job, Statement
+from island.jobs.service import BatchFile
+from island.jobs.store import JobRow, StatementRow
 from island.livy.messages import BatchRequest, SessionRequest
 from tests.jobs.world import OPEN, USER, PlayedEngine, World
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
@@ -133,7 +133,7 @@ async def up(world: World, home: SimIsland) -> None:
 
 
 async def life(world: World, home: SimIsland, engine: PlayedEngine, *, engine_dies: bool) -> None:
-    job: Job | None = None
+    job: JobRow | None = None
     request = SessionRequest(kind="pyspark", name="mine")
     while job is None:  # the client repeats its request with the same key until it is answered
         await up(world, home)
@@ -157,14 +157,14 @@ async def life(world: World, home: SimIsland, engine: PlayedEngine, *, engine_di
 
 async def batch_life(world: World, home: SimIsland, engine: PlayedEngine, *, engine_dies: bool) -> None:
     """A client submits a batch once and waits for its end."""
-    job: Job | None = None
-    file = Batch("x.py", b"print('x')" * 10_000)
+    job: JobRow | None = None
+    file = BatchFile("x.py", b"print('x')" * 10_000)
     while job is None:
         await up(world, home)
         job = await client(
             world, home, lambda: world.jobs["home"].submit_batch(USER, BatchRequest(file="x.py"), file=file, key="once")
         )
-    ended: Job | None = None
+    ended: JobRow | None = None
     for _ in range(4000):
         await up(world, home)
         found = await client(world, home, lambda: world.jobs["home"].named(USER, job.id))
@@ -182,10 +182,10 @@ async def batch_life(world: World, home: SimIsland, engine: PlayedEngine, *, eng
         assert engine_dies and ended.state == "dead" and ended.reason, ended
 
 
-async def post(world: World, home: SimIsland, job: Job, code: str, acknowledged: dict[int, str]) -> None:
+async def post(world: World, home: SimIsland, job: JobRow, code: str, acknowledged: dict[int, str]) -> None:
     """Post once; without an answer the client looks whether it came through before it tries again."""
 
-    async def post_once() -> Statement:
+    async def post_once() -> StatementRow:
         return await world.jobs["home"].post(job, code, None)
 
     while code not in acknowledged.values():
@@ -202,7 +202,7 @@ async def post(world: World, home: SimIsland, job: Job, code: str, acknowledged:
             acknowledged[statement.number] = code
 
 
-async def settle(world: World, home: SimIsland, job: Job, acknowledged: dict[int, str]) -> None:
+async def settle(world: World, home: SimIsland, job: JobRow, acknowledged: dict[int, str]) -> None:
     for number in acknowledged:
         for _ in range(4000):
             await up(world, home)
@@ -215,7 +215,7 @@ async def settle(world: World, home: SimIsland, job: Job, acknowledged: dict[int
 
 
 async def check(
-    world: World, home: SimIsland, job: Job, acknowledged: dict[int, str], engine: PlayedEngine, engine_dies: bool
+    world: World, home: SimIsland, job: JobRow, acknowledged: dict[int, str], engine: PlayedEngine, engine_dies: bool
 ) -> None:
     """Every statement that was acknowledged has its result, or says that its engine took it along."""
     for number, code in acknowledged.items():
@@ -234,7 +234,7 @@ async def check(
         assert engine.ran == CODES
 
 
-async def finish(world: World, home: SimIsland, job: Job) -> bool:
+async def finish(world: World, home: SimIsland, job: JobRow) -> bool:
     await world.jobs["home"].end(job, deleted=False)
     return True
 

@@ -10,15 +10,15 @@ from dataclasses import replace
 import pytest
 
 from island.errors import IslandError
-from island.jobs import runs
-from island.jobs.store import Job
+from island.jobs import run_store
+from island.jobs.store import JobRow
 from island.kernel.db import Database
 from tests.faults import Fault, Gone
 from tests.jobs.world import OPEN, PlayedEngine, World
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 
 
-async def _open(a: Archipelago) -> tuple[World, SimIsland, SimIsland, PlayedEngine, Job]:
+async def _open(a: Archipelago) -> tuple[World, SimIsland, SimIsland, PlayedEngine, JobRow]:
     """A home without an engine, whose session runs at another island."""
     world, engine = World(a), PlayedEngine()
     home = await world.island("home")
@@ -79,7 +79,7 @@ def test_the_end_of_a_run_is_stored_however_long_the_disk_does_not_take_it() -> 
         ended = await world.ended(home, job)
         assert ended.state == "dead"
         assert "what was in it is lost" in ended.reason
-        assert world.jobs["there"].executor._carrier.live == {}
+        assert world.jobs["there"].executor._driver.live == {}
 
     simulate(3, scenario)
 
@@ -147,11 +147,11 @@ def test_a_statement_that_the_disk_did_not_take_is_sent_again() -> None:
 def test_a_late_wish_does_not_undo_the_end_of_a_run() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, engine, job = await _open(a)
-        (live,) = world.jobs["there"].executor._carrier.live.values()
+        (live,) = world.jobs["there"].executor._driver.live.values()
         alive = replace(live.run)
         engine.start_anew("two")
         await world.ended(home, job)
-        await there.state.write(lambda conn: runs.save(conn, alive))
+        await there.state.write(lambda conn: run_store.save(conn, alive))
         (stored,) = await world.jobs["there"].executor.newest(10)
         assert (stored.step, stored.state) == ("ended", "dead")
 
@@ -202,7 +202,7 @@ def test_a_commit_and_a_statement_count_although_their_home_goes_away() -> None:
         await world.settled(home, job)
         Gone(there.state)
         assert (await world.run(home, job, "first")).state == "available"
-        (live,) = world.jobs["there"].executor._carrier.live.values()
+        (live,) = world.jobs["there"].executor._driver.live.values()
         assert (live.last_number, live.next_remote) == (0, 1)
         assert (await world.run(home, job, "second")).state == "available"
         assert engine.ran == ["first", "second"]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from island.errors import Ambiguous, BadInput, Conflict, Denied, NotFound
-from island.jobs.service import Batch
+from island.jobs.service import BatchFile
 from island.livy.messages import BatchRequest, SessionRequest
-from island.livy.rest import Refusal
+from island.livy.rest import LivyRefusal
 from island.trust import journal
 from island.trust.users import Principal
 from tests.jobs.world import ADMINISTRATOR, OPEN, USER, PlayedEngine, World
@@ -41,7 +41,7 @@ def test_a_session_without_inputs_runs_at_home() -> None:
         await world.jobs["home"].end(job, deleted=True)
         job = await world.settled(home, job)
         assert job.state == "dead"
-        with pytest.raises(Refusal):
+        with pytest.raises(LivyRefusal):
             await world.jobs["home"].find(USER, "session", 0)
         assert (await world.jobs["home"].named(USER, "0")).id == job.id
         await a.until(lambda: not world.engines["home"].alive(), within=10)  # type: ignore[union-attr]  # it has one
@@ -120,7 +120,7 @@ def test_a_job_that_nobody_may_run_says_why_for_each_island(policy: dict[str, An
         assert "no island can run this job" in job.reason
         assert "laptop: it has no Spark engine" in job.reason and key in job.reason
         assert await world.log(home, job)
-        with pytest.raises(Refusal):
+        with pytest.raises(LivyRefusal):
             await world.jobs["laptop"].post(job, "1", None)
 
     simulate(4, scenario)
@@ -138,11 +138,11 @@ def test_bad_requests_are_refused_at_once() -> None:
         with pytest.raises(BadInput, match="is not a valid dataset name"):
             await world.open(home, "a/b/c")
         for conf in ({"spark.master": "x"}, {"spark.hadoop.fs.defaultFS": "x"}, {"spark.island.path.x": "/etc"}):
-            with pytest.raises(Refusal, match="Blacklisted"):
+            with pytest.raises(LivyRefusal, match="Blacklisted"):
                 await jobs.open_session(USER, SessionRequest(kind="sql", conf=conf))
-        with pytest.raises(Refusal, match="does not run on the embedded engine"):
+        with pytest.raises(LivyRefusal, match="does not run on the embedded engine"):
             await jobs.open_session(USER, SessionRequest(kind="spark"))
-        with pytest.raises(Refusal, match="cannot be added"):
+        with pytest.raises(LivyRefusal, match="cannot be added"):
             await jobs.open_session(USER, SessionRequest(kind="sql", jars=["/etc/passwd"]))
         with pytest.raises(NotFound):
             await world.open(home, queue="island:nowhere")
@@ -150,7 +150,7 @@ def test_bad_requests_are_refused_at_once() -> None:
         # No id was spent on any of them, and a name is borne by one living session.
         first = await world.open(home, name="one", proxy_user="root")
         assert first.local == 0 and "proxyUser" not in first.request
-        with pytest.raises(Refusal, match="Duplicate session name"):
+        with pytest.raises(LivyRefusal, match="Duplicate session name"):
             await world.open(home, name="one")
         await world.settled(home, first)
 
@@ -185,14 +185,14 @@ def test_users_see_their_own_and_ids_may_be_shortened() -> None:
         hers = await world.open(home, who=eve)
         with pytest.raises(NotFound):
             await jobs.named(eve, mine.id)
-        with pytest.raises(Refusal):
+        with pytest.raises(LivyRefusal):
             await jobs.find(eve, "session", mine.local)
         assert (await jobs.named(ADMINISTRATOR, mine.id)).id == mine.id
         assert (await jobs.named(USER, mine.id[:4])).id == mine.id
         assert (await jobs.named(USER, "0")).id == mine.id
         with pytest.raises(Ambiguous):
             await jobs.named(ADMINISTRATOR, mine.id[:4])
-        batch = await jobs.submit_batch(USER, BatchRequest(file="x.py"), file=Batch("x.py", b"print(1)"))
+        batch = await jobs.submit_batch(USER, BatchRequest(file="x.py"), file=BatchFile("x.py", b"print(1)"))
         assert batch.local == 2, "sessions and batches share one counter, so that a local id means one job"
         assert (await jobs.named(USER, "2")).id == batch.id
         with pytest.raises(NotFound):
@@ -236,7 +236,7 @@ def test_statements_run_in_order_and_can_be_cancelled() -> None:
         job = await world.settled(home, job)
         assert (await jobs.finished_statement(job, early.number, 60))[0].state == "available"
         long, queued, third = [await jobs.post(job, code, None) for code in ("sleep", "queued", "third")]
-        with pytest.raises(Refusal, match="max_statements"):
+        with pytest.raises(LivyRefusal, match="max_statements"):
             await jobs.post(job, "too many", None)
         await asyncio.sleep(2)
         assert await jobs.state_of(job) == "busy"
@@ -281,7 +281,7 @@ def test_a_batch_travels_with_its_file() -> None:
         await world.linked()
         jobs = world.jobs["laptop"]
         code = b"print('x')\n" * 30_000  # far beyond what fits a control message
-        job = await jobs.submit_batch(USER, BatchRequest(file="x.py", args=["a"]), file=Batch("x.py", code))
+        job = await jobs.submit_batch(USER, BatchRequest(file="x.py", args=["a"]), file=BatchFile("x.py", code))
         await a.until(lambda: bool(world.engines["big"].alive()), within=30)  # type: ignore[union-attr]  # it has one
         path = world.engines["big"].alive()[0].body["file"]  # type: ignore[union-attr]  # it has one
         with open(path, "rb") as found:
@@ -289,12 +289,12 @@ def test_a_batch_travels_with_its_file() -> None:
         job = await world.settled(home, job)
         assert job.state == "success"
         assert "hello from" in await world.log(home, job)
-        bad = await jobs.submit_batch(USER, BatchRequest(file="x.py", args=["bad"]), file=Batch("x.py", b"exit(3)"))
+        bad = await jobs.submit_batch(USER, BatchRequest(file="x.py", args=["bad"]), file=BatchFile("x.py", b"exit(3)"))
         assert (await world.settled(home, bad)).state == "dead"
-        with pytest.raises(Refusal, match="cannot be added"):
+        with pytest.raises(LivyRefusal, match="cannot be added"):
             await jobs.submit_batch(USER, BatchRequest(file="/etc/passwd"))
         with pytest.raises(BadInput, match="the limit is"):
-            await jobs.submit_batch(USER, BatchRequest(file="x.py"), file=Batch("x.py", b"#" * (1 << 20) + b"#"))
+            await jobs.submit_batch(USER, BatchRequest(file="x.py"), file=BatchFile("x.py", b"#" * (1 << 20) + b"#"))
 
     simulate(10, scenario)
 
@@ -443,7 +443,7 @@ def test_an_owner_follows_a_job_from_another_island_by_its_key() -> None:
 
 def test_an_executor_answers_a_jobs_home_only() -> None:
     async def scenario(a: Archipelago) -> None:
-        from island.jobs.messages import StatementRequest, StatusRequest, StopRequest
+        from island.jobs.messages import RunStatementRequest, StatusRequest, StopRequest
 
         world = World(a)
         home = await world.island("home")
@@ -458,7 +458,7 @@ def test_an_executor_answers_a_jobs_home_only() -> None:
             await executor.stop(eve.id, StopRequest(job=job.id, epoch=job.epoch))
         with pytest.raises(Denied):
             await executor.statement(
-                eve.id, StatementRequest(job=job.id, epoch=job.epoch, number=0, code="steal", language="")
+                eve.id, RunStatementRequest(job=job.id, epoch=job.epoch, number=0, code="steal", language="")
             )
         assert there.id == job.executor and world.engines["there"].ran == []  # type: ignore[union-attr]  # it has one
 

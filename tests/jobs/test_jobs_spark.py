@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.jobs.engine import LivyEngine, Remote
-from island.jobs.service import Batch
-from island.jobs.store import Job, Statement
+from island.jobs.livy_engine import LivyEngine, RemoteJob
+from island.jobs.service import BatchFile
+from island.jobs.store import JobRow, StatementRow
 from island.livy.client import LivyClient
 from island.livy.messages import BatchRequest, SessionRequest
 from island.trust.users import Principal
@@ -50,9 +50,9 @@ def write_galaxies(folder: Path) -> Path:
     return folder / "galaxies.parquet"
 
 
-async def run(place: Site, job: Job, code: str, kind: str | None = None) -> dict[str, Any]:
+async def run(place: Site, job: JobRow, code: str, kind: str | None = None) -> dict[str, Any]:
     posted = await place.jobs.post(job, code, kind)
-    statement: Statement = (await place.jobs.finished_statement(job, posted.number, 180))[0]
+    statement: StatementRow = (await place.jobs.finished_statement(job, posted.number, 180))[0]
     found: dict[str, Any] = json.loads(statement.output)
     return found
 
@@ -72,7 +72,7 @@ async def knows(place: Site, dataset: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def opened(place: Site, request: SessionRequest) -> Job:
+async def opened(place: Site, request: SessionRequest) -> JobRow:
     job = await place.jobs.settled(await place.jobs.open_session(USER, request), 180)
     assert job.state == "idle", await place.jobs.log(job)
     return job
@@ -111,7 +111,7 @@ async def test_a_laptop_runs_code_where_the_data_are(tmp_path: Path) -> None:
 
         code = b"import sys\nfrom pyspark.sql import SparkSession\nprint('ARGS', sys.argv[1:])\n"
         batch = await laptop.jobs.submit_batch(
-            USER, BatchRequest(file="b.py", args=["a b"]), file=Batch("b.py", code), key="once"
+            USER, BatchRequest(file="b.py", args=["a b"]), file=BatchFile("b.py", code), key="once"
         )
         batch = await laptop.jobs.settled(batch, 120)
         assert batch.state == "success" and "ARGS ['a b']" in await laptop.jobs.log(batch)
@@ -146,7 +146,7 @@ class StockEngine(LivyEngine):
         await super().instance()
         return ""
 
-    async def create(self, kind: str, body: Mapping[str, Any]) -> Remote:
+    async def create(self, kind: str, body: Mapping[str, Any]) -> RemoteJob:
         conf = {key: value for key, value in body["conf"].items() if not key.startswith("spark.island.")}
         return await super().create(kind, {**body, "conf": conf})
 

@@ -10,20 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from island.jobs import router
-from island.jobs.router import Candidate, Decision, Part, Wanted, decide, estimate, ranking, reject
+from island.jobs.router import (
+    Candidate,
+    InputTransfer,
+    JobRequirements,
+    RoutingDecision,
+    decide,
+    estimate,
+    ranking,
+    reject,
+)
 
 HOME, NEAR, FAR = "a" * 64, "b" * 64, "c" * 64
-WANTED = Wanted(home=HOME, language="pyspark")
+WANTED = JobRequirements(home=HOME, language="pyspark")
 ALL = ("batch", "pyspark", "sql")
 
 
 def candidate(island: str, *, missing: int = 0, **more: Any) -> Candidate:
-    part = Part("big/stars", 1_000_000_000, missing, 10, "big" if missing else "", 0.01, 50e6)
+    part = InputTransfer("big/stars", 1_000_000_000, missing, 10, "big" if missing else "", 0.01, 50e6)
     given: dict[str, Any] = {"rtt": 0.0 if island == HOME else 0.02, "bandwidth": 50e6, "languages": ALL, **more}
     return Candidate(island=island, name=island[0], parts=(part,), offered=True, **given)
 
 
-def chosen(*candidates: Candidate, wanted: Wanted = WANTED) -> str:
+def chosen(*candidates: Candidate, wanted: JobRequirements = WANTED) -> str:
     return decide(wanted, candidates).chosen
 
 
@@ -99,7 +108,10 @@ def test_measured_bandwidth_flips_the_choice() -> None:
 
 def test_inputs_on_two_islands_go_to_the_cheaper_place() -> None:
     def holding(island: str, stars: int, alerts: int) -> Candidate:
-        parts = (Part("x/stars", 9_000_000, stars, 1, "x"), Part("y/alerts", 800_000_000, alerts, 1, "y"))
+        parts = (
+            InputTransfer("x/stars", 9_000_000, stars, 1, "x"),
+            InputTransfer("y/alerts", 800_000_000, alerts, 1, "y"),
+        )
         return Candidate(island=island, name=island[0], rtt=0.02, languages=ALL, parts=parts, offered=True)
 
     decision = decide(WANTED, [holding(NEAR, 0, 800_000_000), holding(FAR, 9_000_000, 0)])
@@ -131,13 +143,15 @@ def test_every_term_says_its_number() -> None:
     assert set(terms) == {"wait", "transfer", "preparing", "round trips", "control", "compute", "output"}
     assert terms["transfer"].seconds == 18 and "858 MiB of 954 MiB of big/stars" in terms["transfer"].why
     assert "47.7 MiB/s" in terms["transfer"].why and "10 files × 10.0 ms" in terms["round trips"].why
-    unmeasured = Candidate(island=NEAR, name="n", parts=(Part("x/y", 10, 10, 1, "x"),))
+    unmeasured = Candidate(island=NEAR, name="n", parts=(InputTransfer("x/y", 10, 10, 1, "x"),))
     assert "assumed, not measured yet" in estimate(WANTED, unmeasured)[1].why
 
 
 sizes = st.integers(0, 10**12)
 rates = st.none() | st.floats(1, 1e10)
-parts = st.builds(Part, dataset=st.just("x/y"), bytes=sizes, missing=sizes, files=st.integers(0, 10**6), rtt=rates)
+parts = st.builds(
+    InputTransfer, dataset=st.just("x/y"), bytes=sizes, missing=sizes, files=st.integers(0, 10**6), rtt=rates
+)
 candidates = st.lists(
     st.builds(
         Candidate,
@@ -161,7 +175,7 @@ candidates = st.lists(
 @given(candidates)
 def test_a_stored_decision_replays(found: list[Candidate]) -> None:
     decision = decide(WANTED, found)
-    stored = msgspec.json.decode(msgspec.json.encode(decision), type=Decision)
+    stored = msgspec.json.decode(msgspec.json.encode(decision), type=RoutingDecision)
     assert decide(stored.wanted, stored.candidates) == stored == decision
     assert {v.island for v in decision.verdicts} == {c.island for c in found}
     assert (decision.chosen == "") == all(reject(WANTED, c) for c in found)
@@ -171,4 +185,4 @@ def test_a_stored_decision_replays(found: list[Candidate]) -> None:
 
 
 def test_numbers_as_people_read_them() -> None:
-    assert [router.show_seconds(s) for s in (0.354, 12.4, 180)] == ["0.35 s", "12 s", "3 min"]
+    assert [router.format_seconds(s) for s in (0.354, 12.4, 180)] == ["0.35 s", "12 s", "3 min"]

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from island.catalog.messages import DatasetRecord, DatasetView, Resolved
+from island.catalog.messages import DatasetRecord, DatasetView, ResolvedDataset
 from island.catalog.ports import LocalInput, Progress
 from island.config import parse
 from island.errors import BadInput, EngineFailed, NotFound, Unreachable
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.engine import EngineLost, Remote
+from island.jobs.livy_engine import EngineLost, RemoteJob
 from island.jobs.service import Jobs
-from island.jobs.store import Job, Statement
+from island.jobs.store import JobRow, StatementRow
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.ports import SeededRng
 from island.livy.messages import SessionRequest
@@ -109,14 +109,14 @@ class PlayedEngine:
             return "dead"
         return "starting" if age < 1 else "idle"
 
-    def _remote(self, job: PlayedSession) -> Remote:
-        return Remote(job.id, self._state(job), log=["stdout: ", f"hello from {job.name}", "\nstderr: "])
+    def _remote(self, job: PlayedSession) -> RemoteJob:
+        return RemoteJob(job.id, self._state(job), log=["stdout: ", f"hello from {job.name}", "\nstderr: "])
 
     async def instance(self) -> str:
         return await self._call("instance", lambda: self.name)
 
-    async def create(self, kind: str, body: Mapping[str, Any]) -> Remote:
-        def do() -> Remote:
+    async def create(self, kind: str, body: Mapping[str, Any]) -> RemoteJob:
+        def do() -> RemoteJob:
             if any(job.name == body["name"] for job in self.alive()):
                 raise BadInput(f"Duplicate session name: {body['name']}")
             number = self._next[kind]
@@ -127,13 +127,13 @@ class PlayedEngine:
 
         return await self._call("create", do)
 
-    async def find(self, kind: str, name: str) -> Remote | None:
-        def do() -> Remote | None:
+    async def find(self, kind: str, name: str) -> RemoteJob | None:
+        def do() -> RemoteJob | None:
             return next((self._remote(j) for j in self.jobs.values() if (j.kind, j.name) == (kind, name)), None)
 
         return await self._call("find", do)
 
-    async def show(self, kind: str, remote: int) -> Remote:
+    async def show(self, kind: str, remote: int) -> RemoteJob:
         return await self._call("show", lambda: self._remote(self._job(kind, remote)))
 
     async def log(self, kind: str, remote: int) -> list[str]:
@@ -254,15 +254,15 @@ class World:
 
     # --- what a client does ---------------------------------------------------------------------
 
-    async def open(self, home: SimIsland, *inputs: str, who: Principal = USER, **more: Any) -> Job:
+    async def open(self, home: SimIsland, *inputs: str, who: Principal = USER, **more: Any) -> JobRow:
         conf = {"spark.island.inputs": ",".join(inputs)} if inputs else {}
         request = SessionRequest(kind="pyspark", conf=conf, **more)
         return await self.jobs[home.name].open_session(who, request)
 
-    async def settled(self, home: SimIsland, job: Job, within: float = 120) -> Job:
+    async def settled(self, home: SimIsland, job: JobRow, within: float = 120) -> JobRow:
         return await self.jobs[home.name].settled(job, within)
 
-    async def ended(self, home: SimIsland, job: Job) -> Job:
+    async def ended(self, home: SimIsland, job: JobRow) -> JobRow:
         """The job once it has its last state."""
         for _ in range(2000):
             found = await self.jobs[home.name].named(ADMINISTRATOR, job.id)
@@ -271,12 +271,12 @@ class World:
             await asyncio.sleep(0.5)
         raise AssertionError(f"{job.id} does not end")
 
-    async def run(self, home: SimIsland, job: Job, code: str, within: float = 120) -> Statement:
+    async def run(self, home: SimIsland, job: JobRow, code: str, within: float = 120) -> StatementRow:
         jobs = self.jobs[home.name]
         statement = await jobs.post(job, code, None)
         return (await jobs.finished_statement(job, statement.number, within))[0]
 
-    async def log(self, home: SimIsland, job: Job) -> str:
+    async def log(self, home: SimIsland, job: JobRow) -> str:
         return "\n".join(await self.jobs[home.name].log(job))
 
 
@@ -286,7 +286,7 @@ class Datasets:
     def __init__(self, world: World, island: SimIsland) -> None:
         self._world, self._island = world, island
 
-    async def resolve(self, name: DatasetName | str) -> Resolved:
+    async def resolve(self, name: DatasetName | str) -> ResolvedDataset:
         wanted = DatasetName.parse(name) if isinstance(name, str) else name
         for each in self._world.published:
             if wanted.owner in (each.owner, each.owner_name) and wanted.name == each.name:
@@ -307,11 +307,11 @@ class Stored:
     def __init__(self, world: World, island: SimIsland) -> None:
         self._world, self._island = world, island
 
-    async def missing(self, resolved: Resolved) -> int:
+    async def missing(self, resolved: ResolvedDataset) -> int:
         holders = Datasets(self._world, self._island).holders(resolved.owner, resolved.name, resolved.snapshot)
         return 0 if self._island.id in holders else resolved.record.size
 
-    async def materialise(self, resolved: Resolved, progress: Progress) -> LocalInput:
+    async def materialise(self, resolved: ResolvedDataset, progress: Progress) -> LocalInput:
         if problem := self._world.broken.get(resolved.name):
             raise Unreachable(problem)
         missing = await self.missing(resolved)
@@ -339,8 +339,8 @@ def _record(each: Published) -> DatasetRecord:
     )
 
 
-def _resolved(each: Published) -> Resolved:
-    return Resolved(each.owner, each.owner_name, each.name, "ab" * 32, _record(each))
+def _resolved(each: Published) -> ResolvedDataset:
+    return ResolvedDataset(each.owner, each.owner_name, each.name, "ab" * 32, _record(each))
 
 
 def _view(each: Published) -> DatasetView:

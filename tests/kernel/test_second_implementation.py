@@ -13,19 +13,19 @@ import pytest
 
 from island.catalog.manifest import ChunkPage, FileEntry, FilePage, HashIndex, PageRef, Root, StatsPage
 from island.catalog.messages import Card, DatasetRecord, ReplicaRecord
-from island.gossip.messages import Body, Digest, Heads, Page, Pull, SignedBody
+from island.gossip.messages import BatchBody, DeltaPage, Digest, Heads, Pull, SignedBatch
 from island.kernel import codec
 from island.kernel.codec import Malformed, Message
 from island.net.frames import Hello, RequestHead
 from island.replicas.messages import ChunkRequest
-from island.trust.messages import Admission, Chain, Genesis, HeadHeld, HeadOffer, Invitation, Link
+from island.trust.messages import Admission, AdmissionLink, Chain, Genesis, HeadHeld, HeadOffer, Invitation
 
 VECTORS = Path(__file__).resolve().parents[2] / "protocols" / "vectors"
 
 WHOLE: dict[str, dict[str, type[Message]]] = {
-    "gossip-batches.json": {"batch": SignedBody},
+    "gossip-batches.json": {"batch": SignedBatch},
     "gossip-digests.json": {"digest": Digest, "answer": Heads},
-    "gossip-logs.json": {"comes": SignedBody, "stored": SignedBody},
+    "gossip-logs.json": {"comes": SignedBatch, "stored": SignedBatch},
     "manifest-hashes.json": {"entry": FileEntry},
     "manifest-pages.json": {"ref": PageRef},
     "replicas-requests.json": {"bytes": ChunkRequest},
@@ -38,7 +38,7 @@ WHOLE: dict[str, dict[str, type[Message]]] = {
 
 NAMED: dict[str, tuple[str, dict[str, type[Message]]]] = {
     "catalog-records.json": ("kind", {"dataset": DatasetRecord, "replica": ReplicaRecord, "card": Card}),
-    "gossip-messages.json": ("type", {"Pull": Pull, "Page": Page}),
+    "gossip-messages.json": ("type", {"Pull": Pull, "Page": DeltaPage}),
     "manifest-pages.json": (
         "kind",
         {"root": Root, "files": FilePage, "stats": StatsPage},
@@ -47,10 +47,10 @@ NAMED: dict[str, tuple[str, dict[str, type[Message]]]] = {
 """By file, the key that says which type stands under `bytes`."""
 
 INSIDE: dict[tuple[type[Message], str], type[Message]] = {
-    (SignedBody, "body"): Body,
+    (SignedBatch, "body"): BatchBody,
     (Chain, "genesis"): Genesis,
     (Invitation, "genesis"): Genesis,
-    (Admission, "link"): Link,
+    (Admission, "link"): AdmissionLink,
 }
 """Fields that hold the bytes of another message."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import island
-from island.catalog.messages import Query
+from island.catalog.messages import SearchQuery
 from island.kernel.work import BLOCKING_THREADS, ThreadWorkers, ended, to_the_end
 from tests.catalog.archipelago import Islands, write_table
 
@@ -59,7 +59,7 @@ async def test_a_publication_goes_on_while_every_blocking_call_is_stuck(tmp_path
     async with Islands(tmp_path).island("alpha") as alpha, nothing_answers(alpha.workers):
         view = await alpha.catalog.publish("administrator@alpha", write_table(tmp_path / "stars.parquet"), "stars")
         assert view.rows == 1000
-        assert [found.name for found in await alpha.catalog.search(Query(words="stars"))] == ["stars"]
+        assert [found.name for found in await alpha.catalog.search(SearchQuery(words="stars"))] == ["stars"]
 
 
 async def test_a_lane_keeps_the_order_and_runs_a_turn_to_its_end() -> None:

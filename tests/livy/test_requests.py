@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from island.livy import requests
 from island.livy.messages import BatchRequest, SessionRequest, StatementRequest
-from island.livy.rest import Refusal
+from island.livy.rest import LivyRefusal
 
 
 def _raw(value: Any) -> bytes:
@@ -64,7 +64,7 @@ def test_a_whole_session_request() -> None:
     ],
 )
 def test_a_bad_session_body_is_400_with_a_plain_string(raw: bytes, words: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(LivyRefusal) as caught:
         requests.session_request(raw)
     assert caught.value.status == 400
     text = json.loads(caught.value.json())
@@ -82,7 +82,7 @@ def test_a_bad_session_body_is_400_with_a_plain_string(raw: bytes, words: str) -
     ],
 )
 def test_a_refused_session_is_400_with_a_message(body: dict[str, Any], words: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(LivyRefusal) as caught:
         requests.session_request(_raw(body))
     assert caught.value.status == 400
     assert json.loads(caught.value.json()) == {"msg": f"Rejected, Reason: {words}"}
@@ -91,11 +91,11 @@ def test_a_refused_session_is_400_with_a_message(body: dict[str, Any], words: st
 def test_batches() -> None:
     body = {"file": "/a.py", "args": ["one", 2, 1.5, True], "conf": {}}
     assert requests.batch_request(_raw(body)) == BatchRequest(file="/a.py", args=["one", "2", "1.5", "true"])
-    with pytest.raises(Refusal, match="File is required"):
+    with pytest.raises(LivyRefusal, match="File is required"):
         requests.batch_request(b"{}")
-    with pytest.raises(Refusal, match=r'"kind" \(class org\.apache\.livy\.server\.batch'):
+    with pytest.raises(LivyRefusal, match=r'"kind" \(class org\.apache\.livy\.server\.batch'):
         requests.batch_request(_raw({"file": "/a.py", "kind": "pyspark"}))
-    with pytest.raises(Refusal, match="from Object value"):
+    with pytest.raises(LivyRefusal, match="from Object value"):
         requests.batch_request(_raw({"file": "/a.py", "args": {"a": 1}}))
 
 
@@ -103,10 +103,10 @@ def test_statements() -> None:
     assert requests.statement_request(b'{"code": ""}') == StatementRequest("")
     assert requests.statement_request(b'{"code": "1", "kind": "sql", "msg_type": "x"}') == StatementRequest("1", "sql")
     for raw in (b"{}", b'{"code": null}', b'{"code": 1}', b'{"code": "1", "kind": "cobol"}', b"code=1"):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(LivyRefusal) as caught:
             requests.statement_request(raw)
         assert caught.value.status == 400
-    with pytest.raises(Refusal, match="Invalid kind: null"):
+    with pytest.raises(LivyRefusal, match="Invalid kind: null"):
         requests.completion_request(b'{"code": "spa", "cursor": 3}')
 
 
@@ -116,7 +116,7 @@ def test_times_and_memory() -> None:
     sizes = {"512m": 512 << 20, "2g": 2 << 30, "1k": 1024, "3GB": 3 << 30, "7": 7 << 20}
     assert {text: requests.memory_bytes(text) for text in sizes} == sizes
     for bad in ("", "m", "1.5g", "-1g", "1x", "1" * 30):
-        with pytest.raises(Refusal):
+        with pytest.raises(LivyRefusal):
             requests.memory_bytes(bad)
 
 
@@ -136,5 +136,5 @@ def test_no_json_does_more_than_be_refused(value: Any) -> None:
     ):
         try:
             parse(raw)
-        except Refusal as refusal:
+        except LivyRefusal as refusal:
             assert refusal.status == 400 and refusal.json()

@@ -9,7 +9,7 @@ import pytest
 
 from island.livy.conf import input_views, is_protected, protected_keys, refused_conf
 from island.livy.messages import Output, SessionView
-from island.livy.rest import Refusal, allow, cut, id_or_name, integer, log_page, page, statement_page
+from island.livy.rest import LivyRefusal, allow, id_or_name, integer, log_page, page_bounds, slice_page, statement_page
 
 
 def test_a_session_view_has_livys_23_keys_in_order() -> None:
@@ -29,23 +29,23 @@ def test_views_of_older_livys_decode() -> None:
 def test_ids_and_names() -> None:
     assert [id_or_name(text) for text in ("7", "-1", "nobody", "7a")] == [7, -1, "nobody", "7a"]
     for text in ("99999999999", "2147483648"):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(LivyRefusal) as caught:
             id_or_name(text)
         assert json.loads(caught.value.json()) == {"msg": f'For input string: "{text}"'}
-    with pytest.raises(Refusal):
+    with pytest.raises(LivyRefusal):
         integer("abc")
 
 
 def test_pages() -> None:
     items = list(range(10))
-    assert page({}) == (0, 100)
-    assert cut(items, 3, 2) == [3, 4]
-    assert cut(items, -5, 2) == [] and cut(items, -1, 3) == [0, 1]
-    assert cut(items, 100, 5) == [] and cut(items, 0, 0) == [] and cut(items, 0, -1) == []
+    assert page_bounds({}) == (0, 100)
+    assert slice_page(items, 3, 2) == [3, 4]
+    assert slice_page(items, -5, 2) == [] and slice_page(items, -1, 3) == [0, 1]
+    assert slice_page(items, 100, 5) == [] and slice_page(items, 0, 0) == [] and slice_page(items, 0, -1) == []
     assert statement_page(items, {"order": "desc", "size": "2"}) == [9, 8]
     assert statement_page(items, {}) == items
-    with pytest.raises(Refusal):
-        page({"from": "abc"})
+    with pytest.raises(LivyRefusal):
+        page_bounds({"from": "abc"})
 
 
 def test_log_pages() -> None:
@@ -86,7 +86,7 @@ def test_inputs() -> None:
         {"spark.island.path.a": "x"},
         {"spark.island.view.b": "nothing"},
     ):
-        with pytest.raises(Refusal):
+        with pytest.raises(LivyRefusal):
             input_views(bad)
 
 

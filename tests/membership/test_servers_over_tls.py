@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from island.net.api import peers, servers
-from island.net.api.server import UserServer, build
+from island.net.api.user_port import UserServer, build
 from island.trust.users import Tokens
 from tests.net.test_peers_api import Site
 

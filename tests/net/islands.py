@@ -11,12 +11,12 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.loops import Tasks
 from island.kernel.ports import SystemClock, SystemRng
-from island.net.limits import Limits
-from island.net.peers import PeerSessions
+from island.net.limits import PeerLimits
+from island.net.peers import TlsPeers
 from island.trust.keys import Identity
 from island.trust.service import Trust
 
-QUICK = Limits(redial_base_s=0.05, redial_cap_s=0.2, retire_s=0.2, connect_s=2.0)
+QUICK = PeerLimits(redial_base_s=0.05, redial_cap_s=0.2, retire_s=0.2, connect_s=2.0)
 """Redials fast, so that no test waits long; everything else as in production."""
 
 Register = Callable[["Node"], None]
@@ -35,7 +35,7 @@ class Node:
         name: str,
         *,
         listen: str = "127.0.0.1:0",
-        limits: Limits = QUICK,
+        limits: PeerLimits = QUICK,
         identity: Identity | None = None,
         register: Register = lambda _: None,
     ) -> None:
@@ -45,7 +45,7 @@ class Node:
         self.state = Database.open(folder, "state")
         self.clock, self.rng = SystemClock(), SystemRng()
         self.trust = Trust(self.state, self.identity, name, "test", self.clock, self.rng)
-        self.peers = PeerSessions(
+        self.peers = TlsPeers(
             self.identity,
             self.trust,
             self.clock,
@@ -120,7 +120,7 @@ async def archipelago(
     count: int,
     *,
     register: Register = lambda _: None,
-    limits: Limits = QUICK,
+    limits: PeerLimits = QUICK,
     mesh: bool = True,
     listen: Callable[[int], str] = lambda _: "127.0.0.1:0",
 ) -> AsyncIterator[list[Node]]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from island.net.half_open import HalfOpen, network_of
-from island.net.limits import Limits
+from island.net.limits import PeerLimits
 
 
 def test_an_address_at_its_limit_loses_its_own_oldest() -> None:
@@ -64,7 +64,7 @@ def test_limits_hold_and_an_address_with_one_is_safe_from_those_with_more(
 
 @given(st.integers(2, 10_000))
 def test_the_limits_of_the_peer_port_fit_into_its_share(connections: int) -> None:
-    limits = Limits.within(connections)
+    limits = PeerLimits.within(connections)
     assert limits.sessions >= 1 and limits.shaking >= 1
     assert limits.sessions + limits.shaking <= connections
-    assert limits.sessions <= Limits().sessions and limits.shaking <= Limits().shaking
+    assert limits.sessions <= PeerLimits().sessions and limits.shaking <= PeerLimits().shaking

@@ -18,9 +18,9 @@ from island.kernel import codec
 from island.kernel.ids import NetworkId, key_bytes
 from island.kernel.ports import SystemRng
 from island.net import frames, tls
-from island.net.frames import HANDSHAKE_LIMIT, Frame, Hello, Proof, Refusal, Type
+from island.net.frames import HANDSHAKE_LIMIT, Frame, FrameType, Hello, KeyProof, Refusal
 from island.net.handshake import Handshake, WrongKey, transcript
-from island.net.limits import Limits
+from island.net.limits import PeerLimits
 from island.net.listener import dial
 from island.trust.keys import Identity
 from tests.net.islands import QUICK, Node, admit, archipelago
@@ -46,8 +46,8 @@ class Raw:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def send(self, kind: Type, payload: bytes, number: int = 0) -> None:
-        self.writer.writelines(frames.pack(kind, number, payload))
+    async def send(self, kind: FrameType, payload: bytes, number: int = 0) -> None:
+        self.writer.writelines(frames.pack_frame(kind, number, payload))
         await self.writer.drain()
 
     async def receive(self) -> Frame:
@@ -56,7 +56,7 @@ class Raw:
 
     async def goodbye(self) -> Refusal:
         """Read to the GOODBYE, after which the other side hangs up."""
-        while (frame := await self.receive()).type is not Type.GOODBYE:
+        while (frame := await self.receive()).type is not FrameType.GOODBYE:
             pass
         await self.hung_up()
         return codec.decode(frame.payload, Refusal)
@@ -85,11 +85,11 @@ def hello_of(node: Node, **changes: Any) -> Hello:
 
 def prove(identity: Identity, hello: Hello, payload: bytes) -> bytes:
     network = NetworkId(hello.network.hex())
-    return codec.encode(Proof(signature=identity.sign("session", network, payload)))
+    return codec.encode(KeyProof(signature=identity.sign("session", network, payload)))
 
 
 @contextlib.asynccontextmanager
-async def victim_and_member(folder: Path, limits: Limits = QUICK) -> AsyncIterator[tuple[Node, Node]]:
+async def victim_and_member(folder: Path, limits: PeerLimits = QUICK) -> AsyncIterator[tuple[Node, Node]]:
     """A running island, and another member's identity for the attacker to use; they are not linked."""
     async with archipelago(folder, 2, mesh=False, limits=limits) as (victim, member):
         yield victim, member
@@ -106,16 +106,16 @@ HOSTILE_BYTES: dict[str, bytes] = {
     "nothing": b"",
     "zero length": b"\x00" * 9,
     "a huge length": b"\xff" * 9,
-    "just over the limit": frames.HEAD.pack(HANDSHAKE_LIMIT + 6, Type.HELLO, 0),
+    "just over the limit": frames.HEAD.pack(HANDSHAKE_LIMIT + 6, FrameType.HELLO, 0),
     "an unknown type": frames.HEAD.pack(5, 99, 0),
     "an http request": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a proof first": b"".join(frames.pack(Type.PROOF, 0, b"\x80")),
-    "a request first": b"".join(frames.pack(Type.REQUEST, 1, b"\x00\x00")),
-    "a hello of garbage": b"".join(frames.pack(Type.HELLO, 0, b"\xc1" * 100)),
-    "a hello nested deep": b"".join(frames.pack(Type.HELLO, 0, b"\x91" * 10_000 + b"\x90")),
-    "a hello that claims a huge map": b"".join(frames.pack(Type.HELLO, 0, b"\xdf\xff\xff\xff\xff")),
-    "an empty hello": b"".join(frames.pack(Type.HELLO, 0, b"\x80")),
-    "half a hello": b"".join(frames.pack(Type.HELLO, 0, b"\x80" * 400))[:100],
+    "a proof first": b"".join(frames.pack_frame(FrameType.PROOF, 0, b"\x80")),
+    "a request first": b"".join(frames.pack_frame(FrameType.REQUEST, 1, b"\x00\x00")),
+    "a hello of garbage": b"".join(frames.pack_frame(FrameType.HELLO, 0, b"\xc1" * 100)),
+    "a hello nested deep": b"".join(frames.pack_frame(FrameType.HELLO, 0, b"\x91" * 10_000 + b"\x90")),
+    "a hello that claims a huge map": b"".join(frames.pack_frame(FrameType.HELLO, 0, b"\xdf\xff\xff\xff\xff")),
+    "an empty hello": b"".join(frames.pack_frame(FrameType.HELLO, 0, b"\x80")),
+    "half a hello": b"".join(frames.pack_frame(FrameType.HELLO, 0, b"\x80" * 400))[:100],
 }
 
 
@@ -143,7 +143,7 @@ async def test_hellos_that_do_not_fit_are_told_why(
 ) -> None:
     async with victim_and_member(tmp_path) as nodes:
         async with Raw.to(nodes[0].address) as raw:
-            await raw.send(Type.HELLO, codec.encode(hello_of(nodes[1], **change(nodes))))
+            await raw.send(FrameType.HELLO, codec.encode(hello_of(nodes[1], **change(nodes))))
             assert (await raw.goodbye()).code == code
         await still_well(*nodes)
 
@@ -151,7 +151,7 @@ async def test_hellos_that_do_not_fit_are_told_why(
 async def open_with(raw: Raw, hello: Hello) -> tuple[bytes, bytes]:
     """Exchange hellos; the two as encoded."""
     mine = codec.encode(hello)
-    await raw.send(Type.HELLO, mine)
+    await raw.send(FrameType.HELLO, mine)
     theirs = (await raw.receive()).payload
     return mine, theirs
 
@@ -162,9 +162,9 @@ async def test_an_honest_dialler_by_hand_is_let_in(tmp_path: Path) -> None:
             hello = hello_of(member)
             mine, theirs = await open_with(raw, hello)
             payload = transcript("dialler", victim.trust.network or NetworkId(""), mine, theirs, raw.certificate)
-            assert (await raw.receive()).type is Type.PROOF
-            await raw.send(Type.PROOF, prove(member.identity, hello, payload))
-            assert (await raw.receive()).type is Type.READY
+            assert (await raw.receive()).type is FrameType.PROOF
+            await raw.send(FrameType.PROOF, prove(member.identity, hello, payload))
+            assert (await raw.receive()).type is FrameType.READY
             await victim.linked(member)
         await victim.unlinked(member)
 
@@ -180,7 +180,7 @@ async def test_no_key_without_its_signature(tmp_path: Path) -> None:
             return transcript(role, network, mine, theirs, certificate)
 
         attacks: dict[str, Callable[[Hello, bytes, bytes, bytes, bytes], bytes]] = {
-            "zeroes": lambda *_: codec.encode(Proof(signature=bytes(64))),
+            "zeroes": lambda *_: codec.encode(KeyProof(signature=bytes(64))),
             "another key": lambda h, m, t, c, _: prove(stranger, h, payload("dialler", m, t, c)),
             "reflected": lambda h, m, t, c, proof: proof,
             "wrong role": lambda h, m, t, c, _: prove(member.identity, h, payload("listener", m, t, c)),
@@ -194,7 +194,7 @@ async def test_no_key_without_its_signature(tmp_path: Path) -> None:
                 hello = hello_of(member)
                 mine, theirs = await open_with(raw, hello)
                 proof = (await raw.receive()).payload
-                await raw.send(Type.PROOF, attack(hello, mine, theirs, raw.certificate, proof))
+                await raw.send(FrameType.PROOF, attack(hello, mine, theirs, raw.certificate, proof))
                 assert (await raw.goodbye()).code == "bad_proof"
             assert victim.peers.links() == []
         await still_well(victim, member)
@@ -208,12 +208,12 @@ async def test_a_replayed_handshake_fails(tmp_path: Path) -> None:
             payload = transcript("dialler", victim.trust.network or NetworkId(""), mine, theirs, raw.certificate)
             await raw.receive()
             proof = prove(member.identity, hello, payload)
-            await raw.send(Type.PROOF, proof)
-            assert (await raw.receive()).type is Type.READY
+            await raw.send(FrameType.PROOF, proof)
+            assert (await raw.receive()).type is FrameType.READY
         async with Raw.to(victim.address) as raw:
             await open_with(raw, hello)
             await raw.receive()
-            await raw.send(Type.PROOF, proof)
+            await raw.send(FrameType.PROOF, proof)
             assert (await raw.goodbye()).code == "bad_proof"
 
 
@@ -226,7 +226,7 @@ async def test_a_member_of_nothing_and_a_borrowed_chain_are_refused(tmp_path: Pa
                 mine, theirs = await open_with(raw, hello)
                 await raw.receive()
                 payload = transcript("dialler", victim.trust.network or NetworkId(""), mine, theirs, raw.certificate)
-                await raw.send(Type.PROOF, prove(stranger, hello, payload))
+                await raw.send(FrameType.PROOF, prove(stranger, hello, payload))
                 assert (await raw.goodbye()).code in {"bad_chain", "malformed"}
         assert victim.peers.links() == []
 
@@ -305,11 +305,11 @@ async def test_a_secret_is_not_given_to_a_false_inviter(tmp_path: Path) -> None:
                 hello = codec.decode(frame.payload, Hello, limit=HANDSHAKE_LIMIT)
                 # He claims the inviter's key, which he cannot prove.
                 mine = codec.encode(msgspec.structs.replace(hello, key=key_bytes(inviter.id), nonce=os.urandom(32)))
-                writer.writelines(frames.pack(Type.HELLO, 0, mine))
+                writer.writelines(frames.pack_frame(FrameType.HELLO, 0, mine))
                 payload = transcript(
                     "listener", NetworkId(hello.network.hex()), frame.payload, mine, tls.own_certificate_hash(false)
                 )
-                writer.writelines(frames.pack(Type.PROOF, 0, prove(false, hello, payload)))
+                writer.writelines(frames.pack_frame(FrameType.PROOF, 0, prove(false, hello, payload)))
                 await writer.drain()
                 while data := await reader.read(65536):
                     heard.extend(data)
@@ -324,7 +324,7 @@ async def test_a_secret_is_not_given_to_a_false_inviter(tmp_path: Path) -> None:
 
 
 async def test_slow_and_silent_strangers_are_cut_off_and_bounded(tmp_path: Path) -> None:
-    limits = Limits(first_byte_s=0.3, handshake_s=0.3, shaking_per_address=4, redial_base_s=0.05, redial_cap_s=0.1)
+    limits = PeerLimits(first_byte_s=0.3, handshake_s=0.3, shaking_per_address=4, redial_base_s=0.05, redial_cap_s=0.1)
     async with victim_and_member(tmp_path, limits) as (victim, member):
         port = victim.peers.port
         assert port is not None
@@ -333,7 +333,7 @@ async def test_slow_and_silent_strangers_are_cut_off_and_bounded(tmp_path: Path)
             async with asyncio.timeout(5):
                 assert await each.read(1) == b""
         async with Raw.to(victim.address) as raw:  # TLS, then a byte now and then
-            hello = b"".join(frames.pack(Type.HELLO, 0, codec.encode(hello_of(member))))
+            hello = b"".join(frames.pack_frame(FrameType.HELLO, 0, codec.encode(hello_of(member))))
             with contextlib.suppress(OSError):
                 for byte in hello:
                     raw.writer.write(bytes([byte]))

@@ -19,9 +19,9 @@ from island.kernel.codec import encode
 from island.kernel.ids import IslandId, key_bytes
 from island.kernel.ports import BulkStream, SystemClock, SystemRng
 from island.net import relay
-from island.net.bulk import Meter
+from island.net.bulk import BandwidthMeter
 from island.net.frames import RequestHead
-from island.net.limits import Limits
+from island.net.limits import PeerLimits
 from island.net.listener import own_addresses
 from island.trust.keys import Identity
 from tests.net.islands import Node, admit, archipelago
@@ -188,7 +188,7 @@ async def test_a_restart_on_the_same_port_is_redialled(tmp_path: Path) -> None:
 
 
 async def test_a_changed_address_is_dialled_at_once(tmp_path: Path) -> None:
-    slow = Limits(redial_base_s=3600, redial_cap_s=3600)
+    slow = PeerLimits(redial_base_s=3600, redial_cap_s=3600)
     async with archipelago(tmp_path, 2, mesh=False, limits=slow) as (a, b):
         a.known[b.id] = ["127.0.0.1:1"]
         a.peers.connect_soon()
@@ -415,7 +415,7 @@ async def test_what_another_island_says_cannot_move_a_terminal(tmp_path: Path) -
 
 
 async def test_a_bulk_session_serves_both_and_is_closed_when_idle(tmp_path: Path) -> None:
-    limits = Limits(idle_s=0.2, ping_s=0.05, redial_base_s=0.05)
+    limits = PeerLimits(idle_s=0.2, ping_s=0.05, redial_base_s=0.05)
     async with archipelago(tmp_path, 2, register=served, limits=limits) as (a, b):
         assert await read(a, b) == EXPECTED and await read(b, a) == EXPECTED
         async with asyncio.timeout(10):
@@ -437,7 +437,7 @@ async def test_bandwidth_is_measured_where_data_arrive(tmp_path: Path) -> None:
 
 
 def test_the_meter_counts_only_while_bytes_flow() -> None:
-    meter = Meter()
+    meter = BandwidthMeter()
     for second in range(3):
         meter.add(10**6, second * 10.0)  # one block now and then says nothing
     assert meter.rate is None
@@ -462,7 +462,7 @@ def test_what_is_passed_on_names_who_began() -> None:
     head = RequestHead(kind="chunks", to=key_bytes(first), hops=1)
     passed = relay.onward(head, sender)
     assert (passed.origin, passed.hops, passed.to) == (key_bytes(sender), 2, head.to)
-    assert relay.check(head, {"chunks"}) == first
+    assert relay.check_relay(head, {"chunks"}) == first
     with pytest.raises(Denied):
-        relay.check(passed, {"chunks"})
+        relay.check_relay(passed, {"chunks"})
     assert encode(RequestHead(kind="x")) == b"\x81\xa4kind\xa1x"

@@ -21,7 +21,7 @@ from island.kernel.loops import Tasks
 from island.kernel.ports import SystemRng
 from island.membership.service import Membership
 from island.net.api import journal, peers, status
-from island.net.api.server import UserServer, build
+from island.net.api.user_port import UserServer, build
 from island.trust.heads import STORE_EVERY_S, JournalHeads
 from island.trust.store import held_heads
 from island.trust.users import TOKEN_FILES, Tokens, create_tokens, read_token

@@ -14,10 +14,10 @@ from island.kernel import codec
 from island.kernel.ids import NetworkId
 from island.kernel.ports import BulkStream
 from island.net import frames
-from island.net.bulk import BulkSession, Stream
-from island.net.frames import Ping, RequestHead, Type
+from island.net.bulk import BulkSession, SessionStream
+from island.net.frames import FrameType, Ping, RequestHead
 from island.net.handshake import transcript
-from island.net.limits import STREAM_WINDOW, Limits
+from island.net.limits import STREAM_WINDOW, PeerLimits
 from tests.net.islands import Node, archipelago
 from tests.net.test_handshake_hostile import Raw, hello_of, prove
 
@@ -28,68 +28,69 @@ async def session(victim: Node, member: Node, kind: str) -> AsyncIterator[Raw]:
     async with Raw.to(victim.address) as raw:
         hello = hello_of(member, session=kind)
         mine = codec.encode(hello)
-        await raw.send(Type.HELLO, mine)
+        await raw.send(FrameType.HELLO, mine)
         theirs = (await raw.receive()).payload
         await raw.receive()
         payload = transcript("dialler", victim.trust.network or NetworkId(""), mine, theirs, raw.certificate)
-        await raw.send(Type.PROOF, prove(member.identity, hello, payload))
-        assert (await raw.receive()).type is Type.READY
+        await raw.send(FrameType.PROOF, prove(member.identity, hello, payload))
+        assert (await raw.receive()).type is FrameType.READY
         yield raw
 
 
-def headed(kind: Type, number: int, head: RequestHead | bytes, body: bytes = b"") -> bytes:
+def headed(kind: FrameType, number: int, head: RequestHead | bytes, body: bytes = b"") -> bytes:
     encoded = head if isinstance(head, bytes) else codec.encode(head)
-    return b"".join(frames.pack(kind, number, len(encoded).to_bytes(2, "big"), encoded, body))
+    return b"".join(frames.pack_frame(kind, number, len(encoded).to_bytes(2, "big"), encoded, body))
 
 
-def frame(kind: Type, number: int, payload: bytes = b"") -> bytes:
-    return b"".join(frames.pack(kind, number, payload))
+def frame(kind: FrameType, number: int, payload: bytes = b"") -> bytes:
+    return b"".join(frames.pack_frame(kind, number, payload))
 
 
 ECHO = RequestHead(kind="echo")
 
 CONTROL: dict[str, bytes] = {
-    "an oversized frame": frames.HEAD.pack(10**8, Type.REQUEST, 1),
-    "a little too large": frames.HEAD.pack(frames.CONTROL_FRAME + 6, Type.REQUEST, 1),
-    "an unknown type": frame(Type.PING, 0)[:4] + b"\xee" + bytes(4),
-    "a bulk frame": frame(Type.DATA, 1, b"x"),
-    "another hello": frame(Type.HELLO, 0, b"\x80"),
-    "a request without a head": frame(Type.REQUEST, 1),
-    "a head that is cut": frame(Type.REQUEST, 1, b"\x01\x00abc"),
-    "a head of garbage": headed(Type.REQUEST, 1, b"\xc1\xc1"),
-    "a head nested deep": headed(Type.REQUEST, 1, b"\x91" * 900 + b"\x90"),
-    "a kind that is none": headed(Type.REQUEST, 1, codec.encode({"kind": "../x"})),
-    "too many hops": headed(Type.REQUEST, 1, codec.encode({"kind": "echo", "hops": 3})),
-    "a body that is too large": headed(Type.REQUEST, 1, ECHO, b"x" * (64 * 1024 + 1)),
-    "an id used again": headed(Type.REQUEST, 7, ECHO) * 2,
-    "an id that falls": headed(Type.REQUEST, 7, ECHO) + headed(Type.REQUEST, 6, ECHO),
-    "an answer to nothing": frame(Type.ANSWER, 1, b"x"),
-    "an error to nothing": frame(Type.ERROR, 1, b"\x80"),
-    "a pong to nothing": frame(Type.PONG, 0, codec.encode(Ping(nonce=5))),
-    "a ping of garbage": frame(Type.PING, 0, b"\xc1"),
-    "a ping too large": frame(Type.PING, 0, b"\xc4\xff" + bytes(255)),
-    "a goodbye of garbage": frame(Type.GOODBYE, 0, b"\xc1"),
-    "an endless error": frame(Type.GOODBYE, 0, codec.encode({"code": "x", "message": "y" * 5000})),
+    "an oversized frame": frames.HEAD.pack(10**8, FrameType.REQUEST, 1),
+    "a little too large": frames.HEAD.pack(frames.CONTROL_FRAME + 6, FrameType.REQUEST, 1),
+    "an unknown type": frame(FrameType.PING, 0)[:4] + b"\xee" + bytes(4),
+    "a bulk frame": frame(FrameType.DATA, 1, b"x"),
+    "another hello": frame(FrameType.HELLO, 0, b"\x80"),
+    "a request without a head": frame(FrameType.REQUEST, 1),
+    "a head that is cut": frame(FrameType.REQUEST, 1, b"\x01\x00abc"),
+    "a head of garbage": headed(FrameType.REQUEST, 1, b"\xc1\xc1"),
+    "a head nested deep": headed(FrameType.REQUEST, 1, b"\x91" * 900 + b"\x90"),
+    "a kind that is none": headed(FrameType.REQUEST, 1, codec.encode({"kind": "../x"})),
+    "too many hops": headed(FrameType.REQUEST, 1, codec.encode({"kind": "echo", "hops": 3})),
+    "a body that is too large": headed(FrameType.REQUEST, 1, ECHO, b"x" * (64 * 1024 + 1)),
+    "an id used again": headed(FrameType.REQUEST, 7, ECHO) * 2,
+    "an id that falls": headed(FrameType.REQUEST, 7, ECHO) + headed(FrameType.REQUEST, 6, ECHO),
+    "an answer to nothing": frame(FrameType.ANSWER, 1, b"x"),
+    "an error to nothing": frame(FrameType.ERROR, 1, b"\x80"),
+    "a pong to nothing": frame(FrameType.PONG, 0, codec.encode(Ping(nonce=5))),
+    "a ping of garbage": frame(FrameType.PING, 0, b"\xc1"),
+    "a ping too large": frame(FrameType.PING, 0, b"\xc4\xff" + bytes(255)),
+    "a goodbye of garbage": frame(FrameType.GOODBYE, 0, b"\xc1"),
+    "an endless error": frame(FrameType.GOODBYE, 0, codec.encode({"code": "x", "message": "y" * 5000})),
 }
 
 BULK: dict[str, bytes] = {
-    "an oversized frame": frames.HEAD.pack(10**8, Type.DATA, 1),
-    "a control frame": headed(Type.REQUEST, 1, ECHO),
-    "a stream that was not opened": frame(Type.DATA, 5, b"x"),
-    "a stream of the other side": frame(Type.DATA, 2, b"x"),
-    "stream zero": frame(Type.DATA, 0, b"x"),
-    "an id of the other side": headed(Type.OPEN, 2, ECHO),
-    "an id used again": headed(Type.OPEN, 1, ECHO) * 2,
-    "more than the credit": headed(Type.OPEN, 1, RequestHead(kind="hold"))
-    + frame(Type.DATA, 1, bytes(STREAM_WINDOW))
-    + frame(Type.DATA, 1, b"x"),
-    "small blocks without end": headed(Type.OPEN, 1, RequestHead(kind="hold")) + frame(Type.DATA, 1) * 5000,
-    "a block after the end": headed(Type.OPEN, 1, RequestHead(kind="hold"))
-    + frame(Type.END, 1)
-    + frame(Type.DATA, 1, b"x"),
-    "credit out of nowhere": headed(Type.OPEN, 1, RequestHead(kind="hold")) + frame(Type.CREDIT, 1, b"\0\0\0\1"),
-    "credit that is none": headed(Type.OPEN, 1, RequestHead(kind="hold")) + frame(Type.CREDIT, 1, b"\1"),
-    "an error of garbage": headed(Type.OPEN, 1, RequestHead(kind="hold")) + frame(Type.ERROR, 1, b"\xc1"),
+    "an oversized frame": frames.HEAD.pack(10**8, FrameType.DATA, 1),
+    "a control frame": headed(FrameType.REQUEST, 1, ECHO),
+    "a stream that was not opened": frame(FrameType.DATA, 5, b"x"),
+    "a stream of the other side": frame(FrameType.DATA, 2, b"x"),
+    "stream zero": frame(FrameType.DATA, 0, b"x"),
+    "an id of the other side": headed(FrameType.OPEN, 2, ECHO),
+    "an id used again": headed(FrameType.OPEN, 1, ECHO) * 2,
+    "more than the credit": headed(FrameType.OPEN, 1, RequestHead(kind="hold"))
+    + frame(FrameType.DATA, 1, bytes(STREAM_WINDOW))
+    + frame(FrameType.DATA, 1, b"x"),
+    "small blocks without end": headed(FrameType.OPEN, 1, RequestHead(kind="hold")) + frame(FrameType.DATA, 1) * 5000,
+    "a block after the end": headed(FrameType.OPEN, 1, RequestHead(kind="hold"))
+    + frame(FrameType.END, 1)
+    + frame(FrameType.DATA, 1, b"x"),
+    "credit out of nowhere": headed(FrameType.OPEN, 1, RequestHead(kind="hold"))
+    + frame(FrameType.CREDIT, 1, b"\0\0\0\1"),
+    "credit that is none": headed(FrameType.OPEN, 1, RequestHead(kind="hold")) + frame(FrameType.CREDIT, 1, b"\1"),
+    "an error of garbage": headed(FrameType.OPEN, 1, RequestHead(kind="hold")) + frame(FrameType.ERROR, 1, b"\xc1"),
 }
 
 
@@ -132,7 +133,7 @@ async def test_hostile_frames_on_a_bulk_session(tmp_path: Path, what: str) -> No
 
 
 async def test_a_repeat_offender_is_let_in_only_after_a_pause(tmp_path: Path) -> None:
-    limits = Limits(pause_s=0.5, redial_base_s=0.05, redial_cap_s=0.1)
+    limits = PeerLimits(pause_s=0.5, redial_base_s=0.05, redial_cap_s=0.1)
     async with archipelago(tmp_path, 2, mesh=False, limits=limits) as (victim, member):
         for _ in range(2):  # the first is forgiven
             async with session(victim, member, "control") as raw:
@@ -141,11 +142,11 @@ async def test_a_repeat_offender_is_let_in_only_after_a_pause(tmp_path: Path) ->
         async with Raw.to(victim.address) as raw:
             hello = hello_of(member)
             mine = codec.encode(hello)
-            await raw.send(Type.HELLO, mine)
+            await raw.send(FrameType.HELLO, mine)
             theirs = (await raw.receive()).payload
             await raw.receive()
             payload = transcript("dialler", victim.trust.network or NetworkId(""), mine, theirs, raw.certificate)
-            await raw.send(Type.PROOF, prove(member.identity, hello, payload))
+            await raw.send(FrameType.PROOF, prove(member.identity, hello, payload))
             assert (await raw.goodbye()).code == "paused"
         member.knows(victim)  # redials for ever, so it is back after the pause
         await victim.linked(member)
@@ -163,13 +164,13 @@ async def test_more_requests_at_once_than_there_may_be_are_refused(tmp_path: Pat
 
         node.peers.on_request("never", never)
 
-    limits = Limits(calls=4)
+    limits = PeerLimits(calls=4)
     async with archipelago(tmp_path, 2, mesh=False, register=register, limits=limits) as (victim, member):
         async with session(victim, member, "control") as raw:
             for number in range(1, 12):
-                raw.writer.write(headed(Type.REQUEST, number, RequestHead(kind="never")))
+                raw.writer.write(headed(FrameType.REQUEST, number, RequestHead(kind="never")))
             refused = [await raw.receive() for _ in range(3)]
-        assert [answer.type for answer in refused] == [Type.ERROR] * 3 and running == 8
+        assert [answer.type for answer in refused] == [FrameType.ERROR] * 3 and running == 8
         assert all(b"busy" in answer.payload for answer in refused)
 
 
@@ -180,7 +181,7 @@ async def test_one_who_asks_and_never_reads_is_cut_off(tmp_path: Path) -> None:
 
         node.peers.on_request("blow", blow)
 
-    limits = Limits(ping_s=0.1, dead_s=0.5)
+    limits = PeerLimits(ping_s=0.1, dead_s=0.5)
     async with archipelago(tmp_path, 2, mesh=False, register=register, limits=limits) as (victim, member):
         async with session(victim, member, "control") as raw:
             raw.writer.transport.pause_reading()  # type: ignore[attr-defined]  # StreamWriter's transport reads too
@@ -189,14 +190,14 @@ async def test_one_who_asks_and_never_reads_is_cut_off(tmp_path: Path) -> None:
                 while victim.peers.link(member.id) is not None:
                     for _ in range(50):
                         number += 1
-                        raw.writer.write(headed(Type.REQUEST, number, RequestHead(kind="blow")))
+                        raw.writer.write(headed(FrameType.REQUEST, number, RequestHead(kind="blow")))
                     await asyncio.sleep(0.01)
             assert number > 50
         await victim.unlinked(member)
 
 
 async def test_a_silent_peer_is_dead_after_a_while(tmp_path: Path) -> None:
-    limits = Limits(ping_s=0.1, dead_s=0.3)
+    limits = PeerLimits(ping_s=0.1, dead_s=0.3)
     async with (
         archipelago(tmp_path, 2, mesh=False, limits=limits) as (victim, member),
         session(victim, member, "control"),  # never pings, never hangs up
@@ -220,21 +221,21 @@ async def test_a_flood_of_pushes_is_dropped_not_kept(tmp_path: Path) -> None:
         node.peers.on_push("news", take)
         node.peers.on_request("echo", echo)
 
-    limits = Limits(push_queue=10)
+    limits = PeerLimits(push_queue=10)
     async with archipelago(tmp_path, 2, mesh=False, register=register, limits=limits) as (victim, member):
         async with session(victim, member, "control") as raw:
             for _ in range(100):
-                raw.writer.write(headed(Type.PUSH, 0, RequestHead(kind="news")))
-            raw.writer.write(headed(Type.REQUEST, 1, ECHO, b"still here"))
+                raw.writer.write(headed(FrameType.PUSH, 0, RequestHead(kind="news")))
+            raw.writer.write(headed(FrameType.REQUEST, 1, ECHO, b"still here"))
             assert (await raw.receive()).payload == b"still here"
             gate.set()
-            raw.writer.write(headed(Type.REQUEST, 2, ECHO))
+            raw.writer.write(headed(FrameType.REQUEST, 2, ECHO))
             await raw.receive()
         assert 10 <= taken <= 12
 
 
 async def test_pushes_to_one_who_does_not_read_are_turned_away(tmp_path: Path) -> None:
-    limits = Limits(write_queue=256 * 1024)
+    limits = PeerLimits(write_queue=256 * 1024)
     async with (
         archipelago(tmp_path, 2, mesh=False, limits=limits) as (victim, member),
         session(victim, member, "control") as raw,
@@ -260,7 +261,7 @@ class _Sent(BulkSession):
 
 async def test_credit_comes_back_when_the_reader_waits_so_that_a_large_block_always_fits() -> None:
     session = _Sent()
-    stream = Stream(session, 1)
+    stream = SessionStream(session, 1)
     stream.on_data(bytes(1000))
     assert await stream.receive() == bytes(1000) and session.credits == []
     waiting = asyncio.ensure_future(stream.receive())

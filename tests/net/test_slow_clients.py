@@ -14,8 +14,8 @@ import structlog
 from aiohttp import web
 
 from island.kernel.stranger_log import PER_ADDRESS
-from island.net.api.server import UserServer, build
-from island.net.limits import HttpLimits, Limits
+from island.net.api.user_port import UserServer, build
+from island.net.limits import HttpLimits, PeerLimits
 from island.trust.users import Tokens
 from tests.net.islands import Node, archipelago
 
@@ -179,12 +179,12 @@ async def test_a_stranger_cannot_fill_the_log_by_the_user_port() -> None:
     assert counts["http.malformed"] == counts["http.dropped"] == PER_ADDRESS and counts.total() == 2 * PER_ADDRESS
 
 
-PATIENT = Limits(first_byte_s=NEVER, handshake_s=NEVER, redial_base_s=0.05, redial_cap_s=0.2, retire_s=0.2)
+PATIENT = PeerLimits(first_byte_s=NEVER, handshake_s=NEVER, redial_base_s=0.05, redial_cap_s=0.2, retire_s=0.2)
 """Time alone closes nothing."""
 
 
 @contextlib.asynccontextmanager
-async def besieged(folder: Path, limits: Limits) -> AsyncIterator[tuple[Port, Node, Node]]:
+async def besieged(folder: Path, limits: PeerLimits) -> AsyncIterator[tuple[Port, Node, Node]]:
     """The peer port of an island, that island, and a member that knows its address and has no session yet."""
     async with archipelago(folder, 2, mesh=False, limits=limits) as (victim, member):
         assert victim.peers.port is not None
@@ -211,12 +211,12 @@ async def test_an_honest_handshake_succeeds_among_silent_connections(tmp_path: P
 
 
 async def test_a_silent_connection_to_the_peer_port_ends(tmp_path: Path) -> None:
-    async with besieged(tmp_path, Limits(first_byte_s=0.2, handshake_s=NEVER)) as (port, _, _):
+    async with besieged(tmp_path, PeerLimits(first_byte_s=0.2, handshake_s=NEVER)) as (port, _, _):
         await (await port.connect()).closed()
 
 
 async def test_a_handshake_that_does_not_end_is_ended(tmp_path: Path) -> None:
-    async with besieged(tmp_path, Limits(first_byte_s=NEVER, handshake_s=0.2)) as (port, _, _):
+    async with besieged(tmp_path, PeerLimits(first_byte_s=NEVER, handshake_s=0.2)) as (port, _, _):
         await (await port.connect(b"\x16\x03\x01\x02\x00\x01\x00")).closed()
 
 

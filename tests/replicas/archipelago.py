@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from island.catalog import manifest
-from island.catalog.messages import DatasetRecord, DatasetView, Resolved
-from island.catalog.snapshots import Manifest
+from island.catalog.manifest_reader import ManifestReader
+from island.catalog.messages import DatasetRecord, DatasetView, ResolvedDataset
 from island.config import parse
-from island.errors import Changed, IslandError, NotFound, PeerRefused, Unreachable
+from island.errors import FilesChanged, IslandError, NotFound, PeerRefused, Unreachable
 from island.formats import footer
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
@@ -28,12 +28,12 @@ from island.kernel.ports import BulkHandler, BulkStream, Link, SeededRng, System
 from island.kernel.work import ThreadWorkers
 from island.membership.service import IslandView
 from island.net.api import files
-from island.net.api.server import UserServer, build
-from island.replicas.fetching import Patience
+from island.net.api.user_port import UserServer, build
+from island.replicas.fetching import FetchTimeouts
 from island.replicas.service import Replicas
 from island.trust.users import Tokens
 
-SHORT = Patience(nothing=1.0, block=0.6, open=0.5)
+SHORT = FetchTimeouts(nothing=1.0, block=0.6, open=0.5)
 
 
 class Stream:
@@ -168,14 +168,14 @@ class Catalog:
 
     def __init__(self) -> None:
         self.pages: dict[str, bytes] = {}
-        self.published: dict[tuple[IslandId, str], Resolved] = {}
-        self.versions: list[Resolved] = []
+        self.published: dict[tuple[IslandId, str], ResolvedDataset] = {}
+        self.versions: list[ResolvedDataset] = []
         """Everything that was ever published, the newest first."""
         self.own: dict[tuple[IslandId, str, str], OwnFile] = {}
         self.complete: dict[tuple[IslandId, str, str], list[IslandId]] = {}
         self.changed = Topic()
 
-    def publish(self, owner: IslandId, display: str, name: str, folder: Path) -> Resolved:
+    def publish(self, owner: IslandId, display: str, name: str, folder: Path) -> ResolvedDataset:
         def sink(data: bytes) -> str:
             page = manifest.blob_hash(data)
             self.pages[page] = data
@@ -185,7 +185,7 @@ class Catalog:
         builder = manifest.TreeBuilder("parquet", sink, lambda _: b"")
         for path in paths:
             form = path.suffix.removeprefix(".") if path.suffix in {".parquet", ".avro"} else ""
-            hard = footer.borders(path) if form == "parquet" else ()
+            hard = footer.parquet_borders(path) if form == "parquet" else ()
             hasher, at = manifest.FileHasher(sink), 0
             data = path.read_bytes()
             for end in manifest.borders(len(data), hard):
@@ -207,7 +207,7 @@ class Catalog:
             updated=0.0,
             card="0" * 64,
         )
-        resolved = self.published[owner, name] = Resolved(owner, display, name, snapshot, record)
+        resolved = self.published[owner, name] = ResolvedDataset(owner, display, name, snapshot, record)
         self.versions.insert(0, resolved)
         return resolved
 
@@ -222,7 +222,7 @@ class CatalogView:
         self._shared, self._me, self._gossip, self._network = shared, me, gossip, network
         self.changed = shared.changed
 
-    async def manifest(self, owner: IslandId, snapshot: str, name: str = "") -> Manifest:
+    async def manifest(self, owner: IslandId, snapshot: str, name: str = "") -> ManifestReader:
         async def load(page: str) -> bytes:
             for lookup in self._gossip.lookups:
                 if (kept := await lookup(page)) is not None:
@@ -233,15 +233,15 @@ class CatalogView:
 
         if owner == self._me and not any(r.snapshot == snapshot for r in self._shared.versions):
             raise NotFound("no longer served")
-        return Manifest(owner, snapshot, manifest.decode_root(await load(snapshot)), load)
+        return ManifestReader(owner, snapshot, manifest.decode_root(await load(snapshot)), load)
 
     async def own_file(self, snapshot: str, path: str) -> OwnFile | None:
         own = self._shared.own.get((self._me, snapshot, path))
         if own and (not own.path.exists() or own.path.stat().st_size != own.size):
-            raise Changed(f"{own.path} is not what was published: it was changed, moved or removed")
+            raise FilesChanged(f"{own.path} is not what was published: it was changed, moved or removed")
         return own
 
-    async def resolve(self, name: Any) -> Resolved:
+    async def resolve(self, name: Any) -> ResolvedDataset:
         for resolved in self._shared.versions:
             if (
                 name.owner in (resolved.owner, resolved.owner_name)
@@ -352,7 +352,7 @@ class Archipelago:
 
     @contextlib.asynccontextmanager
     async def island(
-        self, name: str, *, quota: str = "1GiB", reserve: str = "0", patience: Patience = SHORT
+        self, name: str, *, quota: str = "1GiB", reserve: str = "0", patience: FetchTimeouts = SHORT
     ) -> AsyncIterator[Island]:
         """An island that runs until the end of the context; a second one of that name finds the first one's home."""
         me, home = key_of(name), self.folder / name

@@ -11,11 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from island.catalog.messages import Resolved
+from island.catalog.messages import ResolvedDataset
 from island.errors import IslandError
 from island.kernel import codec
 from island.kernel.db import Database
-from island.replicas.messages import ChunkRequest, Piece
+from island.replicas.messages import ChunkRequest, FileRanges
 from island.trust import journal
 from tests.replicas.archipelago import Archipelago, Island, good_until, user_port
 
@@ -25,7 +25,7 @@ DATA = bytes(range(256)) * 12_000
 class Site:
     def __init__(self, there: Archipelago, owner: Island, reader: Island, http: aiohttp.ClientSession) -> None:
         self.there, self.owner, self.reader, self.http = there, owner, reader, http
-        self.resolved: Resolved
+        self.resolved: ResolvedDataset
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def chunk_request(site: Site, path: str, *ranges: tuple[int, int]) -> bytes:
             owner=site.resolved.owner,
             name="data",
             snapshot=site.resolved.snapshot,
-            pieces=(Piece(path=path, ranges=ranges),),
+            pieces=(FileRanges(path=path, ranges=ranges),),
         )
     )
 

@@ -17,8 +17,8 @@ from island.kernel.loops import is_transient
 from island.kernel.ports import SystemClock
 from island.kernel.work import ThreadWorkers
 from island.replicas import store
+from island.replicas.chunk_store import ChunkStore, ReplicaFile
 from island.replicas.fetching import _arrived
-from island.replicas.held import HeldFile, Store
 from tests.faults import Fault, Gone
 
 OWNER, NAME, SNAPSHOT = IslandId("a1" * 32), "ngc", "0f" * 32
@@ -32,11 +32,11 @@ class Place:
         self.folder = folder
         self.workers = ThreadWorkers()
         self.db = Database.open(folder, "chunks", self.workers)
-        self.held = Store(self.db, folder / "replicas", SystemClock(), self.workers)
+        self.held = ChunkStore(self.db, folder / "replicas", SystemClock(), self.workers)
 
-    async def again(self) -> Store:
+    async def again(self) -> ChunkStore:
         """What a restart finds."""
-        found = Store(self.db, self.folder / "replicas", SystemClock(), self.workers)
+        found = ChunkStore(self.db, self.folder / "replicas", SystemClock(), self.workers)
         await found.start()
         return found
 
@@ -96,7 +96,7 @@ async def test_a_drop_that_fails_changes_nothing_and_one_whose_caller_goes_away_
 
 async def test_readers_are_told_of_the_disk_that_did_not_keep_what_they_wait_for(place: Place) -> None:
     entry = FileEntry(path="a.parquet", size=1000, hash=bytes(32), chunks=1)
-    file = HeldFile(1, entry, bytearray(1), 0, None)
+    file = ReplicaFile(1, entry, bytearray(1), 0, None)
     waiting = file.arriving[0] = asyncio.get_running_loop().create_future()
     _arrived(file, (0, 1), OSError(5, "Input/output error"))
     with pytest.raises(IslandError, match=r"cannot be kept: OSError: .*Input/output error") as told:

@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from island.catalog.messages import Resolved
+from island.catalog.messages import ResolvedDataset
 from island.replicas.fsspec import PROBED, IslandFileSystem
 from tests.replicas.archipelago import Archipelago, Island, good_until, key_of, user_port
 
@@ -40,10 +40,10 @@ class Site:
     def options(self) -> dict[str, str]:
         return {"home": str(self.reader.home)}
 
-    def publish(self, name: str) -> Resolved:
+    def publish(self, name: str) -> ResolvedDataset:
         return self.there.catalog.publish(self.owner.me, "owner", name, self.folder / name)
 
-    async def moved(self, resolved: Resolved) -> int:
+    async def moved(self, resolved: ResolvedDataset) -> int:
         return (await self.reader.replicas.status(resolved)).bytes_moved
 
 

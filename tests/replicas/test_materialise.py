@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.catalog.messages import ReplicaRecord, Resolved
-from island.errors import BadInput, Changed, Corrupt, IslandError
+from island.catalog.messages import ReplicaRecord, ResolvedDataset
+from island.errors import BadInput, Corrupt, FilesChanged, IslandError
 from island.formats.limits import DEFAULT_LIMITS
 from island.kernel import codec
 from island.kernel.processes import ProcessPool
 from island.kernel.work import ThreadWorkers
-from island.replicas import chunks
-from island.replicas.materialise import Views
+from island.replicas import chunk_files
+from island.replicas.materialise import DatasetFolders
 from tests.formats import bombs
 from tests.replicas.archipelago import Archipelago, Island, key_of
 
@@ -38,7 +38,7 @@ async def pair(there: Archipelago) -> AsyncIterator[tuple[Island, Island]]:
         yield owner, reader
 
 
-def publish(there: Archipelago, folder: Path) -> Resolved:
+def publish(there: Archipelago, folder: Path) -> ResolvedDataset:
     return there.catalog.publish(key_of("owner"), "owner", "data", folder)
 
 
@@ -62,7 +62,7 @@ async def test_nested_and_mixed_folders_become_a_flat_folder_of_the_data_files(
         assert sorted(os.listdir(local.path)) == ["part-000000.parquet", "part-000001.parquet"]
         assert (await island.replicas.materialise(resolved)).path == local.path
     assert local.moved == local.bytes == resolved.record.size
-    assert (tmp_path / "islands/reader/replicas" / chunks.folder_of(owner.me, "data", resolved.snapshot)).is_dir()
+    assert (tmp_path / "islands/reader/replicas" / chunk_files.folder_of(owner.me, "data", resolved.snapshot)).is_dir()
 
 
 async def test_one_plain_file_is_its_own_path(there: Archipelago, pair: tuple[Island, Island], tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ async def test_an_own_file_that_changed_and_a_dataset_without_data_are_refused(
     resolved = publish(there, folder)
     pq.write_table(pa.table({"x": [1, 2, 3]}), folder / "t.parquet")
     for island in (owner, reader):
-        with pytest.raises(Changed, match=r"t\.parquet"):
+        with pytest.raises(FilesChanged, match=r"t\.parquet"):
             await island.replicas.materialise(resolved)
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "readme").write_text("x")
@@ -185,7 +185,7 @@ async def test_a_fetch_that_was_cut_is_taken_up_and_told_to_others(there: Archip
         assert status.bytes_moved < size + 8 * 2**20
         told = record(reader)
         assert [(held.snapshot, held.state, held.size) for held in told.held] == [(resolved.snapshot, "complete", size)]
-        folder_here = reader.home / "replicas" / chunks.folder_of(owner.me, "data", resolved.snapshot)
+        folder_here = reader.home / "replicas" / chunk_files.folder_of(owner.me, "data", resolved.snapshot)
         for path in folder.iterdir():
             assert (folder_here / path.name).read_bytes() == path.read_bytes()
         # Nothing is moved by a second fetch.
@@ -202,7 +202,7 @@ async def test_a_conversion_that_is_cancelled_leaves_nothing(tmp_path: Path) -> 
     source = bombs.many_rows(tmp_path / "endless.avro")
     pool = ProcessPool("test", memory_bytes=400 * 2**20, hint="")
     workers = ThreadWorkers(publishing=pool)
-    views = Views(tmp_path, workers, DEFAULT_LIMITS)
+    views = DatasetFolders(tmp_path, workers, DEFAULT_LIMITS)
     writing = asyncio.Event()
     task = asyncio.create_task(views.path("snapshot", "avro", [source], lambda *_: writing.set()))
     await writing.wait()

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.catalog.messages import Resolved
+from island.catalog.messages import ResolvedDataset
 from island.catalog.service import Catalog, CatalogDependencies
 from island.config import parse
 from island.errors import NotFound, Unreachable
@@ -23,8 +23,8 @@ from island.kernel.loops import Tasks
 from island.kernel.ports import SystemClock, SystemRng
 from island.kernel.work import ThreadWorkers
 from island.membership.service import Membership
-from island.net.peers import PeerSessions
-from island.replicas.fetching import Patience
+from island.net.peers import TlsPeers
+from island.replicas.fetching import FetchTimeouts
 from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.keys import Identity
 from island.trust.service import Trust
@@ -50,7 +50,7 @@ class Island:
         self.state, self.db = Database.open(home, "state"), Database.open(home, "gossip")
         self.chunks = Database.open(home, "chunks")
         self.trust = Trust(self.state, identity, name, "test", CLOCK, RNG)
-        self.peers = PeerSessions(
+        self.peers = TlsPeers(
             identity,
             self.trust,
             CLOCK,
@@ -88,7 +88,7 @@ class Island:
                 home=home,
                 state=self.state,
                 workers=self.workers,
-                patience=Patience(nothing=3.0, block=2.0, open=1.0),
+                patience=FetchTimeouts(nothing=3.0, block=2.0, open=1.0),
             )
         )
 
@@ -114,10 +114,10 @@ class Island:
             for database in (self.state, self.db, self.chunks):
                 database.close()
 
-    async def resolved(self, name: str) -> Resolved:
+    async def resolved(self, name: str) -> ResolvedDataset:
         """A dataset as soon as this island has heard of it."""
 
-        async def look() -> Resolved | None:
+        async def look() -> ResolvedDataset | None:
             try:
                 return await self.catalog.resolve(name)
             except NotFound:

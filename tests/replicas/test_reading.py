@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from island.catalog.messages import Resolved
-from island.errors import Changed, Full, NotFound, PeerMisbehaved, Unreachable
+from island.catalog.messages import ResolvedDataset
+from island.errors import FilesChanged, Full, NotFound, PeerMisbehaved, Unreachable
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream
-from island.replicas import chunks
-from island.replicas.fetching import Patience
+from island.replicas import chunk_files
+from island.replicas.fetching import FetchTimeouts
 from tests.replicas.archipelago import Archipelago, Island, key_of
 
 MIB = 2**20
@@ -30,7 +30,7 @@ def there(tmp_path: Path) -> Archipelago:
     return Archipelago(tmp_path / "islands")
 
 
-def publish(there: Archipelago, folder: Path, files: dict[str, bytes], owner: str = "owner") -> Resolved:
+def publish(there: Archipelago, folder: Path, files: dict[str, bytes], owner: str = "owner") -> ResolvedDataset:
     for path, data in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
@@ -86,7 +86,13 @@ async def test_a_chunk_that_rots_on_disk_is_fetched_again(there: Archipelago, tm
     resolved = publish(there, tmp_path / "pub", {"a.bin": data})
     async with there.island("owner"), there.island("reader") as reader:
         await reader.replicas.fetch(resolved)
-    path = there.folder / "reader" / "replicas" / chunks.folder_of(resolved.owner, "data", resolved.snapshot) / "a.bin"
+    path = (
+        there.folder
+        / "reader"
+        / "replicas"
+        / chunk_files.folder_of(resolved.owner, "data", resolved.snapshot)
+        / "a.bin"
+    )
     with path.open("r+b") as file:
         file.seek(500_000)
         file.write(b"rotten")
@@ -125,7 +131,7 @@ async def test_a_missing_or_cut_file_of_the_store_is_noticed(there: Archipelago,
     resolved = publish(there, tmp_path / "pub", {"a.bin": data, "b.bin": data})
     async with there.island("owner"), there.island("reader") as reader:
         await reader.replicas.fetch(resolved)
-    folder = there.folder / "reader" / "replicas" / chunks.folder_of(resolved.owner, "data", resolved.snapshot)
+    folder = there.folder / "reader" / "replicas" / chunk_files.folder_of(resolved.owner, "data", resolved.snapshot)
     (folder / "a.bin").unlink()
     os.truncate(folder / "b.bin", 1000)
     stray = there.folder / "reader" / "replicas" / "deadbeef00" / "x" / "y"
@@ -140,7 +146,7 @@ async def test_a_missing_or_cut_file_of_the_store_is_noticed(there: Archipelago,
 # --- holders ----------------------------------------------------------------------------------
 
 
-async def replica(there: Archipelago, island: Island, resolved: Resolved) -> None:
+async def replica(there: Archipelago, island: Island, resolved: ResolvedDataset) -> None:
     await island.replicas.fetch(resolved)
     there.catalog.complete.setdefault((resolved.owner, resolved.name, resolved.snapshot), []).append(island.me)
 
@@ -277,7 +283,7 @@ async def test_hostile_answers_are_refused_in_bounded_memory(fault: str, there: 
 async def test_a_slow_holder_is_waited_for_as_long_as_it_delivers(there: Archipelago, tmp_path: Path) -> None:
     data = content(24 * MIB)
     resolved = publish(there, tmp_path / "pub", {"a.bin": data})
-    impatient = Patience(nothing=0.2, block=5.0, open=1.0)
+    impatient = FetchTimeouts(nothing=0.2, block=5.0, open=1.0)
     async with there.island("owner") as owner, there.island("reader", patience=impatient) as reader:
         real = owner.peers.handlers["chunks"]
 
@@ -305,13 +311,13 @@ async def test_a_file_that_changed_at_its_owner_is_told(there: Archipelago, tmp_
     resolved = publish(there, tmp_path / "pub", {"a.bin": data, "b.bin": data})
     async with there.island("owner") as owner, there.island("reader") as reader:
         (tmp_path / "pub" / "a.bin").write_bytes(data[::-1])
-        with pytest.raises(Changed, match=r"a\.bin"):
+        with pytest.raises(FilesChanged, match=r"a\.bin"):
             await reader.replicas.read(resolved, "a.bin", 0, MIB)
-        with pytest.raises(Changed, match=r"a\.bin is not what was published"):
+        with pytest.raises(FilesChanged, match=r"a\.bin is not what was published"):
             await owner.replicas.read(resolved, "a.bin", 0, 10)
         assert await reader.replicas.read(resolved, "b.bin", 0, MIB) == data
         (tmp_path / "pub" / "b.bin").unlink()
-        with pytest.raises(Changed):
+        with pytest.raises(FilesChanged):
             await owner.replicas.read(resolved, "b.bin", 0, 10)
         assert await reader.replicas.faults() == {}
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from island.kernel.ids import IslandId
 from island.replicas import core
-from island.replicas.core import Candidate, Edges, Holder, Kept
+from island.replicas.core import ChunkBorders, EvictionCandidate, FailedHolder, HolderLoad
 
-EDGES = Edges(0, [0, 10, 30, 60, 100])
+EDGES = ChunkBorders(0, [0, 10, 30, 60, 100])
 
 
 def test_cover_is_the_chunks_that_share_a_byte() -> None:
@@ -25,7 +25,7 @@ def test_cover_is_the_chunks_that_share_a_byte() -> None:
 
 
 def test_edges_of_a_part_keep_the_numbers_of_the_file() -> None:
-    part = Edges(7, [1000, 1010, 1030])
+    part = ChunkBorders(7, [1000, 1010, 1030])
     assert part.cover(1010, 1011) == (8, 9)
     assert part.offset(9) == 1030
     assert part.size((7, 9)) == 30
@@ -34,14 +34,14 @@ def test_edges_of_a_part_keep_the_numbers_of_the_file() -> None:
 @given(st.lists(st.sampled_from([core.ABSENT, core.STORED, core.VERIFIED]), max_size=300))
 def test_a_bitmap_survives_being_stored(states: list[int]) -> None:
     present = bytearray(states)
-    stored = core.unpack(core.pack(present), len(present))
+    stored = core.unpack_bitmap(core.pack_bitmap(present), len(present))
     assert [bool(a) for a in stored] == [bool(a) for a in present]
     assert set(stored) <= {core.ABSENT, core.STORED}
 
 
 @given(st.binary(max_size=8), st.integers(0, 100))
 def test_any_bits_make_a_bitmap_of_the_right_length(bits: bytes, chunks: int) -> None:
-    assert len(core.unpack(bits, chunks)) == chunks
+    assert len(core.unpack_bitmap(bits, chunks)) == chunks
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=60), st.data())
@@ -57,9 +57,9 @@ def test_missing_is_exactly_what_is_absent(states: list[int], data: st.DataObjec
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 120), st.integers(1, 5))
 def test_batches_ask_for_everything_once_within_the_limits(sizes: list[int], limit: int, count: int) -> None:
-    edges = Edges(0, [0, *itertools.accumulate(sizes)])
+    edges = ChunkBorders(0, [0, *itertools.accumulate(sizes)])
     run = (0, len(sizes))
-    batches = list(core.batches([("a", edges, run), ("b", edges, run)], limit, count))
+    batches = list(core.group_requests([("a", edges, run), ("b", edges, run)], limit, count))
     asked = [(key, index) for batch in batches for key, _, (a, b) in batch for index in range(a, b)]
     assert asked == [("a", i) for i in range(len(sizes))] + [("b", i) for i in range(len(sizes))]
     for batch in batches:
@@ -68,7 +68,7 @@ def test_batches_ask_for_everything_once_within_the_limits(sizes: list[int], lim
         assert size <= limit or (len(batch) == 1 and batch[0][2][1] - batch[0][2][0] == 1)
 
 
-def _candidate(name: str, **changes: object) -> Candidate:
+def _candidate(name: str, **changes: object) -> HolderLoad:
     plain: dict[str, object] = {
         "linked": True,
         "bandwidth": 1e6,
@@ -77,37 +77,37 @@ def _candidate(name: str, **changes: object) -> Candidate:
         "strikes": 0,
         "rest_until": 0.0,
     }
-    return Candidate(island=IslandId(name), **{**plain, **changes})  # type: ignore[arg-type]  # as in the dict
+    return HolderLoad(island=IslandId(name), **{**plain, **changes})  # type: ignore[arg-type]  # as in the dict
 
 
 def test_the_quicker_holder_is_asked_until_its_queue_is_long() -> None:
     slow, quick = _candidate("slow", bandwidth=1e6), _candidate("quick", bandwidth=10e6)
-    assert core.choose([slow, quick], 1_000_000, 0.0) == "quick"
+    assert core.choose_holder([slow, quick], 1_000_000, 0.0) == "quick"
     busy = _candidate("quick", bandwidth=10e6, queued=20_000_000)
-    assert core.choose([slow, busy], 1_000_000, 0.0) == "slow"
+    assert core.choose_holder([slow, busy], 1_000_000, 0.0) == "slow"
 
 
 def test_a_holder_without_a_link_or_with_a_strike_comes_last() -> None:
     good = _candidate("good", bandwidth=1.0)
-    assert core.choose([_candidate("away", linked=False), good], 10, 0.0) == "good"
-    assert core.choose([_candidate("liar", strikes=1), good], 10, 0.0) == "good"
-    assert core.choose([_candidate("liar", strikes=1)], 10, 0.0) == "liar"
+    assert core.choose_holder([_candidate("away", linked=False), good], 10, 0.0) == "good"
+    assert core.choose_holder([_candidate("liar", strikes=1), good], 10, 0.0) == "good"
+    assert core.choose_holder([_candidate("liar", strikes=1)], 10, 0.0) == "liar"
 
 
 def test_nobody_is_chosen_while_all_rest() -> None:
-    assert core.choose([_candidate("a", rest_until=5.0)], 10, 4.0) is None
-    assert core.choose([_candidate("a", rest_until=5.0)], 10, 5.0) == "a"
-    assert core.choose([], 10, 5.0) is None
+    assert core.choose_holder([_candidate("a", rest_until=5.0)], 10, 4.0) is None
+    assert core.choose_holder([_candidate("a", rest_until=5.0)], 10, 5.0) == "a"
+    assert core.choose_holder([], 10, 5.0) is None
 
 
 def test_the_error_says_who_and_since_when() -> None:
-    clusters = Holder("clusters", "down", 43_391.0)
+    clusters = FailedHolder("clusters", "down", 43_391.0)
     assert core.explain_absence([clusters]) == "held by clusters (down since 12:03:11 UTC), and nobody else"
     assert "held by no island" in core.explain_absence([])
-    assert "sent bytes" in core.explain_absence([Holder("x", "up", 0.0, "sent bytes that do not match")])
+    assert "sent bytes" in core.explain_absence([FailedHolder("x", "up", 0.0, "sent bytes that do not match")])
 
 
-def _kept(ident: int, **changes: object) -> Kept:
+def _kept(ident: int, **changes: object) -> EvictionCandidate:
     plain: dict[str, object] = {
         "bytes_local": 100,
         "used_at": float(ident),
@@ -115,7 +115,7 @@ def _kept(ident: int, **changes: object) -> Kept:
         "in_use": False,
         "elsewhere": True,
     }
-    return Kept(id=ident, **{**plain, **changes})  # type: ignore[arg-type]  # as in the dict
+    return EvictionCandidate(id=ident, **{**plain, **changes})  # type: ignore[arg-type]  # as in the dict
 
 
 def test_eviction_takes_the_least_recently_used_and_no_more_than_needed() -> None:

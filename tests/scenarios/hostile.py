@@ -19,7 +19,7 @@ from island.daemon import Daemon, Stopped
 from island.gossip import core as gossip_core
 from island.gossip.core import Head
 from island.gossip.logs import SIGNATURE
-from island.gossip.messages import Delta, Page, SignedBody
+from island.gossip.messages import Delta, DeltaPage, SignedBatch
 from island.home import Home
 from island.kernel import codec
 from island.kernel.ids import IslandId, key_bytes
@@ -93,8 +93,8 @@ class Member(Node):
     def signed(self, *changes: tuple[str, bytes | None]) -> tuple[bytes, ...]:
         """The batches of these changes, after those before."""
         batches = []
-        for body in gossip_core.cut(self.id, self.head, list(changes)):
-            signed = codec.encode(SignedBody(body=body, signature=self.trust.sign(SIGNATURE, body)))
+        for body in gossip_core.cut_batches(self.id, self.head, list(changes)):
+            signed = codec.encode(SignedBatch(body=body, signature=self.trust.sign(SIGNATURE, body)))
             self.head = self.head.after(gossip_core.open_batch(signed))
             batches.append(signed)
         return tuple(batches)
@@ -103,7 +103,7 @@ class Member(Node):
         """Push batches, as those of `origin`."""
         for signed in batches:
             delta = Delta(origin=key_bytes(origin or self.id), chain=self.trust.chain or b"", batches=(signed,))
-            assert self.peers.push(self.to, "gossip.batch", codec.encode(Page(deltas=(delta,))))
+            assert self.peers.push(self.to, "gossip.batch", codec.encode(DeltaPage(deltas=(delta,))))
 
     async def told(self, *changes: tuple[str, bytes | None]) -> None:
         """`say`, and wait until the victim has it."""

@@ -11,7 +11,19 @@ import pytest
 from island.gossip import core
 from island.gossip.core import Head
 from island.gossip.logs import SIGNATURE
-from island.gossip.messages import BATCH_LIMIT, Body, Delta, Digest, Entry, HeadOf, Heads, Page, Proof, SignedBody, Want
+from island.gossip.messages import (
+    BATCH_LIMIT,
+    BatchBody,
+    Delta,
+    DeltaPage,
+    Digest,
+    ForkProof,
+    HeadOf,
+    Heads,
+    LogEntry,
+    PullRange,
+    SignedBatch,
+)
 from island.kernel import codec
 from island.kernel.ids import key_bytes
 from island.kernel.ports import SeededRng
@@ -28,18 +40,18 @@ async def _grow(world: Archipelago, count: int) -> Stranger:
 
 
 def _signed(liar: Stranger, body: bytes) -> bytes:
-    return codec.encode(SignedBody(body=body, signature=liar.trust.sign(SIGNATURE, body)))
+    return codec.encode(SignedBatch(body=body, signature=liar.trust.sign(SIGNATURE, body)))
 
 
-def _body(liar: Stranger, entries: tuple[Entry, ...], first: int = 1) -> Body:
-    return Body(origin=key_bytes(liar.id), epoch=1, first=first, previous=core.ZERO, entries=entries)
+def _body(liar: Stranger, entries: tuple[LogEntry, ...], first: int = 1) -> BatchBody:
+    return BatchBody(origin=key_bytes(liar.id), epoch=1, first=first, previous=core.ZERO, entries=entries)
 
 
 def _flip(liar: Stranger) -> bytes:
     batch = liar.batch(Head(), [("test/a", b"1")])
     raw = bytearray(batch.signed)
     raw[-1] ^= 1
-    return codec.encode(Page(deltas=(_replace(liar.delta(batch), batches=(bytes(raw),)),)))
+    return codec.encode(DeltaPage(deltas=(_replace(liar.delta(batch), batches=(bytes(raw),)),)))
 
 
 def _replace(delta: Delta, **changes: object) -> Delta:
@@ -47,23 +59,23 @@ def _replace(delta: Delta, **changes: object) -> Delta:
 
 
 def _raw(liar: Stranger, signed: bytes) -> bytes:
-    return codec.encode(Page(deltas=(_replace(liar.delta(), batches=(signed,)),)))
+    return codec.encode(DeltaPage(deltas=(_replace(liar.delta(), batches=(signed,)),)))
 
 
 def _bad_key(liar: Stranger) -> bytes:
-    return _raw(liar, _signed(liar, codec.encode(_body(liar, (Entry(key="no slash", value=b"", seq=1),)))))
+    return _raw(liar, _signed(liar, codec.encode(_body(liar, (LogEntry(key="no slash", value=b"", seq=1),)))))
 
 
 def _bad_seq(liar: Stranger) -> bytes:
-    return _raw(liar, _signed(liar, codec.encode(_body(liar, (Entry(key="test/a", value=b"", seq=7),)))))
+    return _raw(liar, _signed(liar, codec.encode(_body(liar, (LogEntry(key="test/a", value=b"", seq=7),)))))
 
 
 def _big_value(liar: Stranger) -> bytes:
-    return _raw(liar, _signed(liar, codec.encode(_body(liar, (Entry(key="test/a", value=bytes(5000), seq=1),)))))
+    return _raw(liar, _signed(liar, codec.encode(_body(liar, (LogEntry(key="test/a", value=bytes(5000), seq=1),)))))
 
 
 def _big_batch(liar: Stranger) -> bytes:
-    entries = tuple(Entry(key=f"test/{n}", value=bytes(4000), seq=n) for n in range(1, 8))
+    entries = tuple(LogEntry(key=f"test/{n}", value=bytes(4000), seq=n) for n in range(1, 8))
     signed = _signed(liar, codec.encode(_body(liar, entries)))
     assert len(signed) > BATCH_LIMIT
     return _raw(liar, signed)
@@ -73,45 +85,45 @@ def _other_chain(liar: Stranger) -> bytes:
     assert liar.world.islands[1].trust is not None
     chain = liar.world.islands[1].trust.chain
     batch = liar.batch(Head(), [("test/a", b"1")])
-    return codec.encode(Page(deltas=(_replace(liar.delta(batch), chain=chain),)))
+    return codec.encode(DeltaPage(deltas=(_replace(liar.delta(batch), chain=chain),)))
 
 
 def _outsider(liar: Stranger) -> bytes:
     outsider = Identity.generate(SeededRng("outsider"))
     assert liar.trust.network is not None
-    (body,) = core.cut(outsider.id, Head(), [("test/a", b"1")])
-    signed = codec.encode(SignedBody(body=body, signature=outsider.sign(SIGNATURE, liar.trust.network, body)))
+    (body,) = core.cut_batches(outsider.id, Head(), [("test/a", b"1")])
+    signed = codec.encode(SignedBatch(body=body, signature=outsider.sign(SIGNATURE, liar.trust.network, body)))
     chain = liar.trust.chain or b""
-    return codec.encode(Page(deltas=(Delta(origin=key_bytes(outsider.id), chain=chain, batches=(signed,)),)))
+    return codec.encode(DeltaPage(deltas=(Delta(origin=key_bytes(outsider.id), chain=chain, batches=(signed,)),)))
 
 
 def _other_use(liar: Stranger) -> bytes:
-    (body,) = core.cut(liar.id, Head(), [("test/a", b"1")])
-    return _raw(liar, codec.encode(SignedBody(body=body, signature=liar.trust.sign("admission", body))))
+    (body,) = core.cut_batches(liar.id, Head(), [("test/a", b"1")])
+    return _raw(liar, codec.encode(SignedBatch(body=body, signature=liar.trust.sign("admission", body))))
 
 
 def _forged_own(liar: Stranger) -> bytes:
     """A batch in the name of the very island that it is sent to."""
     victim = liar.world.islands[0]
-    (body,) = core.cut(victim.id, victim.g.head(victim.id), [("test/a", b"1")])
-    signed = codec.encode(SignedBody(body=body, signature=liar.trust.sign(SIGNATURE, body)))
-    return codec.encode(Page(deltas=(Delta(origin=key_bytes(victim.id), batches=(signed,)),)))
+    (body,) = core.cut_batches(victim.id, victim.g.head(victim.id), [("test/a", b"1")])
+    signed = codec.encode(SignedBatch(body=body, signature=liar.trust.sign(SIGNATURE, body)))
+    return codec.encode(DeltaPage(deltas=(Delta(origin=key_bytes(victim.id), batches=(signed,)),)))
 
 
 def _empty_proof(liar: Stranger) -> bytes:
     batch = liar.batch(Head(), [("test/a", b"1")]).signed
-    proof = Proof(one=batch, other=batch)
-    return codec.encode(Page(deltas=(_replace(liar.delta(), proof=proof),)))
+    proof = ForkProof(one=batch, other=batch)
+    return codec.encode(DeltaPage(deltas=(_replace(liar.delta(), proof=proof),)))
 
 
 def _forged_proof(liar: Stranger) -> bytes:
     victim = liar.world.islands[1]
     halves = []
     for value in (b"1", b"2"):
-        (body,) = core.cut(victim.id, Head(), [("test/a", value)])
-        halves.append(codec.encode(SignedBody(body=body, signature=liar.trust.sign(SIGNATURE, body))))
-    proof = Proof(one=halves[0], other=halves[1])
-    return codec.encode(Page(deltas=(Delta(origin=key_bytes(victim.id), proof=proof),)))
+        (body,) = core.cut_batches(victim.id, Head(), [("test/a", value)])
+        halves.append(codec.encode(SignedBatch(body=body, signature=liar.trust.sign(SIGNATURE, body))))
+    proof = ForkProof(one=halves[0], other=halves[1])
+    return codec.encode(DeltaPage(deltas=(Delta(origin=key_bytes(victim.id), proof=proof),)))
 
 
 def _noise(liar: Stranger) -> bytes:
@@ -185,7 +197,7 @@ def test_false_heads_cost_a_few_questions_only() -> None:
         async def pull(_peer: object, _body: bytes) -> bytes:
             nonlocal questions
             questions += 1
-            return codec.encode(Page(more=True))
+            return codec.encode(DeltaPage(more=True))
 
         liar.peers._requests["gossip.digest"] = digest
         liar.peers._requests["gossip.pull"] = pull
@@ -255,7 +267,7 @@ def test_kinds_and_fields_that_nobody_knows_travel_unread() -> None:
         await newer.leave()
         await world.until(lambda: all(len(i.records("future-kind/")) == 1 for i in world.islands), within=10)
         for island in world.islands:
-            page = await island.g._logs.page([Want(origin=key_bytes(newer.id), epoch=1, after=0)])
+            page = await island.g._logs.page([PullRange(origin=key_bytes(newer.id), epoch=1, after=0)])
             assert page.deltas[0].batches == (signed,)
             assert await island.m.servers() == []
 
@@ -279,7 +291,7 @@ def test_endless_pages_that_bring_nothing_are_given_up() -> None:
         async def pull(_peer: object, _body: bytes) -> bytes:
             nonlocal questions
             questions += 1
-            return codec.encode(Page(deltas=(liar.delta(batch),), more=True))
+            return codec.encode(DeltaPage(deltas=(liar.delta(batch),), more=True))
 
         liar.peers._requests["gossip.digest"] = digest
         liar.peers._requests["gossip.pull"] = pull

@@ -14,7 +14,7 @@ import pytest
 
 from island.daemon import Daemon
 from island.jobs.core import STOCK_LANGUAGES
-from island.jobs.messages import Changed, CommitAnswer, CommitRequest, Done, Offer, StatusRequest
+from island.jobs.messages import CommitAnswer, CommitRequest, EmptyAnswer, JobChanged, Offer, StatusRequest
 from island.kernel import codec
 from island.kernel.ids import IslandId
 from tests.net.islands import Node
@@ -44,7 +44,7 @@ class Liar:
             return self.report(asked.job, asked.epoch)
 
         async def done(_: IslandId, __: bytes) -> bytes:
-            return codec.encode(Done())
+            return codec.encode(EmptyAnswer())
 
         node.peers.on_request("job.offer", offer)
         node.peers.on_request("job.commit", commit)
@@ -90,7 +90,7 @@ OFFERS: dict[str, bytes] = {
     "negative sizes": packed(reservation="x", parts=[{"dataset": "x", "bytes": -1, "missing": -1}]),
     "garbage": b"\xc1",
     "nothing": b"",
-    "another answer": codec.encode(Done()),
+    "another answer": codec.encode(EmptyAnswer()),
 }
 
 
@@ -176,8 +176,8 @@ async def test_news_of_a_job_is_taken_from_its_executor_only(tmp_path: Path) -> 
         await until_async(lambda: _is(daemon, session, "idle"))
         asked = liar.asked
         for _ in range(2000):
-            eve.peers.push(eve.to, "job.changed", codec.encode(Changed(job=liar.job, epoch=1)))
+            eve.peers.push(eve.to, "job.changed", codec.encode(JobChanged(job=liar.job, epoch=1)))
         await eve.ask("gossip.digest", packed(roster=bytes(32), root=bytes(32)))
         assert liar.asked == asked
-        mallory.peers.push(mallory.to, "job.changed", codec.encode(Changed(job=liar.job, epoch=1)))
+        mallory.peers.push(mallory.to, "job.changed", codec.encode(JobChanged(job=liar.job, epoch=1)))
         await until(lambda: liar.asked > asked)

@@ -12,20 +12,20 @@ import pytest
 
 from island.errors import PeerRefused, Unreachable
 from island.jobs.messages import (
+    CodeCompletionRequest,
     CommitAnswer,
     CommitRequest,
-    CompletionRequest,
     Envelope,
     InputRef,
+    JobReport,
+    JobSpec,
     Offer,
     OfferRequest,
     ReattachRequest,
     ReleaseRequest,
-    Report,
-    StatementRequest,
+    RunStatementRequest,
     StatusRequest,
     StopRequest,
-    Work,
 )
 from island.kernel import codec
 from tests.scenarios.hostile import Member, get, logged, member, packed, until, victim, well
@@ -53,27 +53,27 @@ async def reserved(mallory: Member, head: Envelope, language: str = "batch") -> 
     return offer.reservation
 
 
-async def committed(mallory: Member, head: Envelope, work: Work, file: bytes, **changes: Any) -> CommitAnswer:
+async def committed(mallory: Member, head: Envelope, work: JobSpec, file: bytes, **changes: Any) -> CommitAnswer:
     place = await reserved(mallory, head, "batch")
     request = CommitRequest(envelope=head, reservation=place, work=work, file=file, **changes)
     return codec.decode(await mallory.ask("job.commit", codec.encode(request)), CommitAnswer)
 
 
 SCRIPT = b"print(1)\n"
-BATCH = Work(kind="batch", language="batch", file_name="job.py", file_hash=hashlib.sha256(SCRIPT).hexdigest())
-SESSION = Work(kind="session", language="sql")
+BATCH = JobSpec(kind="batch", language="batch", file_name="job.py", file_hash=hashlib.sha256(SCRIPT).hexdigest())
+SESSION = JobSpec(kind="session", language="sql")
 
 
 def ref(*views: str) -> InputRef:
     return InputRef(owner="a" * 64, owner_name="x", name="x", snapshot="a" * 64, views=views)
 
 
-WORKS: dict[str, Work] = {
+WORKS: dict[str, JobSpec] = {
     "a file above its folder": msgspec.structs.replace(BATCH, file_name="../../owned.py"),
     "a file elsewhere": msgspec.structs.replace(BATCH, file_name="/tmp/owned.py"),
     "a file with a NUL": msgspec.structs.replace(BATCH, file_name="x\0.py"),
     "a file that is no script": msgspec.structs.replace(BATCH, file_name="key"),
-    "no file": Work(kind="batch", language="batch"),
+    "no file": JobSpec(kind="batch", language="batch"),
     "a user of its choice": msgspec.structs.replace(SESSION, resources={"proxyUser": "root"}),
     "another kind by resources": msgspec.structs.replace(SESSION, resources={"kind": "spark"}),
     "another file by resources": msgspec.structs.replace(BATCH, resources={"file": "/etc/passwd"}),
@@ -149,9 +149,9 @@ async def test_only_the_home_of_a_job_may_say_anything_about_it(tmp_path: Path) 
             for kind, request in {
                 "stop": StopRequest(job=job, epoch=1),
                 "status": StatusRequest(job=job, epoch=1),
-                "statement": StatementRequest(job=job, epoch=1, number=0, code="SELECT 1"),
+                "statement": RunStatementRequest(job=job, epoch=1, number=0, code="SELECT 1"),
                 "release": ReleaseRequest(job=job, epoch=1),
-                "complete": CompletionRequest(job=job, epoch=1, code="x"),
+                "complete": CodeCompletionRequest(job=job, epoch=1, code="x"),
                 "reattach": ReattachRequest(job=job, key="0" * 32, what="statements"),
                 "commit": CommitRequest(envelope=envelope(home), reservation="", work=SESSION),
             }.items():
@@ -159,7 +159,9 @@ async def test_only_the_home_of_a_job_may_say_anything_about_it(tmp_path: Path) 
                     answer = codec.decode(await mallory.ask(f"job.{kind}", codec.encode(request)), CommitAnswer)
                     if not answer.accepted:
                         raise PeerRefused(answer.reason)
-            report = codec.decode(await home.ask("job.status", codec.encode(StatusRequest(job=job, epoch=1))), Report)
+            report = codec.decode(
+                await home.ask("job.status", codec.encode(StatusRequest(job=job, epoch=1))), JobReport
+            )
             assert not report.ended
             await well(daemon)
 

@@ -17,12 +17,12 @@ import msgpack
 import pytest
 from blake3 import blake3
 
-from island.catalog import searching
-from island.catalog.search import Document, Index
+from island.catalog import dataset_search
+from island.catalog.word_index import IndexDocument, WordIndex
 from island.daemon import Daemon
 from island.errors import PeerRefused, Unreachable
 from island.gossip import store as gossip_store
-from island.gossip.messages import Body, Entry, SignedBody
+from island.gossip.messages import BatchBody, LogEntry, SignedBatch
 from island.kernel import codec
 from island.kernel.ids import key_bytes
 from tests.scenarios.hostile import Member, get, logged, member, packed, resident, until, until_async, victim, well
@@ -144,13 +144,13 @@ async def test_cards_as_large_as_they_may_be_are_indexed_a_few_at_a_time(
     card = packed(snapshot="a" * 64, format="parquet", columns=[column] * 30)
     taken: list[int] = []
 
-    def apply(self: Index, changed: list[Document], gone: Any) -> None:
+    def apply(self: WordIndex, changed: list[IndexDocument], gone: Any) -> None:
         taken.append(sum(len(document.text) for document in changed))
         honest(self, changed, gone)
 
-    honest = Index.apply
-    monkeypatch.setattr(Index, "apply", apply)
-    monkeypatch.setattr(searching, "INDEX_BYTES", 2**20)
+    honest = WordIndex.apply
+    monkeypatch.setattr(WordIndex, "apply", apply)
+    monkeypatch.setattr(dataset_search, "INDEX_BYTES", 2**20)
     async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
         name = blake3(card).hexdigest()
         await daemon.gossip_db.write(
@@ -179,10 +179,10 @@ async def test_a_flood_of_forged_batches_is_not_compared_with_all_that_is_stored
     monkeypatch.setattr(gossip_store, "overlapping", overlapping)
     with logged() as logs:
         async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
-            entries = tuple(Entry(key="x/y", value=None, seq=n) for n in range(1, 1000))
+            entries = tuple(LogEntry(key="x/y", value=None, seq=n) for n in range(1, 1000))
             for number in range(20):
                 body = codec.encode(
-                    Body(
+                    BatchBody(
                         origin=key_bytes(daemon.trust.me),
                         epoch=1,
                         first=1,
@@ -190,7 +190,7 @@ async def test_a_flood_of_forged_batches_is_not_compared_with_all_that_is_stored
                         entries=entries,
                     )
                 )
-                mallory.send((codec.encode(SignedBody(body=body, signature=bytes(64))),), daemon.trust.me)
+                mallory.send((codec.encode(SignedBatch(body=body, signature=bytes(64))),), daemon.trust.me)
             await until(lambda: bool(logs.of("peer.misbehaved")))
     assert looked == 0 and logs.of("peer.misbehaved")[0]["key"] == mallory.id
 

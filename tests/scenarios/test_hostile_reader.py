@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.catalog.messages import Resolved
+from island.catalog.messages import ResolvedDataset
 from island.daemon import Daemon
 from island.errors import PeerRefused
-from island.jobs.messages import MAX_MESSAGE, BulkHead
+from island.jobs.messages import MAX_MESSAGE, JobBulkRequest
 from island.kernel import codec
 from island.kernel.ports import BulkStream
-from island.replicas import serving
-from island.replicas.messages import ChunkRequest, Piece
+from island.replicas import chunk_server
+from island.replicas.messages import ChunkRequest, FileRanges
 from tests.scenarios.hostile import Member, logged, member, packed, resident, until, victim, well
 
 
-async def published(daemon: Daemon, folder: Path) -> tuple[Resolved, ChunkRequest]:
+async def published(daemon: Daemon, folder: Path) -> tuple[ResolvedDataset, ChunkRequest]:
     """A dataset of the victim, and a request for all of its one file."""
     folder.mkdir()
     table = pa.table({"x": np.random.default_rng(1).integers(0, 2**62, 200_000)})
@@ -32,7 +32,7 @@ async def published(daemon: Daemon, folder: Path) -> tuple[Resolved, ChunkReques
     await daemon.catalog.publish("administrator", folder, "stars")
     resolved = await daemon.catalog.resolve("victim/stars")
     [entry] = await daemon.replicas.listing(resolved)
-    whole = Piece(path=entry.path, ranges=((0, entry.size),))
+    whole = FileRanges(path=entry.path, ranges=((0, entry.size),))
     return resolved, ChunkRequest(owner=resolved.owner, name=resolved.name, snapshot=resolved.snapshot, pieces=(whole,))
 
 
@@ -55,7 +55,7 @@ async def opened(reader: Member, kind: str, body: bytes, count: int) -> AsyncIte
 async def test_readers_that_take_nothing_keep_nobody_else_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "STALL_S", 2.0)
+    monkeypatch.setattr(chunk_server, "STALL_S", 2.0)
     with logged() as logs:
         async with (
             victim(tmp_path) as daemon,
@@ -106,7 +106,7 @@ async def test_paths_that_lead_elsewhere_are_not_found(tmp_path: Path) -> None:
                     owner=request.owner,
                     name=request.name,
                     snapshot=request.snapshot,
-                    pieces=(Piece(path=path, ranges=((0, 10),)),),
+                    pieces=(FileRanges(path=path, ranges=((0, 10),)),),
                 )
                 with pytest.raises(PeerRefused) as refused:
                     await read(mallory, asked)
@@ -150,7 +150,7 @@ async def test_long_requests_that_never_end_hold_no_more_than_their_turn(tmp_pat
     block = bytes(200 * 1024)
     with logged():
         async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
-            opening = codec.encode(BulkHead(kind="commit", size=MAX_MESSAGE))
+            opening = codec.encode(JobBulkRequest(kind="commit", size=MAX_MESSAGE))
             before = resident()
             async with opened(mallory, "job", opening, 60) as streams, asyncio.TaskGroup() as group:
 
@@ -170,7 +170,7 @@ async def test_long_requests_that_never_end_hold_no_more_than_their_turn(tmp_pat
 async def test_blocks_of_nothing_end_a_long_request(tmp_path: Path) -> None:
     with logged() as logs:
         async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
-            opening = codec.encode(BulkHead(kind="commit", size=MAX_MESSAGE))
+            opening = codec.encode(JobBulkRequest(kind="commit", size=MAX_MESSAGE))
             with contextlib.suppress(Exception):
                 async with mallory.peers.bulk(mallory.to, "job", opening) as stream:
                     for _ in range(5000):

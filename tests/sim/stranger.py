@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from island.gossip import core
-from island.gossip.core import Batch, Head
+from island.gossip.core import Head, LogBatch
 from island.gossip.logs import SIGNATURE
-from island.gossip.messages import Delta, Page, SignedBody
+from island.gossip.messages import Delta, DeltaPage, SignedBatch
 from island.kernel import codec
 from island.kernel.ids import IslandId, key_bytes
 from island.kernel.ports import SeededRng
@@ -49,12 +49,12 @@ class Stranger:
         world.network.join(stranger.peers)
         return stranger
 
-    def batch(self, head: Head, changes: Sequence[tuple[str, bytes | None]]) -> Batch:
+    def batch(self, head: Head, changes: Sequence[tuple[str, bytes | None]]) -> LogBatch:
         """A rightly signed batch after `head`."""
-        (body,) = core.cut(self.id, head, changes)
-        return core.open_batch(codec.encode(SignedBody(body=body, signature=self.trust.sign(SIGNATURE, body))))
+        (body,) = core.cut_batches(self.id, head, changes)
+        return core.open_batch(codec.encode(SignedBatch(body=body, signature=self.trust.sign(SIGNATURE, body))))
 
-    def delta(self, *batches: Batch, chain: bool = True) -> Delta:
+    def delta(self, *batches: LogBatch, chain: bool = True) -> Delta:
         """Batches as one delta."""
         mine = self.trust.chain or b""
         return Delta(
@@ -63,7 +63,7 @@ class Stranger:
 
     async def say(self, to: SimIsland, *deltas: Delta) -> None:
         """Push deltas to one island, as soon as there is a session."""
-        await self.say_bytes(to, codec.encode(Page(deltas=deltas)))
+        await self.say_bytes(to, codec.encode(DeltaPage(deltas=deltas)))
 
     async def say_bytes(self, to: SimIsland, body: bytes, kind: str = "gossip.batch") -> None:
         """Push any bytes."""

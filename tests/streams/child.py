@@ -24,7 +24,7 @@ from island.kernel.ports import SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
 from island.kernel.work import ThreadWorkers
 from island.membership.service import Membership
-from island.net.peers import PeerSessions
+from island.net.peers import TlsPeers
 from island.streams.service import Streams, StreamsDependencies
 from island.trust.keys import Identity
 from island.trust.service import Trust
@@ -47,7 +47,7 @@ async def live(options: argparse.Namespace) -> None:
     state, gossip_db = Database.open(home, "state"), Database.open(home, "gossip")
     config = Config(island=IslandSection(name=options.name), streams=StreamsSection(poll=0.05, window="64KiB"))
     trust = Trust(state, identity, options.name, "test", clock, rng)
-    peers = PeerSessions(
+    peers = TlsPeers(
         identity, trust, clock, rng,
         listen=f"127.0.0.1:{options.port}", advertise=[], addresses=lambda: membership.addresses(),  # noqa: PLW0108
     )  # fmt: skip
@@ -97,7 +97,7 @@ async def live(options: argparse.Namespace) -> None:
         await asyncio.Event().wait()
 
 
-async def offer(options: argparse.Namespace, trust: Trust, peers: PeerSessions, streams: Streams) -> None:
+async def offer(options: argparse.Namespace, trust: Trust, peers: TlsPeers, streams: Streams) -> None:
     """The first life founds the network and makes the source."""
     invitation = options.home.parent / "invitation"
     if not invitation.exists():
@@ -107,7 +107,7 @@ async def offer(options: argparse.Namespace, trust: Trust, peers: PeerSessions, 
         (options.home.parent / "invitation.part").rename(invitation)
 
 
-async def subscribe(options: argparse.Namespace, trust: Trust, peers: PeerSessions, streams: Streams) -> None:
+async def subscribe(options: argparse.Namespace, trust: Trust, peers: TlsPeers, streams: Streams) -> None:
     """The first life joins and subscribes."""
     if trust.network is None:
         await peers.join((options.home.parent / "invitation").read_text())

@@ -23,10 +23,10 @@ from island.kernel.processes import InPlaceProcesses, Processes
 from island.kernel.work import ThreadWorkers
 from island.streams import channel, store
 from island.streams.channel import Channel
-from island.streams.messages import DESCRIBE, Described, DescribeRequest, SourceRecord, Start
-from island.streams.segments import Segments
-from island.streams.serving import Serving
-from island.streams.source import Decoded, FolderSource
+from island.streams.messages import DESCRIBE, DescribeAnswer, DescribeRequest, SourceRecord, Start
+from island.streams.segments import SegmentFolder
+from island.streams.source import DecodedFileCache, FolderSource
+from island.streams.source_server import SourceServer
 from island.streams.store import SourceRow, SubscriptionRow
 from island.streams.tasks import leaves
 from tests.faults import StrictFaults
@@ -84,7 +84,7 @@ class Running:
         self.shelf = Shelf()
         self.processes: Processes = InPlaceProcesses()
         self.records: dict[str, SourceRecord] = {}
-        self.serving = Serving(self.state, self.sources, self.clock, self.workers)
+        self.serving = SourceServer(self.state, self.sources, self.clock, self.workers)
         self.serving.register(peers.on_bulk)
         self.tasks: list[asyncio.Task[None]] = []
         self.channel: Channel | None = None
@@ -106,7 +106,7 @@ class Running:
             row,
             self.state,
             self._announce,
-            Decoded(self.clock),
+            DecodedFileCache(self.clock),
             self.clock,
             poll=0.05,
             poke=lambda: None,
@@ -122,11 +122,11 @@ class Running:
         self, owner: IslandId, *, where: str = "", region: str = "", start: Start = "beginning", window: int = 65536
     ) -> Channel:
         rows = await self.state.read(store.subscriptions)
-        segments = Segments(self.home.path / "streams" / "mine")
+        segments = SegmentFolder(self.home.path / "streams" / "mine")
         if not rows:
             request = DescribeRequest(source="alerts", where=where, region=region, start=start)
             async with self.peers.bulk(owner, DESCRIBE, encode(request)) as stream:
-                described = decode(await stream.receive() or b"", Described, limit=1 << 20)
+                described = decode(await stream.receive() or b"", DescribeAnswer, limit=1 << 20)
             now = self.clock.wall()
             row = SubscriptionRow(
                 "c0ffee", "mine", owner, "alpha", "alerts", where, region, start, "user", now,

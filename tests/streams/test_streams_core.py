@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 
 from island.errors import PeerMisbehaved
 from island.streams import core
-from island.streams.core import Resting, Stat, Window
+from island.streams.core import FileStat, UnsettledFile, Window
 
-OLD, NEW, OTHER = Stat(10, 1_000_000_000, 1), Stat(10, 99_500_000_000, 2), Stat(11, 99_600_000_000, 2)
+OLD, NEW, OTHER = FileStat(10, 1_000_000_000, 1), FileStat(10, 99_500_000_000, 2), FileStat(11, 99_600_000_000, 2)
 
 
 def look(
-    listing: Mapping[str, Stat],
-    known: Mapping[str, Stat] | None = None,
-    before: Mapping[str, Resting] | None = None,
+    listing: Mapping[str, FileStat],
+    known: Mapping[str, FileStat] | None = None,
+    before: Mapping[str, UnsettledFile] | None = None,
     now: float = 50.0,
-) -> core.Look:
-    return core.look(
+) -> core.FolderScan:
+    return core.scan_folder(
         listing,
         known or {},
         before or {},
@@ -33,7 +33,7 @@ def look(
 
 
 def test_what_is_known_is_not_read() -> None:
-    assert look({"a.parquet": OLD}, {"a.parquet": OLD}) == core.Look((), (), {})
+    assert look({"a.parquet": OLD}, {"a.parquet": OLD}) == core.FolderScan((), (), {})
 
 
 def test_parquet_is_tried_at_once_and_avro_after_a_rest() -> None:
@@ -63,9 +63,9 @@ def test_a_rewritten_file_is_read_again() -> None:
 
 
 def test_what_was_tried_in_vain_waits_until_it_changes() -> None:
-    young = Resting(NEW, 50.0)
-    assert core.failed(young, "cut short", 50.5, 1.0) == young
-    tried = core.failed(young, "cut short", 51.0, 1.0)
+    young = UnsettledFile(NEW, 50.0)
+    assert core.undecodable_file(young, "cut short", 50.5, 1.0) == young
+    tried = core.undecodable_file(young, "cut short", 51.0, 1.0)
     assert tried.problem == "cut short"
     assert look({"a.parquet": NEW}, before={"a.parquet": tried}, now=60.0).read == ()
     assert look({"a.parquet": OTHER}, before={"a.parquet": tried}, now=60.0).read == ("a.parquet",)
@@ -73,7 +73,7 @@ def test_what_was_tried_in_vain_waits_until_it_changes() -> None:
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 5)))
 def test_files_are_read_by_time_then_name(times: dict[str, int]) -> None:
-    found = look({f"{name}.parquet": Stat(1, at, 0) for name, at in times.items()})
+    found = look({f"{name}.parquet": FileStat(1, at, 0) for name, at in times.items()})
     assert list(found.read) == [f"{name}.parquet" for name in sorted(times, key=lambda name: (times[name], name))]
 
 
@@ -109,7 +109,7 @@ def test_commits_are_at_once_when_idle_and_apart_under_load() -> None:
 
 
 def test_a_meter_forgets() -> None:
-    meter = core.Meter(span=10)
+    meter = core.RateMeter(span=10)
     meter.add(1.0, 100, 1000)
     meter.add(1.5, 100, 1000)
     assert meter.rate(2.0) == (20.0, 200.0)
@@ -122,7 +122,7 @@ def test_texts_fit(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("state", ["waiting", "error", "gap"])
-def test_one_tries_again_for_ever_and_not_too_often(state: core.State) -> None:
+def test_one_tries_again_for_ever_and_not_too_often(state: core.ChannelState) -> None:
     waits = [core.retry_after(state, failures) for failures in range(1, 50)]
     assert waits == sorted(waits)
     assert waits[0] > 0

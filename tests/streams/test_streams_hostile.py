@@ -19,8 +19,8 @@ from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream
 from island.streams import tables
 from island.streams.channel import PLAIN
-from island.streams.messages import DESCRIBE, READ, Delivery, Described, Heartbeat, Opened
-from island.streams.segments import Segments
+from island.streams.messages import DESCRIBE, READ, Delivery, DescribeAnswer, Heartbeat, StreamSchema
+from island.streams.segments import SegmentFolder
 from tests.streams.memory import Wire
 from tests.streams.site import ALPHA, BETA, Home, delivered, rows_of, running, total, until, write
 
@@ -33,7 +33,7 @@ def payload(count: int, name: str = "id") -> bytes:
 
 
 async def opened(stream: BulkStream) -> None:
-    await stream.send(encode(Opened(columns=COLUMNS)))
+    await stream.send(encode(StreamSchema(columns=COLUMNS)))
 
 
 async def deliver(stream: BulkStream, frm: bytes, to: bytes, count: int, data: bytes, size: int | None = None) -> None:
@@ -48,12 +48,12 @@ async def garbage(stream: BulkStream) -> None:
 
 async def other_columns(stream: BulkStream) -> None:
     other = pa.schema([("other", pa.string())])
-    await stream.send(encode(Opened(columns=tables.schema_to_bytes(other))))
+    await stream.send(encode(StreamSchema(columns=tables.schema_to_bytes(other))))
 
 
 async def no_form(stream: BulkStream) -> None:
     schema = pa.schema([("id", pa.int64()), ("nothing", pa.struct([]))])
-    await stream.send(encode(Opened(columns=schema.serialize().to_pybytes())))
+    await stream.send(encode(StreamSchema(columns=schema.serialize().to_pybytes())))
 
 
 async def no_columns(stream: BulkStream) -> None:
@@ -113,7 +113,7 @@ async def test_a_lie_is_blamed_and_not_kept(tmp_path: Path, lie: Callable[[BulkS
     honest = asyncio.Event()
 
     async def describe(_: IslandId, __: bytes, stream: BulkStream) -> None:
-        await stream.send(encode(Described(incarnation="0" * 16, position=b"p0", columns=COLUMNS)))
+        await stream.send(encode(DescribeAnswer(incarnation="0" * 16, position=b"p0", columns=COLUMNS)))
 
     async def read(_: IslandId, __: bytes, stream: BulkStream) -> None:
         if not honest.is_set():
@@ -144,7 +144,7 @@ async def test_rows_that_are_packed_a_thousandfold_are_committed_before_more_is_
     assert len(packed) < 64 * 1024
 
     async def describe(_: IslandId, __: bytes, stream: BulkStream) -> None:
-        await stream.send(encode(Described(incarnation="0" * 16, position=b"p0", columns=COLUMNS)))
+        await stream.send(encode(DescribeAnswer(incarnation="0" * 16, position=b"p0", columns=COLUMNS)))
 
     async def read(_: IslandId, __: bytes, stream: BulkStream) -> None:
         await opened(stream)
@@ -169,15 +169,17 @@ async def test_rows_that_are_packed_a_thousandfold_are_committed_before_more_is_
 
 async def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wire, a, b = Wire(), Home(tmp_path / "a"), Home(tmp_path / "b")
-    honest = Segments.write
+    honest = SegmentFolder.write
     full = True
 
-    def write_segment(self: Segments, attempt: int, number: int, batches: Any, schema: Any) -> tuple[str, int, int]:
+    def write_segment(
+        self: SegmentFolder, attempt: int, number: int, batches: Any, schema: Any
+    ) -> tuple[str, int, int]:
         if full and number:
             raise Full("no space is left for part-00000001.parquet", hint="Free space on that disk.")
         return honest(self, attempt, number, batches, schema)
 
-    monkeypatch.setattr(Segments, "write", write_segment)
+    monkeypatch.setattr(SegmentFolder, "write", write_segment)
     async with running(a, wire, ALPHA) as source, running(b, wire, BETA) as subscriber:
         await source.watch()
         channel = await subscriber.subscribe(ALPHA)

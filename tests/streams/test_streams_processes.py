@@ -17,7 +17,7 @@ from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.kernel.ports import SystemClock
 from island.kernel.processes import DEFAULT_LIMITS as DEFAULT
 from island.kernel.processes import Emit, InPlaceProcesses, Limits, ProcessPool
-from island.streams import folder, store, tables
+from island.streams import store, tables, watched_folder
 from tests.formats import bombs
 from tests.streams.memory import Wire
 from tests.streams.site import ALPHA, Home, running, write
@@ -59,25 +59,27 @@ async def pool() -> AsyncIterator[ProcessPool]:
     await made.close()
 
 
-def wanted(path: Path) -> folder.Wanted:
-    stat = folder.stat_of(path)
+def wanted(path: Path) -> watched_folder.Wanted:
+    stat = watched_folder.stat_of(path)
     assert stat is not None
-    return folder.Wanted(path.name, stat)
+    return watched_folder.Wanted(path.name, stat)
 
 
 async def test_a_large_file_is_read_by_portions_from_any_row(tmp_path: Path, pool: ProcessPool) -> None:
     path = tmp_path / "large.parquet"
     pq.write_table(pa.table({"n": pa.array(range(ROWS), pa.int64())}), path, row_group_size=ROWS // 2)
-    async with aclosing(pool.stream(folder.read_all, tmp_path, [wanted(path)], b"", DEFAULT_LIMITS)) as outcomes:
+    async with aclosing(
+        pool.stream(watched_folder.read_all, tmp_path, [wanted(path)], b"", DEFAULT_LIMITS)
+    ) as outcomes:
         [reading] = [outcome async for outcome in outcomes]
-    assert isinstance(reading, folder.Reading)
+    assert isinstance(reading, watched_folder.DecodedFile)
     assert (reading.rows, reading.kept, reading.payload) == (ROWS, False, b"")
     schema = tables.schema_from_bytes(reading.columns)
     for first in (0, 1, ROWS - 1, ROWS):
         at, ended, portions = first, False, 0
         while not ended:
             portion = await pool.run(
-                folder.read_portion, tmp_path, wanted(path), reading.columns, at, DEFAULT_LIMITS, near="large"
+                watched_folder.read_portion, tmp_path, wanted(path), reading.columns, at, DEFAULT_LIMITS, near="large"
             )
             for batch in tables.from_child(portion.payload, schema):
                 assert batch.column(0).to_pylist()[:1] == [at]
@@ -90,7 +92,7 @@ async def test_a_large_file_is_read_by_portions_from_any_row(tmp_path: Path, poo
 async def test_what_was_read_before_a_bomb_is_kept(tmp_path: Path, pool: ProcessPool) -> None:
     files = [bombs.avro(tmp_path / f"{n}.avro", bombs.ONE_LONG, [(10, bytes(10))]) for n in range(3)]
     files.insert(2, bombs.long_array(tmp_path / "bomb.avro"))
-    items = pool.stream(folder.read_all, tmp_path, [wanted(path) for path in files], b"", ReadLimits())
+    items = pool.stream(watched_folder.read_all, tmp_path, [wanted(path) for path in files], b"", ReadLimits())
     assert [(await anext(items)).path, (await anext(items)).path] == ["0.avro", "1.avro"]
     with pytest.raises(OverLimit, match=r"bomb\.avro .* 400 MiB of memory"):
         await anext(items)

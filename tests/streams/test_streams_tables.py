@@ -16,20 +16,20 @@ from island.kernel.codec import Malformed, decode, encode
 from island.streams import tables
 from island.streams.messages import (
     Ack,
-    ColumnNote,
+    ColumnSummary,
     Delivery,
     DescribeRequest,
-    Opened,
-    Position,
+    EndOfStream,
     ReadRequest,
     SourceRecord,
-    Stop,
+    StreamPosition,
+    StreamSchema,
     decode_down,
     decode_position,
     encode_position,
     fit_record,
 )
-from island.streams.tables import Incompatible
+from island.streams.tables import IncompatibleColumns
 
 TARGET = pa.schema(
     [
@@ -86,7 +86,7 @@ def test_a_file_may_lack_columns_widen_and_differ_in_order() -> None:
     ],
 )
 def test_what_would_lose_values_is_named(column: str, values: Any) -> None:
-    with pytest.raises(Incompatible, match=rf"f\.avro: column {column}"):
+    with pytest.raises(IncompatibleColumns, match=rf"f\.avro: column {column}"):
         fit(pa.table({column: values}))
 
 
@@ -126,9 +126,9 @@ def test_a_schema_with_columns_that_must_not_be_null_is_refused() -> None:
 
 
 MESSAGES = [
-    Opened(columns=b"x"),
+    StreamSchema(columns=b"x"),
     Delivery(frm=b"", to=b"1", rows=3, size=10),
-    Stop(state="gap", reason="why"),
+    EndOfStream(state="gap", reason="why"),
 ]
 
 
@@ -147,7 +147,7 @@ def test_messages_come_back(message: Any) -> None:
         (ReadRequest, {"source": "a", "incarnation": "0" * 16, "position": b"", "where": "x" * 5000}),
         (DescribeRequest, {"source": "a", "start": "yesterday"}),
         (Ack, {"position": 5}),
-        (Position, {"seq": -1}),
+        (StreamPosition, {"seq": -1}),
     ],
 )
 def test_requests_over_their_limits_are_malformed(kind: Any, value: Any) -> None:
@@ -161,15 +161,17 @@ def test_a_delivery_of_a_gigabyte_is_malformed() -> None:
 
 
 def test_positions_come_back_and_nothing_means_the_beginning() -> None:
-    assert decode_position(encode_position(Position(seq=7, row=9, since=3))) == Position(seq=7, row=9, since=3)
-    assert decode_position(b"") == Position(seq=0)
+    assert decode_position(encode_position(StreamPosition(seq=7, row=9, since=3))) == StreamPosition(
+        seq=7, row=9, since=3
+    )
+    assert decode_position(b"") == StreamPosition(seq=0)
     with pytest.raises(Malformed):
         decode_position(b"nonsense")
 
 
 @given(st.lists(st.text(min_size=1, max_size=256), max_size=300))
 def test_a_record_fits_with_as_many_columns_as_possible(names: list[str]) -> None:
-    columns = tuple(ColumnNote(name=name, type="float64") for name in names)
+    columns = tuple(ColumnSummary(name=name, type="float64") for name in names)
     record = SourceRecord(kind="folder", incarnation="0" * 16, columns=columns, problem="p" * 480, note="n" * 480)
     data = fit_record(record)
     assert len(data) <= 4096

@@ -20,11 +20,11 @@ from island.kernel.db import Database
 from island.kernel.ids import NetworkId, key_bytes
 from island.kernel.ports import SeededRng
 from island.net import frames
-from island.net.frames import Hello, RequestHead, Type
+from island.net.frames import FrameType, Hello, RequestHead
 from island.net.handshake import transcript
 from island.trust import core, heads, journal
 from island.trust.keys import Identity
-from island.trust.messages import Admission, Chain, HeadHeld, HeadOffer, Invitation, JournalHead, Link
+from island.trust.messages import Admission, AdmissionLink, Chain, HeadHeld, HeadOffer, Invitation, JournalHead
 from island.trust.signing import signed_bytes
 
 FOLDER = Path(__file__).resolve().parents[2] / "protocols" / "vectors"
@@ -42,7 +42,7 @@ class _Fixed(SeededRng):
 
 
 ISLANDS = [Identity.generate(_Fixed(n)) for n in range(1, 12)]
-GENESIS = core.found("test vectors", bytes(range(32)), ISLANDS[0].id, key_bytes(ISLANDS[10].id))
+GENESIS = core.found_network("test vectors", bytes(range(32)), ISLANDS[0].id, key_bytes(ISLANDS[10].id))
 NETWORK = core.network_id(GENESIS)
 
 
@@ -70,17 +70,17 @@ def chain_to(depth: int) -> Chain:
     """From the founder, island 1, to island 1 + depth."""
     chain = core.founder_chain(GENESIS, ISLANDS[0].id)
     for n in range(depth):
-        chain = core.admit(chain, ISLANDS[n], ISLANDS[n + 1].id, f"island-{n + 2}")
+        chain = core.admit_key(chain, ISLANDS[n], ISLANDS[n + 1].id, f"island-{n + 2}")
     return chain
 
 
-def _signed(by: int, link: Link | bytes, network: NetworkId = NETWORK) -> Admission:
+def _signed(by: int, link: AdmissionLink | bytes, network: NetworkId = NETWORK) -> Admission:
     data = link if isinstance(link, bytes) else codec.encode(link)
     return Admission(link=data, signature=ISLANDS[by].sign("admission", network, data))
 
 
-def _link(by: int, key: int, **more: Any) -> Link:
-    return Link(key=key_bytes(ISLANDS[key].id), name="x", by=key_bytes(ISLANDS[by].id), **more)
+def _link(by: int, key: int, **more: Any) -> AdmissionLink:
+    return AdmissionLink(key=key_bytes(ISLANDS[key].id), name="x", by=key_bytes(ISLANDS[by].id), **more)
 
 
 def _chain(*links: Admission, founder: int = 0) -> bytes:
@@ -131,7 +131,9 @@ def chains() -> dict[str, Any]:
             Chain(genesis=GENESIS, founder=eight.founder, links=(*eight.links, _signed(8, _link(8, 9))))
         ),
         "another genesis": codec.encode(
-            Chain(genesis=core.found("x", bytes(32), ISLANDS[0].id, bytes(32)), founder=key_bytes(ISLANDS[0].id))
+            Chain(
+                genesis=core.found_network("x", bytes(32), ISLANDS[0].id, bytes(32)), founder=key_bytes(ISLANDS[0].id)
+            )
         ),
         "cut off": codec.encode(eight)[:-1],
         "a byte too many": codec.encode(eight) + b"\0",
@@ -302,32 +304,32 @@ def handshakes() -> dict[str, Any]:
 def framing() -> dict[str, Any]:
     """Frames as bytes."""
 
-    def one(kind: Type, number: int, payload: bytes) -> str:
-        return b"".join(frames.pack(kind, number, payload)).hex()
+    def one(kind: FrameType, number: int, payload: bytes) -> str:
+        return b"".join(frames.pack_frame(kind, number, payload)).hex()
 
     head = RequestHead(kind="chunks", to=key_bytes(ISLANDS[2].id), origin=key_bytes(ISLANDS[0].id), hops=1)
     valid = [
-        {"meaning": "READY", "type": Type.READY, "id": 0, "payload": "", "frame": one(Type.READY, 0, b"")},
-        {"meaning": "CREDIT 65536", "type": Type.CREDIT, "id": 7, "payload": "00010000",
-         "frame": one(Type.CREDIT, 7, b"\0\1\0\0")},
-        {"meaning": "a block", "type": Type.DATA, "id": 3, "payload": b"block".hex(),
-         "frame": one(Type.DATA, 3, b"block")},
-        {"meaning": "request 1 of kind echo", "type": Type.REQUEST, "id": 1, "kind": "echo", "hops": 0, "to": "",
+        {"meaning": "READY", "type": FrameType.READY, "id": 0, "payload": "", "frame": one(FrameType.READY, 0, b"")},
+        {"meaning": "CREDIT 65536", "type": FrameType.CREDIT, "id": 7, "payload": "00010000",
+         "frame": one(FrameType.CREDIT, 7, b"\0\1\0\0")},
+        {"meaning": "a block", "type": FrameType.DATA, "id": 3, "payload": b"block".hex(),
+         "frame": one(FrameType.DATA, 3, b"block")},
+        {"meaning": "request 1 of kind echo", "type": FrameType.REQUEST, "id": 1, "kind": "echo", "hops": 0, "to": "",
          "origin": "", "body": b"body".hex(),
-         "frame": b"".join(frames.pack_headed(Type.REQUEST, 1, RequestHead(kind="echo"), b"body")).hex()},
-        {"meaning": "a stream that is passed on", "type": Type.OPEN, "id": 1, "kind": "chunks", "hops": 1,
+         "frame": b"".join(frames.pack_headed(FrameType.REQUEST, 1, RequestHead(kind="echo"), b"body")).hex()},
+        {"meaning": "a stream that is passed on", "type": FrameType.OPEN, "id": 1, "kind": "chunks", "hops": 1,
          "to": ISLANDS[2].id, "origin": ISLANDS[0].id, "body": "",
-         "frame": b"".join(frames.pack_headed(Type.OPEN, 1, head, b"")).hex()},
+         "frame": b"".join(frames.pack_headed(FrameType.OPEN, 1, head, b"")).hex()},
     ]  # fmt: skip
 
     def headed(data: bytes) -> str:
-        return one(Type.REQUEST, 1, len(data).to_bytes(2, "big") + data)
+        return one(FrameType.REQUEST, 1, len(data).to_bytes(2, "big") + data)
 
     hostile = {
         "no type and id": frames.HEAD.pack(4, 1, 0).hex(),
-        "over the limit of a control session": frames.HEAD.pack(frames.CONTROL_FRAME + 6, Type.REQUEST, 1).hex(),
+        "over the limit of a control session": frames.HEAD.pack(frames.CONTROL_FRAME + 6, FrameType.REQUEST, 1).hex(),
         "an unknown type": frames.HEAD.pack(5, 99, 0).hex(),
-        "a head that is cut": one(Type.REQUEST, 1, b"\x00\x09abc"),
+        "a head that is cut": one(FrameType.REQUEST, 1, b"\x00\x09abc"),
         "a kind with a slash": headed(codec.encode({"kind": "../x"})),
         "three hops": headed(codec.encode({"kind": "x", "hops": 3})),
         "a negative hop": headed(codec.encode({"kind": "x", "hops": -1})),

@@ -15,21 +15,21 @@ from island.kernel.ids import NetworkId, key_bytes
 from island.kernel.ports import SeededRng
 from island.trust import core
 from island.trust.keys import Identity
-from island.trust.messages import CHAIN_LIMIT, Admission, Chain, Link
+from island.trust.messages import CHAIN_LIMIT, Admission, AdmissionLink, Chain
 
 ISLANDS = [Identity.generate(SeededRng(n)) for n in range(11)]
-GENESIS = core.found("test", bytes(32), ISLANDS[0].id, b"r" * 32)
+GENESIS = core.found_network("test", bytes(32), ISLANDS[0].id, b"r" * 32)
 NETWORK = core.network_id(GENESIS)
 
 
 def chain_to(depth: int) -> Chain:
     chain = core.founder_chain(GENESIS, ISLANDS[0].id)
     for n in range(depth):
-        chain = core.admit(chain, ISLANDS[n], ISLANDS[n + 1].id, f"island-{n + 1}")
+        chain = core.admit_key(chain, ISLANDS[n], ISLANDS[n + 1].id, f"island-{n + 1}")
     return chain
 
 
-def signed(link: Link, by: Identity, network: NetworkId = NETWORK) -> Admission:
+def signed(link: AdmissionLink, by: Identity, network: NetworkId = NETWORK) -> Admission:
     data = codec.encode(link)
     return Admission(link=data, signature=by.sign("admission", network, data))
 
@@ -38,8 +38,8 @@ def hand_made(*links: Admission) -> Chain:
     return Chain(genesis=GENESIS, founder=key_bytes(ISLANDS[0].id), links=links)
 
 
-def link(by: int, key: int, *, may_invite: bool = True) -> Link:
-    return Link(key=key_bytes(ISLANDS[key].id), name="x", by=key_bytes(ISLANDS[by].id), may_invite=may_invite)
+def link(by: int, key: int, *, may_invite: bool = True) -> AdmissionLink:
+    return AdmissionLink(key=key_bytes(ISLANDS[key].id), name="x", by=key_bytes(ISLANDS[by].id), may_invite=may_invite)
 
 
 @pytest.mark.parametrize("depth", range(9))
@@ -54,7 +54,7 @@ def test_chains_of_up_to_eight_links_are_believed(depth: int) -> None:
 def test_the_ninth_link_is_refused_when_made_and_when_read() -> None:
     chain = chain_to(8)
     with pytest.raises(Denied, match="most there may be"):
-        core.admit(chain, ISLANDS[8], ISLANDS[9].id, "ninth")
+        core.admit_key(chain, ISLANDS[8], ISLANDS[9].id, "ninth")
     longer = Chain(genesis=GENESIS, founder=chain.founder, links=(*chain.links, signed(link(8, 9), ISLANDS[8])))
     with pytest.raises(codec.Malformed):
         core.verify_chain(NETWORK, codec.encode(longer))
@@ -62,11 +62,11 @@ def test_the_ninth_link_is_refused_when_made_and_when_read() -> None:
 
 def test_only_the_holder_of_a_chain_may_lengthen_it() -> None:
     with pytest.raises(Denied):
-        core.admit(chain_to(2), ISLANDS[1], ISLANDS[5].id, "x")
+        core.admit_key(chain_to(2), ISLANDS[1], ISLANDS[5].id, "x")
     silent = hand_made(signed(link(0, 1, may_invite=False), ISLANDS[0]))
     assert core.verify_chain(NETWORK, silent).may_invite is False
     with pytest.raises(Denied, match="without the right"):
-        core.admit(silent, ISLANDS[1], ISLANDS[2].id, "x")
+        core.admit_key(silent, ISLANDS[1], ISLANDS[2].id, "x")
 
 
 HOSTILE: dict[str, Callable[[], Chain]] = {
@@ -124,6 +124,6 @@ def test_a_link_of_a_later_version_with_more_fields_is_believed() -> None:
 
 @pytest.mark.parametrize("name", ["", "x\n", "../x", "a b", "x" * 65, "ä", "-x", "x\0"])
 def test_names_that_are_none_are_malformed(name: str) -> None:
-    admission = signed(Link(key=key_bytes(ISLANDS[1].id), name=name, by=key_bytes(ISLANDS[0].id)), ISLANDS[0])
+    admission = signed(AdmissionLink(key=key_bytes(ISLANDS[1].id), name=name, by=key_bytes(ISLANDS[0].id)), ISLANDS[0])
     with pytest.raises(codec.Malformed):
         core.verify_chain(NETWORK, codec.encode(hand_made(admission)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from island.cli.demo.place import ISLAND
+from island.cli.demo.demo_island import ISLAND
 from island.home import Home
 from island.kernel.db import Database
 from island.kernel.ports import SystemClock, SystemRng

@@ -13,13 +13,13 @@ from island.kernel import codec
 from island.kernel.ids import key_bytes
 from island.kernel.ports import SeededRng
 from island.trust import core
-from island.trust.core import Issued
+from island.trust.core import IssuedInvitation
 from island.trust.keys import Identity
 from island.trust.messages import Invitation
 
 INVITER = Identity.generate(SeededRng("inviter"))
 INVITATION = Invitation(
-    genesis=core.found("test", bytes(32), INVITER.id, bytes(32)),
+    genesis=core.found_network("test", bytes(32), INVITER.id, bytes(32)),
     inviter=key_bytes(INVITER.id),
     name="lapalma",
     addresses=("127.0.0.1:8991", "[::1]:8991"),
@@ -75,14 +75,14 @@ def test_a_good_checksum_over_nonsense_is_malformed(content: object) -> None:
 
 
 def test_judgement() -> None:
-    fresh = Issued(expires=100, uses=2, used=1)
-    assert core.judge(fresh, False, 99) == "admit"
-    assert core.judge(fresh, True, 200) == "again"
+    fresh = IssuedInvitation(expires=100, uses=2, used=1)
+    assert core.judge_redemption(fresh, False, 99) == "admit"
+    assert core.judge_redemption(fresh, True, 200) == "again"
     for issued, now, code in (
         (None, 0, "invitation_unknown"),
         (fresh, 100, "invitation_expired"),
-        (Issued(expires=100, uses=1, used=1), 0, "invitation_used_up"),
+        (IssuedInvitation(expires=100, uses=1, used=1), 0, "invitation_used_up"),
     ):
         with pytest.raises(BadInput) as caught:
-            core.judge(issued, False, now)
+            core.judge_redemption(issued, False, now)
         assert caught.value.code == code and "new one" in caught.value.hint

@@ -15,7 +15,7 @@ from typing import Any
 
 from island.cli.demo import data, sky
 from island.cli.demo.data import Row
-from island.cli.demo.place import Place, wait_for
+from island.cli.demo.demo_island import DemoIsland, wait_for
 from island.cli.demo.stage import Stage
 from island.errors import IslandError
 
@@ -33,14 +33,14 @@ class Scene:
     root: Path
     rows: list[Row]
     alerts: list[Path]
-    virgo: Place
-    orion: Place
-    laptop: Place
+    virgo: DemoIsland
+    orion: DemoIsland
+    laptop: DemoIsland
     sessions: dict[str, Any] = field(default_factory=dict)
     portions: list[Callable[[], None]] = field(default_factory=list)
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[DemoIsland]:
         return [self.virgo, self.orion, self.laptop]
 
     @property
@@ -64,7 +64,11 @@ def play(root: Path, alerts: list[Path], stay: Callable[[], None] | None) -> lis
     stage.say("Three islands on this machine: virgo (galaxies), orion (clusters and nebulae), laptop (nothing).")
     stage.say(f"Input: {data.CREDIT}.")
     rows = data.catalogue()
-    virgo, orion, laptop = (Place(root, "virgo"), Place(root, "orion"), Place(root, "laptop", dialled=False))
+    virgo, orion, laptop = (
+        DemoIsland(root, "virgo"),
+        DemoIsland(root, "orion"),
+        DemoIsland(root, "laptop", dialled=False),
+    )
     scene = Scene(stage, root, rows, alerts, virgo, orion, laptop)
     try:
         prepare(scene)
@@ -116,7 +120,7 @@ def one_list(scene: Scene) -> None:
     stage = scene.stage
     stage.act(1, "Three islands know the same servers and the same data")
 
-    def listed(place: Place) -> tuple[list[Any], list[Any]]:
+    def listed(place: DemoIsland) -> tuple[list[Any], list[Any]]:
         servers = [(s["island"], s["kind"], s["url"]) for s in place.json("server", "ls")]
         datasets = [(d["island"], d["name"], d["format"], d["rows"], d["bytes"]) for d in place.json("dataset", "ls")]
         return sorted(servers), sorted(datasets)
@@ -268,7 +272,7 @@ def colours(scene: Scene) -> None:
     stage.same("the first reading moved less than half", True, 0 < moved[0] < after["bytes"] / 2)
 
 
-def _python(place: Place, code: str, *arguments: str) -> str:
+def _python(place: DemoIsland, code: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env=place.environment(), capture_output=True, text=True, timeout=120, check=False,
@@ -465,7 +469,7 @@ def ending(scene: Scene, *, staying: bool) -> None:
     stage.say("Ctrl-C ends all three.")
 
 
-def _suggestions(laptop: Place) -> Sequence[str]:
+def _suggestions(laptop: DemoIsland) -> Sequence[str]:
     return (
         f"export ISLAND_HOME={laptop.home}",
         "island dataset search --column radvel --region 'circle 187.7 12.4 5'",

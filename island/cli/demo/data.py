@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class DemoColumn:
     """A column of the demo's tables: name, type, unit, UCD, meaning."""
 
     name: str
@@ -37,26 +37,26 @@ class Column:
 
 
 COLUMNS = (
-    Column("name", "string", "", "meta.id;meta.main", "NGC or IC designation"),
-    Column("type", "string", "", "src.class", "type of the object"),
-    Column("ra", "double", "deg", "pos.eq.ra;meta.main", "right ascension, ICRS"),
-    Column("dec", "double", "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
-    Column("const", "string", "", "meta.id.parent", "constellation"),
-    Column("majax", "double", "arcmin", "phys.angSize.smajAxis", "major axis"),
-    Column("minax", "double", "arcmin", "phys.angSize.sminAxis", "minor axis"),
-    Column("pa", "double", "deg", "pos.posAng", "position angle of the major axis"),
-    Column("bmag", "double", "mag", "phot.mag;em.opt.B", "magnitude in B"),
-    Column("vmag", "double", "mag", "phot.mag;em.opt.V", "magnitude in V"),
-    Column("jmag", "double", "mag", "phot.mag;em.IR.J", "magnitude in J"),
-    Column("hmag", "double", "mag", "phot.mag;em.IR.H", "magnitude in H"),
-    Column("kmag", "double", "mag", "phot.mag;em.IR.K", "magnitude in K"),
-    Column("hubble", "string", "", "src.morph.type", "Hubble type"),
-    Column("radvel", "double", "km/s", "spect.dopplerVeloc.opt", "heliocentric radial velocity"),
-    Column("redshift", "double", "", "src.redshift", "redshift"),
-    Column("messier", "string", "", "meta.id", "Messier number"),
-    Column("commonnames", "string", "", "meta.id", "common names"),
-    Column("identifiers", "string", "", "meta.id", "identifiers in other catalogues"),
-    Column("notes", "string", "", "meta.note", "notes of NED and OpenNGC"),
+    DemoColumn("name", "string", "", "meta.id;meta.main", "NGC or IC designation"),
+    DemoColumn("type", "string", "", "src.class", "type of the object"),
+    DemoColumn("ra", "double", "deg", "pos.eq.ra;meta.main", "right ascension, ICRS"),
+    DemoColumn("dec", "double", "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
+    DemoColumn("const", "string", "", "meta.id.parent", "constellation"),
+    DemoColumn("majax", "double", "arcmin", "phys.angSize.smajAxis", "major axis"),
+    DemoColumn("minax", "double", "arcmin", "phys.angSize.sminAxis", "minor axis"),
+    DemoColumn("pa", "double", "deg", "pos.posAng", "position angle of the major axis"),
+    DemoColumn("bmag", "double", "mag", "phot.mag;em.opt.B", "magnitude in B"),
+    DemoColumn("vmag", "double", "mag", "phot.mag;em.opt.V", "magnitude in V"),
+    DemoColumn("jmag", "double", "mag", "phot.mag;em.IR.J", "magnitude in J"),
+    DemoColumn("hmag", "double", "mag", "phot.mag;em.IR.H", "magnitude in H"),
+    DemoColumn("kmag", "double", "mag", "phot.mag;em.IR.K", "magnitude in K"),
+    DemoColumn("hubble", "string", "", "src.morph.type", "Hubble type"),
+    DemoColumn("radvel", "double", "km/s", "spect.dopplerVeloc.opt", "heliocentric radial velocity"),
+    DemoColumn("redshift", "double", "", "src.redshift", "redshift"),
+    DemoColumn("messier", "string", "", "meta.id", "Messier number"),
+    DemoColumn("commonnames", "string", "", "meta.id", "common names"),
+    DemoColumn("identifiers", "string", "", "meta.id", "identifiers in other catalogues"),
+    DemoColumn("notes", "string", "", "meta.note", "notes of NED and OpenNGC"),
 )
 
 

@@ -56,13 +56,13 @@ def principal(request: web.Request) -> Principal:
 
 def administrator(request: web.Request) -> Principal:
     """Who asks, if it is the administrator; raises `Denied` for a user."""
-    who = principal(request)
-    if who.role != "administrator":
+    caller = principal(request)
+    if caller.role != "administrator":
         raise Denied(
             "this changes the island, and the token is a user's",
             hint="Use the administrator's token: HOME/token, by --token-file or ISLAND_TOKEN.",
         )
-    return who
+    return caller
 
 
 async def body(request: web.Request, kind: type[T]) -> T:

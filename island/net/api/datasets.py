@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from island.catalog.messages import Card, DatasetView, Query
+from island.catalog.messages import Card, DatasetView, SearchQuery
 from island.catalog.ports import Replication
 from island.catalog.service import Catalog, DatasetDetails
 from island.errors import BadInput
@@ -55,12 +55,12 @@ def routes(catalog: Catalog, replicas: Replication) -> list[web.RouteDef]:
 
     async def publish(request: web.Request) -> web.StreamResponse:
         """Publish files in place, with progress; the result is as `show`, with who will see it (`audience`)."""
-        who = base.administrator(request)
+        caller = base.administrator(request)
         wanted = await base.body(request, Publication)
 
         async def work(progress: base.Progress) -> Any:
             view = await catalog.publish(
-                catalog.who(who.user),
+                catalog.who(caller.user),
                 Path(wanted.path),
                 wanted.name,
                 title=wanted.title,
@@ -77,9 +77,9 @@ def routes(catalog: Catalog, replicas: Replication) -> list[web.RouteDef]:
 
     async def unpublish(request: web.Request) -> web.Response:
         """Withdraw a dataset of this island; its files stay."""
-        who = base.administrator(request)
+        caller = base.administrator(request)
         name = request.match_info["name"]
-        await catalog.unpublish(catalog.who(who.user), name)
+        await catalog.unpublish(catalog.who(caller.user), name)
         return base.reply({"name": name, "state": "withdrawn"})
 
     return [
@@ -91,12 +91,12 @@ def routes(catalog: Catalog, replicas: Replication) -> list[web.RouteDef]:
     ]
 
 
-def _query(request: web.Request) -> Query:
-    known = {field.name for field in msgspec.structs.fields(Query)}
+def _query(request: web.Request) -> SearchQuery:
+    known = {field.name for field in msgspec.structs.fields(SearchQuery)}
     if unknown := sorted(set(request.query) - known):
         raise BadInput(f"search has no parameter {unknown[0]!r}", hint=f"It takes {', '.join(sorted(known))}.")
     try:
-        return msgspec.convert(dict(request.query), Query, strict=False)
+        return msgspec.convert(dict(request.query), SearchQuery, strict=False)
     except msgspec.ValidationError as error:
         raise BadInput(f"the search is not understood: {error}", hint="See protocols/openapi.yaml.") from error
 

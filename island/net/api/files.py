@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from island.catalog.messages import Resolved
+from island.catalog.messages import ResolvedDataset
 from island.catalog.service import Catalog
 from island.errors import BadInput, IslandError
 from island.kernel.ids import DatasetName, check_hash
@@ -63,15 +63,15 @@ class _Files:
 
     async def drop(self, request: web.Request) -> web.Response:
         """Delete what is kept of another island's dataset; `freed` is in bytes."""
-        who = base.administrator(request)
+        caller = base.administrator(request)
         resolved = await self._resolve(request)
         freed = await self._replicas.drop(resolved)
-        await self._replicas.note(who.user, "dataset.drop", resolved, "done", bytes=freed)
+        await self._replicas.note(caller.user, "dataset.drop", resolved, "done", bytes=freed)
         return base.reply({**await self._about(resolved), "freed": freed})
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:
         """Make a complete, verified replica, with progress; `fetched` is the bytes that this moved."""
-        who = base.principal(request)
+        caller = base.principal(request)
         resolved = await self._resolve(request)
 
         async def work(progress: base.Progress) -> dict[str, Any]:
@@ -79,11 +79,11 @@ class _Files:
             try:
                 await self._replicas.fetch(resolved, progress)
             except IslandError as error:
-                await self._replicas.note(who.user, "dataset.fetch", resolved, "failed", error=error.message[:500])
+                await self._replicas.note(caller.user, "dataset.fetch", resolved, "failed", error=error.message[:500])
                 raise
             about = await self._about(resolved)
             fetched = about["bytes_moved"] - before
-            await self._replicas.note(who.user, "dataset.fetch", resolved, "done", bytes=fetched)
+            await self._replicas.note(caller.user, "dataset.fetch", resolved, "done", bytes=fetched)
             return {**about, "fetched": fetched}
 
         return await base.stream(request, work)
@@ -130,7 +130,7 @@ class _Files:
     async def _send(
         self,
         request: web.Request,
-        resolved: Resolved,
+        resolved: ResolvedDataset,
         path: str,
         start: int,
         end: int,
@@ -158,7 +158,7 @@ class _Files:
         await response.write_eof()
         return response
 
-    async def _resolve(self, request: web.Request) -> Resolved:
+    async def _resolve(self, request: web.Request) -> ResolvedDataset:
         name, _, snapshot = request.match_info["name"].partition("@")
         if pinned := request.match_info.get("snapshot"):
             snapshot = check_hash(pinned, "snapshot")
@@ -166,7 +166,7 @@ class _Files:
             DatasetName.parse(f"{request.match_info['owner']}/{name}" + (f"@{snapshot}" if snapshot else ""))
         )
 
-    async def _about(self, resolved: Resolved) -> dict[str, Any]:
+    async def _about(self, resolved: ResolvedDataset) -> dict[str, Any]:
         status = await self._replicas.status(resolved)
         return {
             "dataset": f"{resolved.owner_name}/{resolved.name}",

@@ -15,9 +15,9 @@ from msgspec import Meta
 
 from island.errors import BadInput, NotFound
 from island.jobs.messages import MAX_FILE
-from island.jobs.runs import Run
-from island.jobs.service import Batch, Jobs, statement_row
-from island.jobs.store import Job
+from island.jobs.run_store import JobRun
+from island.jobs.service import BatchFile, Jobs, statement_row
+from island.jobs.store import JobRow
 from island.livy.conf import INPUTS_KEY
 from island.livy.messages import BatchRequest, SessionRequest
 from island.net.api import base
@@ -78,11 +78,11 @@ class JobsApi:
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
 
-    async def _job(self, request: web.Request, kind: str | None = None) -> Job:
+    async def _job(self, request: web.Request, kind: str | None = None) -> JobRow:
         kind = kind or request.query.get("kind")
         return await self._jobs.named(base.principal(request), request.match_info["id"], kind)
 
-    async def _job_or_guest(self, request: web.Request) -> Job | Run:
+    async def _job_or_guest(self, request: web.Request) -> JobRow | JobRun:
         """A job of this home, else, for the administrator, one of another home that is here; raises `NotFound`."""
         try:
             return await self._job(request)
@@ -130,7 +130,7 @@ class JobsApi:
             conf=_conf({}, query.getall("input", [])),
             queue=_queue(query.get("at", "")),
         )
-        file = Batch(query.get("file", "job.py"), data)
+        file = BatchFile(query.get("file", "job.py"), data)
         key = request.headers.get("Idempotency-Key")
         job = await self._jobs.submit_batch(base.principal(request), asked, file=file, key=key)
         return base.reply(_timed(await self._jobs.row(job)), 201)
@@ -140,7 +140,7 @@ class JobsApi:
         if (row := await self._elsewhere(request, "show")) is not None:
             return base.reply(_timed(row))
         found = await self._job_or_guest(request)
-        if isinstance(found, Run):
+        if isinstance(found, JobRun):
             return base.reply(_timed({**self._jobs.run_row(found), "key": ""}))
         return base.reply(_timed(await self._jobs.show(found)))
 
@@ -173,7 +173,7 @@ class JobsApi:
         if key:
             return base.reply(_timed(await self._jobs.elsewhere(request.match_info["id"], key, "cancel")))
         found = await self._job_or_guest(request)
-        if isinstance(found, Run):
+        if isinstance(found, JobRun):
             return base.reply(_timed(await self._jobs.evict(base.administrator(request), found)))
         job = await self._jobs.end(found, deleted=False)
         return base.reply(_timed(await self._jobs.row(job)))

@@ -14,7 +14,7 @@ from island.errors import BadInput
 from island.kernel.ids import IslandId
 from island.net.api import base
 from island.trust.heads import JournalHeads, unreached
-from island.trust.journal import Entry
+from island.trust.journal import JournalEntry
 from island.trust.service import Trust
 
 MAX_ROWS = 10_000
@@ -56,9 +56,9 @@ def routes(trust: Trust, heads: JournalHeads, display: Callable[[IslandId], str]
 
     async def acknowledge(request: web.Request) -> web.Response:
         """Accept that rows are missing, as after restoring a backup; this is written to the journal."""
-        who = base.administrator(request)
+        caller = base.administrator(request)
         body = await base.body(request, Acknowledged)
-        return base.reply({"island": trust.name, "generation": await heads.acknowledge(who.user, body.reason)})
+        return base.reply({"island": trust.name, "generation": await heads.acknowledge(caller.user, body.reason)})
 
     return [
         web.get("/api/v1/journal", read),
@@ -67,7 +67,7 @@ def routes(trust: Trust, heads: JournalHeads, display: Callable[[IslandId], str]
     ]
 
 
-def row(entry: Entry, island: str) -> dict[str, Any]:
+def row(entry: JournalEntry, island: str) -> dict[str, Any]:
     """A row as flat JSON; `detail` is JSON text."""
     return {
         "island": island,

@@ -14,7 +14,7 @@ from island.kernel.ids import IslandId
 from island.kernel.ports import Link
 from island.membership.service import IslandView, Membership
 from island.net.api import base
-from island.net.peers import PeerSessions
+from island.net.peers import TlsPeers
 from island.trust.service import Trust
 
 
@@ -31,7 +31,7 @@ class Joining(msgspec.Struct, forbid_unknown_fields=True):
     invitation: Annotated[str, Meta(max_length=10_000)]
 
 
-def routes(peers: PeerSessions, membership: Membership, trust: Trust) -> list[web.RouteDef]:
+def routes(peers: TlsPeers, membership: Membership, trust: Trust) -> list[web.RouteDef]:
     """The operations on islands."""
 
     async def ls(_: web.Request) -> web.Response:
@@ -45,11 +45,11 @@ def routes(peers: PeerSessions, membership: Membership, trust: Trust) -> list[we
 
     async def invite(request: web.Request) -> web.Response:
         """Make an invitation; the first one founds the archipelago."""
-        who = base.administrator(request)
+        caller = base.administrator(request)
         body = await base.body(request, NewInvitation)
         founded = trust.network is None
         addresses = peers.local_addresses()
-        word = await trust.invite(addresses, uses=body.uses, valid_s=body.valid_s, who=who.user)
+        word = await trust.invite(addresses, uses=body.uses, valid_s=body.valid_s, who=caller.user)
         return base.reply(
             {
                 "invitation": word,
@@ -122,7 +122,7 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
 
 
-def _shown(membership: Membership, peers: PeerSessions, island: IslandId) -> str:
+def _shown(membership: Membership, peers: TlsPeers, island: IslandId) -> str:
     try:
         view = membership.view(island)
     except NotFound:

@@ -29,14 +29,14 @@ def routes(membership: Membership) -> list[web.RouteDef]:
 
     async def add(request: web.Request) -> web.Response:
         """Add a server of this island; the answer is its row."""
-        who = base.administrator(request)
+        caller = base.administrator(request)
         body = await base.body(request, NewServer)
-        return base.reply(_row(await membership.add_server(who.user, body.kind, body.url, body.comment)), 201)
+        return base.reply(_row(await membership.add_server(caller.user, body.kind, body.url, body.comment)), 201)
 
     async def remove(request: web.Request) -> web.Response:
         """Remove a server of this island; the answer is the row that it had."""
-        who = base.administrator(request)
-        return base.reply(_row(await membership.remove_server(who.user, request.match_info["id"])))
+        caller = base.administrator(request)
+        return base.reply(_row(await membership.remove_server(caller.user, request.match_info["id"])))
 
     return [
         web.get("/api/v1/servers", ls),

@@ -42,9 +42,9 @@ def routes(streams: Streams) -> list[web.RouteDef]:
 
     async def add_source(request: web.Request) -> web.Response:
         """Watch a folder; the answer is the source's row."""
-        who = base.administrator(request)
+        caller = base.administrator(request)
         body = await base.body(request, NewSource)
-        return base.reply(source_row(await streams.add_source(who, Path(body.path), body.name)), 201)
+        return base.reply(source_row(await streams.add_source(caller, Path(body.path), body.name)), 201)
 
     async def remove_source(request: web.Request) -> web.Response:
         """Stop watching; the files stay, and subscriptions to it stop and say so."""
@@ -58,10 +58,10 @@ def routes(streams: Streams) -> list[web.RouteDef]:
 
     async def subscribe(request: web.Request) -> web.Response:
         """Subscribe: the dataset ME/INTO is made and published; the answer is the subscription's row."""
-        who = base.principal(request)
+        caller = base.principal(request)
         body = await base.body(request, NewSubscription)
         view = await streams.subscribe(
-            who, body.source, where=body.where, region=body.region, start=body.begin, into=body.into
+            caller, body.source, where=body.where, region=body.region, start=body.begin, into=body.into
         )
         return base.reply(subscription_row(view), 201)
 

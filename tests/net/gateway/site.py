@@ -16,7 +16,7 @@ from island.catalog.service import Catalog, CatalogDependencies
 from island.config import parse
 from island.gossip.service import Gossip
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.engine import Engine, LivyEngine
+from island.jobs.livy_engine import EnginePort, LivyEngine
 from island.jobs.service import Jobs
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
@@ -26,8 +26,8 @@ from island.livy.client import LivyClient
 from island.membership.service import Membership
 from island.net import gateway
 from island.net.api import jobs as jobs_api
-from island.net.api.server import UserServer, build
-from island.net.peers import PeerSessions
+from island.net.api.user_port import UserServer, build
+from island.net.peers import TlsPeers
 from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.keys import Identity
 from island.trust.service import Trust
@@ -56,7 +56,7 @@ class Site:
         state, db, chunks = self.databases
         self.state = state
         self.trust = Trust(state, identity, name, "tests", clock, rng)
-        self.peers = PeerSessions(
+        self.peers = TlsPeers(
             identity,
             self.trust,
             clock,
@@ -97,7 +97,7 @@ class Site:
             )
         )
         self.livy = livy
-        engine: Engine | None = LivyEngine(lambda: livy) if livy is not None else None
+        engine: EnginePort | None = LivyEngine(lambda: livy) if livy is not None else None
         self.jobs = Jobs(
             JobsDependencies(
                 state=state,

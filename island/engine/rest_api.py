@@ -14,12 +14,12 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from island.engine.engine import Engine
-from island.engine.jobs import Job
-from island.engine.sessions import Session, Statement
+from island.engine.lifecycle import EngineJob
+from island.engine.service import EngineService
+from island.engine.sessions import EngineSession, EngineStatement
 from island.errors import IslandError
 from island.livy import requests
-from island.livy.messages import BatchPage, Completion, Message, SessionPage, StatementPage, StateView
+from island.livy.messages import BatchPage, CompletionResponse, ResponseMessage, SessionPage, StatementPage, StateView
 from island.livy.rest import (
     CANCELED,
     DELETED,
@@ -28,16 +28,16 @@ from island.livy.rest import (
     INTERRUPTED,
     JSON_HEADERS,
     SECURITY_HEADERS,
-    Refusal,
+    LivyRefusal,
     allow,
-    cut,
     id_or_name,
     integer,
     log_page,
     not_active,
-    page,
+    page_bounds,
     requirement,
     session_not_found,
+    slice_page,
     statement_page,
     version_view,
 )
@@ -74,10 +74,10 @@ def is_allowed(header: str, token: str) -> bool:
     return hmac.compare_digest(value.strip().encode(), token.encode())
 
 
-class Rest:
+class EngineApi:
     """Livy's resources over one engine."""
 
-    def __init__(self, engine: Engine, token: str) -> None:
+    def __init__(self, engine: EngineService, token: str) -> None:
         self.engine = engine
         self.token = token
 
@@ -129,7 +129,7 @@ class Rest:
     @web.middleware
     async def _authorised(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if not is_allowed(request.headers.get("Authorization", ""), self.token):
-            response = answer(Message("A token is needed: as Bearer, or as the password of HTTP Basic."), 401)
+            response = answer(ResponseMessage("A token is needed: as Bearer, or as the password of HTTP Basic."), 401)
             response.headers["WWW-Authenticate"] = 'Basic realm="island engine"'
             return response
         return await handler(request)
@@ -138,7 +138,7 @@ class Rest:
     async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
-        except Refusal as refusal:
+        except LivyRefusal as refusal:
             return web.Response(status=refusal.status, body=refusal.json(), headers=JSON_HEADERS)
         except web.HTTPMethodNotAllowed as refusal:
             return empty(405, Allow=allow(refusal.allowed_methods))
@@ -149,10 +149,12 @@ class Rest:
             return answer(f"The body is over {requests.MAX_BODY} bytes", 413)
         except sqlite3.Error as error:
             log.error("engine.store", path=request.path, error=str(error))
-            return answer(Message(f"The engine cannot write to its directory: {error}. Nothing was started."), 507)
+            return answer(
+                ResponseMessage(f"The engine cannot write to its directory: {error}. Nothing was started."), 507
+            )
         except IslandError as error:
             log.warning("engine.failed", path=request.path, error=str(error))
-            return answer(Message(str(error)), error.status)
+            return answer(ResponseMessage(str(error)), error.status)
 
     # -- the root -----------------------------------------------------------------------
 
@@ -171,17 +173,17 @@ class Rest:
 
     # -- sessions -----------------------------------------------------------------------
 
-    def _session(self, request: web.Request) -> Session:
+    def _session(self, request: web.Request) -> EngineSession:
         """The session of the path; a request for it is its client's heartbeat."""
         session = self.engine.session(id_or_name(request.match_info["key"]))
         session.beaten = time.monotonic()
         return session
 
-    def _live_session(self, request: web.Request) -> Session:
+    def _live_session(self, request: web.Request) -> EngineSession:
         """The session of the path, whose statements exist. One of before has none: 400, as an ended one in Livy."""
         try:
             session = self._session(request)
-        except Refusal:
+        except LivyRefusal:
             self.engine.past_session(id_or_name(request.match_info["key"]))
             raise not_active() from None
         if session.ended and not session.was_idle:
@@ -190,9 +192,9 @@ class Rest:
 
     async def list_sessions(self, request: web.Request) -> web.Response:
         """`GET /sessions`."""
-        start, size = page(request.query)
+        start, size = page_bounds(request.query)
         known = list(self.engine.sessions.values())
-        return answer(SessionPage(start, len(known), [session.view() for session in cut(known, start, size)]))
+        return answer(SessionPage(start, len(known), [session.view() for session in slice_page(known, start, size)]))
 
     async def create_session(self, request: web.Request) -> web.Response:
         """`POST /sessions`."""
@@ -203,14 +205,14 @@ class Rest:
         """`GET /sessions/N`, also of an earlier instance."""
         try:
             return answer(self._session(request).view())
-        except Refusal:
+        except LivyRefusal:
             return answer(self.engine.past_session(id_or_name(request.match_info["key"])))
 
     async def session_state(self, request: web.Request) -> web.Response:
         """`GET /sessions/N/state`."""
         try:
             session = self._session(request)
-        except Refusal:
+        except LivyRefusal:
             past = self.engine.past_session(id_or_name(request.match_info["key"]))
             return answer(StateView(past.id, past.state))
         return answer(StateView(session.id, session.state))
@@ -219,7 +221,7 @@ class Rest:
         """`GET /sessions/N/log`."""
         try:
             session = self._session(request)
-        except Refusal:
+        except LivyRefusal:
             past = self.engine.past_session(id_or_name(request.match_info["key"]))
             return answer(log_page(past.id, past.log, request.query))
         return answer(log_page(session.id, session.log.lines(), request.query))
@@ -228,11 +230,11 @@ class Rest:
         """`DELETE /sessions/N`: answered when every process of it is gone."""
         return await self._delete(request, "session", self.engine.session)
 
-    async def _delete(self, request: web.Request, what: str, find: Callable[[int | str], Job]) -> web.Response:
+    async def _delete(self, request: web.Request, what: str, find: Callable[[int | str], EngineJob]) -> web.Response:
         key = id_or_name(request.match_info["key"])
         try:
             job = find(key)
-        except Refusal:
+        except LivyRefusal:
             self.engine.forget_past(what, key)
         else:
             await self.engine.delete(job)
@@ -261,14 +263,14 @@ class Rest:
         """`POST /sessions/N/completion`: as Livy's, it knows nothing of Python and SQL."""
         self._session(request)
         requests.completion_request(await request.read())
-        return answer(Completion())
+        return answer(CompletionResponse())
 
     # -- statements ---------------------------------------------------------------------
 
     async def list_statements(self, request: web.Request) -> web.Response:
         """`GET /sessions/N/statements`."""
         kept = list(self._live_session(request).statements.values())
-        shown: list[Statement] = statement_page(kept, request.query)
+        shown: list[EngineStatement] = statement_page(kept, request.query)
         return answer(StatementPage(len(kept), [statement.view() for statement in shown]))
 
     async def post_statement(self, request: web.Request) -> web.Response:
@@ -296,7 +298,7 @@ class Rest:
         try:
             body = msgspec.json.decode(await request.read() or b"{}")
         except (msgspec.DecodeError, RecursionError) as error:
-            raise Refusal(400, f"Not JSON: {error}") from error
+            raise LivyRefusal(400, f"Not JSON: {error}") from error
         raise requirement(JOB_API if isinstance(body, dict) and body.get("job") else "no job provided.")
 
     async def upload(self, request: web.Request) -> web.Response:
@@ -304,7 +306,7 @@ class Rest:
         self._session(request)
         if request.content_type.startswith("multipart/") or await request.read():
             raise requirement(JOB_API)
-        raise Refusal(400, "No file sent!")
+        raise LivyRefusal(400, "No file sent!")
 
     async def show_job(self, request: web.Request) -> web.Response:
         """No job was ever submitted."""
@@ -316,9 +318,9 @@ class Rest:
 
     async def list_batches(self, request: web.Request) -> web.Response:
         """`GET /batches`."""
-        start, size = page(request.query)
+        start, size = page_bounds(request.query)
         known = list(self.engine.batches.values())
-        return answer(BatchPage(start, len(known), [batch.view() for batch in cut(known, start, size)]))
+        return answer(BatchPage(start, len(known), [batch.view() for batch in slice_page(known, start, size)]))
 
     async def create_batch(self, request: web.Request) -> web.Response:
         """`POST /batches`."""
@@ -330,7 +332,7 @@ class Rest:
         key = id_or_name(request.match_info["key"])
         try:
             return answer(self.engine.batch(key).view())
-        except Refusal:
+        except LivyRefusal:
             return answer(self.engine.past_batch(key))
 
     async def batch_state(self, request: web.Request) -> web.Response:
@@ -338,7 +340,7 @@ class Rest:
         key = id_or_name(request.match_info["key"])
         try:
             batch = self.engine.batch(key)
-        except Refusal:
+        except LivyRefusal:
             past = self.engine.past_batch(key)
             return answer(StateView(past.id, past.state))
         return answer(StateView(batch.id, batch.state))
@@ -348,7 +350,7 @@ class Rest:
         key = id_or_name(request.match_info["key"])
         try:
             batch = self.engine.batch(key)
-        except Refusal:
+        except LivyRefusal:
             past = self.engine.past_batch(key)
             return answer(log_page(past.id, past.log, request.query))
         return answer(log_page(batch.id, batch.log.lines(), request.query))

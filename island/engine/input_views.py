@@ -19,7 +19,7 @@ def create_views(spark: Any, views: Mapping[str, str], aliases: Mapping[str, str
     frames = {}
     for name, path in views.items():
         try:
-            frames[name] = read(spark, path)
+            frames[name] = read_input(spark, path)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise EngineFailed(f"input {name} at {path} cannot be read: {reason}") from error
@@ -28,7 +28,7 @@ def create_views(spark: Any, views: Mapping[str, str], aliases: Mapping[str, str
         frames[name].createOrReplaceTempView(f"`{alias}`")
 
 
-def read(spark: Any, path: str) -> Any:
+def read_input(spark: Any, path: str) -> Any:
     """The input at `path` as a DataFrame, nothing read but footers."""
     if path.startswith("["):
         return spark.read.parquet(*(_local(item) for item in json.loads(path)))

@@ -10,62 +10,62 @@ from typing import Final, TypeVar
 
 import structlog
 
-from island.engine.admission import admit
-from island.engine.batches import Batch
-from island.engine.jobs import Job, Place
-from island.engine.sessions import Session
-from island.engine.store import Past
+from island.engine.admission import check_launch
+from island.engine.batches import EngineBatch
+from island.engine.lifecycle import EngineContext, EngineJob
+from island.engine.sessions import EngineSession
+from island.engine.store import EndedJob
 from island.livy.messages import BatchRequest, BatchView, SessionRequest, SessionView
-from island.livy.rest import duplicate_name, log_lines, rejected, session_not_found
+from island.livy.rest import duplicate_name, livy_log_lines, rejected, session_not_found
 
 log = structlog.get_logger("island.engine")
 
 TICK_S: Final = 0.5
-J = TypeVar("J", bound=Job)
+J = TypeVar("J", bound=EngineJob)
 
 
-class Engine:
+class EngineService:
     """All sessions and batches of one engine. `run` is its life; its end is the end of all of them."""
 
-    def __init__(self, place: Place, group: asyncio.TaskGroup) -> None:
+    def __init__(self, place: EngineContext, group: asyncio.TaskGroup) -> None:
         self.place = place
-        self.sessions: dict[int, Session] = {}
-        self.batches: dict[int, Batch] = {}
+        self.sessions: dict[int, EngineSession] = {}
+        self.batches: dict[int, EngineBatch] = {}
         self._group = group
         self._closing = False
 
     # -- beginning ----------------------------------------------------------------------
 
-    def open_session(self, request: SessionRequest) -> Session:
+    def open_session(self, request: SessionRequest) -> EngineSession:
         """Admit and start a session; its name and id are on disk when this returns. Raises `Refusal`."""
         self._check_name(request.name, self.sessions)
-        admitted = admit(request, self.place.limits)
+        admitted = check_launch(request, self.place.limits)
         self._check_room(self.sessions, self.place.limits.max_sessions, "sessions")
         number = self.place.store.begin("session", request.name, request.kind or "shared", self.place.instance)
-        session = self.sessions[number] = Session(self.place, number, request, admitted)
+        session = self.sessions[number] = EngineSession(self.place, number, request, admitted)
         self._start(session)
         return session
 
-    def start_batch(self, request: BatchRequest) -> Batch:
+    def start_batch(self, request: BatchRequest) -> EngineBatch:
         """Admit and start a batch, as `open_session` does. Raises `Refusal`."""
         self._check_name(request.name, self.batches)
-        admitted = admit(request, self.place.limits)
+        admitted = check_launch(request, self.place.limits)
         self._check_room(self.batches, self.place.limits.max_batches, "batches")
         number = self.place.store.begin("batch", request.name, "batch", self.place.instance)
-        batch = self.batches[number] = Batch(self.place, number, request, admitted)
+        batch = self.batches[number] = EngineBatch(self.place, number, request, admitted)
         self._start(batch)
         return batch
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: EngineJob) -> None:
         log.info("engine.started", what=job.what, id=job.id, name=job.name)
         self._group.create_task(job.live(), name=f"{job.what}-{job.id}")
 
-    def _check_name(self, name: str | None, jobs: Mapping[int, Job]) -> None:
+    def _check_name(self, name: str | None, jobs: Mapping[int, EngineJob]) -> None:
         holder = next((job for job in jobs.values() if name is not None and job.name == name and not job.ended), None)
         if name is not None and holder is not None:
             raise duplicate_name(name, holder.id)
 
-    def _check_room(self, jobs: Mapping[int, Job], limit: int, what: str) -> None:
+    def _check_room(self, jobs: Mapping[int, EngineJob], limit: int, what: str) -> None:
         if self._closing:
             raise rejected("the engine is ending.")
         # One that is ending still holds its memory.
@@ -78,11 +78,11 @@ class Engine:
 
     # -- finding ------------------------------------------------------------------------
 
-    def session(self, key: int | str) -> Session:
+    def session(self, key: int | str) -> EngineSession:
         """A session of this instance that still is in memory. Raises `Refusal`."""
         return _find(self.sessions, key)
 
-    def batch(self, key: int | str) -> Batch:
+    def batch(self, key: int | str) -> EngineBatch:
         """A batch of this instance that still is in memory. Raises `Refusal`."""
         return _find(self.batches, key)
 
@@ -96,24 +96,26 @@ class Engine:
         past = self._past("batch", key)
         return BatchView(id=past.id, name=past.name, state=past.state, log=past.log)
 
-    def _past(self, what: str, key: int | str) -> Past:
+    def _past(self, what: str, key: int | str) -> EndedJob:
         past = self.place.store.find("session" if what == "session" else "batch", key)
         if past is None:
             raise session_not_found(key)
         if past.state in ("starting", "running"):
             why = f"island: this {what} was lost: instance {past.instance} of the engine ended while it ran"
-            return Past(past.id, past.name, past.kind, past.instance, "dead", [*log_lines([], []), why])
+            return EndedJob(past.id, past.name, past.kind, past.instance, "dead", [*livy_log_lines([], []), why])
         return past
 
     # -- ending -------------------------------------------------------------------------
 
-    async def delete(self, job: Job) -> None:
+    async def delete(self, job: EngineJob) -> None:
         """End a session or batch and forget it; when this returns every process of it is gone."""
         if not job.ended:
-            if isinstance(job, Session):
+            if isinstance(job, EngineSession):
                 job.state = "shutting_down"
             await job.end("deleted")
-        jobs: dict[int, Session] | dict[int, Batch] = self.sessions if isinstance(job, Session) else self.batches
+        jobs: dict[int, EngineSession] | dict[int, EngineBatch] = (
+            self.sessions if isinstance(job, EngineSession) else self.batches
+        )
         jobs.pop(job.id, None)
         self.place.store.forget(job.what, job.id)
 
@@ -137,7 +139,7 @@ class Engine:
     async def close(self) -> None:
         """End everything at once, and wait for it."""
         self._closing = True
-        jobs: list[Job] = [*self.sessions.values(), *self.batches.values()]
+        jobs: list[EngineJob] = [*self.sessions.values(), *self.batches.values()]
         for job in jobs:
             job.order_end("the engine ended")
         with contextlib.suppress(TimeoutError):
@@ -145,7 +147,7 @@ class Engine:
                 await asyncio.gather(*(job.gone.wait() for job in jobs))
 
 
-def _is_old(job: Job, now: float, retain_s: float) -> bool:
+def _is_old(job: EngineJob, now: float, retain_s: float) -> bool:
     return job.gone.is_set() and job.died is not None and now - job.died > retain_s
 
 

@@ -6,13 +6,13 @@ import json
 import sqlite3
 from dataclasses import dataclass, field
 
-from island.jobs.messages import CommitRequest, StatementReport, Work
+from island.jobs.messages import CommitRequest, JobSpec, StatementReport
 from island.kernel import codec
 from island.livy.messages import STATEMENT_ENDED
 
 
 @dataclass(slots=True)
-class Run:
+class JobRun:
     """One job at its executor, under one epoch: the row, and what is known only while it lives."""
 
     job: str
@@ -20,7 +20,7 @@ class Run:
     home: str
     user: str
     request_hash: str
-    work: Work
+    work: JobSpec
     lease: float
     accepted: float
     step: str = "accepted"
@@ -103,11 +103,11 @@ def insert_refused(conn: sqlite3.Connection, job: str, epoch: int, home: str, re
     conn.execute(
         "INSERT OR IGNORE INTO run (job, epoch, home, user, request_hash, work, signature, lease, accepted, step,"
         " state, reason, stop, cleared) VALUES (?, ?, ?, '', '', ?, x'', 0, ?, 'ended', 'killed', ?, 1, 1)",
-        (job, epoch, home, codec.encode(Work(kind="session")), now, reason),
+        (job, epoch, home, codec.encode(JobSpec(kind="session")), now, reason),
     )
 
 
-def get(conn: sqlite3.Connection, job: str, epoch: int) -> Run | None:
+def get(conn: sqlite3.Connection, job: str, epoch: int) -> JobRun | None:
     """A run by job and epoch."""
     row = conn.execute("SELECT * FROM run WHERE job = ? AND epoch = ?", (job, epoch)).fetchone()
     return None if row is None else _run(row)
@@ -118,12 +118,12 @@ def newest_epoch(conn: sqlite3.Connection, job: str) -> int:
     return int(conn.execute("SELECT coalesce(max(epoch), 0) FROM run WHERE job = ?", (job,)).fetchone()[0])
 
 
-def unended(conn: sqlite3.Connection) -> list[Run]:
+def unended(conn: sqlite3.Connection) -> list[JobRun]:
     """The runs that have not ended, oldest first."""
     return [_run(row) for row in conn.execute("SELECT * FROM run WHERE step != 'ended' ORDER BY accepted, job")]
 
 
-def uncleared(conn: sqlite3.Connection) -> list[Run]:
+def uncleared(conn: sqlite3.Connection) -> list[JobRun]:
     """The runs that have ended and may have left something at the engine."""
     return [_run(row) for row in conn.execute("SELECT * FROM run WHERE step = 'ended' AND cleared = 0")]
 
@@ -133,12 +133,12 @@ def set_cleared(conn: sqlite3.Connection, job: str, epoch: int) -> None:
     conn.execute("UPDATE run SET cleared = 1 WHERE job = ? AND epoch = ?", (job, epoch))
 
 
-def newest(conn: sqlite3.Connection, limit: int) -> list[Run]:
+def newest(conn: sqlite3.Connection, limit: int) -> list[JobRun]:
     """The newest runs here, for the administrator."""
     return [_run(row) for row in conn.execute("SELECT * FROM run ORDER BY accepted DESC LIMIT ?", (limit,))]
 
 
-def save(conn: sqlite3.Connection, run: Run) -> None:
+def save(conn: sqlite3.Connection, run: JobRun) -> None:
     """Write what may change of a run. One that has ended stays as it is: a late request changes nothing."""
     conn.execute(
         "UPDATE run SET step = ?, engine = ?, remote = ?, hidden = ?, state = ?, reason = ?, app_id = ?, app_info = ?,"
@@ -170,7 +170,7 @@ def release(conn: sqlite3.Connection, job: str, epoch: int) -> None:
     conn.execute("UPDATE run SET released = 1, log = '[]' WHERE job = ? AND epoch = ? AND step = 'ended'", (job, epoch))
 
 
-def add_statement(conn: sqlite3.Connection, run: Run, statement: RunStatement) -> None:
+def add_statement(conn: sqlite3.Connection, run: JobRun, statement: RunStatement) -> None:
     """Accept a statement, and record the intent to post it. Results before it are home's now."""
     conn.execute(
         "DELETE FROM run_statement WHERE job = ? AND epoch = ? AND number < ?", (run.job, run.epoch, statement.number)
@@ -181,7 +181,7 @@ def add_statement(conn: sqlite3.Connection, run: Run, statement: RunStatement) -
     )
 
 
-def save_statement(conn: sqlite3.Connection, run: Run, statement: RunStatement) -> None:
+def save_statement(conn: sqlite3.Connection, run: JobRun, statement: RunStatement) -> None:
     """Write what may change of a statement."""
     conn.execute(
         "UPDATE run_statement SET remote = ?, state = ?, output = ?, started = ?, completed = ?,"
@@ -221,14 +221,14 @@ def statements(conn: sqlite3.Connection, job: str, epoch: int, since: int = 0) -
     ]
 
 
-def _run(row: sqlite3.Row) -> Run:
-    return Run(
+def _run(row: sqlite3.Row) -> JobRun:
+    return JobRun(
         job=row["job"],
         epoch=row["epoch"],
         home=row["home"],
         user=row["user"],
         request_hash=row["request_hash"],
-        work=codec.decode(row["work"], Work),
+        work=codec.decode(row["work"], JobSpec),
         lease=row["lease"],
         accepted=row["accepted"],
         step=row["step"],

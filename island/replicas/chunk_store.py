@@ -23,9 +23,9 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.ports import Clock
 from island.kernel.work import Workers
-from island.replicas import chunks, core, store
-from island.replicas.chunks import ChunkFiles
-from island.replicas.core import ABSENT, STORED, VERIFIED, Edges, Run
+from island.replicas import chunk_files, core, store
+from island.replicas.chunk_files import ChunkFiles
+from island.replicas.core import ABSENT, STORED, VERIFIED, ChunkBorders, ChunkRange
 
 log = structlog.get_logger("island")
 
@@ -38,7 +38,7 @@ _OPEN_FILES = 20_000
 """Files whose bitmaps stay in memory; of others they are loaded again."""
 
 
-class HeldFile:
+class ReplicaFile:
     """One file of a snapshot, as far as it is here."""
 
     def __init__(
@@ -62,17 +62,17 @@ class HeldFile:
         return self.bytes_local == self.entry.size
 
 
-class HeldSnapshot:
+class ReplicaSnapshot:
     """One snapshot of another island, as far as it is here."""
 
-    def __init__(self, row: store.SnapshotRow) -> None:
+    def __init__(self, row: store.ReplicaSnapshotRow) -> None:
         self.id = row.id
         self.owner, self.name, self.snapshot = row.owner, row.name, row.snapshot
         self.folder, self.bytes = row.folder, row.bytes
         self.bytes_local = row.bytes_local
         self.complete, self.pinned = row.complete, row.pinned
         self.used_at, self.kept_until = row.used_at, row.kept_until
-        self.files: OrderedDict[str, HeldFile] = OrderedDict()
+        self.files: OrderedDict[str, ReplicaFile] = OrderedDict()
         self.users = 0
         """Reads, fetches and answers to others that are under way; above 0 nothing is evicted."""
         self.gone = False
@@ -81,7 +81,7 @@ class HeldSnapshot:
     def key(self) -> tuple[IslandId, str, str]:
         return self.owner, self.name, self.snapshot
 
-    def __enter__(self) -> HeldSnapshot:
+    def __enter__(self) -> ReplicaSnapshot:
         self.users += 1
         return self
 
@@ -89,13 +89,13 @@ class HeldSnapshot:
         self.users -= 1
 
 
-class Store:
+class ChunkStore:
     """All that is kept of other islands' data."""
 
     def __init__(self, db: Database, root: Path, clock: Clock, workers: Workers) -> None:
         self._db, self._clock = db, clock
         self.files = ChunkFiles(root)
-        self.snapshots: dict[tuple[IslandId, str, str], HeldSnapshot] = {}
+        self.snapshots: dict[tuple[IslandId, str, str], ReplicaSnapshot] = {}
         self._threads = workers.lane("chunks", 4)
         self._closed = False
         self._moved: dict[tuple[IslandId, str, str], list[int]] = {}
@@ -109,7 +109,7 @@ class Store:
         self.files.root.mkdir(parents=True, exist_ok=True)
         rows = await self._db.read(store.snapshots)
         for row in rows:
-            held = HeldSnapshot(row)
+            held = ReplicaSnapshot(row)
             self.snapshots[held.key] = held
         swept = await self.run(lambda: self.files.sweep(row.folder for row in rows))
         log.info("replicas.store", snapshots=len(rows), bytes=self.total, swept=swept)
@@ -130,16 +130,16 @@ class Store:
         """Bytes of all chunks that are here."""
         return sum(held.bytes_local for held in self.snapshots.values())
 
-    def get(self, owner: IslandId, name: str, snapshot: str) -> HeldSnapshot | None:
+    def get(self, owner: IslandId, name: str, snapshot: str) -> ReplicaSnapshot | None:
         """What is here of a snapshot, if anything is."""
         return self.snapshots.get((owner, name, snapshot))
 
-    async def open(self, owner: IslandId, name: str, snapshot: str, size: int) -> HeldSnapshot:
+    async def open(self, owner: IslandId, name: str, snapshot: str, size: int) -> ReplicaSnapshot:
         """The snapshot, its row made where there is none. `size` is that of all its files."""
         async with self._opening:
             held = self.snapshots.get((owner, name, snapshot))
             if held is None:
-                folder, now = chunks.folder_of(owner, name, snapshot), self._clock.wall()
+                folder, now = chunk_files.folder_of(owner, name, snapshot), self._clock.wall()
                 if any(other.folder == folder for other in self.snapshots.values()):
                     raise Conflict(
                         f"two islands whose keys begin alike own a dataset {name!r}", hint="Read it from its owner."
@@ -150,59 +150,59 @@ class Store:
                 held = self.snapshots[owner, name, snapshot]
             return held
 
-    def _opened(self, row: store.SnapshotRow) -> None:
-        held = HeldSnapshot(row)
+    def _opened(self, row: store.ReplicaSnapshotRow) -> None:
+        held = ReplicaSnapshot(row)
         self.snapshots[held.key] = held
 
-    async def file(self, held: HeldSnapshot, entry: FileEntry) -> HeldFile:
+    async def file(self, replica: ReplicaSnapshot, entry: FileEntry) -> ReplicaFile:
         """One file, reconciled with what lies on the disk."""
-        known = held.files.get(entry.path)
+        known = replica.files.get(entry.path)
         if known is None:
-            lock = self._loading.setdefault((held.id, entry.path), asyncio.Lock())
+            lock = self._loading.setdefault((replica.id, entry.path), asyncio.Lock())
             async with lock:
-                known = held.files.get(entry.path)
+                known = replica.files.get(entry.path)
                 if known is None:
-                    known = await self._load(held, entry)
-                    held.files[entry.path] = known
-            self._loading.pop((held.id, entry.path), None)
-        held.files.move_to_end(entry.path)
-        self._trim(held)
+                    known = await self._load(replica, entry)
+                    replica.files[entry.path] = known
+            self._loading.pop((replica.id, entry.path), None)
+        replica.files.move_to_end(entry.path)
+        self._trim(replica)
         return known
 
-    def _trim(self, held: HeldSnapshot) -> None:
-        if len(held.files) <= _OPEN_FILES:
+    def _trim(self, replica: ReplicaSnapshot) -> None:
+        if len(replica.files) <= _OPEN_FILES:
             return
         # A tenth at once, so that the next files cost nothing.
-        for path in list(held.files)[: _OPEN_FILES // 10]:
-            file = held.files[path]
+        for path in list(replica.files)[: _OPEN_FILES // 10]:
+            file = replica.files[path]
             if not (file.dirty or file.arriving):
-                del held.files[path]
+                del replica.files[path]
 
-    async def _load(self, held: HeldSnapshot, entry: FileEntry) -> HeldFile:
-        row = await self._db.read(lambda conn: store.find_file(conn, held.id, entry.path))
+    async def _load(self, replica: ReplicaSnapshot, entry: FileEntry) -> ReplicaFile:
+        row = await self._db.read(lambda conn: store.find_file(conn, replica.id, entry.path))
         if row is None:
-            row = await self._db.write(lambda conn: store.add_file(conn, held.id, entry.path))
+            row = await self._db.write(lambda conn: store.add_file(conn, replica.id, entry.path))
         if not row.bytes_local:
-            return HeldFile(row.id, entry, bytearray(entry.chunks), 0, None)
-        found = await self.run(lambda: self.files.stat(held.folder, entry.path))
+            return ReplicaFile(row.id, entry, bytearray(entry.chunks), 0, None)
+        found = await self.run(lambda: self.files.stat(replica.folder, entry.path))
         if found is None or found[0] != entry.size:
-            file = HeldFile(row.id, entry, bytearray(entry.chunks), row.bytes_local, None)
-            self.lose(held, file)
+            file = ReplicaFile(row.id, entry, bytearray(entry.chunks), row.bytes_local, None)
+            self.lose(replica, file)
             return file
         unchanged = row.mtime_ns == found[1]
-        present = core.unpack(row.bits, entry.chunks)
-        return HeldFile(row.id, entry, present, row.bytes_local, row.mtime_ns if unchanged else None)
+        present = core.unpack_bitmap(row.bits, entry.chunks)
+        return ReplicaFile(row.id, entry, present, row.bytes_local, row.mtime_ns if unchanged else None)
 
     # --- bytes --------------------------------------------------------------------------------
 
-    async def make(self, held: HeldSnapshot, file: HeldFile) -> None:
+    async def make(self, replica: ReplicaSnapshot, file: ReplicaFile) -> None:
         """Make the sparse file, so that it can be written to, or stand there empty."""
         if not file.made:
-            await self.run(lambda: self.files.create(held.folder, file.entry.path, file.entry.size))
+            await self.run(lambda: self.files.create(replica.folder, file.entry.path, file.entry.size))
             file.made = True
 
     async def put(
-        self, held: HeldSnapshot, file: HeldFile, hashes: FileHashes, first: int, data: Sequence[bytes]
+        self, replica: ReplicaSnapshot, file: ReplicaFile, hashes: FileHashes, first: int, data: Sequence[bytes]
     ) -> int:
         """Verify consecutive chunks from number `first` on and write them; how many were good before a bad one."""
 
@@ -214,23 +214,23 @@ class Store:
                 good += 1
             if good:
                 block = b"".join(data[:good]) if good > 1 else data[0]
-                self.files.write(held.folder, file.entry.path, hashes.chunk(first).start, block)
+                self.files.write(replica.folder, file.entry.path, hashes.chunk(first).start, block)
             return good
 
         good = await self.run(verify_and_write)
-        self._mark(held, file, [(index, len(data[index - first])) for index in range(first, first + good)])
+        self._mark(replica, file, [(index, len(data[index - first])) for index in range(first, first + good)])
         return good
 
-    def _mark(self, held: HeldSnapshot, file: HeldFile, sizes: list[tuple[int, int]]) -> None:
+    def _mark(self, replica: ReplicaSnapshot, file: ReplicaFile, sizes: list[tuple[int, int]]) -> None:
         for index, size in sizes:
             if file.present[index] == ABSENT:
                 file.bytes_local += size
-                held.bytes_local += size
+                replica.bytes_local += size
             file.present[index] = VERIFIED
         file.dirty = file.dirty or bool(sizes)
 
     async def get_bytes(
-        self, held: HeldSnapshot, file: HeldFile, hashes: FileHashes, start: int, end: int
+        self, replica: ReplicaSnapshot, file: ReplicaFile, hashes: FileHashes, start: int, end: int
     ) -> bytes | None:
         """The bytes from `start` to `end` of chunks that are here, verified; None if some of them are not.
 
@@ -246,7 +246,7 @@ class Store:
         low, high = (low, high) if doubtful else (start, end)
 
         def read() -> tuple[bytes, list[int], list[int]]:
-            data = self.files.read(held.folder, file.entry.path, low, high)
+            data = self.files.read(replica.folder, file.entry.path, low, high)
             if not doubtful:
                 return data, [], []
             good: list[int] = []
@@ -262,33 +262,33 @@ class Store:
         for index in good:
             file.present[index] = VERIFIED
         if bad or len(data) != high - low:
-            self._drop(held, file, edges, bad or list(range(*run)))
+            self._drop(replica, file, edges, bad or list(range(*run)))
             return None
         return data[start - low : end - low] if doubtful else data
 
-    def _drop(self, held: HeldSnapshot, file: HeldFile, edges: Edges, indexes: list[int]) -> None:
+    def _drop(self, replica: ReplicaSnapshot, file: ReplicaFile, edges: ChunkBorders, indexes: list[int]) -> None:
         for index in indexes:
             if file.present[index] != ABSENT:
                 size = edges.size((index, index + 1))
                 file.present[index] = ABSENT
                 file.bytes_local -= size
-                held.bytes_local -= size
-        file.mtime_ns, file.dirty, held.complete = None, True, False
+                replica.bytes_local -= size
+        file.mtime_ns, file.dirty, replica.complete = None, True, False
         _DAMAGED.inc(len(indexes))
-        log.warning("replicas.chunks_damaged", path=file.entry.path, snapshot=held.snapshot, chunks=len(indexes))
+        log.warning("replicas.chunks_damaged", path=file.entry.path, snapshot=replica.snapshot, chunks=len(indexes))
 
-    def doubt(self, file: HeldFile) -> None:
+    def doubt(self, file: ReplicaFile) -> None:
         """Every chunk of a file is hashed again at its next read."""
         file.present = file.present.replace(bytes([VERIFIED]), bytes([STORED]))
         file.mtime_ns, file.dirty = None, True
 
-    def lose(self, held: HeldSnapshot, file: HeldFile) -> None:
+    def lose(self, replica: ReplicaSnapshot, file: ReplicaFile) -> None:
         """A file is not on the disk as it should be: nothing of it is here."""
-        log.warning("replicas.file_lost", snapshot=held.snapshot, path=file.entry.path)
+        log.warning("replicas.file_lost", snapshot=replica.snapshot, path=file.entry.path)
         _DAMAGED.inc()
-        held.bytes_local -= file.bytes_local
+        replica.bytes_local -= file.bytes_local
         file.present, file.bytes_local, file.mtime_ns = bytearray(file.entry.chunks), 0, None
-        file.made, file.dirty, held.complete = False, True, False
+        file.made, file.dirty, replica.complete = False, True, False
 
     # --- what is written back -----------------------------------------------------------------
 
@@ -307,10 +307,10 @@ class Store:
 
     async def flush(self) -> None:
         """Sync the data of every changed file, then write back bitmaps and counters."""
-        for held in list(self.snapshots.values()):
-            dirty = [file for file in held.files.values() if file.dirty]
+        for replica in list(self.snapshots.values()):
+            dirty = [file for file in replica.files.values() if file.dirty]
             for at in range(0, len(dirty), _SYNCED):
-                await self.flush_files(held, dirty[at : at + _SYNCED])
+                await self.flush_files(replica, dirty[at : at + _SYNCED])
         await self._flush_counters()
 
     async def _flush_counters(self) -> None:
@@ -328,30 +328,30 @@ class Store:
             if counters:
                 await self._db.write(write, then=written)
 
-    async def flush_files(self, held: HeldSnapshot, files: Sequence[HeldFile]) -> None:
+    async def flush_files(self, replica: ReplicaSnapshot, files: Sequence[ReplicaFile]) -> None:
         """Sync and write back those of some files of one snapshot that changed; what is under way is waited for."""
 
-        def sync() -> list[tuple[HeldFile, store.FileState]]:
+        def sync() -> list[tuple[ReplicaFile, store.ReplicaFileState]]:
             states = []
             for file, size, bits in snapshots:
-                mtime = self.files.sync(held.folder, file.entry.path) if file.made else None
+                mtime = self.files.sync(replica.folder, file.entry.path) if file.made else None
                 whole = mtime if size == file.entry.size else None
-                states.append((file, store.FileState(file.id, size, bits, whole)))
+                states.append((file, store.ReplicaFileState(file.id, size, bits, whole)))
             return states
 
         async with self._flushing:
             # The bitmap is taken before the sync: every chunk that it names was written before.
             snapshots = []
             for file in [file for file in files if file.dirty]:
-                snapshots.append((file, file.bytes_local, core.pack(file.present)))
+                snapshots.append((file, file.bytes_local, core.pack_bitmap(file.present)))
                 file.dirty = False
             if not snapshots:
                 return
             try:
                 states = await self.run(sync)
-                if not held.gone:
-                    rows, now = [state for _, state in states], held.used_at
-                    await self._db.write(lambda conn: store.save_files(conn, held.id, rows, now))
+                if not replica.gone:
+                    rows, now = [state for _, state in states], replica.used_at
+                    await self._db.write(lambda conn: store.save_files(conn, replica.id, rows, now))
             except BaseException:
                 for file, _, _ in snapshots:
                     file.dirty = True
@@ -363,7 +363,7 @@ class Store:
 
     async def update(
         self,
-        held: HeldSnapshot,
+        replica: ReplicaSnapshot,
         *,
         used_at: float | None = None,
         kept_until: float | None = None,
@@ -373,46 +373,52 @@ class Store:
         """Change what is known of a snapshot as a whole, in the database and in memory."""
 
         def updated(_: object) -> None:
-            held.used_at = max(held.used_at, used_at or 0.0)
-            held.kept_until = max(held.kept_until, kept_until or 0.0)
-            held.complete = held.complete if complete is None else complete
-            held.pinned = held.pinned if pinned is None else pinned
+            replica.used_at = max(replica.used_at, used_at or 0.0)
+            replica.kept_until = max(replica.kept_until, kept_until or 0.0)
+            replica.complete = replica.complete if complete is None else complete
+            replica.pinned = replica.pinned if pinned is None else pinned
 
         await self._db.write(
             lambda conn: store.update_snapshot(
-                conn, held.id, used_at=used_at, kept_until=kept_until, complete=complete, pinned=pinned
+                conn, replica.id, used_at=used_at, kept_until=kept_until, complete=complete, pinned=pinned
             ),
             then=updated,
         )
 
-    async def drop(self, held: HeldSnapshot) -> None:
+    async def drop(self, replica: ReplicaSnapshot) -> None:
         """Forget a snapshot and delete its files; the caller has seen that nobody uses it."""
         async with self._opening:
-            held.gone, dropped = True, False
-            self.snapshots.pop(held.key, None)
+            replica.gone, dropped = True, False
+            self.snapshots.pop(replica.key, None)
 
             def committed(_: object) -> None:
                 nonlocal dropped
                 dropped = True
 
             try:
-                await self._db.write(lambda conn: store.drop_snapshot(conn, held.id), then=committed)
+                await self._db.write(lambda conn: store.drop_snapshot(conn, replica.id), then=committed)
             finally:
                 # A caller that is cancelled leaves no files behind that no row names; a failure changes nothing.
                 if dropped:
-                    await self.run(lambda: self.files.remove(held.folder))
+                    await self.run(lambda: self.files.remove(replica.folder))
                 else:
-                    held.gone = False
-                    self.snapshots[held.key] = held
-        log.info("replicas.dropped", owner=held.owner, name=held.name, snapshot=held.snapshot, bytes=held.bytes_local)
+                    replica.gone = False
+                    self.snapshots[replica.key] = replica
+        log.info(
+            "replicas.dropped",
+            owner=replica.owner,
+            name=replica.name,
+            snapshot=replica.snapshot,
+            bytes=replica.bytes_local,
+        )
 
 
-def edges_of(hashes: FileHashes) -> Edges:
+def edges_of(hashes: FileHashes) -> ChunkBorders:
     """The borders of the chunks that `hashes` knows."""
-    return Edges(hashes.first, [*hashes.starts, hashes.end])
+    return ChunkBorders(hashes.first, [*hashes.starts, hashes.end])
 
 
-def absent(file: HeldFile, run: Run) -> list[Run]:
+def absent(file: ReplicaFile, run: ChunkRange) -> list[ChunkRange]:
     """The runs of chunks within `run` that are neither here nor under way."""
     runs = []
     for first, last in core.missing(file.present, run):

@@ -13,11 +13,11 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from island.engine.admission import Admitted
-from island.engine.limits import Limits
-from island.engine.process import Log, Process, environment
-from island.engine.protocol import EXIT_STARTING, FromChild, Note, Start
-from island.engine.store import Store, Table
+from island.engine.admission import LaunchSpec
+from island.engine.limits import EngineLimits
+from island.engine.process import JobProcess, ProcessLog, environment
+from island.engine.protocol import EXIT_STARTING, FromChild, LogNote, StartChild
+from island.engine.store import EngineStore, Table
 from island.errors import IslandError
 from island.livy.messages import SESSION_ENDED
 from island.livy.rest import SHORT_LOG_LINES
@@ -27,33 +27,33 @@ log = structlog.get_logger("island.engine")
 SIGNALLED: Final = 128
 
 
-class Place(msgspec.Struct, frozen=True):
+class EngineContext(msgspec.Struct, frozen=True):
     """Where and with what an engine runs its jobs."""
 
     directory: Path
     instance: str
     java_home: str
     environ: dict[str, str]
-    limits: Limits
-    store: Store
+    limits: EngineLimits
+    store: EngineStore
 
 
-class Job:
+class EngineJob:
     """One session or batch. `live` is its life, run as a task; `end` asks for its end."""
 
     what: Table
     module: str
 
-    def __init__(self, place: Place, number: int, name: str | None, admitted: Admitted) -> None:
+    def __init__(self, place: EngineContext, number: int, name: str | None, admitted: LaunchSpec) -> None:
         self.place, self.id, self.name, self.admitted = place, number, name, admitted
-        self.log = Log()
+        self.log = ProcessLog()
         self.state = "starting"
         self.born = self.touched = self.beaten = time.monotonic()
         self.died: float | None = None
         self.gone = asyncio.Event()
         self._ending: str | None = None
         self._end = asyncio.Event()
-        self._process: Process | None = None
+        self._process: JobProcess | None = None
         self.scratch = place.directory / "scratch" / f"{self.what}-{number}-{place.instance}"
 
     @property
@@ -65,10 +65,10 @@ class Job:
         """The log of the job's view."""
         return self.log.short(SHORT_LOG_LINES)
 
-    def start_frame(self) -> Start:
+    def start_frame(self) -> StartChild:
         """The first frame to the job's process."""
         limits, admitted = self.place.limits, self.admitted
-        return Start(
+        return StartChild(
             str(self.scratch),
             self.place.java_home,
             admitted.memory,
@@ -90,7 +90,7 @@ class Job:
 
     def take(self, message: FromChild) -> None:
         """A frame of the process."""
-        if isinstance(message, Note):
+        if isinstance(message, LogNote):
             self.log.note(message.text)
 
     def finish(self, code: int) -> str:
@@ -113,7 +113,7 @@ class Job:
         (self.scratch / "tmp").mkdir(mode=0o700)
         limits = self.place.limits
         env = environment(self.scratch, self.place.java_home, self.place.environ, limits.pass_env)
-        process = self._process = await Process.start(self.module, self.scratch, env, self.log, *self.first_frames())
+        process = self._process = await JobProcess.start(self.module, self.scratch, env, self.log, *self.first_frames())
         try:
             self.started()
             async with asyncio.TaskGroup() as group:
@@ -129,7 +129,7 @@ class Job:
             await asyncio.shield(process.end())
         return code
 
-    async def _kill_on_end(self, process: Process) -> None:
+    async def _kill_on_end(self, process: JobProcess) -> None:
         await self._end.wait()
         process.kill()
 

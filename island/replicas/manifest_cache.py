@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from island.catalog.manifest import FileEntry, FileHashes
+from island.catalog.manifest_reader import ManifestReader
 from island.catalog.service import Catalog
-from island.catalog.snapshots import Manifest
 from island.errors import Unreachable
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.ports import Clock
 from island.replicas import store
+from island.replicas.chunk_store import ChunkStore, ReplicaSnapshot
 from island.replicas.fetching import Fetcher
-from island.replicas.held import HeldSnapshot, Store
 
 T = TypeVar("T")
 Key = tuple[IslandId, str, str]
@@ -30,7 +30,7 @@ _WAITING = 4 * 2**20
 """Bytes of pages of one manifest that wait for something of its snapshot to be kept."""
 
 
-class Manifests:
+class ManifestCache:
     """The manifests of any snapshot, own ones included.
 
     Pages of a snapshot of which something is kept are kept along in `chunks.db`, so that it
@@ -40,7 +40,7 @@ class Manifests:
     def __init__(
         self,
         db: Database,
-        held: Store,
+        chunk_store: ChunkStore,
         catalog: Catalog,
         fetcher: Fetcher,
         clock: Clock,
@@ -49,13 +49,13 @@ class Manifests:
         patience: float,
         display: Callable[[IslandId], str],
     ) -> None:
-        self._db, self._held, self._catalog, self._fetcher, self._clock = db, held, catalog, fetcher, clock
+        self._db, self._held, self._catalog, self._fetcher, self._clock = db, chunk_store, catalog, fetcher, clock
         self._me, self._patience, self._display = me, patience, display
-        self._known: OrderedDict[Key, Manifest] = OrderedDict()
+        self._known: OrderedDict[Key, ManifestReader] = OrderedDict()
         self._hashes: OrderedDict[tuple[str, str], list[FileHashes]] = OrderedDict()
         self._waiting: dict[Key, dict[str, bytes]] = {}
 
-    async def get(self, owner: IslandId, name: str, snapshot: str) -> Manifest:
+    async def get(self, owner: IslandId, name: str, snapshot: str) -> ManifestReader:
         """The manifest of a snapshot. Raises `Unreachable` that says who holds it."""
         key = (owner, name, snapshot)
         found = self._known.get(key)
@@ -66,7 +66,7 @@ class Manifests:
         self._known.move_to_end(key)
         return found
 
-    async def hashes(self, manifest: Manifest, entry: FileEntry, start: int, end: int) -> FileHashes:
+    async def hashes(self, manifest: ManifestReader, entry: FileEntry, start: int, end: int) -> FileHashes:
         """Borders and hashes of the chunks from `start` to `end` of a file."""
         key = (manifest.snapshot, entry.path)
         for known in self._hashes.get(key, ()):
@@ -91,32 +91,32 @@ class Manifests:
         """A page that is kept with some snapshot."""
         return await self._db.read(lambda conn: store.page(conn, name))
 
-    async def keep(self, held: HeldSnapshot) -> None:
+    async def keep(self, replica: ReplicaSnapshot) -> None:
         """Write the pages that were loaded of a manifest, now that something of its snapshot is kept."""
-        pages = dict(self._waiting.get(held.key, {}))
+        pages = dict(self._waiting.get(replica.key, {}))
         if not pages:
             return
 
         def write(conn: sqlite3.Connection) -> None:
             for name, data in pages.items():
-                store.add_page(conn, held.id, name, data)
+                store.add_page(conn, replica.id, name, data)
 
         def kept(_: None) -> None:
-            waiting = self._waiting.get(held.key, {})
+            waiting = self._waiting.get(replica.key, {})
             for name in pages:
                 waiting.pop(name, None)
             if not waiting:
-                self._waiting.pop(held.key, None)
+                self._waiting.pop(replica.key, None)
 
         await self._db.write(write, then=kept)
 
     async def keep_all(self) -> None:
         """`keep` for every snapshot of which something is kept."""
         for key in list(self._waiting):
-            if held := self._held.get(*key):
-                await self.keep(held)
+            if replica := self._held.get(*key):
+                await self.keep(replica)
 
-    async def _load(self, key: Key) -> Manifest:
+    async def _load(self, key: Key) -> ManifestReader:
         owner, name, snapshot = key
         if owner == self._me:
             return await self._catalog.manifest(owner, snapshot, name)
@@ -130,7 +130,7 @@ class Manifests:
             return data
 
         await load(snapshot)
-        return Manifest(owner, snapshot, found.root, load)
+        return ManifestReader(owner, snapshot, found.root, load)
 
     async def _patiently(self, key: Key, ask: Callable[[], Awaitable[T]]) -> T:
         """What `ask` brings; it is asked again for a while when nobody can be reached."""

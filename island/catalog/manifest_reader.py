@@ -12,17 +12,17 @@ from island.errors import NotFound
 from island.kernel.codec import Malformed
 from island.kernel.ids import IslandId
 
-Load = Callable[[str], Awaitable[bytes]]
+PageLoader = Callable[[str], Awaitable[bytes]]
 """Brings a page by its hash, verified; raises `Unreachable` or `Corrupt`."""
 
 _CACHED_PAGES = 64
 T = TypeVar("T")
 
 
-class Manifest:
+class ManifestReader:
     """The files of one snapshot. Pages are loaded when they are needed; the last few stay decoded."""
 
-    def __init__(self, owner: IslandId, snapshot: str, root: Root, load: Load) -> None:
+    def __init__(self, owner: IslandId, snapshot: str, root: Root, load: PageLoader) -> None:
         self.owner = owner
         self.snapshot = snapshot
         self.root = root
@@ -158,7 +158,7 @@ class Manifest:
         return decoded
 
 
-async def live_pages(snapshot: Manifest, seen: set[str], local: str) -> None:
+async def live_pages(snapshot: ManifestReader, seen: set[str], local: str) -> None:
     """Add to `seen` every page that a snapshot leads to; subtrees that were seen are not read again."""
     seen.update((snapshot.snapshot, local))
     waiting = [(snapshot.root.level, ref) for ref in snapshot.root.refs]
@@ -178,7 +178,7 @@ async def live_pages(snapshot: Manifest, seen: set[str], local: str) -> None:
             seen.add(ref.stats.hex())
 
 
-async def _live_hashes(snapshot: Manifest, entry: FileEntry, seen: set[str]) -> None:
+async def _live_hashes(snapshot: ManifestReader, entry: FileEntry, seen: set[str]) -> None:
     waiting: list[tuple[str, int | None, int, int, int]] = [(entry.index.hex(), None, 0, entry.size, 0)]
     while waiting:
         page, level, low, high, number = waiting.pop()

@@ -6,9 +6,9 @@ import os
 import sys
 import types
 
-from island.engine.child import private_fds
-from island.engine.protocol import EXIT_STARTING, Note, Script, Start, frame, read_to_child, write_all
-from island.engine.spark import Driver
+from island.engine.protocol import EXIT_STARTING, ExecuteScript, LogNote, StartChild, frame, read_to_child, write_all
+from island.engine.session_child import private_fds
+from island.engine.spark import SparkDriver
 from island.errors import IslandError
 
 
@@ -16,13 +16,13 @@ def main(argv: list[str]) -> int:
     """Be the process of a batch: start Java, hook pyspark, run the file as the main program."""
     incoming, outgoing = private_fds(int(argv[1]), int(argv[2]))
     start, order = read_to_child(incoming), read_to_child(incoming)
-    if not isinstance(start, Start) or not isinstance(order, Script):
+    if not isinstance(start, StartChild) or not isinstance(order, ExecuteScript):
         return EXIT_STARTING
     try:
-        driver = Driver(start)
+        driver = SparkDriver(start)
         driver.install()
     except IslandError as error:
-        write_all(outgoing, frame(Note(f"The batch cannot start: {error}")))
+        write_all(outgoing, frame(LogNote(f"The batch cannot start: {error}")))
         return EXIT_STARTING
     if not os.path.isfile(order.file):
         print(f"python: can't open file '{order.file}': No such file or directory", file=sys.stderr)

@@ -22,7 +22,7 @@ class EngineLost(EngineFailed):
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
+class RemoteJob:
     """A session or batch as the engine shows it."""
 
     id: int
@@ -32,7 +32,7 @@ class Remote:
     log: list[str] = field(default_factory=list)
 
 
-class Engine(Protocol):
+class EnginePort(Protocol):
     """One Livy server. Every method raises `EngineFailed` when it does not answer (what was asked
     may or may not have happened), `EngineLost` when the session or batch is gone, and
     `BadInput` when the engine refuses."""
@@ -44,13 +44,13 @@ class Engine(Protocol):
     async def instance(self) -> str:
         """The instance id of an embedded engine, "" for a stock Livy; asks it."""
 
-    async def create(self, kind: str, body: Mapping[str, Any]) -> Remote:
+    async def create(self, kind: str, body: Mapping[str, Any]) -> RemoteJob:
         """Start a session or batch; `body` is Livy's, with a name that nothing else has."""
 
-    async def find(self, kind: str, name: str) -> Remote | None:
+    async def find(self, kind: str, name: str) -> RemoteJob | None:
         """The session or batch of that name that the engine still shows."""
 
-    async def show(self, kind: str, remote: int) -> Remote:
+    async def show(self, kind: str, remote: int) -> RemoteJob:
         """Its state now."""
 
     async def log(self, kind: str, remote: int) -> list[str]:
@@ -73,7 +73,7 @@ class Engine(Protocol):
 
 
 class LivyEngine:
-    """`Engine` over a `LivyClient`. `client` gives the one of now (an embedded engine that is started
+    """`EnginePort` over a `LivyClient`. `client` gives the one of now (an embedded engine that is started
     anew has another address); it may raise `EngineFailed` while there is none."""
 
     def __init__(self, client: Callable[[], LivyClient]) -> None:
@@ -88,20 +88,20 @@ class LivyEngine:
         await self._ask(lambda livy: livy.version())
         return self._seen
 
-    async def create(self, kind: str, body: Mapping[str, Any]) -> Remote:
+    async def create(self, kind: str, body: Mapping[str, Any]) -> RemoteJob:
         if kind == "session":
             session = msgspec.convert(dict(body), SessionRequest)
             return _remote(await self._ask(lambda livy: livy.create_session(session)))
         batch = msgspec.convert(dict(body), BatchRequest)
         return _remote(await self._ask(lambda livy: livy.create_batch(batch)))
 
-    async def find(self, kind: str, name: str) -> Remote | None:
+    async def find(self, kind: str, name: str) -> RemoteJob | None:
         try:
             return _remote(await self._view(kind, name))
         except NotFound:
             return None
 
-    async def show(self, kind: str, remote: int) -> Remote:
+    async def show(self, kind: str, remote: int) -> RemoteJob:
         try:
             return _remote(await self._view(kind, remote))
         except NotFound as error:
@@ -155,7 +155,7 @@ class LivyEngine:
             self._seen = client.instance or ""
 
 
-def _remote(view: SessionView | BatchView) -> Remote:
+def _remote(view: SessionView | BatchView) -> RemoteJob:
     info = msgspec.to_builtins(view.app_info)
     plain = {key: str(value) for key, value in info.items() if isinstance(value, str)}
-    return Remote(view.id, view.state, view.app_id or "", plain, [line[:4096] for line in view.log])
+    return RemoteJob(view.id, view.state, view.app_id or "", plain, [line[:4096] for line in view.log])

@@ -11,9 +11,9 @@ from pathlib import Path
 import structlog
 
 from island.catalog import core, store
-from island.catalog.messages import Card, Query
-from island.catalog.search import Index, document
-from island.catalog.store import Entry
+from island.catalog.messages import Card, SearchQuery
+from island.catalog.store import CatalogEntry
+from island.catalog.word_index import WordIndex, document
 from island.errors import BadInput
 from island.formats.region import Region
 from island.kernel.db import Database
@@ -33,12 +33,12 @@ FOUND_LIMIT = 100_000
 """The most datasets that the index hands over before the finer conditions are looked at."""
 
 
-class Search:
+class DatasetSearch:
     """Finds datasets by words, columns, sky, time and format, and keeps the index up to date."""
 
     def __init__(self, db: Database, membership: Membership, folder: Path, workers: Workers) -> None:
         self._db, self._membership, self._workers = db, membership, workers
-        self._index = Index(folder)
+        self._index = WordIndex(folder)
         self._indexing = asyncio.Lock()
 
     async def start(self, *, rebuild: bool = False) -> None:
@@ -47,13 +47,13 @@ class Search:
             if await to_the_end(self._workers.disk(lambda: self._index.open(rebuild=rebuild))):
                 await self._db.write(store.index_all)
 
-    async def search(self, query: Query) -> list[Entry]:
+    async def search(self, query: SearchQuery) -> list[CatalogEntry]:
         """The datasets that fit every part of the query, the best first. Raises `BadInput`.
 
         What was published before is found: what the index has not seen yet, it is shown first.
         """
         region = Region.parse(query.region) if query.region.strip() else None
-        wanted = core.Wanted(
+        wanted = core.DatasetFilter(
             words=tuple(core.tokens(query.words)),
             column=query.column.strip(),
             time=core.parse_times(query.time) if query.time.strip() else None,
@@ -70,7 +70,7 @@ class Search:
             found.sort(key=lambda entry: (self._membership.display(entry.owner).lower(), entry.name))
         return found[: query.limit]
 
-    async def _by_index(self, wanted: core.Wanted, region: Region | None, limit: int) -> list[Entry]:
+    async def _by_index(self, wanted: core.DatasetFilter, region: Region | None, limit: int) -> list[CatalogEntry]:
         """Ask the index for more and more, until enough of what it finds fits the finer conditions too."""
         await self.index()
         sky = await self._workers.cpu(_Sky.of, region) if region is not None else None
@@ -82,7 +82,7 @@ class Search:
                 return fitting
             reach = min(8 * reach, FOUND_LIMIT)
 
-    async def _found(self, words: Sequence[str], sky: _Sky | None, reach: int) -> list[Entry | None]:
+    async def _found(self, words: Sequence[str], sky: _Sky | None, reach: int) -> list[CatalogEntry | None]:
         """The first `reach` that the index finds; None for what is gone since."""
         cells = sky.index if sky is not None else None
         try:
@@ -94,7 +94,9 @@ class Search:
             keys = await self._workers.cpu(self._index.find, words, cells, reach)
         return await self._db.read(lambda conn: [store.entry(conn, owner, name) for owner, name in keys])
 
-    async def _fitting(self, found: Sequence[Entry], wanted: core.Wanted, sky: _Sky | None) -> list[Entry]:
+    async def _fitting(
+        self, found: Sequence[CatalogEntry], wanted: core.DatasetFilter, sky: _Sky | None
+    ) -> list[CatalogEntry]:
         """Those that fit by their record and, where it is here, by their card."""
         rough = [
             entry
@@ -116,7 +118,7 @@ class Search:
                     kept.append(entry)
         return kept
 
-    async def _cards(self, entries: Sequence[Entry]) -> list[bytes | None]:
+    async def _cards(self, entries: Sequence[CatalogEntry]) -> list[bytes | None]:
         return await self._db.read(lambda conn: [store.card(conn, entry.record.card) for entry in entries])
 
     async def index(self) -> int:
@@ -130,8 +132,8 @@ class Search:
     async def _index_batch(self, changes: Sequence[tuple[int, IslandId, str]]) -> int:
         """Index the first of some changes, as many as their cards leave room for in memory; how many."""
 
-        def read(conn: sqlite3.Connection) -> tuple[int, list[tuple[Entry, bytes | None]]]:
-            found, size = list[tuple[Entry, bytes | None]](), 0
+        def read(conn: sqlite3.Connection) -> tuple[int, list[tuple[CatalogEntry, bytes | None]]]:
+            found, size = list[tuple[CatalogEntry, bytes | None]](), 0
             for done, (_, owner, name) in enumerate(changes):
                 if size > INDEX_BYTES:
                     return done, found

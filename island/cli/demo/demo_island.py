@@ -44,7 +44,7 @@ def wait_for(what: str, look: Callable[[], T | None], seconds: float = 60.0) -> 
     return found
 
 
-class Place:
+class DemoIsland:
     """An island named `name` in `root/name`. `dialled=False` makes one that others cannot dial."""
 
     def __init__(self, root: Path, name: str, *, dialled: bool = True) -> None:

@@ -30,7 +30,7 @@ _SYNC_SIZE = 16
 _PIECE = 4 * 1024 * 1024
 
 
-class Header(msgspec.Struct, frozen=True):
+class AvroHeader(msgspec.Struct, frozen=True):
     """What stands before the first block; `schema` is the parsed JSON, `size` the header's bytes."""
 
     schema: Any
@@ -39,7 +39,7 @@ class Header(msgspec.Struct, frozen=True):
     size: int
 
 
-class Block(msgspec.Struct, frozen=True):
+class AvroBlock(msgspec.Struct, frozen=True):
     """One block, decompressed: where it begins in the file, how many records it says it holds, their bytes."""
 
     offset: int
@@ -47,7 +47,7 @@ class Block(msgspec.Struct, frozen=True):
     data: bytes
 
 
-def header_of(path: Path) -> Header:
+def header_of(path: Path) -> AvroHeader:
     """The header of an Avro file; Corrupt, Unsupported or BadInput where there is none that can be read."""
     if sniff(path) != "avro":
         raise Unsupported(f"{path} is not an Avro object container", hint="Name an *.avro file.")
@@ -55,7 +55,7 @@ def header_of(path: Path) -> Header:
         return _header(file, path, path.stat().st_size)
 
 
-def blocks(path: Path) -> Iterator[Block]:
+def blocks(path: Path) -> Iterator[AvroBlock]:
     """Every block of the file in order.
 
     Raises Corrupt with the block's offset where it is cut short, its sync marker is wrong, or it
@@ -68,7 +68,7 @@ def blocks(path: Path) -> Iterator[Block]:
             yield _block(file, path, header, offset, size)
 
 
-def _header(file: BinaryIO, path: Path, size: int) -> Header:
+def _header(file: BinaryIO, path: Path, size: int) -> AvroHeader:
     file.seek(4)
     metadata: dict[str, bytes] = {}
     try:
@@ -99,10 +99,10 @@ def _header(file: BinaryIO, path: Path, size: int) -> Header:
             f"{path} is compressed with codec {codec[:40]!r}, which is not known here",
             hint=f"Known codecs are {', '.join(CODECS)}.",
         )
-    return Header(schema=schema, codec=codec, sync=sync, size=file.tell())
+    return AvroHeader(schema=schema, codec=codec, sync=sync, size=file.tell())
 
 
-def _block(file: BinaryIO, path: Path, header: Header, offset: int, size: int) -> Block:
+def _block(file: BinaryIO, path: Path, header: AvroHeader, offset: int, size: int) -> AvroBlock:
     try:
         count, length = _long(file), _long(file)
         if count < 0 or length < 0:
@@ -125,7 +125,7 @@ def _block(file: BinaryIO, path: Path, header: Header, offset: int, size: int) -
     # beyond the bytes is a lie that must not become a loop.
     if count > len(data):
         raise _corrupt(path, f"the block at byte {offset} says it holds {count} records in {len(data)} bytes")
-    return Block(offset=offset, count=count, data=data)
+    return AvroBlock(offset=offset, count=count, data=data)
 
 
 def _decompress(codec: str, raw: bytes) -> bytes:

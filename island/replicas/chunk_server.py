@@ -17,7 +17,7 @@ from island.errors import BadInput, IslandError, Unreachable
 from island.kernel import codec, telemetry
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream, Peers
-from island.replicas.held import Store
+from island.replicas.chunk_store import ChunkStore
 from island.replicas.messages import KIND, MAX_BYTES, MAX_RANGES, ChunkRequest
 
 log = structlog.get_logger("island")
@@ -35,7 +35,7 @@ Blocks = Callable[[int, int], AsyncIterator[bytes]]
 """Verified bytes from `start` to `end`, both at borders of chunks, in portions; raises where they are not here."""
 
 
-class Server:
+class ChunkServer:
     """Answers the bulk kind `chunks`.
 
     `open_file(request, path)` is a context with the `Blocks` of one file, and raises `NotFound`
@@ -44,19 +44,19 @@ class Server:
 
     def __init__(
         self,
-        held: Store,
+        chunk_store: ChunkStore,
         peers: Peers,
         open_file: Callable[[ChunkRequest, str], contextlib.AbstractAsyncContextManager[Blocks]],
         display: Callable[[IslandId], str],
     ) -> None:
-        self._held, self._open_file, self._display = held, open_file, display
+        self._held, self._open_file, self._display = chunk_store, open_file, display
         self._slots = asyncio.Semaphore(ANSWERS)
         self._turns: weakref.WeakValueDictionary[IslandId, asyncio.Semaphore] = weakref.WeakValueDictionary()
         peers.on_bulk(KIND, self._serve)
 
     async def _serve(self, peer: IslandId, body: bytes, stream: BulkStream) -> None:
         request = codec.decode(body, ChunkRequest)
-        check(request)
+        check_request(request)
         key = (request.owner_id, request.name, request.snapshot)
         sent = 0
         if (turns := self._turns.get(peer)) is None:
@@ -90,7 +90,7 @@ class Server:
                         yield data[at : at + BLOCK]
 
 
-def check(request: ChunkRequest) -> None:
+def check_request(request: ChunkRequest) -> None:
     """Raises `BadInput` for a request over the limits, or with ranges that are empty."""
     ranges = [span for piece in request.pieces for span in piece.ranges]
     if len(ranges) > MAX_RANGES or any(start >= end for start, end in ranges):

@@ -19,20 +19,20 @@ from typing import Any
 from island.engine.protocol import (
     EXIT_JAVA,
     EXIT_STARTING,
-    Cancel,
-    Done,
-    Note,
+    CancelStatement,
+    ExecuteStatement,
+    LogNote,
     Ready,
-    Run,
-    Start,
+    StartChild,
+    StatementDone,
     frame,
     read_to_child,
     write_all,
 )
-from island.engine.shell import Cancelled, Capture, Shell, cleaned, size_of
-from island.engine.spark import Driver
+from island.engine.shell import OutputCapture, PythonShell, StatementCancelled, cleaned, size_of
+from island.engine.spark import SparkDriver
+from island.engine.supervisor import die_with_parent
 from island.engine.table import run_sql
-from island.engine.warden import die_with_parent
 from island.errors import IslandError
 from island.livy.messages import Output
 
@@ -41,7 +41,7 @@ JOB_CANCEL_S = 2.0
 AGAIN_S = 0.5
 
 
-class Channel:
+class FrameWriter:
     """The engine's end: frames out, from any thread."""
 
     def __init__(self, fd: int) -> None:
@@ -57,15 +57,15 @@ class Channel:
                 os._exit(1)
 
 
-class Session:
+class StatementRunner:
     """Runs statements in the main thread, and interrupts the one that runs from another."""
 
-    def __init__(self, channel: Channel, start: Start) -> None:
+    def __init__(self, channel: FrameWriter, start: StartChild) -> None:
         self.channel = channel
         self.start = start
-        self.queue: queue.SimpleQueue[Run] = queue.SimpleQueue()
-        self.capture = Capture(start.max_output, _to_log)
-        self.shell = Shell(self.capture)
+        self.queue: queue.SimpleQueue[ExecuteStatement] = queue.SimpleQueue()
+        self.capture = OutputCapture(start.max_output, _to_log)
+        self.shell = PythonShell(self.capture)
         self.count = 0
         self.running: int | None = None
         self.cancelled: set[int] = set()
@@ -74,7 +74,7 @@ class Session:
 
     def open(self) -> None:
         """Start Spark, make the views, name what statements see."""
-        driver = Driver(self.start)
+        driver = SparkDriver(self.start)
         driver.install()
         sys.path[:0] = self.start.py_files
         spark, context, sql = driver.session()
@@ -82,10 +82,10 @@ class Session:
         threading.Thread(target=self._end_with_java, args=(driver,), daemon=True).start()
         self.shell.names.update(spark=spark, sc=context, sqlContext=sql)
 
-    def _end_with_java(self, driver: Driver) -> None:
+    def _end_with_java(self, driver: SparkDriver) -> None:
         """A session whose JVM is gone is of no use: end, saying so."""
         code = driver.jvm.process.wait()
-        self.channel.send(Note(f"Spark's Java ended with code {code}: out of memory, or killed"))
+        self.channel.send(LogNote(f"Spark's Java ended with code {code}: out of memory, or killed"))
         os._exit(EXIT_JAVA)
 
     def serve(self) -> None:
@@ -93,7 +93,7 @@ class Session:
         while True:
             self.run(self.queue.get())
 
-    def run(self, order: Run) -> None:
+    def run(self, order: ExecuteStatement) -> None:
         """One statement, and its result to the engine."""
         output: Output | None = None
         self.running = order.id
@@ -106,16 +106,16 @@ class Session:
                     output = self._output(order)
             finally:
                 self._interruptible = False
-        except Cancelled:
+        except StatementCancelled:
             output = None
         self.running = None
         if order.id in self.cancelled:
             self.cancelled.discard(order.id)
             output = None
             self._forget_connection()
-        self.channel.send(Done(order.id, _sendable(output, self.count - 1)))
+        self.channel.send(StatementDone(order.id, _sendable(output, self.count - 1)))
 
-    def _output(self, order: Run) -> Output:
+    def _output(self, order: ExecuteStatement) -> Output:
         number = self.count
         self.count += 1
         if (context := _active_context()) is not None:
@@ -151,7 +151,7 @@ class Session:
                 if (context := _active_context()) is not None:
                     context.cancelJobGroup(f"island-{number}")
             except Exception as error:  # noqa: BLE001 - Spark may be stopped or broken; Python is interrupted anyhow
-                self.channel.send(Note(f"cancel: Spark did not take it: {error}"))
+                self.channel.send(LogNote(f"cancel: Spark did not take it: {error}"))
             time.sleep(pause)
             pause = min(AGAIN_S, pause * 1.5)
 
@@ -161,7 +161,7 @@ class Session:
             return
         if _in_spark_call(at) and time.monotonic() < self._in_call_until:
             return
-        raise Cancelled
+        raise StatementCancelled
 
     def _forget_connection(self) -> None:
         """Drop this thread's connection to the JVM: an answer to the interrupted call may still be on its way."""
@@ -173,7 +173,7 @@ class Session:
             if connection is not None:
                 connection.close()
         except Exception as error:  # noqa: BLE001 - py4j's inside; without it the next call opens its own anyway
-            self.channel.send(Note(f"cancel: the connection to Spark was not renewed: {error}"))
+            self.channel.send(LogNote(f"cancel: the connection to Spark was not renewed: {error}"))
 
 
 def _sendable(output: Output | None, number: int) -> Output | None:
@@ -223,14 +223,14 @@ def private_fds(incoming: int, outgoing: int) -> tuple[int, int]:
     return incoming, outgoing
 
 
-def read_orders(fd: int, session: Session) -> None:
+def read_orders(fd: int, session: StatementRunner) -> None:
     """Take frames until the pipe ends (or user code closed it); then end, whatever the main thread does."""
     try:
         while True:
             order = read_to_child(fd)
-            if isinstance(order, Run):
+            if isinstance(order, ExecuteStatement):
                 session.queue.put(order)
-            elif isinstance(order, Cancel):
+            elif isinstance(order, CancelStatement):
                 session.cancel(order.id)
     except (EOFError, OSError):
         os._exit(0)
@@ -239,15 +239,15 @@ def read_orders(fd: int, session: Session) -> None:
 def main(argv: list[str]) -> int:
     """Be the process of a session."""
     incoming, outgoing = private_fds(int(argv[1]), int(argv[2]))
-    channel = Channel(outgoing)
+    channel = FrameWriter(outgoing)
     start = read_to_child(incoming)
-    if not isinstance(start, Start):
+    if not isinstance(start, StartChild):
         return EXIT_STARTING
-    session = Session(channel, start)
+    session = StatementRunner(channel, start)
     try:
         session.open()
     except IslandError as error:
-        channel.send(Note(f"The session cannot start: {error}"))
+        channel.send(LogNote(f"The session cannot start: {error}"))
         return EXIT_STARTING
     threading.Thread(target=read_orders, args=(incoming, session), daemon=True).start()
     channel.send(Ready())

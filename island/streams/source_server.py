@@ -30,20 +30,20 @@ from island.streams.messages import (
     MAX_PAYLOAD,
     READ,
     Ack,
-    Behind,
     Delivery,
-    Described,
+    DescribeAnswer,
     DescribeRequest,
+    EndOfStream,
     Heartbeat,
-    Opened,
-    Position,
+    Lag,
     ReadRequest,
-    Stop,
     Stopped,
+    StreamPosition,
+    StreamSchema,
     decode_position,
     encode_position,
 )
-from island.streams.source import FolderSource, Missing
+from island.streams.source import FolderSource, SourceFileMissing
 from island.streams.tasks import raise_first
 
 log = structlog.get_logger("island")
@@ -67,7 +67,7 @@ DECODERS, DECODERS_A_PEER = 3, 2
 
 
 @dataclass(slots=True)
-class Served:
+class ServedStream:
     """One stream being served, as `channel ls` shows it."""
 
     peer: IslandId
@@ -76,10 +76,10 @@ class Served:
     rows: int = 0
     bytes: int = 0
     under_way: int = 0
-    behind: Behind = field(default_factory=Behind)
+    behind: Lag = field(default_factory=Lag)
 
 
-class Serving:
+class SourceServer:
     """Serves the sources of this island to subscribers, its own included."""
 
     def __init__(self, state: Database, sources: Mapping[str, FolderSource], clock: Clock, workers: Workers) -> None:
@@ -88,7 +88,7 @@ class Serving:
         self._decoders = asyncio.Semaphore(DECODERS)
         self._turns: weakref.WeakValueDictionary[IslandId, asyncio.Semaphore] = weakref.WeakValueDictionary()
         self._per_peer: Counter[IslandId] = Counter()
-        self.served: list[Served] = []
+        self.served: list[ServedStream] = []
         self.ready = asyncio.Event()
         """Set once the sources are loaded: before, nobody is told that one is not there."""
 
@@ -116,8 +116,10 @@ class Serving:
         head = await self._state.read(lambda conn: store.head(conn, source.name))
         if head is None:
             raise NotFound(f"there is no source {request.source} here")
-        begin = head if request.start == "now" else Position(seq=0, since=head.since)
-        described = Described(incarnation=source.incarnation, position=encode_position(begin), columns=source.columns)
+        begin = head if request.start == "now" else StreamPosition(seq=0, since=head.since)
+        described = DescribeAnswer(
+            incarnation=source.incarnation, position=encode_position(begin), columns=source.columns
+        )
         await stream.send(encode(described))
         await stream.finish()
 
@@ -159,7 +161,7 @@ class Serving:
             return
         if (turns := self._turns.get(peer)) is None:
             turns = self._turns[peer] = asyncio.Semaphore(DECODERS_A_PEER)
-        served = Served(peer, source.name, self._clock.wall())
+        served = ServedStream(peer, source.name, self._clock.wall())
         self.served.append(served)
         try:
             await _Reader(
@@ -183,7 +185,7 @@ class _Reader:
         request: ReadRequest,
         sieve: Predicate,
         stream: BulkStream,
-        served: Served,
+        served: ServedStream,
         clock: Clock,
         turns: tuple[asyncio.Semaphore, asyncio.Semaphore],
         workers: Workers,
@@ -200,7 +202,7 @@ class _Reader:
         self._gathered_bytes = 0
         self._moved_at: float | None = None
         self._behind_at = float("-inf")
-        self._behind = Behind()
+        self._behind = Lag()
 
     async def run(self) -> None:
         """Send and take acknowledgements, until either ends."""
@@ -245,14 +247,14 @@ class _Reader:
                 await self._end("error", file.problem)
                 return
             if file.seq != self._at.seq:
-                self._at = Position(seq=file.seq, since=self._at.since)
+                self._at = StreamPosition(seq=file.seq, since=self._at.since)
             try:
                 await self._send_file(file)
                 attempts = 0
             except BadInput as error:
                 await self._end("error", f"{file.path}: {error}")
                 return
-            except Missing as error:
+            except SourceFileMissing as error:
                 attempts += 1
                 if attempts > 3:
                     await self._end("error", f"{error.message}, and is still in its journal")
@@ -274,13 +276,13 @@ class _Reader:
         try:
             self._bound = self._sieve.bind(self._source.schema)
         except BadInput as error:
-            await self._stream.send(encode(Opened(columns=self._source.columns)))
+            await self._stream.send(encode(StreamSchema(columns=self._source.columns)))
             await self._end("error", error.line)
             return False
-        await self._stream.send(encode(Opened(columns=self._source.columns)))
+        await self._stream.send(encode(StreamSchema(columns=self._source.columns)))
         return True
 
-    async def _send_file(self, file: store.FileRow) -> None:
+    async def _send_file(self, file: store.SourceFileRow) -> None:
         if self._moved_at is None:
             self._moved_at = self._clock.monotonic()
         async for first, batch in self._source.rows(file, self._at.row):
@@ -288,7 +290,7 @@ class _Reader:
                 sifted = await self._workers.cpu(self._sift, batch)
             for count, kept in sifted:
                 first += count
-                self._at = Position(seq=file.seq, row=first, since=self._at.since)
+                self._at = StreamPosition(seq=file.seq, row=first, since=self._at.since)
                 if kept is not None:
                     self._gathered.append(kept)
                     self._gathered_bytes += kept.nbytes
@@ -299,7 +301,7 @@ class _Reader:
                 self._moved_at = now
             elif now - self._moved_at >= SEND_EVERY:
                 await self._flush()
-        self._at = Position(seq=file.seq + 1, since=self._at.since)
+        self._at = StreamPosition(seq=file.seq + 1, since=self._at.since)
 
     def _sift(self, batch: Any) -> list[tuple[int, Any]]:
         """(rows looked at, those that satisfy the predicate) in pieces that are not too large to send."""
@@ -314,7 +316,7 @@ class _Reader:
 
     async def _at_head(self, version: int) -> None:
         """Everything is sent: say so, and wait for more."""
-        self._behind, self._behind_at = Behind(), self._clock.monotonic()
+        self._behind, self._behind_at = Lag(), self._clock.monotonic()
         await self._flush()
         await self._stream.send(encode(Heartbeat(position=self._sent)))
         await self._source.changed.after(version, HEARTBEAT)
@@ -343,20 +345,20 @@ class _Reader:
         self._served.bytes += len(payload)
         self._served.under_way, self._served.behind = self._window.size, behind
 
-    async def _look_behind(self) -> Behind:
+    async def _look_behind(self) -> Lag:
         # Counting a long backlog costs more than it tells: once a second is enough.
         if self._clock.monotonic() - self._behind_at >= 1.0:
             at, now = self._at, self._clock.wall()
-            self._behind = await self._state.read(lambda conn: store.behind(conn, self._source.name, at, now))
+            self._behind = await self._state.read(lambda conn: store.lag(conn, self._source.name, at, now))
             self._behind_at = self._clock.monotonic()
         return self._behind
 
     async def _end(self, state: Stopped, reason: str) -> None:
         await self._flush()
-        await self._stream.send(encode(Stop(state=state, reason=reason[:2000])))
+        await self._stream.send(encode(EndOfStream(state=state, reason=reason[:2000])))
         await self._stream.finish()
 
 
 async def _stop(stream: BulkStream, state: Stopped, reason: str) -> None:
-    await stream.send(encode(Stop(state=state, reason=reason[:2000])))
+    await stream.send(encode(EndOfStream(state=state, reason=reason[:2000])))
     await stream.finish()

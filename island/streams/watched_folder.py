@@ -15,14 +15,14 @@ from typing import Any, Literal
 import blake3
 import msgspec
 
-from island.errors import BadInput, Changed, Corrupt, OverLimit, Unsupported
+from island.errors import BadInput, Corrupt, FilesChanged, OverLimit, Unsupported
 from island.formats import files
 from island.formats.limits import ReadLimits
 from island.kernel import processes
 from island.kernel.loops import EXPECTED
 from island.kernel.processes import Emit
 from island.streams import tables
-from island.streams.core import Stat
+from island.streams.core import FileStat
 
 MAX_FILES = 200_000
 KEEP_BYTES = 16 * 1024 * 1024
@@ -39,17 +39,17 @@ class Wanted(msgspec.Struct, frozen=True):
     """A file to be read, and the stat that it must keep."""
 
     path: str
-    stat: Stat
+    stat: FileStat
 
 
-class Reading(msgspec.Struct, frozen=True, tag="read"):
+class DecodedFile(msgspec.Struct, frozen=True, tag="read"):
     """One complete file: its content's hash, its rows counted, and the rows themselves where they are few.
 
     `columns` is its schema as bytes; `payload` (see `tables.from_child`) is empty where the rows were not `kept`.
     """
 
     path: str
-    stat: Stat
+    stat: FileStat
     hash: str
     format: str
     columns: bytes
@@ -77,23 +77,23 @@ class Portion(msgspec.Struct, frozen=True):
     ended: bool
 
 
-def stat_of(path: Path) -> Stat | None:
+def stat_of(path: Path) -> FileStat | None:
     """The stat of a regular file, None where there is none (any more)."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Stat(found.st_size, found.st_mtime_ns, found.st_ino)
+    return FileStat(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
-def listing(root: Path) -> dict[str, Stat]:
+def listing(root: Path) -> dict[str, FileStat]:
     """Every file below a folder that may be data, by its relative POSIX path.
 
     Hidden folders are skipped and links to folders are not followed. A file is data by its suffix,
     or by its first bytes where it has none that is known. Raises BadInput where the folder is not
     there or cannot be read, or holds more than MAX_FILES files: then nothing is known to be gone.
     """
-    found: dict[str, Stat] = {}
+    found: dict[str, FileStat] = {}
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError) or Path(error.filename) == root:
@@ -135,7 +135,7 @@ def is_known_name(path: str) -> bool:
     return files.format_by_name(path) is not None
 
 
-def digest(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """BLAKE3 of a file's bytes."""
     hasher = blake3.blake3()
     with files.open_binary(path) as file:
@@ -146,7 +146,7 @@ def digest(path: Path) -> str:
 
 
 def read_all(
-    emit: Emit[Reading | Refused], root: Path, wanted: list[Wanted], columns: bytes, limits: ReadLimits
+    emit: Emit[DecodedFile | Refused], root: Path, wanted: list[Wanted], columns: bytes, limits: ReadLimits
 ) -> None:
     """Hash and decode files to their ends, in the columns of a schema (the first file's where there is none).
 
@@ -155,8 +155,8 @@ def read_all(
     schema = tables.schema_from_bytes(columns) if columns else None
     for file in wanted:
         try:
-            reading = read(root, file, schema, limits)
-        except Changed:
+            reading = read_file(root, file, schema, limits)
+        except FilesChanged:
             emit(Refused(file.path, "changed"))
         except (Corrupt, Unsupported, BadInput) as error:
             # A README beside the data is not a problem.
@@ -176,32 +176,32 @@ def read_all(
             emit(reading)
 
 
-def read(root: Path, file: Wanted, schema: Any | None, limits: ReadLimits) -> Reading:
+def read_file(root: Path, file: Wanted, schema: Any | None, limits: ReadLimits) -> DecodedFile:
     """Hash and decode one file to its end, in the columns of `schema` (its own where that is None).
 
-    Raises Corrupt, Unsupported or BadInput where it cannot be decoded, `Changed` where it changed
+    Raises Corrupt, Unsupported or BadInput where it cannot be decoded, `FilesChanged` where it changed
     meanwhile. An incompatible schema is no exception: it is the reading's `problem`.
     """
     full = root / file.path
     limits.begin(full)
-    hashed = digest(full)
+    hashed = hash_file(full)
     table = tables.open_table(full, limits)
     target = table.schema if schema is None else schema
     # The columns of a source were checked when they were new.
     columns = tables.schema_to_bytes(target) if schema is None else b""
-    reading = Reading(file.path, file.stat, hashed, table.format, columns)
+    reading = DecodedFile(file.path, file.stat, hashed, table.format, columns)
     try:
         note = tables.check_fits(table.schema, target, file.path)
         rows, batches = _count(table, target, file.path)
-    except tables.Incompatible as error:
+    except tables.IncompatibleColumns as error:
         return msgspec.structs.replace(reading, problem=error.message)
     if stat_of(full) != file.stat:
-        raise Changed(f"{file.path} changed while it was read")
+        raise FilesChanged(f"{file.path} changed while it was read")
     payload = b"" if batches is None else tables.to_parent(batches, target)
     return msgspec.structs.replace(reading, note=note, rows=rows, kept=batches is not None, payload=payload)
 
 
-def _count(table: tables.Table, schema: Any, path: str) -> tuple[int, list[Any] | None]:
+def _count(table: tables.OpenTable, schema: Any, path: str) -> tuple[int, list[Any] | None]:
     """The number of rows, and the rows where they take no more than KEEP_BYTES. Raises `Incompatible`."""
     rows = size = 0
     batches: list[Any] | None = []
@@ -216,7 +216,7 @@ def _count(table: tables.Table, schema: Any, path: str) -> tuple[int, list[Any] 
     return rows, batches
 
 
-_paused: OrderedDict[tuple[str, Stat, bytes, int], Iterator[Any]] = OrderedDict()
+_paused: OrderedDict[tuple[str, FileStat, bytes, int], Iterator[Any]] = OrderedDict()
 """Files of which a portion was read here, by where each stands: the next portion needs no reading from the start."""
 
 

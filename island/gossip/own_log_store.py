@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from blake3 import blake3
 
 from island.errors import BadInput, Full
-from island.gossip.core import MAX_KEYS, Batch, Head, check_record
+from island.gossip.core import MAX_KEYS, Head, LogBatch, check_record
 from island.kernel.codec import BULK_LIMIT
 
 
@@ -72,7 +72,7 @@ def prune(conn: sqlite3.Connection, upto: int) -> None:
     )
 
 
-def append(conn: sqlite3.Connection, batches: Iterable[Batch]) -> None:
+def append(conn: sqlite3.Connection, batches: Iterable[LogBatch]) -> None:
     """Store signed batches, and take what they say out of what is pending."""
     for batch in batches:
         conn.execute(

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from island.errors import Full
-from island.gossip import core, ownstore
-from island.gossip.core import EPOCH, Batch
+from island.gossip import core, own_log_store
+from island.gossip.core import EPOCH, LogBatch
 from island.gossip.logs import SIGNATURE, Logs
-from island.gossip.messages import BATCH_LIMIT, Delta, SignedBody
+from island.gossip.messages import BATCH_LIMIT, Delta, SignedBatch
 from island.gossip.store import Change, own_keys
 from island.kernel import codec
 from island.kernel.db import Database
@@ -74,9 +74,9 @@ class OwnLog:
     async def start(self) -> None:
         """Bring gossip.db's copy of the log to what state.db has, or the other way if that is behind."""
         self._booted = self._clock.monotonic()
-        self._bytes = await self._state.read(ownstore.log_bytes)
+        self._bytes = await self._state.read(own_log_store.log_bytes)
         async with self._logs.lock:
-            mine, copy = await self._state.read(ownstore.head), self._logs.positions.get(self._logs.me)
+            mine, copy = await self._state.read(own_log_store.head), self._logs.positions.get(self._logs.me)
             if copy.seq > mine.seq:
                 found = await self._logs.own_batches(mine.seq)
                 if not await self._restore(found):
@@ -109,7 +109,7 @@ class OwnLog:
 
     async def _project_whole(self) -> None:
         me = self._logs.me
-        wanted = await self._state.read(ownstore.state)
+        wanted = await self._state.read(own_log_store.state)
         changes = [Change(me, key, value, seq, EPOCH) for key, (value, seq) in sorted(wanted.items())]
         for key in await self._db.read(lambda conn: own_keys(conn, me)):
             if key not in wanted:
@@ -118,7 +118,7 @@ class OwnLog:
 
     async def _project_pending(self) -> None:
         me = self._logs.me
-        pending = await self._state.read(lambda conn: ownstore.pending(conn, self._projected))
+        pending = await self._state.read(lambda conn: own_log_store.pending(conn, self._projected))
         await self._logs.put_own([Change(me, key, value, 0, EPOCH) for _, key, value in pending])
         if pending:
             self._projected = max(self._projected, pending[-1][0])
@@ -131,11 +131,13 @@ class OwnLog:
         if not self._is_ready():
             return None, 1.0
         now = self._clock.monotonic()
-        pending = await self._state.read(ownstore.pending)
-        keys, later = core.due([key for change, key, _ in pending if change <= self._projected], self._signed_at, now)
+        pending = await self._state.read(own_log_store.pending)
+        keys, later = core.due_keys(
+            [key for change, key, _ in pending if change <= self._projected], self._signed_at, now
+        )
         wait = None if later is None else later - now
         async with self._logs.lock:
-            batches: list[Batch] = []
+            batches: list[LogBatch] = []
             if keys:
                 batches = await self._state.write(
                     lambda conn: self._sign(conn, set(keys)), then=lambda signed: self._signed(keys, signed, now)
@@ -152,7 +154,7 @@ class OwnLog:
         self._logs.changed.touch()
         return delta, wait
 
-    def _signed(self, keys: Sequence[str], batches: Sequence[Batch], now: float) -> None:
+    def _signed(self, keys: Sequence[str], batches: Sequence[LogBatch], now: float) -> None:
         if not batches:
             return
         self._bytes += sum(len(batch.signed) for batch in batches)
@@ -160,10 +162,12 @@ class OwnLog:
         self._signed_at.update(dict.fromkeys(keys, now))
         BATCHES_OUT.inc(len(batches))
 
-    def _sign(self, conn: sqlite3.Connection, keys: set[str]) -> list[Batch]:
-        ownstore.prune(conn, self._projected)
+    def _sign(self, conn: sqlite3.Connection, keys: set[str]) -> list[LogBatch]:
+        own_log_store.prune(conn, self._projected)
         changes = [
-            (key, value) for change, key, value in ownstore.pending(conn) if key in keys and change <= self._projected
+            (key, value)
+            for change, key, value in own_log_store.pending(conn)
+            if key in keys and change <= self._projected
         ]
         if changes and self._bytes > core.MAX_LOG_BYTES - BATCH_LIMIT * 4:
             raise Full(
@@ -171,10 +175,10 @@ class OwnLog:
                 hint="This version cannot shorten a log. Give the island a new key and let it join again.",
             )
         batches = []
-        for body in core.cut(self._logs.me, ownstore.head(conn), changes):
+        for body in core.cut_batches(self._logs.me, own_log_store.head(conn), changes):
             signature = self._trust.sign(SIGNATURE, body)
-            batches.append(core.open_batch(codec.encode(SignedBody(body=body, signature=signature))))
-        ownstore.append(conn, batches)
+            batches.append(core.open_batch(codec.encode(SignedBatch(body=body, signature=signature))))
+        own_log_store.append(conn, batches)
         return batches
 
     async def _catch_up(self) -> None:
@@ -183,24 +187,24 @@ class OwnLog:
         if chain is None:
             return
         after = self._logs.positions.get(self._logs.me).seq
-        missing = await self._state.read(lambda conn: ownstore.batches(conn, after))
+        missing = await self._state.read(lambda conn: own_log_store.batches(conn, after))
         if not missing:
             return
         batches = [core.open_batch(signed) for signed in missing]
-        if core.judge(self._logs.positions.get(self._logs.me), batches[0]) is not core.Verdict.FITS:
+        if core.judge_batch(self._logs.positions.get(self._logs.me), batches[0]) is not core.BatchVerdict.FITS:
             self._fork("the copy of this island's log in gossip.db contradicts the one in state.db")
             return
         await self._logs.add_own(batches, chain)
 
-    async def _restore(self, batches: Sequence[Batch]) -> bool:
+    async def _restore(self, batches: Sequence[LogBatch]) -> bool:
         """Take back batches of this log that state.db has lost; False if they do not extend it. `lock` is held."""
 
         def write(conn: sqlite3.Connection) -> bool:
-            head = ownstore.head(conn)
+            head = own_log_store.head(conn)
             for batch in batches:
-                if core.judge(head, batch) is not core.Verdict.FITS:
+                if core.judge_batch(head, batch) is not core.BatchVerdict.FITS:
                     return False
-                ownstore.append(conn, [batch])
+                own_log_store.append(conn, [batch])
                 head = head.after(batch)
             self._reconcile(conn)
             return True
@@ -210,7 +214,7 @@ class OwnLog:
         await self.project()
         return True
 
-    def _restored(self, batches: Sequence[Batch]) -> None:
+    def _restored(self, batches: Sequence[LogBatch]) -> None:
         self._bytes += sum(len(batch.signed) for batch in batches)
         log.warning("gossip.own_log_restored", batches=len(batches), seq=batches[-1].last)
         # What the owners' tables say again is pending, and the rest is to be projected.
@@ -219,7 +223,7 @@ class OwnLog:
 
     def _reconcile(self, conn: sqlite3.Connection) -> None:
         for prefix in sorted(self._truths):
-            ownstore.replace(conn, prefix, self._truths[prefix](conn))
+            own_log_store.replace(conn, prefix, self._truths[prefix](conn))
 
     def _fork(self, why: str) -> None:
         if not self._problem:

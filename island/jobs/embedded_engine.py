@@ -30,7 +30,7 @@ START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 12.0
 
 
-class EngineProcess:
+class EmbeddedEngine:
     """`island engine` beside the daemon. `url` and `token` are valid once `running`.
 
     Where the extra `spark` is not installed there is no engine; `problem` says so, and jobs

@@ -31,7 +31,7 @@ Key = tuple[IslandId, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class IndexDocument:
     """What of one dataset can be found by words."""
 
     owner: IslandId
@@ -42,17 +42,17 @@ class Document:
     """As in `core.index_cells`."""
 
 
-def document(owner: IslandId, name: str, island: str, record: DatasetRecord, card: Card | None) -> Document:
+def document(owner: IslandId, name: str, island: str, record: DatasetRecord, card: Card | None) -> IndexDocument:
     """The document of a dataset, with what its card adds if it is here."""
     parts = [name, island, record.format, *record.columns]
     if card is not None:
         parts += [card.description, card.licence, *(value for _, value in card.details)]
         for column in card.columns:
             parts += [column.name, column.ucd, column.description]
-    return Document(owner, name, record.title, "\n".join(parts)[:_MAX_TEXT], core.index_cells(record.coverage))
+    return IndexDocument(owner, name, record.title, "\n".join(parts)[:_MAX_TEXT], core.index_cells(record.coverage))
 
 
-class Index:
+class WordIndex:
     """A tantivy index in a folder. Blocking: call from a thread. One caller at a time writes."""
 
     def __init__(self, folder: Path) -> None:
@@ -89,7 +89,7 @@ class Index:
         (self._folder / "version").write_text(VERSION)
         log.info("search.rebuild", folder=str(self._folder))
 
-    def apply(self, changed: Iterable[Document], gone: Iterable[Key]) -> None:
+    def apply(self, changed: Iterable[IndexDocument], gone: Iterable[Key]) -> None:
         """Replace the documents of datasets, and drop those of others, durably. Raises `Full`."""
         with self._lock:
             try:
@@ -101,7 +101,7 @@ class Index:
                 ) from error
             self._index.reload()
 
-    def _write(self, changed: Iterable[Document], gone: Iterable[Key]) -> None:
+    def _write(self, changed: Iterable[IndexDocument], gone: Iterable[Key]) -> None:
         writer = self._index.writer(_HEAP, 1)
         try:
             for owner, name in gone:

@@ -10,7 +10,7 @@ from pathlib import Path
 from island.catalog import manifest
 from island.catalog.manifest import FileEntry, FileHasher, Sink
 from island.catalog.ports import Progress
-from island.errors import BadInput, Changed, Corrupt
+from island.errors import BadInput, Corrupt, FilesChanged
 from island.formats import files, footer, hats
 from island.formats.limits import ReadLimits
 from island.kernel.codec import Malformed
@@ -19,7 +19,7 @@ _READ_AHEAD = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFile:
     """One file before it is read: relative path and what the file system says of it."""
 
     path: str
@@ -29,12 +29,12 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class FileListing:
     """What a path publishes. `base` is the folder below which the relative paths lie."""
 
     path: Path
     base: Path
-    files: tuple[Found, ...]
+    files: tuple[FoundFile, ...]
     is_hats: bool
 
     @property
@@ -43,7 +43,7 @@ class Listing:
         return sum(found.size for found in self.files)
 
 
-def survey(path: Path, home: Path) -> Listing:
+def survey(path: Path, home: Path) -> FileListing:
     """The files that `path`, a file or folder, publishes, by path.
 
     Raises `BadInput` (not there, `..`, a file that leaves the folder or that is a secret of
@@ -69,7 +69,7 @@ def survey(path: Path, home: Path) -> Listing:
         files.sniff(real)
         base, names, is_hats = real.parent, [real.name], False
     secrets = _secrets(home)
-    return Listing(path, base, tuple(_look(base, name, secrets) for name in names), is_hats)
+    return FileListing(path, base, tuple(_look(base, name, secrets) for name in names), is_hats)
 
 
 def _folder(folder: Path) -> tuple[list[str], bool]:
@@ -91,7 +91,7 @@ def _secrets(home: Path) -> set[tuple[int, int]]:
     return found
 
 
-def _look(base: Path, name: str, secrets: set[tuple[int, int]]) -> Found:
+def _look(base: Path, name: str, secrets: set[tuple[int, int]]) -> FoundFile:
     full = base / name
     try:
         manifest.check_path(name)
@@ -109,17 +109,17 @@ def _look(base: Path, name: str, secrets: set[tuple[int, int]]) -> Found:
         raise BadInput(f"{full} is not a regular file", hint="Name a file, or a folder of files.")
     if (status.st_dev, status.st_ino) in secrets:
         raise BadInput(f"{full} belongs to the home of this island", hint="Publish the data alone.")
-    return Found(name, status.st_size, status.st_mtime_ns, status.st_ino)
+    return FoundFile(name, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def hash_file(
-    base: Path, found: Found, hard: list[int], *, form: str, role: str, rows: int, sink: Sink, progress: Progress
+    base: Path, found: FoundFile, hard: list[int], *, form: str, role: str, rows: int, sink: Sink, progress: Progress
 ) -> FileEntry:
     """Read one file to its end in bounded memory and hash its chunks; their pages go to `sink`.
 
     `hard` are the borders that `hard_borders` found.
 
-    Raises `Changed` if it is not, at the end, the file that was found.
+    Raises `FilesChanged` if it is not, at the end, the file that was found.
     """
     full = base / found.path
     hasher = FileHasher(sink)
@@ -145,7 +145,7 @@ def hash_file(
     return hasher.finish(found.path, form=form, role=role, rows=rows)
 
 
-def has_hard_borders(found: Found, form: str) -> bool:
+def has_hard_borders(found: FoundFile, form: str) -> bool:
     """Whether a file of this format or name may have borders that chunks must respect."""
     return form == "parquet" or files.format_by_name(found.path) == "parquet"
 
@@ -155,17 +155,17 @@ def hard_borders(full: Path, form: str, limits: ReadLimits) -> list[int]:
     limits.begin(full)
     try:
         with files.open_binary(full) as plain:
-            return footer.borders(plain)
+            return footer.parquet_borders(plain)
     except Corrupt:
         if form:
             raise
         return []  # beside the data, anything may lie under any name
 
 
-def is_same(found: Found, status: os.stat_result) -> bool:
+def is_same(found: FoundFile, status: os.stat_result) -> bool:
     """Whether a file has the size and the modification time that it was found with."""
     return (status.st_size, status.st_mtime_ns) == (found.size, found.mtime_ns)
 
 
-def _changed(full: Path) -> Changed:
-    return Changed(f"{full} changed while it was read", hint="Publish it when nothing writes to it any more.")
+def _changed(full: Path) -> FilesChanged:
+    return FilesChanged(f"{full} changed while it was read", hint="Publish it when nothing writes to it any more.")

@@ -20,14 +20,14 @@ from typing import Any
 import structlog
 
 from island.errors import BadInput, EngineFailed, IslandError
-from island.jobs import core, runs, store
+from island.jobs import core, run_store, store
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.engine import EngineLost, Remote
+from island.jobs.livy_engine import EngineLost, RemoteJob
 from island.jobs.messages import (
     InputRef,
     StatementReport,
 )
-from island.jobs.runs import Run, RunStatement
+from island.jobs.run_store import JobRun, RunStatement
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks, backoff, is_database, is_transient
 from island.kernel.ports import Signal, Topic
@@ -50,10 +50,10 @@ _POLL_FAST, _POLL_SLOW, _POLL_IDLE = 0.004, 0.5, 3.0
 
 
 @dataclass(slots=True)
-class Live:
+class LiveRun:
     """A run that has not ended, with what is known only now."""
 
-    run: Run
+    run: JobRun
     version: int
     renewed: float
     """When its home was last heard, on the clock of leases."""
@@ -83,7 +83,7 @@ class Live:
             self.adopted = self.current is not None
 
 
-class Ended(Exception):
+class RunEnded(Exception):
     """The run has come to its end: state, and the reason in words."""
 
     def __init__(self, state: str, reason: str) -> None:
@@ -91,14 +91,14 @@ class Ended(Exception):
         self.state, self.reason = state, reason
 
 
-class Carrier:
+class RunDriver:
     """Carries runs through one engine."""
 
     def __init__(self, needs: JobsDependencies, *, changed: Callable[[IslandId, str, int], None]) -> None:
         self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
         self._trust, self._config, self._engine = needs.trust, needs.config, needs.livy
         self._clock, self._rng, self._folder, self._changed = needs.clock, needs.rng, needs.home / "jobs", changed
-        self.live: dict[tuple[str, int], Live] = {}
+        self.live: dict[tuple[str, int], LiveRun] = {}
         """The runs that have not ended, in the order in which they were accepted."""
         self.places = Topic()
         """Touched when a place may have become free."""
@@ -107,29 +107,29 @@ class Carrier:
     async def start(self, tasks: Tasks) -> None:
         """Take up every run that had not ended."""
         self._tasks = tasks
-        for run in await self._state.read(runs.uncleared):
+        for run in await self._state.read(run_store.uncleared):
             tasks.spawn(f"clear {run.job} {run.epoch}", self._clear(run))
-        for run in await self._state.read(runs.unended):
-            statements = await self._state.read(partial(runs.statements, job=run.job, epoch=run.epoch))
+        for run in await self._state.read(run_store.unended):
+            statements = await self._state.read(partial(run_store.statements, job=run.job, epoch=run.epoch))
             self.begin(run).take_up(statements)
 
     def run_folder(self, job: str, epoch: int) -> Path:
         """Where the file of a batch is placed."""
         return self._folder / f"{job.partition('.')[0]}-{epoch}"
 
-    def begin(self, run: Run) -> Live:
+    def begin(self, run: JobRun) -> LiveRun:
         assert self._tasks is not None
-        live = Live(run, int(self._clock.wall() * 1000), self._clock.boottime(), next_remote=run.hidden)
+        live = LiveRun(run, int(self._clock.wall() * 1000), self._clock.boottime(), next_remote=run.hidden)
         self.live[run.job, run.epoch] = live
         self._tasks.spawn(f"run {run.job} {run.epoch}", self._carry(live))
         return live
 
-    def stir(self, live: Live) -> None:
+    def stir(self, live: LiveRun) -> None:
         """The owner or the administrator has asked for something: look at it now."""
         live.signal.set()
         self.places.touch()
 
-    async def _carry(self, live: Live) -> None:
+    async def _carry(self, live: LiveRun) -> None:
         """Carry a run to its end. After a fault of the disk it is taken up again from its rows, as after a crash."""
         failures, failed_at = 0, 0.0
         while True:
@@ -148,9 +148,9 @@ class Carrier:
                     self._note(live, f"the disk failed ({error}); trying again")
                 await asyncio.sleep(backoff(failures, self._rng))
 
-    def _verdict(self, live: Live, error: Exception) -> tuple[str, str]:
+    def _verdict(self, live: LiveRun, error: Exception) -> tuple[str, str]:
         """The last state of a run that `error` ended, and the reason in words."""
-        if isinstance(error, Ended):
+        if isinstance(error, RunEnded):
             return error.state, error.reason
         if isinstance(error, EngineLost):
             return "dead", f"{error.message}; what was in it is lost, finished results are kept"
@@ -163,15 +163,15 @@ class Carrier:
         log.error("jobs.run_bug", job=live.run.job, epoch=live.run.epoch, exc_info=error)
         return "dead", f"a fault in island itself at {self._trust.name}: {type(error).__name__}: {error}"
 
-    async def _reload(self, live: Live) -> None:
+    async def _reload(self, live: LiveRun) -> None:
         """Forget what memory knows better than the rows: it may not have been stored."""
         job, epoch = live.run.job, live.run.epoch
         async with live.accepting:
             run, statements = await self._state.read(
-                lambda conn: (runs.get(conn, job, epoch), runs.statements(conn, job, epoch))
+                lambda conn: (run_store.get(conn, job, epoch), run_store.statements(conn, job, epoch))
             )
             if run is None:
-                raise Ended("dead", "its row is gone")
+                raise RunEnded("dead", "its row is gone")
             run.stop, run.notes, run.log = run.stop or live.run.stop, live.run.notes, live.run.log
             live.run, live.cancel_sent, live.next_remote = run, False, run.hidden
             live.current, live.adopted, live.last_number = None, False, -1
@@ -180,7 +180,7 @@ class Carrier:
             live.placed = False
             self.places.touch()
 
-    async def _live_through(self, live: Live) -> None:
+    async def _live_through(self, live: LiveRun) -> None:
         if live.run.step == "accepted":
             await self._take_place(live)
         live.placed = True
@@ -193,7 +193,7 @@ class Carrier:
         else:
             await self._serve_session(live)
 
-    async def _take_place(self, live: Live) -> None:
+    async def _take_place(self, live: LiveRun) -> None:
         said = False
         while True:
             self._check_stop(live)
@@ -210,7 +210,7 @@ class Carrier:
                 self._note(live, f"waits for a place: {limit} of {limit} are taken (livy.max_sessions)")
             await self.places.after(version, timeout=30.0)
 
-    async def _body(self, live: Live) -> dict[str, Any]:
+    async def _body(self, live: LiveRun) -> dict[str, Any]:
         """Livy's request, with every input fetched, verified and named in its conf."""
         run, work = live.run, live.run.work
         paths = []
@@ -238,7 +238,7 @@ class Carrier:
         file = await self._place_file(run)
         return {"file": str(file), "args": list(work.args), **body}
 
-    async def _place_file(self, run: Run) -> Path:
+    async def _place_file(self, run: JobRun) -> Path:
         """The file of a batch in a folder of its own, where its Livy can read it."""
         data = await self._state.read(lambda conn: store.file(conn, run.work.file_hash))
         path = self.run_folder(run.job, run.epoch) / run.work.file_name
@@ -246,7 +246,7 @@ class Carrier:
         path.write_bytes(data)  # at most a megabyte, to a local disk
         return path
 
-    def _progress(self, live: Live, ref: InputRef) -> Callable[[int, int, str], None]:
+    def _progress(self, live: LiveRun, ref: InputRef) -> Callable[[int, int, str], None]:
         def progress(done: int, total: int, what: str) -> None:
             now = self._clock.monotonic()
             if now - live.spoke >= 2.0 and done < total:
@@ -255,7 +255,7 @@ class Carrier:
 
         return progress
 
-    async def _submit(self, live: Live, body: Mapping[str, Any]) -> None:
+    async def _submit(self, live: LiveRun, body: Mapping[str, Any]) -> None:
         """Create the session or batch, once: after a lost answer it is looked for by its name."""
         run = live.run
         assert self._engine is not None
@@ -281,7 +281,7 @@ class Carrier:
         self._note(live, f"Spark is starting at {self._trust.name}")
         await self.save(live)
 
-    async def _create(self, live: Live, body: Mapping[str, Any]) -> Remote:
+    async def _create(self, live: LiveRun, body: Mapping[str, Any]) -> RemoteJob:
         assert self._engine is not None
         kind = live.run.work.kind
         try:
@@ -292,7 +292,7 @@ class Carrier:
                 return found
             raise
 
-    async def _adopted(self, live: Live, instance: str) -> Remote | None:
+    async def _adopted(self, live: LiveRun, instance: str) -> RemoteJob | None:
         """What an earlier attempt, whose answer was lost, has started already."""
         run = live.run
         if run.step != "submitting":
@@ -306,13 +306,13 @@ class Carrier:
         if (found := await self._engine.find(run.work.kind, run.name)) is not None:
             return found
         if not instance and run.work.kind == "batch":
-            raise Ended(
+            raise RunEnded(
                 "dead",
                 "it is unknown whether the batch ran: Livy's answer was lost, and Livy no longer shows it",
             )
         return None
 
-    async def _check_instance(self, live: Live) -> None:
+    async def _check_instance(self, live: LiveRun) -> None:
         run = live.run
         assert self._engine is not None
         failures = 0
@@ -327,7 +327,7 @@ class Carrier:
         if instance != run.engine:
             raise EngineLost(f"the engine at {self._trust.name} was started anew, and its Spark sessions ended")
 
-    async def _serve_session(self, live: Live) -> None:
+    async def _serve_session(self, live: LiveRun) -> None:
         run = live.run
         wait = 0.05
         while run.state not in ("idle", "busy"):
@@ -347,7 +347,7 @@ class Carrier:
                 if live.current is None:
                     await live.signal.wait(_POLL_IDLE * (0.75 + 0.5 * self._rng.random()))
 
-    async def _look(self, live: Live) -> None:
+    async def _look(self, live: LiveRun) -> None:
         """Ask the engine how the session or batch is; obey the owner; tell home what changed."""
         run = live.run
         assert self._engine is not None and run.remote is not None
@@ -372,7 +372,7 @@ class Carrier:
         if core.has_ended(remote.state):
             run.log = await self._last_log(live) or run.log
             reason = "" if remote.state == "success" else _last_words(run.log) or f"the {run.work.kind} ended by itself"
-            raise Ended(remote.state, reason)
+            raise RunEnded(remote.state, reason)
         if run.work.kind == "session" and run.state == "starting" and state == "idle":
             state = "starting" if not run.engine and run.work.inputs and not run.hidden else "idle"
             if state == "starting":
@@ -382,7 +382,7 @@ class Carrier:
         if before != (run.state, run.app_id, run.app_info):
             await self._tell(live)
 
-    async def _last_log(self, live: Live) -> list[str]:
+    async def _last_log(self, live: LiveRun) -> list[str]:
         run = live.run
         assert self._engine is not None and run.remote is not None
         try:
@@ -390,11 +390,11 @@ class Carrier:
         except EngineFailed:
             return []  # the short log of the last look is what remains
 
-    def _silent(self, live: Live, error: EngineFailed) -> None:
+    def _silent(self, live: LiveRun, error: EngineFailed) -> None:
         if live.run.notes[-1:] != [text := f"the engine does not answer: {error.message}"]:
             self._note(live, text)
 
-    async def _preamble(self, live: Live) -> None:
+    async def _preamble(self, live: LiveRun) -> None:
         """Views of the inputs in a stock Livy, by statements of ours before the user's first."""
         run = live.run
         assert self._engine is not None and run.remote is not None
@@ -405,11 +405,11 @@ class Carrier:
             view = await self._await_remote(live, run.remote, number)
             output = view.get("output") or {}
             if output.get("status") == "error":
-                raise Ended("dead", f"an input could not be made a view: {output.get('evalue', '')}"[:1000])
+                raise RunEnded("dead", f"an input could not be made a view: {output.get('evalue', '')}"[:1000])
         run.hidden = live.next_remote = len(statements)
         await self.save(live)
 
-    async def _await_remote(self, live: Live, remote: int, number: int) -> dict[str, Any]:
+    async def _await_remote(self, live: LiveRun, remote: int, number: int) -> dict[str, Any]:
         assert self._engine is not None
         wait = _POLL_FAST
         while True:
@@ -422,7 +422,7 @@ class Carrier:
 
     # --- statements ---------------------------------------------------------------------------
 
-    async def _run_statement(self, live: Live) -> None:
+    async def _run_statement(self, live: LiveRun) -> None:
         """Post the current statement, unless it is there already, and follow it to its end."""
         run, statement = live.run, live.current
         assert statement is not None and run.remote is not None and self._engine is not None
@@ -470,20 +470,20 @@ class Carrier:
                 wait = _POLL_FAST
             wait = min(wait * 1.3, _POLL_SLOW)
 
-    async def _post(self, live: Live, statement: RunStatement) -> None:
+    async def _post(self, live: LiveRun, statement: RunStatement) -> None:
         run = live.run
         assert self._engine is not None and run.remote is not None
         number = await self._engine.post(run.remote, statement.code, statement.language)
         if number != statement.remote:
             statement.remote, live.next_remote = number, number + 1
-            await self._state.write(lambda conn: runs.save_statement(conn, run, statement))
+            await self._state.write(lambda conn: run_store.save_statement(conn, run, statement))
 
-    def _verify_instance(self, live: Live) -> None:
+    def _verify_instance(self, live: LiveRun) -> None:
         assert self._engine is not None
         if self._engine.seen != live.run.engine:
             raise EngineLost(f"the engine at {self._trust.name} was started anew, and its Spark sessions ended")
 
-    async def _note_running(self, live: Live, statement: RunStatement, view: Mapping[str, Any]) -> None:
+    async def _note_running(self, live: LiveRun, statement: RunStatement, view: Mapping[str, Any]) -> None:
         assert self._engine is not None and live.run.remote is not None
         if statement.cancel and not live.cancel_sent:
             await self._engine.cancel(live.run.remote, statement.remote)
@@ -496,19 +496,19 @@ class Carrier:
             self._changed(IslandId(live.run.home), live.run.job, live.run.epoch)
 
     async def _finish(
-        self, live: Live, statement: RunStatement, state: str, output: str, started: int, completed: int
+        self, live: LiveRun, statement: RunStatement, state: str, output: str, started: int, completed: int
     ) -> None:
         """The result is durable here before home can hear of it."""
         statement.state, statement.output = state, output
         statement.started, statement.completed = started, completed
-        await self._state.write(lambda conn: runs.save_statement(conn, live.run, statement))
+        await self._state.write(lambda conn: run_store.save_statement(conn, live.run, statement))
         live.current, live.adopted = None, False
         live.version += 1
         self._changed(IslandId(live.run.home), live.run.job, live.run.epoch)
 
     # --- batches ------------------------------------------------------------------------------
 
-    async def _follow_batch(self, live: Live) -> None:
+    async def _follow_batch(self, live: LiveRun) -> None:
         wait = 0.05
         while True:
             await self._look(live)
@@ -517,24 +517,24 @@ class Carrier:
 
     # --- the end ------------------------------------------------------------------------------
 
-    def _check_stop(self, live: Live) -> None:
+    def _check_stop(self, live: LiveRun) -> None:
         if live.run.stop:
             # As in Livy: a session that was stopped is dead, a batch that was stopped is killed.
             state = "killed" if live.run.work.kind == "batch" else "dead"
             by = f"the administrator of {self._trust.name}" if live.evicted else f"its owner ({live.run.user})"
-            raise Ended(state, f"ended by {by}")
+            raise RunEnded(state, f"ended by {by}")
 
-    def _check_stop_silent(self, live: Live) -> None:
+    def _check_stop_silent(self, live: LiveRun) -> None:
         # While the engine is silent nothing can be ended there; its own watch over idle sessions will.
         self._check_stop(live)
         self._check_lease(live)
 
-    def _check_lease(self, live: Live) -> None:
+    def _check_lease(self, live: LiveRun) -> None:
         silent = self._clock.boottime() - live.renewed
         if live.run.home != self._trust.me and silent > live.run.lease:
-            raise Ended("killed", f"its home was silent for {silent:.0f} s, longer than its lease")
+            raise RunEnded("killed", f"its home was silent for {silent:.0f} s, longer than its lease")
 
-    async def _end(self, live: Live, state: str, reason: str) -> None:
+    async def _end(self, live: LiveRun, state: str, reason: str) -> None:
         """Store the end of a run, however long the disk does not take it; then home hears of it."""
         live.ending = True
         if reason:
@@ -553,16 +553,16 @@ class Carrier:
                 await asyncio.sleep(backoff(failures, self._rng))
         await self._clear(run)
 
-    async def _store_end(self, live: Live, run: Run) -> None:
+    async def _store_end(self, live: LiveRun, run: JobRun) -> None:
         reason = run.reason
 
         def write(conn: sqlite3.Connection) -> None:
-            for statement in runs.statements(conn, run.job, run.epoch):
+            for statement in run_store.statements(conn, run.job, run.epoch):
                 if not statement.ended:
                     last = core.lost_statement(_as_running(statement), reason)
                     statement.state, statement.output = last.state, last.output
-                    runs.save_statement(conn, run, statement)
-            runs.save(conn, run)
+                    run_store.save_statement(conn, run, statement)
+            run_store.save(conn, run)
 
         def then(_: None) -> None:
             live.run = run
@@ -574,7 +574,7 @@ class Carrier:
 
         await self._state.write(write, then=then)
 
-    async def _clear(self, run: Run) -> None:
+    async def _clear(self, run: JobRun) -> None:
         """Leave nothing at the engine or in the folder, also of a submission whose answer was lost."""
         for failures in range(1, CLEARS + 1):
             try:
@@ -585,9 +585,9 @@ class Carrier:
                 await asyncio.sleep(backoff(failures, self._rng))
         if run.work.file_name:
             _remove(self.run_folder(run.job, run.epoch))
-        await self._state.write(partial(runs.set_cleared, job=run.job, epoch=run.epoch))
+        await self._state.write(partial(run_store.set_cleared, job=run.job, epoch=run.epoch))
 
-    async def _clear_engine(self, run: Run) -> None:
+    async def _clear_engine(self, run: JobRun) -> None:
         if self._engine is None or await self._engine.instance() != run.engine:
             return  # it went with the engine
         remote = run.remote
@@ -598,20 +598,20 @@ class Carrier:
 
     # --- odds ---------------------------------------------------------------------------------
 
-    def _note(self, live: Live, text: str, *, tell: bool = True) -> None:
+    def _note(self, live: LiveRun, text: str, *, tell: bool = True) -> None:
         if len(live.run.notes) < 150:
             live.run.notes.append(f"{self._trust.name}: {text}"[:4000])
         if tell:
             live.version += 1
             self._changed(IslandId(live.run.home), live.run.job, live.run.epoch)
 
-    async def _tell(self, live: Live) -> None:
+    async def _tell(self, live: LiveRun) -> None:
         await self.save(live)
         live.version += 1
         self._changed(IslandId(live.run.home), live.run.job, live.run.epoch)
 
-    async def save(self, live: Live) -> None:
-        await self._state.write(lambda conn: runs.save(conn, live.run))
+    async def save(self, live: LiveRun) -> None:
+        await self._state.write(lambda conn: run_store.save(conn, live.run))
 
 
 def _as_running(statement: RunStatement) -> StatementReport:
