@@ -25,9 +25,19 @@ def shared_data() -> Path:
     return folder
 
 
+QUIET = {"gossip", "membership", "scenarios"}
+"""Folders of tests on simulated islands, which log far more than a failing test needs to show."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet_in_simulations(request: pytest.FixtureRequest) -> None:
+    if request.path.parent.name in QUIET:
+        request.getfixturevalue("quiet_logs")
+
+
 @pytest.fixture
 def quiet_logs() -> Iterator[None]:
-    """Log errors only: simulated islands log far more than a failing test needs to show."""
+    """Log errors only."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     yield
     structlog.reset_defaults()

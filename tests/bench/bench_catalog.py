@@ -23,7 +23,7 @@ import tantivy
 
 from island.catalog import core, store
 from island.catalog.messages import DatasetRecord, SearchQuery
-from tests.catalog.archipelago import Island, Islands
+from tests.islands.publishing import Island, Islands
 
 RARE = [f"term{number}" for number in range(5000)]
 COMMON = ["galaxies", "stars", "quasars", "survey", "spectra"]

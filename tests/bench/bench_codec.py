@@ -26,7 +26,7 @@ from island.kernel import codec
 from island.kernel.codec import Malformed, Message
 from island.kernel.ids import IslandId, key_bytes
 from island.net.frames import Hello
-from tests.kernel.hostile_messages import attacks, densest, message_types, peak
+from tests.standins.hostile_messages import attacks, densest, message_types, peak
 
 ME = IslandId("ab" * 32)
 T = TypeVar("T", bound=Message)

@@ -30,8 +30,8 @@ from island.livy.client import LivyClient
 from island.livy.messages import SessionRequest
 from island.livy.rest import JSON_HEADERS
 from island.trust.users import Principal
-from tests.net.gateway.played import upstream
-from tests.net.gateway.site import Site, site
+from tests.islands.user_port import Site, site
+from tests.standins.livy import upstream
 
 OPEN = {"accept_from": ["members"], "foreign_code": "any", "same_user": True}
 

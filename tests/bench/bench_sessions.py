@@ -20,7 +20,7 @@ from island.net import tls
 from island.net.limits import PeerLimits
 from island.net.listener import dial
 from island.trust.keys import Identity
-from tests.net.islands import Node, archipelago
+from tests.islands.sessions import Node, archipelago
 
 BLOCK, COUNT = 64 * 1024, 6000
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import fastavro
 
-from tests.streams.site import Home, write
+from tests.islands.subscribing import Home, write
 
 ROOT = Path(__file__).resolve().parents[2]
 GOAL_P50, GOAL_P99, GOAL_ALERTS = 0.050, 0.250, 2600
@@ -37,7 +37,7 @@ def port() -> int:
 def islands(root: Path, where: str) -> Iterator[None]:
     """A source that watches `root/drop` and a subscriber, until the block ends."""
     (root / "drop").mkdir()
-    python = [sys.executable, "-m", "tests.streams.child"]
+    python = [sys.executable, "-m", "tests.islands.subscribing_process"]
     log = (root / "log").open("ab")
     source = subprocess.Popen(
         [*python, str(root / "a"), "source", str(port()), "--watch", str(root / "drop")],

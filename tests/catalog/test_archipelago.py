@@ -12,8 +12,8 @@ from island.catalog.messages import Card, DatasetRecord, ReplicaRecord, SearchQu
 from island.errors import BadInput, NotFound, Unreachable
 from island.kernel import codec
 from island.kernel.codec import Malformed
-from tests.catalog.archipelago import Island, Islands, until, write_table
-from tests.faults import Gone
+from tests.islands.publishing import Island, Islands, until, write_table
+from tests.standins.faults import Gone
 
 WHO = "administrator@alpha"
 

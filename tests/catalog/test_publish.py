@@ -13,8 +13,8 @@ from island.catalog.messages import SearchQuery
 from island.errors import BadInput, Corrupt, FilesChanged, IslandError, NotFound, Unsupported
 from island.kernel.processes import ProcessPool
 from island.trust import journal
-from tests.catalog.archipelago import Island, Islands, write_table
-from tests.formats import bombs
+from tests.islands.publishing import Island, Islands, write_table
+from tests.standins import bombs
 
 WHO = "administrator@alpha"
 

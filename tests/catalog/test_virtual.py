@@ -11,7 +11,7 @@ import pytest
 from island.catalog.messages import SearchQuery
 from island.catalog.service import Catalog, CatalogDependencies
 from island.kernel.ports import SeededRng
-from tests.catalog.archipelago import write_table
+from tests.islands.publishing import write_table
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.network import Weather
 

@@ -18,7 +18,7 @@ from island.net.api import datasets
 from island.net.api.user_port import UserServer, build
 from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.users import Tokens, create_tokens
-from tests.catalog.archipelago import Islands, write_table
+from tests.islands.publishing import Islands, write_table
 
 
 class Shell:

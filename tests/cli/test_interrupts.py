@@ -19,7 +19,7 @@ import pytest
 from island.client import Api
 from island.home import Endpoint
 from tests.cli.test_jobs import livy_in_thread
-from tests.net.gateway.site import site_in_thread
+from tests.islands.user_port import site_in_thread
 
 COMMAND = [sys.executable, "-m", "island.cli.main"]
 

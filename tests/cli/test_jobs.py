@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.net.gateway.site import played_livy, site_in_thread
+from tests.islands.user_port import played_livy, site_in_thread
 
 Island = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import need_spark
-from tests.engine.running import RunningEngine
-from tests.net.gateway.site import site_in_thread
+from tests.islands.user_port import site_in_thread
+from tests.servers.engine import RunningEngine, need_spark
 
 pytestmark = pytest.mark.spark
 

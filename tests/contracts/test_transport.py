@@ -20,7 +20,7 @@ from island.kernel.codec import BULK_LIMIT, CONTROL_LIMIT
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream, Peers, SeededRng
 from island.trust.keys import Identity
-from tests.net.islands import Node, archipelago
+from tests.islands.sessions import Node, archipelago
 from tests.sim.network import Network, SimPeers, Weather
 from tests.sim.virtual import SimTasks
 

@@ -13,9 +13,9 @@ import pytest
 
 from island.cli.demo.demo_island import DemoIsland, wait_for
 from island.errors import IslandError
-from tests.catalog.archipelago import write_table
 from tests.e2e.test_daemon import children
-from tests.formats import bombs
+from tests.islands.publishing import write_table
+from tests.standins import bombs
 
 pytestmark = pytest.mark.e2e
 

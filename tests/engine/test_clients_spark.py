@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.engine.running import RunningEngine
+from tests.servers.engine import RunningEngine
 
 pytestmark = pytest.mark.spark
 

@@ -21,7 +21,7 @@ from island.errors import ConfigError, EngineFailed
 from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.rest import LivyRefusal
 from island.private_files import UMASK
-from tests.engine.running import alive, until
+from tests.servers.engine import alive, until
 
 CHILD = """
 import json, os, subprocess, sys, time

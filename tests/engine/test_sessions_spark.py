@@ -12,8 +12,7 @@ import pytest
 from island.errors import BadInput, NotFound
 from island.livy.client import LivyClient
 from island.livy.messages import SessionRequest
-from tests.engine.conftest import Opened
-from tests.engine.running import RunningEngine, alive, until
+from tests.servers.engine import Opened, RunningEngine, alive, until
 
 pytestmark = pytest.mark.spark
 

@@ -26,8 +26,7 @@ from island.engine.supervisor import descendants
 from island.livy.client import LivyClient
 from island.livy.messages import BatchRequest, SessionRequest
 from tests.engine import ports_of_spark, stranger
-from tests.engine.conftest import Opened, need_spark
-from tests.engine.running import RunningEngine, until
+from tests.servers.engine import Opened, RunningEngine, need_spark, until
 
 pytestmark = pytest.mark.spark
 JAR = "of-the-session.jar"

@@ -11,8 +11,8 @@ from island.formats import rows
 from island.formats.avro import to_parquet
 from island.formats.describe import describe
 from island.formats.limits import ReadLimits
-from tests.catalog.archipelago import write_table
-from tests.formats import bombs
+from tests.islands.publishing import write_table
+from tests.standins import bombs
 
 FEW = ReadLimits(rows=1000)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -68,7 +67,6 @@ async def _converge(world: Archipelago) -> None:
 
 @SIMULATED
 @given(st.data())
-@pytest.mark.usefixtures("quiet_logs")
 def test_any_order_duplication_and_loss_converges(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.lists(st.integers(1, 4), max_size=6), min_size=1, max_size=3))
     count = data.draw(st.integers(2, 4))
@@ -93,7 +91,6 @@ def test_any_order_duplication_and_loss_converges(data: st.DataObject) -> None:
 
 @SIMULATED
 @given(st.data())
-@pytest.mark.usefixtures("quiet_logs")
 def test_a_fork_freezes_its_origin_everywhere_and_no_other(data: st.DataObject) -> None:
     shared = data.draw(st.lists(st.integers(1, 3), max_size=3))
     tails = [data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)) for _ in range(2)]

@@ -21,7 +21,7 @@ from island.kernel.ports import SeededRng, SystemClock
 from island.trust.core import network_id
 from island.trust.keys import Identity
 from island.trust.service import Trust
-from tests.faults import Fault, cancelled_while_committing
+from tests.standins.faults import Fault, cancelled_while_committing
 
 
 class Origin:

@@ -17,10 +17,10 @@ from island.kernel.ports import SeededRng, SystemClock
 from island.trust.core import network_id
 from island.trust.keys import Identity
 from island.trust.service import Trust
-from tests.faults import Fault
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.network import Network, SimPeers, Weather
 from tests.sim.virtual import SimTasks
+from tests.standins.faults import Fault
 
 
 def test_put_delete_and_replace_in_one_transaction(tmp_path: Path) -> None:

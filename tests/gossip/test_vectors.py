@@ -16,7 +16,7 @@ from island.kernel import codec
 from island.kernel.codec import Malformed, Message
 from island.kernel.ids import NetworkId
 from island.trust.signing import verify
-from tests.gossip.make_vectors import FILES, digest_case, meaning, positions
+from tests.vectors.gossip import FILES, digest_case, meaning, positions
 
 VECTORS = Path(__file__).resolve().parents[2] / "protocols" / "vectors"
 

@@ -19,8 +19,8 @@ from island.errors import IslandError
 from island.jobs.service import BatchFile
 from island.jobs.store import JobRow, StatementRow
 from island.livy.messages import BatchRequest, SessionRequest
-from tests.jobs.world import OPEN, USER, PlayedEngine, World
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
+from tests.sim.jobs import OPEN, USER, PlayedEngine, World
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from island.errors import IslandError
 from island.jobs import run_store
 from island.jobs.store import JobRow
 from island.kernel.db import Database
-from tests.faults import Fault, Gone
-from tests.jobs.world import OPEN, PlayedEngine, World
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
+from tests.sim.jobs import OPEN, PlayedEngine, World
+from tests.standins.faults import Fault, Gone
 
 
 async def _open(a: Archipelago) -> tuple[World, SimIsland, SimIsland, PlayedEngine, JobRow]:

@@ -14,8 +14,8 @@ from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.rest import LivyRefusal
 from island.trust import journal
 from island.trust.users import Principal
-from tests.jobs.world import ADMINISTRATOR, OPEN, USER, PlayedEngine, World
 from tests.sim.archipelago import Archipelago, simulate
+from tests.sim.jobs import ADMINISTRATOR, OPEN, USER, PlayedEngine, World
 
 
 def text(statement: Any) -> str:

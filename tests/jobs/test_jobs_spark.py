@@ -19,9 +19,8 @@ from island.jobs.store import JobRow, StatementRow
 from island.livy.client import LivyClient
 from island.livy.messages import BatchRequest, SessionRequest
 from island.trust.users import Principal
-from tests.engine.conftest import need_spark
-from tests.engine.running import RunningEngine
-from tests.net.gateway.site import Site, site
+from tests.islands.user_port import Site, site
+from tests.servers.engine import RunningEngine, need_spark
 
 pytestmark = pytest.mark.spark
 
@@ -155,7 +154,7 @@ async def test_views_reach_a_stock_livy_by_statements_of_ours(tmp_path: Path, mo
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(engine_for(tmp_path / "home"))
         livy = LivyClient(engine.url, engine.token)
-        monkeypatch.setattr("tests.net.gateway.site.LivyEngine", StockEngine)
+        monkeypatch.setattr("tests.islands.user_port.LivyEngine", StockEngine)
         home = await stack.enter_async_context(site(tmp_path / "home", "home", livy))
         await home.catalog.publish("administrator", write_galaxies(tmp_path / "files"), "galaxies")
         job = await opened(home, SessionRequest(kind="pyspark", conf={"spark.island.inputs": "home/galaxies"}))

@@ -10,7 +10,7 @@ import pytest
 from island.errors import ConfigError, IslandError
 from island.kernel import db as module
 from island.kernel.db import Database
-from tests.faults import cancelled_while_committing
+from tests.standins.faults import cancelled_while_committing
 
 
 def make(conn: sqlite3.Connection) -> None:

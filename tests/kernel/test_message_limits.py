@@ -14,7 +14,7 @@ from island.kernel import codec
 from island.kernel.codec import Malformed, Message
 from island.net.frames import Hello
 from island.trust.messages import CHAIN_LIMIT
-from tests.kernel.hostile_messages import VALUES, attacks, densest, message_types, peak
+from tests.standins.hostile_messages import VALUES, attacks, densest, message_types, peak
 
 TYPES = message_types()
 SIZE = 16 * 1024

@@ -14,7 +14,7 @@ import pytest
 import island
 from island.catalog.messages import SearchQuery
 from island.kernel.work import BLOCKING_THREADS, ThreadWorkers, ended, to_the_end
-from tests.catalog.archipelago import Islands, write_table
+from tests.islands.publishing import Islands, write_table
 
 
 @contextlib.asynccontextmanager

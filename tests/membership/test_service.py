@@ -12,8 +12,8 @@ from island.kernel.ports import SeededRng
 from island.membership.messages import SelfRecord, ServerRecord
 from island.trust import journal
 from island.trust.keys import Identity
-from tests.faults import Fault, Gone
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
+from tests.standins.faults import Fault, Gone
 
 
 async def _grow(world: Archipelago, *names: str) -> list[SimIsland]:

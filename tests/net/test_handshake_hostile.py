@@ -23,7 +23,7 @@ from island.net.handshake import Handshake, WrongKey, transcript
 from island.net.limits import PeerLimits
 from island.net.listener import dial
 from island.trust.keys import Identity
-from tests.net.islands import QUICK, Node, admit, archipelago
+from tests.islands.sessions import QUICK, Node, admit, archipelago
 
 RNG = SystemRng()
 

@@ -24,7 +24,7 @@ from island.net.frames import RequestHead
 from island.net.limits import PeerLimits
 from island.net.listener import own_addresses
 from island.trust.keys import Identity
-from tests.net.islands import Node, admit, archipelago
+from tests.islands.sessions import Node, admit, archipelago
 
 
 def served(node: Node) -> None:
@@ -240,7 +240,7 @@ async def test_stop_is_quick_and_tells_the_others(tmp_path: Path) -> None:
 SILENT_KILL = """
 import asyncio, sys
 from pathlib import Path
-from tests.net.islands import Node
+from tests.islands.sessions import Node
 from island.trust.keys import Identity
 
 async def main():

@@ -25,7 +25,7 @@ from island.net.api.user_port import UserServer, build
 from island.trust.heads import STORE_EVERY_S, JournalHeads
 from island.trust.store import held_heads
 from island.trust.users import TOKEN_FILES, Tokens, create_tokens, read_token
-from tests.net.islands import Node
+from tests.islands.sessions import Node
 
 
 class Site:

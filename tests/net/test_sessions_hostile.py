@@ -18,7 +18,7 @@ from island.net.bulk import BulkSession, SessionStream
 from island.net.frames import FrameType, Ping, RequestHead
 from island.net.handshake import transcript
 from island.net.limits import STREAM_WINDOW, PeerLimits
-from tests.net.islands import Node, archipelago
+from tests.islands.sessions import Node, archipelago
 from tests.net.test_handshake_hostile import Raw, hello_of, prove
 
 

@@ -17,7 +17,7 @@ from island.kernel.stranger_log import PER_ADDRESS
 from island.net.api.user_port import UserServer, build
 from island.net.limits import HttpLimits, PeerLimits
 from island.trust.users import Tokens
-from tests.net.islands import Node, archipelago
+from tests.islands.sessions import Node, archipelago
 
 TOKEN = "user-token"
 NEVER = 3600.0

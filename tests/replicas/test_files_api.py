@@ -17,7 +17,7 @@ from island.kernel import codec
 from island.kernel.db import Database
 from island.replicas.messages import ChunkRequest, FileRanges
 from island.trust import journal
-from tests.replicas.archipelago import Archipelago, Island, good_until, user_port
+from tests.islands.reading import Archipelago, Island, good_until, user_port
 
 DATA = bytes(range(256)) * 12_000
 

@@ -19,7 +19,7 @@ from island.kernel.work import ThreadWorkers
 from island.replicas import store
 from island.replicas.chunk_store import ChunkStore, ReplicaFile
 from island.replicas.fetching import _arrived
-from tests.faults import Fault, Gone
+from tests.standins.faults import Fault, Gone
 
 OWNER, NAME, SNAPSHOT = IslandId("a1" * 32), "ngc", "0f" * 32
 KEY = (OWNER, NAME, SNAPSHOT)

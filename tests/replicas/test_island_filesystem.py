@@ -24,7 +24,7 @@ import pytest
 
 from island.catalog.messages import ResolvedDataset
 from island.replicas.fsspec import PROBED, IslandFileSystem
-from tests.replicas.archipelago import Archipelago, Island, good_until, key_of, user_port
+from tests.islands.reading import Archipelago, Island, good_until, key_of, user_port
 
 T = TypeVar("T")
 ROWS = 40_000

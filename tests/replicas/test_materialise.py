@@ -20,8 +20,8 @@ from island.kernel.processes import ProcessPool
 from island.kernel.work import ThreadWorkers
 from island.replicas import chunk_files
 from island.replicas.materialise import DatasetFolders
-from tests.formats import bombs
-from tests.replicas.archipelago import Archipelago, Island, key_of
+from tests.islands.reading import Archipelago, Island, key_of
+from tests.standins import bombs
 
 SCHEMA = {"type": "record", "name": "r", "fields": [{"name": "x", "type": "long"}]}
 

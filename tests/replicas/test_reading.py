@@ -14,7 +14,7 @@ from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream
 from island.replicas import chunk_files
 from island.replicas.fetching import FetchTimeouts
-from tests.replicas.archipelago import Archipelago, Island, key_of
+from tests.islands.reading import Archipelago, Island, key_of
 
 MIB = 2**20
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from island.errors import Unreachable
 from island.gossip import store
-from tests.faults import Fault
-from tests.scenarios.hostile import get, member, until, victim
+from tests.standins.faults import Fault
+from tests.standins.member import get, member, until, victim
 
 
 async def test_an_island_hears_another_whose_session_was_lost_during_a_commit(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from island.jobs.core import STOCK_LANGUAGES
 from island.jobs.messages import CommitAnswer, CommitRequest, EmptyAnswer, JobChanged, Offer, StatusRequest
 from island.kernel import codec
 from island.kernel.ids import IslandId
-from tests.net.islands import Node
-from tests.scenarios.hostile import Member, get, logged, member, packed, until, until_async, victim, well
+from tests.islands.sessions import Node
+from tests.standins.member import Member, get, logged, member, packed, until, until_async, victim, well
 
 
 class Liar:

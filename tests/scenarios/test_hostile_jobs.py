@@ -28,7 +28,7 @@ from island.jobs.messages import (
     StopRequest,
 )
 from island.kernel import codec
-from tests.scenarios.hostile import Member, get, logged, member, packed, until, victim, well
+from tests.standins.member import Member, get, logged, member, packed, until, victim, well
 
 OPEN: dict[str, dict[str, Any]] = {"jobs": {"accept_from": ["members"], "foreign_code": "any", "same_user": True}}
 

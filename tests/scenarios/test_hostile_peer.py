@@ -25,7 +25,7 @@ from island.gossip import store as gossip_store
 from island.gossip.messages import BatchBody, LogEntry, SignedBatch
 from island.kernel import codec
 from island.kernel.ids import key_bytes
-from tests.scenarios.hostile import Member, get, logged, member, packed, resident, until, until_async, victim, well
+from tests.standins.member import Member, get, logged, member, packed, resident, until, until_async, victim, well
 
 
 def pairs(items: list[tuple[str, Any]]) -> bytes:

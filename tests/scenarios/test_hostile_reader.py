@@ -21,7 +21,7 @@ from island.kernel import codec
 from island.kernel.ports import BulkStream
 from island.replicas import chunk_server
 from island.replicas.messages import ChunkRequest, FileRanges
-from tests.scenarios.hostile import Member, logged, member, packed, resident, until, victim, well
+from tests.standins.member import Member, logged, member, packed, resident, until, victim, well
 
 
 async def published(daemon: Daemon, folder: Path) -> tuple[ResolvedDataset, ChunkRequest]:

@@ -9,7 +9,7 @@ from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple
 
 from island.kernel.loops import EXPECTED, Tasks
-from tests.faults import StrictFaults
+from tests.standins.faults import StrictFaults
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

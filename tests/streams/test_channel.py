@@ -13,8 +13,20 @@ import pytest
 from island.kernel.codec import encode
 from island.kernel.ids import IslandId
 from island.streams.messages import READ, ReadRequest, decode_position
-from tests.streams.memory import Wire
-from tests.streams.site import ALPHA, BETA, Crash, Home, Running, delivered, rows_of, running, total, until, write
+from tests.islands.subscribing import (
+    ALPHA,
+    BETA,
+    Crash,
+    Home,
+    Running,
+    delivered,
+    rows_of,
+    running,
+    total,
+    until,
+    write,
+)
+from tests.standins.peers import Wire
 
 
 def bright(row: tuple[Any, ...]) -> bool:

@@ -10,8 +10,8 @@ import fastavro
 import pyarrow.parquet as pq
 import pytest
 
-from tests.streams.memory import Wire
-from tests.streams.site import ALPHA, BETA, Home, running, total, until
+from tests.islands.subscribing import ALPHA, BETA, Home, running, total, until
+from tests.standins.peers import Wire
 
 
 def segments(home: Home) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pytest
 
 from island.cli.demo.demo_island import DemoIsland, wait_for
 from island.errors import IslandError
-from tests.streams.site import Home, rows_of, write
+from tests.islands.subscribing import Home, rows_of, write
 
 pytestmark = pytest.mark.e2e
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from island.gossip.core import KEY_INTERVAL
+from tests.islands.subscribing import rows_of
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
-from tests.streams.site import rows_of
 from tests.streams.test_streams_scenario import ADMIN, USER, Scene, put, two
 
 FILES, ROWS = 12, 40

@@ -21,8 +21,8 @@ from island.streams import tables
 from island.streams.channel import PLAIN
 from island.streams.messages import DESCRIBE, READ, Delivery, DescribeAnswer, Heartbeat, StreamSchema
 from island.streams.segments import SegmentFolder
-from tests.streams.memory import Wire
-from tests.streams.site import ALPHA, BETA, Home, delivered, rows_of, running, total, until, write
+from tests.islands.subscribing import ALPHA, BETA, Home, delivered, rows_of, running, total, until, write
+from tests.standins.peers import Wire
 
 SCHEMA = pa.schema([("id", pa.int64())])
 COLUMNS = tables.schema_to_bytes(SCHEMA)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.streams.site import Home, delivered, rows_of, total, write
+from tests.islands.subscribing import Home, delivered, rows_of, total, write
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,10 +35,9 @@ class Process:
     def start(self) -> None:
         log = (self.home.parent / f"{self.name}.log").open("ab")
         with log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.streams.child", str(self.home), self.name, str(self.port), *self.options],
-                cwd=ROOT, stdout=log, stderr=log,
-            )  # fmt: skip
+            command = [sys.executable, "-m", "tests.islands.subscribing_process"]
+            command += [str(self.home), self.name, str(self.port), *self.options]
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
     def kill(self) -> None:
         if self.process is not None:

@@ -18,9 +18,9 @@ from island.kernel.ports import SystemClock
 from island.kernel.processes import DEFAULT_LIMITS as DEFAULT
 from island.kernel.processes import Emit, InPlaceProcesses, Limits, ProcessPool
 from island.streams import store, tables, watched_folder
-from tests.formats import bombs
-from tests.streams.memory import Wire
-from tests.streams.site import ALPHA, Home, running, write
+from tests.islands.subscribing import ALPHA, Home, running, write
+from tests.standins import bombs
+from tests.standins.peers import Wire
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

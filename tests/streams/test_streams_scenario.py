@@ -20,9 +20,9 @@ from island.kernel.ports import SeededRng
 from island.streams.service import Streams, StreamsDependencies
 from island.streams.views import ChannelView
 from island.trust.users import Principal
-from tests.faults import Fault, Gone
+from tests.islands.subscribing import rows_of
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
-from tests.streams.site import rows_of
+from tests.standins.faults import Fault, Gone
 
 ADMIN, USER = Principal("administrator", "administrator"), Principal("user", "user")
 

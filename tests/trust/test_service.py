@@ -21,7 +21,7 @@ from island.trust import core, journal
 from island.trust.keys import Identity
 from island.trust.messages import Genesis
 from island.trust.service import Trust
-from tests.faults import cancelled_while_committing
+from tests.standins.faults import cancelled_while_committing
 
 
 class Wall(SystemClock):

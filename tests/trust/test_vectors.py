@@ -17,7 +17,7 @@ from island.net.handshake import transcript
 from island.trust import core, journal
 from island.trust.messages import HEAD_LIMIT, HeadHeld, HeadOffer
 from island.trust.signing import signed_bytes, verify
-from tests.trust.make_vectors import FOLDER, VECTORS
+from tests.vectors.trust import FOLDER, VECTORS
 
 
 def load(name: str) -> Any:

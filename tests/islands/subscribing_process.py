@@ -1,6 +1,6 @@
 """A process to be killed: the daemon's services that streams stand on, over real sessions, and nothing else.
 
-`python -m tests.streams.child HOME NAME PORT --watch FOLDER` (the source's side) or
+`python -m tests.islands.subscribing_process HOME NAME PORT --watch FOLDER` (the source's side) or
 `... --where EXPR` (the subscriber's). Prints `ready` once it runs.
 """
 

@@ -1,4 +1,4 @@
-"""Writes protocols/vectors/gossip-*.json, once: `python -m tests.gossip.make_vectors`.
+"""Writes protocols/vectors/gossip-*.json, once: `python -m tests.vectors.gossip`.
 
 The files are checked for ever by test_vectors.py; running this again must not change them
 unless the format has changed, and then it has another name.

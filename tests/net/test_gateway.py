@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from island.livy.client import LivyClient
-from tests.net.gateway.site import Site, played_livy, site
+from tests.islands.user_port import Site, played_livy, site
 
 
 class Http:

@@ -29,8 +29,8 @@ from island.streams.source import DecodedFileCache, FolderSource
 from island.streams.source_server import SourceServer
 from island.streams.store import SourceRow, SubscriptionRow
 from island.streams.tasks import leaves
-from tests.faults import StrictFaults
-from tests.streams.memory import MemoryPeers, Wire
+from tests.standins.faults import StrictFaults
+from tests.standins.peers import MemoryPeers, Wire
 
 ALPHA, BETA = IslandId("a1" * 32), IslandId("b2" * 32)
 SCHEMA = pa.schema([("id", pa.int64()), ("ra", pa.float64()), ("dec", pa.float64()), ("mag", pa.float64())])

@@ -32,7 +32,7 @@ from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from island.trust.users import Tokens, create_tokens
-from tests.net.gateway.played import upstream
+from tests.standins.livy import upstream
 
 
 class Stop(Exception):

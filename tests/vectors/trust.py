@@ -1,6 +1,6 @@
 """Writes `protocols/vectors/trust-*.json` and `session-*.json`: run once, then checked for ever.
 
-`python -m tests.trust.make_vectors` overwrites them; a difference means that the protocol has changed.
+`python -m tests.vectors.trust` overwrites them; a difference means that the protocol has changed.
 """
 
 from __future__ import annotations
