@@ -76,7 +76,9 @@ class Api:
             ) from error
         finally:
             connection.close()
-        raise Unreachable(f"{self.endpoint.url} ended its answer without a result", hint="See the daemon's log.")
+        raise Unreachable(
+            f"{self.endpoint.url} closed the connection before sending a result", hint="See the daemon's log."
+        )
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         data = self._received(*self._send(method, path, body, {}))
@@ -90,7 +92,9 @@ class Api:
         try:
             data = answer.read()
         except _ERRORS as error:
-            raise Unreachable(f"the answer from {self.endpoint.url} broke off: {error}", hint="Try again.") from error
+            raise Unreachable(
+                f"the answer from {self.endpoint.url} was interrupted: {error}", hint="Try again."
+            ) from error
         finally:
             connection.close()
         if answer.status >= 400:

@@ -35,7 +35,7 @@ class IslandError(Exception):
 
     @property
     def line(self) -> str:
-        """The same on one line, for a reason that is stored or a message that Livy's clients show."""
+        """The same on one line, for reasons that are stored and messages that Livy's clients show."""
         text = f"{self.message.rstrip('.')}. {self.hint}" if self.hint else self.message
         return text.replace("\n", " ")
 

@@ -115,5 +115,6 @@ class Home:
 def unreachable(url: str, error: Exception) -> Unreachable:
     """The error for a daemon that does not answer at `url`."""
     return Unreachable(
-        f"no island answers at {url}: {error}", hint="Start it with `island run`, or name another with --home or --url."
+        f"no island answers at {url}: {error}",
+        hint="Start it with `island run`, or select another with --home or --url.",
     )

@@ -426,11 +426,11 @@ def parse_times(text: str) -> tuple[float, float]:
     """(from, to) in unix seconds of `FROM..TO`; an open side is infinite; a date as TO includes its day."""
     first, dots, last = text.strip().partition("..")
     if not dots or not (first or last):
-        raise BadInput(f"{text[:80]!r} is not a range of times", hint=_TIME_HINT)
+        raise BadInput(f"{text[:80]!r} is not a time range", hint=_TIME_HINT)
     low = _moment(first, text)[0] if first else -math.inf
     high = _moment(last, text)[1] if last else math.inf
     if low > high:
-        raise BadInput(f"the range of times {text[:80]!r} ends before it begins", hint=_TIME_HINT)
+        raise BadInput(f"the time range {text[:80]!r} ends before it begins", hint=_TIME_HINT)
     return low, high
 
 
@@ -460,7 +460,7 @@ def _utc(word: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class DatasetFilter:
-    """What a query asks of a dataset besides its place on the sky."""
+    """The conditions of a search except the sky region."""
 
     words: tuple[str, ...] = ()
     column: str = ""
@@ -507,5 +507,5 @@ def tokens(text: str) -> list[str]:
 
 
 def close_matches(name: str, known: Iterable[str]) -> list[str]:
-    """What a person may have meant, the likeliest first."""
+    """Close matches for a misspelled name, best first."""
     return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)

@@ -56,12 +56,12 @@ def survey(path: Path, home: Path) -> FileListing:
     except FileNotFoundError as error:
         raise BadInput(f"there is no {path}", hint="Check the path; it is read on the island's machine.") from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(f"{path} cannot be looked at: {error}", hint="Check its permissions.") from error
+        raise BadInput(f"{path} cannot be read: {error}", hint="Check its permissions.") from error
     home = home.resolve()
     if home == real or home.is_relative_to(real):
         raise BadInput(
             f"{path} holds the home of this island, with its key and tokens",
-            hint="Publish the folder of the data alone.",
+            hint="Publish only the folder with the data.",
         )
     if real.is_dir():
         base, names, is_hats = real, *_folder(real)
@@ -99,16 +99,17 @@ def _look(base: Path, name: str, secrets: set[tuple[int, int]]) -> FoundFile:
         raise BadInput(f"a file below {base} cannot be published: {error.message}", hint="Rename it.") from error
     try:
         if full.is_symlink() and not full.resolve(strict=True).is_relative_to(base):
-            raise BadInput(f"{full} is a link that leaves {base}", hint="Copy the file, or publish where it lies.")
+            raise BadInput(
+                f"{full} is a symbolic link to a file outside of {base}",
+                hint="Copy the file, or publish the folder that contains it.",
+            )
         status = full.stat()
     except OSError as error:
-        raise BadInput(
-            f"{full} cannot be looked at: {error.strerror or error}", hint="Check its permissions."
-        ) from error
+        raise BadInput(f"{full} cannot be read: {error.strerror or error}", hint="Check its permissions.") from error
     if not stat.S_ISREG(status.st_mode):
         raise BadInput(f"{full} is not a regular file", hint="Name a file, or a folder of files.")
     if (status.st_dev, status.st_ino) in secrets:
-        raise BadInput(f"{full} belongs to the home of this island", hint="Publish the data alone.")
+        raise BadInput(f"{full} belongs to the home of this island", hint="Publish only the data.")
     return FoundFile(name, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
@@ -168,4 +169,4 @@ def is_same(found: FoundFile, status: os.stat_result) -> bool:
 
 
 def _changed(full: Path) -> FilesChanged:
-    return FilesChanged(f"{full} changed while it was read", hint="Publish it when nothing writes to it any more.")
+    return FilesChanged(f"{full} changed while it was read", hint="Publish it when no program writes to it.")

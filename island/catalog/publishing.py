@@ -443,7 +443,7 @@ def _is_comparable(previous: PreviousSnapshot, listing: FileListing, words: Data
 
 def _merged_words(words: DatasetMetadata, previous: PreviousSnapshot | None) -> DatasetMetadata:
     if (words.ra == "") != (words.dec == ""):
-        raise BadInput("ra and dec are named together or not at all", hint="Give both --ra and --dec.")
+        raise BadInput("--ra and --dec must be given together", hint="Give both --ra and --dec.")
     if previous is None:
         return words
     said = previous.words

@@ -207,7 +207,7 @@ class Catalog:
             await self._db.write(lambda conn: store.put_card(conn, manifest.blob_hash(prepared.card), prepared.card))
         own = await self._state.read(lambda conn: store.own_dataset(conn, name))
         if own is None:
-            raise NotFound(f"{name} was withdrawn meanwhile")
+            raise NotFound(f"{name} was withdrawn in the meantime")
         return self._view(CatalogEntry(self.me, name, own.record))
 
     async def prepare(
@@ -412,7 +412,7 @@ class Catalog:
             return wanted.snapshot, newest  # its owner may still serve it: asking tells
         raise NotFound(
             f"{self._membership.display(owner)}/{wanted.name} has no snapshot {wanted.snapshot} that is known here",
-            hint=f"The newest is {newest.snapshot[:12]}; an older one of another island is named by its whole hash.",
+            hint=f"The newest is {newest.snapshot[:12]}; for older ones of other islands, give the complete hash.",
         )
 
     async def card(self, resolved: ResolvedDataset) -> Card:
@@ -680,7 +680,7 @@ def _by_snapshot(replicas: Sequence[ReplicaEntry]) -> dict[tuple[IslandId, str, 
 
 
 def changed(path: Path) -> FilesChanged:
-    """What a reader is told whose file is no longer what was published."""
+    """The error for a file that changed since it was published."""
     return FilesChanged(
         f"{path} is not what was published: it was changed, moved or removed",
         hint="Publish the dataset again; the owner's journal says when it was published.",

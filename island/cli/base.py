@@ -29,7 +29,7 @@ from island.kernel.terminal import escaped
 from island.kernel.units import format_bytes
 from island.private_files import secret_text
 
-Json = Annotated[bool, typer.Option("--json", help="Print flat JSON objects on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ import typer
 
 from island.cli import base
 
-app = typer.Typer(help="Active flows into and out of this island.", no_args_is_help=True)
+app = typer.Typer(help="Channels: rows that flow into and out of this island.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:
@@ -16,11 +16,11 @@ def register(root: typer.Typer) -> None:
 
 @app.callback()
 def channel() -> None:
-    """Active flows into and out of this island."""
+    """Channels: rows that flow into and out of this island."""
 
 
 @app.command("ls")
 def ls(as_json: base.Json = False) -> None:
-    """Each flow: rate (rows/s), lag (rows of the source, seconds), rows, bytes, state and why."""
+    """List the channels with rate (rows/s), lag (rows, seconds), rows, bytes, state and its reason."""
     columns = ("id", "island", "source", "into", "state", "rate", "lag", "lag_s", "rows", "bytes", "since", "reason")
     base.show_rows(base.api().get("/api/v1/channels"), columns, as_json, empty="nothing flows")

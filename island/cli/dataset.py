@@ -13,7 +13,7 @@ from island.cli import base, interrupts
 from island.errors import BadInput
 
 COLUMNS = ("island", "name", "title", "format", "rows", "bytes", "files", "updated")
-app = typer.Typer(help="Datasets of the whole archipelago; this island's own to publish.", no_args_is_help=True)
+app = typer.Typer(help="Datasets of the archipelago: publish, search, show, fetch.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:
@@ -24,15 +24,19 @@ def register(root: typer.Typer) -> None:
 @app.command()
 def publish(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A Parquet or Avro file, a folder, or a HATS catalog.")],
-    name: Annotated[str, typer.Option(help="The dataset's name; new content at a name is a new snapshot.")],
-    title: Annotated[str, typer.Option(help="One line for people.")] = "",
-    description: Annotated[str, typer.Option(help="What it is, in words.")] = "",
-    licence: Annotated[str, typer.Option(help="Under which licence the data may be used, and whom to credit.")] = "",
-    ra: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of right ascension, if not found.")] = None,
-    dec: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of declination, if not found.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the dataset. Publishing an existing name makes a new snapshot.")],
+    title: Annotated[str, typer.Option(help="Title, one line.")] = "",
+    description: Annotated[str, typer.Option(help="Description.")] = "",
+    licence: Annotated[str, typer.Option(help="Licence of the data, and whom to credit.")] = "",
+    ra: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of right ascension, if it is not detected.")
+    ] = None,
+    dec: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of declination, if it is not detected.")
+    ] = None,
     as_json: base.Json = False,
 ) -> None:
-    """Publish files in place: they are read once and stay where they are."""
+    """Publish files. They are read once, stay where they are, and are not copied."""
     body = {
         "path": str(path.expanduser().resolve()),
         "name": name,
@@ -63,7 +67,7 @@ def _count(number: int, what: str) -> str:
 
 @app.command()
 def unpublish(name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset of this island.")]) -> None:
-    """Withdraw a dataset of this island; its files stay where they are."""
+    """Withdraw a dataset of this island. Its files are not deleted."""
     own = name.rpartition("/")[2] if name.count("/") == 1 else name
     if own != name:
         _check_own(name)
@@ -80,27 +84,28 @@ def _check_own(name: str) -> None:
 
 @app.command()
 def ls(as_json: base.Json = False) -> None:
-    """Every dataset of every island."""
+    """List the datasets of all islands."""
     found = base.api().get("/api/v1/datasets")
     _list(found, as_json, "no island publishes a dataset yet: `island dataset publish PATH --name NAME`")
 
 
 @app.command()
 def search(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Words; all must be there.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Words that must all occur.")] = None,
     column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A column's name or its beginning, or a UCD; in any case.")
+        str | None, typer.Option(metavar="NAME", help="Column name, beginning of one, or UCD. Not case-sensitive.")
     ] = None,
     region: Annotated[
         str | None, typer.Option(help="'circle RA DEC RADIUS' in degrees (ICRS), as 'circle 187.7 12.4 5'.")
     ] = None,
     time: Annotated[
-        str | None, typer.Option(metavar="FROM..TO", help="ISO dates or times in UTC; either side may be empty.")
+        str | None,
+        typer.Option(metavar="FROM..TO", help="Range of ISO 8601 dates or times in UTC. Either side may be empty."),
     ] = None,
     form: Annotated[str | None, typer.Option("--format", help="parquet, avro or hats.")] = None,
     as_json: base.Json = False,
 ) -> None:
-    """Datasets by words, columns, sky, time and format; all that is given must hold."""
+    """Search datasets by words, column, sky region, time and format. All conditions must hold."""
     found = base.api().get(
         "/api/v1/datasets/search",
         words=" ".join(words) if words else None,
@@ -125,7 +130,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="OWNER/NAME[@SNAPSHOT]", help="As `island dataset ls` shows it.")],
     as_json: base.Json = False,
 ) -> None:
-    """Everything that is known of a dataset: columns, sky, times, who holds it, what of it is here."""
+    """Show a dataset: columns, sky coverage, time range, holders, and how much of it is local."""
     found = base.api().get(f"/api/v1/datasets/{_path(name)}")
     if as_json:
         base.show_json(found)
@@ -166,11 +171,11 @@ def fetch(
     name: Annotated[str, typer.Argument(metavar="OWNER/NAME[@SNAPSHOT]", help="As `island dataset ls` shows it.")],
     as_json: base.Json = False,
 ) -> None:
-    """Fetch a complete, verified replica; what is here already is not moved again."""
+    """Fetch a complete, verified replica. Data that are local already are not transferred again."""
     with interrupts.undoable(), base.progress_bar(f"fetching {name}") as progress:
         found = base.api(timeout=600).follow("POST", f"/api/v1/files/{_path(name)}/fetch", None, progress)
     base.say(
-        f"{found['dataset']} is here, whole and verified: {base.format_size(found['bytes'])},"
+        f"{found['dataset']} is complete and verified: {base.format_size(found['bytes'])},"
         f" of which {base.format_size(found['fetched'])} were fetched now; snapshot {found['snapshot'][:12]}"
     )
     if as_json:
@@ -184,8 +189,8 @@ def drop(
     name: Annotated[str, typer.Argument(metavar="OWNER/NAME[@SNAPSHOT]", help="A dataset of another island.")],
     as_json: base.Json = False,
 ) -> None:
-    """Delete what this island keeps of another island's dataset, to make room."""
+    """Delete the local replica of another island's dataset."""
     found = base.api().delete(f"/api/v1/files/{_path(name)}")
-    base.say(f"dropped {base.format_size(found['freed'])} of {found['dataset']}; its owner has it still")
+    base.say(f"dropped {base.format_size(found['freed'])} of {found['dataset']}; the owner still has it")
     if as_json:
         base.show_json(found)

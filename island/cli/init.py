@@ -1,4 +1,4 @@
-"""`island init`: make a home."""
+"""`island init`: create a home folder."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    home: Annotated[Path, typer.Argument(metavar="HOME", help="The folder to make; it must not be a home already.")],
-    name: Annotated[str, typer.Option(help="The island's name, for people.")],
-    listen: Annotated[
-        str, typer.Option(help="Host and port for people and programs; loopback only.")
-    ] = "127.0.0.1:8990",
-    peer_listen: Annotated[str, typer.Option(help='Host and port for other islands; "" for none.')] = "127.0.0.1:8991",
+    home: Annotated[Path, typer.Argument(metavar="HOME", help="The folder to create. It must not exist, or be empty.")],
+    name: Annotated[str, typer.Option(help="Name of the island.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT of the user port. Loopback only.")] = "127.0.0.1:8990",
+    peer_listen: Annotated[str, typer.Option(help='HOST:PORT of the peer port; "" disables it.')] = "127.0.0.1:8991",
     archipelago: Annotated[
-        str, typer.Option(help="Label of the archipelago that this island may found.")
+        str, typer.Option(help="Label of the archipelago, if this island founds one.")
     ] = "archipelago",
 ) -> None:
-    """Make a home: island.toml, the key, and the two tokens."""
+    """Create a home folder with island.toml, the key and the two tokens."""
     target = Home(home.expanduser().absolute())
     if target.exists():
-        raise Conflict(f"{target.path} is an island's home already", hint="Choose another folder; nothing was changed.")
+        raise Conflict(
+            f"{target.path} is already the home folder of an island", hint="Choose another folder; nothing was changed."
+        )
     if target.path.exists() and (not target.path.is_dir() or any(target.path.iterdir())):
         raise Conflict(f"{target.path} exists and is not an empty folder", hint="Choose another; nothing was changed.")
     if not archipelago or len(archipelago) > 64 or not archipelago.isprintable():

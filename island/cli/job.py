@@ -11,10 +11,10 @@ from island.cli import base
 from island.cli.job_progress import FAILED, KEY_HEADER, get, key_headers, path, settle
 from island.errors import BadInput
 
-app = typer.Typer(help="Sessions and batches, wherever they run.", no_args_is_help=True)
+app = typer.Typer(help="Jobs (sessions and batches) at all islands.", no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The local id, the public id, or a unique prefix of it.")]
-Kind = Annotated[str | None, typer.Option(help="session or batch, where a name fits both.")]
+Kind = Annotated[str | None, typer.Option(help="session or batch, if a name matches both.")]
 KeyFile = Annotated[
     str | None,
     typer.Option(
@@ -31,23 +31,23 @@ def register(root: typer.Typer) -> None:
 
 @app.command("ls")
 def ls(
-    live: Annotated[bool, typer.Option("--live", help="Only those that have not ended.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Only jobs that have not ended.")] = False,
     as_json: base.Json = False,
 ) -> None:
-    """Your jobs, newest first; the administrator sees all, and those that others run here."""
+    """List your jobs, newest first. The administrator sees all jobs, including those of other islands that run here."""
     rows = base.api().get("/api/v1/jobs", live=1 if live else None)
     base.show_rows(rows, ("id", "job", "kind", "state", "island", "owner", "inputs"), as_json, empty="no jobs")
 
 
 @app.command("show")
 def show(job: Id, kind: Kind = None, key_file: KeyFile = None, as_json: base.Json = False) -> None:
-    """All that is known of a job. Its key lets you follow it from another island: keep it to yourself."""
+    """Show a job. Keep its key secret: with it, the job can be followed and cancelled from any island."""
     base.show_pairs(get(base.api(), path(job), key_headers(key_file), kind=kind), as_json)
 
 
 @app.command("explain")
 def explain(job: Id, kind: Kind = None, key_file: KeyFile = None, as_json: base.Json = False) -> None:
-    """Every island that was considered: why it was rejected, or what the job would have cost there."""
+    """Show why a job runs where it runs: each island with its estimate, or the reason for its rejection."""
     rows = get(base.api(), path(job, "explain"), key_headers(key_file), kind=kind)
     if as_json:
         base.show_json(rows)
@@ -65,7 +65,7 @@ def explain(job: Id, kind: Kind = None, key_file: KeyFile = None, as_json: base.
 
 @app.command("cancel")
 def cancel(job: Id, kind: Kind = None, key_file: KeyFile = None) -> None:
-    """End a job; what it has given stays."""
+    """Cancel a job. Results that it has produced stay available."""
     key = key_headers(key_file).get(KEY_HEADER, "")
     row: dict[str, Any] = base.api().post(path(job, "cancel"), {"key": key}, kind=kind)
     base.say(f"{row['kind']} {row['job']} is {row['state']}")
@@ -73,7 +73,7 @@ def cancel(job: Id, kind: Kind = None, key_file: KeyFile = None) -> None:
 
 @app.command("logs")
 def logs(job: Id, kind: Kind = None, key_file: KeyFile = None) -> None:
-    """The engine's log, then what island did for the job."""
+    """Show the log of the engine and what the island did for the job."""
     for line in get(base.api(), path(job, "log"), key_headers(key_file), kind=kind)["log"]:
         base.print_line(line)
 
@@ -94,7 +94,8 @@ def wait(job: Id, key_file: KeyFile = None, as_json: base.Json = False) -> None:
 def submit(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A Python file (.py).")],
     inputs: Annotated[
-        list[str] | None, typer.Option("--input", metavar="OWNER/NAME", help="A dataset that it reads.")
+        list[str] | None,
+        typer.Option("--input", metavar="OWNER/NAME", help="Dataset to use as an input. May be repeated."),
     ] = None,
     arguments: Annotated[
         list[str] | None, typer.Option("--arg", help="An argument of the file; may be repeated.")
@@ -102,7 +103,7 @@ def submit(
     name: Annotated[str | None, typer.Option(help="A name for it.")] = None,
     at: Annotated[str, typer.Option(metavar="ISLAND", help="Run it there and nowhere else.")] = "",
 ) -> None:
-    """Run a file as a batch where its inputs are; prints the job's public id."""
+    """Run a Python file as a batch where its inputs are, and print the job's public id."""
     try:
         data = file.read_bytes()
     except OSError as error:

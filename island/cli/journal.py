@@ -1,4 +1,4 @@
-"""`island journal`: who did what, where, and how it ended."""
+"""`island journal`: the audit log of an island."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def register(root: typer.Typer) -> None:
 
 def journal(
     since: Annotated[
-        str, typer.Option(help="From then on: 2026-11-20, 2026-11-20T18:00 (UTC), or 15m, 2h, 7d ago.")
+        str, typer.Option(help="Only rows since this time: 2026-11-20, 2026-11-20T18:00 (UTC), or 15m, 2h, 7d ago.")
     ] = "",
     contains: Annotated[str, typer.Option(help="Only rows that contain this text.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The newest so many rows.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of rows; the newest are shown.")] = 1000,
     verify: Annotated[
         bool,
         typer.Option(
@@ -32,7 +32,7 @@ def journal(
     ] = "",
     as_json: base.Json = False,
 ) -> None:
-    """The journal of this island, oldest first."""
+    """Show the journal of this island, oldest row first."""
     if acknowledge:
         base.api().post("/api/v1/journal/acknowledge", {"reason": acknowledge})
         base.say("acknowledged; the journal has a row about it, and the other islands are told")
@@ -58,7 +58,7 @@ def _verify(as_json: bool) -> None:
             "just restored one, run: island journal --acknowledge REASON"
         )
         raise typer.Exit(1)
-    base.say(f"the journal of {result['island']} is whole: {result['rows']} rows")
+    base.say(f"the journal of {result['island']} is intact: {result['rows']} rows")
 
 
 def _asked(result: dict[str, Any]) -> str:

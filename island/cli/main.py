@@ -54,14 +54,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    home: Annotated[str | None, typer.Option(help="The island's home; else ISLAND_HOME, else ~/.island.")] = None,
-    url: Annotated[str | None, typer.Option(help="URL of a daemon's user port, instead of the home's.")] = None,
-    token_file: Annotated[
-        str | None, typer.Option(help="File with the token; else ISLAND_TOKEN, else the home's.")
+    home: Annotated[
+        str | None, typer.Option(help="Home folder of the island. Default: ISLAND_HOME, then ~/.island.")
     ] = None,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
+    url: Annotated[
+        str | None, typer.Option(help="URL of the daemon's user port. Default: that of the home folder.")
+    ] = None,
+    token_file: Annotated[
+        str | None, typer.Option(help="File with the token. Default: ISLAND_TOKEN, then the token in the home folder.")
+    ] = None,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show Python tracebacks of errors.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     base.TARGET.home = home or base.TARGET.home

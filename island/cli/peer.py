@@ -1,4 +1,4 @@
-"""`island peer`: the islands of the archipelago, and how one gets in."""
+"""`island peer`: the islands of the archipelago, and how to join them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from island.cli import base
 
-app = typer.Typer(help="The islands of the archipelago: invite, join, list.", no_args_is_help=True)
+app = typer.Typer(help="Islands of the archipelago: invite, join, list.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:
@@ -20,26 +20,26 @@ def register(root: typer.Typer) -> None:
 
 @app.command("invite")
 def invite(
-    uses: Annotated[int, typer.Option(min=1, max=1000, help="How many islands may join with it.")] = 1,
-    hours: Annotated[float, typer.Option(min=0.001, max=8784, help="For how long it is good.")] = 24.0,
+    uses: Annotated[int, typer.Option(min=1, max=1000, help="Number of islands that may join with it.")] = 1,
+    hours: Annotated[float, typer.Option(min=0.001, max=8784, help="Hours until it expires.")] = 24.0,
 ) -> None:
-    """Print an invitation, one word; the first one founds the archipelago.
+    """Print an invitation. The first invitation founds the archipelago.
 
-    Whoever has the word can join: hand it over as you would a password.
+    Anyone who has the invitation can join. Send it as you would send a password.
     """
     made = base.api().post("/api/v1/peers/invitations", {"uses": uses, "valid_s": hours * 3600})
     if made["founded"]:
         base.say(
             f"This founded the archipelago. Its recovery key is {made['recovery_key']}: "
-            "move that file to a place that is not on this machine."
+            "move this file to another machine."
         )
     addresses = ", ".join(made["addresses"])
     if made["this_machine_only"]:
         base.say(
-            f"Its address ({addresses}) can only be dialled from this machine. For islands elsewhere set listen.peer, "
-            "and listen.advertise where that differs, in island.toml."
+            f"Its address ({addresses}) can only be reached from this machine. To invite other machines, set "
+            "listen.peer, and listen.advertise if the public address differs, in island.toml."
         )
-    base.say(f"Good for {uses} {'island' if uses == 1 else 'islands'} within {hours:g} h: island peer join")
+    base.say(f"Valid for {uses} {'island' if uses == 1 else 'islands'} within {hours:g} h: island peer join")
     base.print_line(made["invitation"])
 
 
@@ -49,12 +49,12 @@ def join(
         str,
         typer.Argument(
             metavar="[INVITATION]",
-            help="The word that was printed. Other accounts of this machine can read it in the process list: leave it "
+            help="The invitation. Other accounts of this machine can read it in the process list: leave it "
             "out, and it is asked for, or read from stdin where that is not a terminal.",
         ),
     ] = "-",
 ) -> None:
-    """Join the archipelago of an invitation, and wait until linked with the island that made it."""
+    """Join an archipelago, and wait for a session with the island that made the invitation."""
     if invitation == "-":
         word = getpass.getpass("Invitation (not shown): ") if sys.stdin.isatty() else sys.stdin.read(20_000)
     else:
@@ -70,7 +70,7 @@ def join(
 
 @app.command("ls")
 def ls(as_json: base.Json = False) -> None:
-    """All islands that are known here: up, suspect or down, and since when."""
+    """List all islands and whether they are up, suspect or down."""
     columns = ("island", "key", "state", "since", "address", "rtt_ms", "dialled", "version")
     found = base.api().get("/api/v1/peers")
     if as_json:

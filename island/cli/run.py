@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run() -> None:
-    """Run the daemon in the foreground until SIGINT or SIGTERM."""
+    """Run the daemon in the foreground. SIGINT or SIGTERM stops it."""
     from island.daemon import main
 
     home = base.home()

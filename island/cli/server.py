@@ -9,7 +9,7 @@ import typer
 from island.cli import base
 from island.client import quote
 
-app = typer.Typer(help="The services beside all islands: Livy, Spark, HDFS and others.", no_args_is_help=True)
+app = typer.Typer(help="Services beside the islands: Livy, Spark, HDFS and others.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:
@@ -19,7 +19,7 @@ def register(root: typer.Typer) -> None:
 
 @app.command("ls")
 def ls(as_json: base.Json = False) -> None:
-    """The servers of all islands."""
+    """List the servers of all islands."""
     base.show_rows(
         base.api().get("/api/v1/servers"),
         ("island", "id", "kind", "url", "comment"),
@@ -33,10 +33,10 @@ def add(
     kind: Annotated[
         str, typer.Argument(metavar="KIND", help="livy, spark-ui, spark-history, hdfs, hbase, jupyterhub, other")
     ],
-    url: Annotated[str, typer.Argument(metavar="URL", help="Without user and password.")],
-    comment: Annotated[str, typer.Option(help="A few words for people.")] = "",
+    url: Annotated[str, typer.Argument(metavar="URL", help="URL without user name and password.")],
+    comment: Annotated[str, typer.Option(help="A short description.")] = "",
 ) -> None:
-    """Tell the archipelago of a service beside this island."""
+    """Add a service to the list that all islands see."""
     row = base.api().post("/api/v1/servers", {"kind": kind, "url": url, "comment": comment})
     base.say("every island of the archipelago will list it")
     base.print_line(row["id"])
@@ -44,6 +44,6 @@ def add(
 
 @app.command("rm")
 def rm(server: Annotated[str, typer.Argument(metavar="ID", help="As `island server ls` shows it.")]) -> None:
-    """Take a service of this island off the list."""
+    """Remove a service of this island from the list."""
     row = base.api().delete(f"/api/v1/servers/{quote(server)}")
     base.say(f"{row['kind']} {row['url']} is no longer listed")

@@ -26,13 +26,16 @@ def register(root: typer.Typer) -> None:
 def open_session(
     kind: Annotated[str, typer.Option(help="pyspark or sql.")],
     inputs: Annotated[
-        list[str] | None, typer.Option("--input", metavar="OWNER/NAME", help="A dataset to have in the session.")
+        list[str] | None,
+        typer.Option("--input", metavar="OWNER/NAME", help="Dataset to use in the session. May be repeated."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="A name for it.")] = None,
-    at: Annotated[str, typer.Option(metavar="ISLAND", help="Run it there and nowhere else.")] = "",
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the id at once; it starts by itself.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the session.")] = None,
+    at: Annotated[str, typer.Option(metavar="ISLAND", help="Run the session at this island only.")] = "",
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Print the id at once; do not wait for the session to start.")
+    ] = False,
 ) -> None:
-    """Open a session; prints its id once it is ready, and says on stderr what is being done."""
+    """Open a session and print its id when it is ready. Reports progress on stderr."""
     if kind not in ("pyspark", "sql", "shared", "spark", "sparkr"):
         raise typer.BadParameter(f"'{kind}' is not a kind of session: use pyspark or sql", param_hint="--kind")
     api = base.api()
@@ -41,7 +44,7 @@ def open_session(
     if not no_wait:
         row = settle(api, made["job"])
         if row["state"] != "idle":
-            raise IslandError(f"the session is {row['state']}: {row['reason']}", hint="`island job explain` says more.")
+            raise IslandError(f"the session is {row['state']}: {row['reason']}", hint="See `island job explain`.")
         base.say(f"ready at {row['island']}")
     base.print_line(str(made["id"]))
 
@@ -49,8 +52,8 @@ def open_session(
 @app.command("exec")
 def execute(
     session: Id,
-    code: Annotated[str, typer.Argument(metavar="CODE", help="What to run; - reads stdin.")],
-    kind: Annotated[str | None, typer.Option(help="pyspark or sql, if it is not the session's own.")] = None,
+    code: Annotated[str, typer.Argument(metavar="CODE", help="Code to run; - reads it from stdin.")],
+    kind: Annotated[str | None, typer.Option(help="pyspark or sql. Default: the kind of the session.")] = None,
     as_json: base.Json = False,
 ) -> None:
     """Run code in a session and print its result; exit code 1 if it fails. Ctrl-C cancels it."""
@@ -67,16 +70,17 @@ def execute(
 
 @app.command("ls")
 def ls(
-    everything: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False, as_json: base.Json = False
+    everything: Annotated[bool, typer.Option("--all", help="Include sessions that have ended.")] = False,
+    as_json: base.Json = False,
 ) -> None:
-    """Your sessions, and where each runs."""
+    """List your sessions and where they run."""
     rows = base.api().get("/api/v1/jobs", kind="session", live=None if everything else 1)
     base.show_rows(rows, ("id", "job", "state", "island", "owner", "inputs", "name"), as_json, empty="no sessions")
 
 
 @app.command("close")
 def close(session: Id) -> None:
-    """End a session; its results stay."""
+    """Close a session. Its results stay available."""
     row = base.api().delete(path(session), kind="session")
     base.say(f"session {row['id']} is closed; its results stay: island job show {row['job']}")
 

@@ -10,8 +10,8 @@ import typer
 from island.cli import base
 from island.client import quote
 
-app = typer.Typer(help="Where new data come from: watched folders.", no_args_is_help=True)
-adding = typer.Typer(help="Make a source.", no_args_is_help=True)
+app = typer.Typer(help="Sources of new data: watched folders.", no_args_is_help=True)
+adding = typer.Typer(help="Add a source.", no_args_is_help=True)
 app.add_typer(adding, name="add")
 
 
@@ -26,7 +26,7 @@ def add_folder(
     name: Annotated[str, typer.Option(help="The source's name; others see it as ISLAND/NAME.")],
     as_json: base.Json = False,
 ) -> None:
-    """Watch a folder: Parquet and Avro files that are put there become rows for subscribers.
+    """Watch a folder. The rows of new Parquet and Avro files are delivered to subscribers.
 
     Names that begin with `.` or `_` or end with `.tmp` or `.part` are never data: write under such
     a name and rename when the file is complete. A file is known by its content.
@@ -41,13 +41,13 @@ def add_folder(
 
 @app.command("ls")
 def ls(as_json: base.Json = False) -> None:
-    """The sources of all islands."""
+    """List the sources of all islands."""
     columns = ("island", "source", "kind", "format", "files", "rows", "bytes", "state", "updated", "problem")
     base.show_rows(base.api().get("/api/v1/sources"), columns, as_json, empty="there are no sources")
 
 
 @app.command("rm")
 def rm(name: Annotated[str, typer.Argument(metavar="NAME", help="One of this island's sources.")]) -> None:
-    """Stop watching. The files stay; subscriptions to it stop and say so."""
+    """Remove a source. Its files are not deleted; subscriptions to it stop with a message."""
     base.api().delete(f"/api/v1/sources/{quote(name)}")
-    base.say(f"source {name} is removed; its files are where they were")
+    base.say(f"source {name} is removed; its files were not deleted")

@@ -1,4 +1,4 @@
-"""`island status`: what the daemon is and how it does."""
+"""`island status`: identity, addresses and problems of the daemon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(as_json: base.Json = False) -> None:
-    """Who this island is, where it listens, whether its engine runs, and what is wrong; exit code 1 if anything is."""
+    """Show identity, addresses, engine and problems of this island; exit code 1 if there are problems."""
     found = base.api().get("/api/v1/island")
     base.show_pairs(found, as_json)
     if found["problems"]:

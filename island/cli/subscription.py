@@ -10,7 +10,7 @@ import typer
 from island.cli import base
 from island.client import quote
 
-app = typer.Typer(help="Standing requests: these rows, from this source, into this dataset.", no_args_is_help=True)
+app = typer.Typer(help="Subscriptions: deliver new rows of a source into a dataset.", no_args_is_help=True)
 
 
 class Begin(StrEnum):
@@ -28,22 +28,23 @@ def register(root: typer.Typer) -> None:
 @app.command("add")
 def add(
     source: Annotated[str, typer.Argument(metavar="OWNER/SOURCE", help="As `island source ls` shows it.")],
-    into: Annotated[str, typer.Option(help="The dataset of this island that is made and grows.")],
-    where: Annotated[str, typer.Option(help="A condition on the source's columns, in SQL.")] = "",
-    region: Annotated[str, typer.Option(help="A part of the sky: 'circle RA DEC RADIUS', ICRS, degrees.")] = "",
+    into: Annotated[str, typer.Option(help="Name of the dataset that is created.")],
+    where: Annotated[str, typer.Option(help="SQL condition on the columns of the source.")] = "",
+    region: Annotated[str, typer.Option(help="Sky region: 'circle RA DEC RADIUS' in degrees (ICRS).")] = "",
     begin: Annotated[
-        Begin, typer.Option("--from", help="What arrives from now on, or all that the source has.")
+        Begin,
+        typer.Option("--from", help="Start with new rows only (now), or with all rows of the source (beginning)."),
     ] = Begin.now,
     as_json: base.Json = False,
 ) -> None:
-    """Subscribe: the rows that satisfy the condition become the dataset ME/INTO, as they appear."""
+    """Subscribe to a source. Rows that satisfy the condition are added to the dataset ME/INTO."""
     body = {"source": source, "where": where, "region": region, "from": begin.value, "into": into}
     made = base.api().post("/api/v1/subscriptions", body)
     if as_json:
         base.show_json(made)
     else:
         base.print_line(made["id"])
-    base.say(f"{made['source']} flows into {made['into']}; `island channel ls` shows how")
+    base.say(f"{made['source']} is delivered to {made['into']}; see `island channel ls`")
 
 
 @app.command("ls")
@@ -55,6 +56,6 @@ def ls(as_json: base.Json = False) -> None:
 
 @app.command("rm")
 def rm(ident: Annotated[str, typer.Argument(metavar="ID", help="Its id, a unique prefix, or its dataset.")]) -> None:
-    """End a subscription. What it delivered stays as a dataset."""
+    """Remove a subscription. Its dataset stays."""
     ended = base.api().delete(f"/api/v1/subscriptions/{quote(ident)}")
     base.say(f"subscription {ended['id']} is removed; {ended['into']} stays with {ended['rows']} rows")

@@ -409,13 +409,13 @@ def find_position(
     numbers = {column.name: column for column in schema_columns if is_number(column.type)}
     if ra is not None or dec is not None:
         if ra is None or dec is None:
-            raise BadInput("ra and dec are named together or not at all", hint="Give both --ra and --dec.")
+            raise BadInput("--ra and --dec must be given together", hint="Give both --ra and --dec.")
         names = [column.name for column in schema_columns]
         pair = (find(ra, names), find(dec, names))
         for name in pair:
             if name not in numbers:
                 raise BadInput(
-                    f"column {name} is no number", hint="Coordinates are numbers in degrees, or with a unit."
+                    f"column {name} is not numeric", hint="Coordinates are numbers in degrees, or with a unit."
                 )
         return _with_units(numbers[pair[0]], numbers[pair[1]], how), []
     for pairs, source in ((_by_ucd(numbers), "by UCD"), (_by_name(numbers), "by customary names")):
@@ -445,7 +445,7 @@ def _with_units(ra: Column, dec: Column, how: str) -> PositionColumns:
             scale = hours
         if scale is None:
             raise BadInput(
-                f"column {column.name} has unit {column.unit!r}, which is no angle that is known here",
+                f"column {column.name} has unit {column.unit!r}, which is not a known unit of angle",
                 hint="Use deg, rad, hourangle (right ascension), arcmin, arcsec or mas.",
             )
         scales.append(scale)

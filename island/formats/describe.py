@@ -129,7 +129,7 @@ def describe(
     where a file changes meanwhile; OverLimit where one has more rows than `limits` allow.
     """
     if (ra is None) != (dec is None):
-        raise BadInput("ra and dec are named together or not at all", hint="Give both --ra and --dec.")
+        raise BadInput("--ra and --dec must be given together", hint="Give both --ra and --dec.")
     found: list[DataFile] = []
     run = _Description(_survey(path), ra, dec, found.append, progress, limits)
     if previous is not None:

@@ -116,7 +116,7 @@ def _check_depth(tree: Any) -> None:
         node, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise BadInput(
-                "the condition is nested too deeply", hint="Simplify it; AND and OR may be as many as you like."
+                "the condition is nested too deeply", hint="Simplify it; the number of AND and OR is not limited."
             )
         for child in node.iter_expressions():
             same = type(child) is type(node) and isinstance(node, exp.And | exp.Or)
@@ -289,7 +289,7 @@ def _loader(kind: Any, name: str) -> tuple[Evaluator, Kind, bool]:
     if types.is_null(kind):
         return (lambda array: array), "null", False
     raise BadInput(
-        f"column {name} has type {type_name(kind)[:80]}, on which no condition is possible",
+        f"column {name} has type {type_name(kind)[:80]}, which cannot be used in a condition",
         hint="Conditions take numbers, text, bytes, truth values, dates and times; fields of records by dotted path.",
     )
 
@@ -413,7 +413,7 @@ def _moment_of(text: str) -> datetime.datetime:
             moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
     except (ValueError, OverflowError) as error:
         raise BadInput(
-            f"{text[:40]!r} is no date or time", hint="Write '2026-11-20' or '2026-11-20T12:00:00Z'."
+            f"{text[:40]!r} is not a date or time", hint="Write '2026-11-20' or '2026-11-20T12:00:00Z'."
         ) from error
     return moment
 

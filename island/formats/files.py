@@ -58,13 +58,13 @@ def sniff(path: Path) -> FileFormat:
         if size < _SMALLEST_PARQUET or tail != _PARQUET_MAGIC:
             raise Corrupt(
                 f"{path} is cut short: it begins as Parquet and ends without a Parquet footer ({size} bytes)",
-                hint="Copy or write the file again; the footer is the last thing that a writer writes.",
+                hint="Copy or write the file again; programs write the footer last.",
             )
         return "parquet"
     promised = format_by_name(path.name)
     if promised is not None:
         raise Corrupt(
-            f"{path} is named as {promised} and does not begin like it",
+            f"{path} has the suffix of {promised}, but its content does not begin like {promised}",
             hint="Write the file again, or give it the suffix of what it is.",
         )
     raise Unsupported(
@@ -82,7 +82,7 @@ def regular_size(path: Path) -> int:
             f"there is no file {path}", hint="Check the path; it is read on the island's machine."
         ) from error
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be looked at: {error}", hint="Check its permissions.") from error
+        raise BadInput(f"{path} cannot be read: {error}", hint="Check its permissions.") from error
     if not stat.S_ISREG(status.st_mode):
         raise BadInput(f"{path} is not a regular file", hint="Name a file, or a folder of files.")
     return status.st_size

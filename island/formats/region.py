@@ -44,7 +44,7 @@ class Region(msgspec.Struct, frozen=True):
         try:
             numbers = tuple(float(word) for word in words[1:])
         except ValueError as error:
-            raise BadInput(f"region {text!r} has a word that is no number", hint=_FORMS) from error
+            raise BadInput(f"region {text!r} contains a word that is not a number", hint=_FORMS) from error
         if not all(math.isfinite(number) for number in numbers):
             raise BadInput(f"region {text!r} has a number that is not finite", hint=_FORMS)
         if shape == "circle":

@@ -281,7 +281,7 @@ def judge_batch(head: Head, batch: LogBatch) -> BatchVerdict:
 
 
 def contradict(one: LogBatch, other: LogBatch) -> bool:
-    """Whether two batches with valid signatures prove that their origin told two stories."""
+    """Whether two batches with valid signatures prove a fork."""
     return (
         one.origin == other.origin
         and one.epoch == other.epoch

@@ -52,7 +52,7 @@ class IntakeResult:
     throttled: bool = False
     """The sender's budget of signatures is used up for the moment."""
     doubts: list[PullRange] = field(default_factory=list)
-    """What to ask of the sender to see where two stories of one origin part."""
+    """What to request from the sender to find where the two versions of a log differ."""
 
 
 @dataclass(slots=True)
@@ -240,7 +240,7 @@ class Logs:
     def _check_proof(self, origin: IslandId, proof: ForkProof) -> None:
         one, other = core.open_batch(proof.one), core.open_batch(proof.other)
         if one.origin != origin or not core.contradict(one, other):
-            raise PeerMisbehaved(f"a proof against {origin[:10]} that proves nothing")
+            raise PeerMisbehaved(f"a proof against {origin[:10]} that is not valid")
         self._check_signature(one)
         self._check_signature(other)
 

@@ -1,4 +1,4 @@
-"""Decisions about jobs, pure: what may run, under which names, and what is told of what was lost.
+"""Decisions about jobs, pure: what may run, under which names, and what is reported about lost work.
 
 No I/O, clock, randomness or logging. The choice of the place is in `router`.
 """

@@ -89,7 +89,7 @@ class JobExchange:
             found = await _receive(stream, MAX_MESSAGE + _SIZE)
         size = int.from_bytes(found[:_SIZE], "big")
         if len(found) != _SIZE + size:
-            raise Unreachable("the answer broke off", hint="It is asked again.")
+            raise Unreachable("the answer was incomplete", hint="The request is repeated.")
         return found[_SIZE:]
 
     async def _on_bulk(self, sender: IslandId, opening: bytes, stream: BulkStream) -> None:
@@ -117,7 +117,7 @@ async def _within(seconds: float) -> Any:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError as error:
-        raise Unreachable(f"no complete answer within {seconds:.0f} s", hint="It is asked again.") from error
+        raise Unreachable(f"no complete answer within {seconds:.0f} s", hint="The request is repeated.") from error
 
 
 async def _send(stream: BulkStream, data: bytes) -> None:

@@ -200,7 +200,7 @@ class Executor:
         for key in [key for key, held in self._reservations.items() if held.job == job and held.home == home]:
             del self._reservations[key]
         if len(self._reservations) >= 1000 or sum(held.home == home for held in self._reservations.values()) >= 200:
-            raise Conflict("too many places are reserved here", hint="They expire within half a minute.")
+            raise Conflict("too many places are reserved here", hint="Reservations expire within 30 s.")
         held = Reservation(self._rng.bytes(8).hex(), job, home, self._clock.monotonic() + RESERVATION_S)
         self._reservations[held.id] = held
         return held
@@ -247,7 +247,7 @@ class Executor:
         envelope = request.envelope
         if (run := run_store.get(conn, envelope.job, envelope.epoch)) is not None:
             if run.home != sender:
-                raise Denied(f"job {envelope.job} is not yours")
+                raise Denied(f"job {envelope.job} does not belong to this island")
             if not run.request_hash:
                 return CommitAnswer(accepted=False, reason="it was stopped before it began"), None
             if run.request_hash != envelope.request_hash:
@@ -409,4 +409,4 @@ class Executor:
     @staticmethod
     def _check_home(run: JobRun, sender: IslandId) -> None:
         if run.home != sender:
-            raise Denied(f"job {run.job} is not yours")
+            raise Denied(f"job {run.job} does not belong to this island")

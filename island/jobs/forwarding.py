@@ -253,7 +253,9 @@ class JobForwarder:
         if driven.lost_since is None:
             driven.lost_since = self._clock.wall()
             name = self._membership.display(IslandId(job.executor))
-            await self._say(job, f"{name} does not answer ({error.message}); what runs there goes on, asking again")
+            await self._say(
+                job, f"{name} does not answer ({error.message}); the job may still be running there; retrying"
+            )
         # A new session with the executor wakes the driver; without one there is no hurry to ask.
         linked = job.executor == self._trust.me or self._peers.link(IslandId(job.executor)) is not None
         await driven.signal.wait(backoff(driven.failures, self._rng, cap=15.0 if linked else 300.0))
@@ -313,7 +315,9 @@ class JobForwarder:
         if not driven.said_waiting:
             driven.said_waiting = True
             names = ", ".join(guess.name for guess in absent)
-            await self._say(job, f"no place yet; waits up to {PATIENCE_S:.0f} s for a session with {names}")
+            await self._say(
+                job, f"no island can run it yet; waiting up to {PATIENCE_S:.0f} s for a session with {names}"
+            )
         await driven.signal.wait(min(2.0, driven.patience - now))
         return True
 
@@ -339,7 +343,7 @@ class JobForwarder:
             names = ", ".join(known[island].name for island in asked)
             if names != driven.said_asking:  # said once, however often they are asked while one waits
                 driven.said_asking = names
-                await self._say(job, f"asks {names} for a place")
+                await self._say(job, f"asking {names} for an offer")
             answers = await asyncio.gather(*(self._ask_offer(job, known[island]) for island in asked))
             for candidate, reservation in answers:
                 known[candidate.island] = candidate

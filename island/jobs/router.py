@@ -193,7 +193,9 @@ def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingD
         if candidate.island == chosen:
             verdict, reason = "chosen", why
         elif candidate.island not in choosable:
-            reason = f"{format_seconds(seconds)} by what home knows; not asked, others looked better"
+            reason = (
+                f"{format_seconds(seconds)} by what home knows; not asked for an offer, others had better estimates"
+            )
         verdicts.append(Assessment(candidate.island, candidate.name, verdict, reason, terms, seconds))
     order = {"chosen": 0, "considered": 1, "rejected": 2}
     verdicts.sort(key=lambda v: (order[v.verdict], v.seconds or 0.0, v.name, v.island))
@@ -216,14 +218,14 @@ def _choose(wanted: JobRequirements, candidates: Sequence[Candidate], seconds: d
         if at_home <= max(best * HOME_FACTOR, best + HOME_SECONDS):
             return (
                 wanted.home,
-                f"home, {format_seconds(at_home)}, is hardly worse than the best, {format_seconds(best)}",
+                f"home, {format_seconds(at_home)}, is nearly as good as the best, {format_seconds(best)}",
             )
     equals = [c for c in candidates if c.island in seconds and seconds[c.island] <= best + TIE]
     winner = min(equals, key=lambda c: (c.draw, c.island))
     if len(seconds) == 1:
         return winner.island, f"the only place that can run it: {format_seconds(best)}"
     if len(equals) > 1:
-        return winner.island, f"drawn among {len(equals)} equals: {format_seconds(best)}"
+        return winner.island, f"chosen at random among {len(equals)} equal places: {format_seconds(best)}"
     return winner.island, f"the cheapest place: {format_seconds(best)}"
 
 
@@ -251,13 +253,13 @@ def _transfer(candidate: Candidate) -> str:
 
 def _trips(missing: list[InputTransfer]) -> str:
     if not missing:
-        return "no file is to be fetched"
+        return "no file has to be fetched"
     return "; ".join(f"{part.files} files × {_rtt(part.rtt)}" for part in missing)
 
 
 def _preparing(missing: list[InputTransfer]) -> str:
     if not missing:
-        return "nothing is to be brought"
+        return "nothing has to be fetched"
     return f"{len(missing)} {'input' if len(missing) == 1 else 'inputs'} × {FETCH_S:g} s: manifest, hashes, disk"
 
 

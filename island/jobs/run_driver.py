@@ -301,7 +301,7 @@ class RunDriver:
         if instance != run.engine:
             # A session in which nothing ran yet loses nothing by being started again; a batch may have run.
             if run.work.kind == "batch":
-                raise EngineLost("the engine was started anew while the batch was being submitted")
+                raise EngineLost("the engine was restarted while the batch was being submitted")
             return None
         if (found := await self._engine.find(run.work.kind, run.name)) is not None:
             return found
@@ -325,7 +325,7 @@ class RunDriver:
                 await live.signal.wait(backoff(failures, self._rng))
                 self._check_stop_silent(live)
         if instance != run.engine:
-            raise EngineLost(f"the engine at {self._trust.name} was started anew, and its Spark sessions ended")
+            raise EngineLost(f"the engine at {self._trust.name} was restarted, which ended its Spark sessions")
 
     async def _serve_session(self, live: LiveRun) -> None:
         run = live.run
@@ -481,7 +481,7 @@ class RunDriver:
     def _verify_instance(self, live: LiveRun) -> None:
         assert self._engine is not None
         if self._engine.seen != live.run.engine:
-            raise EngineLost(f"the engine at {self._trust.name} was started anew, and its Spark sessions ended")
+            raise EngineLost(f"the engine at {self._trust.name} was restarted, which ended its Spark sessions")
 
     async def _note_running(self, live: LiveRun, statement: RunStatement, view: Mapping[str, Any]) -> None:
         assert self._engine is not None and live.run.remote is not None

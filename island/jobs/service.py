@@ -229,7 +229,7 @@ class Jobs:
             if name and (holder := store.living_name(conn, work.kind, name)) is not None:
                 raise duplicate_name(name, holder)
             if store.living_of(conn, caller.user) >= core.MAX_SESSIONS_OF_USER:
-                raise rejected(f"{core.MAX_SESSIONS_OF_USER} sessions and batches of {caller.user} live already.")
+                raise rejected(f"{core.MAX_SESSIONS_OF_USER} sessions and batches of {caller.user} have not ended yet.")
             local = store.next_local(conn)
             store.insert(
                 conn,
@@ -342,7 +342,7 @@ class Jobs:
             )
         if len(found) > 1:
             listed = ", ".join(f"{job.id} ({job.kind} {job.local})" for job in found)
-            raise Ambiguous(f"'{text}' may mean several jobs", hint=f"Write more of one of these: {listed}")
+            raise Ambiguous(f"'{text}' matches several jobs", hint=f"Use more characters of one of these: {listed}")
         return found[0]
 
     async def page(self, caller: Principal, kind: str, start: int, size: int) -> tuple[int, list[JobRow]]:
@@ -598,7 +598,7 @@ class Jobs:
         found = [run for run in runs if run.home != self._trust.me and run.job.startswith(text.lower())]
         if len({run.job for run in found}) > 1:
             listed = ", ".join(sorted({run.job for run in found})[:5])
-            raise Ambiguous(f"'{text}' may mean several jobs", hint=f"Write more of one of these: {listed}")
+            raise Ambiguous(f"'{text}' matches several jobs", hint=f"Use more characters of one of these: {listed}")
         return found[0] if found else None
 
     async def evict(self, caller: Principal, run: JobRun) -> dict[str, Any]:
@@ -660,7 +660,7 @@ class Jobs:
         known = job.reattach if job is not None else "0" * 32
         if not hmac.compare_digest(known.encode(), request.key.encode("utf-8", "replace")) or job is None:
             raise Denied(
-                "the key does not fit the job",
+                "the key is not the key of this job",
                 hint="`island job show ID` at the job's home shows its key to the owner.",
             )
         log.info("jobs.reattached", job=job.id, island=self._membership.display(sender), what=request.what)

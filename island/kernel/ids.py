@@ -2,7 +2,7 @@
 
 An island *is* its Ed25519 public key; `IslandId` is that key as 64 lower-case hex digits,
 so that ids sort as the raw keys do. Names are for people and may be claimed twice;
-`NAME.KEYPREFIX` tells two claimants apart (`shared WIRE: Identity`).
+`NAME.KEYPREFIX` distinguishes islands that claim the same name (`protocols/trust-v1.md`).
 """
 
 from __future__ import annotations

@@ -114,7 +114,9 @@ class Names:
         now = [island for island in claimants if self.current.get(island) == name]
         if not now:
             island = claimants[0]
-            return NotFound(f"no island is called {name} any more", hint=f"One that was is now {self.display(island)}.")
+            return NotFound(
+                f"no island has the name {name} any more", hint=f"One that was is now {self.display(island)}."
+            )
         shown = " or ".join(f"{name}.{key_prefix(island)}" for island in now)
         if len(now) == 1:
             return Ambiguous(
@@ -175,7 +177,7 @@ def _check_url(kind: str, url: str) -> None:
     if parts.username is not None or parts.password is not None:
         raise BadInput(
             "the URL of a server must not hold a user name or password: every island would see it",
-            hint="Leave out what stands before '@'.",
+            hint="Remove the part before '@'.",
         )
     if parts.scheme not in SCHEMES[kind]:
         raise BadInput(

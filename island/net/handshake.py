@@ -60,7 +60,7 @@ class WrongKey(PeerMisbehaved):
     def __init__(self, expected: IslandId, found: IslandId) -> None:
         super().__init__(
             f"the island there has another key ({found[:10]}) than the one expected ({expected[:10]})",
-            hint="The address now belongs to another island, or somebody stands between.",
+            hint="The address now belongs to another island, or the connection is intercepted.",
         )
         self.found = found
 
@@ -198,7 +198,7 @@ class Handshake:
         if network is None:
             raise PeerMisbehaved(f"{self._trust.name} belongs to no archipelago yet", code="no_network")
         if hello.version != frames.VERSION:
-            raise PeerMisbehaved(f"version {hello.version} of the protocol is not spoken here", code="version")
+            raise PeerMisbehaved(f"version {hello.version} of the protocol is not supported", code="version")
         if hello.network != bytes.fromhex(network):
             raise PeerMisbehaved(
                 f"{hello.name} is of another archipelago than {self._trust.name}", code="other_network"

@@ -127,7 +127,10 @@ async def first_that_works(addresses: list[str], dial: Callable[[str], Awaitable
 
 def _summary(problems: list[tuple[str, IslandError]], what: str) -> IslandError:
     if not problems:
-        return Unreachable(f"{what} has no address that can be dialled", hint="It may only dial out; it will come.")
+        return Unreachable(
+            f"{what} has no address that can be dialled",
+            hint="It may be configured to dial out only; then it connects by itself.",
+        )
     told = "; ".join(f"{address}: {error.message}" for address, error in problems)
     # The reason of an island that did answer says more than those of addresses where nobody did.
     spoke = next((error for _, error in problems if not isinstance(error, Unreachable)), problems[0][1])

@@ -1,4 +1,4 @@
-"""Islands that broke the protocol: the first time is forgiven, a repeated one costs a pause."""
+"""Islands that broke the protocol: the first violation is tolerated, further ones lead to a pause."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ class Offenders:
         if (left := self.pause(island)) > 0:
             raise Denied(
                 f"this island broke the protocol repeatedly; try again in {left:.0f} s",
-                hint="Its log and ours name the reason: event peer.misbehaved.",
+                hint="The reason is in the logs of both islands: event peer.misbehaved.",
                 code="paused",
             )

@@ -244,7 +244,7 @@ class TlsPeers:
         why = self._last_error.get(island, "no address of it answers")
         raise Unreachable(
             f"the invitation was accepted, but there is no session with {name} yet: {why}",
-            hint="This island goes on trying; `island peer ls` shows when it is linked.",
+            hint="This island keeps trying; `island peer ls` shows when it is linked.",
         )
 
     # --- dialling -------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ class TlsPeers:
                 made.set_exception(error)
         finally:
             if not made.done():
-                made.set_exception(Unreachable(f"dialling {address} was given up"))
+                made.set_exception(Unreachable(f"dialling {address} was cancelled"))
 
     @contextlib.asynccontextmanager
     async def _connected(self, address: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]]:
@@ -330,7 +330,7 @@ class TlsPeers:
         try:
             yield reader, writer, tls.presented_certificate_hash(writer.get_extra_info("ssl_object"))
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise Unreachable(f"{address} hung up during the handshake") from error
+            raise Unreachable(f"{address} closed the connection during the handshake") from error
         finally:
             await hang_up(writer)
 
@@ -577,7 +577,7 @@ class TlsPeers:
         why = self._last_error.get(to)
         return Unreachable(
             f"there is no session with {self.name(to)}" + (f": {why}" if why else ""),
-            hint="This island goes on trying; `island peer ls` shows the state of each.",
+            hint="This island keeps trying; `island peer ls` shows the state of each.",
         )
 
     def _as_link(self, session: ControlSession) -> Link:

@@ -124,7 +124,7 @@ class PeerSession:
         raise NotImplementedError
 
     def _is_idle(self) -> bool:
-        """Whether the session has had nothing to do for so long that it should be closed."""
+        """Whether the session has had idle for so long that it should be closed."""
         return False
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -176,7 +176,7 @@ class PeerSession:
                 if not self._handle_common(frame):
                     self._handle(frame)
                 if self._waiting() > self.backlog_limit:
-                    raise Unreachable(f"{self.peer.name} sends on and takes nothing", code="busy")
+                    raise Unreachable(f"{self.peer.name} sends data but does not read", code="busy")
         except (asyncio.IncompleteReadError, OSError) as error:
             cause = error if isinstance(error, OSError) else None
             raise self._lost(cause) from error
@@ -235,9 +235,9 @@ class PeerSession:
         if not waiting or self._written - waiting > self._flushed:
             self._progress_at, self._flushed = now, self._written - waiting
         elif now - self._progress_at > self._limits.dead_s:
-            raise _Lost(f"{self.peer.name} has taken nothing for {self._limits.dead_s:g} s")
+            raise _Lost(f"{self.peer.name} has not read anything for {self._limits.dead_s:g} s")
         if self._is_idle():
-            raise Unreachable("nothing to do", code="idle")
+            raise Unreachable("idle", code="idle")
 
     async def _end_retired(self) -> None:
         await asyncio.sleep(self._limits.retire_s)

@@ -142,7 +142,7 @@ class ChunkStore:
                 folder, now = chunk_files.folder_of(owner, name, snapshot), self._clock.wall()
                 if any(other.folder == folder for other in self.snapshots.values()):
                     raise Conflict(
-                        f"two islands whose keys begin alike own a dataset {name!r}", hint="Read it from its owner."
+                        f"two islands with the same key prefix own a dataset {name!r}", hint="Read it from its owner."
                     )
                 await self._db.write(
                     lambda conn: store.add_snapshot(conn, owner, name, snapshot, folder, size, now), then=self._opened

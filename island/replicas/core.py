@@ -118,7 +118,7 @@ def group_requests(
 
 @dataclass(frozen=True, slots=True)
 class HolderLoad:
-    """A holder as it looks now."""
+    """Measured properties of a holder."""
 
     island: IslandId
     linked: bool
@@ -154,7 +154,7 @@ def expected_seconds(candidate: HolderLoad, size: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class FailedHolder:
-    """A holder that gave nothing, as an error shows it."""
+    """A holder that could not deliver, as shown in an error."""
 
     name: str
     state: Literal["self", "up", "suspect", "down", "unknown"]

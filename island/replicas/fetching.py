@@ -313,7 +313,7 @@ class Fetcher:
         if any(isinstance(error, PeerMisbehaved) for error in errors):
             failure: IslandError = PeerMisbehaved(
                 text,
-                hint="What was wrong is thrown away. Ask the holder to check its disk and memory, then read again.",
+                hint="The wrong bytes were discarded. Ask the holder to check its disk and memory, then read again.",
             )
         elif cause and cause.code == FilesChanged.code:
             failure = FilesChanged(text, hint=cause.hint or "Ask the owner to publish the files again.")

@@ -197,7 +197,7 @@ class IslandFileSystem(AbstractFileSystem):
     def _locate(self, path: str) -> _Location:
         name, relative = self._split(path)
         if "/" not in name:
-            raise IsADirectoryError(errno.EISDIR, "this is no file: island://OWNER/NAME/PATH names one", path)
+            raise IsADirectoryError(errno.EISDIR, "not a file: use island://OWNER/NAME/PATH", path)
         dataset = self._dataset(name, refresh=False)
         entry = dataset.tree[relative]
         if entry["type"] != "file":
@@ -519,7 +519,7 @@ class _Client:
                 return first, bytes(received)
             if not data:
                 break
-        raise OSError(errno.EIO, "the transfer broke off", target)
+        raise OSError(errno.EIO, "the transfer was interrupted", target)
 
     def _get(self, target: str, headers: dict[str, str], partial: bool = False) -> tuple[dict[str, str], bytes]:
         """One GET; raises what its error means. `partial`: a body that breaks off is returned as far as it came."""
@@ -535,7 +535,7 @@ class _Client:
                 connection.close()
                 if partial:
                     return dict(response.getheaders()), error.partial
-                raise OSError(errno.EIO, "the island broke off its answer", target) from error
+                raise OSError(errno.EIO, "the island interrupted its answer", target) from error
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if kept:  # the daemon closed an idle connection meanwhile, or was restarted

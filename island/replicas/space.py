@@ -88,8 +88,8 @@ class DiskQuota:
         if over > 0 and not await self._evict(over):
             raise Full(
                 f"{what} needs {format_bytes(size)} more, and the chunk store holds {format_bytes(self.used)}"
-                f" of the {format_bytes(self._quota)} that it may",
-                hint="Raise `quota` under [replicas] in island.toml, or drop replicas that nobody needs"
+                f" of the {format_bytes(self._quota)} that it may use",
+                hint="Raise `quota` under [replicas] in island.toml, or drop replicas that are not needed"
                 " (`island dataset drop OWNER/NAME`).",
             )
         short = size + self._claimed() + self._reserve - await self._held.run(self._held.files.free)

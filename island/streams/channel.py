@@ -1,6 +1,6 @@
 """The subscriber's side of a channel: receives deliveries, makes them durable, then acknowledges them.
 
-The order is that of WIRE: the file whole on disk; then one transaction on state.db with the
+The order is: the file whole on disk; then one transaction on state.db with the
 segment, the position and the snapshot; then the acknowledgement. Whatever happens in between,
 the next attempt begins at the committed position and sweeps files that no commit names.
 """
@@ -256,7 +256,7 @@ class Channel:
         while self._pending is not None and self._pending.plain > PLAIN:
             await self._taken.wait()
         if delivery.frm != self._expected:
-            raise PeerMisbehaved(f"{self.row.owner_name} sent a delivery from elsewhere than the committed position")
+            raise PeerMisbehaved(f"{self.row.owner_name} sent a delivery that does not begin at the committed position")
         payload = bytearray()
         while len(payload) < delivery.size:
             block = await self._next(stream)
@@ -279,7 +279,7 @@ class Channel:
         pending.bytes += delivery.size
         pending.plain += sum(batch.nbytes for batch in batches)
         if pending.bytes > 2 * self._window + delivery.size:
-            raise PeerMisbehaved(f"{self.row.owner_name} sends more than was agreed to be under way")
+            raise PeerMisbehaved(f"{self.row.owner_name} sends more than the window allows")
         self._pending, self._expected = pending, delivery.to
         self._follow(delivery.behind)
         self._wake.set()

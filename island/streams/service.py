@@ -514,8 +514,8 @@ class Streams:
             view = self._membership.view(owner)
             since = datetime.fromtimestamp(view.since, UTC).isoformat(timespec="seconds")
             raise Unreachable(
-                f"{display} does not answer ({view.state} since {since}), and its source says where to begin",
-                hint="Add the subscription again when that island is up; nothing was made.",
+                f"{display} does not answer ({view.state} since {since}), and the start position comes from its source",
+                hint="Add the subscription again when that island is up; nothing was stored.",
             ) from error
         except PeerRefused as error:
             raise _same(error) from error
@@ -575,7 +575,7 @@ class Streams:
         if not found:
             raise NotFound(f"there is no subscription {ident[:80]!r}", hint="`island subscription ls` shows them.")
         if len(found) > 1:
-            raise Ambiguous(f"{ident[:80]!r} fits several", hint=", ".join(row.id for row in found))
+            raise Ambiguous(f"{ident[:80]!r} matches several subscriptions", hint=", ".join(row.id for row in found))
         return found[0]
 
     def _linked(self, island: IslandId, up: bool) -> None:

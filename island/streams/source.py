@@ -1,4 +1,4 @@
-"""One folder source of this island: looks at its folder, journals what is complete, gives its rows to readers."""
+"""One folder source of this island: scans its folder, registers complete files, gives its rows to readers."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _check_type(have: Any, want: Any, path: str, file: str) -> list[str]:
         here, there = columns.type_name(have), columns.type_name(want)
         raise IncompatibleColumns(
             f"{file}: column {path} is {here}, and {there} in the source's first file",
-            hint="Write the file again with the source's types, or take it away: the channel then goes on.",
+            hint="Write the file again with the source's types, or remove it; the channel then continues.",
         )
     return []
 
@@ -202,7 +202,7 @@ def fit(batch: ArrowBatch, target: Schema, file: str) -> ArrowBatch:
         except pa.ArrowException as error:
             raise IncompatibleColumns(
                 f"{file}: column {field.name} has a value that is no {columns.type_name(field.type)}: {error}",
-                hint="Write the file again with the source's types, or take it away: the channel then goes on.",
+                hint="Write the file again with the source's types, or remove it; the channel then continues.",
             ) from error
     return pa.RecordBatch.from_arrays(arrays, schema=target)
 
@@ -277,7 +277,7 @@ def _check_writable(schema: Schema) -> None:
     try:
         pq.write_table(schema.empty_table(), pa.BufferOutputStream())
     except WRITE_ERRORS as error:
-        raise PeerMisbehaved(f"they have no Parquet form: {str(error)[:200]}") from error
+        raise PeerMisbehaved(f"they cannot be written as Parquet: {str(error)[:200]}") from error
 
 
 def rows_from_bytes(data: bytes, schema: Schema, count: int) -> list[ArrowBatch]:

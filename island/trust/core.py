@@ -78,7 +78,7 @@ def admit_key(chain: Chain, signer: SigningKey, key: IslandId, name: str) -> Cha
         raise Denied("this island was admitted without the right to invite", hint="Ask the island that invited it.")
     if holder.depth >= MAX_LINKS:
         raise Denied(
-            f"this island is {MAX_LINKS} admissions away from the founder, the most there may be",
+            f"this island is {MAX_LINKS} admissions away from the founder, which is the limit",
             hint="Let an island nearer to the founder invite.",
         )
     link = codec.encode(AdmissionLink(key=key_bytes(key), name=name, by=key_bytes(signer.id)))
@@ -169,8 +169,8 @@ def parse_invitation(text: str) -> Invitation:
     canonical = base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii") == encoded
     if not canonical or len(checksum) < _CHECKSUM_BYTES or _checksum(body) != checksum:
         raise BadInput(
-            "the invitation was altered or cut on its way: its checksum does not fit",
-            hint=f"Copy it whole. {_ASK_ANEW}",
+            "the invitation was changed or truncated: its checksum does not match",
+            hint=f"Copy the complete invitation. {_ASK_ANEW}",
             code="invitation_altered",
         )
     try:

@@ -108,13 +108,13 @@ class Trust:
         """
         if not addresses:
             raise BadInput(
-                "this island listens for no peers, so nobody could redeem an invitation",
+                "this island has no peer port, so an invitation could not be redeemed",
                 hint="Set listen.peer in island.toml, or let another island of the archipelago invite.",
             )
         if not (1 <= uses <= MAX_USES and 1 <= valid_s <= MAX_VALID_S):
             raise BadInput(
                 f"an invitation has 1 to {MAX_USES} uses and is valid for a second to a year",
-                hint="Use --uses and --valid within these.",
+                hint="Use --uses and --hours within these limits.",
             )
         if self.network is None:
             await self._found(who)

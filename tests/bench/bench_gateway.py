@@ -4,7 +4,7 @@
 
 Upstream, proxy and gateway are processes of their own; the upstream answers as a Livy
 whose statements are done at once, so that what is measured is what stands before it.
-Goals (DESIGN, section 9): throughput at least 80 % of the proxy's; latency added by the
+Goals (docs/design.md): throughput at least 80 % of the proxy's; latency added by the
 gateway at most 2 ms at p50, by one hop at most 4 ms; at least 2,000 durable accepts a second.
 """
 

@@ -5,7 +5,7 @@
 Time is virtual: a message takes 5 to 50 ms, and computing takes none, so that these are lower
 bounds of what real machines would show. The references were measured elsewhere, on real
 processes, and are not run here. Islands, trust, signatures, databases (in memory)
-and messages are the daemon's own. References of DESIGN, section 9: serf with 40 agents
+and messages are the daemon's own. References of docs/design.md: serf with 40 agents
 1.4–2.0 s, memberlist with 100 members 0.8–1.0 s, chitchat with 100 nodes 2.7–2.9 s for a
 change to reach all; idle, sent by each: serf at 40 55–298 B/s, memberlist at 100 163 B/s,
 chitchat at 100 3,873 B/s.
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=20)
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    print("virtual time, in which computing takes none; references are quoted from DESIGN, not run here")
+    print("virtual time, in which computing takes none; references are quoted from docs/design.md, not run here")
     for loss in (0.0, 0.3):
         begun = time.perf_counter()
         figures = measure(arguments.islands, arguments.degree, arguments.changes, loss)

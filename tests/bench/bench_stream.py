@@ -1,7 +1,7 @@
 """How long from a file's arrival to durable rows at the subscriber, and how many alerts a second pass a predicate.
 
 `python -m tests.bench.bench_stream [--files N] [--alerts FOLDER] [--copies N]`. Two islands in two processes over
-real sessions; times are taken from the databases of both. Goals: DESIGN, section 9.
+real sessions; times are taken from the databases of both. Goals: docs/design.md.
 """
 
 from __future__ import annotations

@@ -21,15 +21,17 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="Compare each result, then end: exit 0 if all agree.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Exit after the last comparison, with 0 if all results agree.")
+    ] = False,
     folder: Annotated[
-        Path | None, typer.Option("--dir", help="Keep the islands here; else in a temporary folder that is removed.")
+        Path | None, typer.Option("--dir", help="Folder for the islands. Default: a temporary folder that is removed.")
     ] = None,
     alerts: Annotated[
         Path | None, typer.Option("--alerts", help="A folder of ZTF alerts in Avro, to be the stream.")
     ] = None,
 ) -> None:
-    """Three islands at work on real data."""
+    """Run a demonstration with three islands and real data."""
     from island.cli.demo.acts import play
     from island.cli.demo.data import alert_files
 
@@ -43,7 +45,7 @@ def demo(
         if folder is None:
             shutil.rmtree(root, ignore_errors=True)
     if differences:
-        base.say("What differed:")
+        base.say("Results that differ:")
         for line in differences:
             base.say(f"  {line}")
         raise typer.Exit(1)

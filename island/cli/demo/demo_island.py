@@ -39,7 +39,7 @@ def wait_for(what: str, look: Callable[[], T | None], seconds: float = 60.0) -> 
     end = time.monotonic() + seconds
     while (found := look()) is None:
         if time.monotonic() > end:
-            raise IslandError(f"waited {seconds:.0f} s for {what}, in vain", hint="The daemon's log says more.")
+            raise IslandError(f"timed out after {seconds:.0f} s waiting for {what}", hint="The daemon's log says more.")
         time.sleep(0.1)
     return found
 

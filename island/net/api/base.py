@@ -59,7 +59,7 @@ def administrator(request: web.Request) -> Principal:
     caller = principal(request)
     if caller.role != "administrator":
         raise Denied(
-            "this changes the island, and the token is a user's",
+            "this operation needs the administrator's token",
             hint="Use the administrator's token: HOME/token, by --token-file or ISLAND_TOKEN.",
         )
     return caller
@@ -184,7 +184,7 @@ def given_token(request: web.Request) -> str:
         except ValueError as error:  # not base64, or not UTF-8 in it
             raise Unauthenticated("the Authorization header is not valid HTTP Basic") from error
     raise Unauthenticated(
-        "this needs a token", hint="Send it as Bearer, or as the password of HTTP Basic: http://any:TOKEN@HOST:PORT."
+        "a token is required", hint="Send it as Bearer, or as the password of HTTP Basic: http://any:TOKEN@HOST:PORT."
     )
 
 
