@@ -1,14 +1,21 @@
-# Two commands for everybody: `make demo` and `make test`. Both make .venv first.
+# Two commands for everybody: `make demo` and `make test`. `make check` is for working on the code.
+# Each creates .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that run tests at the same time. Most tests wait for other processes for a part of their time.
+WORKERS ?= 3
 
-.PHONY: demo test lint unit install bench clean
+.PHONY: demo test check lint unit install bench clean
 
 demo: install
 	$(BIN)/island demo $(DEMO)
 
 test: install lint unit
+
+# Linters, types, and the tests that need no child process and no socket: less than a minute.
+check: install lint
+	$(BIN)/python -m pytest --quiet --numprocesses 2 -m "not slow and not spark and not e2e" $(CHECKED)
 
 install: $(VENV)/.installed
 
@@ -26,7 +33,7 @@ lint: install
 	$(BIN)/mypy
 
 unit: install
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(PYTEST)
 
 bench: install
 	@for each in tests/bench/bench_*.py; do echo "== $$each"; PYTHONPATH=. $(BIN)/python $$each || exit 1; done

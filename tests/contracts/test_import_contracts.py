@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = "The layers: what stands higher may import what stands lower"
-ENGINE = "The engine imports only livy, kernel and errors"
+ENGINE = "The engine imports only livy, kernel, private_files and errors"
 AIOHTTP = "aiohttp is imported by these modules only"
 DATA = "Arrow, Avro and astronomy's libraries are imported by these modules only"
 MSGPACK = "msgpack is imported by the tests only"

@@ -244,13 +244,13 @@ async def test_a_session_ends_with_its_java(client: LivyClient, engine: RunningE
     await client.delete_session(view.id)
 
 
-async def test_a_session_ends_with_its_warden(client: LivyClient, engine: RunningEngine) -> None:
+async def test_a_session_ends_with_its_supervisor(client: LivyClient, engine: RunningEngine) -> None:
     before = set(engine.below())
     view = await client.create_session(SessionRequest(kind="pyspark"))
     opened = Opened(client, (await client.wait_session(view.id)).id)
     await client.post_statement(view.id, "while True: pass")
     started = sorted(set(engine.below()) - before)
-    os.kill(next(pid for pid in started if "warden.py" in _command(pid)), signal.SIGKILL)
+    os.kill(next(pid for pid in started if "supervisor.py" in _command(pid)), signal.SIGKILL)
     async with asyncio.timeout(60):
         while (await client.session(opened.id)).state != "dead" or alive(started):
             await asyncio.sleep(0.05)

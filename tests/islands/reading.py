@@ -30,7 +30,7 @@ from island.membership.service import IslandView
 from island.net.api import files
 from island.net.api.user_port import UserServer, build
 from island.replicas.fetching import FetchTimeouts
-from island.replicas.service import Replicas
+from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.users import Tokens
 
 SHORT = FetchTimeouts(nothing=1.0, block=0.6, open=0.5)
@@ -363,21 +363,23 @@ class Archipelago:
         state, chunks = Database.open(home, "state"), Database.open(home, "chunks")
         peers, gossip = MemoryPeers(self.network, me), Gossip()
         config = parse({"island": {"name": name}, "replicas": {"quota": quota, "reserve": reserve}}, "test")
-        build: Any = Replicas  # the parts stand in for services of other folders
-        replicas: Replicas = build(
-            chunks,
-            self.catalog.of(me, gossip, self.network),
-            gossip,
-            Membership(self.network, self.names),
-            Trust(me),
-            peers,
-            config,
-            SystemClock(),
-            SeededRng(name),
-            home=home,
-            state=state,
-            workers=workers,
-            patience=patience,
+        needs: Any = ReplicasDependencies  # the parts stand in for services of other folders
+        replicas = Replicas(
+            needs(
+                chunks=chunks,
+                catalog=self.catalog.of(me, gossip, self.network),
+                gossip=gossip,
+                membership=Membership(self.network, self.names),
+                trust=Trust(me),
+                peers=peers,
+                config=config,
+                clock=SystemClock(),
+                rng=SeededRng(name),
+                home=home,
+                state=state,
+                workers=workers,
+                patience=patience,
+            )
         )
         try:
             async with running(replicas):
