@@ -178,7 +178,7 @@ async def test_a_journal_that_is_shorter_than_others_know_is_seen_on_both_sides(
         code, _, err = await one.command("journal", "--verify")
         assert code == 1 and "contradicts this journal at laptop" in err and "--acknowledge" in err
         code, out, _ = await one.command("status")
-        assert code == 1 and "is held by laptop and is not here" in out
+        assert code == 1 and "which this island signed and sent to laptop" in out
         code, out, _ = await two.command("status")
         assert code == 1 and "the journal of lapalma does not continue row" in out
 
@@ -191,7 +191,7 @@ async def test_a_journal_that_is_shorter_than_others_know_is_seen_on_both_sides(
             code, out, _ = await site.command("status")
             assert code == 0, out
         [row] = await one.json("journal", "--contains", "journal.acknowledge")
-        assert row["what"] == "restored the backup of Monday" and "holds row 3" in row["detail"]
+        assert row["what"] == "restored the backup of Monday" and "has row 3" in row["detail"]
         code, _, err = await one.command("journal", "--acknowledge", "again")
         assert code == 1 and "agrees" in err
 
