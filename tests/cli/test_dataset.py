@@ -77,7 +77,7 @@ async def test_publish_list_search_show_withdraw(shell: Shell, tmp_path: Path) -
     out, err = await shell("publish", str(path), "--name", "virgo", "--title", "Virgo cluster", "--licence", "CC0")
     assert out == "alpha/virgo\n"
     assert "2,000 rows" in err
-    assert "public: every island of the archipelago 'test', 1 island now, sees it and may read it" in err
+    assert "public: every island of the archipelago 'test' (1 island now) can see and read it" in err
     listed = json.loads((await shell("ls", "--json"))[0])
     assert [(row["island"], row["name"], row["rows"], row["bytes"]) for row in listed] == [
         ("alpha", "virgo", 2000, path.stat().st_size)
