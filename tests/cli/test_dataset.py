@@ -131,7 +131,7 @@ async def test_what_goes_wrong_is_said(shell: Shell, tmp_path: Path) -> None:
         (["show", "alpha"], "OWNER/NAME"),
         (["show", "alpha/none"], "there is no dataset alpha/none"),
         (["show", "nobody/none"], "nobody"),
-        (["unpublish", "none"], "publishes no dataset"),
+        (["unpublish", "none"], "does not publish a dataset named"),
     ]
     for words, text in cases:
         out, err = await shell(*words, code=1)

@@ -156,5 +156,5 @@ async def test_an_origin_over_its_limit_is_named(site: Site, monkeypatch: pytest
     head = origin.head
     assert not (await site.logs.take(site.neighbour, [origin.delta("test/c")])).fresh
     assert await site.stored() == {origin.id: head}
-    assert "the most that one island may have" in site.logs.unstored()[origin.id]
+    assert "which is the limit" in site.logs.unstored()[origin.id]
     assert not site.logs.accepts(origin.id)

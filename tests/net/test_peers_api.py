@@ -116,7 +116,7 @@ async def test_invite_join_list(tmp_path: Path) -> None:
 async def test_what_cannot_be_is_refused_with_what_to_do(tmp_path: Path) -> None:
     async with sites(tmp_path) as (one, two):
         for arguments, words in (
-            (("peer", "join", "island1-nonsense"), "new one"),
+            (("peer", "join", "island1-nonsense"), "new invitation"),
             (("peer", "join", ""), "invitation"),
             (("peer", "invite"), "listen.peer"),  # the laptop cannot be dialled
             (("journal", "--since", "soon"), "2026-11-20"),
