@@ -72,7 +72,10 @@ class OwnLog:
         self._truths[prefix] = wanted
 
     async def start(self) -> None:
-        """Make the copy of the log in gossip.db and the log in state.db agree, in whichever one is behind."""
+        """Bring the log in state.db and its copy in gossip.db to the same head, and project all records.
+
+        Batches are copied to the database that is behind.
+        """
         self._booted = self._clock.monotonic()
         self._bytes = await self._state.read(own_log_store.log_bytes)
         async with self._logs.lock:
@@ -242,7 +245,7 @@ class OwnLog:
             enough = min(BOOT_PEERS, live) or int(self._has_others())
             if len(self._heard) >= enough or waited >= BOOT_WAIT:
                 self._ready = True
-                log.debug("gossip.signs", heard=len(self._heard), waited_s=round(waited, 1))
+                log.debug("gossip.signing_started", heard=len(self._heard), waited_s=round(waited, 1))
         return self._ready
 
     def _has_others(self) -> bool:

@@ -177,4 +177,4 @@ async def _guarded(name: str, coroutine: Coroutine[Any, Any, object]) -> None:
         log.warning("task.failed", task=name, error=str(error))
     except Exception:  # a bug in one task must not end the daemon
         FAULTS.labels(_kind(name)).inc()
-        log.exception("task.bug", task=name)
+        log.exception("task.fault", task=name)

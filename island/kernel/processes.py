@@ -163,7 +163,7 @@ def encode(value: Any) -> bytes:
 def _to_plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    raise NotImplementedError(f"{type(value).__name__} does not travel between processes")
+    raise NotImplementedError(f"{type(value).__name__} cannot be sent between processes")
 
 
 def decode(data: bytes, kind: Any) -> Any:
@@ -174,7 +174,7 @@ def decode(data: bytes, kind: Any) -> Any:
 def _from_plain(kind: type, value: Any) -> Any:
     if issubclass(kind, Path) and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(f"{kind.__name__} does not travel between processes")
+    raise NotImplementedError(f"{kind.__name__} cannot be sent between processes")
 
 
 def types_of(function: Callable[..., Any], *, emits: bool) -> tuple[list[Any], Any]:

@@ -245,7 +245,10 @@ class HeldHead:
 
 
 def weigh_head(held: HeldHead, offer: HeadOffer) -> HeldHead:
-    """Return what to store after an offer with a valid signature. Only a head that continues `held` replaces it."""
+    """Return what to store after an offer with a valid signature.
+
+    The offered head replaces the stored one only if it continues it or has a higher generation.
+    """
     mine, theirs = held.head, offer.head
     if theirs is None:
         return HeldHead(mine, "changed", held.claimed)

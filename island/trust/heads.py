@@ -1,8 +1,9 @@
 """Exchanges signed journal heads with other islands, to detect that rows of a journal were removed.
 
 Each island sends the signed head of its journal to the islands that it is linked with, and they
-store the newest. A stored head is replaced only by the head of a journal that still contains it.
-An island whose journal was cut, or restored from a backup, therefore contradicts the stored head.
+store the newest. A stored head is replaced only by the head of a journal that still contains it, or
+by one of a higher generation. An island whose journal was cut, or restored from a backup, therefore
+contradicts the stored head until its administrator acknowledges that rows are missing.
 """
 
 from __future__ import annotations
