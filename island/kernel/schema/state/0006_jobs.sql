@@ -9,7 +9,7 @@ CREATE TABLE job (
     name          TEXT,
     idempotency   TEXT,                       -- idempotency key of the client; unique per user
     request_hash  TEXT NOT NULL,
-    request       TEXT NOT NULL,              -- JSON as the client sent it, without unsupported fields
+    request       TEXT NOT NULL,              -- JSON of the client's request, without proxyUser
     work          BLOB NOT NULL,              -- messages.Work
     file_hash     TEXT NOT NULL DEFAULT '',   -- file of a batch; its bytes are in job_file
     pin           TEXT NOT NULL DEFAULT '',
@@ -77,7 +77,7 @@ CREATE TABLE run (
     step TEXT NOT NULL CHECK (step IN ('accepted', 'submitting', 'running', 'ended')),
     engine TEXT NOT NULL DEFAULT '',          -- instance of the engine, '' for a stock Livy
     remote INTEGER,                           -- id at the engine
-    hidden INTEGER NOT NULL DEFAULT 0,        -- number of internal statements before the user's first
+    hidden INTEGER NOT NULL DEFAULT 0,        -- number of statements that create the views of inputs
     state TEXT NOT NULL DEFAULT 'starting',
     reason TEXT NOT NULL DEFAULT '',
     app_id TEXT NOT NULL DEFAULT '', app_info TEXT NOT NULL DEFAULT '{}',
