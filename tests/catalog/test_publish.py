@@ -247,7 +247,7 @@ async def test_the_home_and_links_that_leave_the_folder_are_refused(alpha: Islan
         assert caught.value.hint
     (folder / "b.parquet").unlink()
     os.link(secret, folder / "b.parquet")
-    with pytest.raises(BadInput, match="home of this island"):
+    with pytest.raises(BadInput, match="home folder"):
         await alpha.catalog.publish(WHO, folder, "leak")
     (folder / "b.parquet").unlink()
     (folder / "b.parquet").symlink_to(folder / "a.parquet")

@@ -123,7 +123,7 @@ async def test_what_goes_wrong_is_said(shell: Shell, tmp_path: Path) -> None:
     path = write_table(tmp_path / "data" / "a.parquet")
     cases = [
         (["publish", str(path), "--name", "a/b"], "valid dataset name"),
-        (["publish", str(tmp_path / "none.parquet"), "--name", "a"], "there is no"),
+        (["publish", str(tmp_path / "none.parquet"), "--name", "a"], "does not exist"),
         (["publish", str(path), "--name", "a", "--ra", "ra"], "together"),
         (["publish", str(path), "--name", "a", "--ra", "rra", "--dec", "dec"], "rra"),
         (["search", "--region", "round the moon"], "circle"),
