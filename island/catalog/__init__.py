@@ -1,1 +1,1 @@
-"""Datasets: records, cards, search, coverage, publishing."""
+"""Datasets: publishing, manifests, records, cards, coverage and search."""

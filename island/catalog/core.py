@@ -1,4 +1,4 @@
-"""Decisions of the catalog, pure: coverage as it travels, records and cards that fit, times, names."""
+"""Pure functions of the catalog: encoded coverages, MOCs, records and cards within limits, search conditions."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ COVERAGE_ORDER = 5
 ROLL_UP_ORDER = 3
 FULL_SKY_DEG2 = 129_600 / math.pi
 KEEP_SNAPSHOTS = 64
-"""Snapshots of one dataset that stay available, the newest included."""
+"""Maximum number of snapshots of a dataset that are served, including the newest."""
 
 _RAW, _RUNS = 0, 1
 
 
-# --- coverage as it travels -----------------------------------------------------------------
+# --- encoded coverages ----------------------------------------------------------------------
 
 
 def cells(order: int) -> int:
-    """HEALPix cells of an order."""
+    """The number of HEALPix cells of an order."""
     return int(12 * 4**order)
 
 
 def pack_coverage(bitmap: bytes) -> bytes:
-    """A bitmap (bit i % 8 of byte i // 8, least significant first) of an order 0 to 5, as it travels.
+    """Encode a bitmap (cell i is bit i % 8, least significant first, of byte i // 8) of an order from 0 to 5.
 
-    One byte of order; one byte of form; then the bitmap itself (form 0) or, where that is
-    shorter, the lengths of its runs as varints, unset cells first (form 1).
+    The encoding is one byte for the order, one byte for the form, and the bitmap itself (form 0)
+    or, if that is shorter, the lengths of its runs as varints, beginning with unset cells (form 1).
     """
     order = _order_of(len(bitmap))
     runs = _runs(bitmap, cells(order))
@@ -54,9 +54,9 @@ def pack_coverage(bitmap: bytes) -> bytes:
 
 
 def unpack_coverage(packed: bytes) -> tuple[int, bytes]:
-    """(order, bitmap); raises `Malformed`. Allocates no more than the 1,536 bytes of order 5."""
+    """Decode a coverage into (order, bitmap); raises `Malformed`. The bitmap has at most 1,536 bytes (order 5)."""
     if len(packed) < 2 or packed[0] > COVERAGE_ORDER or packed[1] not in (_RAW, _RUNS):
-        raise Malformed("not a coverage")
+        raise Malformed("a coverage has an invalid header")
     order, body = packed[0], packed[2:]
     size = _bitmap_bytes(order)
     if packed[1] == _RAW:
@@ -67,7 +67,7 @@ def unpack_coverage(packed: bytes) -> tuple[int, bytes]:
 
 
 def coarser(bitmap: bytes, order: int) -> bytes:
-    """A bitmap at a coarser (or its own) order: a cell is set where any of its parts is."""
+    """Convert a bitmap to a coarser order (or its own): a cell is set if any of its subcells is set."""
     for level in range(_order_of(len(bitmap)), order, -1):
         pairs = bitmap.translate(_HALVES) + bytes(-len(bitmap) % 4)
         quarters = (pairs[0::4], pairs[1::4], pairs[2::4], pairs[3::4])
@@ -77,17 +77,17 @@ def coarser(bitmap: bytes, order: int) -> bytes:
 
 
 def set_cells(bitmap: bytes) -> list[int]:
-    """The cells that are set, ascending."""
+    """The set cells, in ascending order."""
     return [8 * at + bit for at, byte in enumerate(bitmap) if byte for bit in _BITS[byte]]
 
 
 _HALVES = bytes((byte & 0x0F != 0) | (byte & 0xF0 != 0) << 1 for byte in range(256))
-"""For each byte, eight cells, the two cells that they lie in."""
+"""For each byte of eight cells: the two bits of their parent cells."""
 _BITS = [[bit for bit in range(8) if byte >> bit & 1] for byte in range(256)]
 
 
 def join_coverages(packed: Sequence[bytes], order: int = ROLL_UP_ORDER) -> bytes:
-    """The union of coverages, at `order` or the coarsest of theirs, as it travels; b"" for none."""
+    """The encoded union of coverages, at `order` or the coarsest order of the coverages; b"" for an empty list."""
     if not packed:
         return b""
     unpacked = [unpack_coverage(item) for item in packed]
@@ -99,7 +99,7 @@ def join_coverages(packed: Sequence[bytes], order: int = ROLL_UP_ORDER) -> bytes
 
 
 def may_overlap(packed: bytes, region: bytes) -> bool:
-    """Whether a coverage shares a cell with a region's bitmap of order 5; one that is not known never does."""
+    """Whether a coverage shares a cell with a region's bitmap of order 5. False if the coverage is not known."""
     if not packed:
         return False
     order, bitmap = unpack_coverage(packed)
@@ -149,16 +149,16 @@ def _from_runs(body: bytes, count: int) -> int:
         is_set = not is_set
         value = shift = 0
     if shift or position != count:
-        raise Malformed("the runs of a coverage do not fill the sky")
+        raise Malformed("the runs of a coverage do not cover the whole sky")
     return number
 
 
 INDEX_ORDER = 4
-"""The finest order of cells in the search index."""
+"""The finest HEALPix order of cells in the search index."""
 
 
 def coarsest(found: Iterable[int], order: int) -> list[tuple[int, int]]:
-    """(order, cell): the fewest cells that make up these cells of one order."""
+    """Combine cells of one order into as few cells as possible: (order, cell) of each."""
     level: list[int] = sorted(set(found))
     result: list[tuple[int, int]] = []
     for depth in range(order, -1, -1):
@@ -175,7 +175,7 @@ def coarsest(found: Iterable[int], order: int) -> list[tuple[int, int]]:
 
 
 def index_cells(packed: bytes) -> tuple[list[str], list[str]]:
-    """(the cells of a coverage, all cells above them) as words of an index; none for an unknown coverage."""
+    """Return (the cells of a coverage, all their ancestors) as terms of the index; empty for an unknown coverage."""
     if not packed:
         return [], []
     order, bitmap = unpack_coverage(packed)
@@ -186,7 +186,11 @@ def index_cells(packed: bytes) -> tuple[list[str], list[str]]:
 
 
 def query_cells(found: Iterable[int], order: int) -> tuple[list[str], list[str]]:
-    """(words of which a coverage that shares a cell with these has one among its own, ... among those above)."""
+    """Return terms for a search of coverages that overlap these cells.
+
+    An overlapping coverage has a term of the first list among its own cells, or a term of the
+    second list among the ancestors of its cells (see `index_cells`).
+    """
     wanted = coarsest(found, order)
     own = {(level, cell >> 2 * (depth - level)) for depth, cell in wanted for level in range(depth + 1)}
     return [f"{level}/{cell}" for level, cell in sorted(own)], [f"{level}/{cell}" for level, cell in wanted]
@@ -196,11 +200,11 @@ def query_cells(found: Iterable[int], order: int) -> tuple[list[str], list[str]]
 
 CellRanges = list[tuple[int, int]]
 MOC_ORDER = 13
-"""The finest order that is understood here."""
+"""The finest supported order of a MOC."""
 
 
 def moc_ranges(text: str) -> tuple[int, CellRanges]:
-    """(order, sorted disjoint half-open ranges of cells of that order) of an ASCII MOC; raises `BadInput`."""
+    """Parse an ASCII MOC into (order, sorted disjoint half-open ranges of cells of that order); raises `BadInput`."""
     order = finest = 0
     raw: list[tuple[int, int, int]] = []
     for word in text.replace(",", " ").split():
@@ -218,7 +222,7 @@ def moc_ranges(text: str) -> tuple[int, CellRanges]:
 
 
 def moc_text(order: int, ranges: CellRanges) -> str:
-    """The normal ASCII form of ranges of cells of one order: coarsest cells, neighbours of one order joined."""
+    """Format ranges of cells of one order as a normalized ASCII MOC: the coarsest cells, adjacent ones joined."""
     runs: dict[int, list[tuple[int, int]]] = {level: [] for level in range(order + 1)}
     for low, high in ranges:
         while low < high:
@@ -240,7 +244,7 @@ def moc_text(order: int, ranges: CellRanges) -> str:
 
 
 def moc_coarser(text: str, order: int) -> str:
-    """A MOC at a coarser order, never smaller."""
+    """Convert a MOC to a coarser order. The result covers at least the same area."""
     have, ranges = moc_ranges(text)
     if have <= order:
         return text
@@ -249,7 +253,7 @@ def moc_coarser(text: str, order: int) -> str:
 
 
 def moc_fit(text: str, limit: int) -> str:
-    """A MOC in at most `limit` bytes: as it is, or at the finest coarser order that fits."""
+    """Return a MOC with at most `limit` bytes: unchanged, or at the finest coarser order that fits."""
     if len(text) <= limit:
         return text
     order, _ = moc_ranges(text)
@@ -260,7 +264,7 @@ def moc_fit(text: str, limit: int) -> str:
 
 
 def moc_union(texts: Iterable[str]) -> str:
-    """The union of MOCs, at the coarsest of their orders."""
+    """The union of MOCs, at the coarsest of their orders; "" for an empty list."""
     parsed = [moc_ranges(text) for text in texts]
     if not parsed:
         return ""
@@ -274,19 +278,19 @@ def moc_union(texts: Iterable[str]) -> str:
 
 
 def moc_of_coverage(packed: bytes) -> str:
-    """The cells of a coverage as a MOC."""
+    """Convert an encoded coverage to a MOC."""
     order, bitmap = unpack_coverage(packed)
     return moc_text(order, _merged([(cell, cell + 1) for cell in set_cells(bitmap)]))
 
 
 def moc_area(text: str) -> float:
-    """Square degrees inside a MOC."""
+    """The area of a MOC in square degrees."""
     order, ranges = moc_ranges(text)
     return sum(high - low for low, high in ranges) / cells(order) * FULL_SKY_DEG2
 
 
 def moc_overlaps(text: str, region: Sequence[int], order: int) -> bool:
-    """Whether a MOC shares a cell with those of a region, given sorted at `order`."""
+    """Whether a MOC shares a cell with a region, given as sorted cells of `order`."""
     have, ranges = moc_ranges(text)
     shift = 2 * (have - order)
     for low, high in ranges:
@@ -315,11 +319,11 @@ def _merged(ranges: CellRanges) -> CellRanges:
     return merged
 
 
-# --- records and cards that fit -------------------------------------------------------------
+# --- records and cards within limits --------------------------------------------------------
 
 
 def shorten_text(text: str, limit: int) -> str:
-    """Text in at most `limit` bytes of UTF-8, cut at a character, with an ellipsis where it was cut."""
+    """Shorten text to at most `limit` bytes of UTF-8, at a character, with an ellipsis if it was shortened."""
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= limit:
         return encoded.decode()
@@ -327,7 +331,7 @@ def shorten_text(text: str, limit: int) -> str:
 
 
 def fit_columns(names: Iterable[str], limit: int = COLUMNS_LIMIT) -> tuple[tuple[str, ...], int]:
-    """(the names that fit in `limit` bytes, how many do not): plain columns before those of records."""
+    """Return (names that fit in `limit` bytes, number of the others). Top-level columns precede nested ones."""
     fitting, room, hidden = [], limit, 0
     for name in sorted(names, key=lambda name: name.count(".")):
         size = len(name.encode("utf-8", "replace")) + 1
@@ -340,7 +344,7 @@ def fit_columns(names: Iterable[str], limit: int = COLUMNS_LIMIT) -> tuple[tuple
 
 
 def fit_record(record: DatasetRecord) -> DatasetRecord:
-    """The record within RECORD_LIMIT: a coarser coverage if need be, never a smaller one."""
+    """Shorten a record to at most RECORD_LIMIT bytes: first with a coarser coverage, then with fewer columns."""
     record = msgspec.structs.replace(record, title=shorten_text(record.title, TITLE_LIMIT))
     while len(codec.encode(record)) > RECORD_LIMIT and record.coverage:
         order, bitmap = unpack_coverage(record.coverage)
@@ -353,24 +357,27 @@ def fit_record(record: DatasetRecord) -> DatasetRecord:
 
 
 def fit_card(card: Card) -> bytes:
-    """The bytes of a card within CARD_LIMIT; what had to go is named in `cut`, the least missed first."""
+    """Encode a card in at most CARD_LIMIT bytes, shortening the least important parts first; `cut` lists them.
+
+    Raises `BadInput` if it does not fit.
+    """
     for step in (_same, _short_notes, _coarse_moc, _no_notes, _coarser_moc, _few_columns):
         card = step(card)
         if len(data := codec.encode(card)) <= CARD_LIMIT:
             return data
     raise BadInput(
         f"the description of this dataset does not fit in {CARD_LIMIT} bytes",
-        hint="Shorten its description, provenance and the names of its columns.",
+        hint="Shorten its description and the names of its columns.",
     )
 
 
 def read_card(data: bytes) -> Card:
-    """A card from its blob; raises `Malformed`, also for a MOC that is none."""
+    """Decode a card; raises `Malformed`, also if its MOC is invalid."""
     card = codec.decode(data, Card)
     try:
         moc_ranges(card.moc)
     except BadInput as error:
-        raise Malformed(f"a card with a broken MOC: {error.message}") from error
+        raise Malformed(f"a card has an invalid MOC: {error.message}") from error
     return card
 
 
@@ -419,11 +426,14 @@ def _few_columns(card: Card) -> Card:
 
 # --- search ---------------------------------------------------------------------------------
 
-_TIME_HINT = "Write FROM..TO with ISO dates or times in UTC, as 2019-12-01..2019-12-31; either side may be empty."
+_TIME_HINT = "Write FROM..TO with ISO 8601 dates or times in UTC: 2019-12-01..2019-12-31. Either side may be empty."
 
 
 def parse_times(text: str) -> tuple[float, float]:
-    """(from, to) in unix seconds of `FROM..TO`; an open side is infinite; a date as TO includes its day."""
+    """Parse `FROM..TO` into Unix seconds. An empty side is infinite; a date as TO includes the whole day.
+
+    Raises `BadInput`.
+    """
     first, dots, last = text.strip().partition("..")
     if not dots or not (first or last):
         raise BadInput(f"{text[:80]!r} is not a time range", hint=_TIME_HINT)
@@ -435,7 +445,7 @@ def parse_times(text: str) -> tuple[float, float]:
 
 
 def _moment(word: str, text: str) -> tuple[float, float]:
-    """The first and the last instant that `word` means: a moment, a day, a month or a year."""
+    """The first and the last instant of a time, day, month or year."""
     word = word.strip()
     try:
         start = end = None
@@ -449,7 +459,7 @@ def _moment(word: str, text: str) -> tuple[float, float]:
             end = start + 86400.0 if len(word) == 10 else None
     except (ValueError, OverflowError) as error:
         raise BadInput(f"{word[:40]!r} in {text[:80]!r} is not a date or time", hint=_TIME_HINT) from error
-    # Times in records are given to the millisecond.
+    # Times in records have a resolution of one millisecond.
     return start, start if end is None else end - 0.001
 
 
@@ -469,12 +479,12 @@ class DatasetFilter:
 
     @property
     def is_plain(self) -> bool:
-        """Whether words are all that is asked for."""
+        """Whether words are the only condition."""
         return not (self.column or self.time or self.format)
 
 
 def fits(wanted: DatasetFilter, record: DatasetRecord) -> bool:
-    """Whether a record has the format and shares a moment with the times; unknown times never do."""
+    """Whether a record has the wanted format and overlaps the wanted times. Unknown times do not overlap."""
     if wanted.format and record.format != wanted.format:
         return False
     if wanted.time is None:
@@ -483,12 +493,15 @@ def fits(wanted: DatasetFilter, record: DatasetRecord) -> bool:
 
 
 def fits_card(wanted: DatasetFilter, record: DatasetRecord, card: Card | None) -> bool:
-    """Whether a dataset has the column, by its record or by its card."""
+    """Whether the record or the card of a dataset has the wanted column."""
     return not wanted.column or has_column(wanted.column, record.columns, card.columns if card is not None else ())
 
 
 def has_column(wanted: str, names: Iterable[str], columns: Iterable[CardColumn]) -> bool:
-    """Whether a column has this name, begins so, or has this UCD; in any case, nested ones by their last part."""
+    """Whether a column's name (or the last part of a nested one) begins with `wanted`, or its UCD matches.
+
+    The comparison is case-insensitive.
+    """
     key = wanted.strip().lower()
     for name in (*names, *(column.name for column in columns)):
         lower = name.lower()
@@ -502,7 +515,7 @@ def _has_ucd(ucd: str, key: str) -> bool:
 
 
 def tokens(text: str) -> list[str]:
-    """The words of a person's query: letters and digits only, lower case, at most 32, quotes and signs ignored."""
+    """Split a query into at most 32 lower-case words of letters and digits. Other characters are ignored."""
     return [word.lower()[:100] for word in re.findall(r"[^\W_]+", text)][:32]
 
 

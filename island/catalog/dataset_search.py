@@ -1,4 +1,4 @@
-"""Searching the catalog: the index narrows down, records and cards decide."""
+"""Searches the catalog: the index returns candidates, which are checked against their records and cards."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from island.membership.service import Membership
 log = structlog.get_logger("island")
 
 FORMATS = ("parquet", "avro", "hats")
-"""The formats of datasets that this version knows."""
+"""The formats of datasets that this version supports."""
 
 INDEX_BATCH = 2000
 INDEX_BYTES = 16 * 2**20
-"""Bytes of cards that are taken in at one time, beside the last one."""
+"""Size of the cards, in bytes, after which a batch of documents is indexed."""
 FOUND_LIMIT = 100_000
-"""The most datasets that the index hands over before the finer conditions are looked at."""
+"""Maximum number of candidates from the index."""
 
 
 class DatasetSearch:
-    """Finds datasets by words, columns, sky, time and format, and keeps the index up to date."""
+    """Finds datasets by words, columns, sky region, time and format, and updates the index."""
 
     def __init__(self, db: Database, membership: Membership, folder: Path, workers: Workers) -> None:
         self._db, self._membership, self._workers = db, membership, workers
@@ -42,15 +42,15 @@ class DatasetSearch:
         self._indexing = asyncio.Lock()
 
     async def start(self, *, rebuild: bool = False) -> None:
-        """Open the index; one that is missing, damaged or of another version is begun anew."""
+        """Open the index. It is rebuilt with `rebuild`, or if it is missing, damaged or of another version."""
         async with self._indexing:
             if await to_the_end(self._workers.disk(lambda: self._index.open(rebuild=rebuild))):
                 await self._db.write(store.index_all)
 
     async def search(self, query: SearchQuery) -> list[CatalogEntry]:
-        """The datasets that fit every part of the query, the best first. Raises `BadInput`.
+        """Return the datasets that meet all conditions of the query, best matches first. Raises `BadInput`.
 
-        What was published before is found: what the index has not seen yet, it is shown first.
+        Changes that are not indexed yet are indexed first, so that all known datasets are found.
         """
         region = Region.parse(query.region) if query.region.strip() else None
         wanted = core.DatasetFilter(
@@ -71,7 +71,7 @@ class DatasetSearch:
         return found[: query.limit]
 
     async def _by_index(self, wanted: core.DatasetFilter, region: Region | None, limit: int) -> list[CatalogEntry]:
-        """Ask the index for more and more, until enough of what it finds fits the finer conditions too."""
+        """Ask the index for more and more candidates, until enough of them meet all conditions."""
         await self.index()
         sky = await self._workers.cpu(_Sky.of, region) if region is not None else None
         reach = limit if wanted.is_plain and sky is None else max(1000, 2 * limit)
@@ -83,11 +83,11 @@ class DatasetSearch:
             reach = min(8 * reach, FOUND_LIMIT)
 
     async def _found(self, words: Sequence[str], sky: _Sky | None, reach: int) -> list[CatalogEntry | None]:
-        """The first `reach` that the index finds; None for what is gone since."""
+        """The first `reach` candidates of the index; None for datasets that have been deleted since."""
         cells = sky.index if sky is not None else None
         try:
             keys = await self._workers.cpu(self._index.find, words, cells, reach)
-        except (ValueError, OSError, RuntimeError) as error:  # what the library raises for damaged files
+        except (ValueError, OSError, RuntimeError) as error:  # the library raises these for damaged files
             log.warning("search.damaged", error=str(error))
             await self.start(rebuild=True)
             await self.index()
@@ -97,7 +97,7 @@ class DatasetSearch:
     async def _fitting(
         self, found: Sequence[CatalogEntry], wanted: core.DatasetFilter, sky: _Sky | None
     ) -> list[CatalogEntry]:
-        """Those that fit by their record and, where it is here, by their card."""
+        """The candidates that meet all conditions by their record and, if it is known, by their card."""
         rough = [
             entry
             for entry in found
@@ -122,7 +122,7 @@ class DatasetSearch:
         return await self._db.read(lambda conn: [store.card(conn, entry.record.card) for entry in entries])
 
     async def index(self) -> int:
-        """Bring the index up to what is known now; returns how many datasets it took in."""
+        """Index all changes that are not indexed yet; returns their number."""
         async with self._indexing:
             count = 0
             while changes := await self._db.read(lambda conn: store.unindexed(conn, INDEX_BATCH)):
@@ -130,7 +130,7 @@ class DatasetSearch:
             return count
 
     async def _index_batch(self, changes: Sequence[tuple[int, IslandId, str]]) -> int:
-        """Index the first of some changes, as many as their cards leave room for in memory; how many."""
+        """Index the first of `changes`, until their cards exceed INDEX_BYTES; returns how many were indexed."""
 
         def read(conn: sqlite3.Connection) -> tuple[int, list[tuple[CatalogEntry, bytes | None]]]:
             found, size = list[tuple[CatalogEntry, bytes | None]](), 0
@@ -163,7 +163,7 @@ class DatasetSearch:
 
 @dataclass(frozen=True, slots=True)
 class _Sky:
-    """A region at the orders at which it is compared: with the index, with records, with cards."""
+    """A region as cells of the HEALPix orders at which it is compared with the index, records and cards."""
 
     index: tuple[list[str], list[str]]
     bitmap: bytes
@@ -177,12 +177,12 @@ class _Sky:
         return cls(index, region.bitmap(), order, region.healpix(order))
 
     def meets(self, card: Card | None) -> bool:
-        """Whether a card's MOC does not rule it out."""
+        """Whether the region overlaps a card's MOC. True if the card or its MOC is not known."""
         return card is None or not card.moc or core.moc_overlaps(card.moc, self.cells, self.order)
 
 
 def _fine_order(region: Region) -> int:
-    """The finest order, up to 10, at which a region has no more than some 20,000 cells."""
+    """The finest order from 5 to 10 at which a region has at most about 20,000 cells."""
     count = max(1, len(region.healpix(5)))
     order = 5
     while order < 10 and count * 4 <= 20_000:
@@ -191,8 +191,8 @@ def _fine_order(region: Region) -> int:
 
 
 def _format(text: str) -> str:
-    """The format that is asked for, "" for any; raises `BadInput` for one that no dataset has."""
+    """The wanted format, "" for any; raises `BadInput` for an unknown format."""
     wanted = text.strip().lower()
     if wanted and wanted not in FORMATS:
-        raise BadInput(f"'{text[:80]}' is not a format of datasets", hint=f"Formats are {', '.join(FORMATS)}.")
+        raise BadInput(f"'{text[:80]}' is not a format of datasets", hint=f"Use one of {', '.join(FORMATS)}.")
     return wanted

@@ -1,4 +1,4 @@
-"""The files that a path publishes, and what is refused before any of them is read."""
+"""Finds the files to publish at a path, refuses unsafe ones, and hashes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _READ_AHEAD = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """One file before it is read: relative path and what the file system says of it."""
+    """One file before it is read: its relative path and its attributes in the file system."""
 
     path: str
     size: int
@@ -30,7 +30,7 @@ class FoundFile:
 
 @dataclass(frozen=True, slots=True)
 class FileListing:
-    """What a path publishes. `base` is the folder below which the relative paths lie."""
+    """The files to publish at a path. Their paths are relative to `base`."""
 
     path: Path
     base: Path
@@ -39,28 +39,28 @@ class FileListing:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files."""
+        """The total size of the files."""
         return sum(found.size for found in self.files)
 
 
 def survey(path: Path, home: Path) -> FileListing:
-    """The files that `path`, a file or folder, publishes, by path.
+    """List the files to publish at `path`, a file or folder, sorted by path.
 
-    Raises `BadInput` (not there, `..`, a file that leaves the folder or that is a secret of
-    this island, a name that cannot travel), `Corrupt`, `Unsupported`.
+    Raises `BadInput` (the path does not exist or contains `..`, a file is outside of the folder, is a
+    secret of this island, or has an invalid name), `Corrupt`, `Unsupported`.
     """
     if not path.is_absolute() or ".." in path.parts:
-        raise BadInput(f"{path} is not a plain absolute path", hint="Name the file or folder without '..'.")
+        raise BadInput(f"{path} is not an absolute path without '..'", hint="Give the absolute path without '..'.")
     try:
         real = path.resolve(strict=True)
     except FileNotFoundError as error:
-        raise BadInput(f"there is no {path}", hint="Check the path; it is read on the island's machine.") from error
+        raise BadInput(f"{path} does not exist", hint="Check the path on the island's machine.") from error
     except (OSError, RuntimeError, ValueError) as error:
         raise BadInput(f"{path} cannot be read: {error}", hint="Check its permissions.") from error
     home = home.resolve()
     if home == real or home.is_relative_to(real):
         raise BadInput(
-            f"{path} holds the home of this island, with its key and tokens",
+            f"{path} contains the home folder of this island, with its key and tokens",
             hint="Publish only the folder with the data.",
         )
     if real.is_dir():
@@ -82,7 +82,7 @@ def _folder(folder: Path) -> tuple[list[str], bool]:
 
 
 def _secrets(home: Path) -> set[tuple[int, int]]:
-    """(device, inode) of every file directly in the home: keys, tokens, databases, under any other name too."""
+    """(device, inode) of all files directly in the home folder, to recognize keys, tokens and databases by any name."""
     found = set()
     for entry in os.scandir(home) if home.is_dir() else ():
         if entry.is_file():
@@ -107,25 +107,24 @@ def _look(base: Path, name: str, secrets: set[tuple[int, int]]) -> FoundFile:
     except OSError as error:
         raise BadInput(f"{full} cannot be read: {error.strerror or error}", hint="Check its permissions.") from error
     if not stat.S_ISREG(status.st_mode):
-        raise BadInput(f"{full} is not a regular file", hint="Name a file, or a folder of files.")
+        raise BadInput(f"{full} is not a regular file", hint="Publish a regular file, or a folder of regular files.")
     if (status.st_dev, status.st_ino) in secrets:
-        raise BadInput(f"{full} belongs to the home of this island", hint="Publish only the data.")
+        raise BadInput(f"{full} is a file of this island's home folder", hint="Publish only the data.")
     return FoundFile(name, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def hash_file(
     base: Path, found: FoundFile, hard: list[int], *, form: str, role: str, rows: int, sink: Sink, progress: Progress
 ) -> FileEntry:
-    """Read one file to its end in bounded memory and hash its chunks; their pages go to `sink`.
+    """Read a file in bounded memory, hash its chunks, and write the pages of their hashes to `sink`.
 
-    `hard` are the borders that `hard_borders` found.
-
-    Raises `FilesChanged` if it is not, at the end, the file that was found.
+    `hard` is the result of `hard_borders`. Raises `FilesChanged` if the file changed since it was
+    found, and `Corrupt` if it cannot be read.
     """
     full = base / found.path
     hasher = FileHasher(sink)
     with files.open_binary(full) as plain:
-        done = told = 0
+        done = reported = 0
         for end in manifest.borders(found.size, hard):
             try:
                 data = plain.read(end - done)
@@ -137,9 +136,9 @@ def hash_file(
                 raise _changed(full)
             hasher.add(data)
             done = end
-            if done - told >= _READ_AHEAD or done == found.size:
+            if done - reported >= _READ_AHEAD or done == found.size:
                 progress(done, found.size, found.path)
-                told = done
+                reported = done
         status = os.fstat(plain.fileno())
     if not is_same(found, status):
         raise _changed(full)
@@ -147,12 +146,12 @@ def hash_file(
 
 
 def has_hard_borders(found: FoundFile, form: str) -> bool:
-    """Whether a file of this format or name may have borders that chunks must respect."""
+    """Whether a file of this format or name may have borders that come from its format."""
     return form == "parquet" or files.format_by_name(found.path) == "parquet"
 
 
 def hard_borders(full: Path, form: str, limits: ReadLimits) -> list[int]:
-    """The borders of the parts of a Parquet file; none in a broken one that is not data (`form` is empty)."""
+    """The borders of column chunks and footer in a Parquet file; empty for a corrupt file that is not data."""
     limits.begin(full)
     try:
         with files.open_binary(full) as plain:
@@ -160,13 +159,13 @@ def hard_borders(full: Path, form: str, limits: ReadLimits) -> list[int]:
     except Corrupt:
         if form:
             raise
-        return []  # beside the data, anything may lie under any name
+        return []  # a file beside the data (`form` is empty) may have any content
 
 
 def is_same(found: FoundFile, status: os.stat_result) -> bool:
-    """Whether a file has the size and the modification time that it was found with."""
+    """Whether a file still has the size and modification time with which it was found."""
     return (status.st_size, status.st_mtime_ns) == (found.size, found.mtime_ns)
 
 
 def _changed(full: Path) -> FilesChanged:
-    return FilesChanged(f"{full} changed while it was read", hint="Publish it when no program writes to it.")
+    return FilesChanged(f"{full} changed while it was read", hint="Publish it again when no program writes to it.")

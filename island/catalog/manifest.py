@@ -1,14 +1,14 @@
-"""Manifests: what a snapshot consists of, down to the hash of every chunk. Pure.
+"""Manifests: the files of a snapshot and the hashes of their chunks, as a tree of pages. Pure functions.
 
-From the top: the **root** (its hash names the snapshot) → nodes → **pages** of files in the
-order of their paths, each with a sibling page of statistics → for a file of more than a few
-chunks an **index** → pages of chunk lengths and hashes. Every page is a blob named by its
-plain BLAKE3 and checked when it is decoded; unchanged pages are shared between snapshots,
-because they are cut where the hash of a path says so. `protocols/manifest-v1.md` has it all.
+From the top: the **root** (its hash names the snapshot) → nodes → **pages** of files sorted by
+path, each with a sibling page of statistics → for a file of more than a few chunks an **index** →
+pages of chunk lengths and hashes. Every page is a blob named by its plain BLAKE3 hash and checked
+when it is decoded. Snapshots share unchanged pages, because the hashes of paths determine where
+pages end. `protocols/manifest-v1.md` specifies the format.
 
-A file's own hash does not depend on how its hashes are paged: chunks, groups of 64 chunks,
-file, each under a `derive_key` context of its own; lengths are hashed along, so that the
-hash covers the file's length and its borders.
+The hash of a file does not depend on the paging of its chunk hashes. It is computed over chunks,
+groups of 64 chunks, and the file, each with its own `derive_key` context. Lengths are hashed too,
+so that the hash covers the size of the file and its borders.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from island.kernel import codec
 from island.kernel.codec import Malformed, Message
 
 CHUNK = 64 * 1024
-"""The largest chunk, and the distance of borders that nothing else asks for."""
+"""Maximum size of a chunk, and the distance between borders where the format has none."""
 NEAR = 4 * 1024
-"""Borders nearer than this to another are merged; only the last chunk of a file may be shorter."""
+"""Minimum size of a chunk, except for the last chunk of a file. Nearer borders are merged."""
 TINY = 64
-"""What is smaller is no column that is worth a chunk: the magic bytes at the start of a file."""
+"""Smaller parts never get their own chunk: for example the magic bytes at the start of a file."""
 GROUP = 64
-"""Chunks in a group."""
+"""Number of chunks in a group."""
 CHUNK_PAGE = 8 * GROUP
-"""Chunks in one page of chunk hashes: 18 KiB of hashes for at most 32 MiB of data."""
+"""Maximum number of chunks in a page of chunk hashes: 18 KiB of lengths and hashes for at most 32 MiB of data."""
 INLINE = 4
-"""A file of at most so many chunks carries their hashes in its entry."""
+"""Maximum number of chunks of a file whose hashes are stored in its entry."""
 INDEX_FAN = 4096
-"""References in one page of an index."""
+"""Maximum number of references in one page of an index."""
 
 ROOT_LIMIT = 64 * 1024
 PAGE_LIMIT = 256 * 1024
@@ -64,13 +64,13 @@ Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
 def borders(size: int, hard: Iterable[int] = ()) -> Iterator[int]:
-    """The ends of the chunks of a file of `size` bytes, ascending; the last one is `size`.
+    """Yield the ends of the chunks of a file of `size` bytes in ascending order; the last one is `size`.
 
-    `hard` are offsets at which the format begins something (column chunks, the footer of
-    Parquet); `kept` says which of them become borders. From the start and from each kept one,
-    a border follows every CHUNK bytes; what remains before the next kept one, if longer than
-    CHUNK and shorter than CHUNK + NEAR, is cut NEAR bytes before it. So every chunk has NEAR to
-    CHUNK bytes, but the last, which has 1 to CHUNK.
+    `hard` are offsets at which a part of the format begins (Parquet column chunks and footer);
+    `kept` selects those that become borders. From the start and from each selected offset, a
+    border follows every CHUNK bytes. If the remainder before the next selected offset is longer
+    than CHUNK and shorter than CHUNK + NEAR, it is split NEAR bytes before that offset. Every chunk
+    therefore has NEAR to CHUNK bytes, except the last, which has 1 to CHUNK.
     """
     start = 0
     for stop in kept(size, hard):
@@ -86,13 +86,13 @@ def borders(size: int, hard: Iterable[int] = ()) -> Iterator[int]:
 
 
 def kept(size: int, hard: Iterable[int]) -> Iterator[int]:
-    """The format's own offsets as borders, at least NEAR bytes apart, ascending.
+    """Yield the borders that result from the format's offsets, in ascending order, at least NEAR bytes apart.
 
-    An offset at least NEAR bytes after the border before it (or the start) is a border. One
-    that is nearer is merged into what follows, if the next offset that is far enough (or the
-    end of the file) comes within 2 * NEAR of that border, or if less than TINY bytes lie before
-    it; otherwise there is a border NEAR bytes after the one before, so that a small column
-    never brings a large one along (`protocols/decisions/0005-small-columns.md`).
+    An offset at least NEAR bytes after the previous border (or the start) is a border. A nearer
+    offset is merged with the following part if it is less than TINY bytes after that border, or
+    if the next offset that is far enough (or the end of the file) is within 2 * NEAR of the border.
+    Otherwise there is a border NEAR bytes after the previous one, so that reading a small column
+    does not fetch a large one (`protocols/decisions/0005-small-columns.md`).
     """
     offsets = sorted({offset for offset in hard if 0 < offset < size})
     previous = 0
@@ -122,7 +122,7 @@ def chunk_hash(data: bytes | memoryview) -> bytes:
 
 
 def group_hash(lengths: Sequence[int], hashes: Sequence[bytes]) -> bytes:
-    """The hash of up to 64 chunks: for each its length (4 bytes, big-endian) and its hash."""
+    """The hash of a group of up to 64 chunks, over the length (4 bytes, big-endian) and hash of each."""
     hasher = _GROUP_KEY.copy()
     for length, digest in zip(lengths, hashes, strict=True):
         hasher.update(_U32.pack(length) + digest)
@@ -130,7 +130,7 @@ def group_hash(lengths: Sequence[int], hashes: Sequence[bytes]) -> bytes:
 
 
 def file_hash(size: int, groups: Iterable[bytes]) -> bytes:
-    """The hash of a file: its size (8 bytes, big-endian), then the hashes of its groups in order."""
+    """The hash of a file, over its size (8 bytes, big-endian) and the hashes of its groups in order."""
     hasher = _FILE_KEY.copy()
     hasher.update(_U64.pack(size))
     for digest in groups:
@@ -139,7 +139,7 @@ def file_hash(size: int, groups: Iterable[bytes]) -> bytes:
 
 
 def blob_hash(data: bytes) -> str:
-    """The name of a page or blob: plain BLAKE3, 64 hex digits."""
+    """The name of a page or blob: its plain BLAKE3 hash, 64 hex digits."""
     return blake3.blake3(data).hexdigest()
 
 
@@ -156,7 +156,7 @@ class ChunkPage(Message, frozen=True, kw_only=True):
 
 
 class IndexRef(Message, frozen=True, kw_only=True):
-    """One page below an index: where its first chunk begins, that chunk's number, and the page's hash."""
+    """A reference to a page below an index: offset and number of its first chunk, and the page's hash."""
 
     start: Size
     first: Count
@@ -164,7 +164,7 @@ class IndexRef(Message, frozen=True, kw_only=True):
 
 
 class HashIndex(Message, frozen=True, kw_only=True):
-    """The index of one file's chunk pages (level 0), or of further indexes (level 1 and up)."""
+    """The index of a file's chunk pages (level 0), or of indexes of the level below (level 1 and up)."""
 
     MAX_BYTES = PAGE_LIMIT
 
@@ -179,10 +179,10 @@ class FileEntry(Message, frozen=True, kw_only=True):
     """One file of a snapshot.
 
     `role` is "data" for rows of the dataset, "margin" and "index" (of HATS), or "metadata" for
-    what lies beside. `format` is that of the rows, "parquet" or "avro", and `rows` counts them;
-    "" and 0 for all other roles. `chunks` is the number of chunks.
-    Their hashes: a file of one chunk needs none (its `hash` says it), one of up to INLINE
-    carries them in `inline` (36 bytes each: length and hash), others name a `HashIndex` in `index`.
+    other files. For data, `format` is "parquet" or "avro", and `rows` is the number of rows; for all
+    other roles they are "" and 0. `chunks` is the number of chunks. A file of one chunk has no
+    chunk hashes, because its `hash` is sufficient. A file of 2 to INLINE chunks has them in `inline`
+    (36 bytes each: length and hash). For larger files `index` is the hash of a `HashIndex`.
     """
 
     path: Annotated[str, Meta(min_length=1, max_length=MAX_PATH)]
@@ -197,10 +197,10 @@ class FileEntry(Message, frozen=True, kw_only=True):
 
 
 class FileStats(Message, frozen=True, kw_only=True):
-    """What is worth pruning by, of one file. None and empty mean "not known", never "nothing".
+    """Statistics of one file, used to skip files. None and empty values mean "not known", never "no rows".
 
-    `coverage` is a coverage as in a dataset record; `time` is in unix seconds; `ranges` holds
-    (column, least, greatest).
+    `coverage` is encoded as in a dataset record; `time` is in Unix seconds; `ranges` has
+    (column, minimum, maximum).
     """
 
     coverage: Annotated[bytes, Meta(max_length=2048)] = b""
@@ -209,7 +209,7 @@ class FileStats(Message, frozen=True, kw_only=True):
 
 
 class FilePage(Message, frozen=True, kw_only=True):
-    """Some consecutive files of a snapshot."""
+    """Consecutive files of a snapshot, sorted by path."""
 
     MAX_BYTES = PAGE_LIMIT
 
@@ -225,7 +225,7 @@ class StatsPage(Message, frozen=True, kw_only=True):
 
 
 class PageRef(Message, frozen=True, kw_only=True):
-    """One page or node below a node or the root, with the roll-up of all that lies below it."""
+    """A reference to a page or node, with sums, coverage and time range of all files below it."""
 
     first: Annotated[str, Meta(min_length=1, max_length=MAX_PATH)]
     page: Digest
@@ -238,7 +238,7 @@ class PageRef(Message, frozen=True, kw_only=True):
 
 
 class Node(Message, frozen=True, kw_only=True):
-    """An inner page of the tree. `level` 1 holds references to pages of files."""
+    """An inner page of the tree. A node of `level` 1 refers to pages of files."""
 
     MAX_BYTES = PAGE_LIMIT
 
@@ -247,7 +247,7 @@ class Node(Message, frozen=True, kw_only=True):
 
 
 class Root(Message, frozen=True, kw_only=True):
-    """The top of a manifest; BLAKE3 of its bytes names the snapshot."""
+    """The top page of a manifest. The BLAKE3 hash of its bytes names the snapshot."""
 
     MAX_BYTES = ROOT_LIMIT
 
@@ -261,7 +261,7 @@ class Root(Message, frozen=True, kw_only=True):
 
 
 def check_path(path: str) -> str:
-    """A relative POSIX path inside a snapshot, itself; raises `Malformed` for anything that could leave it."""
+    """Return `path` if it is a relative POSIX path that stays inside a snapshot; raises `Malformed` otherwise."""
     try:
         length = len(path.encode("utf-8"))
     except UnicodeEncodeError as error:
@@ -275,7 +275,7 @@ def check_path(path: str) -> str:
 
 
 def check_entry(entry: FileEntry) -> FileEntry:
-    """A file entry whose parts agree with one another, itself; raises `Malformed`."""
+    """Return `entry` if its fields are consistent; raises `Malformed` otherwise."""
     check_path(entry.path)
     fewest = -(-entry.size // CHUNK)
     most = max(fewest, entry.size // NEAR + 1) if entry.size else 0
@@ -283,20 +283,20 @@ def check_entry(entry: FileEntry) -> FileEntry:
         raise Malformed(f"{entry.path!r} of {entry.size} bytes cannot have {entry.chunks} chunks")
     inline = 36 * entry.chunks if 2 <= entry.chunks <= INLINE else 0
     if len(entry.inline) != inline or len(entry.index) != (32 if entry.chunks > INLINE else 0):
-        raise Malformed(f"{entry.path!r} carries the wrong kind of chunk hashes")
+        raise Malformed(f"{entry.path!r} has the wrong kind of chunk hashes")
     if entry.chunks == 0 and entry.hash != file_hash(0, ()):
-        raise Malformed(f"{entry.path!r} is empty and has the hash of something")
+        raise Malformed(f"{entry.path!r} is empty, but does not have the hash of an empty file")
     return entry
 
 
 # --- hashing a file -------------------------------------------------------------------------
 
 Sink = Callable[[bytes], str]
-"""Takes a page, keeps it, and returns its hash."""
+"""Stores a page and returns its hash."""
 
 
 class FileHasher:
-    """Gathers the hashes of one file's chunks in order, and writes their pages as they fill up."""
+    """Collects the hashes of a file's chunks in order, and writes full pages of them to a sink."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -309,7 +309,7 @@ class FileHasher:
         self._start = 0
 
     def add(self, data: bytes | memoryview) -> None:
-        """The next chunk."""
+        """Add the next chunk."""
         if self._chunks > INLINE and len(self._lengths) == CHUNK_PAGE:
             self._flush()
         self._lengths.append(len(data))
@@ -320,7 +320,7 @@ class FileHasher:
             self._groups.append(group_hash(self._lengths[-GROUP:], self._hashes[-GROUP:]))
 
     def finish(self, path: str, *, form: str = "", role: str = "data", rows: int = 0) -> FileEntry:
-        """The entry of the file whose chunks were added."""
+        """Write the last pages and return the entry of the file."""
         if tail := self._chunks % GROUP:
             self._groups.append(group_hash(self._lengths[-tail:], self._hashes[-tail:]))
         inline = index = b""
@@ -365,12 +365,12 @@ class FileHasher:
         return codec.encode(HashIndex(level=level, refs=tuple(refs)))
 
 
-# --- the hashes of a file, or of a part of it -----------------------------------------------
+# --- the chunk hashes of a file, or of a part of it -----------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One chunk of a file: its number, and its bytes [start, end)."""
+    """One chunk of a file: its number, and the range [start, end) of its bytes."""
 
     index: int
     start: int
@@ -378,31 +378,31 @@ class Chunk:
 
 
 class FileHashes:
-    """Borders and hashes of consecutive chunks that cover [start, end) of one file, or all of it."""
+    """Borders and hashes of consecutive chunks that cover a part [start, end) of a file, or all of it."""
 
     def __init__(self, entry: FileEntry, first: int, starts: Sequence[int], end: int, hashes: Sequence[bytes]) -> None:
         self.entry = entry
         self.first = first
-        """Number of the first chunk that is known here."""
+        """Number of the first of these chunks."""
         self.starts = starts
         self.end = end
         self.hashes = hashes
-        """Empty for a file of one chunk, which its entry's hash verifies."""
+        """Empty for a file of one chunk, which is verified with the hash of its entry."""
 
     @property
     def start(self) -> int:
-        """Where the first known chunk begins."""
+        """Offset of the first of these chunks."""
         return self.starts[0] if self.starts else 0
 
     def chunk(self, index: int) -> Chunk:
-        """A chunk by its number; raises IndexError if it is not known here."""
+        """A chunk by its number; raises `IndexError` if it is not one of these chunks."""
         at = index - self.first
         if not 0 <= at < len(self.starts):
             raise IndexError(index)
         return Chunk(index, self.starts[at], self.starts[at + 1] if at + 1 < len(self.starts) else self.end)
 
     def chunks(self, start: int, end: int) -> list[Chunk]:
-        """The known chunks that share a byte with [start, end)."""
+        """The chunks that overlap [start, end)."""
         start, end = max(start, self.start), min(end, self.end)
         if start >= end:
             return []
@@ -411,7 +411,7 @@ class FileHashes:
         return [self.chunk(self.first + at) for at in range(low, high)]
 
     def verify(self, index: int, data: bytes | memoryview) -> bool:
-        """Whether `data` are the bytes of chunk `index`."""
+        """Whether `data` is the content of chunk `index`."""
         chunk = self.chunk(index)
         if len(data) != chunk.end - chunk.start:
             return False
@@ -421,11 +421,11 @@ class FileHashes:
         return digest == self.hashes[index - self.first]
 
     def is_whole(self) -> bool:
-        """Whether every chunk of the file is known here."""
+        """Whether these are all chunks of the file."""
         return self.first == 0 and len(self.starts) == self.entry.chunks
 
     def check_whole(self) -> None:
-        """Raises `Malformed` unless the hashes of all chunks make the file's hash."""
+        """Raise `Malformed` unless the hashes of all chunks result in the hash of the file."""
         if self.entry.chunks <= 1:
             return
         lengths = [end - start for start, end in itertools.pairwise([*self.starts, self.end])]
@@ -433,11 +433,11 @@ class FileHashes:
             group_hash(lengths[at : at + GROUP], self.hashes[at : at + GROUP]) for at in range(0, len(lengths), GROUP)
         ]
         if not self.is_whole() or file_hash(self.entry.size, groups) != self.entry.hash:
-            raise Malformed(f"the chunk hashes of {self.entry.path!r} do not make its hash")
+            raise Malformed(f"the chunk hashes of {self.entry.path!r} do not match its hash")
 
 
 def known_hashes(entry: FileEntry) -> FileHashes | None:
-    """The hashes that the entry itself carries; None if they are in pages."""
+    """The chunk hashes in the entry itself; None if they are in pages."""
     if entry.chunks == 0:
         return FileHashes(entry, 0, [], 0, [])
     if entry.chunks == 1:
@@ -453,28 +453,28 @@ def known_hashes(entry: FileEntry) -> FileHashes | None:
 
 
 def decode_index(entry: FileEntry, data: bytes, level: int | None, start: int, end: int, first: int) -> HashIndex:
-    """An index page that covers bytes [start, end) from chunk number `first` on; raises `Malformed`.
+    """Decode an index page of bytes [start, end), whose first chunk has number `first`; raises `Malformed`.
 
-    `level` is the one that the page must have; None for the topmost.
+    `level` is the required level of the page, or None for the top page.
     """
     index = codec.decode(data, HashIndex)
     starts = [ref.start for ref in index.refs]
     firsts = [ref.first for ref in index.refs]
     if level is not None and index.level != level:
-        raise Malformed(f"an index of level {index.level} where {level} belongs")
+        raise Malformed(f"an index has level {index.level} instead of {level}")
     if starts[0] != start or starts[-1] >= end or firsts[0] != first or firsts[-1] >= entry.chunks:
-        raise Malformed(f"an index of {entry.path!r} does not cover what it should")
+        raise Malformed(f"an index of {entry.path!r} does not cover the expected range")
     if not all(a < b for a, b in itertools.pairwise(starts)) or not all(a < b for a, b in itertools.pairwise(firsts)):
-        raise Malformed(f"an index of {entry.path!r} is out of order")
+        raise Malformed(f"an index of {entry.path!r} is not sorted")
     return index
 
 
 def decode_chunk_page(entry: FileEntry, data: bytes, start: int, end: int) -> tuple[list[int], list[bytes]]:
-    """(starts, hashes) of the chunks of [start, end); raises `Malformed`."""
+    """Decode a page of chunk hashes into (starts, hashes) of the chunks of [start, end); raises `Malformed`."""
     page = codec.decode(data, ChunkPage)
     count = len(page.lengths) // 4
     if len(page.lengths) != 4 * count or len(page.hashes) != 32 * count:
-        raise Malformed(f"a page of chunk hashes of {entry.path!r} has broken lists")
+        raise Malformed(f"a page of chunk hashes of {entry.path!r} has lists of different lengths")
     lengths = list(struct.unpack(f">{count}I", page.lengths))
     _check_lengths(lengths, start, end, entry.size, entry.path)
     starts = list(itertools.accumulate(lengths[:-1], initial=start))
@@ -495,7 +495,7 @@ def _check_lengths(lengths: Sequence[int], start: int, end: int, size: int, path
 
 @dataclass(slots=True)
 class _Below:
-    """A finished page or node, as its parent will refer to it."""
+    """A finished page or node: the reference for its parent, its last path, and the size of the reference."""
 
     ref: PageRef
     last: str
@@ -503,21 +503,21 @@ class _Below:
 
 
 Combine = Callable[[Sequence[bytes]], bytes]
-"""Joins coverages into a coarse one that is never smaller; b"" if any of them is not known."""
+"""Joins encoded coverages into one that covers at least the same area."""
 
 
 OnPage = Callable[[str, Sequence[FileEntry]], None]
-"""Told of every page of files: its hash, and its files."""
+"""Called with the hash and the files of every finished page of files."""
 
 
 class TreeBuilder:
-    """Builds a manifest from files in ascending order of their paths, in bounded memory."""
+    """Builds a manifest in bounded memory, from files in ascending order of their paths."""
 
-    def __init__(self, form: str, sink: Sink, combine: Combine, told: OnPage | None = None) -> None:
+    def __init__(self, form: str, sink: Sink, combine: Combine, on_page: OnPage | None = None) -> None:
         self._form = form
         self._sink = sink
         self._combine = combine
-        self._told = told
+        self._on_page = on_page
         self._files: list[FileEntry] = []
         self._stats: list[FileStats] = []
         self._bytes = 0
@@ -525,10 +525,10 @@ class TreeBuilder:
         self._previous = ""
 
     def add(self, entry: FileEntry, stats: FileStats) -> None:
-        """The next file. Raises `Malformed` if its path is not above the one before."""
+        """Add the next file. Raises `Malformed` if its path does not sort after the previous one."""
         check_entry(entry)
         if self._previous and entry.path.encode() <= self._previous.encode():
-            raise Malformed(f"{entry.path!r} does not come after {self._previous!r}")
+            raise Malformed(f"{entry.path!r} does not sort after {self._previous!r}")
         self._previous = entry.path
         size = max(len(codec.encode(entry)), len(codec.encode(stats)))
         if self._files and (self._bytes + size > _PAGE_TARGET or len(self._files) == 4096):
@@ -540,9 +540,9 @@ class TreeBuilder:
             self._close_page()
 
     def finish(self) -> tuple[str, Root]:
-        """(snapshot, root); the root's page was given to the sink. Raises `BadInput` without any file."""
+        """Write the last pages and return (snapshot, root). Raises `BadInput` if no file was added."""
         if not self._previous:
-            raise BadInput("a snapshot has at least one file", hint="Publish a file, or a folder that holds some.")
+            raise BadInput("there are no files to publish", hint="Publish a file, or a folder that contains files.")
         if self._files:
             self._close_page()
         level = 0
@@ -575,8 +575,8 @@ class TreeBuilder:
             coverage=coverage,
             time=time,
         )
-        if self._told is not None:
-            self._told(ref.page.hex(), files)
+        if self._on_page is not None:
+            self._on_page(ref.page.hex(), files)
         self._files, self._stats, self._bytes = [], [], 0
         self._put(0, _Below(ref, files[-1].path, len(codec.encode(ref))))
 
@@ -610,15 +610,17 @@ class TreeBuilder:
 
 
 def is_cut(path: str, bits: int) -> bool:
-    """Whether a page (or node) ends after this path: the first 8 bytes of BLAKE3(path), as a
-    big-endian number, end in at least `bits` zero bits."""
+    """Whether a page or node ends after this path.
+
+    It does if the first 8 bytes of BLAKE3(path), as a big-endian number, end with at least `bits` zero bits.
+    """
     return int.from_bytes(blake3.blake3(path.encode()).digest(length=8), "big") % (1 << min(bits, 63)) == 0
 
 
 def _roll_up(
     items: list[tuple[bytes, tuple[float, float] | None]], combine: Combine
 ) -> tuple[bytes, tuple[float, float] | None]:
-    """Coverage and time of all items; "not known" as soon as one of them is not."""
+    """Coverage and time range of all items; each is "not known" if that of any item is not known."""
     coverages = [coverage for coverage, _ in items if coverage]
     times = [time for _, time in items if time is not None]
     coverage = combine(coverages) if items and len(coverages) == len(items) else b""
@@ -630,7 +632,7 @@ def _roll_up(
 
 
 def decode_root(data: bytes) -> Root:
-    """The root of a manifest; raises `Malformed`."""
+    """Decode the root of a manifest; raises `Malformed`."""
     root = codec.decode(data, Root)
     _check_refs(root.refs, "")
     if (
@@ -638,22 +640,22 @@ def decode_root(data: bytes) -> Root:
         or sum(ref.size for ref in root.refs) != root.size
         or sum(ref.rows for ref in root.refs) != root.rows
     ):
-        raise Malformed("the sums of a manifest's root do not fit")
+        raise Malformed("the sums in a manifest's root differ from those of its references")
     return root
 
 
 def decode_node(data: bytes, level: int, ref: PageRef) -> Node:
-    """A node of `level` to which `ref` refers; raises `Malformed`."""
+    """Decode the node of `level` to which `ref` refers; raises `Malformed`."""
     node = codec.decode(data, Node)
     if node.level != level:
-        raise Malformed(f"a node of level {node.level} where {level} belongs")
+        raise Malformed(f"a node has level {node.level} instead of {level}")
     _check_refs(node.refs, ref.first)
     _check_sums(ref, sum(r.files for r in node.refs), sum(r.size for r in node.refs), sum(r.rows for r in node.refs))
     return node
 
 
 def decode_page(data: bytes, ref: PageRef) -> tuple[FileEntry, ...]:
-    """The files of the page to which `ref` refers; raises `Malformed`."""
+    """Decode the page of files to which `ref` refers; raises `Malformed`."""
     files = codec.decode(data, FilePage).files
     for entry in files:
         check_entry(entry)
@@ -663,15 +665,15 @@ def decode_page(data: bytes, ref: PageRef) -> tuple[FileEntry, ...]:
 
 
 def decode_stats(data: bytes, ref: PageRef) -> tuple[FileStats, ...]:
-    """The statistics of the files of a page; raises `Malformed`."""
+    """Decode the statistics of the page to which `ref` refers; raises `Malformed`."""
     stats = codec.decode(data, StatsPage).files
     if len(stats) != ref.files:
-        raise Malformed("a page of statistics has another number of files than the page beside it")
+        raise Malformed("a page of statistics has a different number of files than its page of files")
     return stats
 
 
 def find_ref(refs: Sequence[PageRef], path: str) -> PageRef | None:
-    """The page or node that would hold `path`."""
+    """The reference to the page or node that may contain `path`; None if `path` sorts before all of them."""
     at = bisect.bisect_right([ref.first.encode() for ref in refs], path.encode())
     return refs[at - 1] if at else None
 
@@ -687,9 +689,9 @@ def _check_refs(refs: Sequence[PageRef], first: str) -> None:
 def _check_order(paths: Sequence[str], first: str) -> None:
     keys = [path.encode() for path in paths]
     if (first and paths[0] != first) or not all(a < b for a, b in itertools.pairwise(keys)):
-        raise Malformed("paths are out of order or doubled")
+        raise Malformed("paths are not sorted or not unique")
 
 
 def _check_sums(ref: PageRef, files: int, size: int, rows: int) -> None:
     if (files, size, rows) != (ref.files, ref.size, ref.rows):
-        raise Malformed("the sums of a page do not fit what refers to it")
+        raise Malformed("the sums of a page differ from those in its reference")

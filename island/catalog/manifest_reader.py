@@ -1,4 +1,4 @@
-"""Reading a manifest: from the root down, page by page, each verified when it arrives."""
+"""Reads a manifest from the root down, page by page, and verifies each page."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from island.kernel.codec import Malformed
 from island.kernel.ids import IslandId
 
 PageLoader = Callable[[str], Awaitable[bytes]]
-"""Brings a page by its hash, verified; raises `Unreachable` or `Corrupt`."""
+"""Loads a page by its hash and verifies it; raises `Unreachable` or `Corrupt`."""
 
 _CACHED_PAGES = 64
 T = TypeVar("T")
 
 
 class ManifestReader:
-    """The files of one snapshot. Pages are loaded when they are needed; the last few stay decoded."""
+    """The files of one snapshot. Pages are loaded on demand; the last few are cached in decoded form."""
 
     def __init__(self, owner: IslandId, snapshot: str, root: Root, load: PageLoader) -> None:
         self.owner = owner
         self.snapshot = snapshot
         self.root = root
         self.load = load
-        """Brings a page by its hash, verified."""
+        """Loads a page by its hash and verifies it."""
         self._cache: OrderedDict[tuple[object, ...], object] = OrderedDict()
 
     async def files(self) -> AsyncIterator[FileEntry]:
-        """Every file by path."""
+        """Yield all files, sorted by path."""
         async for ref in self.pages():
             for entry in await self.page(ref):
                 yield entry
 
     async def listing(self) -> list[FileEntry]:
-        """Every file by path, at once."""
+        """All files as a list, sorted by path."""
         return [entry async for entry in self.files()]
 
     async def pages(self) -> AsyncIterator[PageRef]:
-        """The references to all pages of files, in order."""
+        """Yield the references to all pages of files, in order."""
         waiting = [(self.root.level, list(self.root.refs))]
         while waiting:
             level, refs = waiting[-1]
@@ -59,18 +59,18 @@ class ManifestReader:
         return await self._cached(("files", ref), ref.page.hex(), lambda data: manifest.decode_page(data, ref))
 
     async def stats(self, ref: PageRef) -> tuple[FileStats, ...]:
-        """The statistics of the files of one page, in their order; empty ones where there are none."""
+        """The statistics of the files of one page, in the same order; empty ones if the page has none."""
         if not ref.stats:
             return (FileStats(),) * ref.files
         return await self._cached(("stats", ref), ref.stats.hex(), lambda data: manifest.decode_stats(data, ref))
 
     async def find(self, path: str) -> FileEntry:
-        """One file by its path; raises `NotFound`."""
+        """The file with this path; raises `NotFound`."""
         _, entries, at = await self.locate(path)
         return entries[at]
 
     async def locate(self, path: str) -> tuple[PageRef, tuple[FileEntry, ...], int]:
-        """(reference, files, place) of the page that holds a path; raises `NotFound`."""
+        """Return (reference, files, index of the file) of the page with a path; raises `NotFound`."""
         level, refs = self.root.level, self.root.refs
         while (ref := manifest.find_ref(refs, path)) is not None:
             if level > 1:
@@ -82,13 +82,14 @@ class ManifestReader:
                     return ref, entries, at
             break
         raise NotFound(
-            f"snapshot {self.snapshot[:12]} has no file {path[:200]!r}", hint="`island dataset show` names its files."
+            f"snapshot {self.snapshot[:12]} has no file {path[:200]!r}",
+            hint="Check the path: it is relative to the published folder.",
         )
 
     async def hashes(self, entry: FileEntry, start: int = 0, end: int | None = None) -> FileHashes:
-        """Borders and hashes of the chunks of [start, end) of a file, and no more pages than that takes.
+        """Return borders and hashes of the chunks of [start, end) of a file; loads only the necessary pages.
 
-        Raises `Malformed` if they are not what the entry says, `Unreachable` if nobody has them.
+        Raises `Malformed` if they contradict the entry, `Unreachable` if no island has the pages.
         """
         known = manifest.known_hashes(entry)
         if known is not None:
@@ -103,19 +104,19 @@ class ManifestReader:
             if not starts:
                 first = number
             elif number != first + len(starts):
-                raise Malformed(f"the chunks of {entry.path!r} are numbered wrongly")
+                raise Malformed(f"the chunks of {entry.path!r} have wrong numbers")
             starts += more
             hashes += digests
             last = high
         found = FileHashes(entry, first, starts, last, hashes)
         if last == entry.size and first + len(starts) != entry.chunks:
-            raise Malformed(f"{entry.path!r} has another number of chunks than its entry says")
+            raise Malformed(f"the number of chunks of {entry.path!r} differs from its entry")
         if found.is_whole():
             found.check_whole()
         return found
 
     async def _chunk_pages(self, entry: FileEntry, start: int, end: int) -> AsyncIterator[tuple[int, int, int, str]]:
-        """(first byte, end, number of the first chunk, hash) of the chunk pages that touch [start, end)."""
+        """Yield (first byte, end, number of the first chunk, hash) of the chunk pages that overlap [start, end)."""
         waiting: list[tuple[str, int | None, int, int, int]] = [(entry.index.hex(), None, 0, entry.size, 0)]
         while waiting:
             page, level, low, high, number = waiting.pop(0)
@@ -147,7 +148,7 @@ class ManifestReader:
         return node.refs
 
     async def _cached(self, key: tuple[object, ...], page: str, decode: Callable[[bytes], T]) -> T:
-        # The key has all that decoding checks: one page may be referred to twice, once truthfully.
+        # The key contains everything that decoding checks: a page may have a correct and a wrong reference.
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]  # type: ignore[return-value]  # the key begins with the type
@@ -159,7 +160,7 @@ class ManifestReader:
 
 
 async def live_pages(snapshot: ManifestReader, seen: set[str], local: str) -> None:
-    """Add to `seen` every page that a snapshot leads to; subtrees that were seen are not read again."""
+    """Add the hashes of all pages of a snapshot to `seen`. Subtrees that are in `seen` are not read again."""
     seen.update((snapshot.snapshot, local))
     waiting = [(snapshot.root.level, ref) for ref in snapshot.root.refs]
     while waiting:

@@ -1,4 +1,4 @@
-"""What crosses the wire or reaches the disk: dataset and replica records, cards, and queries."""
+"""Messages of the catalog: dataset and replica records, cards, queries and views."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from island.kernel.codec import Message
 from island.kernel.ids import DatasetName, IslandId
 
 RECORD_LIMIT = 4096
-"""The largest dataset or replica record."""
+"""Maximum size of a dataset or replica record, in bytes."""
 CARD_LIMIT = 256 * 1024
-"""The largest card."""
+"""Maximum size of a card, in bytes."""
 COLUMNS_LIMIT = 1024
-"""Bytes of column names in a record."""
+"""Maximum size of the column names in a record, in bytes."""
 TITLE_LIMIT = 512
-"""Bytes of a title."""
+"""Maximum size of a title, in bytes."""
 
 Hash = Annotated[str, Meta(max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
 Size = Annotated[int, Meta(ge=0, le=1 << 62)]
 Seconds = Annotated[float, Meta(ge=-1e14, le=1e14)]
-"""Unix seconds, UTC; any time within three million years."""
+"""Unix seconds, within three million years of 1970."""
 Text = Annotated[str, Meta(max_length=4096)]
 Word = Annotated[str, Meta(max_length=256)]
 
 
 class DatasetRecord(Message, frozen=True, kw_only=True):
-    """One dataset in its owner's log, under the key `dataset/NAME`; at most RECORD_LIMIT bytes.
+    """One dataset in its owner's log, with the key `dataset/NAME`; at most RECORD_LIMIT bytes.
 
-    `coverage` is as in `core.pack_coverage`, b"" where it is not known; `time` is the range of
-    times of the rows. `columns` are the first names that fit; `hidden` is how many did not.
-    `size` is the sum of the sizes of all `files`. `card` names the blob with the rest.
+    `coverage` is encoded as by `core.pack_coverage`, b"" if it is not known. `time` is the time
+    range of the rows. `columns` has the names that fit, and `hidden` is the number of the others.
+    `files` is the number of files, `size` their total size in bytes. `card` is the hash of the card.
     """
 
     MAX_BYTES = RECORD_LIMIT
@@ -59,7 +59,7 @@ HoldingState = Literal["begun", "complete", "gone"]
 
 
 class SnapshotHolding(Message, frozen=True, kw_only=True):
-    """How much of one snapshot a replica has; `gone` is the last word before the record is deleted."""
+    """The state of a replica of one snapshot. `gone` is published before the record is deleted."""
 
     snapshot: Hash
     state: HoldingState
@@ -67,7 +67,7 @@ class SnapshotHolding(Message, frozen=True, kw_only=True):
 
 
 class ReplicaRecord(Message, frozen=True, kw_only=True):
-    """What an island holds of another's dataset, under `replica/OWNERKEY/NAME` in the holder's log."""
+    """The replicas of a dataset at another island, with the key `replica/OWNERKEY/NAME` in that island's log."""
 
     MAX_BYTES = RECORD_LIMIT
 
@@ -76,7 +76,7 @@ class ReplicaRecord(Message, frozen=True, kw_only=True):
 
 
 class CardColumn(Message, frozen=True, kw_only=True):
-    """One column, nested ones by dotted path. `type` is in words."""
+    """One column; nested columns have a dotted path as name. `type` is for display."""
 
     name: Text
     type: Text
@@ -87,10 +87,11 @@ class CardColumn(Message, frozen=True, kw_only=True):
 
 
 class Card(Message, frozen=True, kw_only=True):
-    """What a person wants to know of a dataset and a record has no room for; a blob of at most CARD_LIMIT bytes.
+    """The full description of a dataset, for which a record has no space; a blob of at most CARD_LIMIT bytes.
 
-    `moc` is an ASCII MOC (ICRS, nested), "" where coverage is not known. `cut` names what had to
-    be shortened to fit. `details` is per format (the kind of a HATS catalog, its partitions).
+    `moc` is an ASCII MOC (ICRS, nested), "" if the coverage is not known. `area` is in square degrees.
+    `cut` lists the parts that were shortened to fit. `details` depend on the format (kind and
+    partitions of a HATS catalog).
     """
 
     MAX_BYTES = CARD_LIMIT
@@ -119,7 +120,7 @@ class Card(Message, frozen=True, kw_only=True):
 
 
 class LocalPage(Message, frozen=True, kw_only=True):
-    """What the file system said of the files of one page: (modification time in ns, inode), in order. Never sent."""
+    """(modification time in ns, inode) of the files of one page, in order. Never sent to other islands."""
 
     MAX_BYTES = 256 * 1024
 
@@ -127,22 +128,23 @@ class LocalPage(Message, frozen=True, kw_only=True):
 
 
 class LocalIndex(Message, frozen=True, kw_only=True):
-    """For each page of files (by hash), the hash of its `LocalPage`. Never sent."""
+    """The hash of the `LocalPage` of each page of files, by its hash. Never sent to other islands."""
 
     MAX_BYTES = 64 * 1024 * 1024
 
     pages: Annotated[dict[Hash, Hash], Meta(max_length=500_000)]
 
 
-# --- not on the wire: what the service hands out --------------------------------------------
+# --- local queries and results, never sent to other islands ---------------------------------
 
 
 class SearchQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a person searches for; every part that is given must hold.
+    """The conditions of a search, which must all hold. Empty conditions are ignored.
 
-    `words` are ordinary words; `column` a column's name, the beginning of one, or a UCD, in any
-    case; `region` as `circle RA DEC RADIUS` in degrees (ICRS); `time` as `FROM..TO`, either
-    side open, ISO dates or times in UTC; `format` as `ls` shows it.
+    `words` are words that must all occur; `column` is a column name, the beginning of one, or a UCD
+    (case-insensitive); `region` is `circle RA DEC RADIUS` in degrees (ICRS); `time` is `FROM..TO` with
+    ISO 8601 dates or times in UTC, either side may be empty; `format` is a format as shown by
+    `island dataset ls`. `limit` is the maximum number of results.
     """
 
     words: Annotated[str, Meta(max_length=1000)] = ""
@@ -155,7 +157,7 @@ class SearchQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class DatasetView:
-    """One dataset of the archipelago, as listings show it. `bytes` is the size of all its files."""
+    """One dataset of the archipelago in a listing. `bytes` is the total size of its files."""
 
     owner: IslandId
     island: str
@@ -178,9 +180,9 @@ class DatasetView:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedDataset:
-    """A dataset name that was understood: whose it is, and which snapshot is meant.
+    """A resolved dataset name: its owner and the snapshot.
 
-    `record` is that of this snapshot where it is known, else that of the newest.
+    `record` is the record of this snapshot if it is known, else that of the newest snapshot.
     """
 
     owner: IslandId
@@ -191,10 +193,10 @@ class ResolvedDataset:
 
     @property
     def newest(self) -> bool:
-        """Whether `record` describes `snapshot`, as it does for the newest one."""
+        """Whether `record` describes `snapshot`."""
         return self.record.snapshot == self.snapshot
 
     @property
     def dataset(self) -> DatasetName:
-        """`OWNER/NAME@SNAPSHOT` with the owner as people see it."""
+        """`OWNER/NAME@SNAPSHOT` with the displayed name of the owner."""
         return DatasetName(self.owner_name, self.name, self.snapshot)

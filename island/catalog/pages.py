@@ -1,8 +1,8 @@
-"""Where the pages of this island's manifests lie: packs of pages in HOME/manifests, named in state.db.
+"""Storage of the pages of this island's manifests: packs in HOME/manifests, with an index in state.db.
 
-A pack is written once, whole and durable, before the transaction that names its pages; one
-that no row names is swept. Pages are shared between snapshots, so a page goes when no
-snapshot that is still served leads to it.
+A pack is written completely and synced before the transaction that adds its pages to the index. A
+pack without pages in the index is deleted. Pages are shared between snapshots, so a page is
+deleted when no served snapshot refers to it.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from island.kernel.work import Workers
 log = structlog.get_logger("island")
 
 UNFINISHED = ".tmp"
-"""How the name of a pack ends that is being written."""
+"""Suffix of the name of a pack that is being written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A written pack: its name, and (hash, offset, size) of each page. Without pages there is no file."""
+    """A written pack: its name, and (hash, offset, size) of each page. A pack without pages has no file."""
 
     name: str
     pages: tuple[tuple[str, int, int], ...]
 
 
 class PackWriter:
-    """Collects the pages of one publication. Used by one thread at a time; `finish` or `abandon` ends it."""
+    """Writes the pages of one publication. Not thread-safe. End it with `finish` or `abandon`."""
 
     def __init__(self, folder: Path, name: str, known: Container[str]) -> None:
         self._folder = folder
@@ -48,7 +48,7 @@ class PackWriter:
         self._size = 0
 
     def add(self, data: bytes) -> str:
-        """Keep a page, unless it is here already; returns its hash. Raises `Full`."""
+        """Write a page unless it is already stored, and return its hash. Raises `Full`."""
         name = blake3.blake3(data).hexdigest()
         if name in self._known or name in self._pages:
             return name
@@ -63,7 +63,7 @@ class PackWriter:
         return name
 
     def finish(self) -> Pack:
-        """Make the pages durable."""
+        """Sync the pages to disk and return the pack. Raises `Full`."""
         if self._file is None:
             return Pack(self._name, ())
         try:
@@ -82,7 +82,7 @@ class PackWriter:
         return Pack(self._name, tuple((name, at, size) for name, (at, size) in self._pages.items()))
 
     def abandon(self) -> None:
-        """Leave nothing behind."""
+        """Delete the files of this pack."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -95,28 +95,31 @@ class PackWriter:
 
 
 def _full(path: Path, error: OSError) -> IslandError:
-    return Full(f"{path} cannot be written: {error.strerror or error}", hint="Free some space on that disk.")
+    return Full(
+        f"{path} cannot be written: {error.strerror or error}",
+        hint="Free some space on that disk, and check its permissions.",
+    )
 
 
 class PageStore:
-    """Reads pages by hash, and forgets those that nothing leads to."""
+    """Reads pages by hash, and deletes unused ones."""
 
     def __init__(self, state: Database, folder: Path, workers: Workers) -> None:
         self._state, self._workers = state, workers
         self.folder = folder
 
     def writer(self, name: str, known: Container[str]) -> PackWriter:
-        """A writer for the pages of one publication that are not `known`."""
+        """Create a writer for the pages of one publication. Pages with `known` hashes are not written."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return PackWriter(self.folder, name, known)
 
     @staticmethod
     def insert(conn: sqlite3.Connection, pack: Pack) -> None:
-        """Name the pages of a written pack, in the transaction that needs them."""
+        """Add the pages of a written pack to the index, in the transaction that adds their snapshot."""
         store.put_pages(conn, pack.name, pack.pages)
 
     async def get(self, name: str) -> bytes | None:
-        """A page by its hash; None if it is not here, or is damaged (which is logged)."""
+        """A page by its hash; None if it is not stored, or if it is damaged (which is logged)."""
         place = await self._state.read(lambda conn: store.page_place(conn, name))
         if place is None:
             return None
@@ -132,15 +135,15 @@ class PageStore:
         return data
 
     async def clear(self) -> None:
-        """Remove the packs that were being written when the daemon was killed. Called before any publication begins."""
+        """Delete packs that were being written when the daemon was killed. Call it before the first publication."""
         names = await self._workers.disk(_names, self.folder)
         await self._workers.disk(_unlink, self.folder, [name for name in names if name.endswith(UNFINISHED)])
 
     async def sweep(self, live: Container[str], still: Callable[[sqlite3.Connection], bool]) -> int:
-        """Forget all pages but the `live` ones, and every pack without pages; returns how many pages went.
+        """Delete all pages except `live`, and all packs without pages; returns the number of deleted pages.
 
-        Called while no publication is open. `still` is asked in the transaction whether `live` is
-        still right. Packs that are begun meanwhile are not touched: only those seen at the start are.
+        Call it while no publication is open. `still` is called in the transaction and returns whether
+        `live` is still up to date; if not, no page is deleted. Only packs that existed at the start are deleted.
         """
         before = await self._workers.disk(_names, self.folder)
 

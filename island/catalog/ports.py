@@ -1,4 +1,4 @@
-"""How jobs, replicas and streams meet without importing one another."""
+"""Interfaces between catalog, jobs, replicas and streams, which do not import each other."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from island.catalog.messages import ResolvedDataset
 from island.kernel.ids import IslandId
 
 Progress = Callable[[int, int, str], None]
-"""Told while a person waits: bytes done, bytes in all, and what is being done."""
+"""Called with progress: bytes done, total bytes, and a description of the current step."""
 
 
 def no_progress(done: int, total: int, what: str) -> None:
-    """For callers whom nobody waits for."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalInput:
-    """A dataset that is here, whole and verified, as a path that Spark can read as Parquet.
+    """A complete and verified local dataset, as a path that Spark can read as Parquet.
 
-    `moved` are the bytes that came from other islands for it, now or before.
+    `moved` is the number of its bytes that were ever received from other islands.
     """
 
     view: str
@@ -34,13 +34,13 @@ class LocalInput:
 
 
 class Inputs(Protocol):
-    """Datasets as inputs of jobs. Implemented by `replicas`."""
+    """Provides datasets as inputs of jobs. Implemented by `replicas`."""
 
     async def missing(self, resolved: ResolvedDataset) -> int:
-        """Bytes of the snapshot that are not on this island; 0 for its own."""
+        """The number of bytes of the snapshot that are not on this island; 0 for its own datasets."""
 
     async def materialise(self, resolved: ResolvedDataset, progress: Progress) -> LocalInput:
-        """Fetch what is missing, verify it, and make it readable for Spark.
+        """Fetch missing data, verify them, and make the dataset readable for Spark.
 
         Raises `Unreachable`, `Changed`, `Corrupt`, `Full`.
         """
@@ -48,10 +48,7 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """Of one snapshot: its size, what of it is on this island, and what islands sent of it to others.
-
-    `moved` counts bytes of this dataset that this island has received from others.
-    """
+    """The size of a snapshot in bytes, how many are on this island, and how many it received from other islands."""
 
     bytes: int
     bytes_local: int
@@ -59,7 +56,7 @@ class ReplicaStatus:
 
 
 class Replication(Protocol):
-    """What `dataset show` asks of `replicas`."""
+    """Provides the status of replicas for `dataset show`. Implemented by `replicas`."""
 
     async def status(self, resolved: ResolvedDataset) -> ReplicaStatus:
-        """How much of the snapshot is here, and how much was moved."""
+        """Return the status of a snapshot on this island."""

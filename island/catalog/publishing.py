@@ -1,9 +1,9 @@
-"""From a path to a snapshot: describe, hash, and lay out the pages; nothing is told to anyone yet.
+"""Prepares a snapshot from a path: describes and hashes the files, and writes the pages of the manifest.
 
-Files that were published before under the same name, and have the same size, modification
-time and inode, are neither decoded nor hashed again. What is prepared becomes public by the
-service's `commit`, in one transaction; what is not committed leaves only an unnamed pack,
-which is swept.
+Files that are already published in the same dataset, with the same size, modification time and
+inode, are neither decoded nor hashed again. `Catalog.commit` publishes a prepared snapshot in one
+transaction. A snapshot that is not committed leaves only a pack without pages in the index, which
+is deleted later.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _NO_HASH = "0" * 64
 
 @dataclass(frozen=True, slots=True)
 class DatasetMetadata:
-    """What a person says about a dataset; empty parts keep what was said before."""
+    """Metadata of a dataset given by its publisher. Empty fields keep their previous values."""
 
     title: str = ""
     description: str = ""
@@ -55,7 +55,7 @@ class DatasetMetadata:
 
 @dataclass(frozen=True, slots=True)
 class PreviousSnapshot:
-    """The newest snapshot of the same name, with what the file system said of its files."""
+    """The newest snapshot of the same dataset, with the attributes of its files in the file system."""
 
     path: str
     manifest: ManifestReader
@@ -68,7 +68,7 @@ class PreviousSnapshot:
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class PreparedSnapshot:
-    """A snapshot that is ready to be committed. Times and the card's hash are set when it is."""
+    """A snapshot that is ready to be committed. The commit sets the times and the card's hash in the record."""
 
     name: str
     path: str
@@ -84,7 +84,7 @@ class PreparedSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What is said of the dataset as a whole."""
+    """Properties of the dataset as a whole."""
 
     format: str
     columns: tuple[CardColumn, ...]
@@ -111,10 +111,13 @@ class SnapshotBuilder:
     async def prepare(
         self, path: Path, name: str, words: DatasetMetadata, previous: PreviousSnapshot | None, progress: Progress
     ) -> PreparedSnapshot:
-        """Read what is new at `path`, once, and lay out its manifest. Raises as `formats.describe` does."""
+        """Read new files at `path` and write the manifest.
+
+        Raises as `file_listing.survey` and `formats.describe` do, `FilesChanged`, `Full`.
+        """
         listing = await to_the_end(self._workers.disk(file_listing.survey, path, self._home))
-        # What this island wrote itself is decoded here, without waiting for a process: subscriptions' datasets
-        # grow by a file at every commit.
+        # Files that this island wrote are trusted, so decode them in this process: datasets of subscriptions
+        # get a new file at every commit, and starting or awaiting a child process each time would be slow.
         own = path.is_relative_to(self._home / "streams")
         processes = None if own else self._workers.publishing
         words = _merged_words(words, previous)
@@ -163,7 +166,7 @@ class _Preparation:
 
     async def run(self) -> PreparedSnapshot:
         await self._compare()
-        # Each new byte is read twice: decoded, then hashed.
+        # Each new byte is read twice: to decode and to hash it.
         self.total = 2 * sum(found.size for found in self.fresh.values())
         facts = await self._describe()
         builder = TreeBuilder(facts.format, self.writer.add, core.join_coverages, self._page_closed)
@@ -199,7 +202,7 @@ class _Preparation:
             self.gone = self.previous.manifest.root.files - (len(self.listing.files) - len(self.fresh))
 
     async def _matched(self) -> AsyncIterator[tuple[FoundFile, FileEntry | None, FileStats | None]]:
-        """Every found file, with its entry and statistics where it was published before and is the same."""
+        """Yield all found files, with entry and statistics if the same file is in the previous snapshot."""
         old = _published(self.previous) if self.previous is not None else _nothing()
         ahead = await anext(old, None)
         for count, found in enumerate(self.listing.files):
@@ -230,46 +233,46 @@ class _Preparation:
     async def _decode(self, path: Path, prefix: str = "") -> DatasetDescription:
         start = self.done
 
-        def told(done: int, total: int, what: str) -> None:
-            # A whole folder is decoded even where a part of it was known: the bar counts what is new.
+        def report(done: int, total: int, what: str) -> None:
+            # A whole folder may be decoded although some files are known. Scale progress to the new bytes.
             share = done if not total or prefix else int(done * self.total / 2 / total)
-            self._tell(start + share, f"reading {prefix or what}")
+            self._report(start + share, f"reading {prefix or what}")
 
-        description = await self._describe_path(path, told)
+        description = await self._describe_path(path, report)
         for file in description.files:
             self.described[prefix or file.path] = file
         self.done = start + (description.bytes if prefix else self.total // 2)
         return description
 
-    async def _describe_path(self, path: Path, told: Progress) -> DatasetDescription:
+    async def _describe_path(self, path: Path, report: Progress) -> DatasetDescription:
         ra, dec = self.words.ra or None, self.words.dec or None
         if self.processes is None:
             return await _watched(
-                self.workers, lambda tell: describe(path, ra=ra, dec=dec, progress=tell, limits=self.limits), told
+                self.workers, lambda send: describe(path, ra=ra, dec=dec, progress=send, limits=self.limits), report
             )
         found: list[DataFile] = []
         async with aclosing(self.processes.stream(describe_in_steps, path, ra, dec, self.limits)) as steps:
             async for step in steps:
                 if step.progress is not None:
-                    told(*step.progress)
+                    report(*step.progress)
                 elif step.file is not None:
                     found.append(step.file)
                 elif step.dataset is not None:
                     return msgspec.structs.replace(step.dataset, files=tuple(found))
-        raise ProcessDied(f"the process that read {path} ended without an answer", hint="Publish it again.")
+        raise ProcessDied(f"the process that read {path} ended without a result", hint="Publish it again.")
 
     async def _describe_changes(self, previous: PreviousSnapshot) -> _Facts:
-        """The facts of a plain folder of which some files are as they were."""
+        """The properties of a folder in which some files are unchanged."""
         facts = _known_facts(previous)
         added = []
         for found in self.fresh.values():
             if found.path.rsplit("/", 1)[-1] in ("_metadata", "_common_metadata"):
                 self.done += found.size
                 continue
-            one = _facts(await self._decode(self.listing.base / found.path, found.path))
-            _check_columns(facts, one, self.listing.base / found.path)
-            added.append(one)
-        if self.gone:  # what went away, or was replaced, must not stay in the coverage for ever
+            new = _facts(await self._decode(self.listing.base / found.path, found.path))
+            _check_columns(facts, new, self.listing.base / found.path)
+            added.append(new)
+        if self.gone:  # exclude removed and replaced files from coverage and time range
             facts = await self._facts_of_kept(facts)
         return _with_added(facts, added)
 
@@ -280,7 +283,7 @@ class _Preparation:
                 continue
             coverages.append(stats.coverage)
             times.append(stats.time)
-            if len(coverages) > 256:  # joined in portions, so that a million files take no memory
+            if len(coverages) > 256:  # join them in portions, to use bounded memory with a million files
                 coverages = [core.join_coverages(coverages, core.COVERAGE_ORDER)] if all(coverages) else [b""]
             complete = complete and bool(stats.coverage)
         known = [time for time in times if time is not None]
@@ -302,12 +305,12 @@ class _Preparation:
         start = self.done
         hard = await self._hard_borders(found, form)
 
-        def work(tell: Progress) -> FileEntry:
+        def work(send: Progress) -> FileEntry:
             return file_listing.hash_file(
-                self.listing.base, found, hard, form=form, role=role, rows=rows, sink=self.writer.add, progress=tell
+                self.listing.base, found, hard, form=form, role=role, rows=rows, sink=self.writer.add, progress=send
             )
 
-        entry = await _watched(self.workers, work, lambda done, _, what: self._tell(start + done, f"hashing {what}"))
+        entry = await _watched(self.workers, work, lambda done, _, what: self._report(start + done, f"hashing {what}"))
         self.done = start + found.size
         return entry, file_stats(data) if data is not None and role == "data" else FileStats()
 
@@ -319,15 +322,15 @@ class _Preparation:
             return await to_the_end(self.workers.cpu(file_listing.hard_borders, full, form, self.limits))
         return await self.processes.run(file_listing.hard_borders, full, form, self.limits)
 
-    def _tell(self, done: int, what: str) -> None:
+    def _report(self, done: int, what: str) -> None:
         self.progress(min(done, self.total), self.total, what)
 
     def _page_closed(self, page: str, files: Sequence[FileEntry]) -> None:
-        seen = [self.found.pop(entry.path) for entry in files]
-        local = LocalPage(files=tuple((found.mtime_ns, found.inode) for found in seen))
+        listed = [self.found.pop(entry.path) for entry in files]
+        local = LocalPage(files=tuple((found.mtime_ns, found.inode) for found in listed))
         self.local_pages[page] = self.writer.add(codec.encode(local))
 
-    # --- what is said ---
+    # --- record and card ---
 
     def _record(self, facts: _Facts, snapshot: str, root: Root) -> DatasetRecord:
         names, hidden = core.fit_columns(column.name for column in facts.columns)
@@ -376,20 +379,22 @@ class _Preparation:
 
 
 class _Stopped(Exception):
-    """Raised inside a thread whose caller was cancelled."""
+    """Raised in a worker thread whose caller was cancelled."""
 
 
 async def _watched(workers: Workers, work: Callable[[Progress], T], progress: Progress) -> T:
-    """Run `work(tell)` elsewhere; what it tells arrives in the loop. A cancelled caller waits for
-    the work to stop, at the next word of its progress, so that nothing goes on behind its back."""
+    """Run `work(send)` in a worker thread; its calls of `send` become calls of `progress` in the event loop.
+
+    If the caller is cancelled, the work stops at its next call of `send`, and the caller waits for it.
+    """
     loop, stopped = asyncio.get_running_loop(), threading.Event()
 
-    def tell(done: int, total: int, what: str) -> None:
+    def send(done: int, total: int, what: str) -> None:
         if stopped.is_set():
             raise _Stopped
         loop.call_soon_threadsafe(progress, done, total, what)
 
-    begun = workers.cpu(work, tell)
+    begun = workers.cpu(work, send)
     try:
         return await asyncio.shield(begun)
     except asyncio.CancelledError:
@@ -398,7 +403,7 @@ async def _watched(workers: Workers, work: Callable[[Progress], T], progress: Pr
         raise
 
 
-# --- what was there before ------------------------------------------------------------------
+# --- the previous snapshot ------------------------------------------------------------------
 
 
 async def _nothing() -> AsyncIterator[tuple[FileEntry, FileStats, int, int]]:
@@ -407,7 +412,7 @@ async def _nothing() -> AsyncIterator[tuple[FileEntry, FileStats, int, int]]:
 
 
 async def _published(previous: PreviousSnapshot) -> AsyncIterator[tuple[FileEntry, FileStats, int, int]]:
-    """Every file of the previous snapshot: entry, statistics, modification time, inode."""
+    """Yield (entry, statistics, modification time in ns, inode) of all files of the previous snapshot."""
     async for ref in previous.manifest.pages():
         local = previous.local_pages.get(ref.page.hex())
         if local is None:
@@ -433,7 +438,7 @@ async def _known_pages(previous: PreviousSnapshot) -> set[str]:
 
 
 def _is_comparable(previous: PreviousSnapshot, listing: FileListing, words: DatasetMetadata) -> bool:
-    """Whether what was found out before still answers the same question."""
+    """Whether entries and properties of the previous snapshot can be reused."""
     return (
         previous.path == str(listing.path)
         and (previous.words.ra, previous.words.dec) == (words.ra, words.dec)
@@ -446,17 +451,17 @@ def _merged_words(words: DatasetMetadata, previous: PreviousSnapshot | None) -> 
         raise BadInput("--ra and --dec must be given together", hint="Give both --ra and --dec.")
     if previous is None:
         return words
-    said = previous.words
+    before = previous.words
     return DatasetMetadata(
-        words.title or said.title,
-        words.description or said.description,
-        words.licence or said.licence,
-        words.ra or said.ra,
-        words.dec or said.dec,
+        words.title or before.title,
+        words.description or before.description,
+        words.licence or before.licence,
+        words.ra or before.ra,
+        words.dec or before.dec,
     )
 
 
-# --- facts ----------------------------------------------------------------------------------
+# --- properties of the dataset --------------------------------------------------------------
 
 
 def _facts(description: DatasetDescription) -> _Facts:
@@ -488,7 +493,7 @@ def _details(description: DatasetDescription) -> tuple[tuple[str, str], ...]:
     cut = description.partitioning
     if cut is None:
         return ()
-    said = [
+    details = [
         ("hats", "collection" if cut.is_collection else cut.main.kind),
         ("hats.name", core.shorten_text(cut.name, 256)),
     ]
@@ -500,8 +505,8 @@ def _details(description: DatasetDescription) -> tuple[tuple[str, str], ...]:
             text += f", margin {part.margin_arcsec:g} arcsec"
         if part.index_column:
             text += f", by {part.index_column}"
-        said.append((core.shorten_text(f"part {part.path or part.name}", 250), core.shorten_text(text, 1000)))
-    return tuple(said)
+        details.append((core.shorten_text(f"part {part.path or part.name}", 250), core.shorten_text(text, 1000)))
+    return tuple(details)
 
 
 def _known_facts(previous: PreviousSnapshot) -> _Facts:
@@ -522,58 +527,58 @@ def _known_facts(previous: PreviousSnapshot) -> _Facts:
 
 def _with_added(facts: _Facts, added: list[_Facts]) -> _Facts:
     everything = [facts, *added]
-    located = all(one.coverage and one.moc for one in everything)
-    times = [one.time for one in everything if one.time is not None]
-    # A doubt that needs all rows (radians?) stands only if every part of the data shares it.
-    shared = [set(one.warnings) for one in everything]
-    doubts = [text for text in facts.warnings if "never exceeds 2π" not in text or all(text in s for s in shared)]
-    new = [text for one in added for text in one.warnings if "never exceeds 2π" not in text]
+    located = all(part.coverage and part.moc for part in everything)
+    times = [part.time for part in everything if part.time is not None]
+    # The warning that positions may be in radians is only valid for the dataset if all parts have it.
+    shared = [set(part.warnings) for part in everything]
+    kept = [text for text in facts.warnings if "never exceeds 2π" not in text or all(text in s for s in shared)]
+    new = [text for part in added for text in part.warnings if "never exceeds 2π" not in text]
     return replace(
         facts,
-        coverage=core.join_coverages([one.coverage for one in everything], core.COVERAGE_ORDER) if located else b"",
-        moc=core.moc_union([one.moc for one in everything]) if located else "",
+        coverage=core.join_coverages([part.coverage for part in everything], core.COVERAGE_ORDER) if located else b"",
+        moc=core.moc_union([part.moc for part in everything]) if located else "",
         time=(min(t[0] for t in times), max(t[1] for t in times)) if times else None,
-        warnings=tuple(dict.fromkeys([*doubts, *new]))[:200],
+        warnings=tuple(dict.fromkeys([*kept, *new]))[:200],
     )
 
 
-def _check_columns(facts: _Facts, one: _Facts, path: Path) -> None:
-    mine = {column.name: column.type for column in facts.columns}
-    theirs = {column.name: column.type for column in one.columns}
-    for name, kind in theirs.items():
-        if name in mine and not _same_type(mine[name], kind):
-            what = f"column {name} is {kind[:120]} and not {mine[name][:120]}"
-        elif name not in mine and not facts.hidden:
-            what = f"column {name} is there besides"
+def _check_columns(facts: _Facts, new: _Facts, path: Path) -> None:
+    known = {column.name: column.type for column in facts.columns}
+    added = {column.name: column.type for column in new.columns}
+    for name, kind in added.items():
+        if name in known and not _same_type(known[name], kind):
+            what = f"column {name} has type {kind[:120]} instead of {known[name][:120]}"
+        elif name not in known and not facts.hidden:
+            what = f"it has an additional column {name}"
         else:
             continue
         raise _other_schema(path, what)
-    if missing := [name for name in mine if name not in theirs]:
+    if missing := [name for name in known if name not in added]:
         raise _other_schema(path, f"column {missing[0]} is missing")
 
 
 def _same_type(one: str, other: str) -> bool:
-    # A card may have had to shorten a long type.
+    # Long types may have been shortened in the card.
     cut = one.endswith("…") or other.endswith("…")
     return one == other or (cut and one.rstrip("…")[:150] == other.rstrip("…")[:150])
 
 
 def _other_schema(path: Path, what: str) -> BadInput:
     return BadInput(
-        f"{path} has another schema than the files that were published before: {what}",
-        hint="All files of one dataset have one schema: publish this file as another dataset, or write it again.",
+        f"{path} has another schema than the published files of this dataset: {what}",
+        hint="All files of a dataset must have the same schema. Publish this file as another dataset, or convert it.",
     )
 
 
 def file_stats(file: DataFile) -> FileStats:
-    """The statistics of one described file, as they travel."""
+    """The statistics of one described file in the manifest."""
     ranges = []
     for column in file.stats:
         low, high = column.low, column.high
         if low is None or high is None or "." in column.name or len(column.name) > 256:
             continue
         if max(abs(low), abs(high)) >= _EXACT and isinstance(low, int):
-            continue  # not exact as a float, and a range must never be smaller than the truth
+            continue  # inexact as a float, and a range must never be smaller than the actual one
         ranges.append((column.name, float(low), float("inf") if column.nans else float(high)))
     return FileStats(
         coverage=core.pack_coverage(file.coverage) if file.coverage is not None else b"",

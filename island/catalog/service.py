@@ -1,8 +1,8 @@
-"""The catalog of one island: what all islands publish, and what this one does.
+"""The catalog: the datasets of all islands, and publishing those of this one.
 
-Own datasets are rows of state.db; their records go into the own log in the same transaction.
-Everyone's records arrive as projections in gossip.db, and their cards are fetched behind
-them, so that search works when an owner is down.
+Datasets of this island are rows in state.db; their records are added to its log in the same
+transaction. Records of all islands arrive as projections in gossip.db. Their cards are fetched
+in the background, so that search works while an owner is down.
 """
 
 from __future__ import annotations
@@ -57,22 +57,22 @@ from island.trust.service import Trust
 
 log = structlog.get_logger("island")
 
-DATASETS = gauge("catalog_datasets", "Datasets of all islands that are known")
-CARDS = counter("catalog_cards_fetched", "Cards that were fetched")
-PUBLISHED = counter("catalog_published", "Snapshots that this island published")
+DATASETS = gauge("catalog_datasets", "Known datasets of all islands")
+CARDS = counter("catalog_cards_fetched", "Fetched cards")
+PUBLISHED = counter("catalog_published", "Snapshots published by this island")
 
 CARD_FETCHES = 4
 CARD_BATCH = 1000
 CARD_PAUSE = 5.0
 INDEX_PAUSE = 5.0
-"""Seconds for which changes gather before they are indexed, unless a search asks first."""
+"""Seconds for which changes are collected before they are indexed, unless a search needs the index."""
 SWEEP_PAUSE = 30.0
-"""Seconds after a change before what nobody needs any more is swept."""
+"""Seconds after a change before unused pages are deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnFile:
-    """A file of an own snapshot where it lies, unchanged since it was published."""
+    """A published file of this island at its original path, unchanged since it was published."""
 
     path: Path
     size: int
@@ -80,14 +80,17 @@ class OwnFile:
     entry: FileEntry
 
     def check(self, status: os.stat_result) -> None:
-        """Raises `FilesChanged` if `status`, of the opened file, is not what was published."""
+        """Raise `FilesChanged` if `status`, of the opened file, differs from that of the published file."""
         if not is_same(FoundFile(self.entry.path, self.size, self.mtime_ns, 0), status):
             raise changed(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotHolder:
-    """Who has a snapshot, or a part of it; `role` is owner, or the state of the replica."""
+    """An island that has a snapshot or a part of it. `role` is `owner` or the state of the replica.
+
+    `state` is the local state of the island, and `since` the wall time of its last change.
+    """
 
     island: IslandId
     display: str
@@ -98,7 +101,7 @@ class SnapshotHolder:
 
 @dataclass(frozen=True, slots=True)
 class DatasetDetails:
-    """Everything that is known of a dataset. `card` is None where it could not be had (`problem` says why)."""
+    """Everything that is known about a dataset. `card` is None if it could not be fetched; `problem` has the reason."""
 
     resolved: ResolvedDataset
     card: Card | None
@@ -110,7 +113,7 @@ class DatasetDetails:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogDependencies:
-    """What `Catalog` needs of the rest of the island."""
+    """Services and settings that `Catalog` needs."""
 
     state: Database
     db: Database
@@ -125,7 +128,7 @@ class CatalogDependencies:
 
 
 class Catalog:
-    """Datasets: publish, list, search, resolve, and read manifests."""
+    """Publishes, lists, searches and resolves datasets, and reads their manifests."""
 
     def __init__(self, needs: CatalogDependencies) -> None:
         self._state, self._db, self._gossip = needs.state, needs.db, needs.gossip
@@ -134,7 +137,7 @@ class Catalog:
         self.changed = Topic()
         """Touched when a dataset, a replica or a card changes."""
         self.replication: Replication | None = None
-        """Set by the composition root: what `show` asks about replicas."""
+        """Provides the status of replicas for `show`. The daemon sets it."""
         self._pages = PageStore(needs.state, needs.home / "manifests", needs.workers)
         self._publisher = SnapshotBuilder(self._pages, needs.home, needs.rng, needs.workers, needs.limits)
         self._searching = DatasetSearch(needs.db, needs.membership, needs.home / "search", needs.workers)
@@ -154,7 +157,7 @@ class Catalog:
         needs.gossip.blobs.also(self._pages.get)
 
     async def start(self, tasks: Tasks) -> None:
-        """Remove what a crash left of publications, load replicas, open the index, and begin to fetch cards."""
+        """Delete unfinished packs, load replicas, open the index, and begin to fetch cards."""
         await self._pages.clear()
         await self._refresh()
         await self._searching.start()
@@ -184,10 +187,10 @@ class Catalog:
         dec: str | None = None,
         progress: Progress | None = None,
     ) -> DatasetView:
-        """Publish what is at `path` as `name`, in place; new content at a name is a new snapshot.
+        """Publish the files at `path` in place as dataset `name`. Changed content makes a new snapshot.
 
-        `who` is `user@island`. Raises `BadInput`, `Corrupt`, `Unsupported`, `FilesChanged`, `Full`. A
-        caller that is cancelled before the commit leaves nothing published.
+        `who` is `user@island`. Raises `BadInput`, `Corrupt`, `Unsupported`, `FilesChanged`, `Full`. If
+        the caller is cancelled before the commit, nothing is published.
         """
         async with self._lock(name):
             prepared = await self.prepare(
@@ -203,7 +206,7 @@ class Catalog:
             now = self._clock.wall()
             await self._state.write(lambda conn: self.commit(conn, prepared, who, now), then=lambda _: self.committed())
             await self._gossip.flush()
-            # Its own words are found at once; the loop would fetch the card a moment later.
+            # Store the card now, so that a search finds its words at once, before the loop fetches it.
             await self._db.write(lambda conn: store.put_card(conn, manifest.blob_hash(prepared.card), prepared.card))
         own = await self._state.read(lambda conn: store.own_dataset(conn, name))
         if own is None:
@@ -222,7 +225,10 @@ class Catalog:
         dec: str | None = None,
         progress: Progress | None = None,
     ) -> PreparedSnapshot:
-        """Read what is new at `path` and lay out its manifest; nobody hears of it before `commit`."""
+        """Read new files at `path` and build the manifest of a snapshot. Nothing is published before `commit`.
+
+        Raises as `publish` does.
+        """
         check_name(name, "dataset name")
         words = DatasetMetadata(title, description, licence, ra or "", dec or "")
         self._preparing += 1
@@ -239,7 +245,7 @@ class Catalog:
     ) -> str:
         """Make a prepared snapshot the newest of its dataset, in the caller's transaction of state.db.
 
-        Returns the snapshot. `committed()` must follow the commit (`then` of `Database.write`).
+        Returns the snapshot. Call `committed` after the commit (`then` of `Database.write`).
         """
         self._pages.insert(conn, prepared.pack)
         before = store.own_dataset(conn, prepared.name)
@@ -280,21 +286,21 @@ class Catalog:
         return prepared.snapshot
 
     def committed(self) -> None:
-        """Something was committed: tell the archipelago, and let go of what nobody needs any more."""
+        """Spread a committed snapshot, and schedule the deletion of unused pages."""
         self._locals.clear()
         PUBLISHED.inc()
         self._gossip.poke()
         self._sweep_wanted.set()
 
     async def unpublish(self, who: str, name: str) -> None:
-        """Withdraw a dataset of this island, all its snapshots included. Raises `NotFound`."""
+        """Withdraw a dataset of this island with all its snapshots. Raises `NotFound`."""
         check_name(name, "dataset name")
 
         def withdraw(conn: sqlite3.Connection) -> None:
             if store.own_dataset(conn, name) is None:
                 near = core.close_matches(name, [own.name for own in store.own_datasets(conn)])
                 raise NotFound(
-                    f"this island publishes no dataset {name}",
+                    f"this island does not publish a dataset named {name}",
                     hint=f"Did you mean {' or '.join(near)}?" if near else "`island dataset ls` shows all.",
                 )
             for old in store.snapshots(conn, name):
@@ -314,18 +320,18 @@ class Catalog:
         self._sweep_wanted.set()
 
     def who(self, user: str) -> str:
-        """A user of this island as the journal names them."""
+        """Return `user@island`, the form used in the journal."""
         return self._trust.who(user)
 
     def audience(self) -> str:
-        """Who sees what is published here, in words."""
+        """A sentence that says who can see the datasets of this island."""
         if self._trust.chain is None:
-            return "public: nobody else yet; every island that joins this one's archipelago will see it and may read it"
+            return "public: no other island yet; every island that joins the archipelago can see and read it"
         genesis = codec.decode(decode_chain(self._trust.chain).genesis, Genesis)
         label = "".join(char for char in genesis.label if char.isprintable())
         count = len(self._membership.views())
         islands = "1 island" if count == 1 else f"{count} islands"
-        return f"public: every island of the archipelago '{label}', {islands} now, sees it and may read it"
+        return f"public: every island of the archipelago '{label}' ({islands} now) can see and read it"
 
     def _drop_snapshot(self, conn: sqlite3.Connection, old: store.OwnSnapshot) -> None:
         self._gossip.blobs.drop(conn, old.card)
@@ -341,7 +347,7 @@ class Catalog:
         journal.append(conn, at=now, who=who, act=act, what=what, outcome="done", detail=detail)
 
     async def _previous(self, name: str) -> PreviousSnapshot | None:
-        """What is published under a name now, as far as it can be read; None makes all be read again."""
+        """The newest snapshot of a dataset; None if there is none or it cannot be read (then all files are read)."""
         own = await self._state.read(lambda conn: store.own_dataset(conn, name))
         held = await self._state.read(lambda conn: store.snapshots(conn, name))
         if own is None or not held:
@@ -357,17 +363,17 @@ class Catalog:
         words = DatasetMetadata(own.title, own.description, own.licence, own.ra, own.dec)
         return PreviousSnapshot(own.path, listed, newest.record, card, newest.local, local.pages, words)
 
-    # --- looking ----------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     async def datasets(self) -> list[DatasetView]:
-        """Every dataset of every island, by what people see."""
+        """All datasets of all islands, sorted by the displayed name of the island and by name."""
         found = await self._db.read(store.entries)
         return sorted((self._view(entry) for entry in found), key=lambda view: (view.island.lower(), view.name))
 
     async def resolve(self, name: DatasetName | str) -> ResolvedDataset:
-        """Whose dataset `OWNER/NAME[@SNAPSHOT]` is, and which snapshot of it.
+        """Resolve `OWNER/NAME[@SNAPSHOT]` to an owner and a snapshot.
 
-        Raises `NotFound` with the nearest names, `Ambiguous`, `BadInput`.
+        Raises `NotFound` with close matches, `Ambiguous`, `BadInput`.
         """
         wanted = DatasetName.parse(name) if isinstance(name, str) else name
         owner = self._membership.resolve(wanted.owner)
@@ -409,14 +415,14 @@ class Catalog:
         if len(fitting) == 1:
             return fitting[0], newest
         if owner != self.me and len(wanted.snapshot) == 64:
-            return wanted.snapshot, newest  # its owner may still serve it: asking tells
+            return wanted.snapshot, newest  # the owner may still serve it; reading its manifest will show
         raise NotFound(
-            f"{self._membership.display(owner)}/{wanted.name} has no snapshot {wanted.snapshot} that is known here",
-            hint=f"The newest is {newest.snapshot[:12]}; for older ones of other islands, give the complete hash.",
+            f"this island knows no snapshot {wanted.snapshot} of {self._membership.display(owner)}/{wanted.name}",
+            hint=f"The newest is {newest.snapshot[:12]}. For older snapshots of other islands, give the complete hash.",
         )
 
     async def card(self, resolved: ResolvedDataset) -> Card:
-        """The card of a dataset: from here, or from its owner or another island. Raises `Unreachable`."""
+        """The card of a dataset: local, or fetched from another island. Raises `Unreachable`, `Malformed`."""
         name = resolved.record.card
         kept = await self._db.read(lambda conn: store.card(conn, name))
         if kept is None:
@@ -425,13 +431,13 @@ class Catalog:
         return core.read_card(kept)
 
     async def show(self, name: DatasetName | str) -> DatasetDetails:
-        """Everything that is known of a dataset, as far as it can be had."""
+        """Everything that is known about a dataset. Raises as `resolve` does; a missing card is not an error."""
         resolved = await self.resolve(name)
         entry = await self._entry(resolved.owner, resolved.name)
         newest = entry is not None and entry.record.snapshot == resolved.snapshot
         card, problem = None, ""
         if not resolved.newest:
-            problem = "this is an older snapshot of another island: what is said is about the newest"
+            problem = "this is an older snapshot of another island; the details are those of the newest snapshot"
         try:
             card = await self.card(resolved)
         except IslandError as error:
@@ -455,12 +461,12 @@ class Catalog:
             try:
                 view = self._membership.view(island)
                 shown.append(SnapshotHolder(island, view.display, role, view.state, view.since))
-            except NotFound:  # its record of itself is still to come
+            except NotFound:  # its record `island/self` has not arrived yet
                 shown.append(SnapshotHolder(island, self._membership.display(island), role, "unknown", None))
         return shown
 
     def holders(self, owner: IslandId, name: str, snapshot: str) -> list[IslandId]:
-        """Who has a whole snapshot: its owner, then the islands with a complete replica."""
+        """The islands that have a complete snapshot: its owner, then the islands with a complete replica."""
         complete = [r.holder for r in self._replicas.get((owner, name, snapshot), ()) if r.state == "complete"]
         return [owner, *(island for island in complete if island != owner)]
 
@@ -484,14 +490,14 @@ class Catalog:
     # --- searching --------------------------------------------------------------------------------
 
     async def search(self, query: SearchQuery) -> list[DatasetView]:
-        """The datasets that fit every part of the query, the best first. Raises `BadInput`.
+        """Return the datasets that meet all conditions of the query, best matches first. Raises `BadInput`.
 
-        What was published before is found: what the index has not seen yet, it is shown first.
+        Changes that are not indexed yet are indexed first, so that all known datasets are found.
         """
         return [self._view(entry) for entry in await self._searching.search(query)]
 
     async def index(self) -> int:
-        """Bring the index up to what is known now; returns how many datasets it took in."""
+        """Index all changes that are not indexed yet; returns their number."""
         return await self._searching.index()
 
     # --- manifests and files ------------------------------------------------------------------------
@@ -499,9 +505,11 @@ class Catalog:
     async def manifest(
         self, owner: IslandId, snapshot: str, name: str = "", *, load: PageLoader | None = None
     ) -> ManifestReader:
-        """The manifest of a snapshot; `name`, if given, finds more holders, and `load` brings its pages.
+        """Open the manifest of a snapshot.
 
-        Raises `NotFound` for an own snapshot that is no longer served, `Unreachable`, `Malformed`.
+        `name` of the dataset, if given, allows fetching pages from holders of replicas. `load`, if given,
+        loads the pages. Raises `NotFound` for a snapshot of this island that is no longer served,
+        `Unreachable`, `Malformed`.
         """
         check_hash(snapshot, "snapshot")
         if load is not None:
@@ -511,21 +519,23 @@ class Catalog:
             self._manifests.move_to_end(key)
             return known
         if owner == self.me and not await self._state.read(lambda conn: store.with_hash(conn, snapshot)):
-            raise NotFound(f"this island no longer serves the snapshot {snapshot[:12]}", hint="Ask for the newest one.")
+            raise NotFound(
+                f"this island no longer serves the snapshot {snapshot[:12]}", hint="Use the newest snapshot."
+            )
 
-        async def bring(page: str) -> bytes:
+        async def load_page(page: str) -> bytes:
             return await self.page(owner, name, snapshot, page)
 
-        found = ManifestReader(owner, snapshot, manifest.decode_root(await bring(snapshot)), bring)
+        found = ManifestReader(owner, snapshot, manifest.decode_root(await load_page(snapshot)), load_page)
         self._manifests[key] = found
         if len(self._manifests) > 32:
             self._manifests.popitem(last=False)
         return found
 
     async def page(self, owner: IslandId, name: str, snapshot: str, page: str) -> bytes:
-        """One page of a manifest, verified: an own one, or from whoever has it, holders of the snapshot first.
+        """Return a verified page of a manifest, for other islands' datasets from holders of the snapshot first.
 
-        Raises `Corrupt` for an own page that is lost, `Unreachable`.
+        Raises `Corrupt` for a lost page of this island, `Unreachable`.
         """
         if owner == self.me:
             return await self._load_own(page)
@@ -536,14 +546,14 @@ class Catalog:
         if data is None:
             raise Corrupt(
                 f"page {page[:12]} of a manifest of this island is lost or damaged",
-                hint="Publish the dataset again: its files are read anew.",
+                hint="Publish the dataset again; all its files will be read.",
             )
         return data
 
     async def own_file(self, snapshot: str, path: str) -> OwnFile | None:
-        """Where a file of an own snapshot lies; None if the snapshot is not one of this island's.
+        """Locate a published file of this island; None if this island does not publish the snapshot.
 
-        Raises `FilesChanged` if the file is not what was published, `NotFound` if the snapshot has no such file.
+        Raises `FilesChanged` if the file changed since it was published, `NotFound` if the snapshot has no such file.
         """
         places = self._locals.get((snapshot, path))
         if places is None:
@@ -581,7 +591,7 @@ class Catalog:
         await self._gossip.changed.after(version)
 
     async def _refresh(self) -> None:
-        """Take in what the projections say now, if they changed."""
+        """Read the projections if they changed."""
         versions = await self._db.read(store.versions)
         if versions == self._versions:
             return
@@ -595,14 +605,14 @@ class Catalog:
         self.changed.touch()
 
     async def _retry_soon(self) -> None:
-        """An island that came up may have the cards that could not be had."""
+        """Fetch missing cards again when the membership changes: an island that came up may have them."""
         await self._membership.changed.after(self._membership.changed.version)
         if self._retry:
             self._retry.clear()
             self._cards_wanted.set()
 
     async def _fetch_cards(self) -> None:
-        """Try every card that is missing and due once, in the order of hashes, a batch a step."""
+        """Try to fetch each missing card that is due, in the order of hashes, one batch per step."""
         if not self._card_cursor:
             times = [at for _, at in self._retry.values()]
             await self._cards_wanted.wait(max(CARD_PAUSE, min(times) - self._clock.monotonic()) if times else None)
@@ -613,12 +623,12 @@ class Catalog:
         after = self._card_cursor
         missing = await self._db.read(lambda conn: store.missing_cards(conn, after, CARD_BATCH))
         now = self._clock.monotonic()
-        due = [one for one in missing if self._retry.get(one[0], (0, now))[1] <= now]
+        due = [card for card in missing if self._retry.get(card[0], (0, now))[1] <= now]
         for at in range(0, len(due), CARD_FETCHES):
-            await asyncio.gather(*(self._fetch_card(*one) for one in due[at : at + CARD_FETCHES]))
+            await asyncio.gather(*(self._fetch_card(*card) for card in due[at : at + CARD_FETCHES]))
         self._card_cursor = missing[-1][0] if len(missing) == CARD_BATCH else ""
         if not missing and not after:
-            self._retry.clear()  # what was waited for is not wanted any more
+            self._retry.clear()  # no card is missing any more
 
     async def _fetch_card(self, name: str, owners: list[IslandId]) -> None:
         try:
@@ -655,7 +665,7 @@ class Catalog:
             await self.sweep()
 
     async def sweep(self) -> int:
-        """Forget pages and packs that no snapshot leads to; returns how many pages went."""
+        """Delete pages and packs to which no served snapshot refers; returns the number of deleted pages."""
         if self._preparing or len(self._open):
             return 0
         newest = await self._state.read(store.newest_id)
@@ -666,7 +676,7 @@ class Catalog:
                 await live_pages(listed, live, held.local)
                 live.update(codec.decode(await listed.load(held.local), LocalIndex).pages.values())
             except IslandError as error:
-                # Better too much on disk than a page too few: nothing goes while something cannot be read.
+                # Delete nothing if a manifest cannot be read: its pages may still be in use.
                 log.warning("catalog.sweep_stopped", snapshot=held.snapshot, error=error.message)
                 return 0
         return await self._pages.sweep(live, lambda conn: store.newest_id(conn) == newest)
@@ -682,12 +692,12 @@ def _by_snapshot(replicas: Sequence[ReplicaEntry]) -> dict[tuple[IslandId, str, 
 def changed(path: Path) -> FilesChanged:
     """The error for a file that changed since it was published."""
     return FilesChanged(
-        f"{path} is not what was published: it was changed, moved or removed",
-        hint="Publish the dataset again; the owner's journal says when it was published.",
+        f"{path} was changed, moved or removed since it was published",
+        hint="Publish the dataset again. The owner's journal shows when it was published.",
     )
 
 
-# --- projections: in the writer's thread, within the transaction of the change ------------------
+# --- projections: run in the writer's thread, in the transaction of the change ------------------
 
 
 def _project_dataset(conn: sqlite3.Connection, change: Change) -> None:

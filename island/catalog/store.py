@@ -1,4 +1,4 @@
-"""SQL of the catalog: what this island publishes (state.db), what all islands do (gossip.db)."""
+"""SQL of the catalog: datasets of this island in state.db, datasets of all islands in gossip.db."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def own_datasets(conn: sqlite3.Connection) -> list[OwnDataset]:
 
 
 def own_records(conn: sqlite3.Connection) -> dict[str, bytes]:
-    """The records that this island's log should have, by key."""
+    """The dataset records that this island's log should have, by key."""
     rows = conn.execute("SELECT name, record FROM catalog_dataset")
     return {f"dataset/{row['name']}": row["record"] for row in rows}
 
@@ -86,23 +86,23 @@ def put_own(conn: sqlite3.Connection, dataset: OwnDataset) -> None:
 
 
 def drop_own(conn: sqlite3.Connection, name: str) -> None:
-    """Forget a dataset of this island; its snapshots are dropped apart."""
+    """Delete a dataset of this island. Delete its snapshots separately."""
     conn.execute("DELETE FROM catalog_dataset WHERE name = ?", (name,))
 
 
 def snapshots(conn: sqlite3.Connection, name: str) -> list[OwnSnapshot]:
-    """The snapshots of one dataset of this island, the newest first."""
+    """The snapshots of one dataset of this island, newest first."""
     rows = conn.execute("SELECT * FROM catalog_snapshot WHERE name = ? ORDER BY id DESC", (name,))
     return [_own_snapshot(row) for row in rows]
 
 
 def all_snapshots(conn: sqlite3.Connection) -> list[OwnSnapshot]:
-    """Every snapshot of this island, the newest first."""
+    """All snapshots of this island, newest first."""
     return [_own_snapshot(row) for row in conn.execute("SELECT * FROM catalog_snapshot ORDER BY id DESC")]
 
 
 def with_hash(conn: sqlite3.Connection, snapshot: str) -> list[OwnSnapshot]:
-    """The names under which one snapshot is published, the newest first."""
+    """The rows of one snapshot, which may be published under several names; newest first."""
     rows = conn.execute("SELECT * FROM catalog_snapshot WHERE snapshot = ? ORDER BY id DESC", (snapshot,))
     return [_own_snapshot(row) for row in rows]
 
@@ -119,12 +119,12 @@ def add_snapshot(
 
 
 def drop_snapshot(conn: sqlite3.Connection, id: int) -> None:
-    """Stop serving a snapshot."""
+    """Delete a snapshot, so that it is no longer served."""
     conn.execute("DELETE FROM catalog_snapshot WHERE id = ?", (id,))
 
 
 def newest_id(conn: sqlite3.Connection) -> int:
-    """The id of the snapshot that was added last, ever."""
+    """The highest snapshot id that was ever assigned."""
     row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'catalog_snapshot'").fetchone()
     return int(row[0]) if row else 0
 
@@ -139,11 +139,11 @@ def _own_snapshot(row: sqlite3.Row) -> OwnSnapshot:
     return OwnSnapshot(row["id"], row["name"], row["snapshot"], row["base"], row["local"], row["card"], record)
 
 
-# --- where the pages of own manifests lie ---------------------------------------------------
+# --- state.db: pages of own manifests -------------------------------------------------------
 
 
 def put_pages(conn: sqlite3.Connection, pack: str, pages: Iterable[tuple[str, int, int]]) -> None:
-    """Name the pages of a pack: (hash, offset, size) each."""
+    """Store the pages of a pack: (hash, offset, size) of each."""
     conn.executemany(
         "INSERT OR REPLACE INTO catalog_page (hash, pack, at, size) VALUES (?, ?, ?, ?)",
         [(name, pack, at, size) for name, at, size in pages],
@@ -151,7 +151,7 @@ def put_pages(conn: sqlite3.Connection, pack: str, pages: Iterable[tuple[str, in
 
 
 def page_place(conn: sqlite3.Connection, name: str) -> tuple[str, int, int] | None:
-    """The pack in which a page lies, its offset there and its size; None if it is not here."""
+    """Return (pack, offset, size) of a page; None if it is not stored."""
     row = conn.execute("SELECT pack, at, size FROM catalog_page WHERE hash = ?", (name,)).fetchone()
     return (row["pack"], row["at"], row["size"]) if row else None
 
@@ -162,20 +162,20 @@ def page_names(conn: sqlite3.Connection) -> list[str]:
 
 
 def drop_pages(conn: sqlite3.Connection, names: Iterable[str]) -> None:
-    """Forget pages."""
+    """Delete pages from the index."""
     conn.executemany("DELETE FROM catalog_page WHERE hash = ?", [(name,) for name in names])
 
 
 def packs(conn: sqlite3.Connection) -> set[str]:
-    """The packs that have pages."""
+    """The names of all packs with pages."""
     return {row["pack"] for row in conn.execute("SELECT DISTINCT pack FROM catalog_page")}
 
 
-# --- gossip.db: everyone's records ----------------------------------------------------------
+# --- gossip.db: datasets of all islands -----------------------------------------------------
 
 
-# `put_entry` encoded these records itself, within their limits; a listing decodes thousands of them.
-_RECORD = msgspec.msgpack.Decoder(DatasetRecord)  # noqa: TID251  # without the checks of what others sent
+# `put_entry` has encoded these records within their limits. A listing decodes thousands of them.
+_RECORD = msgspec.msgpack.Decoder(DatasetRecord)  # noqa: TID251  # trusted input: needs no checks by the codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +188,8 @@ class CatalogEntry:
 
 
 def put_entry(conn: sqlite3.Connection, owner: str, name: str, record: DatasetRecord) -> None:
-    """Insert or replace a dataset; have it indexed, and its card fetched if that is not here."""
-    # Encoded anew: bytes of another's making may mean one thing to one decoder and nothing to the next.
+    """Insert or replace a dataset, and mark it to be indexed and its card to be fetched if it is missing."""
+    # Encode the record again: decoders may interpret the bytes of another island differently.
     data = codec.encode(record)
     before = _card_of(conn, owner, name)
     conn.execute(
@@ -208,7 +208,7 @@ def put_entry(conn: sqlite3.Connection, owner: str, name: str, record: DatasetRe
 
 
 def drop_entry(conn: sqlite3.Connection, owner: str, name: str) -> None:
-    """Forget a dataset, and have the index forget it."""
+    """Delete a dataset, and mark it to be removed from the index."""
     before = _card_of(conn, owner, name)
     conn.execute("DELETE FROM catalog_entry WHERE owner = ? AND name = ?", (owner, name))
     conn.execute("DELETE FROM catalog_wanted WHERE owner = ? AND name = ?", (owner, name))
@@ -222,7 +222,7 @@ def _card_of(conn: sqlite3.Connection, owner: str, name: str) -> str | None:
 
 
 def _forget_card(conn: sqlite3.Connection, card: str | None) -> None:
-    """Forget a card that no dataset names any more."""
+    """Delete a card to which no dataset refers any more."""
     conn.execute(
         "DELETE FROM catalog_card WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM catalog_entry WHERE card = ?1)", (card,)
     )
@@ -234,13 +234,13 @@ def _unindexed(conn: sqlite3.Connection, owner: str, name: str) -> None:
 
 
 def entry(conn: sqlite3.Connection, owner: str, name: str) -> CatalogEntry | None:
-    """One dataset."""
+    """One dataset, or None."""
     row = conn.execute("SELECT * FROM catalog_entry WHERE owner = ? AND name = ?", (owner, name)).fetchone()
     return _entry(row) if row else None
 
 
 def entries(conn: sqlite3.Connection, form: str = "", times: tuple[float, float] | None = None) -> list[CatalogEntry]:
-    """All datasets, or those of a format or with a moment in common with `times`; by owner and name."""
+    """All datasets, or those with this format and with a time range that overlaps `times`; by owner and name."""
     conditions, values = ["1"], list[object]()
     if form:
         conditions.append("format = ?")
@@ -255,7 +255,7 @@ def entries(conn: sqlite3.Connection, form: str = "", times: tuple[float, float]
 
 
 def names(conn: sqlite3.Connection, owner: str | None = None) -> list[tuple[IslandId, str]]:
-    """(owner, name) of all datasets, or of one island's."""
+    """(owner, name) of all datasets, or of those of one island."""
     rows = conn.execute(
         "SELECT owner, name FROM catalog_entry WHERE ?1 IS NULL OR owner = ?1 ORDER BY owner, name", (owner,)
     )
@@ -270,7 +270,7 @@ def _entry(row: sqlite3.Row) -> CatalogEntry:
 
 
 def missing_cards(conn: sqlite3.Connection, after: str, limit: int) -> list[tuple[str, list[IslandId]]]:
-    """(hash, owners of the datasets that name it) of cards above `after` that are not here, by hash."""
+    """(hash, owners of datasets that refer to it) of missing cards with hashes above `after`, sorted by hash."""
     rows = conn.execute(
         "SELECT card, group_concat(DISTINCT owner) AS owners FROM catalog_wanted WHERE card > ?"
         " GROUP BY card ORDER BY card LIMIT ?",
@@ -280,7 +280,7 @@ def missing_cards(conn: sqlite3.Connection, after: str, limit: int) -> list[tupl
 
 
 def put_card(conn: sqlite3.Connection, name: str, card: bytes | None) -> None:
-    """Keep a card (None: what came is not one), and have the datasets indexed that name it."""
+    """Store a card (None: the fetched blob is not a valid card), and mark datasets that refer to it to be indexed."""
     conn.execute("DELETE FROM catalog_wanted WHERE card = ?", (name,))
     conn.execute("INSERT OR REPLACE INTO catalog_card (hash, card) VALUES (?, ?)", (name, card))
     for row in conn.execute("SELECT owner, name FROM catalog_entry WHERE card = ?", (name,)).fetchall():
@@ -289,27 +289,27 @@ def put_card(conn: sqlite3.Connection, name: str, card: bytes | None) -> None:
 
 
 def card(conn: sqlite3.Connection, name: str) -> bytes | None:
-    """A card by its hash, if it is here."""
+    """A card by its hash; None if it is not stored or not valid."""
     row = conn.execute("SELECT card FROM catalog_card WHERE hash = ?", (name,)).fetchone()
     return row["card"] if row else None
 
 
-# --- gossip.db: what is to be indexed -------------------------------------------------------
+# --- gossip.db: datasets to be indexed ------------------------------------------------------
 
 
 def unindexed(conn: sqlite3.Connection, limit: int) -> list[tuple[int, IslandId, str]]:
-    """(change, owner, name) of the datasets that the index has not seen, the oldest change first."""
+    """(change, owner, name) of datasets that are not indexed yet, oldest change first."""
     rows = conn.execute("SELECT * FROM catalog_unindexed ORDER BY change LIMIT ?", (limit,))
     return [(row["change"], IslandId(row["owner"]), row["name"]) for row in rows]
 
 
 def indexed(conn: sqlite3.Connection, changes: Sequence[int]) -> None:
-    """The index has seen these changes. One that came later has another number, and stays."""
+    """Delete changes that were indexed. Later changes of the same datasets have other numbers and are kept."""
     conn.executemany("DELETE FROM catalog_unindexed WHERE change = ?", [(change,) for change in changes])
 
 
 def index_all(conn: sqlite3.Connection) -> None:
-    """Have every dataset indexed again."""
+    """Mark all datasets to be indexed again."""
     conn.execute("INSERT OR REPLACE INTO catalog_unindexed (owner, name) SELECT owner, name FROM catalog_entry")
 
 
@@ -317,7 +317,7 @@ def index_all(conn: sqlite3.Connection) -> None:
 
 
 def put_replica(conn: sqlite3.Connection, holder: str, owner: str, name: str, record: ReplicaRecord | None) -> None:
-    """Replace what a holder says it has of a dataset."""
+    """Replace the replicas of a dataset at one holder."""
     conn.execute("UPDATE catalog_version SET replicas = replicas + 1")
     conn.execute("DELETE FROM catalog_replica WHERE holder = ? AND owner = ? AND name = ?", (holder, owner, name))
     conn.executemany(
@@ -328,7 +328,7 @@ def put_replica(conn: sqlite3.Connection, holder: str, owner: str, name: str, re
 
 @dataclass(frozen=True, slots=True)
 class ReplicaEntry:
-    """What one island holds of another's snapshot."""
+    """The replica of a snapshot at one island."""
 
     holder: IslandId
     owner: IslandId
@@ -339,18 +339,18 @@ class ReplicaEntry:
 
 
 def versions(conn: sqlite3.Connection) -> tuple[int, int]:
-    """(of datasets and cards, of replicas): each rises with every change."""
+    """Return (version of datasets and cards, version of replicas). Each increases with every change."""
     datasets = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'catalog_unindexed'").fetchone()
     return int(datasets[0]) if datasets else 0, int(conn.execute("SELECT replicas FROM catalog_version").fetchone()[0])
 
 
 def count_entries(conn: sqlite3.Connection) -> int:
-    """How many datasets are known."""
+    """The number of known datasets."""
     return int(conn.execute("SELECT count(*) FROM catalog_entry").fetchone()[0])
 
 
 def replicas(conn: sqlite3.Connection) -> list[ReplicaEntry]:
-    """All replicas that are known, by holder."""
+    """All known replicas, sorted by holder."""
     rows = conn.execute("SELECT * FROM catalog_replica ORDER BY holder, owner, name, snapshot")
     return [
         ReplicaEntry(IslandId(r["holder"]), IslandId(r["owner"]), r["name"], r["snapshot"], r["state"], r["size"])

@@ -1,4 +1,4 @@
-"""Names of datasets as temporary views in Spark."""
+"""Names of the temporary Spark views of datasets."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from island.errors import BadInput
 
 
 def plain_name(text: str) -> str:
-    """A name as a view may have it: characters outside `[A-Za-z0-9_]` become `_`."""
+    """Convert a name to a valid name of a view: characters outside `[A-Za-z0-9_]` become `_`."""
     return re.sub(r"[^A-Za-z0-9_]", "_", text)
 
 
 def view_name(owner: str, name: str) -> str:
-    """The view that every dataset has: `OWNER__NAME`."""
+    """The unique name of a dataset's view: `OWNER__NAME`."""
     return f"{plain_name(owner)}__{plain_name(name)}"
 
 
 def view_names(datasets: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
-    """For each (owner, name) the names of its views: `OWNER__NAME`, and `NAME` where only one of them has it.
+    """For each (owner, name), return its views: `OWNER__NAME`, and `NAME` if no other dataset in the list has it.
 
-    Spark's names do not differ by case. Raises `BadInput` when two datasets would be one view.
+    Spark's names are case-insensitive. Raises `BadInput` if two datasets would have the same view.
     """
     whole = [view_name(owner, name) for owner, name in datasets]
     short = [plain_name(name) for _, name in datasets]
@@ -30,7 +30,8 @@ def view_names(datasets: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
         if text in folded[:index]:
             first, second = ("/".join(datasets[i]) for i in (folded.index(text), index))
             raise BadInput(
-                f"the inputs {first} and {second} would both be the view {whole[index]}", hint="Leave one of them out."
+                f"the inputs {first} and {second} would both have the view {whole[index]}",
+                hint="Use only one of them in a session.",
             )
     taken = [text.lower() for text in short]
     return [

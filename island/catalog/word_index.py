@@ -1,8 +1,8 @@
-"""The index of words: derived from the catalog's rows and cards, and rebuilt whenever it is not right.
+"""The full-text index of datasets, derived from the catalog and rebuilt if it is missing or damaged.
 
-A document is one dataset. `words` are stemmed English, so that "galaxy" finds "galaxies";
-`plain` is for beginnings of words. What a person types is split into plain words first, so
-no query syntax exists that could be wrong.
+Each document is one dataset. `words` has stemmed English words, so that "galaxy" finds "galaxies".
+`plain` has the words without stemming, to search for prefixes. Queries are split into plain words
+before, so that they have no syntax and cannot be malformed.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ Key = tuple[IslandId, str]
 
 @dataclass(frozen=True, slots=True)
 class IndexDocument:
-    """What of one dataset can be found by words."""
+    """The indexed content of one dataset."""
 
     owner: IslandId
     name: str
     title: str
     text: str
     cells: tuple[list[str], list[str]]
-    """As in `core.index_cells`."""
+    """The result of `core.index_cells`."""
 
 
 def document(owner: IslandId, name: str, island: str, record: DatasetRecord, card: Card | None) -> IndexDocument:
-    """The document of a dataset, with what its card adds if it is here."""
+    """Build the document of a dataset from its record and, if it is known, its card."""
     parts = [name, island, record.format, *record.columns]
     if card is not None:
         parts += [card.description, card.licence, *(value for _, value in card.details)]
@@ -53,7 +53,7 @@ def document(owner: IslandId, name: str, island: str, record: DatasetRecord, car
 
 
 class WordIndex:
-    """A tantivy index in a folder. Blocking: call from a thread. One caller at a time writes."""
+    """A tantivy index in a folder. All methods block, so call them from a thread. A lock serializes writes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -61,8 +61,10 @@ class WordIndex:
         self._lock = threading.Lock()
 
     def open(self, *, rebuild: bool = False) -> bool:
-        """Open the index; whether it is new and so empty (asked for, or it was missing, damaged, or of another
-        version)."""
+        """Open the index; returns True if it is new and empty.
+
+        It is created again with `rebuild`, or if it is missing, damaged or of another version.
+        """
         with self._lock:
             if not rebuild:
                 return self._open()
@@ -90,14 +92,14 @@ class WordIndex:
         log.info("search.rebuild", folder=str(self._folder))
 
     def apply(self, changed: Iterable[IndexDocument], gone: Iterable[Key]) -> None:
-        """Replace the documents of datasets, and drop those of others, durably. Raises `Full`."""
+        """Replace the documents of `changed` datasets and delete those of `gone` ones, durably. Raises `Full`."""
         with self._lock:
             try:
                 self._write(changed, gone)
-            except (ValueError, OSError) as error:  # what the library raises for a disk that takes nothing more
+            except (ValueError, OSError) as error:  # the library raises these when the disk is full
                 raise Full(
                     f"the search index in {self._folder} cannot be written: {str(error)[:200]}",
-                    hint="Free some space on that disk, and check it; the index is brought up to date by itself.",
+                    hint="Check that disk and free some space. The index is then updated automatically.",
                 ) from error
             self._index.reload()
 
@@ -106,18 +108,18 @@ class WordIndex:
         try:
             for owner, name in gone:
                 writer.delete_documents_by_term("key", f"{owner}/{name}")
-            for one in changed:
-                key = f"{one.owner}/{one.name}"
+            for item in changed:
+                key = f"{item.owner}/{item.name}"
                 writer.delete_documents_by_term("key", key)
                 writer.add_document(
                     tantivy.Document(
                         key=key,
-                        title=one.title,
-                        name=one.name,
-                        words=one.text,
-                        plain=f"{one.title}\n{one.text}",
-                        cell=one.cells[0],
-                        above=one.cells[1],
+                        title=item.title,
+                        name=item.name,
+                        words=item.text,
+                        plain=f"{item.title}\n{item.text}",
+                        cell=item.cells[0],
+                        above=item.cells[1],
                     )
                 )
             writer.commit()
@@ -125,12 +127,12 @@ class WordIndex:
             writer.wait_merging_threads()
 
     def find(self, words: Sequence[str], cells: tuple[Sequence[str], Sequence[str]] | None, limit: int) -> list[Key]:
-        """The datasets that have every word or the beginning of it, the best first.
+        """Find at most `limit` datasets that contain all words, or words that begin with them; best matches first.
 
-        With `cells` (of `core.query_cells`) only those whose coverage shares a cell with them.
+        With `cells` (the result of `core.query_cells`), only datasets whose coverage shares a cell with them.
         """
         searcher, schema = self._index.searcher(), self._index.schema
-        parts = [(tantivy.Occur.Must, self._one(word)) for word in words]
+        parts = [(tantivy.Occur.Must, self._word_query(word)) for word in words]
         if cells is not None:
             either = [
                 (tantivy.Occur.Should, tantivy.Query.term_set_query(schema, name, list(terms)))
@@ -144,8 +146,8 @@ class WordIndex:
             found.append((IslandId(owner), name))
         return found
 
-    def _one(self, word: str) -> Any:
-        # The word holds letters and digits only, so neither syntax can go wrong.
+    def _word_query(self, word: str) -> Any:
+        # The word has only letters and digits, so it needs no escaping in either syntax.
         stemmed = self._index.parse_query(f'"{word}"', ["title", "name", "words"], {"title": 3.0, "name": 3.0})
         if len(word) < 3:
             return stemmed

@@ -1,1 +1,1 @@
-"""Signed logs, one per island, and how they spread."""
+"""Signed logs, one per island, and their exchange between islands."""

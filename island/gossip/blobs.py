@@ -1,4 +1,4 @@
-"""Blobs: what is too big for a record, named by its BLAKE3 hash, fetched from whoever has it."""
+"""Blobs: content that is too large for a record, named by its BLAKE3 hash and fetched from other islands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from island.kernel.telemetry import counter
 log = structlog.get_logger("island")
 
 CACHE_LIMIT = 512 * 2**20
-"""Bytes of fetched blobs that are kept."""
+"""Maximum number of bytes of fetched blobs that are kept."""
 
 SENT = counter("gossip_blob_bytes_sent", "Bytes of blobs sent to other islands")
 RECEIVED = counter("gossip_blob_bytes_received", "Bytes of blobs received from other islands")
@@ -30,7 +30,7 @@ Lookup = Callable[[str], Awaitable[bytes | None]]
 
 
 class Blobs:
-    """Own blobs are durable in state.db; fetched ones are a bounded cache in gossip.db."""
+    """Stores, fetches and serves blobs. Own blobs are in state.db; gossip.db has a bounded cache of fetched blobs."""
 
     def __init__(self, state: Database, db: Database, peers: Peers, clock: Clock) -> None:
         self._state, self._db, self._peers, self._clock = state, db, peers, clock
@@ -39,22 +39,22 @@ class Blobs:
         peers.on_bulk("gossip.blob", self._serve)
 
     def put(self, conn: sqlite3.Connection, data: bytes) -> str:
-        """Keep `data` (≤ 256 KiB) as this island's own, in a transaction of state.db; returns its hash.
+        """Store `data` (≤ 256 KiB) as a blob of this island, in a transaction on state.db; returns its hash.
 
-        Uses are counted: every `put` wants one `drop` when the blob is no longer named.
+        Uses are counted: call `drop` once for every `put`. Raises `BadInput` if `data` is too large.
         """
         return own_log_store.put_blob(conn, data)
 
     def drop(self, conn: sqlite3.Connection, name: str) -> None:
-        """Give up one use of an own blob; the last one removes it."""
+        """Release one use of an own blob, and delete it after the last."""
         own_log_store.drop_blob(conn, name)
 
     def also(self, lookup: Lookup) -> None:
-        """Serve as own blobs, too, what `lookup(hash)` finds: bytes that a concern keeps elsewhere, verified."""
+        """Also serve content that `lookup(hash)` returns: verified bytes that another package stores elsewhere."""
         self._also.append(lookup)
 
     async def local(self, name: str) -> bytes | None:
-        """The blob if it is on this island, own or fetched."""
+        """The blob if it is on this island, own or fetched; otherwise None."""
         own = await self._state.read(lambda conn: own_log_store.blob(conn, name))
         if own is not None:
             return own
@@ -64,9 +64,10 @@ class Blobs:
         return await self._db.read(lambda conn: store.blob(conn, name))
 
     async def get(self, name: str, sources: Sequence[IslandId] = (), *, timeout: float = 30.0) -> bytes:
-        """The blob with this hash: from here, else from `sources` in order, else from any linked island.
+        """Return the blob with this hash: local, from `sources` in order, or from any linked island.
 
-        What arrives is checked against the hash and kept. Raises `Unreachable` that says who was asked.
+        A fetched blob is verified against the hash and stored. `timeout` is in seconds. Raises
+        `Unreachable`, with the errors of the islands that were asked, if none sent it.
         """
         check_hash(name, "hash of a blob")
         if (found := await self.local(name)) is not None:
@@ -74,7 +75,7 @@ class Blobs:
         lock = self._fetching.setdefault(name, asyncio.Lock())
         try:
             async with asyncio.timeout(timeout), lock:
-                # Another reader may have fetched it while this one waited.
+                # Another caller may have fetched it while this one waited for the lock.
                 if (found := await self.local(name)) is not None:
                     return found
                 data = await self._fetch(name, sources, timeout)
@@ -89,7 +90,7 @@ class Blobs:
     async def _fetch(self, name: str, sources: Sequence[IslandId], timeout: float) -> bytes:
         linked = [link.island for link in self._peers.links()]
         named = [source for source in dict.fromkeys(sources) if source != self._peers.me]
-        # A linked source answers at once; the named ones are tried even if nothing is known of a link.
+        # Try linked sources first, because they can answer at once; then the other sources.
         asked = [s for s in named if s in linked] + [s for s in named if s not in linked]
         asked += [island for island in linked if island not in asked]
         failures = []
@@ -99,9 +100,9 @@ class Blobs:
             except IslandError as error:
                 failures.append(f"{island[:10]}: {error.message}")
         raise Unreachable(
-            f"the blob {name[:16]} could not be had from any of {len(asked)} islands"
+            f"the blob {name[:16]} could not be fetched from any of {len(asked)} islands"
             + (f" ({'; '.join(failures[:3])})" if failures else ""),
-            hint="Its owner, or another island that has read it, must be up.",
+            hint="Its owner, or another island that has fetched it, must be up.",
         )
 
     async def _fetch_from(self, island: IslandId, name: str, timeout: float) -> bytes:
@@ -115,16 +116,16 @@ class Blobs:
             raise Unreachable(f"{island[:10]} did not answer within {timeout:g} s") from error
         if data is None or len(data) > BULK_LIMIT or blake3(data).hexdigest() != name:
             log.warning("gossip.blob_wrong", origin=island, blob=name)
-            raise Malformed(f"{island[:10]} sent other bytes than the blob {name[:16]}")
+            raise Malformed(f"{island[:10]} sent bytes that do not match the hash of the blob {name[:16]}")
         RECEIVED.inc(len(data))
         return data
 
     async def _serve(self, peer: IslandId, body: bytes, stream: BulkStream) -> None:
         if len(body) != 32:
-            raise Malformed("a blob is asked for by its hash of 32 bytes")
+            raise Malformed("a request for a blob must have a hash of 32 bytes")
         data = await self.local(body.hex())
         if data is None:
-            raise NotFound(f"the blob {body.hex()[:16]} is not here")
+            raise NotFound(f"this island does not have the blob {body.hex()[:16]}")
         SENT.inc(len(data))
         await stream.send(data)
         await stream.finish()

@@ -1,7 +1,7 @@
-"""The decisions of gossip, pure: what a batch is, what to store, ask, send and sign.
+"""Pure functions of gossip: encode and check batches, compare heads, limit rates.
 
-An origin's log is a chain of signed batches. A `Head` is how far one island has it; `HeadVector`
-is all heads of one island. Whoever compares two of them knows what each side lacks.
+The log of an origin is a chain of signed batches. A `Head` is the position up to which an island
+has a log; a `HeadVector` has all heads of an island. Comparing two of them shows what each side lacks.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from island.kernel.codec import Malformed
 from island.kernel.ids import IslandId, island_id, key_bytes
 
 EPOCH = 1
-"""The one epoch of this version. A later one opens with a checkpoint, which this version cannot read."""
+"""The only epoch of this version. A later epoch would begin with a checkpoint, which this version cannot read."""
 
 MAX_ORIGINS = 10_000
 MAX_KEYS = 10_000
-"""Records of one origin, tombstones included."""
+"""Maximum number of records of one origin, including tombstones."""
 
 MAX_LOG_BYTES = 256 * 2**20
-"""Bytes of one origin's batches. Checkpoints, which will let old ones go, come later."""
+"""Maximum number of bytes of one origin's batches. This version cannot remove old batches."""
 
 KEY_INTERVAL = 10.0
-"""Seconds between two signed changes of one key."""
+"""Minimum number of seconds between two signed changes of one key."""
 
 ZERO = bytes(32)
 FROZEN = b"\xff" * 8
@@ -55,7 +55,7 @@ FROZEN = b"\xff" * 8
 
 @dataclass(frozen=True, slots=True)
 class LogBatch:
-    """A batch whose form is right; its signature is still to be verified."""
+    """A well-formed batch. Its signature is not verified yet."""
 
     origin: IslandId
     epoch: int
@@ -67,21 +67,21 @@ class LogBatch:
     body: bytes
     signature: bytes
     signed: bytes
-    """All of it as it travels and is stored."""
+    """The encoded `SignedBatch`, as sent and stored."""
 
 
 def batch_hash(body: bytes) -> bytes:
-    """The hash by which the next batch, and a head, name this one."""
+    """The hash of a batch, which the next batch and the head contain."""
     return blake3(body).digest()
 
 
 def open_batch(signed: bytes) -> LogBatch:
-    """The batch in these bytes; raises `Malformed` unless sizes, keys and seqs are in order."""
+    """Decode a batch; raises `Malformed` unless sizes, keys and sequence numbers are valid."""
     outer = codec.decode(signed, SignedBatch)
     body = codec.decode(outer.body, BatchBody)
     for place, entry in enumerate(body.entries):
         if entry.seq != body.first + place:
-            raise Malformed(f"a batch has seq {entry.seq} where {body.first + place} belongs")
+            raise Malformed(f"a batch has seq {entry.seq} instead of {body.first + place}")
         if not KEY.match(entry.key):
             raise Malformed(f"{entry.key[:80]!r} is not the key of a record")
     return LogBatch(
@@ -99,7 +99,7 @@ def open_batch(signed: bytes) -> LogBatch:
 
 
 def check_record(key: str, value: bytes | None) -> None:
-    """Raises `BadInput` unless key and value can stand in a log."""
+    """Raise `BadInput` unless key and value are valid in a log."""
     if not isinstance(key, str) or len(key) > KEY_LIMIT or not KEY.match(key):
         raise BadInput(
             f"{str(key)[:80]!r} is not the key of a record",
@@ -108,14 +108,14 @@ def check_record(key: str, value: bytes | None) -> None:
     if value is not None and len(value) > VALUE_LIMIT:
         raise BadInput(
             f"the record {key} has {len(value)} bytes, over the limit of {VALUE_LIMIT}",
-            hint="Put what is big into a blob and name its hash in the record.",
+            hint="Put large content into a blob, and its hash into the record.",
         )
 
 
 def cut_batches(me: IslandId, head: Head, changes: Sequence[tuple[str, bytes | None]]) -> list[bytes]:
-    """The bodies of the batches that put `changes` after `head`, each within the limit when signed.
+    """Return the bodies of batches that append `changes` to `head`, each within the limit when signed.
 
-    Each must be signed and chained in this order; the hashes of earlier ones are in the later ones.
+    They must be signed and stored in this order, because each contains the hash of the previous one.
     """
     bodies: list[bytes] = []
     previous, seq, start = head.hash, head.seq, 0
@@ -143,7 +143,7 @@ def cut_batches(me: IslandId, head: Head, changes: Sequence[tuple[str, bytes | N
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How far one island has the log of one origin."""
+    """The position up to which an island has the log of one origin."""
 
     epoch: int = EPOCH
     seq: int = 0
@@ -151,22 +151,22 @@ class Head:
     frozen: bool = False
 
     def after(self, batch: LogBatch) -> Head:
-        """The head once `batch`, which fits, is stored."""
+        """The head after `batch` was appended. The batch must fit."""
         return Head(batch.epoch, batch.last, batch.hash)
 
     @property
     def short(self) -> bytes:
-        """What a digest shows of the hash; none of a frozen origin."""
+        """The part of the hash in digests; empty for a frozen origin."""
         return b"" if self.frozen else self.hash[:8]
 
     @property
     def shown(self) -> int:
-        """What a digest shows as seq."""
+        """The sequence number in digests; 0 for a frozen origin."""
         return 0 if self.frozen else self.seq
 
 
 class HeadVector:
-    """The heads of one island, and the two hashes that stand for them."""
+    """The heads of all origins at one island, and two hashes that summarize them."""
 
     def __init__(self, heads: Mapping[IslandId, Head] | None = None) -> None:
         self._heads: dict[IslandId, Head] = dict(heads or {})
@@ -180,7 +180,7 @@ class HeadVector:
         return len(self._heads)
 
     def get(self, origin: IslandId) -> Head:
-        """The head of `origin`; that of an empty log if nothing is known."""
+        """The head of `origin`; the head of an empty log if the origin is not known."""
         return self._heads.get(origin, Head())
 
     def set(self, origin: IslandId, head: Head) -> None:
@@ -194,7 +194,7 @@ class HeadVector:
 
     @property
     def roster(self) -> Sequence[IslandId]:
-        """The origins in the order of their keys."""
+        """The known origins, sorted by key."""
         return self._roster
 
     def digest(self, after: bytes = b"") -> Digest:
@@ -203,7 +203,7 @@ class HeadVector:
         return Digest(roster=roster, root=root, after=after)
 
     def answer(self, asked: Digest) -> Heads:
-        """The answer to another's digest."""
+        """The answer to the digest of another island."""
         roster, root = self._hash()
         if (roster, root) == (asked.roster, asked.root):
             return Heads(roster=roster, root=root)
@@ -218,14 +218,14 @@ class HeadVector:
         return Heads(roster=roster, root=root, keyed=keyed, more=more)
 
     def read(self, asked: Digest, answer: Heads) -> tuple[list[HeadOf], bytes | None]:
-        """The heads in an answer with their keys, and the key after which to ask on, None at the end.
+        """Return (heads of an answer with their keys, key after which to continue or None at the end).
 
-        Raises `Malformed` for an answer that cannot be one to what was asked.
+        Raises `Malformed` if the answer does not match the request.
         """
         if answer.indexed:
             if answer.roster != asked.roster:
                 raise Malformed("heads by index for another roster")
-            if self._hash()[0] != asked.roster:  # it grew while we asked; the next exchange sees to it
+            if self._hash()[0] != asked.roster:  # it changed during the request; the next one uses the new roster
                 return [], None
             start = bisect.bisect_right(self._roster, IslandId(asked.after.hex())) if asked.after else 0
             origins = self._roster[start : start + len(answer.indexed)]
@@ -254,21 +254,21 @@ class HeadVector:
 
 
 class BatchVerdict(enum.Enum):
-    """What a well-formed batch is to one who has a log up to some head."""
+    """How a well-formed batch relates to a log that ends at some head."""
 
     FITS = "fits"
     PAST = "past"
-    """At or below the head: the same as is stored, or proof of a fork."""
+    """At or below the head: a duplicate, or proof of a fork."""
     GAP = "gap"
-    """Something before it is missing."""
+    """Entries before it are missing."""
     BREAKS = "breaks"
-    """It follows the head in number, and names another batch before it: a fork lies at or below the head."""
+    """It follows the head by number, but contains the hash of another batch: there is a fork at or below the head."""
     FROZEN = "frozen"
     OTHER_EPOCH = "other epoch"
 
 
 def judge_batch(head: Head, batch: LogBatch) -> BatchVerdict:
-    """What `batch` is to one whose log ends at `head`."""
+    """How `batch` relates to a log that ends at `head`."""
     if head.frozen:
         return BatchVerdict.FROZEN
     if batch.epoch != head.epoch:
@@ -293,19 +293,20 @@ def contradict(one: LogBatch, other: LogBatch) -> bool:
 
 @dataclass(slots=True)
 class Difference:
-    """What two islands lack of each other."""
+    """What two islands lack compared with each other."""
 
     wants: list[PullRange] = field(default_factory=list)
-    """To be pulled from the other."""
+    """What this island lacks and must pull."""
     offers: list[PullRange] = field(default_factory=list)
-    """What the other lacks, as it would ask for it."""
+    """What the other island lacks."""
 
 
 def compare_heads(mine: HeadVector, theirs: Iterable[HeadOf], after: bytes, until: bytes | None) -> Difference:
-    """The difference over the origins above `after` up to `until` (None: to the end).
+    """Compare heads of the origins above `after` up to `until` (None: to the end).
 
-    A head that differs at the same seq, or a frozen origin, is asked for from one below, so
-    that both stories meet at one side.
+    If the heads of an origin differ at the same seq, its last batch is requested too, so that one
+    side has both versions and can prove the fork. An origin that only the other side has frozen is
+    requested to get the proof.
     """
     result = Difference()
     seen: set[IslandId] = set()
@@ -320,7 +321,7 @@ def compare_heads(mine: HeadVector, theirs: Iterable[HeadOf], after: bytes, unti
             elif not frozen:
                 result.offers.append(PullRange(origin=their.origin, epoch=their.epoch, after=their.seq))
         elif their.epoch != head.epoch:
-            continue  # a later epoch opens with a checkpoint, which this version cannot read
+            continue  # a later epoch would begin with a checkpoint, which this version cannot read
         elif their.seq > head.seq:
             result.wants.append(PullRange(origin=their.origin, epoch=head.epoch, after=head.seq))
         elif their.seq < head.seq:
@@ -335,11 +336,11 @@ def compare_heads(mine: HeadVector, theirs: Iterable[HeadOf], after: bytes, unti
     return result
 
 
-# Pace
+# Rate limits
 
 
 def due_keys(pending: Iterable[str], signed: Mapping[str, float], now: float) -> tuple[list[str], float | None]:
-    """The keys that may be signed at `now` (monotonic), and the time at which the next one may."""
+    """Return (keys that may be signed at `now`, time at which the next key may be). Times are monotonic seconds."""
     ready, later = [], None
     for key in pending:
         at = signed.get(key, -KEY_INTERVAL) + KEY_INTERVAL
@@ -352,7 +353,7 @@ def due_keys(pending: Iterable[str], signed: Mapping[str, float], now: float) ->
 
 @dataclass(slots=True)
 class TokenBucket:
-    """A token bucket: work that one peer may cause, in units a second."""
+    """A token bucket that limits the work that one peer may cause: `rate` units per second, at most `burst` at once."""
 
     rate: float
     burst: float
@@ -360,7 +361,7 @@ class TokenBucket:
     at: float = 0.0
 
     def take(self, amount: float, now: float) -> bool:
-        """Whether `amount` may be spent at `now` (monotonic seconds)."""
+        """Take `amount` units at `now` (monotonic seconds) and return True; return False if there are too few."""
         if self.left < 0:
             self.left, self.at = self.burst, now
         self.left = min(self.burst, self.left + (now - self.at) * self.rate)
@@ -372,7 +373,7 @@ class TokenBucket:
 
 
 class RecentHashes:
-    """The newest of what was seen, bounded: a cheap answer to most duplicates."""
+    """The last `limit` hashes that were added, to recognize most duplicates cheaply."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

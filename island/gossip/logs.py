@@ -1,4 +1,4 @@
-"""The logs of all islands as this one has them: checked, stored, projected, served."""
+"""The logs of all islands at this one: verifies, stores, projects and serves batches."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ from island.trust.signing import verify
 
 log = structlog.get_logger("island")
 
-BATCHES_IN = counter("gossip_batches_in", "Batches of other islands that were stored")
-BYTES_IN = counter("gossip_bytes_in", "Bytes of batches of other islands that were stored")
-DUPLICATES = counter("gossip_duplicates", "Batches that came although they were stored already")
-REJECTS = counter("gossip_rejects", "Batches that were not stored, by why", ("why",))
+BATCHES_IN = counter("gossip_batches_in", "Log batches received from other islands and stored")
+BYTES_IN = counter("gossip_bytes_in", "Bytes of log batches received from other islands and stored")
+DUPLICATES = counter("gossip_duplicates", "Received log batches that were already stored")
+REJECTS = counter("gossip_rejects", "Received log batches that were not stored, by reason", ("why",))
 ORIGINS = gauge("gossip_origins", "Islands whose logs are stored")
 
-RECORDS = gauge("gossip_records", "Records of all islands that are stored")
+RECORDS = gauge("gossip_records", "Stored records of all islands")
 
 SIGNATURE = "gossip-batch"
-"""The use that a batch's signature is for."""
+"""The kind of a batch's signature."""
 
 VERIFY_RATE, VERIFY_BURST = 2000.0, 4000.0
-"""Signatures checked for one peer: a second, and at once."""
+"""Maximum number of signatures verified for one peer: per second, and in a burst."""
 
 
 @dataclass(slots=True)
 class IntakeResult:
-    """What came of the deltas of one message."""
+    """The result of processing the deltas of one message."""
 
     fresh: list[Delta] = field(default_factory=list)
-    """What was stored, to be relayed."""
+    """Stored batches and proofs, to be relayed."""
     bytes: int = 0
     gap: bool = False
-    """Something before was missing: the sender has it."""
+    """Whether earlier batches or a chain are missing, which the sender has."""
     throttled: bool = False
-    """The sender's budget of signatures is used up for the moment."""
+    """Whether the rate limit of signatures for the sender was reached."""
     doubts: list[PullRange] = field(default_factory=list)
-    """What to request from the sender to find where the two versions of a log differ."""
+    """Ranges to request from the sender, to find where two versions of a log differ."""
 
 
 @dataclass(slots=True)
 class _Intake:
-    """What one message brings, before it is stored."""
+    """The checked content of one message, before it is stored."""
 
     source: IslandId
     heads: dict[IslandId, Head] = field(default_factory=dict)
@@ -68,26 +68,26 @@ class _Intake:
 
     @property
     def origins(self) -> list[IslandId]:
-        """The origins of which there is something to store."""
+        """The origins with batches or proofs to store."""
         return sorted({*self.batches, *self.proofs})
 
 
 @dataclass(slots=True)
 class _Outcome:
-    """What of an intake the database did not take."""
+    """The result of writing an intake to the database."""
 
     limited: list[IslandId] = field(default_factory=list)
-    """Origins whose batches exceed what an origin may have."""
+    """Origins whose batches exceed the limits of an origin."""
     failed: dict[IslandId, Exception] = field(default_factory=dict)
-    """Origins whose batches or proofs the database refused."""
+    """Errors of origins whose batches or proofs could not be stored."""
     found: dict[IslandId, Head] = field(default_factory=dict)
-    """The heads in the database of origins of which memory had another one, or whose batches it refused."""
+    """Heads in the database, of origins whose head in memory differed or whose batches could not be stored."""
     projected: dict[IslandId, list[Change]] = field(default_factory=dict)
     """The changes of each origin whose batches are stored."""
 
 
 class Logs:
-    """All logs. One writer at a time: `lock` is held from a decision to its commit."""
+    """The logs of all origins. `lock` is held from the check of a batch to its commit, so there is one writer."""
 
     def __init__(self, db: Database, trust: Trust, projections: Projections, clock: Clock) -> None:
         self._db, self._trust, self._projections, self._clock = db, trust, projections, clock
@@ -96,15 +96,15 @@ class Logs:
         self.lock = asyncio.Lock()
         self.changed = Topic()
         self.returned: Callable[[Sequence[LogBatch]], Awaitable[bool]] | None = None
-        """Called with batches of this island's own log that only peers had, before they are stored."""
+        """Called with batches of this island's own log that only peers have, before they are stored."""
         self._recent = RecentHashes(8192)
         self._budgets: dict[IslandId, TokenBucket] = {}
         self._refused: set[IslandId] = set()
         self._unstored: dict[IslandId, str] = {}
-        """Why the newest batches of these origins could not be stored."""
+        """By origin: why its newest batches could not be stored."""
 
     async def start(self) -> None:
-        """Load the heads, and apply what is new among the projections."""
+        """Load the heads, and rebuild projections that are new or have a new version."""
         self.positions = HeadVector(await self._db.read(store.heads))
         rebuilt = await self._db.write(self._projections.rebuild)
         if rebuilt:
@@ -112,30 +112,30 @@ class Logs:
         ORIGINS.set(len(self.positions))
 
     async def count(self) -> None:
-        """Bring the number of records in the metrics up to date."""
+        """Update the number of records in the metrics."""
         RECORDS.set(await self._db.read(store.count_records))
 
     def forget(self, peer: IslandId) -> None:
-        """The session with `peer` is gone."""
+        """Drop the rate limit of `peer` after its session has ended."""
         self._budgets.pop(peer, None)
 
     def accepts(self, origin: IslandId) -> bool:
-        """Whether more of this origin's log would be stored."""
+        """Whether further batches of this origin would be stored."""
         return origin not in self._refused
 
     def unstored(self) -> dict[IslandId, str]:
-        """The origins whose newest batches cannot be stored, with the reason and what to do about it."""
+        """The origins whose newest batches cannot be stored, with the reason and a hint."""
         return dict(self._unstored)
 
     async def take(self, source: IslandId, deltas: Sequence[Delta]) -> IntakeResult:
-        """Check and store what a peer sent. Raises `PeerMisbehaved` for what no honest peer relays."""
+        """Check and store the deltas that a peer sent. Raises `PeerMisbehaved` for data that no honest peer relays."""
         async with self.lock:
             intake = _Intake(source)
             try:
                 for delta in deltas:
                     await self._examine(intake, delta)
             finally:
-                # What was right before the fault is kept: it is signed by its origin.
+                # Store the valid batches before an invalid one: they are signed by their origin.
                 await self._store(intake)
         return intake.taken
 
@@ -146,7 +146,7 @@ class Logs:
         intake.heads.setdefault(origin, self.positions.get(origin))
         for place, signed in enumerate(delta.batches):
             if place % 16 == 15:
-                await asyncio.sleep(0)  # checking signatures must not starve the loop
+                await asyncio.sleep(0)  # verifying signatures must not block the event loop
             if not await self._examine_batch(intake, origin, signed):
                 break
         if delta.proof is not None and not intake.heads[origin].frozen:
@@ -154,7 +154,7 @@ class Logs:
             intake.proofs[origin] = delta.proof
 
     def _admit(self, intake: _Intake, origin: IslandId, delta: Delta) -> bool:
-        """Whether a new origin may be stored: no chain, no storage."""
+        """Whether a new origin may be stored. It needs a valid chain."""
         if origin in intake.chains:
             return True
         if not delta.chain:
@@ -169,14 +169,14 @@ class Logs:
         return True
 
     async def _examine_batch(self, intake: _Intake, origin: IslandId, signed: bytes) -> bool:
-        """Sort one batch into the intake; False if nothing after it can be used."""
+        """Check one batch and add it to the intake; returns False if the batches after it cannot be used."""
         mark = blake3(signed).digest(16)
         if mark in self._recent:
             DUPLICATES.inc()
             return True
         batch = core.open_batch(signed)
         if batch.origin != origin:
-            raise PeerMisbehaved("a batch of another origin than its delta says")
+            raise PeerMisbehaved("a batch whose origin differs from that of its delta")
         head = intake.heads[origin]
         verdict = core.judge_batch(head, batch)
         if verdict is BatchVerdict.GAP:
@@ -192,7 +192,7 @@ class Logs:
         if not self._verified(intake, batch):
             return False
         if verdict is BatchVerdict.PAST:
-            # Looked for only now: what it takes to compare with all that is stored is not for anybody to cause.
+            # Only after the signature was verified: comparing with the stored batches is expensive.
             rival = await self._rival(intake, batch)
             if rival is None:
                 self._recent.add(mark)
@@ -210,19 +210,22 @@ class Logs:
         return True
 
     async def _is_known(self, intake: _Intake, batch: LogBatch) -> bool:
-        """Whether this very batch is stored, whatever signature it comes with now."""
+        """Whether a batch with the same body is stored. The signature is not compared."""
         if any(other.hash == batch.hash for other in intake.batches.get(batch.origin, ())):
             return True
         return await self._db.read(lambda conn: store.has(conn, batch))
 
     async def _rival(self, intake: _Intake, batch: LogBatch) -> bytes | None:
-        """The stored batch that tells another story than `batch` at the same place, if one does."""
+        """The stored batch that contradicts `batch` at the same position, or None."""
         stored = await self._db.read(lambda conn: store.overlapping(conn, batch))
         stored += [other.signed for other in intake.batches.get(batch.origin, ())]
         return next((other for other in stored if core.contradict(core.open_batch(other), batch)), None)
 
     def _verified(self, intake: _Intake, batch: LogBatch) -> bool:
-        """Whether the signature is right; False if the peer's budget is used up. Raises if it is wrong."""
+        """Verify the signature; returns False if the rate limit of the peer is reached.
+
+        Raises `PeerMisbehaved` if the signature is wrong.
+        """
         budget = self._budgets.setdefault(intake.source, TokenBucket(VERIFY_RATE, VERIFY_BURST))
         if not budget.take(1, self._clock.monotonic()):
             intake.taken.gap = intake.taken.throttled = True
@@ -267,7 +270,7 @@ class Logs:
             try:
                 self._write_origin(conn, intake, origin, based[origin], outcome)
             except sqlite3.OperationalError:
-                raise  # a full or broken disk concerns all origins
+                raise  # a full or broken disk affects all origins
             except Exception as error:  # noqa: BLE001 - reported by `_committed`; the other origins are stored
                 conn.execute("ROLLBACK TO origin")
                 outcome.projected.pop(origin, None)
@@ -281,7 +284,7 @@ class Logs:
     ) -> None:
         stored = store.head(conn, origin)
         if stored != based:
-            # The batches were judged by a head that is not the stored one: the next comparison brings the right ones.
+            # The batches were checked against an outdated head. The next comparison brings them again.
             outcome.found[origin] = stored
             return
         self._enter(conn, intake, origin)
@@ -301,7 +304,7 @@ class Logs:
             store.add_origin(conn, origin, intake.chains[origin])
 
     def _append(self, conn: sqlite3.Connection, batches: Sequence[LogBatch]) -> list[Change] | None:
-        """Store and project batches of one origin: their changes, or None if they exceed what an origin may have."""
+        """Store and project batches of one origin; returns their changes, or None if they exceed its limits."""
         projected: list[Change] = []
         for batch in batches:
             if batch.origin == self.me:
@@ -316,7 +319,7 @@ class Logs:
         return projected
 
     def _committed(self, intake: _Intake, outcome: _Outcome) -> None:
-        """Bring memory to what the transaction of an intake has left in the database."""
+        """Update memory after the transaction of an intake was committed."""
         for origin in outcome.limited:
             self._refuse(origin, "limit")
         for origin, error in outcome.failed.items():
@@ -354,7 +357,7 @@ class Logs:
         intake.taken.fresh.append(Delta(origin=key_bytes(origin), chain=chain, proof=proof))
 
     def _reread(self, intake: _Intake, origin: IslandId, head: Head) -> None:
-        """Take over the head that the database has of an origin."""
+        """Replace the head in memory by the head in the database."""
         known = self.positions.get(origin)
         if head == known:
             return
@@ -364,8 +367,8 @@ class Logs:
 
     def _note_failure(self, origin: IslandId, error: Exception) -> None:
         reason = (
-            f"gossip.db refuses its batches ({type(error).__name__}: {error}). They are asked for again at every"
-            " comparison; if this stays, stop the island and remove gossip.db: it is rebuilt from the others"
+            f"gossip.db cannot store its batches ({type(error).__name__}: {error}). They are requested again at every"
+            " comparison. If this persists, stop the island and remove gossip.db; it is rebuilt from other islands"
         )
         if self._unstored.get(origin) != reason:
             log.error("gossip.not_stored", origin=origin, exc_info=error)
@@ -380,7 +383,7 @@ class Logs:
         REJECTS.labels(why).inc()
 
     async def add_own(self, batches: Sequence[LogBatch], chain: bytes) -> None:
-        """Store batches that this island signed; `lock` is held."""
+        """Store batches that this island signed. The caller holds `lock`."""
 
         def write(conn: sqlite3.Connection) -> None:
             store.add_origin(conn, self.me, chain)
@@ -397,13 +400,13 @@ class Logs:
         await self._db.write(write, then=committed)
 
     async def own_batches(self, after: int) -> list[LogBatch]:
-        """The copies of this island's own batches with entries above `after`."""
+        """The batches of this island in gossip.db with entries above `after`."""
         epoch = self.positions.get(self.me).epoch
         signed = await self._db.read(lambda conn: list(store.batches(conn, self.me, epoch, after)))
-        return [core.open_batch(one) for one in signed]
+        return [core.open_batch(batch) for batch in signed]
 
     async def put_own(self, changes: Sequence[Change]) -> None:
-        """Write records of this island into the projections, signed or not yet."""
+        """Write and project records of this island, which may be signed or not."""
 
         def write(conn: sqlite3.Connection) -> list[Change]:
             fresh = [change for change in changes if store.put_own(conn, change)]
@@ -419,22 +422,22 @@ class Logs:
             await self._db.write(write, then=committed)
 
     async def page(self, wants: Sequence[PullRange]) -> DeltaPage:
-        """As much of what is wanted as fits in one message."""
+        """The answer to a pull: as many of the wanted batches as fit in one message."""
         return await self._db.read(lambda conn: _page(conn, wants))
 
 
 _LIMITS = {
-    "limit": f"it has more than {core.MAX_KEYS:,} records or {core.MAX_LOG_BYTES // 2**20} MiB of changes, the most"
-    " that one island may have. What is known of it here stays as it is; it needs a new key and has to join again",
-    "origins": f"this island knows {core.MAX_ORIGINS:,} islands, the most that it may know",
+    "limit": f"it has more than {core.MAX_KEYS:,} records or {core.MAX_LOG_BYTES // 2**20} MiB of changes, which is"
+    " the limit. Its stored records do not change any more; it needs a new key and must join again",
+    "origins": f"this island knows {core.MAX_ORIGINS:,} islands, which is the limit",
 }
-"""What a health report says of an origin that is refused, by the reason in the metrics."""
+"""The problem in health reports for a refused origin, by the reason in the metrics."""
 
 
 def _disk_reason(error: Exception) -> str:
     return (
         f"gossip.db cannot be written ({str(error).splitlines()[0]}). Check the disk and free some space;"
-        " the batches are asked for again at every comparison"
+        " the batches are requested again at every comparison"
     )
 
 

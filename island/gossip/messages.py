@@ -1,7 +1,7 @@
-"""What gossip sends and stores: `protocols/gossip-v1.md`.
+"""Messages of gossip, sent and stored. See `protocols/gossip-v1.md`.
 
-A struct travels as a map of its fields; `LogEntry` and the heads, of which there are many,
-travel as arrays in the order of their fields.
+Structs are encoded as maps of their fields. `LogEntry`, `PullRange` and the heads, which occur in
+large numbers, are encoded as arrays in the order of their fields.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from msgspec import Meta
 from island.kernel.codec import Message
 
 KEY_LIMIT = 200
-"""The longest key of a record, in bytes."""
+"""Maximum size of a record's key, in bytes."""
 
 VALUE_LIMIT = 4096
-"""The largest value of a record, in bytes; anything bigger is a blob."""
+"""Maximum size of a record's value, in bytes. Larger content must be a blob."""
 
 BATCH_LIMIT = 24 * 1024
-"""The largest signed batch, in bytes: two of them, a proof, fit in one control message with a chain."""
+"""Maximum size of a signed log batch, in bytes. A proof (two batches) and a chain fit in one control message."""
 
 PAGE_LIMIT = 60_000
-"""Bytes of batches, chains and proofs in one message. One delta always fits."""
+"""Maximum number of bytes of batches, chains and proofs in one message."""
 
 CHAIN_LIMIT = 4096
-"""The largest admission chain, in bytes (as in trust)."""
+"""Maximum size of an admission chain, in bytes (as in trust)."""
 
 HEADS_A_PAGE = 800
-"""Heads in one answer, about 55 KiB when by key."""
+"""Maximum number of heads in one answer: about 55 KiB with keys."""
 
 WANTS_A_PAGE = 200
-"""Origins asked for in one request."""
+"""Maximum number of origins in one request."""
 
 KEY = re.compile(r"[a-z][a-z0-9-]{0,31}/[\x21-\x7e]+\Z")
 """`kind/rest`, printable ASCII without spaces."""
@@ -44,7 +44,7 @@ Signed = Annotated[bytes, Meta(min_length=1, max_length=BATCH_LIMIT)]
 
 
 class LogEntry(Message, frozen=True, array_like=True):
-    """One change of one key; no value is a tombstone."""
+    """One change of one key. Without a value it is a tombstone."""
 
     key: Annotated[str, Meta(min_length=3, max_length=KEY_LIMIT)]
     value: Annotated[bytes, Meta(max_length=VALUE_LIMIT)] | None
@@ -52,21 +52,21 @@ class LogEntry(Message, frozen=True, array_like=True):
 
 
 class BatchBody(Message, frozen=True):
-    """Consecutive entries of one origin: what is signed, and hashed to the head."""
+    """Consecutive entries of one origin. The signature and the head's hash are over these bytes."""
 
     MAX_BYTES = BATCH_LIMIT
 
     origin: Bytes32
     epoch: Position
     first: Position
-    """Seq of the first entry; the others follow without a gap."""
+    """Sequence number of the first entry; the others follow without gaps."""
     previous: Bytes32
-    """Hash of the batch before, zeros for the first one of an epoch."""
+    """Hash of the previous batch; zeros for the first batch of an epoch."""
     entries: Annotated[tuple[LogEntry, ...], Meta(min_length=1, max_length=2000)]
 
 
 class SignedBatch(Message, frozen=True):
-    """A batch as it travels and is stored: the body's bytes as the origin encoded them."""
+    """A log batch as sent and stored: the bytes of the body as the origin encoded them, and its signature."""
 
     MAX_BYTES = BATCH_LIMIT
 
@@ -75,14 +75,14 @@ class SignedBatch(Message, frozen=True):
 
 
 class ForkProof(Message, frozen=True):
-    """Two different batches that overlap: their origin signed both."""
+    """Two different overlapping batches, both signed by their origin."""
 
     one: Signed
     other: Signed
 
 
 class Delta(Message, frozen=True):
-    """Batches of one origin in order; its chain where the receiver may not have it."""
+    """Batches of one origin in order, with its chain if the receiver may not have it."""
 
     origin: Bytes32
     chain: Annotated[bytes, Meta(max_length=CHAIN_LIMIT)] = b""
@@ -91,16 +91,16 @@ class Delta(Message, frozen=True):
 
 
 class DeltaPage(Message, frozen=True):
-    """A push, or the answer to a pull. `more`: the sender had more than fits."""
+    """The body of a push, or the answer to a pull. `more`: the sender has more than fits in one message."""
 
     deltas: Annotated[tuple[Delta, ...], Meta(max_length=WANTS_A_PAGE)] = ()
     more: bool = False
 
 
 class HeadAt(Message, frozen=True, array_like=True):
-    """The head of the origin at one place of a roster that both sides share.
+    """A head without its origin, which follows from its place in the roster that both sides share.
 
-    Frozen: seq 0 and no head.
+    A frozen origin has seq 0 and an empty head.
     """
 
     epoch: Number
@@ -110,7 +110,7 @@ class HeadAt(Message, frozen=True, array_like=True):
 
 
 class HeadOf(Message, frozen=True, array_like=True):
-    """The head of one origin by its key."""
+    """A head with its origin."""
 
     origin: Bytes32
     epoch: Number
@@ -119,7 +119,7 @@ class HeadOf(Message, frozen=True, array_like=True):
 
 
 class Digest(Message, frozen=True):
-    """What a side has, in two hashes. `after` asks for the heads of origins above that key only."""
+    """The hashes of a roster and of all heads. `after` limits the answer to origins above that key."""
 
     MAX_BYTES = 1024
 
@@ -129,10 +129,10 @@ class Digest(Message, frozen=True):
 
 
 class Heads(Message, frozen=True):
-    """The answer to a digest: nothing but the hashes where both are equal, else a page of heads.
+    """The answer to a digest: only the hashes if both are equal, otherwise also a page of heads.
 
-    The heads are those of the origins above `after` in the order of keys: `indexed` if the
-    rosters agree, `keyed` if not.
+    The heads are those of the origins above `after`, sorted by key: `indexed` if the rosters
+    agree, `keyed` otherwise.
     """
 
     roster: Bytes32
@@ -143,7 +143,7 @@ class Heads(Message, frozen=True):
 
 
 class PullRange(Message, frozen=True, array_like=True):
-    """Ask for the batches of one origin that hold entries above `after`."""
+    """Requests the batches of one origin with entries above sequence number `after`."""
 
     origin: Bytes32
     epoch: Number
@@ -151,7 +151,7 @@ class PullRange(Message, frozen=True, array_like=True):
 
 
 class Pull(Message, frozen=True):
-    """Ask for batches; the answer is a `DeltaPage`."""
+    """Requests batches; the answer is a `DeltaPage`."""
 
     MAX_BYTES = 16 * 1024
 

@@ -1,8 +1,8 @@
 """This island's own log: projected at once, signed when that is safe, restored from peers if lost.
 
-The truth is in state.db. Signing waits at boot until a few peers have shown which head of
-this log they hold: an island whose disk was restored from a backup would otherwise sign a
-second story over the one that the others have.
+state.db is authoritative. After a start, signing waits until a few peers have shown their head of
+this log. Otherwise an island whose disk was restored from a backup would sign a second version
+of entries that other islands already have: a fork.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from island.trust.service import Trust
 
 log = structlog.get_logger("island")
 
-BATCHES_OUT = counter("gossip_batches_signed", "Batches that this island signed")
+BATCHES_OUT = counter("gossip_batches_signed", "Log batches that this island signed")
 
 BOOT_PEERS, BOOT_WAIT = 3, 30.0
-"""Before the first signature: how many peers' heads are waited for, and how long in seconds."""
+"""Before the first signature: the number of peers whose heads are awaited, and the timeout in seconds."""
 
 BOOT_SETTLE = 3.0
-"""Seconds in which sessions with known islands are expected; after that those that are linked are enough."""
+"""Seconds in which sessions with known islands are expected. After that, only linked islands are awaited."""
 
 Truth = Callable[[sqlite3.Connection], dict[str, bytes]]
 
 
 class OwnLog:
-    """Signs and projects what this island wants known."""
+    """Signs and projects the records of this island."""
 
     def __init__(self, state: Database, db: Database, logs: Logs, trust: Trust, peers: Peers, clock: Clock) -> None:
         self._state, self._db, self._logs = state, db, logs
@@ -55,24 +55,27 @@ class OwnLog:
         self._bytes = 0
         self._projected = 0
         self._whole_due = False
-        """All records are to be projected again: a part of the log came back from peers."""
+        """Whether all records must be projected again, because a part of the log was restored from peers."""
         self._projecting = asyncio.Lock()
         self._signed_at: dict[str, float] = {}
         logs.returned = self._restore
 
     @property
     def problem(self) -> str:
-        """Why nothing can be signed, or "". For health reports."""
+        """Why this island can no longer sign, or "". For health reports."""
         if self._logs.positions.get(self._logs.me).frozen:
-            self._fork("two different batches of this island were signed at one position")
+            self._fork("two different log batches of this island were signed at the same position")
         return self._problem
 
     def truth(self, prefix: str, wanted: Truth) -> None:
-        """What the records below `prefix` should be, by the owner's own tables in state.db."""
+        """Register a function that derives the records below `prefix` from other tables of state.db."""
         self._truths[prefix] = wanted
 
     async def start(self) -> None:
-        """Bring gossip.db's copy of the log to what state.db has, or the other way if that is behind."""
+        """Bring the log in state.db and its copy in gossip.db to the same head, and project all records.
+
+        Batches are copied to the database that is behind.
+        """
         self._booted = self._clock.monotonic()
         self._bytes = await self._state.read(own_log_store.log_bytes)
         async with self._logs.lock:
@@ -89,14 +92,14 @@ class OwnLog:
         await self.project(whole=True)
 
     def heard(self, peer: IslandId) -> None:
-        """`peer` has shown its heads, and what it has of this log is here."""
+        """Record that `peer` has shown its heads, and that all its batches of this log are stored."""
         if not self._ready and peer not in self._heard:
             self._heard.add(peer)
             self.poked.set()
 
     async def project(self, *, whole: bool = False) -> None:
-        """Write what is not projected yet into gossip.db: pending changes, or `whole` the entire state."""
-        async with self._projecting:  # else an older reading could be written after a newer one
+        """Project pending changes into gossip.db, or all records with `whole`."""
+        async with self._projecting:  # otherwise an older state could be written after a newer one
             if whole or self._whole_due:
                 self._whole_due = False
                 try:
@@ -124,7 +127,7 @@ class OwnLog:
             self._projected = max(self._projected, pending[-1][0])
 
     async def step(self) -> tuple[Delta | None, float | None]:
-        """Project, and sign what may be signed. Returns what to spread and seconds until the next is due."""
+        """Project and sign pending changes. Returns (delta to spread, seconds until the next change is due)."""
         await self.project()
         if self._trust.network is None or self.problem:
             return None, None
@@ -171,8 +174,8 @@ class OwnLog:
         ]
         if changes and self._bytes > core.MAX_LOG_BYTES - BATCH_LIMIT * 4:
             raise Full(
-                "this island's log has reached the size that others accept",
-                hint="This version cannot shorten a log. Give the island a new key and let it join again.",
+                "this island's log has reached the maximum size that other islands accept",
+                hint="This version cannot shorten a log. Give the island a new key and join again.",
             )
         batches = []
         for body in core.cut_batches(self._logs.me, own_log_store.head(conn), changes):
@@ -182,7 +185,7 @@ class OwnLog:
         return batches
 
     async def _catch_up(self) -> None:
-        """Copy to gossip.db what state.db has more; `lock` is held."""
+        """Copy batches that only state.db has to gossip.db. The caller holds `lock`."""
         chain = self._trust.chain
         if chain is None:
             return
@@ -197,7 +200,7 @@ class OwnLog:
         await self._logs.add_own(batches, chain)
 
     async def _restore(self, batches: Sequence[LogBatch]) -> bool:
-        """Take back batches of this log that state.db has lost; False if they do not extend it. `lock` is held."""
+        """Store batches of this log that state.db has lost; False if they do not extend it. The caller holds `lock`."""
 
         def write(conn: sqlite3.Connection) -> bool:
             head = own_log_store.head(conn)
@@ -217,7 +220,7 @@ class OwnLog:
     def _restored(self, batches: Sequence[LogBatch]) -> None:
         self._bytes += sum(len(batch.signed) for batch in batches)
         log.warning("gossip.own_log_restored", batches=len(batches), seq=batches[-1].last)
-        # What the owners' tables say again is pending, and the rest is to be projected.
+        # `_reconcile` has added the differences to the other tables as pending changes. Project everything again.
         self._projected, self._whole_due = 0, True
         self.poked.set()
 
@@ -228,8 +231,8 @@ class OwnLog:
     def _fork(self, why: str) -> None:
         if not self._problem:
             self._problem = (
-                f"{why}: nothing more is signed. Does another machine run with a copy of this home's key? "
-                "Stop it; then give this island a new key and let it join again."
+                f"{why}, so this island signs no more changes. Does another machine use a copy of this key? "
+                "Stop it, then give this island a new key and join again."
             )
             log.error("gossip.own_log_frozen", problem=self._problem)
 
@@ -242,11 +245,11 @@ class OwnLog:
             enough = min(BOOT_PEERS, live) or int(self._has_others())
             if len(self._heard) >= enough or waited >= BOOT_WAIT:
                 self._ready = True
-                log.debug("gossip.signs", heard=len(self._heard), waited_s=round(waited, 1))
+                log.debug("gossip.signing_started", heard=len(self._heard), waited_s=round(waited, 1))
         return self._ready
 
     def _has_others(self) -> bool:
-        """Whether the network has other islands, as far as is known here."""
+        """Whether the network has other islands, as far as this island knows."""
         me = int(self._logs.me in self._logs.positions)
         joined = self._trust.chain is not None and bool(decode_chain(self._trust.chain).links)
         return joined or len(self._logs.positions) > me

@@ -1,4 +1,4 @@
-"""SQL of this island's own log in state.db: what it wants known, what it has signed, its own blobs."""
+"""SQL of this island's own log in state.db: pending changes, signed records and batches, and own blobs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from island.kernel.codec import BULK_LIMIT
 
 
 def put(conn: sqlite3.Connection, key: str, value: bytes | None) -> None:
-    """Want `key` to be `value` (None: gone), in the caller's transaction. Raises `BadInput`, `Full`."""
+    """Add a change of `key` to `value` (None: delete) in the caller's transaction. Raises `BadInput`, `Full`."""
     check_record(key, value)
     signed = conn.execute("SELECT value FROM gossip_own_records WHERE key = ?", (key,)).fetchone()
     if (signed["value"] if signed else None) == value:
-        # Back to what is signed, or never signed and not wanted. A row stays if there was one,
-        # so that the change is projected too; signing drops it.
+        # The value is that of the signed record (or there is neither). An existing pending row is kept,
+        # so that the change is projected too; `prune` removes it.
         if conn.execute("SELECT 1 FROM gossip_own_pending WHERE key = ?", (key,)).fetchone() is None:
             return
     elif signed is None and value is not None:
@@ -33,13 +33,13 @@ def _check_room(conn: sqlite3.Connection) -> None:
     ).fetchone()[0]
     if count >= MAX_KEYS:
         raise Full(
-            f"this island's log holds {count} records, the most that others accept",
-            hint="Withdraw datasets, sources or servers that nobody needs any more.",
+            f"this island's log has {count} records, the maximum that other islands accept",
+            hint="Withdraw datasets, sources or servers that are no longer needed.",
         )
 
 
 def replace(conn: sqlite3.Connection, prefix: str, wanted: Mapping[str, bytes]) -> None:
-    """Want exactly `wanted` among the keys that begin with `prefix`."""
+    """Make `wanted` the only records below `prefix`, in the caller's transaction."""
     for key in sorted(set(state(conn, prefix)) - set(wanted)):
         put(conn, key, None)
     for key in sorted(wanted):
@@ -47,7 +47,7 @@ def replace(conn: sqlite3.Connection, prefix: str, wanted: Mapping[str, bytes]) 
 
 
 def state(conn: sqlite3.Connection, prefix: str = "") -> dict[str, tuple[bytes, int]]:
-    """What this island wants known now: key → (value, seq of its signing or 0)."""
+    """The current records of this island: key → (value, its seq, or 0 if it is not signed yet)."""
     rows = conn.execute(
         "SELECT key, value, seq FROM gossip_own_records WHERE key >= ?1 AND key < ?2"
         " AND key NOT IN (SELECT key FROM gossip_own_pending)"
@@ -58,13 +58,13 @@ def state(conn: sqlite3.Connection, prefix: str = "") -> dict[str, tuple[bytes, 
 
 
 def pending(conn: sqlite3.Connection, after: int = 0) -> list[tuple[int, str, bytes | None]]:
-    """What is not signed: (change, key, value) in the order of changes above `after`."""
+    """The unsigned changes above `after`, in order: (change, key, value)."""
     rows = conn.execute("SELECT change, key, value FROM gossip_own_pending WHERE change > ? ORDER BY change", (after,))
     return [(row["change"], row["key"], row["value"]) for row in rows]
 
 
 def prune(conn: sqlite3.Connection, upto: int) -> None:
-    """Forget pending changes up to `upto` that would sign what is signed already."""
+    """Delete pending changes up to `upto` whose value is that of the signed record."""
     conn.execute(
         "DELETE FROM gossip_own_pending WHERE change <= ? AND value IS"
         " (SELECT value FROM gossip_own_records r WHERE r.key = gossip_own_pending.key)",
@@ -73,7 +73,7 @@ def prune(conn: sqlite3.Connection, upto: int) -> None:
 
 
 def append(conn: sqlite3.Connection, batches: Iterable[LogBatch]) -> None:
-    """Store signed batches, and take what they say out of what is pending."""
+    """Store signed batches, update the signed records, and delete the pending changes that they contain."""
     for batch in batches:
         conn.execute(
             "INSERT INTO gossip_own_batches (epoch, first, last, hash, signed) VALUES (?, ?, ?, ?, ?)",
@@ -89,7 +89,7 @@ def append(conn: sqlite3.Connection, batches: Iterable[LogBatch]) -> None:
 
 
 def head(conn: sqlite3.Connection) -> Head:
-    """The head of the own log."""
+    """The head of this island's log."""
     row = conn.execute(
         "SELECT epoch, last, hash FROM gossip_own_batches ORDER BY epoch DESC, first DESC LIMIT 1"
     ).fetchone()
@@ -108,7 +108,7 @@ def log_bytes(conn: sqlite3.Connection) -> int:
 
 
 def put_blob(conn: sqlite3.Connection, data: bytes) -> str:
-    """Keep a blob of this island; every `put` wants one `drop`. Returns its hash."""
+    """Store a blob of this island and count one use; `drop_blob` must follow later. Returns its hash."""
     if len(data) > BULK_LIMIT:
         raise BadInput(f"a blob of {len(data)} bytes is over the limit of {BULK_LIMIT}")
     name = blake3(data).hexdigest()
@@ -121,7 +121,7 @@ def put_blob(conn: sqlite3.Connection, data: bytes) -> str:
 
 
 def drop_blob(conn: sqlite3.Connection, name: str) -> None:
-    """Give up one use of a blob; without uses it is gone."""
+    """Release one use of a blob, and delete it after the last."""
     conn.execute("UPDATE gossip_own_blobs SET uses = uses - 1 WHERE hash = ?", (name,))
     conn.execute("DELETE FROM gossip_own_blobs WHERE hash = ? AND uses <= 0", (name,))
 

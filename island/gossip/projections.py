@@ -1,4 +1,4 @@
-"""What other concerns make of the records: their own tables in gossip.db, written with the log."""
+"""Projections: tables of other packages in gossip.db, derived from records and written with the logs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Committed = Callable[[Change], None]
 
 
 class Projections:
-    """Which functions see the changes of which kinds of record."""
+    """The registered functions that apply changes, by kind of record."""
 
     def __init__(self) -> None:
         self._applies: dict[str, list[tuple[Apply, str]]] = {}
         self._listeners: dict[str, list[Committed]] = {}
 
     def register(self, kind: str, apply: Apply, version: str, committed: Committed | None) -> None:
-        """Call `apply` for every change of a record of `kind`; a new `version` applies all again.
+        """Call `apply` for every change of a record of `kind`. With a new `version`, apply all records again.
 
-        `committed` hears of each change in the event loop, once it is committed.
+        `committed` is called in the event loop with each change after its commit.
         """
         kind = kind.rstrip("/")
         self._applies.setdefault(kind, []).append((apply, version))
@@ -40,13 +40,13 @@ class Projections:
                 _guarded(conn, apply, change)
 
     def committed(self, changes: Iterable[Change]) -> None:
-        """Tell of changes that were applied: in the event loop, after the commit of their transaction."""
+        """Call the listeners with applied changes. Runs in the event loop, after the commit."""
         for change in changes:
             for listener in self._listeners.get(_kind(change), ()):
                 listener(change)
 
     def rebuild(self, conn: sqlite3.Connection) -> list[str]:
-        """Apply every record of the kinds whose projection is new or changed; returns these kinds."""
+        """Apply all records of the kinds whose projection is new or changed; returns these kinds."""
         stored, done = store.versions(conn), []
         for kind in sorted(self._applies):
             version = ",".join(version for _, version in self._applies[kind])
@@ -67,8 +67,8 @@ def _guarded(conn: sqlite3.Connection, apply: Apply, change: Change) -> None:
     try:
         apply(conn, change)
     except sqlite3.OperationalError:
-        raise  # a full disk undoes the whole transaction
-    except Exception:  # a bug, logged whole: no record that someone else wrote may stop the log
+        raise  # a full disk rolls back the whole transaction
+    except Exception:  # a bug, logged with its traceback: a record of another island must not stop the log
         conn.execute("ROLLBACK TO projection")
         log.exception("gossip.projection_failed", origin=change.origin, key=change.key)
     conn.execute("RELEASE projection")

@@ -1,7 +1,7 @@
-"""Gossip of one island: its own records out, everyone's records in.
+"""Gossip: publishes this island's records and receives those of all islands.
 
-Other concerns put records with `put` in their own transactions of state.db, and see everyone's
-through projections, which are written in gossip.db together with the logs.
+Other packages publish records with `put` in their own transactions on state.db, and read the records
+of all islands from projections, which are written to gossip.db together with the logs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = structlog.get_logger("island")
 
 
 class Gossip:
-    """The signed logs of the archipelago. Register projections first, then `start`."""
+    """The signed logs of the archipelago. Register projections before `start`."""
 
     def __init__(self, state: Database, db: Database, trust: Trust, peers: Peers, clock: Clock, rng: Rng) -> None:
         self._state, self._db, self._trust, self._rng = state, db, trust, rng
@@ -44,7 +44,7 @@ class Gossip:
 
     @property
     def changed(self) -> Topic:
-        """Touched after each transaction that stored or projected something."""
+        """Touched after each transaction that stored or projected records."""
         return self._logs.changed
 
     async def start(self, tasks: Tasks) -> None:
@@ -59,38 +59,39 @@ class Gossip:
     # --- this island's records ------------------------------------------------------------------
 
     def put(self, conn: sqlite3.Connection, key: str, value: bytes) -> None:
-        """Make `key` (`kind/rest`, ≤ 200 bytes) say `value` (≤ 4 KiB), in a transaction of state.db.
+        """Set the record `key` (`kind/rest`, ≤ 200 bytes) to `value` (≤ 4 KiB), in a transaction on state.db.
 
-        `poke` after the commit. Raises `BadInput` for a key or value over the limits, `Full`.
+        Call `poke` after the commit. Raises `BadInput` for an invalid key or a value that is too large,
+        and `Full` if this island has too many records.
         """
         own_log_store.put(conn, key, value)
 
     def delete(self, conn: sqlite3.Connection, key: str) -> None:
-        """Withdraw `key`, in a transaction of state.db. Nothing happens if it was never put."""
+        """Delete the record `key`, in a transaction on state.db. Does nothing if it does not exist."""
         own_log_store.put(conn, key, None)
 
     def own(self, conn: sqlite3.Connection, prefix: str = "") -> dict[str, bytes]:
-        """What this island wants known, by key, read from state.db."""
+        """The records of this island by key, read from state.db."""
         return {key: value for key, (value, _) in own_log_store.state(conn, prefix).items()}
 
     def truth(self, prefix: str, wanted: Callable[[sqlite3.Connection], dict[str, bytes]]) -> None:
-        """Let `wanted(conn of state.db)` say what the own records below `prefix` are.
+        """Register `wanted(conn)`, which derives this island's records below `prefix` from tables of state.db.
 
-        It is asked at every start, and after a part of the log came back from peers, so that
-        the log follows the owner's tables whatever was restored from where. Before `start`.
+        It is called at every start, and after a part of the log was restored from peers, so that the
+        log agrees with these tables after any restore. Call before `start`.
         """
         self._own.truth(prefix, wanted)
 
     def poke(self) -> None:
-        """Something was put and committed: project, sign and spread it soon."""
+        """Project, sign and spread committed changes soon."""
         self._own.poked.set()
 
     async def flush(self) -> None:
-        """Return once all that was put and committed is in the projections of this island."""
+        """Wait until all committed changes are in the projections of this island."""
         await self._own.project()
         self.poke()
 
-    # --- everyone's records -----------------------------------------------------------------------
+    # --- records of all islands -------------------------------------------------------------------
 
     def project(
         self,
@@ -100,29 +101,28 @@ class Gossip:
         committed: Callable[[Change], None] | None = None,
         version: str = "1",
     ) -> None:
-        """Call `apply(conn of gossip.db, change)` for every change of a record of `kind`, before `start`.
+        """Register `apply(conn of gossip.db, change)` for all changes of records of `kind`. Call before `start`.
 
-        It runs in the transaction that stores the change, for own and others' records alike,
-        and must store nothing of what it cannot read. It runs in the writer's thread, before the
-        commit, and must not change what the event loop reads: that is for `committed`, which is
-        called in the event loop with each change once it is committed.
+        `apply` runs in the transaction that stores the change, for records of this and of other
+        islands, and must ignore records that it cannot decode. It runs in the writer's thread before
+        the commit, so it must not change state that the event loop reads. That is for `committed`,
+        which is called in the event loop with each change after the commit.
 
-        At start with a new `version`, and with a new gossip.db, it sees all records again: it must
-        not mind what it has seen before. `committed` does not hear of these, for who starts later
-        reads the tables.
+        With a new `version` or a new gossip.db, `start` applies all records again, so `apply` must be
+        idempotent. `committed` is not called for these: read the tables after `start` instead.
         """
         self._projections.register(kind, apply, version, committed)
 
     def read_records(self, conn: sqlite3.Connection, prefix: str, origin: IslandId | None = None) -> Iterator[Change]:
-        """The records that begin with `prefix`, by origin and key, read from gossip.db."""
+        """The records whose key begins with `prefix`, sorted by origin and key, read from gossip.db."""
         return store.records(conn, prefix, origin)
 
     def head(self, origin: IslandId) -> Head:
-        """How far the log of `origin` is here."""
+        """The stored head of the log of `origin`."""
         return self._logs.positions.get(origin)
 
     def origins(self) -> list[IslandId]:
-        """The islands of which anything is known, by key."""
+        """The known origins, sorted by key."""
         return list(self._logs.positions.roster)
 
     def digest(self) -> bytes:
@@ -130,21 +130,21 @@ class Gossip:
         return self._logs.positions.digest().root
 
     def problems(self, display: Callable[[IslandId], str] = key_prefix) -> list[str]:
-        """What a health report should say about the logs; `display` is what people see of an island."""
+        """Problems of the logs, for health reports. `display` returns the displayed name of an island."""
         problems = [self._own.problem] if self._own.problem else []
         reasons: dict[str, list[str]] = {}
         for origin, reason in sorted(self._logs.unstored().items()):
             reasons.setdefault(reason, []).append(display(origin))
         for reason, names in reasons.items():
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            problems.append(f"news of {', '.join(names[:5])}{more} cannot be stored: {reason}.")
+            problems.append(f"changes from {', '.join(names[:5])}{more} cannot be stored: {reason}.")
         return problems
 
     # --- loops ----------------------------------------------------------------------------------
 
     async def _sign(self) -> None:
         await self._own.poked.wait(self._wait)
-        self._wait = 1.0  # after a failure the poke is used up, and the work is not done
+        self._wait = 1.0  # if the step fails, the poke is consumed: try again after a second
         delta, self._wait = await self._own.step()
         if delta is not None:
             self._spread.push([delta])

@@ -1,8 +1,8 @@
-"""How logs spread: new batches are pushed at once; comparing heads finds what a push missed.
+"""Spreads logs: pushes new batches at once, and compares heads to find batches that pushes missed.
 
-An exchange begins with two hashes. If they differ, the heads are compared page by page, what
-is missing here is pulled in pages, and what the other lacks is pushed if it is little, else
-the other is told to look. Everything big moves at the receiver's pace.
+An exchange begins with two hashes. If they differ, the heads are compared page by page. Batches
+that this island lacks are pulled in pages. Batches that the peer lacks are pushed if they are
+small; otherwise the peer is asked to compare (`gossip.look`) and pulls at its own pace.
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ from island.kernel.telemetry import counter
 log = structlog.get_logger("island")
 
 EXCHANGES = counter("gossip_exchanges", "Comparisons with other islands, by outcome", ("outcome",))
-BYTES_OUT = counter("gossip_bytes_out", "Bytes of gossip sent: pushes and answers to pulls")
+BYTES_OUT = counter("gossip_bytes_out", "Bytes of gossip sent in pushes and answers to pulls")
 
 INTERVAL = 5.0
-"""Seconds between two comparisons with some island, on average."""
+"""Average number of seconds between two comparisons with a random linked island."""
 
 PUSH_LIMIT = 32 * 1024
-"""Bytes that are pushed in one go; of more, the others are told to look."""
+"""Maximum number of bytes that are pushed at once. For more, peers are asked to compare."""
 
 COUNT_EVERY = 12
-"""Rounds of anti-entropy between two counts of the records, for the metrics."""
+"""Number of comparisons between two counts of the records for the metrics."""
 
 AT_ONCE = 4
-"""Exchanges that this island runs at one time."""
+"""Maximum number of concurrent exchanges."""
 
 PAUSE = 0.1
 """Seconds between two exchanges with one island."""
 
 MAX_PAGES = core.MAX_ORIGINS // HEADS_A_PAGE + 3
-"""Pages of heads in one exchange: of all origins that may be known."""
+"""Maximum number of pages of heads in one exchange: enough for `MAX_ORIGINS`."""
 
 IDLE_PAGES = 3
-"""Pages in a row that may bring nothing before a pull is given up."""
+"""Maximum number of consecutive pages without new batches before a pull is given up."""
 
 TIMEOUT = 4.0
-"""Seconds in which a peer must answer a request."""
+"""Timeout of a request in seconds."""
 
 
 class Spread:
-    """Moves batches between this island and the linked ones."""
+    """Exchanges batches with the linked islands."""
 
     def __init__(self, logs: Logs, own: OwnLog, peers: Peers, clock: Clock, rng: Rng) -> None:
         self._logs, self._own, self._peers, self._clock, self._rng = logs, own, peers, clock, rng
@@ -88,7 +88,7 @@ class Spread:
             self.look_at(link.island)
 
     def push(self, deltas: Sequence[Delta], but: IslandId | None = None) -> None:
-        """Send new batches to every linked island but the one they came from."""
+        """Send new batches to all linked islands except the one they came from (`but`)."""
         islands = [link.island for link in self._peers.links() if link.island != but]
         if not islands or not deltas:
             return
@@ -98,7 +98,7 @@ class Spread:
                 self._send(island, "gossip.batch", message)
 
     def look_at(self, peer: IslandId) -> None:
-        """Compare with `peer` soon."""
+        """Schedule a comparison with `peer`."""
         self._due[peer] = None
         self._wake.set()
 
@@ -106,7 +106,7 @@ class Spread:
         if self._peers.push(island, kind, message):
             BYTES_OUT.inc(len(message))
 
-    # --- what others send ---------------------------------------------------------------------
+    # --- messages of other islands ------------------------------------------------------------
 
     def _on_link(self, peer: IslandId, up: bool) -> None:
         if up:
@@ -185,7 +185,7 @@ class Spread:
             self._wake.set()
 
     async def _exchange(self, peer: IslandId) -> str:
-        """Compare with `peer` and exchange what differs; returns the outcome for the metrics."""
+        """Compare with `peer` and exchange missing batches; returns the outcome for the metrics."""
         after, outcome = b"", "equal"
         for _ in range(MAX_PAGES):
             asked = self._logs.positions.digest(after)
@@ -195,7 +195,7 @@ class Spread:
             outcome = "differed"
             heads, until = self._logs.positions.read(asked, answer)
             if answer.indexed and not heads:
-                continue  # the roster grew under the question
+                continue  # the roster changed during the request
             difference = core.compare_heads(self._logs.positions, heads, after, until)
             await self._pull(peer, [w for w in difference.wants if self._logs.accepts(island_id(w.origin))])
             await self._offer(peer, difference)
@@ -206,7 +206,7 @@ class Spread:
         return outcome
 
     async def _pull(self, peer: IslandId, wants: Sequence[PullRange]) -> None:
-        """Pull what is wanted, page by page, as long as the pages bring something."""
+        """Pull the wanted ranges page by page, as long as pages bring new batches."""
         todo = {want.origin: want for want in wants}
         doubted: set[bytes] = set()
         idle = 0
@@ -222,7 +222,8 @@ class Spread:
             came = {delta.origin for delta in page.deltas}
             brought = {delta.origin for delta in taken.fresh}
             for want in asked:
-                # What came may be only the beginning; what brought nothing is not asked for again.
+                # Ask again for a range whose beginning arrived, or that did not fit in the page. Do not ask
+                # again for a range that brought nothing new.
                 if page.more and (want.origin in brought or want.origin not in came):
                     head = self._logs.positions.get(island_id(want.origin))
                     todo[want.origin] = PullRange(origin=want.origin, epoch=want.epoch, after=max(want.after, head.seq))
@@ -234,7 +235,7 @@ class Spread:
                     todo[doubt.origin] = doubt
 
     async def _offer(self, peer: IslandId, difference: Difference) -> None:
-        """Push what `peer` lacks if it is little; else tell it to look here."""
+        """Push the batches that `peer` lacks if they are small; otherwise ask it to compare."""
         offers = difference.offers
         if not offers:
             return
@@ -251,7 +252,7 @@ class Spread:
 
 
 def _messages(deltas: Sequence[Delta]) -> list[bytes]:
-    """The deltas as few messages that each respect the limit of a control message."""
+    """Encode deltas as few messages, each within the limit of a control message."""
     messages: list[bytes] = []
     page: list[Delta] = []
     size = 0
@@ -271,7 +272,7 @@ def _messages(deltas: Sequence[Delta]) -> list[bytes]:
 
 
 def _parts(delta: Delta) -> list[Delta]:
-    """A delta that may be too big for one message, as several that are not."""
+    """Split a delta into parts that each fit in one message."""
     parts: list[Delta] = []
     some: list[bytes] = []
     size = len(delta.chain)

@@ -1,4 +1,4 @@
-"""SQL of gossip.db: every origin's log, the records in it, proofs of forks, fetched blobs."""
+"""SQL of gossip.db: the logs of all origins, their records, proofs of forks, fetched blobs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from island.kernel.ids import IslandId
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of one record, as projections see it.
+    """One change of one record, as passed to projections.
 
-    `value` None: the record is gone. `seq` 0: a change of this island that is not signed yet.
+    `value` is None if the record was deleted. `seq` is 0 for a change of this island that is not signed yet.
     """
 
     origin: IslandId
@@ -37,7 +37,7 @@ def heads(conn: sqlite3.Connection) -> dict[IslandId, Head]:
 
 
 def head(conn: sqlite3.Connection, origin: IslandId) -> Head:
-    """The head of one origin; that of an empty log if nothing of it is stored."""
+    """The head of one origin; the head of an empty log if nothing is stored."""
     row = conn.execute(f"{_HEADS} WHERE o.origin = ?", (origin,)).fetchone()
     return Head() if row is None else _head(row)
 
@@ -47,7 +47,7 @@ def _head(row: sqlite3.Row) -> Head:
 
 
 def add_origin(conn: sqlite3.Connection, origin: IslandId, chain: bytes) -> None:
-    """Remember an origin with the chain that admits it, before its first batch or proof."""
+    """Store an origin with the chain that admits it. Required before its first batch or proof."""
     conn.execute(
         "INSERT INTO gossip_origins (origin, chain, epoch, seq, head, keys, bytes) VALUES (?, ?, ?, 0, ?, 0, 0)"
         " ON CONFLICT DO NOTHING",
@@ -56,19 +56,19 @@ def add_origin(conn: sqlite3.Connection, origin: IslandId, chain: bytes) -> None
 
 
 def chain(conn: sqlite3.Connection, origin: IslandId) -> bytes | None:
-    """The chain of an origin that is known."""
+    """The chain of an origin, or None if it is not known."""
     row = conn.execute("SELECT chain FROM gossip_origins WHERE origin = ?", (origin,)).fetchone()
     return row["chain"] if row else None
 
 
 def size(conn: sqlite3.Connection, origin: IslandId) -> tuple[int, int]:
-    """Records and bytes of batches of one origin."""
+    """Return (number of records, bytes of batches) of one origin."""
     row = conn.execute("SELECT keys, bytes FROM gossip_origins WHERE origin = ?", (origin,)).fetchone()
     return (row["keys"], row["bytes"]) if row else (0, 0)
 
 
 def append(conn: sqlite3.Connection, batch: LogBatch) -> int:
-    """Store a batch that fits; returns the number of records its origin now has."""
+    """Store a batch that fits; returns the number of records that its origin then has."""
     conn.execute(
         "INSERT INTO gossip_batches (origin, epoch, first, last, hash, signed) VALUES (?, ?, ?, ?, ?, ?)",
         (batch.origin, batch.epoch, batch.first, batch.last, batch.hash, batch.signed),
@@ -85,7 +85,7 @@ def append(conn: sqlite3.Connection, batch: LogBatch) -> int:
 
 
 def append_own(conn: sqlite3.Connection, batch: LogBatch) -> None:
-    """Store a batch of this island itself; its records are written by `put_own`, which may be ahead."""
+    """Store a batch of this island. Its records were written before by `put_own`, possibly with newer values."""
     conn.execute(
         "INSERT INTO gossip_batches (origin, epoch, first, last, hash, signed) VALUES (?, ?, ?, ?, ?, ?)",
         (batch.origin, batch.epoch, batch.first, batch.last, batch.hash, batch.signed),
@@ -102,7 +102,7 @@ def append_own(conn: sqlite3.Connection, batch: LogBatch) -> None:
 
 
 def put_own(conn: sqlite3.Connection, change: Change) -> bool:
-    """Write a record of this island; False if it says the same already."""
+    """Write a record of this island; returns False if it already has this value."""
     row = conn.execute(
         "SELECT value FROM gossip_records WHERE origin = ? AND key = ?", (change.origin, change.key)
     ).fetchone()
@@ -113,7 +113,7 @@ def put_own(conn: sqlite3.Connection, change: Change) -> bool:
 
 
 def _put(conn: sqlite3.Connection, change: Change) -> bool:
-    """Write a record; True if its key is new."""
+    """Write a record; returns True if its key is new."""
     values = (change.value, change.epoch, change.seq, change.origin, change.key)
     updated = conn.execute(
         "UPDATE gossip_records SET value = ?, epoch = ?, seq = ? WHERE origin = ? AND key = ?", values
@@ -144,7 +144,7 @@ def overlapping(conn: sqlite3.Connection, batch: LogBatch) -> list[bytes]:
 
 def batches(conn: sqlite3.Connection, origin: IslandId, epoch: int, after: int) -> Iterator[bytes]:
     """The batches with entries above `after`, in order."""
-    # The batch that holds `after + 1` may begin at or below it, at one who has another story.
+    # The batch with `after + 1` may begin before it if this island has another version of the log.
     rows = conn.execute(
         "SELECT signed FROM gossip_batches WHERE origin = ?1 AND epoch = ?2 AND last > ?3 AND first >= coalesce("
         " (SELECT max(first) FROM gossip_batches WHERE origin = ?1 AND epoch = ?2 AND first <= ?3 + 1), 0)"
@@ -158,7 +158,7 @@ def batches(conn: sqlite3.Connection, origin: IslandId, epoch: int, after: int) 
 def records(
     conn: sqlite3.Connection, prefix: str, origin: IslandId | None = None, *, tombstones: bool = False
 ) -> Iterator[Change]:
-    """The records whose key begins with `prefix`, by origin and key; of one origin if named."""
+    """The records whose key begins with `prefix`, of all origins or of one, sorted by origin and key."""
     rows = conn.execute(
         "SELECT origin, key, value, seq, epoch FROM gossip_records WHERE key >= ? AND key < ?"
         " AND (?3 IS NULL OR origin = ?3) AND (?4 OR value IS NOT NULL) ORDER BY origin, key",
@@ -169,18 +169,18 @@ def records(
 
 
 def own_keys(conn: sqlite3.Connection, me: IslandId) -> list[str]:
-    """The keys of this island's records that are not gone."""
+    """The keys of this island's records, without tombstones."""
     rows = conn.execute("SELECT key FROM gossip_records WHERE origin = ? AND value IS NOT NULL ORDER BY key", (me,))
     return [row["key"] for row in rows]
 
 
 def count_records(conn: sqlite3.Connection) -> int:
-    """Records of all origins, tombstones left out."""
+    """The number of records of all origins, without tombstones."""
     return int(conn.execute("SELECT count(*) FROM gossip_records WHERE value IS NOT NULL").fetchone()[0])
 
 
 def add_proof(conn: sqlite3.Connection, origin: IslandId, one: bytes, other: bytes) -> bool:
-    """Keep the proof that freezes an origin; False if there is one."""
+    """Store a proof, which freezes its origin; returns False if there already is one."""
     done = conn.execute(
         "INSERT INTO gossip_proofs (origin, one, other) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (origin, one, other)
     )
@@ -188,18 +188,18 @@ def add_proof(conn: sqlite3.Connection, origin: IslandId, one: bytes, other: byt
 
 
 def proof(conn: sqlite3.Connection, origin: IslandId) -> tuple[bytes, bytes] | None:
-    """The proof against an origin, if it is frozen."""
+    """The proof that froze an origin, or None."""
     row = conn.execute("SELECT one, other FROM gossip_proofs WHERE origin = ?", (origin,)).fetchone()
     return (row["one"], row["other"]) if row else None
 
 
 def versions(conn: sqlite3.Connection) -> dict[str, str]:
-    """With which version each kind was last projected."""
+    """The version of the projection that was last applied, by kind."""
     return {row["kind"]: row["version"] for row in conn.execute("SELECT kind, version FROM gossip_projections")}
 
 
 def set_version(conn: sqlite3.Connection, kind: str, version: str) -> None:
-    """Remember that all records of `kind` were projected with `version`."""
+    """Store that all records of `kind` were projected with `version`."""
     conn.execute(
         "INSERT INTO gossip_projections (kind, version) VALUES (?, ?)"
         " ON CONFLICT (kind) DO UPDATE SET version = excluded.version",
@@ -208,13 +208,13 @@ def set_version(conn: sqlite3.Connection, kind: str, version: str) -> None:
 
 
 def blob(conn: sqlite3.Connection, name: str) -> bytes | None:
-    """A fetched blob by its hash."""
+    """A fetched blob by its hash, or None."""
     row = conn.execute("SELECT data FROM gossip_blobs WHERE hash = ?", (name,)).fetchone()
     return row["data"] if row else None
 
 
 def keep_blob(conn: sqlite3.Connection, name: str, data: bytes, limit: int) -> None:
-    """Keep a fetched blob; the ones fetched longest ago go when all exceed `limit` bytes."""
+    """Store a fetched blob. Deletes the blobs that were fetched first while the total exceeds `limit` bytes."""
     conn.execute("INSERT INTO gossip_blobs (hash, data) VALUES (?, ?) ON CONFLICT DO NOTHING", (name, data))
     total = conn.execute("SELECT coalesce(sum(length(data)), 0) FROM gossip_blobs").fetchone()[0]
     for row in _oldest(conn):

@@ -1,1 +1,1 @@
-"""Ids, the bounded codec, ports, loops, databases and telemetry that every concern stands on."""
+"""Shared by all other packages: ids, the bounded codec, ports, loops, databases, child processes and telemetry."""

@@ -1,9 +1,10 @@
-"""The bounded codec: msgpack bytes to typed structs, and back.
+"""The bounded codec: encodes typed structs as MessagePack and decodes them within limits.
 
-`msgspec` decodes straight into the expected type, so that nothing is allocated for what the
-type does not allow: the size of a message is checked first, then each length before its
-elements are read. A struct travels as a map; unknown fields are skipped, not built, so that
-versions can live together. `protocols/decisions/0012-typed-decoding.md` has the figures.
+`msgspec` decodes straight into the expected type, so that no memory is allocated for input that
+the type does not allow: the size of a message is checked first, then each length before its
+elements are read. A struct is encoded as a map. Unknown fields are skipped without building
+them, so that islands of different versions can talk to each other.
+`protocols/decisions/0012-typed-decoding.md` has measurements.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import msgspec
 from island.errors import PeerMisbehaved
 
 CONTROL_LIMIT = 64 * 1024
-"""The largest control message between islands, in bytes."""
+"""Maximum size of a control message between islands, in bytes."""
 
 BULK_LIMIT = 256 * 1024
-"""The largest blob, page or row block in one piece, in bytes."""
+"""Maximum size of a blob, a manifest page or a block of rows, in bytes."""
 
 MAX_DEPTH = 16
-"""The deepest nesting of arrays and maps that is accepted; empty ones do not count."""
+"""Maximum nesting of arrays and maps; empty ones do not count."""
 
 MAX_FOREIGN_VALUES = 256 * 1024
-"""Values (fields, keys, elements) in a message that this version would have encoded differently."""
+"""Maximum number of values (fields, keys, elements) in a message that this version would encode differently."""
 
 T = TypeVar("T")
 
@@ -37,48 +38,48 @@ class Malformed(PeerMisbehaved):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of everything that crosses the wire or reaches the disk.
+    """Base class of all messages that are sent to other islands or stored on disk.
 
     Each field of variable length has a `max_length`; `tests/kernel/test_message_limits.py`
     checks all subclasses.
     """
 
     MAX_BYTES: ClassVar[int] = CONTROL_LIMIT
-    """The largest encoded message of this type. Subclasses set their own."""
+    """Maximum encoded size in bytes. Subclasses set their own."""
 
 
 def encode(value: Any) -> bytes:
-    """The canonical bytes of a struct or plain value: fields in order of definition, map keys sorted."""
+    """Encode a struct or plain value canonically: fields in order of definition, map keys sorted."""
     return msgspec.msgpack.encode(value, order="deterministic")
 
 
 def decode(data: bytes | bytearray | memoryview, kind: type[T], *, limit: int | None = None) -> T:
-    """A value of type `kind` from msgpack bytes.
+    """Decode MessagePack bytes into a value of type `kind`.
 
-    `limit` is the largest accepted size in bytes, by default that of the type (`limit_of`).
-    Raises `Malformed` for anything else than a value of this type: too long, too deep,
-    trailing bytes, wrong types, values outside the constraints of the type. Where a map has
-    a key twice, each value is checked and the last one counts.
+    `limit` is the maximum size in bytes, by default that of the type (`limit_of`). Raises
+    `Malformed` for input that is too long or nested too deeply, has trailing bytes, or does not
+    meet the types and constraints of `kind`. If a map contains a key twice, both values are
+    validated and the last one is used.
     """
     limit = limit_of(kind) if limit is None else limit
     if len(data) > limit:
-        raise Malformed(f"a message of {len(data)} bytes is over the limit of {limit}")
+        raise Malformed(f"a message of {len(data)} bytes is over the limit of {limit} bytes")
     try:
         value: T = _decoder(kind).decode(data)  # type: ignore[arg-type]  # a type is hashable, whatever T is
     # UnicodeDecodeError is a ValueError.
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         raise Malformed(f"not a valid {getattr(kind, '__name__', kind)}: {str(error)[:200]}") from error
-    # The depth of known fields is that of their types. Unknown ones are skipped at any depth that
-    # the interpreter's stack happens to have room for, which differs between islands, and
-    # islands must agree on what is malformed. Encoding again costs little, and equal bytes
-    # have no unknown fields.
+    # The types limit the depth of known fields. Unknown fields are skipped at any depth for which
+    # the interpreter's stack has room. That depth differs between islands, but all islands must
+    # agree on what is malformed. Encoding the value again is cheap, and if the bytes are equal the
+    # message has no unknown fields.
     if _ENCODER.encode(value) != data:
         _check_depth(memoryview(data))
     return value
 
 
 def limit_of(kind: Any) -> int:
-    """The largest encoded size of a type in bytes: `MAX_BYTES` of a message, else CONTROL_LIMIT."""
+    """The maximum encoded size of a type in bytes: `MAX_BYTES` of a `Message`, else `CONTROL_LIMIT`."""
     return int(getattr(kind, "MAX_BYTES", CONTROL_LIMIT))
 
 
@@ -90,23 +91,23 @@ def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(kind)
 
 
-# --- the depth of what the decoder skipped ---------------------------------------------------
+# --- nesting depth of skipped fields ---------------------------------------------------------
 
 _SIZES: Final = [
     *[1] * 0x80,  # positive integers
-    *[1, *[0] * 0x0F] * 2,  # maps and arrays: empty ones, and others, below
+    *[1, *[0] * 0x0F] * 2,  # maps and arrays: empty, then those in _CONTAINERS
     *range(1, 0x21),  # text of up to 31 bytes
     *(1, 1, 1, 1),  # nil, (unused), false, true
-    *(0, 0, 0, 0, 0, 0),  # binary and extensions with their lengths, below
+    *(0, 0, 0, 0, 0, 0),  # binary and extensions with a length, in _LENGTHS
     *(5, 9),  # floats
     *(2, 3, 5, 9),  # unsigned integers
     *(2, 3, 5, 9),  # integers
     *(3, 4, 6, 10, 18),  # extensions of fixed length
-    *(0, 0, 0),  # text with its length, below
-    *(0, 0, 0, 0),  # arrays and maps with their lengths, below
+    *(0, 0, 0),  # text with a length, in _LENGTHS
+    *(0, 0, 0, 0),  # arrays and maps with a count, in _CONTAINERS
     *[1] * 0x20,  # negative integers
 ]
-"""Bytes of a whole value by its first byte; 0 where that byte does not say it."""
+"""Encoded size of a value by its first byte; 0 if the first byte does not determine it."""
 
 _LENGTHS: Final = {
     0xC4: (1, 0),
@@ -114,12 +115,12 @@ _LENGTHS: Final = {
     0xC6: (4, 0),  # binary
     0xC7: (1, 1),
     0xC8: (2, 1),
-    0xC9: (4, 1),  # extensions, which have a type besides
+    0xC9: (4, 1),  # extensions, which also have a type byte
     0xD9: (1, 0),
     0xDA: (2, 0),
     0xDB: (4, 0),  # text
 }
-"""First byte of a value with a length: (bytes of the length, bytes between it and the content)."""
+"""By the first byte of a value with a length: (size of the length, number of bytes between it and the content)."""
 
 _CONTAINERS: Final = {
     **{0x80 + count: (0, 2 * count) for count in range(16)},
@@ -129,11 +130,11 @@ _CONTAINERS: Final = {
     0xDE: (2, 2),
     0xDF: (4, 2),
 }
-"""First byte of a container: (0, values) or (bytes of the count, values for each)."""
+"""By the first byte of a container: (0, number of values) or (size of the count, values for each element)."""
 
 
 def _check_depth(data: memoryview) -> None:
-    """Raise `Malformed` for valid msgpack that is nested deeper than MAX_DEPTH, or has too many values."""
+    """Raise `Malformed` for valid MessagePack nested deeper than MAX_DEPTH or with more than MAX_FOREIGN_VALUES."""
     at, left = 0, 1
     outer: list[int] = []
     for _ in range(MAX_FOREIGN_VALUES):
@@ -157,4 +158,4 @@ def _check_depth(data: memoryview) -> None:
                 left = count
                 if len(outer) > MAX_DEPTH:
                     raise Malformed(f"a message is nested deeper than {MAX_DEPTH} levels")
-    raise Malformed(f"a message of another version has over {MAX_FOREIGN_VALUES} values")
+    raise Malformed(f"a message of another version has more than {MAX_FOREIGN_VALUES} values")

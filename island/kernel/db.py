@@ -1,10 +1,10 @@
-"""SQLite under asyncio: one writer thread with group commit, a pool of readers, numbered migrations.
+"""SQLite with asyncio: one writer thread with group commit, a pool of readers, numbered migrations.
 
-Each of the three databases (`state`, `gossip`, `chunks`) is one file with its own writer,
-so that no bulk import of gossip delays the durable accept of a job. A write function gets
-a connection inside a transaction; several waiting functions share one commit, each in a
-savepoint of its own, so that one failure does not undo the others. `write` returns after
-the commit: what it accepted is on disk (`synchronous=FULL` for `state`).
+Each of the three databases (`state`, `gossip`, `chunks`) is a file with its own writer thread,
+so that a bulk import of gossip does not delay the durable accept of a job. A write function gets
+a connection inside a transaction. Several waiting functions share one commit, each in its own
+savepoint, so that the failure of one does not undo the others. `write` returns after the commit;
+in `state` the changes are then on disk (`synchronous=FULL`).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _MIGRATION = re.compile(r"(\d{4})_\w+\.sql\Z")
 
 
 class Database:
-    """One SQLite file. Open with `Database.open`, close with `close`.
+    """One SQLite file. Open it with `Database.open` and close it with `close`.
 
-    `workers` has the threads: a lane of one for writing, a lane of `readers` for reading, each
-    reader with a connection of its own. `connection` is the class of all connections, for
-    simulated disks that fail.
+    `workers` provides the threads: one for writing and `readers` for reading, each with its own
+    connection. `connection` is the class of all connections; tests pass one that simulates a
+    failing disk.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Database:
         self.path = path
         self.kind = kind
         self.before_commit: Callable[[sqlite3.Connection], Callable[[], None] | None] | None = None
-        """Called with the connection at the end of each transaction; what it returns is called after the commit."""
+        """Called with the connection at the end of each transaction. May return a function to call after the commit."""
         self._connection = connection
         _create(path)
         self._writer = _connect(path, kind, connection)
@@ -77,7 +77,7 @@ class Database:
         *,
         connection: type[sqlite3.Connection] = sqlite3.Connection,
     ) -> Database:
-        """Open or create `folder/KIND.db`. Raises `ConfigError` for a newer or damaged file."""
+        """Open or create `folder/KIND.db`. Raises `ConfigError` if the file is newer than this version or damaged."""
         return cls(folder / f"{kind}.db", kind, workers, connection=connection)
 
     async def write(
@@ -87,15 +87,15 @@ class Database:
 
         The function must be quick, must not keep the connection, and must not commit. It runs in
         the writer's thread before the commit, so it must not change anything that the event loop
-        reads: it returns what it has to tell. What it raises is raised here and undoes its own
-        changes only. A disk that is full raises `Full`.
+        reads; it returns its results instead. If it raises, its own changes are rolled back and
+        the exception is raised to the caller. Raises `Full` if the disk is full.
 
         `then(result)` runs in the event loop right after the commit, in the order of commits and
-        before the caller goes on, also when the caller has been cancelled: whatever memory must
-        have in common with the database is changed there. It does not run after a failure.
+        before the caller continues, even if the caller has been cancelled. State in memory that
+        must agree with the database is changed there. It does not run after a failure.
 
-        A caller that is cancelled is told so only when the write is committed or has failed, so
-        that a lock around the write is held until then.
+        If the caller is cancelled, `CancelledError` is raised only after the write is committed or
+        has failed, so that a lock around the write is held until then.
         """
         if self._closed:
             raise IslandError(f"the database {self.path.name} is closed")
@@ -111,7 +111,7 @@ class Database:
         return await self._read_lane.run(self._read, function)
 
     def close(self) -> None:
-        """Finish what was accepted, then close every connection."""
+        """Finish the accepted writes and reads, then close all connections."""
         if self._closed:
             return
         self._closed = True
@@ -135,11 +135,11 @@ class Database:
             connection.execute("ROLLBACK")
 
     def _write_turn(self) -> Iterator[None]:
-        """Run and commit what waits, in one transaction; each `yield` is a place where other code may run."""
+        """Run and commit the waiting jobs in one transaction. Other code may run at each `yield`."""
         group: list[_Job] = []
         while self._jobs and len(group) < _GROUP:
             group.append(self._jobs.popleft())
-        if not group:  # an earlier turn has taken it along
+        if not group:  # an earlier turn has taken these jobs
             return
         try:
             self._writer.execute("BEGIN IMMEDIATE")
@@ -149,7 +149,7 @@ class Database:
             self._writer.execute("COMMIT")
             if committed is not None:
                 committed()
-        except Exception as error:  # noqa: BLE001 - handed to every waiting caller, none is left hanging
+        except Exception as error:  # noqa: BLE001 - raised to every waiting caller
             outcomes = [(None, error)] * len(group)
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
@@ -159,7 +159,7 @@ class Database:
 
 
 class _Job:
-    """One write function and the future that waits for its commit."""
+    """One write function and the future of its result."""
 
     def __init__(
         self,
@@ -171,16 +171,16 @@ class _Job:
         self._function, self._then, self._future, self._loop = function, then, future, loop
 
     def run(self, connection: sqlite3.Connection) -> tuple[Any, BaseException | None]:
-        connection.execute("SAVEPOINT one")
+        connection.execute("SAVEPOINT job")
         try:
             result = self._function(connection)
         except BaseException as error:
-            if not connection.in_transaction:  # SQLite rolled the whole group back (disk full, I/O error)
+            if not connection.in_transaction:  # SQLite has rolled back the whole group (disk full, I/O error)
                 raise
-            connection.execute("ROLLBACK TO one")
-            connection.execute("RELEASE one")
+            connection.execute("ROLLBACK TO job")
+            connection.execute("RELEASE job")
             return None, error
-        connection.execute("RELEASE one")
+        connection.execute("RELEASE job")
         return result, None
 
     def settle(self, result: Any, error: BaseException | None) -> None:
@@ -192,16 +192,16 @@ class _Job:
                 self._future.set_result(result)
             else:
                 self._future.set_exception(problem)
-                # The caller may have been cancelled; an unread exception is not a leak.
+                # Mark it as retrieved: the caller may have been cancelled, and asyncio would log it.
                 self._future.exception()
 
         try:
             self._loop.call_soon_threadsafe(deliver)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed, so no caller waits
             return
 
     def _follow_up(self, result: Any) -> Exception | None:
-        """Run `then`; a bug in it is logged here, because a caller that was cancelled would not hear of it."""
+        """Run `then`. Its exceptions are logged, because a cancelled caller would not receive them."""
         if self._then is None:
             return None
         try:
@@ -213,7 +213,7 @@ class _Job:
 
 
 async def _settled(future: asyncio.Future[T]) -> T:
-    """The outcome of a write; a caller that is cancelled meanwhile is told so once there is one."""
+    """Wait for the outcome of a write; a cancellation of the caller is raised after it."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
@@ -226,12 +226,13 @@ async def _settled(future: asyncio.Future[T]) -> T:
 
 
 def _create(path: Path) -> None:
-    """Make the file private before anything is in it; SQLite gives the files beside it the same mode."""
+    """Create the file with a private mode while it is empty; SQLite gives `-wal` and `-shm` the same mode."""
     try:
         create_private(path)
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be opened as a database: {error.strerror}", hint="Check the folder, its owner and the disk."
+            f"{path} cannot be opened as a database: {error.strerror}",
+            hint="Check the folder, its owner and the disk.",
         ) from error
 
 
@@ -268,8 +269,8 @@ def _migrate(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
     if version > newest:
         connection.close()
         raise ConfigError(
-            f"{path} was written by a newer version (schema {version}; this version knows up to {newest})",
-            hint="Run the newer version again, or restore a backup made by this one.",
+            f"{path} was written by a newer version (schema {version}; this version supports up to {newest})",
+            hint="Run the newer version, or restore a backup that this version made.",
         )
     for number, sql in steps:
         if number > version:
@@ -278,7 +279,7 @@ def _migrate(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
 
 def _explained(error: BaseException, path: Path) -> BaseException:
     if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-        full = Full(f"the disk that holds {path} is full", hint="Free some space; nothing that was accepted is lost.")
+        full = Full(f"the disk of {path} is full", hint="Free some space. Accepted data are not lost.")
         full.__cause__ = error
         return full
     return error

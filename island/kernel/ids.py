@@ -1,8 +1,8 @@
-"""Identifiers: islands, datasets, jobs, and the names that people give them.
+"""Identifiers of islands, datasets and jobs, and their names.
 
 An island *is* its Ed25519 public key; `IslandId` is that key as 64 lower-case hex digits,
-so that ids sort as the raw keys do. Names are for people and may be claimed twice;
-`NAME.KEYPREFIX` distinguishes islands that claim the same name (`protocols/trust-v1.md`).
+which sorts in the same order as the raw key. Names are for display, and two islands may claim the
+same one; `NAME.KEYPREFIX` distinguishes them (`protocols/trust-v1.md`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NetworkId = NewType("NetworkId", str)
 """BLAKE3 of a genesis record, 64 lower-case hex digits."""
 
 KEY_PREFIX_DIGITS = 10
-"""Hex digits of a key in public job ids and in `NAME.KEYPREFIX` (40 bits)."""
+"""Number of hex digits of a key in public job ids and in `NAME.KEYPREFIX` (40 bits)."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
@@ -30,14 +30,14 @@ _JOB = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a
 
 
 def island_id(public_key: bytes) -> IslandId:
-    """The id of the island whose raw Ed25519 public key (32 bytes) is given."""
+    """Return the id of the island with this raw Ed25519 public key; raises `BadInput` unless it has 32 bytes."""
     if len(public_key) != 32:
         raise BadInput(f"an island's key has 32 bytes, not {len(public_key)}")
     return IslandId(public_key.hex())
 
 
 def parse_island_id(text: str) -> IslandId:
-    """An id from text; raises `BadInput` unless it is 64 lower-case hex digits."""
+    """Return `text` as an island id; raises `BadInput` unless it is 64 lower-case hex digits."""
     if not _HEX64.match(text):
         raise BadInput(f"'{text[:80]}' is not an island's key", hint="A key has 64 hexadecimal digits.")
     return IslandId(text)
@@ -54,7 +54,7 @@ def key_prefix(island: IslandId) -> str:
 
 
 def check_name(text: str, what: str = "name") -> str:
-    """The name itself if it is one; raises `BadInput` that says which characters are allowed."""
+    """Return `text` if it is a valid name; raises `BadInput` otherwise, with the allowed characters as hint."""
     if not isinstance(text, str) or not _NAME.match(text):
         shown = repr(text if len(str(text)) <= 80 else str(text)[:77] + "...")
         raise BadInput(
@@ -65,17 +65,17 @@ def check_name(text: str, what: str = "name") -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` could name an island, a dataset or a source."""
+    """Whether `text` is a valid name of an island, a dataset or a source."""
     return bool(_NAME.match(text))
 
 
 def is_key_prefix(text: str) -> bool:
-    """Whether `text` could be a key or a prefix of one (4 to 64 hex digits)."""
+    """Whether `text` has the form of a key or of a prefix of a key (4 to 64 hex digits)."""
     return bool(_HEX_PREFIX.match(text))
 
 
 def check_hash(text: str, what: str = "hash") -> str:
-    """The text itself if it is 64 lower-case hex digits; raises `BadInput` otherwise."""
+    """Return `text` if it is 64 lower-case hex digits; raises `BadInput` otherwise."""
     if not _HEX64.match(text):
         raise BadInput(f"'{text[:80]}' is not a {what}", hint="Expected 64 hexadecimal digits.")
     return text
@@ -83,10 +83,10 @@ def check_hash(text: str, what: str = "hash") -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class DatasetName:
-    """`OWNER/NAME[@SNAPSHOT]`, as people write it.
+    """The name of a dataset as users write it: `OWNER/NAME[@SNAPSHOT]`.
 
-    `owner` is an island's name, `NAME.KEYPREFIX` or a key; `snapshot` is a full hash or a
-    prefix of at least 4 hex digits, or empty for the newest.
+    `owner` is an island's name, `NAME.KEYPREFIX` or a key. `snapshot` is a full hash, a
+    prefix of at least 4 hex digits, or empty for the newest snapshot.
     """
 
     owner: str
@@ -95,7 +95,7 @@ class DatasetName:
 
     @classmethod
     def parse(cls, text: str) -> DatasetName:
-        """Parse `OWNER/NAME[@SNAPSHOT]`; raises `BadInput` with the form that is expected."""
+        """Parse `OWNER/NAME[@SNAPSHOT]`; raises `BadInput` with the expected form as hint."""
         head, _, snapshot = text.strip().removeprefix("island://").partition("@")
         owner, slash, name = head.partition("/")
         if not slash or not is_key_prefix(snapshot or "0000"):
@@ -110,7 +110,7 @@ class DatasetName:
 
 
 def check_owner(text: str) -> str:
-    """An island as people write it: a name, `NAME.KEYPREFIX`, or a whole key."""
+    """Return `text` if it has the form of an island's name, `NAME.KEYPREFIX` or a key; raises `BadInput` otherwise."""
     if _HEX64.match(text):
         return text
     name, dot, prefix = text.rpartition(".")
@@ -120,7 +120,7 @@ def check_owner(text: str) -> str:
 
 
 def uuid7(unix_seconds: float, entropy: bytes) -> str:
-    """A UUID version 7 (RFC 9562, 5.7) from a time and 10 bytes of randomness."""
+    """Build a UUID version 7 (RFC 9562, 5.7) from a Unix time in seconds and 10 random bytes."""
     if len(entropy) != 10:
         raise BadInput("uuid7 takes 10 bytes of entropy")
     milliseconds = int(unix_seconds * 1000) & (1 << 48) - 1
@@ -131,7 +131,7 @@ def uuid7(unix_seconds: float, entropy: bytes) -> str:
 
 
 def job_id(unix_seconds: float, entropy: bytes, home: IslandId) -> str:
-    """The public id of a job: `UUIDv7.KEYPREFIX` of its home, so that any island knows whom to ask."""
+    """Build a public job id, `UUIDv7.KEYPREFIX`. The key prefix is that of its home: the island to ask about it."""
     return f"{uuid7(unix_seconds, entropy)}.{key_prefix(home)}"
 
 

@@ -1,10 +1,9 @@
-"""Loops that never stop by accident, and tasks that are never lost.
+"""Background loops that continue after errors, and supervised tasks.
 
-`forever` repeats a step whatever it meets: what the outside world does is logged and retried
-with capped, jittered backoff. So is what nobody foresaw, after it was logged whole: a fault in
-one loop must not end the other work of the island. Both are counted, and what is wrong with
-this island itself is a problem in its status until the step succeeds again. Only errors before
-the island is ready end the daemon.
+`forever` repeats a step. Expected errors (peers, disks, networks) are logged and retried with
+capped, jittered backoff. Unexpected errors are logged with a traceback, counted and retried too,
+because a bug in one loop must not end the other work of the island. Errors of this island itself
+are shown as problems in its status until the step succeeds again.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from island.kernel.telemetry import counter
 log = structlog.get_logger("island")
 
 EXPECTED: tuple[type[Exception], ...] = (IslandError, OSError, TimeoutError, sqlite3.OperationalError)
-"""What the outside world may do to a loop: peers, disks, networks."""
+"""Errors that peers, disks and networks may cause in a loop."""
 
 DISK_FAILED: Final = "disk_failed"
-"""The code of an `IslandError` that tells of a disk of this island."""
+"""The code of an `IslandError` that was caused by a disk of this island."""
 
 ENDED: Final = object()
-"""What a step returns that has nothing more to do, ever."""
+"""The return value of a step that ends its loop."""
 
-FAULTS = counter("loop_faults", "Errors in loops and tasks that nobody foresaw", ("loop",))
+FAULTS = counter("loop_faults", "Unexpected errors in loops and tasks", ("loop",))
 
 
 def backoff(failures: int, rng: Rng, *, base: float = 0.5, cap: float = 15.0) -> float:
@@ -41,52 +40,52 @@ def backoff(failures: int, rng: Rng, *, base: float = 0.5, cap: float = 15.0) ->
 
 
 def is_database(error: BaseException) -> bool:
-    """Whether an error says that a database could not be read or written, for want of disk or memory."""
-    if isinstance(error, Full):  # a quota that is reached is also `Full`, and stays so
+    """Whether a database could not be read or written because of a problem with the disk or memory."""
+    if isinstance(error, Full):  # an exceeded quota is also `Full`, but retrying does not help
         return isinstance(error.__cause__, sqlite3.OperationalError)
-    # SQLITE_ERROR is a wrong statement: a fault of the program, not of the disk.
+    # SQLITE_ERROR means a wrong SQL statement: a bug in the program, not a problem with the disk.
     wrong = sqlite3.SQLITE_ERROR
     return isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorcode", None) != wrong
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error is of this machine's disk or memory, so that the same may succeed later."""
-    told = isinstance(error, IslandError) and error.code == DISK_FAILED
-    return told or is_database(error) or isinstance(error, OSError)
+    """Whether an error was caused by this machine's disk or memory, so that a retry may succeed."""
+    is_disk = isinstance(error, IslandError) and error.code == DISK_FAILED
+    return is_disk or is_database(error) or isinstance(error, OSError)
 
 
 class LoopFaults:
-    """What loops have met that is this island's own fault, and have not got over yet. For its status."""
+    """Current errors of loops that are problems of this island, for its status."""
 
     def __init__(self) -> None:
         self._faults: dict[str, str] = {}
 
     def met(self, name: str, error: Exception) -> None:
-        """The loop `name` failed with an error; one that nobody foresaw is logged whole, once until it is over."""
+        """Record an error of the loop `name`. A repeated unexpected error is logged with its traceback only once."""
         text = f"{type(error).__name__}: {error}"
         if not isinstance(error, EXPECTED):
             FAULTS.labels(_kind(name)).inc()
             if self._faults.get(name) != text:
                 log.error("loop.fault", loop=name, exc_info=error)
         elif not is_transient(error) or isinstance(error, (ConnectionError, TimeoutError)):
-            return  # a peer that cannot be reached is no problem of this island
+            return  # an unreachable peer is not a problem of this island
         self._faults[name] = text
 
     def over(self, name: str) -> None:
-        """The loop `name` works again."""
+        """Record that the loop `name` works again."""
         self._faults.pop(name, None)
 
     def problems(self) -> list[str]:
-        """What is wrong, each in words."""
+        """The current problems, one sentence for each loop."""
         return [
-            f"{name} fails and is tried again ({text.splitlines()[0]}). The log says more; if the disk is in order,"
-            " please report it"
+            f"{name} fails and is retried ({text.splitlines()[0]}). See the log for details;"
+            " unless the disk is the cause, please report this as a bug"
             for name, text in sorted(self._faults.items())
         ]
 
 
 def _kind(name: str) -> str:
-    """The name of a loop without what it is about, so that metrics have few labels."""
+    """The name of a loop without its subject, so that metrics have few labels."""
     return ".".join(name.partition(" ")[0].split(".")[:2])
 
 
@@ -100,7 +99,7 @@ async def forever(
     cap: float = 15.0,
     faults: LoopFaults | None = None,
 ) -> None:
-    """Run `step` again and again; `pause` seconds between successes, backoff after failures.
+    """Run `step` repeatedly, with `pause` seconds between successes and backoff after failures.
 
     A step that only waits for an event needs no pause. Cancellation ends the loop, and so does
     a step that returns `ENDED`.
@@ -109,11 +108,11 @@ async def forever(
     failures = 0
     while True:
         wait, ended = pause, False
-        # A step may be meant to last for days: one that has not failed for a while works again.
+        # A step may run for days: if it has not failed for `cap` seconds, it counts as working again.
         works = asyncio.get_running_loop().call_later(cap, faults.over, name)
         try:
             ended = await step() is ENDED
-        except Exception as error:  # noqa: BLE001 - the loop must go on, whatever it is; `met` tells of it
+        except Exception as error:  # noqa: BLE001 - the loop must continue after any error; `met` logs it
             failures += 1
             wait = backoff(failures, rng, base=base, cap=cap)
             faults.met(name, error)
@@ -125,12 +124,12 @@ async def forever(
             works.cancel()
         if ended:
             return
-        # A step that returns at once must still let the others run.
+        # Let other tasks run even if the step returned without waiting.
         await asyncio.sleep(wait)
 
 
 class Tasks:
-    """Background tasks of one service, owned by a task group that the composition root holds."""
+    """Background tasks of one service, in a task group that the daemon owns."""
 
     def __init__(self, group: asyncio.TaskGroup, faults: LoopFaults | None = None) -> None:
         self._group = group
@@ -146,11 +145,11 @@ class Tasks:
         base: float = 0.5,
         cap: float = 15.0,
     ) -> asyncio.Task[None]:
-        """Start a loop of the service, which goes on after any error: see the function `forever`."""
+        """Start a loop that continues after any error: see the function `forever`."""
         return self.loop(name, forever(step, name=name, rng=rng, pause=pause, base=base, cap=cap, faults=self.faults))
 
     def loop(self, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a coroutine from which no exception may escape: one that does ends the daemon."""
+        """Start a coroutine that must not raise: an exception would end the daemon."""
         try:
             return self._group.create_task(coroutine, name=name)
         except RuntimeError:  # the daemon is stopping
@@ -158,7 +157,7 @@ class Tasks:
             raise
 
     def spawn(self, name: str, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
-        """Start a piece of work whose failure concerns only itself; it is logged."""
+        """Start a task whose failure is logged and affects nothing else."""
         guarded = _guarded(name, coroutine)
         try:
             task = self._group.create_task(guarded, name=name)
@@ -166,7 +165,7 @@ class Tasks:
             guarded.close()
             coroutine.close()
             raise
-        # One that is cancelled before its first step would leave the coroutine unstarted and complained about.
+        # If the task is cancelled before its first step, Python would warn that the coroutine was never awaited.
         task.add_done_callback(lambda _: coroutine.close())
         return task
 
@@ -176,6 +175,6 @@ async def _guarded(name: str, coroutine: Coroutine[Any, Any, object]) -> None:
         await coroutine
     except EXPECTED as error:
         log.warning("task.failed", task=name, error=str(error))
-    except Exception:  # a bug in one piece of work must not take the island down; it is logged whole
+    except Exception:  # a bug in one task must not end the daemon
         FAULTS.labels(_kind(name)).inc()
-        log.exception("task.bug", task=name)
+        log.exception("task.fault", task=name)

@@ -1,8 +1,8 @@
-"""Ports: how the program reaches time, randomness and other islands.
+"""Ports: interfaces to time, randomness and other islands.
 
-Everything that decides takes these as arguments, so that a whole archipelago can run in
-one process, in virtual time, from one seed. This file alone may call the system's clocks
-and generators.
+All code that makes decisions takes these as arguments, so that tests can run a whole archipelago
+in one process, in virtual time, from one seed. Only this module may call the system's clocks
+and random number generators.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """Time. Wall time is for people and ids; it orders nothing and expires nothing across machines."""
+    """Time. Use wall time only for display and ids: clocks differ between machines, so it must not order events."""
 
     def wall(self) -> float:
-        """Seconds since 1970-01-01 UTC; may jump."""
+        """Seconds since 1970-01-01 UTC. May jump."""
 
     def monotonic(self) -> float:
-        """Seconds since some start; never goes back; stands still while the machine sleeps."""
+        """Seconds since an arbitrary start. Never goes back; may stop while the machine sleeps."""
 
     def boottime(self) -> float:
-        """Seconds since boot, sleep included: what leases run on."""
+        """Seconds since boot, including sleep. Leases use this clock."""
 
 
 class SystemClock:
@@ -54,17 +54,17 @@ class Rng(Protocol):
         """A float in [0, 1)."""
 
     def bytes(self, count: int) -> bytes:
-        """`count` random bytes; from the operating system except under test."""
+        """`count` random bytes, from the operating system except in tests."""
 
     def choice(self, items: Sequence[T]) -> T:
-        """One of `items`, which must not be empty."""
+        """A random item of `items`, which must not be empty."""
 
     def shuffle(self, items: MutableSequence[T]) -> None:
         """Shuffle in place."""
 
 
 class SystemRng:
-    """The operating system's generator."""
+    """The random number generator of the operating system."""
 
     def __init__(self) -> None:
         self._random = random.SystemRandom()
@@ -103,23 +103,23 @@ class SeededRng:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What is known of the live control session with one island."""
+    """The live control session with one island."""
 
     island: IslandId
     since: float
-    """Wall time at which the session was made."""
+    """Wall time at which the session was established."""
     dialled: bool
     """Whether this side dialled."""
     address: str
-    """`host:port` of the other side as seen here, or "" if unknown."""
+    """`host:port` of the other side as this island sees it, or "" if unknown."""
     rtt: float | None
-    """Smoothed round trip of keepalives, seconds."""
+    """Smoothed round-trip time of keepalives, in seconds."""
     bandwidth: float | None
-    """Smoothed rate of received bulk data, bytes a second; None before anything was moved."""
+    """Smoothed rate of received bulk data, in bytes per second; None before any data were received."""
 
 
 class BulkStream(Protocol):
-    """One stream of blocks over a bulk session; both directions, credit-limited."""
+    """A bidirectional stream of blocks on a bulk session, with credit-based flow control."""
 
     peer: IslandId
     sent: int
@@ -128,19 +128,19 @@ class BulkStream(Protocol):
     """Payload bytes received so far."""
 
     async def send(self, block: bytes) -> None:
-        """Send one block (≤ `codec.BULK_LIMIT` bytes); waits while the other side has given no credit.
+        """Send one block (≤ `codec.BULK_LIMIT` bytes). Waits while there is not enough credit.
 
         Raises `Unreachable` when the session ends.
         """
 
     async def receive(self) -> bytes | None:
-        """The next block, or None at the orderly end of the other side's sending.
+        """Return the next block, or None when the other side has finished sending.
 
-        Raises `Unreachable` when the session ends first, `PeerRefused` with the other side's error.
+        Raises `Unreachable` if the session ends before, and `PeerRefused` with the other side's error.
         """
 
     async def finish(self) -> None:
-        """Tell the other side that nothing more will be sent; receiving goes on."""
+        """Tell the other side that no more blocks will be sent. Receiving continues."""
 
 
 RequestHandler = Callable[[IslandId, bytes], Awaitable[bytes]]
@@ -150,10 +150,10 @@ LinkListener = Callable[[IslandId, bool], None]
 
 
 class Peers(Protocol):
-    """The other islands, as every concern sees them. Implemented by `net` over TLS and by the simulator.
+    """Communication with other islands. Implemented by `net` over TLS and by the simulator.
 
-    A handler that raises an `IslandError` answers the caller with `PeerRefused` of the same
-    code and message; `PeerMisbehaved` (bad bytes) also ends the session of that peer.
+    If a handler raises an `IslandError`, the requesting island gets `PeerRefused` with the same
+    code and message. `PeerMisbehaved` (malformed input) also ends the session with that peer.
     """
 
     me: IslandId
@@ -162,27 +162,28 @@ class Peers(Protocol):
         """The live control sessions, sorted by island."""
 
     def link(self, island: IslandId) -> Link | None:
-        """The live control session with one island, if there is one."""
+        """The live control session with one island, or None."""
 
     async def request(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> bytes:
-        """One request and its answer (each ≤ 64 KiB) over the control session with `to`.
+        """Send a request over the control session with `to` and return the answer (each ≤ 64 KiB).
 
-        Raises `Unreachable` (no session, lost, or no answer in `timeout` seconds) or `PeerRefused`.
+        Raises `Unreachable` if there is no session, if it is lost, or if no answer arrives within
+        `timeout` seconds; `PeerRefused` with the other side's error.
         """
 
     def push(self, to: IslandId, kind: str, body: bytes) -> bool:
-        """Send one message without an answer; False if there is no session or its queue is full."""
+        """Send a message that has no answer; returns False if there is no session or its queue is full."""
 
     def bulk(
         self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0
     ) -> contextlib.AbstractAsyncContextManager[BulkStream]:
         """Open a stream of `kind` on the bulk session with `to`; `body` (≤ 64 KiB) is its request.
 
-        Raises `Unreachable` when none can be made within `timeout` seconds.
+        Raises `Unreachable` if it cannot be opened within `timeout` seconds.
         """
 
     def on_request(self, kind: str, handler: RequestHandler) -> None:
-        """Register the handler of a request kind; one each, before the sessions start."""
+        """Register the only handler of a request kind. Call it before sessions start."""
 
     def on_push(self, kind: str, handler: PushHandler) -> None:
         """Register the handler of a push kind."""
@@ -191,11 +192,11 @@ class Peers(Protocol):
         """Register the handler of a bulk kind; the stream ends when it returns."""
 
     def on_link(self, listener: LinkListener) -> None:
-        """Be told synchronously of each control session made (True) or lost (False)."""
+        """Call `listener(island, up)` whenever a control session is established (True) or lost (False)."""
 
 
 class Signal:
-    """A level-triggered wake-up: `set` from anywhere in the loop, `wait` consumes."""
+    """A level-triggered wake-up for one waiting task: `set` stays in effect until `wait` clears it."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -204,7 +205,7 @@ class Signal:
         self._event.set()
 
     async def wait(self, timeout: float | None = None) -> bool:
-        """Wait until set (True) or until `timeout` seconds have passed (False), then clear."""
+        """Wait until the signal is set, clear it and return True; return False after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._event.wait()
@@ -215,7 +216,7 @@ class Signal:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Around the work for which `wait` returned: if it fails the signal is set again, for it is not done."""
+        """Context manager for the work after `wait`: sets the signal again if the work fails, so that it is retried."""
         try:
             yield
         except BaseException:
@@ -224,9 +225,9 @@ class Signal:
 
 
 class Topic:
-    """Tells any number of waiting tasks that something changed, without missing a change.
+    """Notifies any number of waiting tasks of changes, without missing one.
 
-    A waiter takes `version` before it looks, and then waits for a later one.
+    A waiting task reads `version` before it reads the state, and then waits for a later version.
     """
 
     def __init__(self) -> None:
@@ -234,13 +235,13 @@ class Topic:
         self._changed = asyncio.Event()
 
     def touch(self) -> None:
-        """Something changed."""
+        """Notify all waiting tasks of a change."""
         self.version += 1
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def after(self, version: int, timeout: float | None = None) -> int:
-        """Wait until the version is above `version` or the timeout has passed; returns the version."""
+        """Wait until the version is greater than `version` or `timeout` seconds have passed; returns the version."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while self.version <= version:
@@ -248,8 +249,8 @@ class Topic:
         return self.version
 
     async def versions(self) -> AsyncIterator[int]:
-        """Each version from now on, coalesced."""
-        seen = self.version
+        """Yield each version from now on; versions that follow each other quickly are coalesced."""
+        version = self.version
         while True:
-            seen = await self.after(seen)
-            yield seen
+            version = await self.after(version)
+            yield version

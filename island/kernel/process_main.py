@@ -1,7 +1,7 @@
 """The child of `kernel.processes`: `python -m island.kernel.process_main MEMORY_BYTES`.
 
-Requests come on stdin, one at a time; the answers go to what was stdout. The child ends when
-stdin closes, whatever it is doing.
+Reads requests from stdin, one at a time, and writes answers to a duplicate of the original stdout.
+The child exits when stdin closes, even while it runs a function.
 """
 
 from __future__ import annotations
@@ -49,26 +49,26 @@ _OOM_SCORE = 800
 
 
 def main() -> None:
-    """Answer requests until the parent closes stdin or is gone."""
+    """Answer requests until the parent closes stdin or ends."""
     _limit(int(sys.argv[1]))
     answers = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # output that a library prints must not get between the answers
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_take, args=(requests,), daemon=True).start()
     channel = _Channel(answers)
-    processes._tell = channel.tell
+    processes._report = channel.report
     while True:
         try:
             _answer(decode(requests.get(), Request), channel)
         except MemoryError:
-            os._exit(OUT_OF_MEMORY)  # nothing here is sure to have room for anything else
+            os._exit(OUT_OF_MEMORY)  # any other action might need memory
 
 
 def _limit(memory: int) -> None:
     if sys.platform == "linux":
-        # Ends this process when its parent dies, even where it never reads that stdin has closed.
+        # PR_SET_PDEATHSIG: the kernel kills this process when its parent dies, even if it never reads stdin again.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        with contextlib.suppress(OSError):  # where memory runs out, this process goes first
+        with contextlib.suppress(OSError):  # if the machine runs out of memory, this process is killed first
             Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE), "ascii")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for what, most in (
@@ -82,7 +82,7 @@ def _limit(memory: int) -> None:
 
 
 def _take(requests: queue.SimpleQueue[bytes]) -> None:
-    """Read requests for ever; the end of stdin is the end of this process."""
+    """Read requests until stdin ends, then exit the process."""
     while len(head := sys.stdin.buffer.read(HEAD.size)) == HEAD.size:
         size, _ = HEAD.unpack(head)
         requests.put(sys.stdin.buffer.read(size))
@@ -94,26 +94,26 @@ class _Channel:
 
     def __init__(self, descriptor: int) -> None:
         self._file = os.fdopen(descriptor, "wb", buffering=0)
-        self._clock, self._told = SystemClock(), 0.0
+        self._clock, self._last_sent = SystemClock(), 0.0
 
     def send(self, kind: int, data: bytes = b"") -> None:
-        """One message, whole."""
+        """Write one complete message."""
         rest = memoryview(HEAD.pack(len(data), kind) + data)
         while rest:
             rest = rest[self._file.write(rest) :]
-        self._told = self._clock.monotonic()
+        self._last_sent = self._clock.monotonic()
 
-    def tell(self, kind: int, content: msgspec.Struct | None) -> None:
-        """What `processes.begin` and `processes.alive` say."""
+    def report(self, kind: int, content: msgspec.Struct | None) -> None:
+        """Send the messages of `processes.begin` and `processes.alive`, those of `alive` at most once a second."""
         if kind == BEGUN and isinstance(content, Begun):
             _allow(content.cpu_seconds)
             self.send(BEGUN, encode(content))
-        elif self._clock.monotonic() - self._told >= _ALIVE_SECONDS:
+        elif self._clock.monotonic() - self._last_sent >= _ALIVE_SECONDS:
             self.send(ALIVE)
 
 
 def _allow(cpu_seconds: float) -> None:
-    """Let the kernel end this process when it has used `cpu_seconds` more of processor time."""
+    """Set the limit of processor time to `cpu_seconds` from now; the kernel ends a process that exceeds it."""
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     most = max(1, math.ceil(used + cpu_seconds))
@@ -142,8 +142,8 @@ def _answer(request: Request, channel: _Channel) -> None:
 
 def _failure(error: Exception) -> Failure:
     if isinstance(error, IslandError):
-        # A class of another module travels as the nearest one that both sides know.
-        kind = next(one.__name__ for one in type(error).__mro__ if known_error(one.__name__) is one)
+        # A class that `island.errors` does not define is sent as its nearest base class that it defines.
+        kind = next(base.__name__ for base in type(error).__mro__ if known_error(base.__name__) is base)
         return Failure(kind, error.message[:MAX_TEXT], error.hint[:MAX_TEXT], error.code)
     if isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)

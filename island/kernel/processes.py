@@ -1,13 +1,13 @@
-"""Functions in child processes: for work that holds the GIL, and for work on bytes that strangers made.
+"""Runs functions in child processes: work that holds the GIL, and work on untrusted bytes.
 
-A child has a limit on its memory and on its processor time, inherits neither secrets nor open
-files, ends with its parent, and is killed when its caller is cancelled or when it says nothing
-for too long. Children are started when they are needed, used again while they are sound, and
-ended when they are idle.
+A child has limits on its memory and processor time, inherits neither secrets nor open files,
+ends with its parent, and is killed if its caller is cancelled or if it sends no message for too
+long. Children are started on demand, reused after calls that ended normally, and ended when
+they have been idle for a while.
 
-The functions are plain functions of a module, on plain arguments. Arguments, results and items
-travel as MessagePack and are decoded into the annotated types: a child that handled hostile
-bytes is not trusted with pickle. `island.kernel.process_main` is the child's side.
+The functions are module-level functions with plain arguments. Arguments, results and items
+are sent as MessagePack and decoded into the annotated types, not with pickle, because a child
+that has read hostile bytes is not trusted. `island.kernel.process_main` is the child's side.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 Emit = Callable[[T], None]
-"""How a function in a child hands over one item."""
+"""A callback with which a function in a child sends one item."""
 
 log = structlog.get_logger("island")
 
 HEAD = struct.Struct(">IB")
-"""What stands before each message of a child: its length and its kind."""
+"""The header of each message: its length and its kind."""
 
 ITEM, DONE, FAILED, BEGUN, ALIVE = range(5)
 OUT_OF_MEMORY = 77
-"""The exit status of a child that reached its limit of memory."""
+"""The exit status of a child that reached its memory limit."""
 
 CHILDREN = 2
 IDLE_SECONDS = 60.0
@@ -54,10 +54,11 @@ _MIB = 1024 * 1024
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one call may take.
+    """Limits of one call.
 
-    `cpu_seconds` are counted from the call, or from the last `begin` in it; `silent_seconds` are
-    what may pass between two signs of life; `answer_bytes` is the most that one item may take.
+    `cpu_seconds` is the maximum processor time since the start of the call or its last `begin`,
+    `silent_seconds` the maximum time between two messages of the child, and `answer_bytes` the
+    maximum size of one item.
     """
 
     cpu_seconds: float = 60.0
@@ -69,7 +70,7 @@ DEFAULT_LIMITS = Limits()
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What a child is asked to do: a function as `module:name`, and its encoded arguments."""
+    """A call: a function as `module:name`, and its encoded arguments."""
 
     function: str
     arguments: bytes
@@ -78,7 +79,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """What a function raised: the name of the class, and what it says."""
+    """An exception that a function raised: the name of its class, its message and its attributes."""
 
     kind: _Text
     message: _Text
@@ -88,96 +89,96 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """What the work concerns from now on, and the processor time that it may take."""
+    """The subject of the following work, for error messages, and the processor time that it may take."""
 
     subject: _Text
     cpu_seconds: float
 
 
 class ProcessDied(IslandError):
-    """A child ended by itself; the text says how."""
+    """A child ended or sent a malformed answer; the message has its exit status or signal."""
 
     code = "process_died"
 
 
 class FunctionFailed(RuntimeError):
-    """A function in a child raised what is no expected error; carries the traceback as text."""
+    """A function in a child raised an unexpected exception; the message contains its traceback."""
 
 
 class Processes(Protocol):
-    """Runs functions in child processes, or in place where time is virtual."""
+    """Runs functions in child processes, or in this process where time is virtual."""
 
     async def run(
         self, function: Callable[[*Ts], T], /, *args: *Ts, limits: Limits = DEFAULT_LIMITS, near: Hashable = None
     ) -> T:
-        """What `function(*args)` returns or raises.
+        """Return what `function(*args)` returns, or raise the `IslandError` or `OSError` that it raises.
 
-        A call with the key of an earlier one (`near`) prefers the child that answered that one.
-        Raises `OverLimit` that says which limit was reached, `ProcessDied`, and `FunctionFailed` for
-        an unexpected exception. A caller that is cancelled kills the child.
+        If possible, a call runs in the child that ran an earlier call with the same key `near`.
+        Raises `OverLimit` with the exceeded limit, `ProcessDied` if the child ends, and
+        `FunctionFailed` for an unexpected exception. If the caller is cancelled, the child is killed.
         """
 
     def stream(
         self, function: Callable[[Emit[T], *Ts], None], /, *args: *Ts, limits: Limits = DEFAULT_LIMITS
     ) -> AsyncGenerator[T, None]:
-        """The items that `function(emit, *args)` emits, as they come; raises as `run` does.
+        """Yield the items that `function(emit, *args)` emits, as they arrive; raises as `run` does.
 
-        The child waits while items are not taken. Close the generator (`contextlib.aclosing`): one
-        that is closed before its end kills the child.
+        The child waits while the caller does not take items. Close the generator
+        (`contextlib.aclosing`): closing it before its end kills the child.
         """
 
     async def close(self) -> None:
-        """End every child, whatever it does; returns when all are gone."""
+        """Kill all children, also busy ones, and wait until they have ended."""
 
 
-# --- inside a function ------------------------------------------------------------------------
+# --- called by functions in a child -----------------------------------------------------------
 
-_tell: Callable[[int, msgspec.Struct | None], None] | None = None
-"""How the child that this process is, if it is one, tells its parent; set by `process_main`."""
+_report: Callable[[int, msgspec.Struct | None], None] | None = None
+"""In a child: sends a message to the parent. Set by `process_main`; None in other processes."""
 
 
 def begin(subject: str, cpu_seconds: float) -> None:
-    """Say what the work of this process concerns from now on, and how much processor time it may take.
+    """Set the subject of the following work and the processor time in seconds that it may take.
 
     Errors about limits name the subject. Does nothing outside a child of `ProcessPool`.
     """
-    if _tell is not None:
-        _tell(BEGUN, Begun(subject, cpu_seconds))
+    if _report is not None:
+        _report(BEGUN, Begun(subject, cpu_seconds))
 
 
 def alive() -> None:
-    """Say that the work goes on; cheap enough for every batch. Does nothing outside a child."""
-    if _tell is not None:
-        _tell(ALIVE, None)
+    """Report to the parent that the work continues. Cheap enough for every batch. Does nothing outside a child."""
+    if _report is not None:
+        _report(ALIVE, None)
 
 
 # --- messages ---------------------------------------------------------------------------------
 
 
 def encode(value: Any) -> bytes:
-    """Arguments, an item or a result as bytes; paths become text."""
-    return msgspec.msgpack.encode(value, enc_hook=_to_plain)  # noqa: TID251 - not a message: paths, any type
+    """Encode arguments, an item or a result; paths are encoded as text."""
+    return msgspec.msgpack.encode(value, enc_hook=_to_plain)  # noqa: TID251 - not a `Message`: has paths, any type
 
 
 def _to_plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    raise NotImplementedError(f"{type(value).__name__} does not travel between processes")
+    raise NotImplementedError(f"{type(value).__name__} cannot be sent between processes")
 
 
 def decode(data: bytes, kind: Any) -> Any:
-    """The value of an annotated type; raises `msgspec.DecodeError` for anything else."""
+    """Decode a value of an annotated type; raises `msgspec.DecodeError` if the bytes are not such a value."""
     return msgspec.msgpack.decode(data, type=kind, dec_hook=_from_plain)  # noqa: TID251 - as above
 
 
 def _from_plain(kind: type, value: Any) -> Any:
     if issubclass(kind, Path) and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(f"{kind.__name__} does not travel between processes")
+    raise NotImplementedError(f"{kind.__name__} cannot be sent between processes")
 
 
 def types_of(function: Callable[..., Any], *, emits: bool) -> tuple[list[Any], Any]:
-    """(types of the arguments, type of an item or of the result), by the annotations of a function."""
+    """Return (types of the arguments, type of an item or of the result) from the annotations of a function."""
     hints = get_type_hints(function)
     result = hints.pop("return", None)
     kinds = list(hints.values())
@@ -186,11 +187,11 @@ def types_of(function: Callable[..., Any], *, emits: bool) -> tuple[list[Any], A
     return kinds, result
 
 
-# --- in place ---------------------------------------------------------------------------------
+# --- in this process --------------------------------------------------------------------------
 
 
 class InPlaceProcesses:
-    """Here and now, without limits: for simulations in virtual time, and for tests on files of their own."""
+    """Runs functions in this process, without limits: for simulations in virtual time and for tests."""
 
     async def run(
         self, function: Callable[[*Ts], T], /, *args: *Ts, limits: Limits = DEFAULT_LIMITS, near: Hashable = None
@@ -201,14 +202,14 @@ class InPlaceProcesses:
     async def stream(
         self, function: Callable[[Emit[T], *Ts], None], /, *args: *Ts, limits: Limits = DEFAULT_LIMITS
     ) -> AsyncGenerator[T, None]:
-        """See `Processes.stream`; the items come when the function has returned."""
+        """See `Processes.stream`. Yields all items after the function has returned."""
         items: list[T] = []
         function(items.append, *args)
         for item in items:
             yield item
 
     async def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing: there are no children."""
 
 
 # --- children ---------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ class InPlaceProcesses:
 class ProcessPool:
     """`Processes` with at most `size` children, each with at most `memory_bytes` of writable memory.
 
-    `hint` is the advice that errors about limits give.
+    `hint` is the hint of errors about limits.
     """
 
     def __init__(
@@ -250,7 +251,7 @@ class ProcessPool:
                 yield self._decoded(item, kind, child)
 
     async def close(self) -> None:
-        """See `Processes.close`. Calls that are under way raise `ProcessDied`."""
+        """See `Processes.close`. Running calls raise `ProcessDied`."""
         self._closed = True
         self._idle.clear()
         for child in list(self._all):
@@ -258,12 +259,12 @@ class ProcessPool:
 
     @property
     def pids(self) -> list[int]:
-        """The children that live."""
+        """The process ids of the running children."""
         return sorted(child.process.pid for child in self._all if child.lives)
 
     @contextlib.asynccontextmanager
     async def _child(self, near: Hashable) -> AsyncIterator[_Child]:
-        """A child for one call; one whose call did not end in order is killed."""
+        """A child for one call. It is killed unless the call ended normally."""
         async with self._turns:
             child = self._take(near) or await self._start()
             try:
@@ -282,7 +283,7 @@ class ProcessPool:
         if not self._idle:
             return None
         known = [child for child in self._idle if near is not None and near in child.near]
-        # The one that was used last: the others may end when they have been idle for long enough.
+        # Prefer the child that was used last, so that the others reach their idle time and end.
         child = known[0] if known else self._idle[-1]
         self._idle.remove(child)
         child.stop_ending()
@@ -294,14 +295,14 @@ class ProcessPool:
 
     async def _start(self) -> _Child:
         if self._closed:
-            raise ProcessDied(f"no more work is taken for {self._name}: the island stops")
+            raise ProcessDied(f"the process pool {self._name} is closed: the island is stopping")
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "island.kernel.process_main", str(self._memory_bytes)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=_environment(),
             limit=_READ_AHEAD,
-            # A Ctrl-C in the terminal is for the parent, which ends its children.
+            # A Ctrl-C in the terminal must only reach the parent, which ends its children.
             start_new_session=True,
         )
         child = _Child(process, lambda: self._all.discard(child))
@@ -319,9 +320,9 @@ class ProcessPool:
                 async with asyncio.timeout(limits.silent_seconds):
                     kind, data = await child.message(limits.answer_bytes)
             except TimeoutError as error:
-                raise self._over(child, f"nothing was heard of it for {limits.silent_seconds:.0f} s") from error
+                raise self._over(child, f"no progress for {limits.silent_seconds:.0f} s") from error
             except _TooLong as error:
-                text = f"an item of {error.size} bytes, {limits.answer_bytes} at most"
+                text = f"one item of the result has {error.size} bytes, more than {limits.answer_bytes}"
                 raise self._over(child, text) from error
             except (asyncio.IncompleteReadError, ConnectionError) as error:
                 raise await self._death(child) from error
@@ -340,11 +341,12 @@ class ProcessPool:
         try:
             return decode(data, kind)
         except msgspec.DecodeError as error:
-            child.asked = True  # not to be used again
-            raise ProcessDied(f"the process that read {child.begun.subject} answered nonsense: {error}") from error
+            child.asked = True  # must not be reused
+            text = f"the process that read {child.begun.subject} sent a malformed answer: {error}"
+            raise ProcessDied(text) from error
 
     def _over(self, child: _Child, what: str) -> OverLimit:
-        return OverLimit(f"{child.begun.subject} is beyond a limit: {what}", hint=self._hint)
+        return OverLimit(f"{child.begun.subject} exceeds a limit: {what}", hint=self._hint)
 
     async def _death(self, child: _Child) -> IslandError:
         status = await child.process.wait()
@@ -355,19 +357,20 @@ class ProcessPool:
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         return ProcessDied(
             f"the process that read {child.begun.subject} was ended {how}",
-            hint="SIGKILL is often a machine out of memory; any other means that this file crashes its reader.",
+            hint="SIGKILL often means that the machine ran out of memory. Any other signal means that this file "
+            "crashes the library that reads it.",
         )
 
 
 class _TooLong(Exception):
-    """A message is longer than the caller allows."""
+    """A message is longer than `Limits.answer_bytes`."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
 
 class _Child:
-    """One process, and what it was asked. `asked` is true while a call has not ended in order."""
+    """One child process and its current call. `asked` is true until the call has ended normally."""
 
     def __init__(self, process: asyncio.subprocess.Process, gone: Callable[[], None]) -> None:
         self.process, self._gone = process, gone
@@ -378,20 +381,20 @@ class _Child:
 
     @property
     def lives(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process is running."""
         return self.process.returncode is None
 
     async def ask(self, request: Request) -> None:
-        """Send a request; the child must have answered the one before."""
+        """Send a request. The child must have answered the previous one."""
         assert self.process.stdin is not None
         self.asked, self.begun = True, Begun(request.function, request.cpu_seconds)
         data = encode(request)
-        with contextlib.suppress(ConnectionError):  # it is dead: reading says how it ended
+        with contextlib.suppress(ConnectionError):  # the child has ended: `_death` will report how
             self.process.stdin.write(HEAD.pack(len(data), 0) + data)
             await self.process.stdin.drain()
 
     async def message(self, most: int) -> tuple[int, bytes]:
-        """The next message: its kind and content. Raises `_TooLong` before anything of it is read."""
+        """Return (kind, content) of the next message. Raises `_TooLong` without reading the content."""
         assert self.process.stdout is not None
         size, kind = HEAD.unpack(await self.process.stdout.readexactly(HEAD.size))
         if size > most:
@@ -399,11 +402,11 @@ class _Child:
         return kind, await self.process.stdout.readexactly(size)
 
     def end_in(self, seconds: float) -> None:
-        """Kill it after `seconds`, unless `stop_ending` is called before."""
+        """Kill the child after `seconds`, unless `stop_ending` is called before."""
         self._ending = asyncio.get_running_loop().call_later(seconds, self._end)
 
     def stop_ending(self) -> None:
-        """It is used again."""
+        """Cancel `end_in`."""
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
@@ -413,7 +416,7 @@ class _Child:
             self.process.kill()
 
     async def kill(self) -> None:
-        """End it now; returns when it is gone."""
+        """Kill the child and wait until it has ended."""
         self.stop_ending()
         if self.lives:
             self._end()
@@ -432,12 +435,12 @@ def _raise(failure: Failure, name: str) -> None:
 
 
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
-"""The variables of the environment that a child gets: none that may hold a secret."""
+"""The environment variables that a child inherits: none that may hold a secret."""
 
 
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    # The limit counts memory that may be written: one heap, by the allocator that gives memory back at
-    # once. More threads would each take address space and compete with the daemon for its cores.
-    alone = dict.fromkeys(("MALLOC_ARENA_MAX", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_IO_THREADS"), "1")
-    return {**kept, **alone, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    # RLIMIT_DATA counts all writable memory: use one heap, and the allocator that returns memory to the
+    # system at once. Each thread would take more address space and compete with the daemon for the cores.
+    single = dict.fromkeys(("MALLOC_ARENA_MAX", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_IO_THREADS"), "1")
+    return {**kept, **single, "ARROW_DEFAULT_MEMORY_POOL": "system"}

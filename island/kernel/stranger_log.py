@@ -1,6 +1,6 @@
-"""Log lines that anybody on the network can cause: a few of each, then a count.
+"""Rate limit for log lines that any host on the network can cause.
 
-Without a limit a stranger fills the disk, and hides among his own lines what he does.
+Without a limit, an unauthenticated host could fill the disk, or hide an attack among many log lines.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import structlog
 log = structlog.get_logger("island")
 
 PER_ADDRESS = 5
-"""Lines of one event from one address in a window."""
+"""Maximum number of lines of one event from one address in a window."""
 PER_EVENT = 50
-"""Lines of one event from all addresses in a window."""
+"""Maximum number of lines of one event from all addresses in a window."""
 WINDOW_S = 60.0
 
 
 class StrangerLog:
-    """Writes the first lines of each event and address; at the end of the window, how many more there were.
+    """Logs the first lines of each event and address, and at the end of a window how many were suppressed.
 
-    A window begins with its first line. Use it inside a running loop, whose clock it uses.
+    A window begins with its first line and lasts `WINDOW_S` seconds. Needs a running event loop.
     """
 
     def __init__(self) -> None:
@@ -33,12 +33,12 @@ class StrangerLog:
         self._open = False
 
     def info(self, event: str, address: str, **values: Any) -> None:
-        """Log `event`, caused by `address`, at level info; or count it."""
+        """Log `event`, caused by `address`, at level info, or count it if the limit is reached."""
         if self._take(event, address):
             log.info(event, address=address, **values)
 
     def warning(self, event: str, address: str, **values: Any) -> None:
-        """The same at level warning."""
+        """The same as `info`, at level warning."""
         if self._take(event, address):
             log.warning(event, address=address, **values)
 
@@ -51,7 +51,7 @@ class StrangerLog:
             self._written[key] += 1
             self._events[event] += 1
             return True
-        # Only addresses that have a line have a count of their own, so that memory is bounded.
+        # Only addresses with a written line get their own count, so that memory is bounded.
         self._suppressed[key if key in self._written else (event, "others")] += 1
         return False
 

@@ -1,8 +1,8 @@
-"""Logs and metrics: one event name a line with stable keys, and Prometheus counters.
+"""Logs and metrics: log lines with an event name and stable keys, and Prometheus metrics.
 
-`log = structlog.get_logger("island")` anywhere; `configure` is called once, by the program.
-Secrets never appear: keys that could hold one are masked whatever they contain. Nor does a
-control character: values come from file names and other islands, and people read logs in terminals.
+Modules use `log = structlog.get_logger("island")`; the program calls `configure` once. The values
+of keys that could hold a secret are masked. Control characters are escaped, because values come
+from file names and other islands, and logs are read in terminals.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from island.kernel.terminal import escaped
 
 REGISTRY = CollectorRegistry()
-"""Every metric of the program; `/metrics` on the user port shows it."""
+"""All metrics of the program, served at `/metrics` on the user port."""
 
 _SECRET = ("token", "secret", "password", "invitation", "authorization", "private")
 
 
 def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-    """A counter `island_NAME_total`."""
+    """Register a counter `island_NAME_total`."""
     return Counter(f"island_{name}", text, labels, registry=REGISTRY)
 
 
 def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-    """A gauge `island_NAME`."""
+    """Register a gauge `island_NAME`."""
     return Gauge(f"island_{name}", text, labels, registry=REGISTRY)
 
 
 def histogram(name: str, text: str, labels: tuple[str, ...] = ()) -> Histogram:
-    """A histogram `island_NAME`, in seconds."""
+    """Register a histogram `island_NAME`, in seconds."""
     return Histogram(f"island_{name}", text, labels, registry=REGISTRY)
 
 
@@ -51,11 +51,11 @@ def _mask(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutabl
 
 
 def _one_safe_line(_logger: Any, _method: str, line: Any) -> str:
-    return escaped(line)  # the renderer made it text
+    return escaped(line)  # the renderer returns a str
 
 
 def configure(level: str = "info", form: str = "text", stream: TextIO | None = None) -> None:
-    """Send logs to `stream` (stderr) from `level` up, as `text` (key=value) or `json` lines."""
+    """Write log lines of `level` and above to `stream` (default: stderr) as `text` (key=value) or `json`."""
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if form == "json"

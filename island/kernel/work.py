@@ -1,11 +1,11 @@
-"""Work elsewhere: the one way to run what would hold up the event loop.
+"""Runs functions that would block the event loop, in threads and child processes.
 
-`Workers` is a port. `ThreadWorkers` runs the work in bounded pools of threads, one for each
+`Workers` is a port. `ThreadWorkers` implements it with bounded thread pools, one for each
 purpose, so that work that waits for one thing (a name server that does not answer) cannot
-hold up work that waits for another (the disk). Work that holds the GIL, or that decodes files
-that others made, runs in child processes (`kernel.processes`), which are pools by purpose too.
-The simulator implements the same port with events in virtual time. Nothing else in the program
-starts a thread or uses an executor.
+block work that waits for another (the disk). Work that holds the GIL or decodes untrusted
+files runs in child processes (`kernel.processes`), also with one pool for each purpose.
+The simulator implements the same port with events in virtual time. No other module
+starts threads or uses executors.
 """
 
 from __future__ import annotations
@@ -22,60 +22,60 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 Turn = Callable[[], Iterator[None]]
-"""Work in parts. Between two parts, other threads and the event loop may do anything."""
+"""Work in steps, separated by `yield`. Between two steps, other threads and the event loop may run."""
 
 DISK_THREADS, BLOCKING_THREADS = 16, 16
 CPU_THREADS = max(4, os.cpu_count() or 1)
 
 
 class Lane(Protocol):
-    """Threads of one owner: what it asks for begins in the order in which it asked."""
+    """Threads of one owner. Its functions start in the order in which they were submitted."""
 
     def run(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
-        """Start `function(*args)`; the future has its result. One that is cancelled in time never begins."""
+        """Submit `function(*args)` and return a future of its result. Cancelling the future prevents a later start."""
 
     def post(self, turn: Turn) -> None:
-        """Start a turn and run it to its end. It must not raise; it settles futures of this lane."""
+        """Submit a turn, which runs to its end. It must not raise; it reports results by futures from `future`."""
 
     def future(self) -> asyncio.Future[Any]:
-        """A future that a turn of this lane will settle."""
+        """A future for the result of a turn."""
 
     def close(self) -> None:
-        """Finish what was asked for, then end the threads. Blocks."""
+        """Finish the submitted work, then end the threads. Blocks."""
 
 
 class Workers(Protocol):
-    """Runs functions outside the event loop, by what they spend their time on.
+    """Runs functions outside the event loop, in different pools depending on what they wait for.
 
-    Each method starts `function(*args)` at once or when a thread is free, and returns a future.
-    Cancelling the future prevents a start; what has begun goes on to its end (see `to_the_end`).
+    Each method submits `function(*args)`, which starts when a thread is free, and returns a future.
+    Cancelling the future prevents a later start; a function that has started runs to its end (see `to_the_end`).
     """
 
     publishing: Processes | None
-    """Child processes for work that takes long: describing and converting files. None: this process does it."""
+    """Child processes for long work: describing and converting files. None: run it in this process."""
     streaming: Processes | None
-    """Child processes for the files of sources, so that they never wait for `publishing`; None as above."""
+    """Child processes for the files of sources, which must not wait for `publishing`. None: run it in this process."""
 
     def disk(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
-        """Reads, writes and lists files."""
+        """Run a function that reads, writes or lists files."""
 
     def cpu(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
-        """Computes in native code that releases the GIL: hashing, Arrow, the search index."""
+        """Run a function that computes in native code that releases the GIL: hashing, Arrow, the search index."""
 
     def blocking(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
-        """Waits for something outside this machine, such as a name server."""
+        """Run a function that waits for something outside this machine, such as a name server."""
 
     def lane(self, name: str, width: int = 1) -> Lane:
-        """`width` threads of their own, for work that must be in order or must never wait for others."""
+        """Create a lane of `width` threads, for work that must run in order or must not wait for other work."""
 
     def close(self) -> None:
-        """Finish what has begun on the disk and CPU; work that blocks elsewhere is left alone."""
+        """Finish the submitted work on disk and CPU. Does not wait for functions started with `blocking`."""
 
 
 class ThreadWorkers:
-    """`Workers` with threads of this process, started when there is work for them, and given child processes.
+    """`Workers` with threads, which are started on demand, and with the given child processes.
 
-    Whoever gives child processes closes them.
+    The caller closes the child processes.
     """
 
     def __init__(self, publishing: Processes | None = None, streaming: Processes | None = None) -> None:
@@ -85,7 +85,7 @@ class ThreadWorkers:
         self._blocking = _Pool("blocking", BLOCKING_THREADS)
 
     def install(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let the loop's own blocking calls (`getaddrinfo` of asyncio and aiohttp) use the pool for such calls."""
+        """Make the loop's own blocking calls (`getaddrinfo` of asyncio and aiohttp) use the pool of `blocking`."""
         loop.set_default_executor(self._blocking.threads)
 
     def disk(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
@@ -131,7 +131,7 @@ def _exhaust(turn: Turn) -> None:
 
 
 async def to_the_end(work: asyncio.Future[T]) -> T:
-    """The result of `work`. A caller that is cancelled waits until it has ended: nothing goes on unseen."""
+    """Return the result of `work`. If the caller is cancelled, wait until `work` has ended before raising."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -140,7 +140,7 @@ async def to_the_end(work: asyncio.Future[T]) -> T:
 
 
 async def ended(work: asyncio.Future[T]) -> None:
-    """Wait until `work` has ended, however it ended."""
+    """Wait until `work` has a result, has failed or is cancelled. Does not raise its exception."""
     await asyncio.wait([work])
     if not work.cancelled():
-        work.exception()  # retrieved: asyncio need not complain that nobody looked
+        work.exception()  # mark as retrieved, so that asyncio does not log it

@@ -1,1 +1,1 @@
-"""The server list and the local opinion of who is alive."""
+"""The known islands, their local state (up, suspect or down), their names and their servers."""

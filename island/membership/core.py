@@ -1,4 +1,4 @@
-"""The decisions of membership, pure: who is up, what a name means, which server may be listed."""
+"""Pure functions of membership: the state of islands, the resolution of names, the checks of servers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ PeerState = Literal["self", "up", "suspect", "down"]
 STATES: tuple[PeerState, ...] = get_args(PeerState)
 
 REDIAL = 1.5
-"""Seconds after a lost session by which the first redial has succeeded or failed."""
+"""Seconds after the loss of a session in which an island stays up, to let the first redial succeed."""
 
 DOWN = 15.0
 """Seconds without a session after which an island is down."""
 
 MAX_SERVERS = 200
-"""Servers of one island that are listed."""
+"""Maximum number of servers of one island."""
 
 NAMES_KEPT = 16
-"""Former names of one island that are remembered."""
+"""Maximum number of names that are stored for one island."""
 
 COMMENT_LIMIT, URL_LIMIT = 500, 512
 
@@ -50,19 +50,19 @@ _URL = re.compile(r"[\x21-\x7e]+\Z")
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """What this island knows of reaching another. Times are monotonic seconds of this island."""
+    """The contact of this island with another one. Times are monotonic seconds of this island."""
 
     linked: bool
     since: float
-    """When the session was made or lost, or, if there never was one, the island became known."""
+    """When the session was established or lost or, without a session so far, when the island became known."""
     heard: float
-    """When anything new of it last came, from whomever."""
+    """When new log entries of that island last arrived, from any island."""
     was_linked: bool = False
-    """Whether there was a session since this island started."""
+    """Whether there has been a session since this island started."""
 
 
 def opinion(contact: Contact, now: float) -> tuple[PeerState, float | None]:
-    """The state of an island at `now`, and when it changes by itself, if it does."""
+    """Return (state of an island at `now`, time at which it changes without new events, or None)."""
     if contact.linked:
         return "up", None
     if contact.heard > contact.since and now < contact.heard + DOWN:
@@ -79,27 +79,27 @@ def opinion(contact: Contact, now: float) -> tuple[PeerState, float | None]:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Which islands claim which name, now and before."""
+    """The names that islands use now (`current`) and have ever used (`former`)."""
 
     current: Mapping[IslandId, str]
     former: Mapping[str, frozenset[IslandId]] = field(default_factory=dict)
 
     def claimants(self, name: str) -> list[IslandId]:
-        """Every island that claims `name` or ever did, by key."""
+        """All islands that use `name` or have ever used it, sorted by key."""
         claiming = {island for island, claimed in self.current.items() if claimed == name}
         return sorted(claiming | self.former.get(name, frozenset()))
 
     def display(self, island: IslandId) -> str:
-        """How people see an island: its name where that is unique, else `NAME.KEYPREFIX`."""
+        """The displayed name of an island: its name if that is unique, else `NAME.KEYPREFIX`."""
         name = self.current.get(island)
         if name is None:
             return key_prefix(island)
         return name if self.claimants(name) == [island] else f"{name}.{key_prefix(island)}"
 
     def resolve(self, text: str) -> IslandId:
-        """The island that `text` names: a name, `NAME.KEYPREFIX`, a key, or a unique prefix of one.
+        """Resolve a name, `NAME.KEYPREFIX`, a key, or a unique prefix of a key, to an island.
 
-        Raises `NotFound` with the nearest names, `Ambiguous` listing those that it could mean.
+        Raises `NotFound` with close matches, or `Ambiguous` with the candidates.
         """
         if IslandId(text) in self.current:
             return IslandId(text)
@@ -115,15 +115,16 @@ class Names:
         if not now:
             island = claimants[0]
             return NotFound(
-                f"no island has the name {name} any more", hint=f"One that was is now {self.display(island)}."
+                f"no island uses the name {name} any more",
+                hint=f"An island that used it is now called {self.display(island)}.",
             )
         shown = " or ".join(f"{name}.{key_prefix(island)}" for island in now)
         if len(now) == 1:
             return Ambiguous(
-                f"the name {name} belonged to another island before",
-                hint=f"Write {shown} if you mean the one that uses it now.",
+                f"the name {name} was used by another island before",
+                hint=f"Write {shown} if you mean the island that uses it now.",
             )
-        return Ambiguous(f"{len(now)} islands call themselves {name}", hint=f"Write {shown}.")
+        return Ambiguous(f"{len(now)} islands use the name {name}", hint=f"Write {shown}.")
 
     def _by_prefix(self, text: str) -> IslandId:
         name, dot, prefix = text.rpartition(".")
@@ -137,11 +138,11 @@ class Names:
             return found[0]
         if found:
             shown = ", ".join(f"{key_prefix(i)} ({self.display(i)})" for i in found[:5])
-            raise Ambiguous(f"'{text}' fits {len(found)} islands", hint=f"Write more digits: {shown}.")
+            raise Ambiguous(f"'{text}' matches {len(found)} islands", hint=f"Write more digits: {shown}.")
         displays = sorted(self.display(island) for island in self.current)
         near = difflib.get_close_matches(text, displays, n=3, cutoff=0.4) or displays[:3]
         raise NotFound(
-            f"no island is called '{text[:80]}'",
+            f"no island has the name '{text[:80]}'",
             hint=f"Did you mean {' or '.join(near)}? `island peer ls` shows all."
             if near
             else "No island is known yet.",
@@ -152,7 +153,7 @@ class Names:
 
 
 def check_server(kind: str, url: str, comment: str) -> ServerKind:
-    """The kind, if a server of it may be listed with this URL and comment; raises `BadInput`."""
+    """Return `kind` if kind, URL and comment of a server are valid; raises `BadInput` otherwise."""
     if kind not in SERVER_KINDS:
         near = difflib.get_close_matches(kind, SERVER_KINDS, n=1, cutoff=0.5)
         raise BadInput(
@@ -176,7 +177,7 @@ def _check_url(kind: str, url: str) -> None:
         raise BadInput(f"'{url[:200]}' is not a URL: {error}", hint=form) from error
     if parts.username is not None or parts.password is not None:
         raise BadInput(
-            "the URL of a server must not hold a user name or password: every island would see it",
+            "the URL of a server must not contain a user name or password: all islands can see it",
             hint="Remove the part before '@'.",
         )
     if parts.scheme not in SCHEMES[kind]:
@@ -185,12 +186,12 @@ def _check_url(kind: str, url: str) -> None:
             hint=f"Its scheme is one of {', '.join(SCHEMES[kind])}. {form}",
         )
     if not host:
-        raise BadInput(f"'{url[:200]}' names no host", hint=form)
+        raise BadInput(f"'{url[:200]}' has no host name", hint=form)
 
 
 def is_server(kind: str, url: str, comment: str) -> bool:
-    """Whether what another island lists may be shown here."""
-    if not is_name(kind):  # one of a later version, perhaps, but a word
+    """Whether a server of another island may be shown. Kinds of later versions are accepted."""
+    if not is_name(kind):  # even an unknown kind must be a plain name
         return False
     try:
         check_server(kind if kind in SERVER_KINDS else "other", url, comment)
@@ -200,17 +201,16 @@ def is_server(kind: str, url: str, comment: str) -> bool:
 
 
 def server_id(kind: str, url: str) -> str:
-    """A short id that is the same for the same server: 8 hex digits."""
+    """Derive the id of a server, 8 hex digits, from its kind and URL."""
     return blake3(f"{kind}\0{url}".encode()).hexdigest()[:8]
 
 
 def find_server(text: str, ids: Iterable[str]) -> str:
-    """The id that `text` is or begins; raises `NotFound` or `Ambiguous`."""
-    found = [one for one in sorted(ids) if one == text] or [one for one in sorted(ids) if text and one.startswith(text)]
+    """Return the id that is equal to `text` or begins with it; raises `NotFound` or `Ambiguous`."""
+    known = sorted(ids)
+    found = [text] if text in known else [id for id in known if text and id.startswith(text)]
     if not found:
-        raise NotFound(
-            f"this island lists no server with the id '{text[:40]}'", hint="`island server ls` shows the ids."
-        )
+        raise NotFound(f"this island has no server with the id '{text[:40]}'", hint="`island server ls` shows the ids.")
     if len(found) > 1:
-        raise Ambiguous(f"'{text}' fits {len(found)} servers", hint=f"One of {', '.join(found[:5])}.")
+        raise Ambiguous(f"'{text}' matches {len(found)} servers", hint=f"Write one of {', '.join(found[:5])}.")
     return found[0]

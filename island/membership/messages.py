@@ -1,4 +1,4 @@
-"""The records of membership: the island itself, and its servers. `protocols/gossip-v1.md`."""
+"""The records of membership: the island itself and its servers. See `protocols/gossip-v1.md`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ SERVER_KINDS: tuple[str, ...] = get_args(ServerKind)
 
 
 class SelfRecord(Message, frozen=True):
-    """`island/self`: what an island says of itself."""
+    """The record `island/self`: an island's description of itself."""
 
     MAX_BYTES = VALUE_LIMIT
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", max_length=64)]
     addresses: Annotated[tuple[Address, ...], Meta(max_length=8)] = ()
-    """`host:port` at which its peer port can be dialled; none if it only dials out."""
+    """The `host:port` at which its peer port can be dialled; empty if it only dials out."""
     version: Annotated[str, Meta(max_length=64)] = ""
     software: Annotated[str, Meta(max_length=64)] = ""
     started: Annotated[float, Meta(ge=-1e14, le=1e14)] = 0.0
-    """Wall time of its last start, for people."""
+    """Wall time of its last start, for display."""
 
 
 class ServerRecord(Message, frozen=True):
-    """`server/ID`: one service beside an island."""
+    """The record `server/ID`: one service beside an island."""
 
     MAX_BYTES = VALUE_LIMIT
 

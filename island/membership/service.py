@@ -1,4 +1,4 @@
-"""Membership of one island: who there is, who can be reached, and all islands' servers."""
+"""Membership: the known islands, whether they are up, and the servers of all islands."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ log = structlog.get_logger("island")
 
 T = TypeVar("T")
 
-ISLANDS = gauge("membership_islands", "Islands known here, by state", ("state",))
+ISLANDS = gauge("membership_islands", "Known islands by state", ("state",))
 
 OWN_LIVY = "livy"
-"""The id under which an island lists the Livy that it drives itself."""
+"""The server id of the Livy that the island itself uses as its engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class IslandView:
-    """One island as this one sees it."""
+    """One island as seen from this one."""
 
     island: IslandId
     name: str
-    """What it calls itself, "" if it has not said."""
+    """The name that the island gives itself, "" if it is not known yet."""
     display: str
-    """What people see and may write: unique."""
+    """The unique displayed name, which commands also accept."""
     state: PeerState
     since: float
-    """Wall time here at which the state became so."""
+    """Local wall time of the last change of the state."""
     addresses: list[str]
     version: str
     rtt: float | None
-    """Seconds, while linked."""
+    """Round-trip time in seconds; None unless linked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class ServerView:
 
 @dataclass(slots=True)
 class _Known:
-    """What is kept in memory of one island."""
+    """One known island, in memory."""
 
     record: SelfRecord | None
     contact: Contact
@@ -78,7 +78,7 @@ class _Known:
 
 
 class Membership:
-    """Islands and servers. `views` and all that names islands answer from memory."""
+    """Islands and servers. `views`, `display` and `resolve` read from memory."""
 
     def __init__(
         self, state: Database, db: Database, gossip: Gossip, trust: Trust, peers: Peers, clock: Clock, rng: Rng
@@ -103,12 +103,12 @@ class Membership:
         peers.on_link(self._on_link)
 
     async def start(self, tasks: Tasks) -> None:
-        """Load what is known, and keep the opinions fresh."""
+        """Load the known islands, and begin to update their states."""
         for island, name in await self._state.read(store.names):
             self._former[name] = self._former.get(name, frozenset()) | {island}
         seen = await self._state.read(store.seen)
         wall = self._clock.wall()
-        self._touched.clear()  # what is committed from here on may be newer than what is read next
+        self._touched.clear()  # the next read includes these changes; later ones are collected again
         for island, record in (await self._db.read(store.islands)).items():
             self._learn(island, record, since=seen.get(island, wall))
         self._learn(self.me, self._record(self.me), since=wall)
@@ -122,31 +122,33 @@ class Membership:
     # --- islands --------------------------------------------------------------------------------
 
     def views(self) -> list[IslandView]:
-        """Every island that is known, this one first, then by what people see."""
+        """All known islands: this one first, then sorted by displayed name."""
         views = [self._view(island) for island in self._known]
         return sorted(views, key=lambda view: (view.state != "self", view.display.lower(), view.island))
 
     def view(self, island: IslandId) -> IslandView:
-        """One island; raises `NotFound` for one that is not known."""
+        """One island; raises `NotFound` if it is not known."""
         if island not in self._known:
-            raise NotFound(f"the island {island[:10]} is not known here", hint="`island peer ls` shows all.")
+            raise NotFound(
+                f"this island does not know the island {island[:10]}", hint="`island peer ls` shows the known islands."
+            )
         return self._view(island)
 
     def display(self, island: IslandId) -> str:
-        """What people see of an island: its name where that is unique, `NAME.KEYPREFIX` where not."""
+        """The displayed name of an island: its name if that is unique, else `NAME.KEYPREFIX`."""
         return self._names.display(island)
 
     def resolve(self, text: str) -> IslandId:
-        """The island that `text` names; raises `NotFound` with the nearest names, or `Ambiguous`."""
+        """Resolve a name or key to an island; raises `NotFound` with close matches, or `Ambiguous`."""
         return IslandId(text) if text in self._known else self._names.resolve(text)
 
     def is_up(self, island: IslandId) -> bool:
-        """Whether it is worth asking this island."""
+        """Whether the state of an island is up. True for this island itself."""
         known = self._known.get(island)
         return known is not None and known.state in ("self", "up")
 
     def addresses(self) -> dict[IslandId, list[str]]:
-        """Where other islands can be dialled, as they say."""
+        """The addresses at which other islands can be dialled, by their own records."""
         return {
             island: list(known.record.addresses)
             for island, known in sorted(self._known.items())
@@ -154,7 +156,7 @@ class Membership:
         }
 
     async def announce(self, addresses: Sequence[str]) -> None:
-        """Say who this island is and where it can be dialled (at most 8 addresses)."""
+        """Publish the name of this island and the addresses at which it can be dialled (at most 8)."""
         record = SelfRecord(
             name=self._trust.name,
             addresses=tuple(addresses[:8]),
@@ -181,24 +183,28 @@ class Membership:
     # --- servers --------------------------------------------------------------------------------
 
     async def servers(self) -> list[ServerView]:
-        """The servers of all islands, by what people see of the island."""
+        """The servers of all islands, sorted by the displayed name of the island."""
         rows = await self._db.read(store.servers)
         views = [self._server_view(row) for row in rows]
         return sorted(views, key=lambda view: (view.display.lower(), view.island, view.kind, view.id))
 
     async def add_server(self, who: str, kind: str, url: str, comment: str = "") -> ServerView:
-        """List a server of this island. Raises `BadInput`, `Conflict` if it is listed, `Full`."""
+        """Add a server of this island to the list. Raises `BadInput`, `Conflict` if it is already listed, or `Full`."""
         core.check_server(kind, url, comment)
         record, server = ServerRecord(kind=kind, url=url, comment=comment), core.server_id(kind, url)
 
         def write(conn: sqlite3.Connection) -> None:
             listed = store.own_servers(conn)
-            if any((one.kind, one.url) == (kind, url) for one in listed.values()):
+            if any((other.kind, other.url) == (kind, url) for other in listed.values()):
                 raise Conflict(
-                    f"this island lists {url} already", hint="`island server rm ID` first, to change its comment."
+                    f"this island already lists {url}",
+                    hint="To change its comment, remove it first with `island server rm ID`.",
                 )
             if len(listed) >= core.MAX_SERVERS:
-                raise Full(f"this island lists {len(listed)} servers, the most that others show")
+                raise Full(
+                    f"this island already lists {len(listed)} servers, which is the limit",
+                    hint="Remove a server with `island server rm ID`.",
+                )
             self._put(conn, server, record)
             self._journal(conn, who, "server.add", f"{kind} {url}")
 
@@ -206,7 +212,10 @@ class Membership:
         return self._server_view(ServerRow(self.me, server, kind, url, comment))
 
     async def remove_server(self, who: str, id: str) -> ServerView:
-        """Take a server of this island, by its id or a unique prefix, off the list and return it."""
+        """Remove a server of this island, by its id or a unique prefix, from the list and return it.
+
+        Raises `NotFound`, `Ambiguous`, or `BadInput` for the engine of this island.
+        """
 
         def write(conn: sqlite3.Connection) -> ServerRow:
             listed = store.own_servers(conn)
@@ -214,7 +223,8 @@ class Membership:
             record = listed[server]
             if server == OWN_LIVY:
                 raise BadInput(
-                    "the Livy that this island drives itself is always listed", hint="Set [livy] url in island.toml."
+                    "the Livy that this island uses as its engine is always listed",
+                    hint="To use another one, set [livy] url in island.toml.",
                 )
             store.drop_server(conn, server)
             self._gossip.delete(conn, f"server/{server}")
@@ -224,7 +234,7 @@ class Membership:
         return self._server_view(await self._commit(write))
 
     async def set_own_livy(self, url: str | None, comment: str = "Livy of this island") -> None:
-        """List the Livy that this island drives, or none. Its id stays the same when the URL changes."""
+        """List the Livy that this island uses as its engine, or none. Its id does not change with the URL."""
         if url is not None:
             core.check_server("livy", url, comment)
 
@@ -238,7 +248,7 @@ class Membership:
         await self._commit(write)
 
     async def _commit(self, write: Callable[[sqlite3.Connection], T]) -> T:
-        """Write records of this island, and return once they are projected; they spread even if the caller goes."""
+        """Write records of this island and wait until they are projected. They spread even after a cancellation."""
         written = await self._state.write(write, then=lambda _: self._gossip.poke())
         await self._gossip.flush()
         return written
@@ -262,7 +272,7 @@ class Membership:
             mine=row.island == self.me,
         )
 
-    # --- what the projections say, once it is committed -------------------------------------------
+    # --- committed changes of the projections -----------------------------------------------------
 
     def _on_island(self, change: Change) -> None:
         if change.key == SELF_KEY:
@@ -271,7 +281,7 @@ class Membership:
     def _on_server(self, _: Change) -> None:
         self._servers_touched = True
 
-    # --- opinions -------------------------------------------------------------------------------
+    # --- states of islands ----------------------------------------------------------------------
 
     def _record(self, island: IslandId) -> SelfRecord | None:
         if island in self._known and (record := self._known[island].record) is not None:
@@ -279,7 +289,7 @@ class Membership:
         return SelfRecord(name=self._trust.name) if island == self.me else None
 
     def _learn(self, island: IslandId, record: SelfRecord | None, since: float) -> None:
-        """Take in what an island says of itself, or that there is one."""
+        """Store an island's record in memory, or that the island exists."""
         if island in self._known:
             self._known[island].record = record
             return
@@ -298,7 +308,7 @@ class Membership:
         self._renew()
 
     def _renew(self) -> None:
-        """Form every opinion anew, and tell who waits if one changed."""
+        """Compute the names and states of all islands again, and touch `changed` if any changed."""
         before = {island: (known.state, known.record) for island, known in self._known.items()}
         self._names = Names({i: k.record.name for i, k in self._known.items() if k.record is not None}, self._former)
         now, self._next = self._clock.monotonic(), None
@@ -309,7 +319,7 @@ class Membership:
             if until is not None:
                 self._next = until if self._next is None else min(self._next, until)
             if state != known.state:
-                # `since` of what is found again after a restart stays the time it was last seen.
+                # After a restart, `since` of an island that is still down stays the time of its last contact.
                 log.info("membership.state", island=island, name=self.display(island), state=state, was=known.state)
                 if not (known.state == "suspect" and state == "down"):
                     known.since = self._clock.wall()
@@ -339,7 +349,7 @@ class Membership:
         await self._gossip.changed.after(version)
 
     async def _take_in(self) -> None:
-        """Read what changed in the projections since the last time."""
+        """Read the changes of the projections since the last call."""
         touched, self._touched = sorted(self._touched), set()
         now = self._clock.monotonic()
         for origin in self._gossip.origins():
@@ -348,7 +358,7 @@ class Membership:
                 known = self._known[origin]
                 contact = known.contact
                 known.contact = Contact(contact.linked, contact.since, now, contact.was_linked)
-            elif origin not in self._known:  # it has said something, and not yet who it is
+            elif origin not in self._known:  # a log has arrived, but not yet its record `island/self`
                 self._learn(origin, None, self._clock.wall())
             self._heads[origin] = seq
         try:
@@ -361,14 +371,14 @@ class Membership:
             if self._known[origin].since == 0.0:
                 self._known[origin].since = self._clock.wall()
         self._wake.set()
-        self._renew()  # at once: what an island is called must not differ from what names resolve to
+        self._renew()  # at once, so that displayed names and their resolution agree
         if self._servers_touched:
             self._servers_touched = False
             self.changed.touch()
         await self._remember()
 
     async def _remember(self) -> None:
-        """Keep every name that is claimed for the first time."""
+        """Store every name that an island uses for the first time."""
         claims = [
             (island, known.record.name)
             for island, known in sorted(self._known.items())
@@ -390,7 +400,7 @@ def _server_records(conn: sqlite3.Connection) -> dict[str, bytes]:
     return {f"server/{server}": codec.encode(record) for server, record in store.own_servers(conn).items()}
 
 
-# --- projections: in the writer's thread, within the transaction of the change ----------------------
+# --- projections: run in the writer's thread, in the transaction of the change ----------------------
 
 
 def _project_island(conn: sqlite3.Connection, change: Change) -> None:

@@ -1,4 +1,4 @@
-"""SQL of membership: own servers and memory of others in state.db, projections in gossip.db."""
+"""SQL of membership: own servers, names and times of contact in state.db, projections in gossip.db."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def drop_server(conn: sqlite3.Connection, server: str) -> None:
 
 
 def names(conn: sqlite3.Connection) -> list[tuple[IslandId, str]]:
-    """Every (island, name) that was ever seen claimed."""
+    """Every (island, name) that has ever been used."""
     rows = conn.execute("SELECT island, name FROM membership_names ORDER BY island, name")
     return [(row["island"], row["name"]) for row in rows]
 
 
 def remember_names(conn: sqlite3.Connection, claims: Iterable[tuple[IslandId, str]], at: float, kept: int) -> None:
-    """Remember claims of names, at most `kept` an island."""
+    """Store used names, at most `kept` per island."""
     for island, name in claims:
         conn.execute(
             "INSERT INTO membership_names (island, name, since) SELECT ?1, ?2, ?3"
@@ -62,12 +62,12 @@ def remember_names(conn: sqlite3.Connection, claims: Iterable[tuple[IslandId, st
 
 
 def seen(conn: sqlite3.Connection) -> dict[IslandId, float]:
-    """When each island was last linked, wall time."""
+    """The wall time at which each island was last linked."""
     return {row["island"]: row["at"] for row in conn.execute("SELECT island, at FROM membership_seen")}
 
 
 def remember_seen(conn: sqlite3.Connection, islands: Iterable[IslandId], at: float) -> None:
-    """These islands are or were linked until `at`."""
+    """Store that these islands were linked at `at` (wall time)."""
     conn.executemany(
         "INSERT INTO membership_seen (island, at) VALUES (?, ?) ON CONFLICT (island) DO UPDATE SET at = excluded.at",
         [(island, at) for island in islands],
@@ -78,7 +78,7 @@ def remember_seen(conn: sqlite3.Connection, islands: Iterable[IslandId], at: flo
 
 
 def put_island(conn: sqlite3.Connection, island: IslandId, record: SelfRecord) -> None:
-    """Project `island/self`."""
+    """Store the projection of `island/self`."""
     conn.execute(
         "INSERT OR REPLACE INTO membership_islands (island, name, addresses, version, software, started)"
         " VALUES (?, ?, ?, ?, ?, ?)",
@@ -87,16 +87,16 @@ def put_island(conn: sqlite3.Connection, island: IslandId, record: SelfRecord) -
 
 
 def drop_island(conn: sqlite3.Connection, island: IslandId) -> None:
-    """The island withdrew its record."""
+    """Remove the projection of `island/self`."""
     conn.execute("DELETE FROM membership_islands WHERE island = ?", (island,))
 
 
 def islands(conn: sqlite3.Connection, some: Iterable[IslandId] | None = None) -> dict[IslandId, SelfRecord]:
-    """What all islands, or some, say of themselves."""
+    """The `island/self` records of all islands, or of `some`."""
     sql = "SELECT island, name, addresses, version, software, started FROM membership_islands"
     rows: Iterable[sqlite3.Row] = conn.execute(sql + " ORDER BY island")
     if some is not None:
-        rows = [row for one in some for row in conn.execute(sql + " WHERE island = ?", (one,))]
+        rows = [row for island in some for row in conn.execute(sql + " WHERE island = ?", (island,))]
     return {
         row["island"]: SelfRecord(
             name=row["name"],
@@ -110,7 +110,7 @@ def islands(conn: sqlite3.Connection, some: Iterable[IslandId] | None = None) ->
 
 
 def put_row(conn: sqlite3.Connection, row: ServerRow, limit: int) -> None:
-    """Project `server/ID`, at most `limit` an island."""
+    """Store the projection of `server/ID`, at most `limit` per island."""
     conn.execute(
         "INSERT INTO membership_servers (island, id, kind, url, comment) SELECT ?1, ?2, ?3, ?4, ?5"
         " WHERE (SELECT count(*) FROM membership_servers WHERE island = ?1) < ?6"
@@ -120,11 +120,11 @@ def put_row(conn: sqlite3.Connection, row: ServerRow, limit: int) -> None:
 
 
 def drop_row(conn: sqlite3.Connection, island: IslandId, server: str) -> None:
-    """The server is no longer listed."""
+    """Remove the projection of `server/ID`."""
     conn.execute("DELETE FROM membership_servers WHERE island = ? AND id = ?", (island, server))
 
 
 def servers(conn: sqlite3.Connection) -> list[ServerRow]:
-    """The servers of all islands, by island and id."""
+    """The servers of all islands, sorted by island, kind and id."""
     rows = conn.execute("SELECT island, id, kind, url, comment FROM membership_servers ORDER BY island, kind, id")
     return [ServerRow(row["island"], row["id"], row["kind"], row["url"], row["comment"]) for row in rows]

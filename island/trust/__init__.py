@@ -1,1 +1,1 @@
-"""Keys, admissions, tokens, roles and the journal: who may do what."""
+"""Keys, chains of admissions, tokens, roles and the journal."""

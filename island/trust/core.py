@@ -1,4 +1,4 @@
-"""Decisions of trust, pure: chains verified alone, invitations read and written, redemption judged."""
+"""Pure functions of trust: verify chains, encode and parse invitations, decide about redemptions and journal heads."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from island.trust.signing import SigningKey, verify
 
 PREFIX = "island1-"
 _CHECKSUM_BYTES = 16
-_ASK_ANEW = "Ask for a new one: `island peer invite` at the inviting island prints it as one word."
+_ASK_AGAIN = "Ask for a new invitation: `island peer invite` at the inviting island prints one."
 
 
 @dataclass(frozen=True, slots=True)
 class AdmittedIsland:
-    """Whom a chain admits, and as what."""
+    """The island that a chain admits, and its rights."""
 
     island: IslandId
     name: str | None
     """The name under which it was admitted; None for a founder."""
     may_invite: bool
     depth: int
-    """Links from the founder; 0 for a founder."""
+    """Number of links from the founder; 0 for a founder."""
 
 
 # --- networks and chains -------------------------------------------------------------------
@@ -51,7 +51,7 @@ def network_id(genesis: bytes) -> NetworkId:
 
 
 def found_network(label: str, nonce: bytes, founder: IslandId, recovery_public: bytes) -> bytes:
-    """The canonical bytes of the genesis of a network with one founder."""
+    """Return the canonical bytes of the genesis record of a network with one founder."""
     return codec.encode(
         Genesis(
             label=label,
@@ -64,32 +64,35 @@ def found_network(label: str, nonce: bytes, founder: IslandId, recovery_public: 
 
 
 def founder_chain(genesis: bytes, founder: IslandId) -> Chain:
-    """The chain, without a link, of a founder."""
+    """The chain of a founder, which has no links."""
     return Chain(genesis=genesis, founder=key_bytes(founder))
 
 
 def admit_key(chain: Chain, signer: SigningKey, key: IslandId, name: str) -> Chain:
-    """The chain of `key`, admitted by the holder of `chain`; raises `Denied` if that one may not."""
+    """Return the chain of `key`, admitted by the holder of `chain`; raises `Denied` if the holder may not admit."""
     network = network_id(chain.genesis)
     holder = verify_chain(network, chain)
     if holder.island != signer.id:
-        raise Denied("the chain of this island ends with another key", hint="Restore state.db and key together.")
+        raise Denied(
+            "the chain of this island ends with another key",
+            hint="Restore state.db and the file `key` from the same backup.",
+        )
     if not holder.may_invite:
         raise Denied("this island was admitted without the right to invite", hint="Ask the island that invited it.")
     if holder.depth >= MAX_LINKS:
         raise Denied(
             f"this island is {MAX_LINKS} admissions away from the founder, which is the limit",
-            hint="Let an island nearer to the founder invite.",
+            hint="Create the invitation at an island that is nearer to the founder.",
         )
     link = codec.encode(AdmissionLink(key=key_bytes(key), name=name, by=key_bytes(signer.id)))
     admission = Admission(link=link, signature=signer.sign("admission", network, link))
     longer = Chain(genesis=chain.genesis, founder=chain.founder, links=(*chain.links, admission))
-    verify_chain(network, longer)  # what others would refuse is never handed out
+    verify_chain(network, longer)  # never return a chain that other islands would refuse
     return longer
 
 
 def decode_chain(data: bytes) -> Chain:
-    """A chain from at most `CHAIN_LIMIT` bytes; raises `Malformed`."""
+    """Decode a chain of at most `CHAIN_LIMIT` bytes; raises `Malformed`."""
     return codec.decode(data, Chain)
 
 
@@ -99,16 +102,17 @@ def label_of(chain: Chain) -> str:
 
 
 def verify_chain(network: NetworkId, chain: bytes | Chain) -> AdmittedIsland:
-    """Who is admitted to `network` by this chain, which is verified alone.
+    """Verify a chain and return the island that it admits to `network`.
 
-    Raises `PeerMisbehaved`: another network, a founder who is none, a link that is signed
-    wrongly, by another key than the one before, or by one that may not invite.
+    Raises `PeerMisbehaved` if the chain belongs to another network, does not begin with a founder,
+    admits a key twice, or has a link with a wrong signature, from a key other than the previous
+    link's, or from an island that may not invite.
     """
     if isinstance(chain, bytes):
         chain = decode_chain(chain)
     if network_id(chain.genesis) != network:
         raise PeerMisbehaved(
-            f"a chain of another network ({network_id(chain.genesis)[:10]}, ours is {network[:10]})",
+            f"a chain of another network ({network_id(chain.genesis)[:10]}, this network is {network[:10]})",
             code="other_network",
         )
     genesis = codec.decode(chain.genesis, Genesis)
@@ -139,38 +143,37 @@ def _verify_link(network: NetworkId, signer: AdmittedIsland, admission: Admissio
 
 
 def secret_hash(secret: bytes) -> bytes:
-    """What is stored of an invitation's secret (32 bytes)."""
+    """The hash of an invitation's secret (32 bytes). Only the hash is stored."""
     return blake3.blake3(secret, derive_key_context="island/1/invitation-secret").digest()
 
 
 def format_invitation(invitation: Invitation) -> str:
-    """The invitation as one word: `island1-` and base64url without padding, checksum at the end."""
+    """Encode an invitation as text: `island1-` and base64url without padding, with a checksum at the end."""
     body = codec.encode(invitation)
     return PREFIX + base64.urlsafe_b64encode(body + _checksum(body)).rstrip(b"=").decode("ascii")
 
 
 def parse_invitation(text: str) -> Invitation:
-    """An invitation from the word that a person pasted, spaces and line breaks ignored.
+    """Parse the text of an invitation; spaces and line breaks are ignored.
 
-    Raises `BadInput` that says what is wrong (code `invitation_malformed` or
-    `invitation_altered`) before anything is dialled.
+    Raises `BadInput` with the reason (code `invitation_malformed` or `invitation_altered`).
     """
-    word = "".join(text.split())
-    if not word.startswith(PREFIX):
+    compact = "".join(text.split())
+    if not compact.startswith(PREFIX):
         raise _malformed(f"it does not begin with '{PREFIX}'")
-    if len(word) > len(PREFIX) + INVITATION_LIMIT * 4 // 3 + 4:
+    if len(compact) > len(PREFIX) + INVITATION_LIMIT * 4 // 3 + 4:
         raise _malformed("it is too long")
-    encoded = word.removeprefix(PREFIX)
+    encoded = compact.removeprefix(PREFIX)
     try:
         data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
-        raise _malformed("it has characters that no invitation has, or lacks some") from error
+        raise _malformed("it has invalid characters, or characters are missing") from error
     body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     canonical = base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii") == encoded
     if not canonical or len(checksum) < _CHECKSUM_BYTES or _checksum(body) != checksum:
         raise BadInput(
             "the invitation was changed or truncated: its checksum does not match",
-            hint=f"Copy the complete invitation. {_ASK_ANEW}",
+            hint=f"Copy the complete invitation. {_ASK_AGAIN}",
             code="invitation_altered",
         )
     try:
@@ -182,7 +185,7 @@ def parse_invitation(text: str) -> Invitation:
 
 
 def _malformed(why: str) -> BadInput:
-    return BadInput(f"this is not an invitation: {why}", hint=_ASK_ANEW, code="invitation_malformed")
+    return BadInput(f"this is not an invitation: {why}", hint=_ASK_AGAIN, code="invitation_malformed")
 
 
 def _checksum(body: bytes) -> bytes:
@@ -191,7 +194,7 @@ def _checksum(body: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class IssuedInvitation:
-    """What the inviter has stored of an invitation."""
+    """An invitation as stored at the inviter."""
 
     expires: float
     uses: int
@@ -199,18 +202,18 @@ class IssuedInvitation:
 
 
 def judge_redemption(issued: IssuedInvitation | None, admitted_by_it: bool, now: float) -> Literal["admit", "again"]:
-    """Whether a secret admits a key: newly, or again with the same admission.
+    """Decide whether a secret admits a key: "admit", or "again" if the key was admitted before.
 
     Raises `BadInput` with code `invitation_unknown`, `invitation_expired` or `invitation_used_up`.
     """
     if issued is None:
-        raise BadInput("the inviter does not know this invitation", hint=_ASK_ANEW, code="invitation_unknown")
+        raise BadInput("the inviter does not know this invitation", hint=_ASK_AGAIN, code="invitation_unknown")
     if admitted_by_it:
         return "again"
     if now >= issued.expires:
-        raise BadInput("the invitation has expired", hint=_ASK_ANEW, code="invitation_expired")
+        raise BadInput("the invitation has expired", hint=_ASK_AGAIN, code="invitation_expired")
     if issued.used >= issued.uses:
-        raise BadInput("the invitation is used up", hint=_ASK_ANEW, code="invitation_used_up")
+        raise BadInput("the invitation is used up", hint=_ASK_AGAIN, code="invitation_used_up")
     return "admit"
 
 
@@ -218,8 +221,8 @@ def check_adoption(current: NetworkId | None, network: NetworkId) -> None:
     """Raise `Conflict` unless an island that belongs to `current` may adopt `network`."""
     if current is not None and current != network:
         raise Conflict(
-            f"this island belongs to another archipelago already ({current[:10]}, not {network[:10]})",
-            hint="An island joins one archipelago only; make another home with `island init`.",
+            f"this island already belongs to another archipelago ({current[:10]}, not {network[:10]})",
+            hint="An island can join only one archipelago. Create another home folder with `island init`.",
             code="other_network",
         )
 
@@ -227,22 +230,25 @@ def check_adoption(current: NetworkId | None, network: NetworkId) -> None:
 # --- heads of journals ---------------------------------------------------------------------
 
 Mismatch = Literal["", "cut", "fork", "changed"]
-"""How an island's journal contradicts the head that is held: it ends before it, it has another
-row at its place, or the island itself reports that somebody changed it."""
+"""How an island's journal contradicts the stored head. `cut`: it ends before that row; `fork`: it has another
+row at that place; `changed`: the island itself reports that another program changed it. "": no contradiction."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldHead:
-    """The newest head of another island's journal, and whether the island contradicts it now."""
+    """The newest stored head of another island's journal, and whether that island's newest offer contradicts it."""
 
     head: JournalHead | None = None
     mismatch: Mismatch = ""
     claimed: JournalHead | None = None
-    """The head, signed by that island too, that contradicts `head`."""
+    """The head, also signed by that island, that contradicts `head`."""
 
 
 def weigh_head(held: HeldHead, offer: HeadOffer) -> HeldHead:
-    """What is held after an offer whose signature is right. A head gives way only to one that continues it."""
+    """Return what to store after an offer with a valid signature.
+
+    The offered head replaces the stored one only if it continues it or has a higher generation.
+    """
     mine, theirs = held.head, offer.head
     if theirs is None:
         return HeldHead(mine, "changed", held.claimed)
@@ -253,5 +259,5 @@ def weigh_head(held: HeldHead, offer: HeadOffer) -> HeldHead:
     if theirs.seq == mine.seq:
         return HeldHead(mine) if theirs.hash == mine.hash else HeldHead(mine, "fork", theirs)
     if offer.since != mine.seq:
-        return held  # it does not know yet what is held here; it will from the answer
+        return held  # the sender does not know the stored head yet; it learns it from the answer
     return HeldHead(theirs) if offer.since_hash == mine.hash else HeldHead(mine, "fork", theirs)

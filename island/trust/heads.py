@@ -1,8 +1,9 @@
-"""Heads of journals at other islands: who cuts a journal here would have to cut it there too.
+"""Exchanges signed journal heads with other islands, to detect that rows of a journal were removed.
 
-Each island gives the signed head of its journal to the islands that it has a session with,
-and they keep the newest. A head gives way only to one whose journal still contains it, so an
-island whose journal was cut, or restored from a backup, contradicts what others hold.
+Each island sends the signed head of its journal to the islands that it is linked with, and they
+store the newest. A stored head is replaced only by the head of a journal that still contains it, or
+by one of a higher generation. An island whose journal was cut, or restored from a backup, therefore
+contradicts the stored head until its administrator acknowledges that rows are missing.
 """
 
 from __future__ import annotations
@@ -30,34 +31,35 @@ from island.trust.signing import verify
 log = structlog.get_logger("island")
 
 KIND = "journal.head"
-"""The kind of the request."""
+"""The kind of the request that offers a head."""
 
 SIGNATURE = "journal-head"
-"""The use that a head's signature is for."""
+"""The kind of a head's signature."""
 
 OFFER_EVERY_S = 60.0
-"""Seconds between offers to an island while the journal grows."""
+"""Seconds between two offers while the journal grows."""
 
 ANSWER_S, LAST_OFFER_S = 10.0, 2.0
-"""Seconds that an answer may take; and those that the offers at the stop of the daemon may take."""
+"""Timeouts of an offer in seconds: while the daemon runs, and when it stops."""
 
 STORE_EVERY_S = 1.0
-"""What one island causes to be stored is at least this many seconds apart."""
+"""Minimum number of seconds between two heads of one island that are stored."""
 
 Answer = Literal["agrees", "disagrees", "unusable", "silent"]
 
 
 @dataclass(frozen=True, slots=True)
 class HeadAnswer:
-    """What one island answered about the journal of this one."""
+    """The answer of one island about this island's journal."""
 
     island: IslandId
     answer: Answer
-    """`unusable`: it sent what this island never signed; `silent`: no answer, or a version that keeps no heads."""
+    """`unusable`: it sent a malformed answer, or a head that this island did not sign. `silent`: it did not answer,
+    or its version does not support journal heads."""
 
 
 class JournalHeads:
-    """Gives this island's head to others and keeps theirs. `start` after the trust was loaded."""
+    """Offers this island's journal head to other islands and stores theirs. Call `start` after `Trust.load`."""
 
     def __init__(self, state: Database, trust: Trust, peers: Peers, clock: Clock, rng: Rng) -> None:
         self._state, self._trust, self._peers, self._clock, self._rng = state, trust, peers, clock, rng
@@ -70,53 +72,55 @@ class JournalHeads:
         peers.on_link(self._on_link)
 
     async def start(self, tasks: Tasks) -> None:
-        """Load what is held of others, and begin to give this island's head to them."""
+        """Load the stored heads of other islands, and begin to offer this island's head."""
         self._held = await self._state.read(store.held_heads)
         tasks.forever("journal.heads", self._step, rng=self._rng)
 
     async def stop(self) -> None:
-        """Give the last head to every island that does not have it yet."""
+        """Offer the last head to the linked islands that do not have it yet."""
         await self._offer(LAST_OFFER_S, everyone=False)
 
-    # --- this island's journal at others --------------------------------------------------------
+    # --- this island's journal at other islands -------------------------------------------------
 
     async def compare(self) -> list[HeadAnswer]:
-        """Ask every island that is linked for the head it holds of this island's journal."""
+        """Compare this island's journal with the heads that all linked islands have stored."""
         return await self._offer(ANSWER_S, everyone=True)
 
     def problems(self, display: Callable[[IslandId], str]) -> list[str]:
-        """What a health report should say about the journals of this island and of others."""
+        """Problems of the journals of this island and of others, for health reports."""
         found = self.own_problems(display)
         if self._trust.sealer.problem:
             found.append(
-                f"the journal was changed by somebody else: {self._trust.sealer.problem}. "
-                "`island journal --verify` says more; `island journal --acknowledge REASON` accepts it."
+                f"the journal was changed by another program: {self._trust.sealer.problem}. "
+                "`island journal --verify` shows details; `island journal --acknowledge REASON` accepts the change."
             )
-        return found + [_said(display(island), held) for island, held in sorted(self._held.items()) if held.mismatch]
+        return found + [_problem(display(island), held) for island, held in sorted(self._held.items()) if held.mismatch]
 
     def own_problems(self, display: Callable[[IslandId], str]) -> list[str]:
-        """How this island's journal contradicts what others hold, as they last answered."""
+        """How this island's journal contradicts heads at other islands, by their last answers."""
         if not self._disputes:
             return []
         names = ", ".join(sorted(display(island) for island in self._disputes))
         row = max(head.seq for head in self._disputes.values())
         return [
-            f"rows of the journal are missing or were replaced: row {row}, which this island signed, "
-            f"is held by {names} and is not here. If state.db was restored from a backup: "
+            f"rows of the journal are missing or were replaced: the journal does not contain row {row}, "
+            f"which this island signed and sent to {names}. If state.db was restored from a backup, run: "
             "island journal --acknowledge REASON"
         ]
 
     async def acknowledge(self, who: str, reason: str) -> int:
-        """Accept that rows are missing: a row says so, and begins a new generation of heads, which is returned.
+        """Accept that rows are missing: add a row that begins a new generation of heads, and return the generation.
 
-        Raises `Conflict` if there is nothing to accept.
+        Raises `Conflict` if there is no contradiction.
         """
         sealer = self._trust.sealer
         if not sealer.problem and not self._disputes:
-            raise Conflict("the journal agrees with its seal and with what other islands hold", hint="Nothing to do.")
+            raise Conflict(
+                "the journal agrees with its seal and with its heads at other islands", hint="Nothing to acknowledge."
+            )
         generation = max(sealer.generation, *(head.generation for head in self._disputes.values()), 0) + 1
         problems = [sealer.problem[:300]] if sealer.problem else []
-        problems += [f"{island} holds row {head.seq}" for island, head in sorted(self._disputes.items())[:20]]
+        problems += [f"{island} has row {head.seq}" for island, head in sorted(self._disputes.items())[:20]]
 
         def write(conn: sqlite3.Connection) -> None:
             journal.append(
@@ -131,7 +135,7 @@ class JournalHeads:
 
         sealer.consent(generation)
         await self._state.write(write)
-        self._disputes.clear()  # what still contradicts is found again by the next offers
+        self._disputes.clear()  # the next offers find contradictions that remain
         log.warning("journal.acknowledged", generation=generation, who=who, reason=reason)
         self._wake.set()
         return generation
@@ -157,7 +161,7 @@ class JournalHeads:
         return bool(self._disputes or self._trust.sealer.problem)
 
     async def _offer_to(self, island: IslandId, timeout: float) -> HeadAnswer:
-        """Offer the head to one island, twice if it holds one that this island has to link to."""
+        """Offer the head to one island, and again with the row of the head that the island answers with."""
         held: JournalHead | None = None
         try:
             for _ in range(2):
@@ -185,7 +189,7 @@ class JournalHeads:
 
     async def _make_offer(self, held: JournalHead | None) -> tuple[HeadOffer, tuple[int, int]]:
         if self._trust.sealer.problem:
-            return HeadOffer(), (0, 0)  # this island does not sign what somebody else has written
+            return HeadOffer(), (0, 0)  # this island does not sign rows that another program wrote
 
         def read(conn: sqlite3.Connection) -> tuple[int, journal.Tip | None, bytes | None]:
             since = journal.hash_at(conn, held.seq) if held is not None else None
@@ -201,16 +205,16 @@ class JournalHeads:
             since_hash=since or b"",
         ), (generation, tip.seq)
 
-    # --- others' journals here ------------------------------------------------------------------
+    # --- journals of other islands --------------------------------------------------------------
 
     async def _offered(self, source: IslandId, body: bytes) -> bytes:
-        """Keep the head of another island's journal if it continues the one that is held."""
+        """Store the head of another island's journal if it continues the stored one; answer with the stored head."""
         offer = codec.decode(body, HeadOffer)
         if offer.head is not None:
             self._check(source, offer.head)
         held = self._held.get(source, HeldHead())
         after = core.weigh_head(held, offer)
-        # The end of a mismatch is never put off: an island that agrees does not ask again.
+        # Store the end of a mismatch at once: an island that agrees does not offer its head again.
         if after != held and ((held.mismatch and not after.mismatch) or self._may_store(source)):
             held = await self._store(source, offer)
         return codec.encode(HeadHeld(head=held.head))
@@ -242,16 +246,16 @@ class JournalHeads:
         payload = head_payload(head.generation, head.seq, head.hash)
         network = self._trust.network
         if network is None or not verify(signer, SIGNATURE, network, payload, head.signature):
-            raise PeerMisbehaved(f"a journal head that {signer[:10]} did not sign", code="bad_signature")
+            raise PeerMisbehaved(f"a journal head without a valid signature of {signer[:10]}", code="bad_signature")
 
 
 def head_payload(generation: int, seq: int, digest: bytes) -> bytes:
-    """What the signature of a head is over, after the domain and the network."""
+    """The signed payload of a head."""
     return codec.encode([generation, seq, digest])
 
 
 def unreached(answers: Sequence[HeadAnswer]) -> list[IslandId]:
-    """The islands of which no answer came that could be used."""
+    """The islands without a usable answer."""
     return [each.island for each in answers if each.answer in ("silent", "unusable")]
 
 
@@ -260,16 +264,16 @@ def _mark(conn: sqlite3.Connection) -> tuple[int, int]:
 
 
 def _contains(conn: sqlite3.Connection, held: JournalHead) -> bool:
-    """Whether the journal continues a head that this island once signed."""
+    """Whether the journal contains the row of a head that this island signed, or has a newer generation."""
     generation = journal.generation(conn)
     if held.generation != generation:
         return held.generation < generation
     return journal.hash_at(conn, held.seq) == held.hash
 
 
-def _said(name: str, held: HeldHead) -> str:
+def _problem(name: str, held: HeldHead) -> str:
     if held.mismatch == "changed" or held.head is None:
-        return f"{name} reports that its journal was changed by somebody else"
-    then = f"the journal of {name} does not continue row {held.head.seq}, which it gave to this island"
-    now = f": it now ends with row {held.claimed.seq}" if held.mismatch == "cut" and held.claimed else ""
-    return f"{then}{now}. Rows were removed or replaced there, or an old state.db was restored."
+        return f"{name} reports that its journal was changed by another program"
+    contradiction = f"the journal of {name} does not continue row {held.head.seq}, which it sent to this island"
+    end = f": it now ends with row {held.claimed.seq}" if held.mismatch == "cut" and held.claimed else ""
+    return f"{contradiction}{end}. Rows were removed or replaced there, or an old state.db was restored."

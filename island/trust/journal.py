@@ -1,11 +1,11 @@
-"""The journal: who did what, where, and how it ended, in rows chained by their hashes.
+"""The journal: the audit log of an island, with rows that are chained by their hashes.
 
-A row's hash is BLAKE3 over the hash of the row before and the canonical bytes of its own
-content. The head (newest row) is kept beside the rows and sealed: signed with the island's
-key, in the transaction that adds the row (`trust/sealing.py`). `verify` finds an edited,
-removed, inserted or cut-off row and a seal that is missing or older than the head. What it
-cannot find alone is a whole older state of the journal; other islands hold the newest head
-that they were given (`trust/heads.py`).
+The hash of a row is BLAKE3 over the hash of the previous row and the canonical bytes of its own
+content. The head (newest row) is stored separately and sealed: signed with the island's key, in
+the transaction that adds the row (`trust/sealing.py`). `verify` detects edited, removed, inserted
+and cut-off rows; `verify_seal` detects a seal that is missing or older than the newest row. They
+cannot detect that the whole journal was replaced by an older state. For that, other islands store
+the newest head that they received (`trust/heads.py`).
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from island.trust.keys import Identity
 from island.trust.signing import verify as verify_signature
 
 FIRST = bytes(32)
-"""The hash before the first row."""
+"""The previous hash of the first row."""
 
 MAX_NUMBER = 2**53
 """The highest number of a row or a generation."""
 
 ACKNOWLEDGE = "journal.acknowledge"
-"""The act of a row that begins a new generation: an administrator accepts that rows are missing."""
+"""The `act` of a row that begins a new generation: an administrator accepts that rows are missing."""
 
 _AGO = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])\Z")
 _TEXT_LIMIT, _DETAIL_LIMIT = 1000, 8000
 
 
 class Tip(NamedTuple):
-    """The number and the hash of one row: the newest, or the one that was sealed."""
+    """The number and the hash of a row: the newest or the sealed one."""
 
     seq: int
     hash: bytes
@@ -48,7 +48,7 @@ class Tip(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """One row of the journal. `who` is `user@island`; `detail` is plain JSON data."""
+    """One row of the journal. `at` is in Unix seconds, `who` is `user@island`, `detail` is plain JSON data."""
 
     seq: int
     at: float
@@ -64,10 +64,10 @@ def append(
 ) -> int:
     """Add a row in the caller's transaction on state.db and return its number.
 
-    Texts over 1,000 characters are cut and detail over 8,000 is left out: a journal row never
-    makes the act fail that it records. No secret may be put into it.
+    Texts over 1,000 characters are truncated and details over 8,000 characters are omitted, so that
+    adding a row does not make the recorded action fail. Rows must not contain secrets.
     """
-    # The head is the newest row, unless somebody else wrote to the file: even then no act fails here.
+    # The head is the newest row, unless another program wrote to the file; the action must not fail even then.
     newest = conn.execute(
         "SELECT seq, hash FROM journal_head WHERE seq >= (SELECT coalesce(max(seq), 0) FROM journal)"
         " UNION ALL SELECT seq, hash FROM (SELECT seq, hash FROM journal ORDER BY seq DESC LIMIT 1) LIMIT 1"
@@ -88,7 +88,7 @@ def append(
 def entries(
     conn: sqlite3.Connection, since: float | None = None, contains: str = "", limit: int = 1000
 ) -> list[JournalEntry]:
-    """The newest `limit` rows from `since` (unix seconds) that contain a text anywhere, oldest first."""
+    """The newest `limit` rows since `since` (Unix seconds) that contain a text in any column, oldest first."""
     rows = conn.execute(
         "SELECT * FROM journal WHERE at >= ? AND (? = '' OR instr(lower(who || char(10) || act || char(10) ||"
         " what || char(10) || outcome || char(10) || detail), lower(?)) > 0) ORDER BY seq DESC LIMIT ?",
@@ -98,7 +98,7 @@ def entries(
 
 
 def parse_since(text: str, now: float) -> float:
-    """Unix seconds from `2026-11-20`, `2026-11-20T18:00` (UTC unless it says otherwise), or `15m`, `2h`, `7d` ago.
+    """Parse an ISO 8601 date or time (UTC if it has no offset), or `15m`, `2h`, `7d` before `now`, into Unix seconds.
 
     Raises `BadInput`.
     """
@@ -110,28 +110,28 @@ def parse_since(text: str, now: float) -> float:
     except (ValueError, OverflowError) as error:
         raise BadInput(
             f"'{text[:80]}' is not a time",
-            hint="Write 2026-11-20, 2026-11-20T18:00 (UTC), or 15m, 2h, 7d for that long ago.",
+            hint="Write 2026-11-20, 2026-11-20T18:00 (UTC), or 15m, 2h, 7d for a time that long ago.",
         ) from error
 
 
 def tip(conn: sqlite3.Connection) -> Tip | None:
-    """The head as it is stored beside the rows; None for an empty journal."""
+    """The stored head; None for an empty journal."""
     return _tip(conn.execute("SELECT seq, hash FROM journal_head").fetchone())
 
 
 def sealed_tip(conn: sqlite3.Connection) -> Tip | None:
-    """The row that the stored seal is of; None without a seal. The signature is not checked."""
+    """The sealed row, or None without a seal. The signature is not checked."""
     return _tip(conn.execute("SELECT seq, hash FROM journal_seal").fetchone())
 
 
 def hash_at(conn: sqlite3.Connection, seq: int) -> bytes | None:
-    """The hash of one row, None if there is no such row."""
+    """The hash of a row, or None if the row does not exist."""
     row = conn.execute("SELECT hash FROM journal WHERE seq = ?", (seq,)).fetchone()
     return row["hash"] if row else None
 
 
 def generation(conn: sqlite3.Connection) -> int:
-    """The generation of the journal: 1, or what the newest row says by which missing rows were acknowledged."""
+    """The generation of the journal: that of the newest row with act `ACKNOWLEDGE`, or 1."""
     row = conn.execute(
         "SELECT detail FROM journal WHERE act = 'journal.acknowledge' ORDER BY seq DESC LIMIT 1"
     ).fetchone()
@@ -139,19 +139,19 @@ def generation(conn: sqlite3.Connection) -> int:
         return 1
     try:
         stored = json.loads(row["detail"])["generation"]
-    except (ValueError, KeyError, TypeError):  # an edited row; the seal and `verify` name it
+    except (ValueError, KeyError, TypeError):  # an edited row; `verify` and `verify_seal` report it
         return 1
     return stored if isinstance(stored, int) and 1 <= stored <= MAX_NUMBER else 1
 
 
 def last(conn: sqlite3.Connection) -> int:
-    """The number of the newest row; 0 for none."""
+    """The number of the newest row, 0 if there are no rows."""
     row = conn.execute("SELECT max(seq) AS seq FROM journal").fetchone()
     return row["seq"] or 0
 
 
 def seal(conn: sqlite3.Connection, identity: Identity, network: NetworkId) -> None:
-    """Sign the head, if there is one, in the caller's transaction."""
+    """Sign the head, if the journal is not empty, in the caller's transaction."""
     if (head := tip(conn)) is not None:
         signature = identity.sign("journal", network, _seal_payload(head.seq, head.hash))
         conn.execute(
@@ -161,22 +161,22 @@ def seal(conn: sqlite3.Connection, identity: Identity, network: NetworkId) -> No
 
 
 def verify(conn: sqlite3.Connection) -> list[str]:
-    """What is wrong with the rows and the head, as sentences; empty if nothing is. Reads every row."""
+    """The problems of the rows and the head, as sentences. Reads all rows."""
     problems: list[str] = []
     expected, previous = 1, FIRST
     for row in conn.execute("SELECT * FROM journal ORDER BY seq"):
         if row["seq"] != expected:
             problems.append(f"rows {expected} to {row['seq'] - 1} are missing")
         if row["previous"] != previous:
-            problems.append(f"row {row['seq']} does not follow the row before it: one was edited, removed or inserted")
+            problems.append(f"row {row['seq']} does not follow the previous row: a row was edited, removed or inserted")
         if row["hash"] != _hash(row["previous"], [row[key] for key in _CONTENT]):
-            problems.append(f"row {row['seq']} was edited: its content does not fit its hash")
+            problems.append(f"row {row['seq']} was edited: its content does not match its hash")
         expected, previous = row["seq"] + 1, row["hash"]
     return problems + _verify_head(tip(conn), Tip(expected - 1, previous))
 
 
 def verify_seal(conn: sqlite3.Connection, me: IslandId) -> list[str]:
-    """What is wrong with the seal, as sentences. Reads the newest row and the sealed one only."""
+    """The problems of the seal, as sentences. Reads only the newest and the sealed row."""
     row = conn.execute("SELECT * FROM journal_seal").fetchone()
     newest = conn.execute("SELECT seq, hash FROM journal ORDER BY seq DESC LIMIT 1").fetchone()
     if row is None:
@@ -186,13 +186,13 @@ def verify_seal(conn: sqlite3.Connection, me: IslandId) -> list[str]:
     problems = []
     digest = hash_at(conn, row["seq"])
     if digest is None:
-        problems.append(f"row {row['seq']}, which was sealed, is missing")
+        problems.append(f"the sealed row {row['seq']} is missing")
     elif digest != row["hash"]:
-        problems.append(f"row {row['seq']} is not the one that was sealed: it or one before was replaced")
+        problems.append(f"row {row['seq']} is not the sealed row: it or an earlier row was replaced")
     if newest is not None and newest["seq"] > row["seq"]:
         problems.append(
-            f"the seal is of row {row['seq']}, and there are rows up to {newest['seq']}: "
-            "it was replaced by an older one, or this island did not write these rows"
+            f"the seal is that of row {row['seq']}, but the newest row is {newest['seq']}: "
+            "the seal was replaced by an older one, or another program wrote the newer rows"
         )
     payload = _seal_payload(row["seq"], row["hash"])
     if not verify_signature(me, "journal", NetworkId(row["network"]), payload, row["signature"]):
@@ -206,11 +206,11 @@ _CONTENT = ("seq", "at", "who", "act", "what", "outcome", "detail")
 def _verify_head(head: Tip | None, newest: Tip) -> list[str]:
     last = newest.seq
     if head is None:
-        return [f"the head is missing, there are rows up to {last}"] if last else []
+        return [f"the head is missing, but there are rows up to {last}"] if last else []
     if head.seq > last:
         return [f"rows {last + 1} to {head.seq} are missing at the end"]
     if head != newest:
-        return [f"the head (row {head.seq}) does not fit the last row ({last})"]
+        return [f"the head (row {head.seq}) does not match the last row ({last})"]
     return []
 
 
@@ -239,7 +239,7 @@ def _detail(detail: Mapping[str, Any]) -> str:
 def _entry(row: sqlite3.Row) -> JournalEntry:
     try:
         detail = json.loads(row["detail"])
-    except ValueError:  # an edited row must not hide the journal; `verify` names it
+    except ValueError:  # an edited row must not make the journal unreadable; `verify` reports it
         detail = {"unreadable": row["detail"][:200]}
     plain = detail if isinstance(detail, dict) else {"unreadable": str(detail)[:200]}
     return JournalEntry(row["seq"], row["at"], row["who"], row["act"], row["what"], row["outcome"], plain)

@@ -1,4 +1,4 @@
-"""The private key that is an island: Ed25519, and its file."""
+"""The Ed25519 private key of an island, and its file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from island.private_files import read_secret, write_secret
 from island.trust.signing import signed_bytes
 
 NO_NETWORK = NetworkId("00" * 32)
-"""Stands for the network in what an island signs for itself before it belongs to one."""
+"""The network id in signatures that an island makes for itself before it belongs to a network."""
 
 
 class Identity:
@@ -26,12 +26,12 @@ class Identity:
 
     @classmethod
     def generate(cls, rng: Rng) -> Identity:
-        """A new key from 32 random bytes."""
+        """Create a key from 32 random bytes."""
         return cls(Ed25519PrivateKey.from_private_bytes(rng.bytes(32)))
 
     @classmethod
     def load(cls, path: Path) -> Identity:
-        """The key in a PEM file (PKCS 8); raises `ConfigError` if missing, exposed or not such a key."""
+        """Read a key from a PEM file (PKCS 8); raises `ConfigError` if it is missing, exposed or not an Ed25519 key."""
         content = read_secret(path, "the island's key")
         try:
             private = serialization.load_pem_private_key(content, password=None)
@@ -42,7 +42,7 @@ class Identity:
         return cls(private)
 
     def save(self, path: Path) -> None:
-        """Write the key with mode 0600; raises `ConfigError` if there is a file already."""
+        """Write the key with mode 0600; raises `ConfigError` if the file exists."""
         write_secret(path, self.pem())
 
     def pem(self) -> bytes:
@@ -53,9 +53,9 @@ class Identity:
 
     @property
     def private_key(self) -> Ed25519PrivateKey:
-        """The key itself, to make the island's certificate; never to sign anything else."""
+        """The raw private key. Use it only for the island's certificate; sign everything else with `sign`."""
         return self._private
 
     def sign(self, kind: str, network: NetworkId, payload: bytes) -> bytes:
-        """A signature (64 bytes) for one use, `kind`, within one network."""
+        """Sign `payload` for one purpose (`kind`) and one network; returns 64 bytes."""
         return self._private.sign(signed_bytes(kind, network, payload))

@@ -1,4 +1,4 @@
-"""What founds a network, admits to it, and invites: `protocols/trust-v1.md`."""
+"""Messages of trust: genesis, admissions, chains, invitations and journal heads. See `protocols/trust-v1.md`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Address = Annotated[str, Meta(max_length=260, pattern=r"^[!-~]{3,260}\Z")]
 """`host:port`, printable ASCII."""
 
 MAX_LINKS = 8
-"""The longest chain of admissions from a founder."""
+"""Maximum number of admissions in a chain."""
 
 GENESIS_LIMIT, LINK_LIMIT, CHAIN_LIMIT, INVITATION_LIMIT, HEAD_LIMIT = 1024, 512, 4096, 4096, 512
-"""Encoded sizes in bytes."""
+"""Maximum encoded sizes, in bytes."""
 
 
 class Genesis(Message, frozen=True, kw_only=True):
-    """What a network is: its id is the BLAKE3 hash of this record's bytes."""
+    """The record that founds a network. The network id is the BLAKE3 hash of its bytes."""
 
     MAX_BYTES = GENESIS_LIMIT
 
@@ -30,13 +30,13 @@ class Genesis(Message, frozen=True, kw_only=True):
     nonce: Key
     founders: Annotated[tuple[Key, ...], Meta(min_length=1, max_length=16)]
     threshold: Annotated[int, Meta(ge=1, le=16)]
-    """How many founders together revoke (later)."""
+    """Number of founders who must agree to revoke an admission. Not used in this version."""
     recovery: Key
-    """BLAKE3 hash of the public recovery key, whose private half is kept offline."""
+    """BLAKE3 hash of the public recovery key. The private key is kept offline."""
 
 
 class AdmissionLink(Message, frozen=True, kw_only=True):
-    """One admission: `by` admits `key` under a name."""
+    """The content of an admission: island `by` admits island `key` under a name."""
 
     MAX_BYTES = LINK_LIMIT
 
@@ -47,17 +47,17 @@ class AdmissionLink(Message, frozen=True, kw_only=True):
 
 
 class Admission(Message, frozen=True, kw_only=True):
-    """A link as its signer encoded it, with the signature of `by` (kind `admission`) over those bytes."""
+    """An encoded `AdmissionLink` and the signature of `by` (kind `admission`) over its bytes."""
 
     link: Annotated[bytes, Meta(max_length=LINK_LIMIT)]
     signature: Signature
 
 
 class Chain(Message, frozen=True, kw_only=True):
-    """Why an island belongs to a network: from a founder to its key, verified alone.
+    """The admissions that lead from a founder to one island. It can be verified without other data.
 
-    `genesis` is the record's bytes, whose hash is the network id. The holder is the key of
-    the last link, or the founder where there is none.
+    `genesis` has the bytes of the genesis record, whose hash is the network id. The holder of the
+    chain is the key of the last link, or the founder if there are no links.
     """
 
     MAX_BYTES = CHAIN_LIMIT
@@ -68,24 +68,24 @@ class Chain(Message, frozen=True, kw_only=True):
 
 
 class Invitation(Message, frozen=True, kw_only=True):
-    """What one island hands another, outside the network, so that it may join."""
+    """An invitation: lets another island join. It is passed on outside the network."""
 
     MAX_BYTES = INVITATION_LIMIT
 
     genesis: Annotated[bytes, Meta(max_length=GENESIS_LIMIT)]
     inviter: Key
     name: Name
-    """The inviter's name, for people."""
+    """The inviter's name, for display."""
     addresses: Annotated[tuple[Address, ...], Meta(max_length=8)]
     secret: Annotated[bytes, Meta(min_length=16, max_length=32)]
     expires: Annotated[int, Meta(ge=0)]
-    """Unix seconds by the inviter's clock; for people, the inviter alone decides."""
+    """Unix seconds by the inviter's clock. For display; only the inviter decides whether it has expired."""
 
 
 class JournalHead(Message, frozen=True, kw_only=True):
-    """The newest row of an island's journal, signed by that island for others to keep (kind `journal-head`).
+    """The newest row of an island's journal, signed by that island (kind `journal-head`) and kept by others.
 
-    A higher generation begins where an administrator has accepted that rows are missing.
+    The generation increases when an administrator accepts that rows are missing.
     """
 
     MAX_BYTES = HEAD_LIMIT
@@ -97,19 +97,19 @@ class JournalHead(Message, frozen=True, kw_only=True):
 
 
 class HeadOffer(Message, frozen=True, kw_only=True):
-    """An island gives its journal's head; without one it says that its journal was changed by others."""
+    """The journal head of the sender. No head: the sender's journal was changed by another program, or is empty."""
 
     MAX_BYTES = HEAD_LIMIT
 
     head: JournalHead | None = None
     since: Annotated[int, Meta(ge=0, le=2**53)] = 0
-    """The row of the head that the receiver holds, as far as the sender knows; 0 if it does not know."""
+    """The row number of the head that the receiver has, as far as the sender knows; 0 if it does not know."""
     since_hash: Annotated[bytes, Meta(max_length=32)] = b""
-    """The hash of that row in the sender's journal now; empty if there is no such row."""
+    """The current hash of that row in the sender's journal; empty if the row does not exist."""
 
 
 class HeadHeld(Message, frozen=True, kw_only=True):
-    """The answer: the newest head of the sender's journal that is held after the offer."""
+    """The answer to a `HeadOffer`: the newest head of the sender's journal that the receiver now has."""
 
     MAX_BYTES = HEAD_LIMIT
 

@@ -1,8 +1,8 @@
-"""The seal of the journal: the signature over its newest row, made in the transaction that adds the row.
+"""The seal of the journal: a signature over its newest row, made in the transaction that adds the row.
 
-A seal that is missing or older than the newest row therefore always means that somebody else
-wrote to state.db. This island then signs no further row, so that the mismatch does not vanish
-under the next act; an administrator may accept it (`Sealer.consent`).
+A missing seal, or one that is older than the newest row, therefore always means that another
+program wrote to state.db. The island then stops signing rows, because the next seal would hide
+the mismatch, until an administrator accepts it (`Sealer.consent`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = structlog.get_logger("island")
 
 
 def seal_problems(conn: sqlite3.Connection, me: IslandId) -> list[str]:
-    """What is wrong with the seal of the journal in state.db, as sentences; reads a few rows only."""
+    """The problems of the journal's seal in state.db, as sentences. Reads only a few rows."""
     problems = journal.verify_seal(conn, me)
     if not problems and journal.last(conn) == 0 and store.read_network(conn) is not None:
         return ["the journal is empty, although this island belongs to an archipelago: its rows were removed"]
@@ -30,11 +30,11 @@ def seal_problems(conn: sqlite3.Connection, me: IslandId) -> list[str]:
 
 
 class Sealer:
-    """Seals the journal at each commit of state.db. `start` before the first row is added."""
+    """Seals the journal at each commit of state.db. Call `start` before the first row is added."""
 
     def __init__(self, identity: Identity, network: Callable[[], NetworkId]) -> None:
         self.problem = ""
-        """Why no row is sealed any more, or ""."""
+        """Why rows are no longer sealed, or ""."""
         self.generation = 1
         self._identity, self._network = identity, network
         self._started = False
@@ -42,18 +42,18 @@ class Sealer:
         self._consented = 0
 
     def start(self, conn: sqlite3.Connection) -> None:
-        """Take over the journal as it is stored, and find out whether its seal is right."""
+        """Load the newest sealed row, and check the seal."""
         self._sealed, self.generation = journal.sealed_tip(conn), journal.generation(conn)
         self._started = True
         if problems := seal_problems(conn, self._identity.id):
             self._refuse(problems[0])
 
     def consent(self, generation: int) -> None:
-        """Seal the journal again with the row that begins this generation, whatever happened before."""
+        """Seal the journal again from the row that begins this generation, despite earlier problems."""
         self._consented = generation
 
     def before_commit(self, conn: sqlite3.Connection) -> Callable[[], None] | None:
-        """Seal what this transaction added; for `Database.before_commit`."""
+        """Seal the rows that this transaction added. For `Database.before_commit`."""
         if not self._started or (head := journal.tip(conn)) == self._sealed:
             return None
         if self._consented > self.generation and journal.generation(conn) == self._consented:
@@ -67,7 +67,7 @@ class Sealer:
         return partial(self._committed, head, self.generation)
 
     def _changed_by_others(self, conn: sqlite3.Connection, head: Tip | None) -> str:
-        """What somebody else did to the journal since the last commit, or ""."""
+        """How another program changed the journal since the last commit, or ""."""
         before = self._sealed
         if journal.sealed_tip(conn) != before:
             return "the seal was replaced or removed while this daemon ran"

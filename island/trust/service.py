@@ -1,4 +1,4 @@
-"""Trust of one island: its network, whom it invites and admits, and whose chains it believes."""
+"""Trust of one island: its network, invitations and admissions, and the verification of chains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CACHED_CHAINS = 4096
 
 
 class Trust:
-    """The identity of this island and its place in an archipelago. `load` before use."""
+    """The identity of this island and its membership of an archipelago. Call `load` before use."""
 
     def __init__(self, state: Database, identity: Identity, name: str, label: str, clock: Clock, rng: Rng) -> None:
         self.identity = identity
@@ -37,16 +37,16 @@ class Trust:
         self.network: NetworkId | None = None
         self.chain: bytes | None = None
         self.network_known = Topic()
-        """Touched once this island belongs to a network."""
+        """Touched when this island joins or founds a network."""
         self.recovery_path: Path = state.path.parent / "recovery.key"
-        """Where the recovery key of a network that this island founds is written."""
+        """The file for the recovery key of a network that this island founds."""
         self.sealer = Sealer(identity, lambda: self.network or NO_NETWORK)
         self._state, self._clock, self._rng = state, clock, rng
         self._founding = asyncio.Lock()
         self._believed: dict[bytes, IslandId] = {}
 
     async def load(self) -> None:
-        """Load the network and the chain from state.db; from now on its journal is sealed."""
+        """Load the network and the chain from state.db, and begin to seal the journal."""
         if stored := await self._state.read(store.read_network):
             self._belong(*stored)
         self._state.before_commit = self.sealer.before_commit
@@ -54,21 +54,23 @@ class Trust:
 
     @property
     def archipelago(self) -> str | None:
-        """The label of the network that this island belongs to, None before it belongs to one."""
+        """The label of this island's network, None before it belongs to one."""
         return core.label_of(core.decode_chain(self.chain)) if self.chain else None
 
     def who(self, user: str) -> str:
-        """`user@island` as the journal and other islands see it."""
+        """Return `user@island`, the form used in the journal and at other islands."""
         return f"{user}@{self.name}"
 
     def sign(self, kind: str, payload: bytes) -> bytes:
-        """Sign within this island's network; raises `Conflict` before it belongs to one."""
+        """Sign `payload` for this island's network; raises `Conflict` before it belongs to one."""
         return self.identity.sign(kind, self._need_network(), payload)
 
     def check_chain(self, chain: bytes) -> IslandId:
-        """Whom an encoded chain admits to our network; raises `PeerMisbehaved`."""
+        """Return the island that an encoded chain admits to this network; raises `PeerMisbehaved` if it is invalid."""
         if self.network is None:
-            raise PeerMisbehaved("a chain, while this island belongs to no network", code="no_network")
+            raise PeerMisbehaved(
+                "a chain was received, but this island does not belong to an archipelago", code="no_network"
+            )
         if (known := self._believed.get(chain)) is not None:
             return known
         island = core.verify_chain(self.network, chain).island
@@ -78,18 +80,18 @@ class Trust:
         return island
 
     def parse_invitation(self, text: str) -> Invitation:
-        """An invitation from its word; raises `BadInput` that says what is wrong with it."""
+        """Parse an invitation; raises `BadInput` with the reason if it is not valid."""
         return core.parse_invitation(text)
 
     # --- the journal -------------------------------------------------------------------------
 
     async def journal(self, since: str = "", contains: str = "", limit: int = 1000) -> list[journal.JournalEntry]:
-        """The newest rows, oldest first; `since` as `journal.parse_since` takes it. Raises `BadInput`."""
+        """The newest `limit` matching rows, oldest first. `since` is as in `journal.parse_since`; raises `BadInput`."""
         start = journal.parse_since(since, self._clock.wall()) if since else None
         return await self._state.read(lambda conn: journal.entries(conn, start, contains, limit))
 
     async def verify_journal(self) -> tuple[int, list[str]]:
-        """The number of the newest row, and what is wrong with the journal as far as this island can tell alone."""
+        """Return (number of the newest row, problems that this island can detect without other islands)."""
 
         def check(conn: sqlite3.Connection) -> tuple[int, list[str]]:
             return journal.last(conn), journal.verify(conn) + seal_problems(conn, self.me)
@@ -102,18 +104,19 @@ class Trust:
     async def invite(
         self, addresses: Sequence[str], *, uses: int = 1, valid_s: float = 86400, who: str = "administrator"
     ) -> str:
-        """A new invitation as one word; founds the network first if this island belongs to none.
+        """Create an invitation and return it as a string; founds a network first if this island belongs to none.
 
-        `addresses` are `host:port` at which the newcomer can dial this island. Raises `BadInput`.
+        `addresses` are the `host:port` at which the new island can dial this one. Raises `BadInput` for
+        values out of range, and `Denied` if this island may not invite.
         """
         if not addresses:
             raise BadInput(
                 "this island has no peer port, so an invitation could not be redeemed",
-                hint="Set listen.peer in island.toml, or let another island of the archipelago invite.",
+                hint="Set listen.peer in island.toml, or create the invitation at another island of the archipelago.",
             )
         if not (1 <= uses <= MAX_USES and 1 <= valid_s <= MAX_VALID_S):
             raise BadInput(
-                f"an invitation has 1 to {MAX_USES} uses and is valid for a second to a year",
+                f"an invitation has 1 to {MAX_USES} uses and is valid for 1 second to 366 days",
                 hint="Use --uses and --hours within these limits.",
             )
         if self.network is None:
@@ -134,7 +137,7 @@ class Trust:
             )
 
         chain = core.decode_chain(self._need_chain())
-        core.admit_key(chain, self.identity, _UNUSED_KEY, "nobody")  # says now why it could not admit later
+        core.admit_key(chain, self.identity, _UNUSED_KEY, "nobody")  # raises now if admissions will be denied later
         await self._state.write(issue)
         return core.format_invitation(
             Invitation(
@@ -148,10 +151,10 @@ class Trust:
         )
 
     async def redeem(self, secret: bytes, key: IslandId, name: str) -> bytes:
-        """Admit `key` for the secret of an invitation of ours, and return its encoded chain.
+        """Admit `key`, which presents the secret of an invitation of this island, and return its encoded chain.
 
-        One transaction; the same key gets the same chain again. Raises `BadInput` that says
-        whether the invitation is unknown, expired or used up.
+        Runs in one transaction. A key that was admitted before gets the same chain again. Raises
+        `BadInput` if the invitation is unknown, expired or used up.
         """
         check_name(name, "island name")
         mine = core.decode_chain(self._need_chain())
@@ -187,7 +190,8 @@ class Trust:
             recovery = Identity.generate(self._rng)
             genesis = core.found_network(self.label, self._rng.bytes(32), self.me, key_bytes(recovery.id))
             network, chain = core.network_id(genesis), codec.encode(core.founder_chain(genesis, self.me))
-            # The key is on disk before the network exists; one from a founding that was cut off is worthless.
+            # Write the key before the network exists. If this is interrupted, the key in the file is not used
+            # by any network, so that the next attempt may replace it.
             write_secret(self.recovery_path, recovery.pem(), replace=True)
             await self._join(network, chain, who, "peer.found")
             log.info("trust.founded", network=network, label=self.label, recovery=str(self.recovery_path))
@@ -195,14 +199,14 @@ class Trust:
     # --- the joiner's side -------------------------------------------------------------------
 
     async def adopt(self, network: NetworkId, chain: bytes, who: str = "administrator") -> None:
-        """Belong to `network` by `chain`; nothing changes if this island belongs to it already.
+        """Join `network` with `chain`. Does nothing if this island already belongs to it.
 
-        Raises `Conflict` if it belongs to another, `PeerMisbehaved` if the chain does not admit it.
+        Raises `Conflict` if it belongs to another network, `PeerMisbehaved` if the chain does not admit it.
         """
         core.check_adoption(self.network, network)
         holder = core.verify_chain(network, chain)
         if holder.island != self.me:
-            raise PeerMisbehaved("the inviter answered with the admission of another key", code="bad_chain")
+            raise PeerMisbehaved("the inviter sent an admission of another key", code="bad_chain")
         async with self._founding:
             core.check_adoption(self.network, network)
             if self.network is None:
@@ -221,18 +225,19 @@ class Trust:
     def _belong(self, network: NetworkId, chain: bytes) -> None:
         if core.verify_chain(network, chain).island != self.me:
             raise Conflict(
-                "state.db belongs to another key than the one in HOME/key",
-                hint="Restore both from the same backup.",
+                "state.db does not belong to the key in HOME/key",
+                hint="Restore both files from the same backup.",
             )
         self.network, self.chain = network, chain
         self.network_known.touch()
 
-    # --- odds --------------------------------------------------------------------------------
+    # --- checks ------------------------------------------------------------------------------
 
     def _need_network(self) -> NetworkId:
         if self.network is None:
             raise Conflict(
-                "this island belongs to no archipelago yet", hint="`island peer invite` or `island peer join`."
+                "this island does not belong to an archipelago yet",
+                hint="Run `island peer invite` to found one, or `island peer join` to join one.",
             )
         return self.network
 

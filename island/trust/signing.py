@@ -1,7 +1,7 @@
-"""What a signature covers, and whether it is valid: Ed25519, with one use a signature. Pure.
+"""Ed25519 signatures with domain separation: the signed bytes and their verification. Pure functions.
 
-Every signature is over `island/1/<kind>\\0 || network id (32 bytes) || payload`, so that
-what was signed for one purpose or one archipelago says nothing in another.
+Every signature is over `island/1/<kind>\\0 || network id (32 bytes) || payload`, so that a
+signature for one purpose or one archipelago is not valid for another.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from island.kernel.ids import IslandId, NetworkId, key_bytes
 
 SIGNATURE_BYTES = 64
 
-# The encodings of the points of small order, sign bit cleared: with such a key one signature
-# fits many messages, so it is nobody's identity. Recomputed from the curve by a test.
+# The encodings of the points of small order, with the sign bit cleared. With such a key one signature
+# is valid for many messages, so these keys are refused. A test recomputes the list from the curve.
 SMALL_ORDER = frozenset(
     bytes.fromhex(point)
     for point in (
@@ -37,17 +37,17 @@ class SigningKey(Protocol):
     id: IslandId
 
     def sign(self, kind: str, network: NetworkId, payload: bytes) -> bytes:
-        """A signature (64 bytes) for one use, `kind`, within one network."""
+        """Sign `payload` for one purpose (`kind`) and one network; returns 64 bytes."""
         ...
 
 
 def signed_bytes(kind: str, network: NetworkId, payload: bytes) -> bytes:
-    """What a signature of `kind` is over. `kind` has letters and hyphens only."""
+    """The bytes that a signature of `kind` is over. `kind` has only letters and hyphens."""
     return b"island/1/" + kind.encode("ascii") + b"\0" + bytes.fromhex(network) + payload
 
 
 def verify(island: IslandId, kind: str, network: NetworkId, payload: bytes, signature: bytes) -> bool:
-    """Whether `signature` is `island`'s for this use, network and payload. Never raises on bad input."""
+    """Whether `island` made `signature` for this kind, network and payload. Never raises on bad input."""
     public = key_bytes(island)
     if public[:31] + bytes([public[31] & 0x7F]) in SMALL_ORDER:
         return False

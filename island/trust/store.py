@@ -11,18 +11,18 @@ from island.trust.messages import JournalHead
 
 
 def read_network(conn: sqlite3.Connection) -> tuple[NetworkId, bytes] | None:
-    """The network id and this island's chain, or None before it belongs to one."""
+    """Return (network id, this island's chain), or None before it belongs to a network."""
     row = conn.execute("SELECT id, chain FROM network").fetchone()
     return (NetworkId(row["id"]), row["chain"]) if row else None
 
 
 def write_network(conn: sqlite3.Connection, network: NetworkId, chain: bytes, now: float) -> None:
-    """Belong to a network, once."""
+    """Store the network of this island. There can be only one."""
     conn.execute("INSERT INTO network (one, id, chain, since) VALUES (1, ?, ?, ?)", (network, chain, now))
 
 
 def add_invitation(conn: sqlite3.Connection, secret_hash: bytes, created: float, expires: float, uses: int) -> None:
-    """Remember an invitation by the hash of its secret."""
+    """Store an invitation by the hash of its secret. Times are Unix seconds."""
     conn.execute(
         "INSERT INTO invitation (secret_hash, created, expires, uses) VALUES (?, ?, ?, ?)",
         (secret_hash, created, expires, uses),
@@ -30,13 +30,13 @@ def add_invitation(conn: sqlite3.Connection, secret_hash: bytes, created: float,
 
 
 def issued(conn: sqlite3.Connection, secret_hash: bytes) -> IssuedInvitation | None:
-    """What is stored of an invitation."""
+    """The stored invitation with this hash, or None."""
     row = conn.execute("SELECT expires, uses, used FROM invitation WHERE secret_hash = ?", (secret_hash,)).fetchone()
     return IssuedInvitation(row["expires"], row["uses"], row["used"]) if row else None
 
 
 def admission(conn: sqlite3.Connection, key: IslandId) -> bytes | None:
-    """The chain under which this island admitted `key`."""
+    """The chain with which this island admitted `key`, or None."""
     row = conn.execute("SELECT chain FROM admission WHERE key = ?", (key,)).fetchone()
     return row["chain"] if row else None
 
@@ -53,7 +53,7 @@ def add_admission(
 
 
 def held_heads(conn: sqlite3.Connection, island: IslandId | None = None) -> dict[IslandId, HeldHead]:
-    """The heads of other islands' journals that are held here, or that of one island."""
+    """The stored journal heads of other islands, or only that of `island`."""
     rows = conn.execute(
         "SELECT island, head, mismatch, claimed FROM journal_heads WHERE ?1 IS NULL OR island = ?1 ORDER BY island",
         (island,),
@@ -62,7 +62,7 @@ def held_heads(conn: sqlite3.Connection, island: IslandId | None = None) -> dict
 
 
 def put_held_head(conn: sqlite3.Connection, island: IslandId, held: HeldHead, now: float) -> None:
-    """Store what is held of one island's journal."""
+    """Store the journal head of another island."""
     conn.execute(
         "INSERT OR REPLACE INTO journal_heads (island, head, mismatch, claimed, at) VALUES (?, ?, ?, ?, ?)",
         (

@@ -1,4 +1,4 @@
-"""Who speaks to an island: two roles, each with a token in a file of its own."""
+"""Authentication of clients: two roles, each with a token in its own file."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ _ALLOWED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who makes a request."""
+    """The role and user name of a request."""
 
     role: Role
     user: str
 
     @property
     def is_administrator(self) -> bool:
-        """Whether this one may change the island."""
+        """Whether the request may change the island."""
         return self.role == "administrator"
 
 
 class Tokens:
-    """The tokens that this island knows; only their hashes are kept in memory."""
+    """The tokens that this island accepts. Only their hashes are kept in memory."""
 
     def __init__(self, tokens: dict[Role, str]) -> None:
         self._known = [(_digest(token), Principal(role, role)) for role, token in tokens.items()]
 
     @classmethod
     def load(cls, home: Path) -> Tokens:
-        """The tokens of a home; raises `ConfigError` if one is missing, exposed or malformed."""
+        """Read the tokens of a home folder; raises `ConfigError` if one is missing, exposed or malformed."""
         return cls({role: read_token(home / name) for role, name in TOKEN_FILES.items()})
 
     def principal(self, token: str) -> Principal:
-        """Whose token this is; raises `Unauthenticated`. Takes the same time whatever the token."""
+        """Return the principal of a token, in constant time; raises `Unauthenticated` if it is unknown or empty."""
         given, found = _digest(token), None
         for digest, principal in self._known:
             if hmac.compare_digest(given, digest):
@@ -53,17 +53,18 @@ class Tokens:
         if found is None:
             raise Unauthenticated(
                 "this island does not know the token" if token else "a token is needed",
-                hint="Use the one in HOME/token (administrator) or HOME/token.user.",
+                hint="Use the token in HOME/token (administrator) or HOME/token.user (user).",
             )
         return found
 
 
 def read_token(path: Path) -> str:
-    """The token in a file; raises `ConfigError` if it is missing, exposed or malformed."""
+    """Read the token in a file; raises `ConfigError` if it is missing, exposed or malformed."""
     content = read_secret(path, "a token").strip()
     if len(content) < 16 or not _ALLOWED.issuperset(content):
         raise ConfigError(
-            f"{path} does not hold a token", hint="A token is one line of at least 16 letters, digits, '_' and '-'."
+            f"{path} does not contain a token",
+            hint="A token is one line of at least 16 letters, digits, '_' and '-'.",
         )
     return content.decode("ascii")
 

@@ -239,7 +239,7 @@ def test_views_have_a_long_name_and_a_short_one_where_that_is_clear() -> None:
     assert view_names([("my.site", "open-ngc")]) == [("my_site__open_ngc", "open_ngc")]
     assert view_names([("a", "x"), ("b", "X"), ("b", "y")]) == [("a__x",), ("b__X",), ("b__y", "y")]
     assert view_names([]) == []
-    with pytest.raises(BadInput, match="would both be the view"):
+    with pytest.raises(BadInput, match="would both have the view"):
         view_names([("a", "x-y"), ("a", "x_y")])
 
 

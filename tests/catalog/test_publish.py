@@ -71,7 +71,7 @@ async def test_a_file_is_published_listed_resolved_and_found(alpha: Island, tmp_
     assert [(holder.display, holder.role, holder.state) for holder in details.holders] == [("alpha", "owner", "self")]
     entries = await alpha.state.read(lambda conn: journal.entries(conn, contains="dataset.publish"))
     assert [(entry.who, entry.what) for entry in entries] == [(WHO, "alpha/galaxies")]
-    assert "nobody else yet" in alpha.catalog.audience()
+    assert "no other island yet" in alpha.catalog.audience()
 
 
 async def test_only_new_files_are_read_again(alpha: Island, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +247,7 @@ async def test_the_home_and_links_that_leave_the_folder_are_refused(alpha: Islan
         assert caught.value.hint
     (folder / "b.parquet").unlink()
     os.link(secret, folder / "b.parquet")
-    with pytest.raises(BadInput, match="home of this island"):
+    with pytest.raises(BadInput, match="home folder"):
         await alpha.catalog.publish(WHO, folder, "leak")
     (folder / "b.parquet").unlink()
     (folder / "b.parquet").symlink_to(folder / "a.parquet")

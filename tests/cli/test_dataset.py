@@ -77,7 +77,7 @@ async def test_publish_list_search_show_withdraw(shell: Shell, tmp_path: Path) -
     out, err = await shell("publish", str(path), "--name", "virgo", "--title", "Virgo cluster", "--licence", "CC0")
     assert out == "alpha/virgo\n"
     assert "2,000 rows" in err
-    assert "public: every island of the archipelago 'test', 1 island now, sees it and may read it" in err
+    assert "public: every island of the archipelago 'test' (1 island now) can see and read it" in err
     listed = json.loads((await shell("ls", "--json"))[0])
     assert [(row["island"], row["name"], row["rows"], row["bytes"]) for row in listed] == [
         ("alpha", "virgo", 2000, path.stat().st_size)
@@ -123,7 +123,7 @@ async def test_what_goes_wrong_is_said(shell: Shell, tmp_path: Path) -> None:
     path = write_table(tmp_path / "data" / "a.parquet")
     cases = [
         (["publish", str(path), "--name", "a/b"], "valid dataset name"),
-        (["publish", str(tmp_path / "none.parquet"), "--name", "a"], "there is no"),
+        (["publish", str(tmp_path / "none.parquet"), "--name", "a"], "does not exist"),
         (["publish", str(path), "--name", "a", "--ra", "ra"], "together"),
         (["publish", str(path), "--name", "a", "--ra", "rra", "--dec", "dec"], "rra"),
         (["search", "--region", "round the moon"], "circle"),
@@ -131,7 +131,7 @@ async def test_what_goes_wrong_is_said(shell: Shell, tmp_path: Path) -> None:
         (["show", "alpha"], "OWNER/NAME"),
         (["show", "alpha/none"], "there is no dataset alpha/none"),
         (["show", "nobody/none"], "nobody"),
-        (["unpublish", "none"], "publishes no dataset"),
+        (["unpublish", "none"], "does not publish a dataset named"),
     ]
     for words, text in cases:
         out, err = await shell(*words, code=1)

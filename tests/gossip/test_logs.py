@@ -129,7 +129,7 @@ async def test_an_origin_that_the_database_refuses_is_named_and_costs_no_other(s
     taken = await site.logs.take(site.neighbour, [delta, good.delta("test/a")])
     assert [fresh.origin for fresh in taken.fresh] == [key_bytes(good.id)]
     assert await site.stored() == {good.id: good.head}
-    assert "gossip.db refuses its batches (IntegrityError: no)" in site.logs.unstored()[bad.id]
+    assert "gossip.db cannot store its batches (IntegrityError: no)" in site.logs.unstored()[bad.id]
     assert "remove gossip.db" in site.logs.unstored()[bad.id]
     await site.db.write(lambda conn: conn.execute("DROP TRIGGER refuse").rowcount)
     assert (await site.logs.take(site.neighbour, [delta])).fresh
@@ -156,5 +156,5 @@ async def test_an_origin_over_its_limit_is_named(site: Site, monkeypatch: pytest
     head = origin.head
     assert not (await site.logs.take(site.neighbour, [origin.delta("test/c")])).fresh
     assert await site.stored() == {origin.id: head}
-    assert "the most that one island may have" in site.logs.unstored()[origin.id]
+    assert "which is the limit" in site.logs.unstored()[origin.id]
     assert not site.logs.accepts(origin.id)

@@ -181,7 +181,7 @@ def test_an_origin_that_cannot_be_stored_is_a_problem_until_it_can() -> None:
         await one.put("test/a", b"1")
         await world.until(lambda: bool(two.g.problems(two.m.display)), within=30)
         (problem,) = two.g.problems(two.m.display)
-        assert problem.startswith("news of one cannot be stored: gossip.db refuses its batches")
+        assert problem.startswith("changes from one cannot be stored: gossip.db cannot store its batches")
         assert one.g.problems() == []
         await two.gossip_db.write(lambda conn: conn.execute("DROP TRIGGER refuse").rowcount)
         await world.until(lambda: world.converged() and not two.g.problems(), within=30)
@@ -227,7 +227,7 @@ def test_blobs_come_from_their_owner_or_from_whoever_has_them() -> None:
         # The owner is gone; three does not know that two has read it.
         results = await asyncio.gather(*(three.g.blobs.get(name, [one.id]) for _ in range(5)))
         assert results == [data] * 5
-        with pytest.raises(Unreachable, match="could not be had from any of"):
+        with pytest.raises(Unreachable, match="could not be fetched from any of"):
             await three.g.blobs.get("00" * 32, [one.id])
         with pytest.raises(BadInput):
             await three.g.blobs.get("short")

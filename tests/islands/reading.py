@@ -238,7 +238,7 @@ class CatalogView:
     async def own_file(self, snapshot: str, path: str) -> OwnFile | None:
         own = self._shared.own.get((self._me, snapshot, path))
         if own and (not own.path.exists() or own.path.stat().st_size != own.size):
-            raise FilesChanged(f"{own.path} is not what was published: it was changed, moved or removed")
+            raise FilesChanged(f"{own.path} was changed, moved or removed since it was published")
         return own
 
     async def resolve(self, name: Any) -> ResolvedDataset:

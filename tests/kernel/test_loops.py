@@ -75,7 +75,7 @@ async def test_what_nobody_foresaw_is_logged_whole_once_counted_and_a_problem_un
     assert isinstance(logs[0]["exc_info"], KeyError)
     assert FAULTS.labels("some.loop")._value.get() == counted + 2
     (problem,) = faults.problems()
-    assert problem.startswith("some.loop.x fails and is tried again (KeyError: 'bug')")
+    assert problem.startswith("some.loop.x fails and is retried (KeyError: 'bug')")
     faults.over("some.loop.x")
     assert faults.problems() == []
 

@@ -64,7 +64,7 @@ def test_one_name_claimed_twice_is_refused() -> None:
 
 def test_a_name_never_moves_silently_to_another_key() -> None:
     names = Names({A: "renamed", B: "alpha"}, {"alpha": frozenset({A, B})})
-    with pytest.raises(Ambiguous, match="belonged to another"):
+    with pytest.raises(Ambiguous, match="was used by another"):
         names.resolve("alpha")
     assert names.display(B) == "alpha.bbbbbbbbbb"
     gone = Names({A: "renamed"}, {"alpha": frozenset({A})})
@@ -83,7 +83,7 @@ def test_a_name_that_is_unknown_shows_the_nearest() -> None:
 
 def test_a_prefix_that_fits_two_keys() -> None:
     names = Names({A: "one", IslandId("aaaa" + "b" * 60): "two"})
-    with pytest.raises(Ambiguous, match="fits 2"):
+    with pytest.raises(Ambiguous, match="matches 2"):
         names.resolve("aaaa")
 
 

@@ -55,7 +55,7 @@ async def test_servers_are_listed_everywhere_and_changed_at_home(tmp_path: Path)
             },
         ]
         for site, arguments, role, words in (
-            (two, ("rm", server), "administrator", "lists no server"),
+            (two, ("rm", server), "administrator", "has no server with the id"),
             (one, ("rm", "livy"), "administrator", "always listed"),
             (one, ("rm", server), "user", "administrator"),
             (one, ("add", "livi", "http://h"), "administrator", "Did you mean livy?"),

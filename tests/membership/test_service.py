@@ -134,12 +134,12 @@ def test_two_islands_of_one_name() -> None:
         two.name = "renamed"
         await world.restart(two)
         await world.until(lambda: "renamed" in _shown(three), within=60)
-        with pytest.raises(Ambiguous, match="belonged to another"):
+        with pytest.raises(Ambiguous, match="was used by another"):
             three.m.resolve("two")
         await world.crash(three)
         await world.restart(three, lose_gossip=True)
         await world.until(lambda: "renamed" in _shown(three), within=60)
-        with pytest.raises(Ambiguous, match="belonged to another"):
+        with pytest.raises(Ambiguous, match="was used by another"):
             three.m.resolve("two")
 
     simulate(3, scenario)

@@ -116,7 +116,7 @@ async def test_invite_join_list(tmp_path: Path) -> None:
 async def test_what_cannot_be_is_refused_with_what_to_do(tmp_path: Path) -> None:
     async with sites(tmp_path) as (one, two):
         for arguments, words in (
-            (("peer", "join", "island1-nonsense"), "new one"),
+            (("peer", "join", "island1-nonsense"), "new invitation"),
             (("peer", "join", ""), "invitation"),
             (("peer", "invite"), "listen.peer"),  # the laptop cannot be dialled
             (("journal", "--since", "soon"), "2026-11-20"),
@@ -178,7 +178,7 @@ async def test_a_journal_that_is_shorter_than_others_know_is_seen_on_both_sides(
         code, _, err = await one.command("journal", "--verify")
         assert code == 1 and "contradicts this journal at laptop" in err and "--acknowledge" in err
         code, out, _ = await one.command("status")
-        assert code == 1 and "is held by laptop and is not here" in out
+        assert code == 1 and "which this island signed and sent to laptop" in out
         code, out, _ = await two.command("status")
         assert code == 1 and "the journal of lapalma does not continue row" in out
 
@@ -191,7 +191,7 @@ async def test_a_journal_that_is_shorter_than_others_know_is_seen_on_both_sides(
             code, out, _ = await site.command("status")
             assert code == 0, out
         [row] = await one.json("journal", "--contains", "journal.acknowledge")
-        assert row["what"] == "restored the backup of Monday" and "holds row 3" in row["detail"]
+        assert row["what"] == "restored the backup of Monday" and "has row 3" in row["detail"]
         code, _, err = await one.command("journal", "--acknowledge", "again")
         assert code == 1 and "agrees" in err
 

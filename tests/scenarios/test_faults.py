@@ -54,9 +54,9 @@ async def test_status_names_an_origin_that_cannot_be_stored_and_a_loop_that_fail
         await until(lambda: bool(daemon.gossip.problems()))
         daemon.faults.met("some.loop", ValueError("odd"))
         unstored, loop = (await get(daemon, "/api/v1/island"))["problems"]
-        assert unstored.startswith(f"news of {daemon.membership.display(other.id)} cannot be stored")
+        assert unstored.startswith(f"changes from {daemon.membership.display(other.id)} cannot be stored")
         assert "disk I/O error" in unstored
-        assert loop.startswith("some.loop fails and is tried again (ValueError: odd)")
+        assert loop.startswith("some.loop fails and is retried (ValueError: odd)")
         fault.mend()
         daemon.faults.over("some.loop")
         other.send(batches)

@@ -32,7 +32,7 @@ WORD = core.format_invitation(INVITATION)
 def code_of(text: str) -> str:
     with pytest.raises(BadInput) as caught:
         core.parse_invitation(text)
-    assert "new one" in caught.value.hint
+    assert "new invitation" in caught.value.hint
     return caught.value.code
 
 
@@ -85,4 +85,4 @@ def test_judgement() -> None:
     ):
         with pytest.raises(BadInput) as caught:
             core.judge_redemption(issued, False, now)
-        assert caught.value.code == code and "new one" in caught.value.hint
+        assert caught.value.code == code and "new invitation" in caught.value.hint

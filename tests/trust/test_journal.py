@@ -94,7 +94,7 @@ def test_a_tail_cut_off_with_its_head_is_found_by_the_seal(conn: sqlite3.Connect
     conn.execute("DELETE FROM journal WHERE seq = 5")
     conn.execute("UPDATE journal_head SET seq = 4, hash = (SELECT hash FROM journal WHERE seq = 4)")
     assert journal.verify(conn) == []
-    assert check(conn) == ["row 5, which was sealed, is missing"]
+    assert check(conn) == ["the sealed row 5 is missing"]
 
 
 def test_a_seal_that_is_missing_or_older_than_the_newest_row_is_found(conn: sqlite3.Connection) -> None:
@@ -103,7 +103,7 @@ def test_a_seal_that_is_missing_or_older_than_the_newest_row_is_found(conn: sqli
     journal.seal(conn, ME, NO_NETWORK)
     fill(conn, 2)
     assert [problem.partition(":")[0] for problem in check(conn)] == [
-        "the seal is of row 3, and there are rows up to 5"
+        "the seal is that of row 3, but the newest row is 5"
     ]
     conn.execute("DELETE FROM journal")
     conn.execute("DELETE FROM journal_seal")

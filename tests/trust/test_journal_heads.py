@@ -95,7 +95,7 @@ def test_a_restored_backup_is_noticed_by_all_until_it_is_acknowledged(acts_after
         await restored(archipelago, a, copy)
         await act(a, acts_afterwards)
         await archipelago.until(lambda: all(world.problems(island) for island in islands), within=300)
-        assert "is not here" in world.problems(a)[0] and "--acknowledge" in world.problems(a)[0]
+        assert "does not contain row" in world.problems(a)[0] and "--acknowledge" in world.problems(a)[0]
         assert all("does not continue row" in world.problems(island)[0] for island in islands[1:])
         answers = await world.heads["i0"].compare()
         assert [each.answer for each in answers] == ["disagrees"] * 3

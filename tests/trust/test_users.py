@@ -46,5 +46,5 @@ def test_exposed_missing_and_malformed_files_are_refused(tmp_path: Path) -> None
     (tmp_path / "token").chmod(0o600)
     for content in (b"", b"short", b"two words of a token that is long", b"\xff" * 40):
         (tmp_path / "token").write_bytes(content)
-        with pytest.raises(ConfigError, match="does not hold a token"):
+        with pytest.raises(ConfigError, match="does not contain a token"):
             Tokens.load(tmp_path)

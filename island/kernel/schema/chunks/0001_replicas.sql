@@ -1,4 +1,4 @@
--- The chunk store: which snapshots of other islands are here, which chunks of their files, and what moved.
+-- The chunk store: local replicas of other islands' snapshots, the chunks of their files, and transferred bytes.
 
 CREATE TABLE snapshot (
     id INTEGER PRIMARY KEY,
@@ -9,7 +9,7 @@ CREATE TABLE snapshot (
     bytes INTEGER NOT NULL,            -- size of all files
     bytes_local INTEGER NOT NULL DEFAULT 0,
     complete INTEGER NOT NULL DEFAULT 0,
-    pinned INTEGER NOT NULL DEFAULT 0, -- asked for by name; never evicted
+    pinned INTEGER NOT NULL DEFAULT 0, -- fetched explicitly; never evicted
     used_at REAL NOT NULL,             -- unix seconds of the last read
     kept_until REAL NOT NULL DEFAULT 0, -- unix seconds until which a session may read its files by path
     UNIQUE (owner, name, snapshot)
@@ -20,13 +20,13 @@ CREATE TABLE file (
     snapshot INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
     path TEXT NOT NULL,                -- as published
     bytes_local INTEGER NOT NULL DEFAULT 0,
-    bits BLOB NOT NULL,                -- one bit a chunk, the first in the lowest bit; written after the data
-    mtime_ns INTEGER,                  -- of the complete, synced file; NULL before
+    bits BLOB NOT NULL,                -- one bit per chunk, lowest bit first; set after the data are written
+    mtime_ns INTEGER,                  -- of the complete, synced file; NULL until it is complete
     UNIQUE (snapshot, path)
 ) STRICT;
 
 CREATE TABLE page (
-    hash BLOB NOT NULL,                -- of a manifest's page, which is needed to verify what is here
+    hash BLOB NOT NULL,                -- of a manifest page, which is needed to verify local chunks
     snapshot INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
     data BLOB NOT NULL,
     PRIMARY KEY (hash, snapshot)
@@ -47,5 +47,5 @@ CREATE TABLE fault (
     holder TEXT PRIMARY KEY,           -- key of an island that sent bytes that do not match their hash
     times INTEGER NOT NULL,
     last_at REAL NOT NULL,
-    what TEXT NOT NULL                 -- the last one: dataset, file, chunk
+    what TEXT NOT NULL                 -- the last mismatch: dataset, file, chunk
 ) STRICT, WITHOUT ROWID;

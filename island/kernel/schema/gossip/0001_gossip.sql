@@ -1,4 +1,5 @@
--- The logs of all islands (this one's is a copy), what they say, and fetched blobs. Can be rebuilt.
+-- The logs of all islands (that of this island is a copy), the records in them, and fetched blobs.
+-- The whole database can be rebuilt.
 
 CREATE TABLE gossip_origins (
     origin TEXT NOT NULL PRIMARY KEY,
@@ -20,8 +21,8 @@ CREATE TABLE gossip_batches (
     PRIMARY KEY (origin, epoch, first)
 ) STRICT;
 
--- The newest state of each key; value NULL is a tombstone. Of this island also what is not
--- signed yet, with seq 0.
+-- The newest state of each key. A NULL value is a tombstone. Records of this island that are not
+-- signed yet are included with seq 0.
 CREATE TABLE gossip_records (
     origin TEXT NOT NULL,
     key    TEXT NOT NULL,
@@ -33,14 +34,14 @@ CREATE TABLE gossip_records (
 
 CREATE INDEX gossip_records_key ON gossip_records (key);
 
--- Two different batches at one position: the origin is frozen.
+-- Proofs of forks: two different log batches at the same position. The origin is frozen.
 CREATE TABLE gossip_proofs (
     origin TEXT NOT NULL PRIMARY KEY REFERENCES gossip_origins,
     one    BLOB NOT NULL,
     other  BLOB NOT NULL
 ) STRICT;
 
--- Which version of its projection each kind of record was last applied with.
+-- The version of the projection with which the records of each kind were last applied.
 CREATE TABLE gossip_projections (
     kind    TEXT NOT NULL PRIMARY KEY,
     version TEXT NOT NULL

@@ -1,4 +1,4 @@
--- Projections of all islands' dataset and replica records, and the cards that were fetched.
+-- Projections of the dataset and replica records of all islands, and fetched cards.
 CREATE TABLE catalog_entry (
     owner TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -15,13 +15,13 @@ CREATE INDEX catalog_entry_name ON catalog_entry (name);
 CREATE INDEX catalog_entry_card ON catalog_entry (card);
 CREATE INDEX catalog_entry_time ON catalog_entry (time_from, time_to);
 
--- A card of NULL is one that was fetched and is not a card.
+-- A NULL card: the blob was fetched, but it is not a valid card.
 CREATE TABLE catalog_card (
     hash TEXT PRIMARY KEY,
     card BLOB
 ) STRICT;
 
--- Which dataset wants a card that is not here.
+-- Datasets whose card is not fetched yet.
 CREATE TABLE catalog_wanted (
     card TEXT NOT NULL,
     owner TEXT NOT NULL,
@@ -41,7 +41,7 @@ CREATE TABLE catalog_replica (
     PRIMARY KEY (holder, owner, name, snapshot)
 ) STRICT, WITHOUT ROWID;
 
--- Rises with every change of catalog_replica: one number to look at instead of all rows.
+-- `replicas` is incremented with every change of catalog_replica, so that readers can detect a change cheaply.
 CREATE TABLE catalog_version (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     replicas INTEGER NOT NULL
@@ -49,7 +49,7 @@ CREATE TABLE catalog_version (
 
 INSERT INTO catalog_version (one, replicas) VALUES (1, 0);
 
--- What the search index has not seen yet.
+-- Datasets that changed since the last update of the search index.
 CREATE TABLE catalog_unindexed (
     change INTEGER PRIMARY KEY AUTOINCREMENT,
     owner TEXT NOT NULL,

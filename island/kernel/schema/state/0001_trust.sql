@@ -1,4 +1,4 @@
--- The network this island belongs to, the invitations it made, whom it admitted, and its journal.
+-- The network of this island, its invitations, the islands that it admitted, and its journal.
 CREATE TABLE network (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     id TEXT NOT NULL,
@@ -6,7 +6,7 @@ CREATE TABLE network (
     since REAL NOT NULL
 ) STRICT;
 
--- Only the hash of an invitation's secret is kept.
+-- Only the hash of an invitation's secret is stored.
 CREATE TABLE invitation (
     secret_hash BLOB PRIMARY KEY,
     created REAL NOT NULL,
@@ -35,7 +35,8 @@ CREATE TABLE journal (
     hash BLOB NOT NULL
 ) STRICT;
 
--- The newest row, so that a cut tail is found; `seal` is the newest head signed with the island's key.
+-- journal_head: the newest row, to detect that rows were removed from the end.
+-- journal_seal: the newest head, signed with the island's key.
 CREATE TABLE journal_head (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     seq INTEGER NOT NULL,

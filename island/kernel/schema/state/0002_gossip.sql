@@ -1,6 +1,6 @@
--- This island's own log: what it wants known, what it has signed, and its own blobs.
+-- This island's own log: its signed records, changes that are not signed yet, log batches, and its own blobs.
 
--- The newest signed state of each key; value NULL is a tombstone.
+-- The newest signed state of each key. A NULL value is a tombstone.
 CREATE TABLE gossip_own_records (
     key   TEXT NOT NULL PRIMARY KEY,
     value BLOB,
@@ -8,14 +8,14 @@ CREATE TABLE gossip_own_records (
     seq   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Changes that are not signed yet, at most one a key. `change` grows with every change.
+-- Changes that are not signed yet, at most one per key. `change` increases with every change.
 CREATE TABLE gossip_own_pending (
     change INTEGER PRIMARY KEY AUTOINCREMENT,
     key    TEXT NOT NULL UNIQUE,
     value  BLOB
 ) STRICT;
 
--- Every batch that was signed, byte for byte.
+-- Every signed log batch, byte for byte.
 CREATE TABLE gossip_own_batches (
     epoch  INTEGER NOT NULL,
     first  INTEGER NOT NULL,

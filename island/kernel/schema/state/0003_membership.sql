@@ -1,4 +1,4 @@
--- This island's own servers, and what it remembers of other islands.
+-- This island's own servers, and the names and times of contact of other islands.
 
 CREATE TABLE membership_own_servers (
     id      TEXT NOT NULL PRIMARY KEY,
@@ -8,7 +8,7 @@ CREATE TABLE membership_own_servers (
     at      REAL NOT NULL
 ) STRICT;
 
--- Every name that an island was seen to claim: a name never moves silently to another key.
+-- Every name that an island has ever claimed, so that a name is never silently resolved to another key.
 CREATE TABLE membership_names (
     island TEXT NOT NULL,
     name   TEXT NOT NULL,

@@ -1,5 +1,5 @@
--- What this island publishes. The pages of its manifests lie in packs under HOME/manifests;
--- rows here name them (protocols/decisions/0002).
+-- Datasets of this island. The pages of their manifests are stored in packs under HOME/manifests;
+-- the rows refer to them (protocols/decisions/0002).
 CREATE TABLE catalog_dataset (
     name TEXT PRIMARY KEY,
     path TEXT NOT NULL,
@@ -15,8 +15,8 @@ CREATE TABLE catalog_dataset (
     record BLOB NOT NULL
 ) STRICT;
 
--- Every snapshot that is still served: base is the folder below which its files lie, local the
--- hash of the page with their modification times, card a blob of gossip (one use a row).
+-- Every snapshot that is still served. base: the folder that contains its files. local: the hash of the
+-- page with their modification times. card: a gossip blob (each row counts as one use).
 CREATE TABLE catalog_snapshot (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL,

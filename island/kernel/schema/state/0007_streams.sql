@@ -1,5 +1,5 @@
--- Sources of this island: what is watched, and the journal of its complete files.
--- A source keeps no truth about subscribers; `changes` numbers everything that happens to the journal.
+-- Sources of this island: watched folders, and the source journal of their complete files.
+-- A source stores nothing about subscribers. `changes` counts all changes of the source journal.
 CREATE TABLE stream_sources (
     name        TEXT PRIMARY KEY,
     kind        TEXT NOT NULL,
@@ -16,7 +16,7 @@ CREATE TABLE stream_sources (
     updated     REAL NOT NULL
 ) STRICT;
 
--- One row a content, in the order of arrival. `gone` is the change at which its last name vanished.
+-- One row per distinct content, in order of arrival. `gone` is the change at which its last file was removed.
 CREATE TABLE stream_files (
     source  TEXT NOT NULL REFERENCES stream_sources (name) ON DELETE CASCADE,
     seq     INTEGER NOT NULL,
@@ -33,7 +33,7 @@ CREATE TABLE stream_files (
     UNIQUE (source, hash)
 ) STRICT, WITHOUT ROWID;
 
--- The names under which contents stand in the folder now, as they were when last read.
+-- The files that are now in the folder, with their attributes when they were last read.
 CREATE TABLE stream_names (
     source   TEXT NOT NULL REFERENCES stream_sources (name) ON DELETE CASCADE,
     path     TEXT NOT NULL,
@@ -45,7 +45,7 @@ CREATE TABLE stream_names (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX stream_names_hash ON stream_names (source, hash);
 
--- Subscriptions of this island's people, with the committed position of each.
+-- Subscriptions of this island's users, with the committed position of each.
 CREATE TABLE subscriptions (
     id          TEXT PRIMARY KEY,
     name        TEXT NOT NULL UNIQUE,
@@ -68,7 +68,7 @@ CREATE TABLE subscriptions (
     updated     REAL NOT NULL
 ) STRICT;
 
--- The files of a subscription's dataset. A file that no row names was never committed.
+-- The files of a subscription's dataset. A file without a row here was never committed.
 CREATE TABLE stream_segments (
     subscription TEXT NOT NULL REFERENCES subscriptions (id) ON DELETE CASCADE,
     number       INTEGER NOT NULL,

@@ -1,5 +1,5 @@
--- The newest head of each other island's journal that it gave to this one. A head of NULL: it gave none.
--- mismatch: '' or why the newest offer contradicts the head; claimed: the head of that offer, if it had one.
+-- The newest journal head that each other island has sent to this island; NULL if it sent none.
+-- mismatch: '' or how the newest offer contradicts the head. claimed: the head of that offer, if it had one.
 CREATE TABLE journal_heads (
     island   TEXT NOT NULL PRIMARY KEY,
     head     BLOB,
@@ -8,5 +8,5 @@ CREATE TABLE journal_heads (
     at       REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- The generation of this island's journal is in the newest of these rows.
+-- The newest of these rows has the generation of this island's journal.
 CREATE INDEX journal_acknowledged ON journal (seq) WHERE act = 'journal.acknowledge';
