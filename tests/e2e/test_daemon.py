@@ -180,7 +180,7 @@ def test_a_port_in_use_is_named(place: DemoIsland) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("accept_from = []", "accept_frm = []", "nearest known key is 'accept_from'"),
+        ("accept_from = []", "accept_frm = []", "most similar known key is 'accept_from'"),
         ("same_user = false", 'same_user = "no"', "jobs.same_user"),
     ],
 )
