@@ -49,7 +49,7 @@ class HttpConnections:
             connection.request_ended()
 
     def has_room(self, newcomer: HttpConnection) -> bool:
-        """Add a connection; above the limit, close the oldest one without a request, or return False if there is none."""
+        """Add a connection; above the limit, close the oldest one without a request, or return False if none."""
         self._all.add(newcomer)
         if len(self._all) <= self.limits.connections:
             return True
