@@ -27,7 +27,7 @@ def publish(
     name: Annotated[str, typer.Option(help="Name of the dataset. Publishing an existing name makes a new snapshot.")],
     title: Annotated[str, typer.Option(help="Title, one line.")] = "",
     description: Annotated[str, typer.Option(help="Description.")] = "",
-    licence: Annotated[str, typer.Option(help="Licence of the data, and whom to credit.")] = "",
+    licence: Annotated[str, typer.Option(help="Licence of the data, and the required credit.")] = "",
     ra: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of right ascension, if it is not detected.")
     ] = None,

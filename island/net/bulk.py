@@ -269,7 +269,7 @@ class BulkSession(PeerSession):
         self._last_seen = frame.id
         stream = self._streams[frame.id] = SessionStream(self, frame.id)
         if self._serving >= 2 * self._limits.calls:
-            stream.close(Unreachable("too many streams at once", code="busy"))
+            stream.close(Unreachable("too many concurrent streams", code="busy"))
             return
         self._serving += 1
         self._spawn(self._serve(head, body, stream))

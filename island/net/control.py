@@ -105,7 +105,7 @@ class ControlSession(PeerSession):
             raise PeerMisbehaved(f"request {frame.id} after {self._last_seen}", code="id_reused")
         self._last_seen = frame.id
         if self._serving >= 2 * self._limits.calls:
-            self._error(frame.id, Unreachable("too many requests at once", code="busy"))
+            self._error(frame.id, Unreachable("too many concurrent requests", code="busy"))
             return
         self._serving += 1
         self._spawn(self._serve(frame.id, head, body))

@@ -110,29 +110,29 @@ def empty(status: int, kind: str = JSON_HEADERS["Content-Type"], **headers: str)
 def routes(jobs: Jobs, *, ui: bool = True) -> list[web.RouteDef]:
     """Return the routes of Livy's REST API; with `ui=False` without `/` and `/ui`."""
     gate = Gateway(jobs)
-    one, batch = "/sessions/{key}", "/batches/{key}"
+    session, batch = "/sessions/{key}", "/batches/{key}"
     found = [
         web.get("/version", gate.version),
         *(web.get(path, gate.list_sessions) for path in ("/sessions", "/sessions/")),
         *(web.post(path, gate.create_session) for path in ("/sessions", "/sessions/")),
-        web.get(one, gate.show_session),
-        web.delete(one, gate.delete_session),
-        web.get(one + "/state", gate.session_state),
-        web.get(one + "/log", gate.session_log),
-        web.post(one + "/connect", gate.connect),
-        web.post(one + "/interrupt", gate.interrupt),
-        web.post(one + "/stop", gate.stop),
-        web.post(one + "/completion", gate.complete),
-        web.get(one + "/statements", gate.list_statements),
-        web.post(one + "/statements", gate.post_statement),
-        web.get(one + "/statements/{statement}", gate.show_statement),
-        web.post(one + "/statements/{statement}/cancel", gate.cancel_statement),
-        *(web.post(f"{one}/{name}", gate.submit_job) for name in ("submit-job", "run-job")),
+        web.get(session, gate.show_session),
+        web.delete(session, gate.delete_session),
+        web.get(session + "/state", gate.session_state),
+        web.get(session + "/log", gate.session_log),
+        web.post(session + "/connect", gate.connect),
+        web.post(session + "/interrupt", gate.interrupt),
+        web.post(session + "/stop", gate.stop),
+        web.post(session + "/completion", gate.complete),
+        web.get(session + "/statements", gate.list_statements),
+        web.post(session + "/statements", gate.post_statement),
+        web.get(session + "/statements/{statement}", gate.show_statement),
+        web.post(session + "/statements/{statement}/cancel", gate.cancel_statement),
+        *(web.post(f"{session}/{name}", gate.submit_job) for name in ("submit-job", "run-job")),
         *(
-            web.post(f"{one}/{name}", gate.upload)
+            web.post(f"{session}/{name}", gate.upload)
             for name in ("upload-jar", "upload-pyfile", "upload-file", "add-jar", "add-pyfile", "add-file")
         ),
-        web.get(one + "/jobs/{job}", gate.show_job),
+        web.get(session + "/jobs/{job}", gate.show_job),
         *(web.get(path, gate.list_batches) for path in ("/batches", "/batches/")),
         *(web.post(path, gate.create_batch) for path in ("/batches", "/batches/")),
         web.get(batch, gate.show_batch),
@@ -173,34 +173,34 @@ class Gateway:
         """`GET /sessions`."""
         start, size = page_bounds(request.query)
         total, found = await self._jobs.page(base.principal(request), "session", start, min(size, _LISTED))
-        views = [session_view(seen) for seen in await self._jobs.seen(found)]
+        views = [session_view(summary) for summary in await self._jobs.seen(found)]
         return answer(SessionPage(start, total, views))
 
     async def create_session(self, request: web.Request) -> web.Response:
         """`POST /sessions`: the session is stored before the answer is sent, and placed afterwards."""
-        asked = requests.session_request(await request.read())
+        wanted = requests.session_request(await request.read())
         try:
-            job = await self._jobs.open_session(base.principal(request), asked, key=_key(request))
+            job = await self._jobs.open_session(base.principal(request), wanted, key=_key(request))
         except IslandError as error:
             raise _refused(error) from error
         return answer(session_view((await self._jobs.seen([job]))[0]), 201, f"/sessions/{job.local}")
 
-    async def _seen(self, request: web.Request, kind: str = "session") -> JobSummary:
+    async def _summary(self, request: web.Request, kind: str = "session") -> JobSummary:
         return await self._jobs.find_summary(base.principal(request), kind, id_or_name(request.match_info["key"]))
 
     async def show_session(self, request: web.Request) -> web.Response:
         """`GET /sessions/N`."""
-        return answer(session_view(await self._seen(request)))
+        return answer(session_view(await self._summary(request)))
 
     async def session_state(self, request: web.Request) -> web.Response:
         """`GET /sessions/N/state`."""
-        seen = await self._seen(request)
-        return answer(StateView(seen.job.local, seen.state))
+        summary = await self._summary(request)
+        return answer(StateView(summary.job.local, summary.state))
 
     async def session_log(self, request: web.Request) -> web.Response:
         """`GET /sessions/N/log`."""
-        seen = await self._seen(request)
-        return answer(log_page(seen.job.local, seen.log, request.query))
+        summary = await self._summary(request)
+        return answer(log_page(summary.job.local, summary.log, request.query))
 
     async def delete_session(self, request: web.Request) -> web.Response:
         """`DELETE /sessions/N`: the session is hidden at once, and ended at its executor."""
@@ -226,9 +226,9 @@ class Gateway:
     async def complete(self, request: web.Request) -> web.Response:
         """`POST /sessions/N/completion`."""
         job = await self._job(request)
-        asked = requests.completion_request(await request.read())
-        cursor = len(asked.code) if asked.cursor is None else asked.cursor
-        return answer(CompletionResponse(await self._jobs.complete(job, asked.code, asked.kind, cursor)))
+        wanted = requests.completion_request(await request.read())
+        cursor = len(wanted.code) if wanted.cursor is None else wanted.cursor
+        return answer(CompletionResponse(await self._jobs.complete(job, wanted.code, wanted.kind, cursor)))
 
     # -- statements -----------------------------------------------------------------------------
 
@@ -243,8 +243,8 @@ class Gateway:
     async def post_statement(self, request: web.Request) -> web.Response:
         """`POST /sessions/N/statements`: the statement is stored before the answer is sent."""
         job = await self._job(request)
-        asked = requests.statement_request(await request.read())
-        statement = await self._jobs.post(job, asked.code, asked.kind)
+        wanted = requests.statement_request(await request.read())
+        statement = await self._jobs.post(job, wanted.code, wanted.kind)
         location = f"/sessions/{job.local}/statements/{statement.number}"
         return answer(statement_view(statement, statement.report()), 201, location)
 
@@ -292,31 +292,31 @@ class Gateway:
         """`GET /batches`."""
         start, size = page_bounds(request.query)
         total, found = await self._jobs.page(base.principal(request), "batch", start, min(size, _LISTED))
-        views = [batch_view(seen) for seen in await self._jobs.seen(found)]
+        views = [batch_view(summary) for summary in await self._jobs.seen(found)]
         return answer(BatchPage(start, total, views))
 
     async def create_batch(self, request: web.Request) -> web.Response:
         """`POST /batches`: the batch and its file are stored before the answer is sent."""
-        asked = requests.batch_request(await request.read())
+        wanted = requests.batch_request(await request.read())
         try:
-            job = await self._jobs.submit_batch(base.principal(request), asked, key=_key(request))
+            job = await self._jobs.submit_batch(base.principal(request), wanted, key=_key(request))
         except IslandError as error:
             raise _refused(error) from error
         return answer(batch_view((await self._jobs.seen([job]))[0]), 201, f"/batches/{job.local}")
 
     async def show_batch(self, request: web.Request) -> web.Response:
         """`GET /batches/N`."""
-        return answer(batch_view(await self._seen(request, "batch")))
+        return answer(batch_view(await self._summary(request, "batch")))
 
     async def batch_state(self, request: web.Request) -> web.Response:
         """`GET /batches/N/state`."""
-        seen = await self._seen(request, "batch")
-        return answer(StateView(seen.job.local, seen.state))
+        summary = await self._summary(request, "batch")
+        return answer(StateView(summary.job.local, summary.state))
 
     async def batch_log(self, request: web.Request) -> web.Response:
         """`GET /batches/N/log`."""
-        seen = await self._seen(request, "batch")
-        return answer(log_page(seen.job.local, seen.log, request.query))
+        summary = await self._summary(request, "batch")
+        return answer(log_page(summary.job.local, summary.log, request.query))
 
     async def delete_batch(self, request: web.Request) -> web.Response:
         """`DELETE /batches/N`."""
@@ -324,18 +324,18 @@ class Gateway:
         return answer(DELETED)
 
 
-def session_view(seen: JobSummary) -> SessionView:
+def session_view(summary: JobSummary) -> SessionView:
     """Return a session as Livy shows it, with its 23 keys."""
-    job = seen.job
+    job = summary.job
     request = msgspec.convert(job.request, SessionRequest)
     return SessionView(
         id=job.local,
         name=job.name,
         app_id=job.app_id or None,
-        state=seen.state,
+        state=summary.state,
         kind=job.work.language,
         app_info=_app_info(job),
-        log=core.short_log(seen.log),
+        log=core.short_log(summary.log),
         ttl=request.ttl,
         idle_timeout=request.idle_timeout,
         driver_memory=request.driver_memory,
@@ -349,16 +349,16 @@ def session_view(seen: JobSummary) -> SessionView:
     )
 
 
-def batch_view(seen: JobSummary) -> BatchView:
+def batch_view(summary: JobSummary) -> BatchView:
     """Return a batch as Livy shows it."""
-    job = seen.job
+    job = summary.job
     return BatchView(
         id=job.local,
         name=job.name,
-        state=seen.state,
+        state=summary.state,
         app_id=job.app_id or None,
         app_info=_app_info(job),
-        log=core.short_log(seen.log),
+        log=core.short_log(summary.log),
     )
 
 

@@ -31,26 +31,26 @@ def onward(head: RequestHead, sender: IslandId) -> RequestHead:
     return RequestHead(kind=head.kind, to=head.to, origin=head.origin or key_bytes(sender), hops=head.hops + 1)
 
 
-async def pump(one: SessionStream, other: SessionStream) -> None:
-    """Relay blocks in both directions until `other`, the serving side, has ended; flow control limits the memory.
+async def pump(requester: SessionStream, server: SessionStream) -> None:
+    """Relay blocks in both directions until `server` has ended; flow control limits the memory.
 
-    Raises the `IslandError` with which the serving side ended.
+    Raises the `IslandError` with which `server` ended.
     """
     forward = asyncio.Event()
 
     async def carry_there() -> None:
         try:
-            await _carry(one, other)
+            await _carry(requester, server)
         except IslandError:
-            # The requesting side has left, or its stream failed: stop fetching from the serving side.
-            one_gone.set()
+            # The requester has left, or its stream failed: stop fetching from the server.
+            requester_gone.set()
         forward.set()
 
-    one_gone = asyncio.Event()
+    requester_gone = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         there = group.create_task(carry_there())
-        back = group.create_task(_carry_back(other, one))
-        gone = group.create_task(one_gone.wait())
+        back = group.create_task(_carry_back(server, requester))
+        gone = group.create_task(requester_gone.wait())
         await asyncio.wait({back, gone}, return_when=asyncio.FIRST_COMPLETED)
         for task in (there, back, gone):
             task.cancel()

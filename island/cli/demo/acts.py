@@ -404,7 +404,7 @@ def killed(scene: Scene) -> None:
     for drop in scene.portions[half + 1 :]:
         drop()
     kept = session.client.get_statement(session.session_id, running.statement_id - 1)
-    stage.same("the finished result, seen from the laptop while orion is down", "42", str(kept.output.text).strip())
+    stage.same("the finished result, read at the laptop while orion is down", "42", str(kept.output.text).strip())
     orion.start()
     stage.say("orion is running again, on the same ports.")
     total = len(scene.portions)

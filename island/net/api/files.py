@@ -34,14 +34,14 @@ LIST_LIMIT = 10_000
 def routes(catalog: Catalog, replicas: Replicas) -> list[web.RouteDef]:
     """Return the routes for files of datasets."""
     files = _Files(catalog, replicas)
-    one = "/api/v1/files/{owner}/{name}"
+    dataset = "/api/v1/files/{owner}/{name}"
     return [
         web.get("/api/v1/files", files.datasets),
-        web.get(one, files.about),
-        web.delete(one, files.drop),
-        web.post(one + "/fetch", files.fetch),
-        web.get(one + "/{snapshot}/list", files.listing),
-        web.get(one + "/{snapshot}/data/{path:.+}", files.data),
+        web.get(dataset, files.about),
+        web.delete(dataset, files.drop),
+        web.post(dataset + "/fetch", files.fetch),
+        web.get(dataset + "/{snapshot}/list", files.listing),
+        web.get(dataset + "/{snapshot}/data/{path:.+}", files.data),
     ]
 
 

@@ -55,21 +55,21 @@ class JobKey(msgspec.Struct, forbid_unknown_fields=True):
 def routes(jobs: Jobs) -> list[web.RouteDef]:
     """Return the routes for jobs."""
     api = JobsApi(jobs)
-    one = "/api/v1/jobs/{id}"
+    job = "/api/v1/jobs/{id}"
     return [
         web.get("/api/v1/jobs", api.ls),
         web.post("/api/v1/sessions", api.open_session),
         web.post("/api/v1/batches", api.submit),
-        web.get(one, api.show),
-        web.delete(one, api.close),
-        web.get(one + "/explain", api.explain),
-        web.get(one + "/log", api.log),
-        web.get(one + "/wait", api.wait),
-        web.post(one + "/cancel", api.cancel),
-        web.get(one + "/statements", api.statements),
-        web.post(one + "/statements", api.post),
-        web.get(one + "/statements/{number}", api.statement),
-        web.post(one + "/statements/{number}/cancel", api.cancel_statement),
+        web.get(job, api.show),
+        web.delete(job, api.close),
+        web.get(job + "/explain", api.explain),
+        web.get(job + "/log", api.log),
+        web.get(job + "/wait", api.wait),
+        web.post(job + "/cancel", api.cancel),
+        web.get(job + "/statements", api.statements),
+        web.post(job + "/statements", api.post),
+        web.get(job + "/statements/{number}", api.statement),
+        web.post(job + "/statements/{number}/cancel", api.cancel_statement),
     ]
 
 
@@ -111,11 +111,11 @@ class JobsApi:
     async def open_session(self, request: web.Request) -> web.Response:
         """`POST /api/v1/sessions`."""
         body = await base.body(request, NewSession)
-        asked = SessionRequest(
+        wanted = SessionRequest(
             kind=body.kind, name=body.name, conf=_conf(body.conf, body.inputs), queue=_queue(body.at)
         )
         key = request.headers.get("Idempotency-Key")
-        job = await self._jobs.open_session(base.principal(request), asked, key=key)
+        job = await self._jobs.open_session(base.principal(request), wanted, key=key)
         return base.reply(_timed(await self._jobs.row(job)), 201)
 
     async def submit(self, request: web.Request) -> web.Response:
@@ -127,7 +127,7 @@ class JobsApi:
                 f"the file has {len(data)} bytes; the limit is {MAX_FILE}",
                 hint="Publish large data as a dataset and use it as an input.",
             )
-        asked = BatchRequest(
+        wanted = BatchRequest(
             file=query.get("file", "job.py"),
             args=query.getall("arg", []),
             name=query.get("name") or None,
@@ -136,7 +136,7 @@ class JobsApi:
         )
         file = BatchFile(query.get("file", "job.py"), data)
         key = request.headers.get("Idempotency-Key")
-        job = await self._jobs.submit_batch(base.principal(request), asked, file=file, key=key)
+        job = await self._jobs.submit_batch(base.principal(request), wanted, file=file, key=key)
         return base.reply(_timed(await self._jobs.row(job)), 201)
 
     async def show(self, request: web.Request) -> web.Response:
