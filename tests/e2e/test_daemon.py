@@ -87,7 +87,7 @@ def test_init_makes_a_private_home_and_refuses_to_make_it_again(tmp_path: Path) 
     assert "\naccept_from = []\n" in text and '\nforeign_code = "none"\n' in text and "\nsame_user = false\n" in text
     key = (home / "key").read_bytes()
     again = island("init", str(home), "--name", "other")
-    assert again.returncode == 1 and "home already" in again.stderr and "Traceback" not in again.stderr
+    assert again.returncode == 1 and "already the home folder" in again.stderr and "Traceback" not in again.stderr
     assert (home / "key").read_bytes() == key
 
 
