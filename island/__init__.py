@@ -1,3 +1,3 @@
-"""island: one daemon per astronomy site, and the archipelago they form without a centre."""
+"""island: one daemon per astronomy site; the daemons form an archipelago without a central server."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """A small blocking client of the operator API, for the commands and `island://`.
 
-Only the standard library: a command starts in a fraction of a second. Answers are JSON;
-an error answer is raised as the `IslandError` that it carries.
+It uses only the standard library, so that commands start fast. Answers are JSON; an error
+answer is raised as `ApiError`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ERRORS = (OSError, http.client.HTTPException)
 
 
 class ApiError(IslandError):
-    """An error that the daemon answered, with its own code and status."""
+    """An error answer of the daemon, with its code and HTTP status."""
 
     def __init__(self, status: int, answer: dict[str, Any]) -> None:
         super().__init__(str(answer.get("message", f"HTTP status {status}")), hint=str(answer.get("hint", "")))
@@ -29,36 +29,40 @@ class ApiError(IslandError):
 
 
 class Api:
-    """The operator API (and Livy's REST) of one daemon. Not thread-safe; one connection a call."""
+    """The operator API (and Livy's REST API) of one daemon. Not thread-safe. Each call opens a connection.
+
+    `timeout` is in seconds, for each operation on the connection. All methods raise `Unreachable` if the
+    daemon does not answer, and `ApiError` for an error answer.
+    """
 
     def __init__(self, endpoint: Endpoint, *, timeout: float = 120.0) -> None:
         self.endpoint = endpoint
         self._timeout = timeout
         parts = urllib.parse.urlsplit(endpoint.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise Unreachable(f"'{endpoint.url}' is not an http URL", hint="Write it as http://127.0.0.1:8990.")
+            raise Unreachable(f"'{endpoint.url}' is not an HTTP URL", hint="Use a URL such as http://127.0.0.1:8990.")
         self._parts = parts
 
     def get(self, path: str, **query: Any) -> Any:
-        """The JSON answer of a GET; None-valued query arguments are left out."""
+        """Send a GET request and return the JSON answer. Query arguments that are None are omitted."""
         return self._call("GET", _with_query(path, query))
 
     def post(self, path: str, body: Any = None, **query: Any) -> Any:
-        """The JSON answer of a POST with a JSON body."""
+        """Send a POST request and return the JSON answer. A body of type bytes is sent unchanged, others as JSON."""
         return self._call("POST", _with_query(path, query), body)
 
     def delete(self, path: str, **query: Any) -> Any:
-        """The JSON answer of a DELETE."""
+        """Send a DELETE request and return the JSON answer."""
         return self._call("DELETE", _with_query(path, query))
 
     def read(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers (lower-case names) and body of a GET of bytes; raises on any error status."""
+        """Send a GET request and return status, headers (with lower-case names) and body."""
         connection, answer = self._send("GET", path, None, headers or {})
         data = self._received(connection, answer)
         return answer.status, {k.lower(): v for k, v in answer.getheaders()}, data
 
     def follow(self, method: str, path: str, body: Any, progress: Callable[[dict[str, Any]], None]) -> Any:
-        """Run a long operation that answers in JSON lines: each `progress` is handed over, `result` returned."""
+        """Run a long operation (answer in JSON lines): call `progress` for each progress line; return the result."""
         connection, answer = self._send(method, path, body, {})
         try:
             if answer.status >= 400:
@@ -72,7 +76,8 @@ class Api:
                     return line["result"]
         except _ERRORS as error:
             raise Unreachable(
-                f"the connection to {self.endpoint.url} broke: {error}", hint="Is the daemon still running?"
+                f"the connection to {self.endpoint.url} was lost: {error}",
+                hint="Check with `island status` whether the daemon is running.",
             ) from error
         finally:
             connection.close()
@@ -85,10 +90,12 @@ class Api:
         try:
             return json.loads(data) if data else None
         except ValueError as error:
-            raise Unreachable(f"{self.endpoint.url} is not an island: it does not answer in JSON") from error
+            raise Unreachable(
+                f"{self.endpoint.url} is not an island: its answer is not JSON", hint="Check the URL given with --url."
+            ) from error
 
     def _received(self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse) -> bytes:
-        """The whole body of a good answer; raises `ApiError` for an error answer, `Unreachable` for a broken one."""
+        """Return the body of a successful answer; raise `ApiError` for an error, `Unreachable` if it is incomplete."""
         try:
             data = answer.read()
         except _ERRORS as error:
@@ -121,7 +128,7 @@ class Api:
 
 
 def quote(part: str) -> str:
-    """One path segment, with everything that is not plain escaped."""
+    """Percent-encode one segment of a path."""
     return urllib.parse.quote(part, safe="")
 
 

@@ -1,7 +1,7 @@
-"""The configuration: `HOME/island.toml`, typed and strict.
+"""The configuration, `HOME/island.toml`: its types, checks and documentation.
 
-Each key is a field with its meaning; the commented file that `island init` writes and the
-reference in `docs/configuration.md` are made from these types, so that neither can drift.
+Each key is a field with a description. The commented file that `island init` writes and the
+reference in `docs/configuration.md` are generated from these types.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
 
 class IslandSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who this island is."""
+    """Name of this island."""
 
     name: Annotated[
         str,
         Meta(
             pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z",
-            description="The name that people see. The identity is the key.",
+            description="Name of the island, for display. The identity of the island is its key.",
         ),
     ]
     archipelago: Annotated[
@@ -41,32 +41,32 @@ class IslandSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ListenSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where this island listens."""
+    """Addresses and ports of this island."""
 
     user: Annotated[
         str,
         Meta(
-            description="Host and port for people and programs: Livy's REST and the operator API. Loopback only in this version."
+            description="HOST:PORT of the user port, which serves Livy's REST API and the operator API. Loopback addresses only in this version."
         ),
     ] = "127.0.0.1:8990"
     peer: Annotated[
         str,
         Meta(
-            description='Host and port for other islands. May be public: every session is TLS 1.3 and proves its key. "" listens for none: this island only dials out.'
+            description='HOST:PORT of the peer port, to which other islands connect. It may be public: sessions use TLS 1.3 and authenticate both islands by their keys. "" disables it: this island only dials out.'
         ),
     ] = "127.0.0.1:8991"
     advertise: Annotated[
         list[str],
         Meta(
             max_length=8,
-            description="Addresses (host:port) at which others can dial the peer port, if they differ from it (NAT, a name in DNS).",
+            description="Addresses (HOST:PORT) at which other islands can dial the peer port, if they differ from `peer` (for example behind NAT, or a DNS name).",
         ),
     ] = []
     allowed_hosts: Annotated[
         list[str],
         Meta(
             max_length=100,
-            description="Host names (HOST or HOST:PORT) under which a reverse proxy serves the user port. A request whose Host or Origin is neither one of these nor a loopback name or address is refused.",
+            description="Host names (HOST or HOST:PORT) under which a reverse proxy serves the user port. Requests whose Host or Origin header is neither in this list nor a loopback name or address are refused.",
         ),
     ] = []
 
@@ -77,16 +77,25 @@ class LivySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: Annotated[
         str,
         Meta(
-            description='URL of the site\'s own Livy, as http://livy.example.org:8998. "" starts the embedded engine (extra "spark").'
+            description='URL of the site\'s own Livy, for example http://livy.example.org:8998. "" starts the embedded engine (requires the extra "spark").'
         ),
     ] = ""
-    user: Annotated[str, Meta(description="User name for HTTP Basic authentication at that Livy.")] = ""
+    user: Annotated[str, Meta(description="User name for HTTP Basic authentication at the site's own Livy.")] = ""
     password_file: Annotated[
-        str, Meta(description="File (mode 0600) with the password for that Livy, absolute or below the home.")
+        str,
+        Meta(
+            description="File (mode 0600) with the password for the site's own Livy. A relative path is relative to the home folder."
+        ),
     ] = ""
-    max_sessions: Annotated[Positive, Meta(description="Sessions and batches that may run at once here.")] = 4
+    max_sessions: Annotated[
+        Positive, Meta(description="Maximum number of sessions and batches that run at the same time.")
+    ] = 4
     driver_memory: Annotated[
-        str, Meta(pattern=r"^[0-9]+[mg]\Z", description="Memory of a session's driver in the embedded engine.")
+        str,
+        Meta(
+            pattern=r"^[0-9]+[mg]\Z",
+            description="Memory of the Spark driver of each session in the embedded engine, for example 512m or 1g.",
+        ),
     ] = "1g"
     idle_timeout: Annotated[
         Positive, Meta(description="Seconds without a statement after which the embedded engine ends a session.")
@@ -94,46 +103,50 @@ class LivySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class JobsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose code runs here. Foreign jobs run only if all three of the first keys allow it."""
+    """Permissions and limits for jobs. Jobs of other islands run only if the first three keys all allow it."""
 
     accept_from: Annotated[
         list[str],
         Meta(
             max_length=1000,
-            description='Islands whose users\' jobs may run here: names, keys, or "members" for every admitted island. Empty: none.',
+            description='Islands whose jobs may run at this island: names, keys, or "members" for every member of the archipelago. Empty: none.',
         ),
     ] = []
     foreign_code: Annotated[
-        Literal["none", "any"], Meta(description='Which code of theirs: "none", or "any" (arbitrary Python and SQL).')
+        Literal["none", "any"],
+        Meta(description='Code of other islands that may run: "none", or "any" (arbitrary Python and SQL).'),
     ] = "none"
     same_user: Annotated[
         bool,
         Meta(
-            description="Whether you accept that foreign code runs under the account of this daemon, and can read what that account can read."
+            description="Whether code of other islands may run under the account of this daemon. Such code can read everything that this account can read."
         ),
     ] = False
-    max_foreign: Annotated[Positive, Meta(description="Foreign sessions and batches that may run at once here.")] = 2
+    max_foreign: Annotated[
+        Positive,
+        Meta(description="Maximum number of sessions and batches of other islands that run at the same time."),
+    ] = 2
     allow_files: Annotated[
-        list[str], Meta(max_length=100, description="Folders whose files batches may name by path.")
+        list[str], Meta(max_length=100, description="Folders with files that batches may refer to by path.")
     ] = []
-    max_statements: Annotated[Positive, Meta(description="Statements that may wait in one session.")] = 100
+    max_statements: Annotated[Positive, Meta(description="Maximum number of waiting statements in one session.")] = 100
 
 
 class ReplicasSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The chunk store: what this island keeps of others' datasets."""
+    """The chunk store, which keeps data of other islands' datasets."""
 
     quota: Annotated[
         str,
         Meta(
             pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
-            description="The most that the chunk store may hold, as 500MiB or 20GiB.",
+            description="Maximum size of the chunk store, for example 500MiB or 20GiB.",
         ),
     ] = "20GiB"
     reserve: Annotated[
         str,
         Meta(
             pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
-            description="Free space on the disk below which the chunk store takes nothing more.",
+            description="Minimum free space on the disk. The chunk store does not grow when less is free.",
         ),
     ] = "1GiB"
 
@@ -141,46 +154,49 @@ class ReplicasSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class StreamsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sources and subscriptions."""
 
-    poll: Annotated[float, Meta(ge=0.05, le=3600, description="Seconds between two looks at a watched folder.")] = 1.0
+    poll: Annotated[float, Meta(ge=0.05, le=3600, description="Seconds between two scans of a watched folder.")] = 1.0
     window: Annotated[
         str,
         Meta(
             pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
-            description="Rows under way to one subscriber that are not yet acknowledged, in bytes.",
+            description="Maximum size of the rows that are sent to one subscriber but not yet acknowledged, for example 8MiB.",
         ),
     ] = "8MiB"
 
 
 class DecodingSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What reading one Parquet or Avro file may take. A file that needs more is refused, and nothing else suffers."""
+    """Resource limits for reading one Parquet or Avro file. A file that exceeds a limit is refused."""
 
     memory: Annotated[
         str,
         Meta(
             pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
-            description="Memory of a process that reads files, as 512MiB or 2GiB; at least 256MiB. At most five such processes run.",
+            description="Memory limit of a process that reads files, for example 512MiB or 2GiB; at least 256MiB. At most five such processes run at the same time.",
         ),
     ] = "1GiB"
     seconds: Annotated[
         Positive,
         Meta(
-            description="Seconds of processor time for one file, to which one more is added for each MiB of its size."
+            description="Maximum CPU time for one file, in seconds. One second is added for each MiB of the file's size."
         ),
     ] = 60
     rows: Annotated[Positive, Meta(description="Maximum number of rows in one file.")] = 1_000_000_000
 
 
 class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the daemon logs to stderr."""
+    """Log output of the daemon, on stderr."""
 
     level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="The least severe level that is logged.")
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="Minimum severity of the messages that are logged."),
     ] = "info"
-    format: Annotated[Literal["text", "json"], Meta(description="Lines of key=value, or of JSON.")] = "text"
+    format: Annotated[
+        Literal["text", "json"], Meta(description='Format of the lines: "text" (key=value) or "json".')
+    ] = "text"
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole of `island.toml`."""
+    """The contents of `island.toml`."""
 
     island: IslandSection
     listen: ListenSection = ListenSection()
@@ -207,29 +223,31 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
 def load(path: Path) -> Config:
     """Read and check a configuration file.
 
-    Raises `ConfigError` that names the file, the key, what is wrong with it, and for an
-    unknown key the nearest known one.
+    Raises `ConfigError` that names the file, the key and the reason, and for an unknown key
+    the most similar known key.
     """
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no island at {path.parent}",
-            hint="Make one with `island init HOME --name NAME`, or name its home with --home or ISLAND_HOME.",
+            hint="Create one with `island init HOME --name NAME`, or select a home folder with --home or ISLAND_HOME.",
         ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", hint="Correct the file; `island init` shows a complete one.") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error}", hint="Correct the file; docs/configuration.md describes its format."
+        ) from error
     return parse(raw, str(path))
 
 
 def parse(raw: dict[str, Any], where: str) -> Config:
-    """Check a configuration that was read from `where`; raises `ConfigError` as `load` does."""
+    """Check a configuration; `where` is its origin for error messages. Raises `ConfigError` as `load` does."""
     _check_known(raw, SECTIONS, where, "")
     for section, kind in SECTIONS.items():
         if section in raw:
             if not isinstance(raw[section], dict):
                 raise ConfigError(
-                    f"{where}: '{section}' must be a table", hint=f"Write [{section}] on a line of its own."
+                    f"{where}: '{section}' must be a table", hint=f"Write [{section}] on a separate line."
                 )
             _check_known(raw[section], {f.name: f for f in msgspec.structs.fields(kind)}, where, section)
     if "name" not in raw.get("island", {}):
@@ -252,7 +270,7 @@ def _check_known(found: dict[str, Any], known: dict[str, Any], where: str, secti
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             dotted = f"{section}.{key}" if section else key
             raise ConfigError(
-                f"{where}: unknown key '{dotted}'", hint=f"The nearest known key is '{near[0]}'." if near else ""
+                f"{where}: unknown key '{dotted}'", hint=f"The most similar known key is '{near[0]}'." if near else ""
             )
 
 
@@ -261,7 +279,7 @@ def _check_addresses(config: Config, where: str) -> None:
     if not is_loopback(host):
         raise ConfigError(
             f"{where}: listen.user = '{config.listen.user}' is not a loopback address",
-            hint="This version serves people on loopback only: use 127.0.0.1 and reach it through SSH.",
+            hint="In this version the user port is loopback only: use 127.0.0.1 and connect through an SSH tunnel.",
         )
     if config.listen.peer:
         split_address(config.listen.peer, f"{where}: listen.peer")
@@ -272,18 +290,21 @@ def _check_addresses(config: Config, where: str) -> None:
 
 
 def split_address(text: str, what: str = "address") -> tuple[str, int]:
-    """`HOST:PORT` or `[IPV6]:PORT` as a pair; raises `ConfigError` that names `what`."""
+    """Parse `HOST:PORT` or `[IPV6]:PORT`; return host (without brackets) and port.
+
+    Raises `ConfigError` that names `what`.
+    """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{what} = '{text[:200]}' is not HOST:PORT", hint="Write it as 127.0.0.1:8990 or [::1]:8990.")
+        raise ConfigError(f"{what} = '{text[:200]}' is not HOST:PORT", hint="Examples: 127.0.0.1:8990, [::1]:8990.")
     return host, int(port)
 
 
 def split_host(text: str, what: str = "host") -> tuple[str, int | None]:
-    """`HOST` or `HOST:PORT`, as in the Host header of HTTP, as host and port (None if there is none).
+    """Parse `HOST` or `HOST:PORT`, as in the Host header of HTTP; return host and port (None if there is none).
 
-    The host is in one spelling: lower case, no final dot, IPv6 compressed and without its brackets.
+    The host is normalized: lower case, no final dot, IPv6 compressed and without brackets.
     Raises `ConfigError` that names `what` for anything else, such as a URL.
     """
     bracketed = re.fullmatch(r"\[([0-9A-Fa-f:.]{2,45})\](?::([0-9]{1,5}))?", text)
@@ -302,13 +323,13 @@ def split_host(text: str, what: str = "host") -> tuple[str, int | None]:
     except ValueError as error:
         raise ConfigError(
             f"{what} = '{text[:200]}' is not HOST or HOST:PORT",
-            hint="Write it as island.example.org or [2001:db8::1]:8443; no scheme, path or wildcard, names beyond ASCII as xn--....",
+            hint="Examples: island.example.org, [2001:db8::1]:8443. No scheme, path or wildcard; non-ASCII names in the form xn--....",
         ) from error
     return host, port
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` can be reached from this machine only."""
+    """Return whether `host` is a loopback address or `localhost`, which only this machine can reach."""
     if host == "localhost":
         return True
     try:
@@ -318,7 +339,7 @@ def is_loopback(host: str) -> bool:
 
 
 def size_in_bytes(text: str) -> int:
-    """`20GiB`, `500MiB`, `4096` as bytes; the form is checked by the type of the key."""
+    """Convert a size such as `20GiB`, `500MiB` or `4096` to bytes. The type of the key has checked its format."""
     for unit, factor in (("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30), ("TiB", 2**40)):
         if text.endswith(unit):
             return int(text.removesuffix(unit)) * factor
@@ -326,7 +347,7 @@ def size_in_bytes(text: str) -> int:
 
 
 def describe() -> list[tuple[str, str, str, Any, str]]:
-    """Every key as (section, key, type, default, meaning), in the order of the file."""
+    """Return every key as (section, key, type, default, description), in the order of the file."""
     rows = []
     for section, kind in SECTIONS.items():
         hints = get_type_hints(kind, include_extras=True)
@@ -353,10 +374,10 @@ def _type_name(kind: Any) -> str:
 
 
 def render(values: dict[str, dict[str, Any]]) -> str:
-    """A complete, commented `island.toml` with `values` (section → key → value) over the defaults."""
+    """Return a complete, commented `island.toml` with `values` (section → key → value) instead of defaults."""
     lines = [
-        "# The configuration of one island. Every key is here with its default, and strict:",
-        "# an unknown key is an error. Changes take effect at the next start of `island run`.",
+        "# Configuration of an island, with all keys. An unknown key is an error.",
+        "# Changes take effect at the next start of `island run`.",
     ]
     current = ""
     for section, key, _, default, text in describe():
@@ -369,18 +390,19 @@ def render(values: dict[str, dict[str, Any]]) -> str:
 
 
 def _toml(value: Any) -> str:
-    # JSON strings, numbers, booleans and lists of strings are TOML as they are.
+    # JSON strings, numbers, booleans and lists of strings are valid TOML.
     return json.dumps(value, ensure_ascii=False)
 
 
 def reference() -> str:
-    """The configuration reference, `docs/configuration.md`, in Markdown."""
+    """Return the configuration reference, `docs/configuration.md`, in Markdown."""
     lines = [
         "# Configuration reference",
         "",
-        "`HOME/island.toml`, made complete and commented by `island init`. It is read once, at the start of",
-        "`island run`. An unknown key or a wrong type is an error that names the file, the key and the nearest known",
-        "key. This page is made from the types in `island/config.py`, and a test compares the two.",
+        "`island init` writes the configuration file `HOME/island.toml` with all keys and a comment for each.",
+        "`island run` reads it once, when it starts. An unknown key or a wrong type is an error; the message names",
+        "the file and the key, and for an unknown key the most similar known one. This page is generated from",
+        "`island/config.py`.",
     ]
     current = ""
     for section, key, kind, default, text in describe():
@@ -388,6 +410,6 @@ def reference() -> str:
             current = section
             lines += ["", f"## [{section}]", "", (SECTIONS[section].__doc__ or "").strip(), ""]
             lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        shown = "(required)" if default is None else f"`{_toml(default)}`"
-        lines.append(f"| `{key}` | {kind} | {shown} | {text} |")
+        default_text = "(required)" if default is None else f"`{_toml(default)}`"
+        lines.append(f"| `{key}` | {kind} | {default_text} | {text} |")
     return "\n".join(lines) + "\n"

@@ -1,8 +1,8 @@
-"""The one composition root: builds every service of an island, joins them, and runs until told to stop.
+"""The composition root: creates the services of an island, connects them, and runs them until a stop is requested.
 
-Nothing is decided here. Services are built in the order of the layers, started in one task
-group, and stopped in reverse. An error while they start ends the daemon; a loop that runs
-goes on after any error, and `/api/v1/island` says what is wrong.
+This module makes no decisions. Services are created in the order of the layers, started in one
+task group, and stopped in reverse order. An error during the start ends the daemon. A loop that
+fails later is retried with backoff, and `/api/v1/island` reports the problem.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ from island.trust.users import Tokens
 log = structlog.get_logger("island")
 
 STOP_SECONDS = 15.0
-"""How long an orderly stop may take before what is left is cut off."""
-
+"""Seconds that each part may take to stop; after that the daemon stops the next part."""
 
 MIN_MEMORY = 256 * 1024 * 1024
-"""Bytes that a process which reads files has at least: it needs a third of them before it reads anything."""
+"""Lower bound, in bytes, of the memory limit of a process that reads files.
+
+Such a process uses a third of it before it reads a file.
+"""
 
 
 class Stopped(Exception):
@@ -68,7 +70,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the daemon that is started, stopped, or both."""
+    """A part of the daemon with functions that start it and stop it; either may be missing."""
 
     name: str
     start: Callable[[Tasks], Awaitable[object]] | None = None
@@ -76,14 +78,14 @@ class Part:
 
 
 class Daemon:
-    """One island in this process: its databases, services and ports."""
+    """The databases, services and ports of one island in this process."""
 
     def __init__(self, home: Home, config: Config, clock: Clock, rng: Rng) -> None:
         self.home, self.config, self.clock, self.rng = home, config, clock, rng
         self.ready = False
         self.started = clock.wall()
         self.faults = LoopFaults()
-        # Publishing and conversions take long; they never take the processes that streams need.
+        # Publishing and conversions take long. A separate pool keeps processes free for streams.
         self.publishing = self._pool("publishing", CHILDREN)
         self.streaming = self._pool("streams", streams_source.CHILDREN)
         self._begun: list[Part] = []
@@ -101,7 +103,7 @@ class Daemon:
             rng,
             listen=config.listen.peer,
             advertise=list(config.listen.advertise),
-            addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is made after the peers
+            addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is created after the peers
             limits=PeerLimits.within(files.peer),
         )
         self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
@@ -184,14 +186,14 @@ class Daemon:
 
     def _pool(self, name: str, size: int) -> ProcessPool:
         hint = (
-            "If you trust the file, raise `memory` or `seconds` under [decoding] in island.toml and start the island"
-            " again; else leave it out."
+            "If you trust the file, increase `memory` or `seconds` under [decoding] in island.toml and restart the"
+            " island. Otherwise exclude the file."
         )
         memory = max(MIN_MEMORY, size_in_bytes(self.config.decoding.memory))
         return ProcessPool(name, memory_bytes=memory, hint=hint, size=size)
 
     def _livy_now(self) -> LivyClient:
-        """The client of the Livy that runs this island's jobs; raises `EngineFailed` while there is none."""
+        """Return the client of the Livy server that runs this island's jobs; raises `EngineFailed` if none runs."""
         own = self.config.livy
         if own.url:
             if self._livy is None:
@@ -201,7 +203,7 @@ class Daemon:
         if not self.engine.running:
             raise EngineFailed(self.engine.problem, code="" if self.engine.installed else "no_engine")
         if self._livy is None or self._livy.url != self.engine.url:
-            # The engine was started anew on another port; the old client's connections go with its session.
+            # The engine was restarted on another port. The old client's connections are closed with its session.
             self._livy = LivyClient(self.engine.url, self.engine.token)
         return self._livy
 
@@ -248,7 +250,7 @@ class Daemon:
         return [self.engine.problem] if self.engine.problem else []
 
     def _parts(self) -> list[Part]:
-        """What is started, in this order, and stopped in the exact reverse."""
+        """Return the parts in the order in which they are started; they are stopped in reverse order."""
         return [
             Part("publishing", stop=self.publishing.close),
             Part("streaming", stop=self.streaming.close),
@@ -260,7 +262,7 @@ class Daemon:
             Part("replicas", self.replicas.start, self.replicas.stop),
             Part("peers", self.peers.start, self.peers.stop),
             Part("own addresses", lambda _: self.membership.announce(self.peers.local_addresses())),
-            # The last head is given to others while there are sessions.
+            # Stopped before the peers, because the last journal head is sent to other islands over their sessions.
             Part("last journal head", stop=self.heads.stop),
             Part("Livy client", stop=self._close_livy),
             Part("engine", self.engine.start, self.engine.stop),
@@ -272,9 +274,9 @@ class Daemon:
         ]
 
     async def start(self, tasks: Tasks) -> None:
-        """Start every part and bind both ports; the island is ready when this returns."""
+        """Start every part, which binds both ports. The island is ready when this returns."""
         for part in self._parts():
-            self._begun.append(part)  # one that fails halfway is stopped too
+            self._begun.append(part)  # before its start, so that a part whose start fails is stopped too
             if part.start is not None:
                 await part.start(tasks)
         self.ready = True
@@ -290,7 +292,7 @@ class Daemon:
         self.home.running.unlink(missing_ok=True)
 
     async def stop(self) -> None:
-        """Stop what was started, in reverse order; each part is stopped even if another one fails to."""
+        """Stop the parts that were started, in reverse order. A part that fails to stop does not prevent the others."""
         self.ready = False
         while self._begun:
             part = self._begun.pop()
@@ -303,17 +305,17 @@ class Daemon:
                 log.warning("daemon.stop_failed", part=part.name, error=str(error))
 
     def close(self) -> None:
-        """Close the databases and end the threads: last, after everything that writes."""
+        """Close the databases and end the worker threads. Call it last, when no service writes any more."""
         self._opened.close()
 
 
 async def run_island(
     home: Home, config: Config, *, clock: Clock, rng: Rng, stop: asyncio.Event, ready: Callable[[Daemon], None]
 ) -> None:
-    """Run one island until `stop` is set; calls `ready(daemon)` once it serves.
+    """Run one island until `stop` is set; call `ready(daemon)` when both ports are bound.
 
-    Raises `Conflict` when another daemon has the home, `ConfigError` for what is wrong with
-    home, configuration or ports.
+    Raises `Conflict` if another daemon uses the home folder, and `ConfigError` for an error in
+    the home folder, the configuration or the ports.
     """
     with home.locked():
         _make_private(home, config)
@@ -335,7 +337,10 @@ async def run_island(
 
 
 def _make_private(home: Home, config: Config) -> None:
-    """Close what an older version left open to other accounts. Secrets are not touched: an exposed one is refused."""
+    """Remove permissions of other accounts that an older version left in the home folder.
+
+    Secret files are not changed: the daemon refuses a secret that other accounts could read.
+    """
     keep = {home.key, home.token, home.user_token, home.recovery_key}
     if config.livy.password_file:
         keep.add(home.path / config.livy.password_file)
@@ -343,20 +348,20 @@ def _make_private(home: Home, config: Config) -> None:
     if changed:
         log.warning("home.made_private", modes_changed=changed)
     for path in failed:
-        log.warning("home.not_private", path=str(path), means="another account owns it; its mode was not changed")
+        log.warning("home.not_private", path=str(path), reason="another account owns it; its mode was not changed")
 
 
 def main(home: Home, config: Config) -> None:
     """Run the daemon of `home` in the foreground until SIGINT or SIGTERM.
 
-    What this process creates can be read by its own account only. The sessions of its engine,
-    which write where their users want, get the umask that this process was started with.
+    Files that this process creates can be read by its own account only. The sessions of its engine,
+    which write files for users, run with the umask with which this process was started.
     """
     close_umask()
     descriptors.raise_limit()
     try:
         import uvloop
-    except ImportError:  # there is none for this platform; asyncio's own loop serves
+    except ImportError:  # not available on this platform: use the event loop of asyncio
         factory = asyncio.new_event_loop
     else:
         factory = uvloop.new_event_loop
@@ -385,7 +390,7 @@ async def _until_signal(home: Home, config: Config) -> None:
         if not config.livy.url:
             log.warning(
                 "engine.shares_account",
-                means="code in sessions and batches can read what this daemon's account can read, the island's key too",
+                meaning="code in sessions and batches can read all files that the daemon can read, also its key",
                 foreign=config.jobs.same_user and config.jobs.foreign_code != "none" and bool(config.jobs.accept_from),
             )
 

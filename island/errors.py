@@ -1,8 +1,8 @@
-"""One hierarchy of errors: whose fault it is, what happened, and what to do next.
+"""The exceptions of island: what happened, which side has to act, and what to do next.
 
-Every error that may reach a person is an `IslandError`. Its text is one or two lines:
-what happened and why (`message`), then what to do (`hint`). `code` is stable and for
-programs; `status` is the HTTP status under which the API and the gateway report it.
+Every error that is shown to users is an `IslandError`. Its text is one or two lines: what
+happened and why (`message`), then what to do (`hint`). `code` is stable, for programs;
+`status` is the HTTP status with which the API and the gateway report the error.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ Blame = Literal["caller", "peer", "island", "engine"]
 
 
 class IslandError(Exception):
-    """Base of everything that island raises on purpose.
+    """Base class of the exceptions that island raises.
 
     `blame` names the side that has to change something: the caller, a peer, this island
-    (its disk, its configuration), or the Spark engine. The cause is kept by `raise ... from`.
+    (its disk, its configuration), or the Spark engine. Use `raise ... from` to keep the cause.
     """
 
     blame: ClassVar[Blame] = "island"
@@ -35,7 +35,7 @@ class IslandError(Exception):
 
     @property
     def line(self) -> str:
-        """The same on one line, for reasons that are stored and messages that Livy's clients show."""
+        """Message and hint on one line, for stored reasons and for messages in Livy's answers."""
         text = f"{self.message.rstrip('.')}. {self.hint}" if self.hint else self.message
         return text.replace("\n", " ")
 
@@ -47,55 +47,58 @@ class BadInput(IslandError):
 
 
 class OverLimit(BadInput):
-    """A file takes more memory, processor time or rows to read than this island allows for one file."""
+    """Reading a file needs more memory, CPU time or rows than this island allows for one file."""
 
     code, status = "over_limit", 413
 
 
 class NotFound(IslandError):
-    """The thing that was named does not exist, or is not visible to the caller."""
+    """The named object does not exist, or is not visible to the caller."""
 
     blame, code, status = "caller", "not_found", 404
 
 
 class Ambiguous(IslandError):
-    """A name or prefix fits several things; the hint lists them."""
+    """A name or prefix matches several objects; the hint lists them."""
 
     blame, code, status = "caller", "ambiguous", 409
 
 
 class Conflict(IslandError):
-    """The request contradicts what is stored (a name in use, another network, another hash)."""
+    """The request conflicts with stored state (a name in use, another network, another hash)."""
 
     blame, code, status = "caller", "conflict", 409
 
 
 class Unauthenticated(IslandError):
-    """No token, or a token that this island does not know."""
+    """The request has no token, or a token that is not valid at this island."""
 
     blame, code, status = "caller", "unauthenticated", 401
 
 
 class Denied(IslandError):
-    """The caller is known, and may not do this."""
+    """The caller is authenticated but does not have permission for the operation."""
 
     blame, code, status = "caller", "denied", 403
 
 
 class PeerMisbehaved(IslandError):
-    """A peer sent something malformed, oversized, wrongly signed or false. Ends the session, never a loop."""
+    """A peer violated a protocol: it sent something malformed, oversized, wrongly signed or false.
+
+    Ends the session with that peer; loops of this island continue.
+    """
 
     blame, code, status = "peer", "peer_misbehaved", 502
 
 
 class PeerRefused(IslandError):
-    """A peer answered a well-formed request with an error of its own."""
+    """A peer answered a request with an error."""
 
     blame, code, status = "peer", "peer_refused", 502
 
 
 class Unreachable(IslandError):
-    """The island or holder that is needed does not answer; the text says who and since when."""
+    """A required island or server does not answer; the message names it."""
 
     blame, code, status = "peer", "unreachable", 504
 
@@ -107,36 +110,36 @@ class Corrupt(IslandError):
 
 
 class FilesChanged(IslandError):
-    """Files of a published snapshot are not the bytes that were published."""
+    """Files of a published snapshot were changed after they were published."""
 
     blame, code, status = "island", "changed", 409
 
 
 class Full(IslandError):
-    """A quota is reached or the disk is full; nothing that was accepted is lost."""
+    """A quota is reached or the disk is full. Data that were accepted before are not lost."""
 
     blame, code, status = "island", "full", 507
 
 
 class ConfigError(IslandError):
-    """The configuration file or the home is not usable; names file, key and nearest known key."""
+    """The configuration, or a file in the home folder, is not usable; the message names the file and the key."""
 
     blame, code, status = "caller", "config", 400
 
 
 class EngineFailed(IslandError):
-    """Livy or Spark refused, died, or does not answer."""
+    """Livy or Spark refused a request, exited, or does not answer."""
 
     blame, code, status = "engine", "engine_failed", 502
 
 
 class Unsupported(IslandError):
-    """Valid input that this version cannot handle (a type, a kind); never called corrupt."""
+    """The input is valid but not supported by this version, for example a column type. It is not `Corrupt`."""
 
     blame, code, status = "caller", "unsupported", 400
 
 
 def known_error(name: str) -> type[IslandError] | None:
-    """The class of this module that has a name; None where there is none."""
+    """Return the exception class of this module with the name `name`, or None."""
     found = globals().get(name)
     return found if isinstance(found, type) and issubclass(found, IslandError) else None

@@ -1,7 +1,7 @@
-"""An island's home: the folder with its configuration, secrets and databases.
+"""The home folder of an island, with its configuration, secrets and databases.
 
-The same rules find it for the daemon, the commands and `island://`: an explicit folder,
-then `ISLAND_HOME`, then `~/.island`.
+The daemon, the commands and `island://` find it in the same way: an explicit folder, else
+`ISLAND_HOME`, else `~/.island`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from island.private_files import secret_text
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a daemon answers people, and the token to use there."""
+    """URL of a daemon's user port, and a token for it."""
 
     url: str
     token: str
@@ -29,13 +29,13 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A home folder and what lies where in it."""
+    """A home folder and the paths of the files in it."""
 
     path: Path
 
     @classmethod
     def find(cls, explicit: str | os.PathLike[str] | None = None) -> Home:
-        """The home that is meant: `explicit`, else `ISLAND_HOME`, else `~/.island`."""
+        """Return the home folder: `explicit`, else `ISLAND_HOME`, else `~/.island`. It need not exist."""
         chosen = explicit or os.environ.get("ISLAND_HOME") or Path.home() / ".island"
         return cls(Path(chosen).expanduser().absolute())
 
@@ -49,63 +49,66 @@ class Home:
 
     @property
     def token(self) -> Path:
-        """The administrator's token."""
+        """File with the administrator's token."""
         return self.path / "token"
 
     @property
     def user_token(self) -> Path:
-        """The user's token: Livy, datasets, subscriptions of one's own."""
+        """File with the user's token."""
         return self.path / "token.user"
 
     @property
     def recovery_key(self) -> Path:
-        """The recovery key of an archipelago that this island founded, until it is moved away."""
+        """File with the recovery key of the archipelago that this island founded, until it is moved elsewhere."""
         return self.path / "recovery.key"
 
     @property
     def running(self) -> Path:
-        """Written while the daemon serves: its pid and the ports it has bound."""
+        """File with the daemon's pid and ports, which exists while the daemon is running."""
         return self.path / "running.json"
 
     def exists(self) -> bool:
-        """Whether this folder is an island's home."""
+        """Return whether this folder is the home folder of an island."""
         return self.toml.exists() or self.key.exists()
 
     def config(self) -> config.Config:
-        """The checked configuration; raises `ConfigError`."""
+        """Read and check the configuration; raises `ConfigError`."""
         return config.load(self.toml)
 
     def url(self) -> str:
-        """The URL of the user port: as bound now, else as configured."""
+        """Return the URL of the user port: of the running daemon, else as configured. Raises `ConfigError`."""
         try:
             bound = json.loads(self.running.read_text("utf-8"))
             return str(bound["url"])
         except (OSError, ValueError, KeyError, TypeError):
-            # No daemon has written it: the configured address is the best answer there is.
+            # No daemon is running: use the configured address.
             return f"http://{self.config().listen.user}"
 
     def endpoint(self) -> Endpoint:
-        """URL and token for the commands: the administrator's token if it can be read, else the user's."""
+        """Return the URL and a token for commands: the administrator's token if it can be read, else the user's.
+
+        Raises `Unauthenticated` if neither can be read.
+        """
         url = self.url()
         for path in (self.token, self.user_token):
             with contextlib.suppress(FileNotFoundError, PermissionError):
                 return Endpoint(url, secret_text(path, "a token"))
         raise Unauthenticated(
             f"no token can be read in {self.path}",
-            hint="Give one with --token-file or ISLAND_TOKEN, or run as the owner.",
+            hint="Set --token-file or ISLAND_TOKEN, or run the command under the account that owns the home folder.",
         )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the home's lock; raises `Conflict` when another daemon has it."""
+        """Hold the lock of the home folder during the block; raises `Conflict` if another daemon holds it."""
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise Conflict(
-                    f"another daemon already runs on {self.path}",
-                    hint="Stop it first, or give this one a home of its own (--home).",
+                    f"another daemon is already running with the home folder {self.path}",
+                    hint="Stop it first, or use another home folder (--home).",
                 ) from error
             yield
         finally:
@@ -113,7 +116,7 @@ class Home:
 
 
 def unreachable(url: str, error: Exception) -> Unreachable:
-    """The error for a daemon that does not answer at `url`."""
+    """Return the error for a daemon that does not answer at `url`."""
     return Unreachable(
         f"no island answers at {url}: {error}",
         hint="Start it with `island run`, or select another with --home or --url.",

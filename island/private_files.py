@@ -1,4 +1,4 @@
-"""Files that only their owner may read: secrets, databases, and all else in an island's home."""
+"""Files that only their owner can read: secrets, databases, and everything else in a home folder."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 from island.errors import ConfigError
 
 SECRET_LIMIT = 16 * 1024
-"""The largest secret file that is read, in bytes."""
+"""Maximum size of a secret file, in bytes."""
 
 OTHERS = 0o077
-"""The bits of a mode that let other accounts in."""
+"""Mode bits that give permissions to group and others."""
 
 UMASK = "ISLAND_UMASK"
-"""The variable in which a daemon tells the processes below it the umask with which it was started."""
+"""Environment variable with which a daemon passes the umask with which it was started to its child processes."""
 
 
 def close_umask() -> None:
-    """From now on what this process and its children create is for this account alone."""
+    """Set the umask so that only this account can access files that this process and its children create."""
     os.environ[UMASK] = f"{os.umask(OTHERS):04o}"
 
 
 def outer_umask() -> int:
-    """The umask from before `close_umask`, here or in the process that started this one; -1 to change nothing."""
+    """Return the umask from before `close_umask` in this process or a parent; -1 if it was not called."""
     return int(os.environ.get(UMASK, "-1"), 8)
 
 
 def create_private(path: Path) -> None:
-    """Make sure that `path` exists, and that only its owner may read it, before anything is written to it.
+    """Create `path` if it does not exist, and remove the permissions of other accounts, before it is written.
 
     Raises `OSError`.
     """
@@ -44,9 +44,9 @@ def create_private(path: Path) -> None:
 
 
 def write_secret(path: Path, content: bytes, *, replace: bool = False) -> None:
-    """Create `path` with mode 0600 and `content`, durable when this returns.
+    """Create `path` with mode 0600 and `content`; it is synced to disk when this returns.
 
-    Raises `ConfigError` if the file exists already (unless `replace`) or cannot be written.
+    Raises `ConfigError` if the file already exists (unless `replace`) or cannot be written.
     """
     target = path.with_name(f".{path.name}.new") if replace else path
     try:
@@ -54,7 +54,7 @@ def write_secret(path: Path, content: bytes, *, replace: bool = False) -> None:
             target.unlink(missing_ok=True)
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            # A umask may only take bits away; the mode is set whatever it is.
+            # The umask may have removed bits of the mode given to `open`.
             os.fchmod(descriptor, 0o600)
             file.write(content)
             file.flush()
@@ -63,23 +63,26 @@ def write_secret(path: Path, content: bytes, *, replace: bool = False) -> None:
             target.replace(path)
         _sync_folder(path.parent)
     except FileExistsError as error:
-        raise ConfigError(f"{path} exists already", hint="Nothing was changed; it is never overwritten.") from error
+        raise ConfigError(
+            f"{path} already exists and is not overwritten", hint="Move it away first if you want a new one."
+        ) from error
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be written: {error.strerror}", hint="Check the folder and the disk."
+            f"{path} cannot be written: {error.strerror}",
+            hint="Check the permissions of the folder and the free space on the disk.",
         ) from error
 
 
 def read_secret(path: Path, what: str) -> bytes:
-    """The content of a secret file of a home, at most `SECRET_LIMIT` bytes.
+    """Return the content of a secret file, at most `SECRET_LIMIT` bytes; `what` describes it in messages.
 
-    Raises `ConfigError` if it is missing, or readable by anyone but its owner.
+    Raises `ConfigError` if it is missing, too large, or readable by other accounts.
     """
     try:
         return _read(path, what)
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{path} ({what}) is missing", hint="Restore it from a backup, or make a new island with `island init`."
+            f"{path} ({what}) is missing", hint="Restore it from a backup, or create a new island with `island init`."
         ) from error
     except OSError as error:
         raise ConfigError(
@@ -88,20 +91,25 @@ def read_secret(path: Path, what: str) -> bytes:
 
 
 def secret_text(path: Path, what: str) -> str:
-    """The text of a secret file, stripped. Raises `ConfigError` when others can read it, and `OSError`."""
+    """Return the text of a secret file without surrounding white space.
+
+    Raises `ConfigError` if it is not UTF-8, too large, or readable by other accounts, and `OSError`.
+    """
     try:
         return _read(path, what).decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not {what}: it is not text", hint="It has to be one line of text.") from error
+        raise ConfigError(
+            f"{path} is not {what}: it is not text", hint="The file must have one line of text."
+        ) from error
 
 
 def make_private(home: Path, state: str, keep: Collection[Path] = ()) -> tuple[int, list[Path]]:
-    """Take the rights of other accounts from what a version that did not care about modes left in `home`.
+    """Remove the permissions of other accounts from files that an older version created in `home`.
 
-    The folder and what lies in it directly are looked at each time. All below is, too, if the
-    file `state` in it has such rights; it loses them last, so that an interrupted run is
-    repeated. Files in `keep` are left alone, as are symbolic links. Returns how many modes
-    were changed, and what could not be.
+    The folder and its direct entries are checked each time. Subfolders are checked only if the file
+    `state` in `home` gives permissions to others; its own mode is changed last, so that an interrupted
+    run is repeated. Files in `keep` and symbolic links are not changed. Returns the number of changed
+    modes, and the paths whose modes could not be changed.
     """
     mark = home / state
     whole = mark.exists() and bool(mark.stat().st_mode & OTHERS)
@@ -130,7 +138,7 @@ def _closed(path: Path, failed: list[Path]) -> bool:
         return False
     try:
         path.chmod(mode & ~OTHERS)
-    except PermissionError:  # it belongs to another account
+    except PermissionError:  # another account owns it
         failed.append(path)
         return False
     return True
@@ -142,12 +150,12 @@ def _read(path: Path, what: str) -> bytes:
         if mode & OTHERS:
             raise ConfigError(
                 f"{path} ({what}) can be read by other accounts of this machine (mode {mode:04o})",
-                hint=f"If nobody has seen it: chmod 600 {path}. Otherwise it has to be replaced.",
+                hint=f"If no other account has read it, run: chmod 600 {path}. Otherwise replace it.",
             )
         content = file.read(SECRET_LIMIT + 1)
     if len(content) > SECRET_LIMIT:
         raise ConfigError(
-            f"{path} is not {what}: it has more than {SECRET_LIMIT} bytes", hint="Restore it from a backup."
+            f"{path} is not {what}: it is larger than {SECRET_LIMIT} bytes", hint="Restore it from a backup."
         )
     return content
 

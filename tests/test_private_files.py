@@ -29,7 +29,7 @@ def test_a_secret_is_written_once_and_read_back(tmp_path: Path) -> None:
     path = tmp_path / "key"
     write_secret(path, b" secret\n")
     assert mode(path) == 0o600 and read_secret(path, "a key") == b" secret\n" and secret_text(path, "a key") == "secret"
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         write_secret(path, b"other")
     write_secret(path, b"other", replace=True)
     assert mode(path) == 0o600 and read_secret(path, "a key") == b"other"

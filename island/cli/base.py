@@ -1,7 +1,7 @@
-"""What every command shares: the client, tables and JSON on stdout, messages on stderr, exit codes.
+"""Functions shared by all commands: API client, tables and JSON on stdout, messages on stderr.
 
-What is copied or parsed goes to stdout, unwrapped; what is said to people goes to stderr.
-Exit codes: 0 done, 1 failed, 2 usage, 128 + the signal's number when interrupted.
+Output that may be copied or parsed goes to stdout and is not wrapped. Messages go to stderr.
+Exit codes: 0 success, 1 failure, 2 usage error, 128 + signal number if interrupted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 @dataclass(slots=True)
 class Target:
-    """Which island the commands of this process talk to, from the global options."""
+    """The global options, which select the island that the commands of this process connect to."""
 
     home: str | None = None
     url: str | None = None
@@ -45,22 +45,29 @@ class Target:
 TARGET = Target()
 
 PROSE = frozenset({"comment", "description", "detail", "error", "problem", "reason", "title"})
-"""Columns whose text may be folded in a narrow terminal."""
+"""Columns whose text may be wrapped in a narrow terminal."""
 
 
 def home() -> Home:
-    """The home that `--home`, `ISLAND_HOME` or the default names."""
+    """Return the home folder: `--home`, else `ISLAND_HOME`, else `~/.island`."""
     return Home.find(TARGET.home)
 
 
 def api(*, timeout: float = 120.0) -> Api:
-    """A client of the operator API: `--url` and `--token-file`, `ISLAND_TOKEN`, else the home's."""
+    """Return a client of the operator API; `timeout` is in seconds.
+
+    The URL is that of `--url`, else that of the home folder. The token is that of `--token-file`, else
+    `ISLAND_TOKEN`, else that of the home folder. Raises `IslandError` if no token can be read.
+    """
     token = None
     if TARGET.token_file:
         try:
             token = secret_text(Path(TARGET.token_file), "a token")
         except OSError as error:
-            raise IslandError(f"the token file {TARGET.token_file} cannot be read: {error.strerror}") from error
+            raise IslandError(
+                f"the token file {TARGET.token_file} cannot be read: {error.strerror}",
+                hint="Check the path given with --token-file and the permissions of the file.",
+            ) from error
     token = token or os.environ.get("ISLAND_TOKEN")
     if token:
         return Api(Endpoint(TARGET.url or home().url(), token), timeout=timeout)
@@ -69,37 +76,38 @@ def api(*, timeout: float = 120.0) -> Api:
 
 
 def say(text: str) -> None:
-    """One message for people, on stderr."""
+    """Print a message on stderr."""
     sys.stderr.write(escaped(text, lines=True) + "\n")
     sys.stderr.flush()
 
 
 def print_line(text: str) -> None:
-    """One line or block of output, on stdout, never wrapped."""
+    """Print one line or a block of lines on stdout, without wrapping."""
     sys.stdout.write(escaped(text if text.endswith("\n") else text + "\n", lines=True))
     sys.stdout.flush()
 
 
 def show_json(value: Any) -> None:
-    """One object or a list of flat objects on stdout."""
+    """Print an object or a list of flat objects as JSON on stdout."""
     print_line(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def show_rows(items: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool, *, empty: str = "") -> None:
-    """A listing: all of each object as JSON, or a table of some columns; says `empty` when there is nothing."""
+    """Print rows: complete objects as JSON, or a table of `columns`. Prints `empty` on stderr if there are no rows."""
     if as_json:
         show_json(list(items))
         return
     if not items:
-        say(empty or "nothing to show")
+        say(empty or "no rows")
         return
     show_table(columns, ([format_cell(item.get(column)) for column in columns] for item in items))
 
 
 def show_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """A table on stdout; as wide as its content where stdout is not a terminal.
+    """Print a table on stdout; if stdout is not a terminal, the table is as wide as its content.
 
-    In a terminal only prose is folded: names, ids and addresses stay whole on one line, to be copied.
+    In a terminal only the columns in `PROSE` are wrapped. Names, ids and addresses stay on one line, so
+    that they can be copied.
     """
     terminal = sys.stdout.isatty()
     cells = [[escaped(text) for text in line] for line in lines]
@@ -118,7 +126,7 @@ def show_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
 
 
 def show_pairs(item: Mapping[str, Any], as_json: bool) -> None:
-    """One object: as JSON, or a line for each key."""
+    """Print one object: as JSON, or one line per key."""
     if as_json:
         show_json(item)
         return
@@ -128,7 +136,7 @@ def show_pairs(item: Mapping[str, Any], as_json: bool) -> None:
 
 
 def format_cell(value: Any) -> str:
-    """A value as people read it in a table."""
+    """Format a value for a table or a line of text."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -143,13 +151,16 @@ def format_cell(value: Any) -> str:
 
 
 def format_size(count: float | None) -> str:
-    """A number of bytes as people read it, `-` where it is not known."""
+    """Format a number of bytes with a unit; `-` if the number is unknown."""
     return "-" if count is None else format_bytes(count)
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A progress bar on stderr, fed with `{"done": n, "total": n, "what": text}`."""
+    """Show a progress bar on stderr while the block runs; does nothing if stderr is not a terminal.
+
+    The block gets a function that updates the bar with `{"done": n, "total": n, "what": text}`.
+    """
     console = Console(file=sys.stderr)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -172,7 +183,7 @@ def progress_bar(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def fail(error: IslandError) -> None:
-    """Say what happened and what to do, in one or two lines."""
+    """Print an error on stderr: the message, and the hint on a second line."""
     say(f"island: {error.message}")
     if error.hint:
         say(error.hint)

@@ -1,4 +1,4 @@
-"""`island dataset`: publish, withdraw, list, search and show datasets."""
+"""`island dataset`: publish, withdraw, list, search, show, fetch and drop datasets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ app = typer.Typer(help="Datasets of the archipelago: publish, search, show, fetc
 
 
 def register(root: typer.Typer) -> None:
-    """Add the group."""
+    """Add the group to the command."""
     root.add_typer(app, name="dataset")
 
 
@@ -27,7 +27,7 @@ def publish(
     name: Annotated[str, typer.Option(help="Name of the dataset. Publishing an existing name makes a new snapshot.")],
     title: Annotated[str, typer.Option(help="Title, one line.")] = "",
     description: Annotated[str, typer.Option(help="Description.")] = "",
-    licence: Annotated[str, typer.Option(help="Licence of the data, and whom to credit.")] = "",
+    licence: Annotated[str, typer.Option(help="Licence of the data, and the required credit.")] = "",
     ra: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of right ascension, if it is not detected.")
     ] = None,
@@ -36,7 +36,7 @@ def publish(
     ] = None,
     as_json: base.Json = False,
 ) -> None:
-    """Publish files. They are read once, stay where they are, and are not copied."""
+    """Publish files as a dataset. The files are read once and are not moved or copied."""
     body = {
         "path": str(path.expanduser().resolve()),
         "name": name,
@@ -72,40 +72,40 @@ def unpublish(name: Annotated[str, typer.Argument(metavar="NAME", help="A datase
     if own != name:
         _check_own(name)
     base.api().delete(f"/api/v1/datasets/{quote(own, safe='')}")
-    base.say(f"withdrew {name}; its files are untouched")
+    base.say(f"withdrew {name}; its files were not deleted")
 
 
 def _check_own(name: str) -> None:
     found = base.api().get(f"/api/v1/datasets/{_path(name)}")
     owner = next((holder for holder in found["holders"] if holder["role"] == "owner"), None)
     if owner is None or owner["state"] != "self":
-        raise BadInput(f"{name} belongs to another island", hint="Only its owner can withdraw it.")
+        raise BadInput(f"{name} belongs to another island", hint="Run this command at the island that owns it.")
 
 
 @app.command()
 def ls(as_json: base.Json = False) -> None:
     """List the datasets of all islands."""
     found = base.api().get("/api/v1/datasets")
-    _list(found, as_json, "no island publishes a dataset yet: `island dataset publish PATH --name NAME`")
+    _list(found, as_json, "no datasets; publish one with: island dataset publish PATH --name NAME")
 
 
 @app.command()
 def search(
     words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Words that must all occur.")] = None,
     column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Column name, beginning of one, or UCD. Not case-sensitive.")
+        str | None, typer.Option(metavar="NAME", help="Column name, prefix of a column name, or UCD. Case-insensitive.")
     ] = None,
     region: Annotated[
-        str | None, typer.Option(help="'circle RA DEC RADIUS' in degrees (ICRS), as 'circle 187.7 12.4 5'.")
+        str | None, typer.Option(help="'circle RA DEC RADIUS' in degrees (ICRS), for example 'circle 187.7 12.4 5'.")
     ] = None,
     time: Annotated[
         str | None,
-        typer.Option(metavar="FROM..TO", help="Range of ISO 8601 dates or times in UTC. Either side may be empty."),
+        typer.Option(metavar="FROM..TO", help="Range of ISO 8601 dates or times in UTC. Either end may be empty."),
     ] = None,
     form: Annotated[str | None, typer.Option("--format", help="parquet, avro or hats.")] = None,
     as_json: base.Json = False,
 ) -> None:
-    """Search datasets by words, column, sky region, time and format. All conditions must hold."""
+    """Search datasets by words, column, sky region, time and format. Lists datasets that match all conditions."""
     found = base.api().get(
         "/api/v1/datasets/search",
         words=" ".join(words) if words else None,
@@ -114,7 +114,7 @@ def search(
         time=time,
         format=form,
     )
-    _list(found, as_json, "nothing fits")
+    _list(found, as_json, "no dataset matches")
 
 
 def _list(found: list[dict[str, Any]], as_json: bool, empty: str) -> None:
@@ -159,11 +159,11 @@ def _cell(item: Mapping[str, Any], key: str) -> str:
 def _path(name: str) -> str:
     owner, slash, rest = name.strip().removeprefix("island://").partition("/")
     if not slash or not owner or not rest or "/" in rest:
-        raise BadInput(f"{name!r} does not name a dataset", hint="Write OWNER/NAME or OWNER/NAME@SNAPSHOT.")
+        raise BadInput(f"{name!r} is not the name of a dataset", hint="Use OWNER/NAME or OWNER/NAME@SNAPSHOT.")
     return f"{quote(owner, safe='')}/{quote(rest, safe='@')}"
 
 
-# --- replicas: `island dataset fetch` and what else concerns them goes below this line ----------
+# --- replicas ---------------------------------------------------------------------------------
 
 
 @app.command()
@@ -171,12 +171,12 @@ def fetch(
     name: Annotated[str, typer.Argument(metavar="OWNER/NAME[@SNAPSHOT]", help="As `island dataset ls` shows it.")],
     as_json: base.Json = False,
 ) -> None:
-    """Fetch a complete, verified replica. Data that are local already are not transferred again."""
+    """Fetch a complete, verified replica. Data that are already local are not transferred again."""
     with interrupts.undoable(), base.progress_bar(f"fetching {name}") as progress:
         found = base.api(timeout=600).follow("POST", f"/api/v1/files/{_path(name)}/fetch", None, progress)
     base.say(
         f"{found['dataset']} is complete and verified: {base.format_size(found['bytes'])},"
-        f" of which {base.format_size(found['fetched'])} were fetched now; snapshot {found['snapshot'][:12]}"
+        f" of which {base.format_size(found['fetched'])} were transferred now; snapshot {found['snapshot'][:12]}"
     )
     if as_json:
         base.show_json(found)

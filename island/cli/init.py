@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    home: Annotated[Path, typer.Argument(metavar="HOME", help="The folder to create. It must not exist, or be empty.")],
+    home: Annotated[
+        Path, typer.Argument(metavar="HOME", help="Home folder to create. If it exists, it must be empty.")
+    ],
     name: Annotated[str, typer.Option(help="Name of the island.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT of the user port. Loopback only.")] = "127.0.0.1:8990",
     peer_listen: Annotated[str, typer.Option(help='HOST:PORT of the peer port; "" disables it.')] = "127.0.0.1:8991",
@@ -41,7 +43,10 @@ def init(
     if target.path.exists() and (not target.path.is_dir() or any(target.path.iterdir())):
         raise Conflict(f"{target.path} exists and is not an empty folder", hint="Choose another; nothing was changed.")
     if not archipelago or len(archipelago) > 64 or not archipelago.isprintable():
-        raise BadInput("an archipelago's label has 1 to 64 printable characters")
+        raise BadInput(
+            "the label of the archipelago is empty, too long or not printable",
+            hint="Use 1 to 64 printable characters with --archipelago.",
+        )
     values = {
         "island": {"name": check_name(name, "island name"), "archipelago": archipelago},
         "listen": {"user": listen, "peer": peer_listen},
@@ -49,7 +54,7 @@ def init(
     text = config.render(values)
     config.parse(values, "init")
     _write(target, text)
-    base.say(f"island '{name}' is at {target.path}. Start it: island run --home {target.path}")
+    base.say(f"created island '{name}' in {target.path}; start it with: island run --home {target.path}")
 
 
 def _write(target: Home, text: str) -> None:

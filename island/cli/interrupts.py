@@ -1,6 +1,7 @@
-"""How a command ends at Ctrl-C, SIGTERM and a closed terminal: it first undoes what it began; a second signal ends it.
+"""Handling of SIGINT (Ctrl-C), SIGTERM and SIGHUP: a command first undoes what it started; a second signal kills it.
 
-A command that has nothing to undo needs none of this: its connections close with it, and the daemon sees that.
+Commands that have nothing to undo do not use this module: their connections close when they exit, and the
+daemon notices that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A signal that asks the command to end; `number` is the signal's. No `KeyboardInterrupt`, which Typer catches."""
+    """Raised when a signal asks the command to end; `number` is the signal number.
+
+    Not a subclass of `KeyboardInterrupt`, because Typer catches that.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -26,7 +30,7 @@ class Interrupted(BaseException):
 
 
 class Interrupts:
-    """The signals of one block of code, see `undoable`."""
+    """State of the signal handlers during one block of code; see `undoable`."""
 
     def __init__(self) -> None:
         self._waiting: str | None = None
@@ -34,8 +38,11 @@ class Interrupts:
 
     @contextmanager
     def held(self, waiting: str) -> Iterator[None]:
-        """Let this block finish, for its outcome is needed to undo it; a signal is raised at its end, and
-        `waiting` says to a person meanwhile what it waits for."""
+        """Delay the first signal until this block has finished, because its outcome is needed to undo it.
+
+        `Interrupted` is raised at the end of the block. `waiting` is the message that is printed when the
+        signal arrives.
+        """
         self._waiting = waiting
         try:
             yield
@@ -45,10 +52,10 @@ class Interrupts:
             raise Interrupted(self._noted)
 
     def take(self, number: int, _frame: FrameType | None) -> None:
-        """The handler of all three signals."""
+        """Handle one of `SIGNALS`; after the first one the default handlers are restored."""
         for each in SIGNALS:
             if signal.getsignal(each) == self.take:
-                signal.signal(each, signal.SIG_DFL)  # the next one ends the process at once
+                signal.signal(each, signal.SIG_DFL)  # the next signal ends the process at once
         if self._waiting is None:
             raise Interrupted(number)
         self._noted = number
@@ -57,10 +64,10 @@ class Interrupts:
 
 @contextmanager
 def undoable() -> Iterator[Interrupts]:
-    """Raise `Interrupted` in this block at the first signal; a second one ends the process at once.
+    """Raise `Interrupted` in this block at the first signal; a second signal ends the process at once.
 
-    A signal that is ignored (as SIGHUP under nohup) stays ignored. In another thread than the main one, where
-    signals are never handled, this changes nothing.
+    Signals that are ignored (such as SIGHUP under nohup) stay ignored. Outside the main thread this does
+    nothing, because Python handles signals in the main thread only.
     """
     interrupts = Interrupts()
     handled = SIGNALS if threading.current_thread() is threading.main_thread() else ()

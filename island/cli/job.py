@@ -1,4 +1,4 @@
-"""`island job`: sessions and batches wherever they run."""
+"""`island job`: sessions and batches at all islands."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Kind = Annotated[str | None, typer.Option(help="session or batch, if a name matc
 KeyFile = Annotated[
     str | None,
     typer.Option(
-        help="File (- is stdin; else ISLAND_JOB_KEY) with the job's key, for a job of another home: "
-        "`island job show ID` there shows it."
+        help="File with the job's key (- reads stdin), for a job of another home. Default: ISLAND_JOB_KEY. "
+        "`island job show ID` at its home shows the key."
     ),
 ]
 
@@ -34,7 +34,7 @@ def ls(
     live: Annotated[bool, typer.Option("--live", help="Only jobs that have not ended.")] = False,
     as_json: base.Json = False,
 ) -> None:
-    """List your jobs, newest first. The administrator sees all jobs, including those of other islands that run here."""
+    """List your jobs, newest first. The administrator sees all jobs, also those of other islands that run here."""
     rows = base.api().get("/api/v1/jobs", live=1 if live else None)
     base.show_rows(rows, ("id", "job", "kind", "state", "island", "owner", "inputs"), as_json, empty="no jobs")
 
@@ -53,7 +53,7 @@ def explain(job: Id, kind: Kind = None, key_file: KeyFile = None, as_json: base.
         base.show_json(rows)
         return
     if not rows:
-        base.say("no island was considered yet")
+        base.say("no island has been considered yet")
     for attempt in sorted({row["attempt"] for row in rows}):
         these = [row for row in rows if row["attempt"] == attempt]
         base.say(f"decision {attempt}, {these[0]['at']}, {'replayed' if these[0]['replayed'] else 'NOT REPRODUCED'}:")
@@ -73,14 +73,14 @@ def cancel(job: Id, kind: Kind = None, key_file: KeyFile = None) -> None:
 
 @app.command("logs")
 def logs(job: Id, kind: Kind = None, key_file: KeyFile = None) -> None:
-    """Show the log of the engine and what the island did for the job."""
+    """Show the log of the engine and the steps that the island took for the job."""
     for line in get(base.api(), path(job, "log"), key_headers(key_file), kind=kind)["log"]:
         base.print_line(line)
 
 
 @app.command("wait")
 def wait(job: Id, key_file: KeyFile = None, as_json: base.Json = False) -> None:
-    """Wait until a batch has ended, or a session is idle or has ended; exit code 1 if it failed."""
+    """Wait until a batch has ended, or a session is idle or has ended. Exit code 1 if it failed."""
     row = settle(base.api(), job, headers=key_headers(key_file))
     if as_json:
         base.show_json(row)
@@ -98,16 +98,18 @@ def submit(
         typer.Option("--input", metavar="OWNER/NAME", help="Dataset to use as an input. May be repeated."),
     ] = None,
     arguments: Annotated[
-        list[str] | None, typer.Option("--arg", help="An argument of the file; may be repeated.")
+        list[str] | None, typer.Option("--arg", help="Argument for the file. May be repeated.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="A name for it.")] = None,
-    at: Annotated[str, typer.Option(metavar="ISLAND", help="Run it there and nowhere else.")] = "",
+    name: Annotated[str | None, typer.Option(help="Name of the batch.")] = None,
+    at: Annotated[str, typer.Option(metavar="ISLAND", help="Run the batch at this island only.")] = "",
 ) -> None:
     """Run a Python file as a batch where its inputs are, and print the job's public id."""
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise BadInput(f"{file} cannot be read: {error.strerror}") from error
+        raise BadInput(
+            f"{file} cannot be read: {error.strerror}", hint="Check the path and the permissions of the file."
+        ) from error
     query = {"file": file.name, "input": inputs or None, "arg": arguments or None, "name": name, "at": at or None}
     row = base.api().post("/api/v1/batches", data, **query)
     base.say(f"batch {row['id']}; follow it with: island job wait {row['job']}")

@@ -1,4 +1,4 @@
-"""What `island session` and `island job` share: finding a job, showing what is done while one waits."""
+"""Functions shared by `island session` and `island job`: paths and keys of jobs, waiting with progress messages."""
 
 from __future__ import annotations
 
@@ -19,54 +19,63 @@ FAILED = {"dead", "error", "killed"}
 
 
 def path(job: str, *rest: str) -> str:
-    """The API's path of a job."""
+    """Return the path of a job in the operator API."""
     return "/".join(["/api/v1/jobs", quote(job), *rest])
 
 
 def key_headers(key_file: str | None) -> dict[str, str]:
-    """The header with a job's key: from a file, from stdin (`-`), or from ISLAND_JOB_KEY; never an argument,
-    which others on the machine could read."""
+    """Return the header with a job's key: from a file, from stdin (`-`), or from ISLAND_JOB_KEY.
+
+    The key is never a command line argument, because other accounts of the machine can read those.
+    Raises `IslandError` if the file cannot be read.
+    """
     if key_file == "-":
         key = sys.stdin.readline().strip()
     elif key_file:
         try:
             key = secret_text(Path(key_file), "a job's key")
         except OSError as error:
-            raise IslandError(f"the key file {key_file} cannot be read: {error.strerror}") from error
+            raise IslandError(
+                f"the key file {key_file} cannot be read: {error.strerror}",
+                hint="Check the path given with --key-file and the permissions of the file.",
+            ) from error
     else:
         key = os.environ.get("ISLAND_JOB_KEY", "")
     return {KEY_HEADER: key} if key else {}
 
 
 def get(api: Api, where: str, headers: dict[str, str], **query: Any) -> Any:
-    """A GET that may carry a job's key."""
+    """Return the JSON answer of a GET, with `headers` if there are any (a job's key)."""
     if not headers:
         return api.get(where, **query)
     return json.loads(api.read(where, headers)[2])
 
 
 class Narrator:
-    """Says on stderr what island does for a job, each line once."""
+    """Prints the steps that islands take for a job on stderr, each line once."""
 
     def __init__(self, api: Api, job: str, headers: dict[str, str] | None = None) -> None:
         self._api, self._job, self._headers = api, job, headers or {}
-        self._said = 0
+        self._printed = 0
 
     def tell(self) -> None:
-        """Say the lines that are new."""
+        """Print the lines that are new."""
         lines = island_lines(get(self._api, path(self._job, "log"), self._headers)["log"])
-        for line in lines[self._said :]:
+        for line in lines[self._printed :]:
             base.say(f"  {line}")
-        self._said = max(self._said, len(lines))
+        self._printed = max(self._printed, len(lines))
 
 
 def island_lines(log: list[str]) -> list[str]:
-    """The part of a log that says what island did."""
+    """Return the lines of a job log that the island wrote, without the engine's."""
     return log[log.index("\nisland: ") + 1 :] if "\nisland: " in log else []
 
 
 def settle(api: Api, job: str, *, headers: dict[str, str] | None = None, quiet: bool = False) -> dict[str, Any]:
-    """Wait until a batch has ended or a session is idle or has ended, saying meanwhile what is done."""
+    """Wait until a batch has ended, or a session is idle or has ended; return its row.
+
+    Prints the job's progress on stderr meanwhile, unless `quiet`.
+    """
     import time
 
     narrator = Narrator(api, job, headers)
@@ -77,4 +86,4 @@ def settle(api: Api, job: str, *, headers: dict[str, str] | None = None, quiet: 
         if row["state"] in ENDED or (row["kind"] == "session" and row["state"] == "idle"):
             return row
         if headers:
-            time.sleep(1.0)  # another home is asked, which answers at once
+            time.sleep(1.0)  # the request goes to another home, where it does not wait

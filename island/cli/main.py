@@ -1,4 +1,4 @@
-"""The command `island`: global options, the groups of commands, and how errors end it."""
+"""The command `island`: global options, groups of commands, and exit codes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from island.errors import IslandError
 
 app = typer.Typer(
     name="island",
-    help="One daemon per astronomy site: shared catalog, jobs that go to the data, lazy replication, subscriptions.",
+    help="One daemon per astronomy site: shared catalog, jobs that run where the data are, replication on demand, "
+    "subscriptions.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-# Typer carries its own Click from some version on; this is the base of its usage errors in either case.
+# Newer versions of Typer contain a copy of Click. This finds the base class of usage errors in either case.
 _UsageError: Any = typer.BadParameter.__mro__[2]
 
-# Each module has a `register(app)`; they import no more than the commands need to start fast.
+# Each module has a function `register(app)`. The modules import little at the top, so that commands start fast.
 MODULES = (
     "init",
     "run",
@@ -75,14 +76,14 @@ def options(
 
 
 def build() -> typer.Typer:
-    """The whole command, with every group."""
+    """Return the complete command with every group."""
     for name in MODULES:
         importlib.import_module(f"island.cli.{name}").register(app)
     return app
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Entry point: exits with 0 done, 1 failed, 2 usage, 128 + the number of the signal that interrupted it."""
+    """Run the command and exit: 0 success, 1 failure, 2 usage error, 128 + signal number if interrupted."""
     try:
         command = typer.main.get_command(build())
         code = command.main(args=_hoisted(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
@@ -91,7 +92,7 @@ def run(arguments: list[str] | None = None) -> None:
     except interrupts.Interrupted as stop:
         code = 128 + stop.number
     except (typer.Abort, KeyboardInterrupt) as stop:
-        # Click makes an Abort of KeyboardInterrupt, and of the end of the input that a prompt waits for.
+        # Click converts KeyboardInterrupt to Abort, and also the end of input (EOFError) at a prompt.
         code = 1 if isinstance(stop.__cause__, EOFError) else 128 + signal.SIGINT
     except _UsageError as error:
         usage = io.StringIO()
@@ -105,20 +106,20 @@ def run(arguments: list[str] | None = None) -> None:
             base.fail(error)
         code = 1
     except BrokenPipeError:
-        # The reader of our output has gone (as with `| head`); there is nobody to tell.
+        # The reader of stdout has exited (as with `| head`). Without this, Python reports the error again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _hoisted(arguments: list[str]) -> list[str]:
-    """Let `--home`, `--url` and `--token-file` stand after the command too, as in `island run --home HOME`."""
+    """Move the global options to the front, so that they are also accepted after the command."""
     front: list[str] = []
     rest: list[str] = []
     items = iter(arguments)
     for item in items:
         if item == "--" or (item == "engine" and not rest):
-            # What follows is the engine's own, its --token-file too.
+            # The arguments that follow belong to the engine, which has its own --token-file.
             rest += [item, *items]
         elif item in {"--home", "--token-file", "--url"}:
             value = next(items, None)

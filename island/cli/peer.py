@@ -20,8 +20,10 @@ def register(root: typer.Typer) -> None:
 
 @app.command("invite")
 def invite(
-    uses: Annotated[int, typer.Option(min=1, max=1000, help="Number of islands that may join with it.")] = 1,
-    hours: Annotated[float, typer.Option(min=0.001, max=8784, help="Hours until it expires.")] = 24.0,
+    uses: Annotated[
+        int, typer.Option(min=1, max=1000, help="Number of islands that may join with the invitation.")
+    ] = 1,
+    hours: Annotated[float, typer.Option(min=0.001, max=8784, help="Hours until the invitation expires.")] = 24.0,
 ) -> None:
     """Print an invitation. The first invitation founds the archipelago.
 
@@ -30,16 +32,16 @@ def invite(
     made = base.api().post("/api/v1/peers/invitations", {"uses": uses, "valid_s": hours * 3600})
     if made["founded"]:
         base.say(
-            f"This founded the archipelago. Its recovery key is {made['recovery_key']}: "
+            f"This founded the archipelago. Its recovery key is in {made['recovery_key']}: "
             "move this file to another machine."
         )
     addresses = ", ".join(made["addresses"])
     if made["this_machine_only"]:
         base.say(
-            f"Its address ({addresses}) can only be reached from this machine. To invite other machines, set "
+            f"The peer port ({addresses}) can be reached from this machine only. To invite other machines, set "
             "listen.peer, and listen.advertise if the public address differs, in island.toml."
         )
-    base.say(f"Valid for {uses} {'island' if uses == 1 else 'islands'} within {hours:g} h: island peer join")
+    base.say(f"Valid for {uses} {'island' if uses == 1 else 'islands'} and {hours:g} h. Use it with: island peer join")
     base.print_line(made["invitation"])
 
 
@@ -49,8 +51,8 @@ def join(
         str,
         typer.Argument(
             metavar="[INVITATION]",
-            help="The invitation. Other accounts of this machine can read it in the process list: leave it "
-            "out, and it is asked for, or read from stdin where that is not a terminal.",
+            help="The invitation. Without it, the command prompts for it, or reads it from stdin if stdin is not "
+            "a terminal. An argument can be read by other accounts of this machine in the process list.",
         ),
     ] = "-",
 ) -> None:
@@ -60,10 +62,10 @@ def join(
     else:
         word = invitation
         base.say(
-            "note: other accounts of this machine could see the invitation in the process list; "
-            "`island peer join` without it asks for it"
+            "note: other accounts of this machine can see the invitation in the process list; "
+            "run `island peer join` without an argument to be prompted for it"
         )
-    base.say("dialling the island that made the invitation ...")
+    base.say("connecting to the island that made the invitation ...")
     joined = base.api().post("/api/v1/peers/join", {"invitation": word})
     base.say(f"linked with {joined['island']}; `island peer ls` shows the archipelago")
 

@@ -1,4 +1,4 @@
-"""`island run` and `island engine`: the two programs that stay."""
+"""`island run` and `island engine`: the two commands that run until they are stopped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from island.kernel import telemetry
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("run")(run)
-    # The engine has a parser of its own, which also serves `python -m island.engine`; its --help is the one shown.
+    # The engine has its own argument parser, which `python -m island.engine` also uses; it prints the --help text.
     raw = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
     app.command("engine", context_settings=raw)(engine)
 
@@ -27,7 +27,7 @@ def run() -> None:
 
 
 def engine(context: typer.Context) -> None:
-    """Run a Livy-compatible Spark engine alone, without an island; `island engine --help` lists its options."""
+    """Run the Livy-compatible Spark engine without an island; `island engine --help` lists its options."""
     from island.engine.main import main
 
     raise typer.Exit(main(context.args))

@@ -1,4 +1,4 @@
-"""`island server`: the services beside the islands of the archipelago."""
+"""`island server`: the list of services beside the islands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ls(as_json: base.Json = False) -> None:
         base.api().get("/api/v1/servers"),
         ("island", "id", "kind", "url", "comment"),
         as_json,
-        empty="no servers are known",
+        empty="no servers",
     )
 
 
@@ -33,12 +33,12 @@ def add(
     kind: Annotated[
         str, typer.Argument(metavar="KIND", help="livy, spark-ui, spark-history, hdfs, hbase, jupyterhub, other")
     ],
-    url: Annotated[str, typer.Argument(metavar="URL", help="URL without user name and password.")],
-    comment: Annotated[str, typer.Option(help="A short description.")] = "",
+    url: Annotated[str, typer.Argument(metavar="URL", help="URL of the service, without user name and password.")],
+    comment: Annotated[str, typer.Option(help="Short description.")] = "",
 ) -> None:
     """Add a service to the list that all islands see."""
     row = base.api().post("/api/v1/servers", {"kind": kind, "url": url, "comment": comment})
-    base.say("every island of the archipelago will list it")
+    base.say("added; all islands of the archipelago will list it")
     base.print_line(row["id"])
 
 

@@ -1,4 +1,4 @@
-"""`island session`: interactive sessions, at the island where their inputs are."""
+"""`island session`: interactive Spark sessions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_session(
         bool, typer.Option("--no-wait", help="Print the id at once; do not wait for the session to start.")
     ] = False,
 ) -> None:
-    """Open a session and print its id when it is ready. Reports progress on stderr."""
+    """Open a session, wait until it is ready, and print its id. Reports progress on stderr."""
     if kind not in ("pyspark", "sql", "shared", "spark", "sparkr"):
         raise typer.BadParameter(f"'{kind}' is not a kind of session: use pyspark or sql", param_hint="--kind")
     api = base.api()
@@ -56,7 +56,7 @@ def execute(
     kind: Annotated[str | None, typer.Option(help="pyspark or sql. Default: the kind of the session.")] = None,
     as_json: base.Json = False,
 ) -> None:
-    """Run code in a session and print its result; exit code 1 if it fails. Ctrl-C cancels it."""
+    """Run code in a session and print its result. Exit code 1 if it fails. Ctrl-C cancels the statement."""
     text = sys.stdin.read() if code == "-" else code
     posted = _run(base.api(), session, {"code": text, "kind": kind})
     if as_json:
@@ -82,15 +82,15 @@ def ls(
 def close(session: Id) -> None:
     """Close a session. Its results stay available."""
     row = base.api().delete(path(session), kind="session")
-    base.say(f"session {row['id']} is closed; its results stay: island job show {row['job']}")
+    base.say(f"session {row['id']} is closed; its results stay available: island job show {row['job']}")
 
 
 def _run(api: Api, session: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Post a statement and wait for its end; a command that is interrupted meanwhile cancels it."""
+    """Post a statement and wait until it has ended; cancel it if the command is interrupted."""
     posted: dict[str, Any] | None = None
     with interrupts.undoable() as signals:
         try:
-            with signals.held("interrupted: once the island has answered, the statement is cancelled"):
+            with signals.held("interrupted: the statement is cancelled as soon as the island has answered"):
                 posted = api.post(path(session, "statements"), body)
             where = path(session, "statements", str(posted["id"]))
             while posted["state"] not in ("available", "error", "cancelled"):
@@ -103,18 +103,18 @@ def _run(api: Api, session: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cancel(api: Api, session: str, statement: dict[str, Any]) -> None:
-    """Cancel a statement and say so, or say why it goes on running."""
+    """Cancel a statement and report the outcome on stderr."""
     name = f"statement {statement['id']} of session {session}"
     try:
         api.post(path(session, "statements", str(statement["id"]), "cancel"))
     except IslandError as error:
-        base.say(f"{name} could not be cancelled and may go on running: {error.message}")
+        base.say(f"{name} could not be cancelled and may still be running: {error.message}")
     else:
         base.say(f"cancelled {name}")
 
 
 def _print(statement: dict[str, Any]) -> None:
-    """A statement's result: text on stdout as it is, SQL as a table, an error on stderr."""
+    """Print a statement's result: text and tables on stdout, errors on stderr."""
     output = statement["output"]
     if statement["state"] == "cancelled" and not output:
         base.say("the statement was cancelled")
@@ -127,13 +127,16 @@ def _print(statement: dict[str, Any]) -> None:
 
 
 def _error_text(output: dict[str, Any]) -> str:
-    """Python's traceback as it is; of SQL the message alone, not the frames inside Spark, which end in no newline."""
+    """Return the traceback of a Python error; of an SQL error only the message, without Spark's stack frames.
+
+    The two are distinguished by the line ends: only the lines of a Python traceback end with a newline.
+    """
     lines = output.get("traceback") or []
-    said = str(output.get("evalue", ""))
+    message = str(output.get("evalue", ""))
     if not lines or not all(line.endswith("\n") for line in lines[:-1]):
-        return f"{output.get('ename')}: {said}".rstrip()
+        return f"{output.get('ename')}: {message}".rstrip()
     text = "".join(lines).rstrip()
-    last = said.splitlines()[-1:]
+    last = message.splitlines()[-1:]
     return "\n".join([text, *(line for line in last if line.startswith("island: ") and line not in text)])
 
 

@@ -1,4 +1,4 @@
-"""`island source`: where new data come from."""
+"""`island source`: sources of new data."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def register(root: typer.Typer) -> None:
 
 @adding.command("folder")
 def add_folder(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder, on the island's machine.")],
-    name: Annotated[str, typer.Option(help="The source's name; others see it as ISLAND/NAME.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder on the machine of the island.")],
+    name: Annotated[str, typer.Option(help="Name of the source. Other islands see it as ISLAND/NAME.")],
     as_json: base.Json = False,
 ) -> None:
     """Watch a folder. The rows of new Parquet and Avro files are delivered to subscribers.
 
-    Names that begin with `.` or `_` or end with `.tmp` or `.part` are never data: write under such
-    a name and rename when the file is complete. A file is known by its content.
+    Files whose names begin with `.` or `_`, or end with `.tmp` or `.part`, are ignored: write a file under such
+    a name and rename it when it is complete. Files are identified by their content.
     """
-    # A relative path means one of the person who types it, not of the daemon.
+    # A relative path is relative to the working directory of this command, not to that of the daemon.
     body = {"kind": "folder", "path": str(path.expanduser().absolute()), "name": name}
     made = base.api().post("/api/v1/sources", body)
     if as_json:
@@ -43,11 +43,11 @@ def add_folder(
 def ls(as_json: base.Json = False) -> None:
     """List the sources of all islands."""
     columns = ("island", "source", "kind", "format", "files", "rows", "bytes", "state", "updated", "problem")
-    base.show_rows(base.api().get("/api/v1/sources"), columns, as_json, empty="there are no sources")
+    base.show_rows(base.api().get("/api/v1/sources"), columns, as_json, empty="no sources")
 
 
 @app.command("rm")
-def rm(name: Annotated[str, typer.Argument(metavar="NAME", help="One of this island's sources.")]) -> None:
+def rm(name: Annotated[str, typer.Argument(metavar="NAME", help="A source of this island.")]) -> None:
     """Remove a source. Its files are not deleted; subscriptions to it stop with a message."""
     base.api().delete(f"/api/v1/sources/{quote(name)}")
     base.say(f"source {name} is removed; its files were not deleted")

@@ -14,7 +14,7 @@ app = typer.Typer(help="Subscriptions: deliver new rows of a source into a datas
 
 
 class Begin(StrEnum):
-    """Where a subscription begins."""
+    """Start position of a subscription."""
 
     beginning = "beginning"
     now = "now"
@@ -28,7 +28,7 @@ def register(root: typer.Typer) -> None:
 @app.command("add")
 def add(
     source: Annotated[str, typer.Argument(metavar="OWNER/SOURCE", help="As `island source ls` shows it.")],
-    into: Annotated[str, typer.Option(help="Name of the dataset that is created.")],
+    into: Annotated[str, typer.Option(help="Name of the dataset to create.")],
     where: Annotated[str, typer.Option(help="SQL condition on the columns of the source.")] = "",
     region: Annotated[str, typer.Option(help="Sky region: 'circle RA DEC RADIUS' in degrees (ICRS).")] = "",
     begin: Annotated[
@@ -49,13 +49,15 @@ def add(
 
 @app.command("ls")
 def ls(as_json: base.Json = False) -> None:
-    """The subscriptions of this island."""
+    """List the subscriptions of this island."""
     columns = ("id", "island", "source", "where", "region", "from", "into", "user", "state", "rows", "reason")
-    base.show_rows(base.api().get("/api/v1/subscriptions"), columns, as_json, empty="there are no subscriptions")
+    base.show_rows(base.api().get("/api/v1/subscriptions"), columns, as_json, empty="no subscriptions")
 
 
 @app.command("rm")
-def rm(ident: Annotated[str, typer.Argument(metavar="ID", help="Its id, a unique prefix, or its dataset.")]) -> None:
-    """Remove a subscription. Its dataset stays."""
+def rm(
+    ident: Annotated[str, typer.Argument(metavar="ID", help="Id, unique prefix of an id, or name of the dataset.")],
+) -> None:
+    """Remove a subscription. Its dataset is kept."""
     ended = base.api().delete(f"/api/v1/subscriptions/{quote(ident)}")
-    base.say(f"subscription {ended['id']} is removed; {ended['into']} stays with {ended['rows']} rows")
+    base.say(f"subscription {ended['id']} is removed; {ended['into']} is kept with {ended['rows']} rows")

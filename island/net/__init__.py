@@ -1,1 +1,1 @@
-"""Everything that speaks HTTP: peer sessions, the Livy gateway and the operator API."""
+"""The two network ports: sessions with other islands (TLS), and the Livy gateway and operator API (HTTP)."""

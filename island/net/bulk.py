@@ -1,4 +1,4 @@
-"""A session of class bulk: streams of blocks in both directions, each with its own credit."""
+"""Sessions of class bulk: streams of blocks in both directions, each stream with its own flow control."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from island.net.limits import BLOCK_COST, STREAM_WINDOW
 from island.net.session import PeerSession
 
 StreamHandler = Callable[["BulkSession", RequestHead, bytes, "SessionStream"], Awaitable[None]]
-"""Serves a stream that the other side opened, by a handler of this island or by passing it on."""
+"""Serves a stream that the other side opened, with a handler of this island or by relaying it to another island."""
 
 
 def cost(block: bytes) -> int:
-    """What a block takes of its stream's window."""
+    """Return the credit that a block uses, in bytes; at least `BLOCK_COST`."""
     return max(len(block), BLOCK_COST)
 
 
@@ -36,23 +36,27 @@ class SessionStream:
         self.received = 0
         self._session, self._number = session, number
         self._credit = STREAM_WINDOW
-        """What we may still send."""
+        """Bytes that this side may still send."""
         self._granted = STREAM_WINDOW
-        """What the other side may still send."""
+        """Bytes that the other side may still send."""
         self._owed = 0
-        """What was taken and is not yet granted again."""
+        """Bytes that were received and for which no new credit was sent yet."""
         self._inbox: deque[bytes] = deque()
         self._ended = self._finished = False
-        """The other side, and this side, will send no more."""
+        """Whether the other side, and this side, have sent their last block."""
         self._gone: IslandError | None = None
         self._arrived, self._credited = asyncio.Event(), asyncio.Event()
 
     async def send(self, block: bytes) -> None:
-        """Send one block; waits for credit. Raises `Unreachable` when the stream or session ends."""
+        """Send one block of at most `BULK_LIMIT` bytes; waits for credit.
+
+        Raises `BadInput` for a larger block and after `finish`, and `Unreachable` or `PeerRefused` when the stream
+        or session ends.
+        """
         if len(block) > BULK_LIMIT:
-            raise BadInput(f"a block of {len(block)} bytes; streams take at most {BULK_LIMIT}")
+            raise BadInput(f"a block of {len(block)} bytes is over the limit of {BULK_LIMIT} bytes")
         if self._finished:
-            raise BadInput("nothing can be sent after finish")
+            raise BadInput("a block cannot be sent after finish")
         price = cost(block)
         while self._credit < price and self._gone is None:
             self._credited.clear()
@@ -64,7 +68,7 @@ class SessionStream:
         await self._session.write_block(self._number, block)
 
     async def receive(self) -> bytes | None:
-        """The next block, or None at the orderly end; raises `Unreachable` or `PeerRefused`."""
+        """Return the next block, or None when the other side has finished; raises `Unreachable` or `PeerRefused`."""
         while not self._inbox:
             if self._ended:
                 return None
@@ -80,13 +84,13 @@ class SessionStream:
         return block
 
     async def finish(self) -> None:
-        """Nothing more will be sent; receiving goes on."""
+        """Tell the other side that this side sends no more blocks; receiving remains possible."""
         if not self._finished and self._gone is None:
             self._finished = True
             await self._session.write_control(FrameType.END, self._number)
 
     def close(self, error: IslandError | None = None) -> None:
-        """This side is done with the stream, both ways; `error` is told to the other side."""
+        """Close the stream in both directions; `error`, if given, is sent to the other side."""
         if self._gone is None:
             self._session.forget(self._number, error)
         self._fail(Unreachable("the stream is closed", code="closed"))
@@ -95,36 +99,36 @@ class SessionStream:
     # --- from the session ---------------------------------------------------------------------
 
     def on_data(self, block: bytes) -> None:
-        """A block has come; raises `PeerMisbehaved` if it was not granted."""
+        """Handle a received block; raises `PeerMisbehaved` if it exceeds the credit."""
         price = cost(block)
         if self._ended:
             raise PeerMisbehaved("a block after the end of its stream", code="out_of_order")
         if price > self._granted:
-            raise PeerMisbehaved("a block beyond the credit that was given", code="credit")
+            raise PeerMisbehaved("a block that exceeds the credit of its stream", code="credit")
         self._granted -= price
         self.received += len(block)
         self._inbox.append(block)
         self._arrived.set()
 
     def on_credit(self, count: int) -> None:
-        """The other side has taken blocks; raises `PeerMisbehaved` for more than was sent."""
+        """Handle new credit; raises `PeerMisbehaved` if the total exceeds the window."""
         if self._credit + count > STREAM_WINDOW:
-            raise PeerMisbehaved("more credit than a stream has", code="credit")
+            raise PeerMisbehaved("more credit than the window of a stream", code="credit")
         self._credit += count
         self._credited.set()
 
     def on_end(self) -> None:
-        """The other side will send no more."""
+        """Handle the end of the other side's blocks."""
         self._ended = True
         self._arrived.set()
 
     def on_close(self) -> None:
-        """The other side has left in order: what it sent can still be read."""
+        """Handle an orderly close by the other side; blocks that it sent before can still be read."""
         self._ended = True
-        self._fail(Unreachable("the other side has ended the stream", code="closed"))
+        self._fail(Unreachable("the other side has closed the stream", code="closed"))
 
     def on_error(self, error: IslandError) -> None:
-        """The stream has failed."""
+        """Handle an error that ends the stream."""
         self._fail(error)
 
     def _fail(self, error: IslandError) -> None:
@@ -141,7 +145,7 @@ class SessionStream:
 
 
 class BandwidthMeter:
-    """The smoothed rate of received bytes, over times in which they flow."""
+    """Measures the rate of received bytes (bytes/s, smoothed), without the pauses between transfers."""
 
     _GAP_S, _SPAN_S, _LEAST = 0.25, 0.05, 256 * 1024
 
@@ -152,9 +156,9 @@ class BandwidthMeter:
         self._bytes = 0
 
     def add(self, size: int, now: float) -> None:
-        """`size` bytes have come at `now` (monotonic seconds)."""
+        """Count `size` bytes that were received at `now` (monotonic seconds)."""
         if self._start is None or now - self._last > self._GAP_S:
-            # The first block opens the window: how long it took to come is not known.
+            # The first block starts the measurement and is not counted: how long its transfer took is unknown.
             self._start, self._bytes = now, 0
         else:
             self._bytes += size
@@ -167,7 +171,7 @@ class BandwidthMeter:
 
 
 class BulkSession(PeerSession):
-    """The dialler's streams have odd ids, the listener's even ones; both rise."""
+    """A session of class bulk. Streams of the dialler have odd ids, those of the listener even ids; ids increase."""
 
     name_of_class = "bulk"
     frame_limit = frames.BULK_FRAME
@@ -184,7 +188,10 @@ class BulkSession(PeerSession):
         self._busy_at = self._clock.monotonic()
 
     async def open(self, head: RequestHead, body: bytes) -> SessionStream:
-        """Open a stream; `release` must follow. Raises `Unreachable`."""
+        """Open a stream; the caller must call `release` at the end.
+
+        Raises `BadInput` if `body` is too large, and `Unreachable` if the session has ended.
+        """
         check_body(body)
         await self._turns.acquire()
         if self.over is not None:
@@ -196,12 +203,12 @@ class BulkSession(PeerSession):
         return stream
 
     def release(self, stream: SessionStream) -> None:
-        """The opener is done with a stream."""
+        """Close a stream that this side opened."""
         stream.close()
         self._turns.release()
 
     async def write_block(self, number: int, block: bytes) -> None:
-        """Send a block that credit allows."""
+        """Send a block; the caller has checked the credit."""
         self._write(frames.pack_frame(FrameType.DATA, number, block))
         await self._flush()
 
@@ -211,11 +218,11 @@ class BulkSession(PeerSession):
         await self._flush()
 
     def write_credit(self, number: int, count: int) -> None:
-        """Let the other side send `count` more."""
+        """Allow the other side to send `count` more bytes."""
         self._write(frames.pack_frame(FrameType.CREDIT, number, count.to_bytes(4, "big")))
 
     def forget(self, number: int, error: IslandError | None) -> None:
-        """This side is done with a stream, which the other side has not closed."""
+        """Remove a stream and tell the other side, unless that has closed it already."""
         if self._streams.pop(number, None) is None:
             return
         self._busy_at = self._clock.monotonic()
@@ -233,7 +240,7 @@ class BulkSession(PeerSession):
         mine = frame.id % 2 == self._last_opened % 2
         if frame.id > (self._last_opened if mine else self._last_seen) or frame.id == 0:
             raise PeerMisbehaved(f"a frame of stream {frame.id}, which was not opened", code="id_unknown")
-        if (stream := self._streams.get(frame.id)) is not None:  # else it was closed here meanwhile
+        if (stream := self._streams.get(frame.id)) is not None:  # None if this side has closed it
             self._on_stream(stream, frame)
 
     def _on_stream(self, stream: SessionStream, frame: Frame) -> None:
@@ -242,7 +249,7 @@ class BulkSession(PeerSession):
             self._meter.add(len(frame.payload), self._clock.monotonic())
         elif frame.type is FrameType.CREDIT:
             if len(frame.payload) != 4:
-                raise PeerMisbehaved("a credit that is none", code="malformed")
+                raise PeerMisbehaved("a malformed CREDIT frame", code="malformed")
             stream.on_credit(int.from_bytes(frame.payload, "big"))
         elif frame.type is FrameType.END:
             stream.on_end()
@@ -262,7 +269,7 @@ class BulkSession(PeerSession):
         self._last_seen = frame.id
         stream = self._streams[frame.id] = SessionStream(self, frame.id)
         if self._serving >= 2 * self._limits.calls:
-            stream.close(Unreachable("too many streams at once", code="busy"))
+            stream.close(Unreachable("too many concurrent streams", code="busy"))
             return
         self._serving += 1
         self._spawn(self._serve(head, body, stream))

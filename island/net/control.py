@@ -1,4 +1,4 @@
-"""A session of class control: requests and answers of at most 64 KiB, and pushes."""
+"""Sessions of class control: requests and answers of at most 64 KiB, and pushes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from island.net.session import PeerSession
 
 log = structlog.get_logger("island")
 
-DROPPED = counter("peer_pushes_dropped", "Pushes that came faster than their handlers take them")
+DROPPED = counter("peer_pushes_dropped", "Pushes that were dropped because the queue of their handlers was full")
 
 Answerer = Callable[["ControlSession", RequestHead, bytes], Awaitable[bytes]]
-"""Answers a request, by a handler of this island or by passing it on."""
+"""Answers a request, with a handler of this island or by relaying it to another island."""
 
 
 class ControlSession(PeerSession):
-    """Ids of requests rise on each side, so that a repeated one is noticed and a late answer ignored."""
+    """A session of class control.
+
+    Request ids increase on each side, so that repeated ids are detected and late answers are ignored.
+    """
 
     name_of_class = "control"
     frame_limit = frames.CONTROL_FRAME
@@ -45,14 +48,18 @@ class ControlSession(PeerSession):
         self._pushed = asyncio.Event()
 
     async def request(self, head: RequestHead, body: bytes, timeout: float) -> bytes:
-        """One request and its answer; raises `Unreachable` or `PeerRefused`."""
+        """Send a request and return its answer; `timeout` is in seconds.
+
+        Raises `BadInput` if `body` is too large, `Unreachable`, or `PeerRefused` with the error of the other island.
+        """
         check_body(body)
         try:
             async with asyncio.timeout(timeout), self._turns:
                 return await self._ask(head, body)
         except TimeoutError as error:
             raise Unreachable(
-                f"{self.peer.name} did not answer '{head.kind}' within {timeout:g} s", hint="It may be overloaded."
+                f"{self.peer.name} did not answer '{head.kind}' within {timeout:g} s",
+                hint="It may be overloaded; try again.",
             ) from error
 
     async def _ask(self, head: RequestHead, body: bytes) -> bytes:
@@ -98,7 +105,7 @@ class ControlSession(PeerSession):
             raise PeerMisbehaved(f"request {frame.id} after {self._last_seen}", code="id_reused")
         self._last_seen = frame.id
         if self._serving >= 2 * self._limits.calls:
-            self._error(frame.id, Unreachable("too many requests at once", code="busy"))
+            self._error(frame.id, Unreachable("too many concurrent requests", code="busy"))
             return
         self._serving += 1
         self._spawn(self._serve(frame.id, head, body))
@@ -112,7 +119,7 @@ class ControlSession(PeerSession):
                 raise
         else:
             self._write(frames.pack_frame(FrameType.ANSWER, number, answer))
-            await self._flush()  # an answer that is not taken keeps its place among those under way
+            await self._flush()  # a request counts as being served until its answer is written
         finally:
             self._serving -= 1
 
@@ -126,7 +133,7 @@ class ControlSession(PeerSession):
             raise PeerMisbehaved(f"an answer of {len(frame.payload)} bytes", code="malformed")
         problem = refused(frame.payload) if frame.type is FrameType.ERROR else None
         answer = self._pending.get(frame.id)
-        if answer is None or answer.done():  # it came after its timeout
+        if answer is None or answer.done():  # the request timed out before
             return
         if problem is not None:
             answer.set_exception(problem)
@@ -161,13 +168,13 @@ class ControlSession(PeerSession):
 
 
 def check_body(body: bytes) -> None:
-    """Raise `BadInput` for a body that no control frame may carry."""
+    """Raise `BadInput` if a body exceeds the limit of a request."""
     if len(body) > CONTROL_LIMIT:
-        raise BadInput(f"a request of {len(body)} bytes; islands take at most {CONTROL_LIMIT}")
+        raise BadInput(f"a request of {len(body)} bytes is over the limit of {CONTROL_LIMIT} bytes")
 
 
 def ended(session: PeerSession, error: IslandError) -> Unreachable:
-    """What somebody who waits for something of a session is told when it ends."""
+    """Return the error for requests and streams of a session that has ended because of `error`."""
     if isinstance(error, Unreachable) and not isinstance(error, PeerRefused):
         return Unreachable(error.message, hint=error.hint, code=error.code)
     return Unreachable(f"the session with {session.peer.name} has ended: {error.message}")

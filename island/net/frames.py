@@ -1,8 +1,8 @@
-"""Frames of peer sessions: `length u32 | type u8 | id u32 | payload`, and the structs inside.
+"""Frames of peer sessions: `length u32 | type u8 | id u32 | payload`, and the structs in payloads.
 
-`length` counts what follows it. Structured payloads go through the kernel's codec; a body
-or block is appended raw, so that no large thing is copied into a structure.
-`protocols/peer-session-v1.md` is the specification.
+`length` counts the bytes that follow it. Structs are encoded with `kernel.codec`. Bodies and
+blocks are appended as raw bytes, so that large data are not copied into a struct.
+Specification: `protocols/peer-session-v1.md`.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ from island.trust.messages import CHAIN_LIMIT, Address, Key, Name, Signature
 VERSION = 1
 
 HEAD = struct.Struct(">IBI")
-"""Length (of type, id and payload), type, id."""
+"""Header of a frame: length (of type, id and payload), type, id."""
 
 HANDSHAKE_LIMIT, HEAD_LIMIT = 8 * 1024, 1024
-"""The largest payload before a session is made, and the largest request head."""
+"""Maximum payload during the handshake, and maximum request head, in bytes."""
 
 CONTROL_FRAME = CONTROL_LIMIT + HEAD_LIMIT + 2
 BULK_FRAME = max(BULK_LIMIT, CONTROL_FRAME)
-"""The largest payloads of the two classes."""
+"""Maximum payloads of the two session classes, in bytes."""
 
 TEXT_LIMIT = 1000
-"""Characters of an error's message and of its hint."""
+"""Maximum number of characters of an error's message, and of its hint."""
 
 MAX_HOPS = 2
+"""Maximum of `RequestHead.hops`: a request passes through at most one relay."""
 
 SessionClass = Literal["control", "bulk", "join"]
 Kind = Annotated[str, Meta(max_length=40, pattern=r"^[a-z][a-z0-9_.-]{0,39}\Z")]
 
 
 class FrameType(IntEnum):
-    """What a frame is."""
+    """Type of a frame."""
 
     HELLO = 1
     PROOF = 2
@@ -63,7 +64,7 @@ class FrameType(IntEnum):
 
 
 class Frame(NamedTuple):
-    """One frame as read."""
+    """A received frame."""
 
     type: FrameType
     id: int
@@ -71,7 +72,7 @@ class Frame(NamedTuple):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """How each side begins. `network` is raw; `chain` is empty in a session of class `join`."""
+    """First frame of each side. `network` is the network id as bytes; `chain` is empty in a session of class `join`."""
 
     MAX_BYTES = HANDSHAKE_LIMIT
 
@@ -82,14 +83,14 @@ class Hello(Message, frozen=True, kw_only=True):
     name: Name
     nonce: Key
     program: Annotated[str, Meta(max_length=40, pattern=r"^[ -~]{0,40}\Z")] = ""
-    """The program's version, for people."""
+    """Version of the program, for display."""
     chain: Annotated[bytes, Meta(max_length=CHAIN_LIMIT)] = b""
     addresses: Annotated[tuple[Address, ...], Meta(max_length=8)] = ()
-    """Where the sender can be dialled; none if it does not listen."""
+    """Addresses at which the sender can be dialled; empty if it has no peer port."""
     ticket: Annotated[bytes, Meta(max_length=32)] = b""
-    """Of the request that a bulk session answers."""
+    """Ticket of the `DialBack` request because of which this bulk session was dialled; empty if there was none."""
     instance: Annotated[bytes, Meta(max_length=16)] = b""
-    """Random, one a start of the program: tells a restart from a second session."""
+    """Random id of this run of the program; distinguishes a restart from a second session."""
 
 
 class KeyProof(Message, frozen=True, kw_only=True):
@@ -101,7 +102,7 @@ class KeyProof(Message, frozen=True, kw_only=True):
 
 
 class Redeem(Message, frozen=True, kw_only=True):
-    """The secret of an invitation, sent only to the inviter that has proved its key."""
+    """The secret of an invitation; sent only after the inviter has proved its key."""
 
     MAX_BYTES = 512
 
@@ -117,10 +118,11 @@ class Admitted(Message, frozen=True, kw_only=True):
 
 
 class RequestHead(Message, frozen=True, kw_only=True):
-    """What a request, push or stream is; its body follows raw.
+    """Head of a request, push or stream; its body follows as raw bytes.
 
-    `to` is empty except where the receiver is asked to pass it on; then `hops` counts the
-    islands it went through. `origin` is who began, by the word of the one that passes it on.
+    `to` is empty unless the receiver is asked to relay the request; then `hops` is 1 in the request
+    of the origin and 2 in that of the relay. `origin` is the island that made the request, as
+    claimed by the sender of this frame.
     """
 
     MAX_BYTES = HEAD_LIMIT
@@ -132,7 +134,7 @@ class RequestHead(Message, frozen=True, kw_only=True):
 
 
 class Refusal(Message, frozen=True, kw_only=True):
-    """An error as it crosses the wire."""
+    """An error that is sent to the other side."""
 
     MAX_BYTES = HANDSHAKE_LIMIT
 
@@ -142,7 +144,7 @@ class Refusal(Message, frozen=True, kw_only=True):
 
 
 class Ping(Message, frozen=True, kw_only=True):
-    """A keepalive; `rtt_us` tells the other side the round trip that the sender has measured."""
+    """A keepalive; `rtt_us` is the round-trip time in microseconds that the sender has measured, 0 if unknown."""
 
     MAX_BYTES = 64
 
@@ -151,7 +153,7 @@ class Ping(Message, frozen=True, kw_only=True):
 
 
 class DialBack(Message, frozen=True, kw_only=True):
-    """A request to dial a bulk session to the one that asks."""
+    """A request to dial a bulk session to the sender; `ticket` is repeated in the `Hello` of that session."""
 
     MAX_BYTES = 256
 
@@ -159,26 +161,26 @@ class DialBack(Message, frozen=True, kw_only=True):
 
 
 def refusal(error: IslandError) -> Refusal:
-    """An error cut to what may cross the wire."""
+    """Convert an error to a `Refusal`; message and hint are truncated to `TEXT_LIMIT` characters."""
     return Refusal(code=error.code[:64], message=error.message[:TEXT_LIMIT], hint=error.hint[:TEXT_LIMIT])
 
 
 def pack_frame(kind: FrameType, frame_id: int, *parts: bytes) -> list[bytes]:
-    """The pieces of one frame, ready for `writelines`."""
+    """Return the parts of one frame for `writelines`."""
     return [HEAD.pack(5 + sum(map(len, parts)), kind, frame_id), *parts]
 
 
 def pack_headed(kind: FrameType, frame_id: int, head: RequestHead, body: bytes) -> list[bytes]:
-    """A frame whose payload is `length u16 | head | body`."""
+    """Return the parts of a frame with the payload `length u16 | head | body`."""
     encoded = codec.encode(head)
     return pack_frame(kind, frame_id, len(encoded).to_bytes(2, "big"), encoded, body)
 
 
 def split_headed(payload: bytes) -> tuple[RequestHead, bytes]:
-    """Head and body of such a payload; raises `Malformed`."""
+    """Split the payload of `pack_headed` into head and body; raises `Malformed`."""
     size = int.from_bytes(payload[:2], "big")
     if len(payload) < 2 + size or size > HEAD_LIMIT:
-        raise Malformed("a request whose head is cut off or too large")
+        raise Malformed("a request whose head is truncated or too large")
     body = payload[2 + size :]
     if len(body) > CONTROL_LIMIT:
         raise Malformed(f"a request of {len(body)} bytes is over the limit of {CONTROL_LIMIT}")
@@ -186,10 +188,10 @@ def split_headed(payload: bytes) -> tuple[RequestHead, bytes]:
 
 
 async def read_frame(reader: asyncio.StreamReader, limit: int) -> Frame:
-    """The next frame, whose payload may have `limit` bytes.
+    """Read the next frame, whose payload may have at most `limit` bytes.
 
-    Raises `Malformed` before anything is allocated for one that claims more, and for an
-    unknown type; `IncompleteReadError` or `OSError` when the connection ends.
+    Raises `Malformed` for a larger frame, before memory is allocated for it, and for an unknown
+    type. Raises `IncompleteReadError` or `OSError` when the connection ends.
     """
     length, number, frame_id = HEAD.unpack(await reader.readexactly(HEAD.size))
     if not 5 <= length <= limit + 5:

@@ -1,8 +1,9 @@
-"""The gateway: Livy's REST at the root of the user port, over the jobs of the archipelago.
+"""The gateway: Livy's REST API at the root of the user port, for the jobs of the archipelago.
 
-A client that never heard of islands opens a session here and it runs where its inputs are.
-What is answered comes from what this home has stored; bodies, refusals and headers are
-Livy's (`island.livy`). Where Livy answers 500 to a caller's mistake, this answers 400.
+Unmodified Livy clients can open sessions here; they run at the island where their inputs are.
+Answers are made from the data that this home stores. Bodies, errors and headers are those of
+Livy (`island.livy`), except that errors in requests for which Livy answers 500 are answered
+with 400.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from island.net.api import base
 
 log = structlog.get_logger("island")
 
-JOB_API = "the job API (pickled functions) is not served here; send statements or batches."
+JOB_API = "the job API (pickled functions) is not supported; use statements or batches."
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 _LISTED = 1000
 _STOP_S = 20.0
@@ -62,13 +63,13 @@ _ROOTS = ("/sessions", "/batches", "/version", "/ui")
 
 
 def is_livy(path: str) -> bool:
-    """Whether a path of the user port is answered in Livy's words."""
+    """Return whether a path of the user port belongs to Livy's REST API."""
     return path == "/" or path.startswith(_ROOTS)
 
 
 @web.middleware
 async def livy_errors(request: web.Request, handler: base.Handler) -> web.StreamResponse:
-    """Refusals and errors below Livy's paths, as Livy would word them; a 401 stays as it is."""
+    """Convert errors below Livy's paths to Livy's format. A 401 is not converted."""
     if request.path.startswith("/api/"):
         return await handler(request)
     try:
@@ -80,7 +81,7 @@ async def livy_errors(request: web.Request, handler: base.Handler) -> web.Stream
     except IslandError as error:
         if not is_livy(request.path):
             raise
-        # Clients show `msg` to people; a 5xx would make some of them repeat the request for ever.
+        # Clients display `msg`. Some clients repeat a request without limit after a 5xx status.
         status = error.status if error.status < 500 or request.method == "GET" else 400
         return answer(ResponseMessage(f"Rejected, Reason: {error.line}"), 400 if status == 404 else status)
     except web.HTTPMethodNotAllowed as refusal:
@@ -96,42 +97,42 @@ async def livy_errors(request: web.Request, handler: base.Handler) -> web.Stream
 
 
 def answer(body: Any, status: int = 200, location: str = "") -> web.Response:
-    """A JSON answer with Livy's headers."""
+    """Return a JSON response with Livy's headers."""
     headers = {**JSON_HEADERS, "Location": location} if location else JSON_HEADERS
     return web.Response(status=status, body=msgspec.json.encode(body), headers=headers)
 
 
 def empty(status: int, kind: str = JSON_HEADERS["Content-Type"], **headers: str) -> web.Response:
-    """An answer without a body."""
+    """Return a response without a body."""
     return web.Response(status=status, headers={**SECURITY_HEADERS, "Content-Type": kind, **headers})
 
 
 def routes(jobs: Jobs, *, ui: bool = True) -> list[web.RouteDef]:
-    """Livy's resources; `ui=False` where another part serves `/` and `/ui`."""
+    """Return the routes of Livy's REST API; with `ui=False` without `/` and `/ui`."""
     gate = Gateway(jobs)
-    one, batch = "/sessions/{key}", "/batches/{key}"
+    session, batch = "/sessions/{key}", "/batches/{key}"
     found = [
         web.get("/version", gate.version),
         *(web.get(path, gate.list_sessions) for path in ("/sessions", "/sessions/")),
         *(web.post(path, gate.create_session) for path in ("/sessions", "/sessions/")),
-        web.get(one, gate.show_session),
-        web.delete(one, gate.delete_session),
-        web.get(one + "/state", gate.session_state),
-        web.get(one + "/log", gate.session_log),
-        web.post(one + "/connect", gate.connect),
-        web.post(one + "/interrupt", gate.interrupt),
-        web.post(one + "/stop", gate.stop),
-        web.post(one + "/completion", gate.complete),
-        web.get(one + "/statements", gate.list_statements),
-        web.post(one + "/statements", gate.post_statement),
-        web.get(one + "/statements/{statement}", gate.show_statement),
-        web.post(one + "/statements/{statement}/cancel", gate.cancel_statement),
-        *(web.post(f"{one}/{name}", gate.submit_job) for name in ("submit-job", "run-job")),
+        web.get(session, gate.show_session),
+        web.delete(session, gate.delete_session),
+        web.get(session + "/state", gate.session_state),
+        web.get(session + "/log", gate.session_log),
+        web.post(session + "/connect", gate.connect),
+        web.post(session + "/interrupt", gate.interrupt),
+        web.post(session + "/stop", gate.stop),
+        web.post(session + "/completion", gate.complete),
+        web.get(session + "/statements", gate.list_statements),
+        web.post(session + "/statements", gate.post_statement),
+        web.get(session + "/statements/{statement}", gate.show_statement),
+        web.post(session + "/statements/{statement}/cancel", gate.cancel_statement),
+        *(web.post(f"{session}/{name}", gate.submit_job) for name in ("submit-job", "run-job")),
         *(
-            web.post(f"{one}/{name}", gate.upload)
+            web.post(f"{session}/{name}", gate.upload)
             for name in ("upload-jar", "upload-pyfile", "upload-file", "add-jar", "add-pyfile", "add-file")
         ),
-        web.get(one + "/jobs/{job}", gate.show_job),
+        web.get(session + "/jobs/{job}", gate.show_job),
         *(web.get(path, gate.list_batches) for path in ("/batches", "/batches/")),
         *(web.post(path, gate.create_batch) for path in ("/batches", "/batches/")),
         web.get(batch, gate.show_batch),
@@ -143,7 +144,7 @@ def routes(jobs: Jobs, *, ui: bool = True) -> list[web.RouteDef]:
 
 
 class Gateway:
-    """Handlers of Livy's resources."""
+    """Handlers of Livy's REST API."""
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
@@ -151,16 +152,16 @@ class Gateway:
     # -- the root -------------------------------------------------------------------------------
 
     async def root(self, request: web.Request) -> web.Response:
-        """Livy sends people to its page."""
+        """`GET /`: redirects to the web page, as in Livy."""
         return empty(302, HTML_TYPE, Location=f"{request.scheme}://{request.host}/ui")
 
     async def ui(self, _request: web.Request) -> web.Response:
-        """A page, so that a browser sees something."""
-        text = "<!doctype html><title>island</title><h1>island</h1><p>Livy's REST is served here.</p>"
+        """`GET /ui`: a short page for browsers."""
+        text = "<!doctype html><title>island</title><h1>island</h1><p>This port serves Livy's REST API.</p>"
         return web.Response(text=text, headers={"Content-Type": HTML_TYPE, **SECURITY_HEADERS})
 
     async def version(self, _request: web.Request) -> web.Response:
-        """The Livy whose REST this is."""
+        """`GET /version`: the version of Livy whose REST API this is."""
         return answer(version_view("astrolab-island", "gateway"))
 
     # -- sessions -------------------------------------------------------------------------------
@@ -172,37 +173,37 @@ class Gateway:
         """`GET /sessions`."""
         start, size = page_bounds(request.query)
         total, found = await self._jobs.page(base.principal(request), "session", start, min(size, _LISTED))
-        views = [session_view(seen) for seen in await self._jobs.seen(found)]
+        views = [session_view(summary) for summary in await self._jobs.seen(found)]
         return answer(SessionPage(start, total, views))
 
     async def create_session(self, request: web.Request) -> web.Response:
-        """`POST /sessions`: journaled before it is answered, placed afterwards."""
-        asked = requests.session_request(await request.read())
+        """`POST /sessions`: the session is stored before the answer is sent, and placed afterwards."""
+        wanted = requests.session_request(await request.read())
         try:
-            job = await self._jobs.open_session(base.principal(request), asked, key=_key(request))
+            job = await self._jobs.open_session(base.principal(request), wanted, key=_key(request))
         except IslandError as error:
             raise _refused(error) from error
         return answer(session_view((await self._jobs.seen([job]))[0]), 201, f"/sessions/{job.local}")
 
-    async def _seen(self, request: web.Request, kind: str = "session") -> JobSummary:
+    async def _summary(self, request: web.Request, kind: str = "session") -> JobSummary:
         return await self._jobs.find_summary(base.principal(request), kind, id_or_name(request.match_info["key"]))
 
     async def show_session(self, request: web.Request) -> web.Response:
         """`GET /sessions/N`."""
-        return answer(session_view(await self._seen(request)))
+        return answer(session_view(await self._summary(request)))
 
     async def session_state(self, request: web.Request) -> web.Response:
         """`GET /sessions/N/state`."""
-        seen = await self._seen(request)
-        return answer(StateView(seen.job.local, seen.state))
+        summary = await self._summary(request)
+        return answer(StateView(summary.job.local, summary.state))
 
     async def session_log(self, request: web.Request) -> web.Response:
         """`GET /sessions/N/log`."""
-        seen = await self._seen(request)
-        return answer(log_page(seen.job.local, seen.log, request.query))
+        summary = await self._summary(request)
+        return answer(log_page(summary.job.local, summary.log, request.query))
 
     async def delete_session(self, request: web.Request) -> web.Response:
-        """`DELETE /sessions/N`: hidden at once, ended at its executor."""
+        """`DELETE /sessions/N`: the session is hidden at once, and ended at its executor."""
         await self._jobs.end(await self._job(request), deleted=True)
         return answer(DELETED)
 
@@ -211,12 +212,12 @@ class Gateway:
         return await self.show_session(request)
 
     async def interrupt(self, request: web.Request) -> web.Response:
-        """`POST /sessions/N/interrupt`: cancels its statements; the session stays."""
+        """`POST /sessions/N/interrupt`: cancels the statements of the session; the session continues."""
         await self._jobs.cancel_open_statements(await self._job(request))
         return answer(INTERRUPTED)
 
     async def stop(self, request: web.Request) -> web.Response:
-        """`POST /sessions/N/stop`: ends the session, which stays listed; answered once it has ended."""
+        """`POST /sessions/N/stop`: ends the session, which remains listed; waits up to `_STOP_S` for its end."""
         job = await self._job(request)
         await self._jobs.end(job, deleted=False)
         await self._jobs.settled(job, _STOP_S)
@@ -225,14 +226,14 @@ class Gateway:
     async def complete(self, request: web.Request) -> web.Response:
         """`POST /sessions/N/completion`."""
         job = await self._job(request)
-        asked = requests.completion_request(await request.read())
-        cursor = len(asked.code) if asked.cursor is None else asked.cursor
-        return answer(CompletionResponse(await self._jobs.complete(job, asked.code, asked.kind, cursor)))
+        wanted = requests.completion_request(await request.read())
+        cursor = len(wanted.code) if wanted.cursor is None else wanted.cursor
+        return answer(CompletionResponse(await self._jobs.complete(job, wanted.code, wanted.kind, cursor)))
 
     # -- statements -----------------------------------------------------------------------------
 
     async def list_statements(self, request: web.Request) -> web.Response:
-        """`GET /sessions/N/statements`: finished ones stay readable when the session is gone."""
+        """`GET /sessions/N/statements`: results stay available after the session has ended."""
         job = await self._job(request)
         found = await self._jobs.statements(job)
         shown: list[tuple[StatementRow, StatementReport]] = statement_page(found, request.query)
@@ -240,10 +241,10 @@ class Gateway:
         return answer({"total_statements": len(found), "statements": views})
 
     async def post_statement(self, request: web.Request) -> web.Response:
-        """`POST /sessions/N/statements`: stored before it is answered."""
+        """`POST /sessions/N/statements`: the statement is stored before the answer is sent."""
         job = await self._job(request)
-        asked = requests.statement_request(await request.read())
-        statement = await self._jobs.post(job, asked.code, asked.kind)
+        wanted = requests.statement_request(await request.read())
+        statement = await self._jobs.post(job, wanted.code, wanted.kind)
         location = f"/sessions/{job.local}/statements/{statement.number}"
         return answer(statement_view(statement, statement.report()), 201, location)
 
@@ -260,10 +261,10 @@ class Gateway:
         await self._jobs.cancel_statement(job, integer(request.match_info["statement"]))
         return answer(CANCELED)
 
-    # -- the job API: known, not served ---------------------------------------------------------
+    # -- the job API: not supported -------------------------------------------------------------
 
     async def submit_job(self, request: web.Request) -> web.Response:
-        """Refused, as Livy refuses a call without a job."""
+        """Refuse a job of the job API; without a job in the request, with the error that Livy has for that."""
         await self._job(request)
         try:
             body = msgspec.json.decode(await request.read() or b"{}")
@@ -272,14 +273,14 @@ class Gateway:
         raise requirement(JOB_API if isinstance(body, dict) and body.get("job") else "no job provided.")
 
     async def upload(self, request: web.Request) -> web.Response:
-        """Refused, as Livy refuses a call without a file."""
+        """Refuse an upload for the job API; without a file in the request, with the error that Livy has for that."""
         await self._job(request)
         if request.content_type.startswith("multipart/") or await request.read():
             raise requirement(JOB_API)
         raise LivyRefusal(400, "No file sent!")
 
     async def show_job(self, request: web.Request) -> web.Response:
-        """No job was ever submitted."""
+        """Answer that the job does not exist, because none can be submitted."""
         job = await self._job(request)
         if not job.live:
             raise not_active()
@@ -291,31 +292,31 @@ class Gateway:
         """`GET /batches`."""
         start, size = page_bounds(request.query)
         total, found = await self._jobs.page(base.principal(request), "batch", start, min(size, _LISTED))
-        views = [batch_view(seen) for seen in await self._jobs.seen(found)]
+        views = [batch_view(summary) for summary in await self._jobs.seen(found)]
         return answer(BatchPage(start, total, views))
 
     async def create_batch(self, request: web.Request) -> web.Response:
-        """`POST /batches`: journaled, with its file, before it is answered."""
-        asked = requests.batch_request(await request.read())
+        """`POST /batches`: the batch and its file are stored before the answer is sent."""
+        wanted = requests.batch_request(await request.read())
         try:
-            job = await self._jobs.submit_batch(base.principal(request), asked, key=_key(request))
+            job = await self._jobs.submit_batch(base.principal(request), wanted, key=_key(request))
         except IslandError as error:
             raise _refused(error) from error
         return answer(batch_view((await self._jobs.seen([job]))[0]), 201, f"/batches/{job.local}")
 
     async def show_batch(self, request: web.Request) -> web.Response:
         """`GET /batches/N`."""
-        return answer(batch_view(await self._seen(request, "batch")))
+        return answer(batch_view(await self._summary(request, "batch")))
 
     async def batch_state(self, request: web.Request) -> web.Response:
         """`GET /batches/N/state`."""
-        seen = await self._seen(request, "batch")
-        return answer(StateView(seen.job.local, seen.state))
+        summary = await self._summary(request, "batch")
+        return answer(StateView(summary.job.local, summary.state))
 
     async def batch_log(self, request: web.Request) -> web.Response:
         """`GET /batches/N/log`."""
-        seen = await self._seen(request, "batch")
-        return answer(log_page(seen.job.local, seen.log, request.query))
+        summary = await self._summary(request, "batch")
+        return answer(log_page(summary.job.local, summary.log, request.query))
 
     async def delete_batch(self, request: web.Request) -> web.Response:
         """`DELETE /batches/N`."""
@@ -323,18 +324,18 @@ class Gateway:
         return answer(DELETED)
 
 
-def session_view(seen: JobSummary) -> SessionView:
-    """A session in Livy's 23 keys."""
-    job = seen.job
+def session_view(summary: JobSummary) -> SessionView:
+    """Return a session as Livy shows it, with its 23 keys."""
+    job = summary.job
     request = msgspec.convert(job.request, SessionRequest)
     return SessionView(
         id=job.local,
         name=job.name,
         app_id=job.app_id or None,
-        state=seen.state,
+        state=summary.state,
         kind=job.work.language,
         app_info=_app_info(job),
-        log=core.short_log(seen.log),
+        log=core.short_log(summary.log),
         ttl=request.ttl,
         idle_timeout=request.idle_timeout,
         driver_memory=request.driver_memory,
@@ -348,21 +349,21 @@ def session_view(seen: JobSummary) -> SessionView:
     )
 
 
-def batch_view(seen: JobSummary) -> BatchView:
-    """A batch as Livy shows it."""
-    job = seen.job
+def batch_view(summary: JobSummary) -> BatchView:
+    """Return a batch as Livy shows it."""
+    job = summary.job
     return BatchView(
         id=job.local,
         name=job.name,
-        state=seen.state,
+        state=summary.state,
         app_id=job.app_id or None,
         app_info=_app_info(job),
-        log=core.short_log(seen.log),
+        log=core.short_log(summary.log),
     )
 
 
 def statement_view(statement: StatementRow, progress: StatementReport) -> dict[str, Any]:
-    """A statement in Livy's keys; a stored output goes out as it is."""
+    """Return a statement as Livy shows it; a stored output is sent unchanged."""
     output = progress.output
     return {
         "id": statement.number,
@@ -385,7 +386,7 @@ def _key(request: web.Request) -> str | None:
 
 
 def _refused(error: IslandError) -> IslandError:
-    """What is wrong with a request to create something, in Livy's form: 400, whatever kind of mistake it is."""
+    """Convert an error of the caller in a request that creates a session or batch to Livy's 400 answer."""
     if isinstance(error, LivyRefusal) or error.blame != "caller":
         return error
     return rejected(error.line)

@@ -1,4 +1,4 @@
-"""Which connection goes when too many have begun and not finished: the oldest of whoever has the most. No I/O."""
+"""Selects which unauthenticated connection is closed when there are too many. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class HalfOpen(Generic[K]):
-    """Connections that have not proved a key, by network address; at most `total`, and `per_address` of each."""
+    """Connections whose peer has not proved its key yet: at most `total`, and `per_address` per network address."""
 
     def __init__(self, total: int, per_address: int) -> None:
         self._total, self._per_address = total, per_address
@@ -24,10 +24,11 @@ class HalfOpen(Generic[K]):
         return key in self._address
 
     def add(self, key: K, address: str) -> K | None:
-        """Take in a newcomer; the connection that has to be closed for it, or None.
+        """Add a connection; return the connection that the caller has to close for it, or None.
 
-        An address at its limit loses its own oldest one. At the limit of all, the address with the most
-        loses its oldest one, so that a few addresses cannot push out everybody else.
+        If `address` has reached its limit, that is its oldest connection. Otherwise, if the total limit is
+        reached, it is the oldest connection of the address with the most connections, so that a few addresses
+        cannot displace all others.
         """
         network = network_of(address)
         victim: K | None = None
@@ -43,7 +44,7 @@ class HalfOpen(Generic[K]):
         return victim
 
     def remove(self, key: K) -> None:
-        """Forget a connection that is proved or over; one that is not known is none."""
+        """Remove a connection that is authenticated or closed; does nothing if it is not present."""
         network = self._address.pop(key, None)
         if network is not None:
             del self._by_address[network][key]
@@ -52,7 +53,7 @@ class HalfOpen(Generic[K]):
 
 
 def network_of(address: str) -> str:
-    """The part of an IP address that its holder cannot choose freely: all of IPv4, 64 bits of IPv6."""
+    """Return the part of an IP address that its holder cannot choose freely: all of IPv4, the first 64 bits of IPv6."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None:
         return str(ipaddress.IPv6Network((found, 64), strict=False))

@@ -1,4 +1,4 @@
-"""Who answers what: the handlers that the concerns register, and the errors they may raise."""
+"""Registry of the handlers for requests, pushes and streams of other islands."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ log = structlog.get_logger("island")
 
 
 class Handlers:
-    """The registered handlers, by kind."""
+    """The registered handlers, by kind. A handler may raise `IslandError`, which is sent to the other side."""
 
     def __init__(self) -> None:
         self._requests: dict[str, RequestHandler] = {}
         self._pushes: dict[str, PushHandler] = {}
         self._bulks: dict[str, BulkHandler] = {}
         self.relayed: set[str] = set()
-        """Kinds that are passed on for others: public reads only."""
+        """Kinds that this island relays for other islands: public reads only."""
 
     def add_request(self, kind: str, handler: RequestHandler) -> None:
-        """Register the handler of a request kind; one each."""
+        """Register the handler of a request kind; raises `IslandError` if the kind has one already."""
         _once(self._requests, kind, handler)
 
     def add_push(self, kind: str, handler: PushHandler) -> None:
-        """Register the handler of a push kind; one each."""
+        """Register the handler of a push kind; raises `IslandError` if the kind has one already."""
         _once(self._pushes, kind, handler)
 
     def add_bulk(self, kind: str, handler: BulkHandler) -> None:
-        """Register the handler of a bulk kind; one each."""
+        """Register the handler of a bulk kind; raises `IslandError` if the kind has one already."""
         _once(self._bulks, kind, handler)
 
     async def request(self, sender: IslandId, kind: str, body: bytes) -> bytes:
-        """The answer to a request; raises an `IslandError`, whatever the handler raised."""
+        """Return the answer to a request; exceptions of the handler are raised as `IslandError`."""
         if (handler := self._requests.get(kind)) is None:
             raise _unknown(kind)
         try:
             answer = await handler(sender, body)
         except IslandError:
             raise
-        except Exception as error:  # a bug in one handler is this island's fault, told as such
+        except Exception as error:  # an unexpected error of a handler is reported as an internal error of this island
             raise _bug(kind, error) from error
         if len(answer) > CONTROL_LIMIT:
             log.error("peer.answer_too_large", kind=kind, bytes=len(answer))
@@ -53,7 +53,7 @@ class Handlers:
         return answer
 
     async def push(self, sender: IslandId, kind: str, body: bytes) -> None:
-        """Take one push; one of an unknown kind is ignored."""
+        """Handle a push; an unknown kind is ignored. Exceptions of the handler are raised as `IslandError`."""
         if (handler := self._pushes.get(kind)) is None:
             return
         try:
@@ -64,7 +64,7 @@ class Handlers:
             raise _bug(kind, error) from error
 
     async def bulk(self, sender: IslandId, kind: str, body: bytes, stream: BulkStream) -> None:
-        """Serve one stream; raises an `IslandError`."""
+        """Serve a stream; exceptions of the handler are raised as `IslandError`."""
         if (handler := self._bulks.get(kind)) is None:
             raise _unknown(kind)
         try:
@@ -77,14 +77,18 @@ class Handlers:
 
 def _once(registry: dict[str, T], kind: str, handler: T) -> None:
     if kind in registry:
-        raise IslandError(f"two handlers for '{kind}'")
+        raise IslandError(f"'{kind}' already has a handler")
     registry[kind] = handler
 
 
 def _unknown(kind: str) -> NotFound:
-    return NotFound(f"this island does not know '{kind}'", hint="It may run another version.", code="unknown_kind")
+    return NotFound(
+        f"this island does not support '{kind}'", hint="It may run another version of island.", code="unknown_kind"
+    )
 
 
 def _bug(kind: str, error: Exception) -> IslandError:
-    log.error("peer.handler_bug", kind=kind, exc_info=error)
-    return IslandError("an internal error of this island", code="internal_error", hint="Its log says more.")
+    log.error("peer.handler_failed", kind=kind, exc_info=error)
+    return IslandError(
+        "an internal error of this island", code="internal_error", hint="See its log: event peer.handler_failed."
+    )

@@ -1,9 +1,9 @@
-"""How two islands prove their keys to each other: `protocols/peer-session-v1.md`, section 2.
+"""The handshake in which two islands authenticate each other: `protocols/peer-session-v1.md`, section 2.
 
 dialler → HELLO; listener → HELLO, PROOF; dialler → PROOF [, REDEEM]; listener → READY or ADMITTED.
-Both proofs are signatures over one transcript in which the roles, both hellos (with keys,
-nonces, network, class) and the hash of the listener's certificate stand: what is relayed
-under another certificate, replayed, or sent back to its signer does not verify.
+Each proof is a signature over a transcript that contains the role of the signer, both hellos (with
+keys, nonces, network, class) and the hash of the listener's certificate. A proof that is relayed
+under another certificate, replayed, or sent back to its signer therefore does not verify.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Role = Literal["dialler", "listener"]
 
 @dataclass(frozen=True, slots=True)
 class ProvenPeer:
-    """Who is at the other end, its key proved."""
+    """The island at the other end of a connection, which has proved its key."""
 
     island: IslandId
     name: str
@@ -53,20 +53,20 @@ class ProvenPeer:
 
 
 class WrongKey(PeerMisbehaved):
-    """Another island answered than the one that was dialled."""
+    """A different island answered than the one that was dialled."""
 
     code = "wrong_key"
 
     def __init__(self, expected: IslandId, found: IslandId) -> None:
         super().__init__(
-            f"the island there has another key ({found[:10]}) than the one expected ({expected[:10]})",
+            f"the island at this address has the key {found[:10]}, not the expected key {expected[:10]}",
             hint="The address now belongs to another island, or the connection is intercepted.",
         )
         self.found = found
 
 
 def transcript(role: Role, network: NetworkId, dialler: bytes, listener: bytes, certificate: bytes) -> bytes:
-    """What the proof of `role` signs; `dialler` and `listener` are the encoded hellos."""
+    """Return the bytes that `role` signs; `dialler` and `listener` are the encoded hellos."""
     first = codec.decode(dialler, Hello)
     second = codec.decode(listener, Hello)
     return codec.encode(
@@ -85,7 +85,7 @@ def transcript(role: Role, network: NetworkId, dialler: bytes, listener: bytes, 
 
 
 class Handshake:
-    """One side's part, over a connection whose TLS is made. One object a connection."""
+    """One side of the handshake, over an established TLS connection. Use one object per connection."""
 
     def __init__(
         self,
@@ -103,13 +103,13 @@ class Handshake:
     async def dial(
         self, session: SessionClass, expected: IslandId, certificate: bytes, *, ticket: bytes = b""
     ) -> ProvenPeer:
-        """The dialler's side of a control or bulk session, up to READY.
+        """Run the dialler's side of a control or bulk session, up to READY; return the listener.
 
         Raises `WrongKey`, `PeerRefused` (with the listener's reason) or `PeerMisbehaved`.
         """
         network = self._trust.network
         if network is None:
-            raise PeerMisbehaved("this island belongs to no network yet", code="no_network")
+            raise PeerMisbehaved("this island does not belong to an archipelago yet", code="no_network")
         mine = self._hello(session, network, ticket)
         theirs, hello = await self._open(mine, network, expected, certificate)
         peer = self._admitted(hello)
@@ -118,20 +118,23 @@ class Handshake:
         return peer
 
     async def redeem(self, network: NetworkId, expected: IslandId, certificate: bytes, secret: bytes) -> bytes:
-        """The dialler's side of a session of class `join`: the chain that the inviter gives."""
+        """Run the dialler's side of a session of class `join`; return the chain that the inviter issues.
+
+        Raises as `dial` does.
+        """
         mine = self._hello("join", network, b"")
         theirs, _ = await self._open(mine, network, expected, certificate)
         await self._send(FrameType.PROOF, self._prove("dialler", network, mine, theirs, certificate))
-        # Only now: the listener has proved the key that the invitation names, over this very connection.
+        # The secret is sent only after the listener has proved the key in the invitation on this connection.
         await self._send(FrameType.REDEEM, codec.encode(Redeem(secret=secret)))
         frame = await self._receive(FrameType.ADMITTED)
         return codec.decode(frame.payload, Admitted).chain
 
     async def listen(self, certificate: bytes, admit: Callable[[ProvenPeer], None]) -> ProvenPeer:
-        """The listener's side. `admit` may refuse a proved peer by raising an `IslandError`.
+        """Run the listener's side; return the dialler. `admit` may refuse it by raising `IslandError`.
 
-        A session of class `join` is over when this returns. Raises `PeerMisbehaved`, or what
-        `admit` raised; the dialler has been told why.
+        A session of class `join` is complete when this returns. Raises `PeerMisbehaved`, or the error
+        of `admit` or of the invitation, after sending it to the dialler.
         """
         try:
             return await self._listen(certificate, admit)
@@ -164,14 +167,14 @@ class Handshake:
     async def _open(
         self, mine: bytes, network: NetworkId, expected: IslandId, certificate: bytes
     ) -> tuple[bytes, Hello]:
-        """Say hello and believe the listener: its hello, its key, its proof, its network."""
+        """Exchange hellos and verify the listener's key, network and proof."""
         await self._send(FrameType.HELLO, mine)
         theirs = (await self._receive(FrameType.HELLO)).payload
         hello = codec.decode(theirs, Hello)
         if (found := island_id(hello.key)) != expected:
             raise WrongKey(expected, found)
         if hello.network != bytes.fromhex(network):
-            raise PeerMisbehaved("the listener is in another network", code="other_network")
+            raise PeerMisbehaved("the listener belongs to another archipelago", code="other_network")
         await self._check_proof(hello, transcript("listener", network, mine, theirs, certificate))
         return theirs, hello
 
@@ -193,25 +196,28 @@ class Handshake:
         )
 
     def _check_hello(self, hello: Hello) -> NetworkId:
-        """The network of a dialler's hello, which must be ours."""
+        """Check version, network and key in a dialler's hello; return the network, which is that of this island."""
         network = self._trust.network
         if network is None:
-            raise PeerMisbehaved(f"{self._trust.name} belongs to no archipelago yet", code="no_network")
+            raise PeerMisbehaved(f"{self._trust.name} does not belong to an archipelago yet", code="no_network")
         if hello.version != frames.VERSION:
             raise PeerMisbehaved(f"version {hello.version} of the protocol is not supported", code="version")
         if hello.network != bytes.fromhex(network):
             raise PeerMisbehaved(
-                f"{hello.name} is of another archipelago than {self._trust.name}", code="other_network"
+                f"{hello.name} and {self._trust.name} belong to different archipelagos", code="other_network"
             )
         if hello.key == key_bytes(self._identity.id):
             raise PeerMisbehaved("an island dialled itself", code="self")
         return network
 
     def _admitted(self, hello: Hello) -> ProvenPeer:
-        """The other side, whose key is proved, if its chain admits that key too."""
+        """Return the other side if its chain admits its key; raises `PeerMisbehaved` otherwise.
+
+        A session of class `join` has no chain yet.
+        """
         island = island_id(hello.key)
         if hello.session != "join" and self._trust.check_chain(hello.chain) != island:
-            raise PeerMisbehaved(f"{hello.name} shows the admission of another key", code="bad_chain")
+            raise PeerMisbehaved(f"{hello.name} sent the admission of another key", code="bad_chain")
         return ProvenPeer(
             island, hello.name, hello.session, hello.addresses, hello.ticket, hello.program, hello.instance
         )
@@ -236,16 +242,16 @@ class Handshake:
         if frame.type == FrameType.GOODBYE:
             raise refused(frame.payload)
         if frame.type != kind:
-            raise PeerMisbehaved(f"a frame {frame.type.name} where {kind.name} is due", code="out_of_order")
+            raise PeerMisbehaved(f"a frame {frame.type.name} instead of {kind.name}", code="out_of_order")
         return frame
 
 
 def refused(payload: bytes) -> PeerRefused:
-    """The error that another island sent."""
-    said = codec.decode(payload, Refusal)
-    return PeerRefused(_plain(said.message), hint=_plain(said.hint), code=said.code)
+    """Return the error that another island sent."""
+    refusal = codec.decode(payload, Refusal)
+    return PeerRefused(_plain(refusal.message), hint=_plain(refusal.hint), code=refusal.code)
 
 
 def _plain(text: str) -> str:
-    """Text of another island without what would move a terminal's cursor or colour its letters."""
+    """Replace the control characters in a text of another island, which could contain terminal escape sequences."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -1,6 +1,7 @@
-"""Connections to the user port: how many there may be, how long each may take, and which goes for a newer one.
+"""Limits for connections to the user port: their number, timeouts, and which one is closed for a new one.
 
-aiohttp closes idle connections only; a client that sends half a request could hold a descriptor for ever.
+aiohttp has a timeout for idle connections only. Without these limits, a client that sends half a request could
+hold a file descriptor without limit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from island.kernel.stranger_log import StrangerLog
 from island.net.api.base import Handler
 from island.net.limits import HttpLimits
 
-_FULL = b'{"error":"busy","message":"too many requests are under way","hint":"Try again in a moment.","status":503}'
+_FULL = b'{"error":"busy","message":"too many requests are being served","hint":"Try again in a moment.","status":503}'
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: 1\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(_FULL), _FULL)
@@ -22,23 +23,23 @@ BUSY = (
 
 
 class HttpConnections:
-    """All connections to one port. `accept` makes the protocol of a new one; `watch` is the outermost middleware."""
+    """All connections to one port. `accept` is the protocol factory; `watch` must be the outermost middleware."""
 
     def __init__(self, limits: HttpLimits) -> None:
         self.limits = limits
         self.strangers = StrangerLog()
         self._all: set[HttpConnection] = set()
-        # Oldest first. A connection in neither has a request that is being answered.
+        # Oldest first. A connection that is in neither dict has a request that is being served.
         self._half_open: dict[HttpConnection, None] = {}
         self._idle: dict[HttpConnection, None] = {}
 
     def accept(self, server: web.Server, **options: Any) -> HttpConnection:
-        """The protocol of a connection to `server`; `options` are those of `aiohttp.web.RequestHandler`."""
+        """Return the protocol of a new connection; `options` are those of `aiohttp.web.RequestHandler`."""
         return HttpConnection(self, server, keepalive_timeout=self.limits.idle_s, **options)
 
     @web.middleware
     async def watch(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Note when a request is complete but for its body, and when it is answered."""
+        """Record when the head of a request is complete, and when the request is answered."""
         connection = request.protocol
         assert isinstance(connection, HttpConnection)
         connection.request_began(request.content)
@@ -48,7 +49,7 @@ class HttpConnections:
             connection.request_ended()
 
     def has_room(self, newcomer: HttpConnection) -> bool:
-        """Count a new connection, and close the oldest that waits if there are too many; False if none waits."""
+        """Add a connection; above the limit, close the oldest one without a request, or return False if none."""
         self._all.add(newcomer)
         if len(self._all) <= self.limits.connections:
             return True
@@ -56,35 +57,35 @@ class HttpConnections:
         if oldest is None:
             self.strangers.warning("http.full", newcomer.address, connections=len(self._all))
             return False
-        oldest.drop("the oldest without a request is closed for a newer one")
+        oldest.drop("the connection limit was reached; this was the oldest connection without a request")
         return True
 
     def half_open(self, connection: HttpConnection) -> None:
-        """A request head is due."""
+        """Mark a connection as waiting for a request head."""
         self._idle.pop(connection, None)
         self._half_open[connection] = None
 
     def busy(self, connection: HttpConnection) -> None:
-        """A request is being answered."""
+        """Mark a connection as serving a request."""
         self._idle.pop(connection, None)
         self._half_open.pop(connection, None)
 
     def idle(self, connection: HttpConnection) -> None:
-        """Nothing is due."""
+        """Mark a connection as idle between two requests."""
         self._idle[connection] = None
 
     def is_idle(self, connection: HttpConnection) -> bool:
-        """Whether nothing was due."""
+        """Return whether a connection is idle."""
         return connection in self._idle
 
     def gone(self, connection: HttpConnection) -> None:
-        """Forget a connection."""
+        """Remove a connection that is closed."""
         self._all.discard(connection)
         self.busy(connection)
 
 
 class HttpConnection(web.RequestHandler):
-    """One connection, with a limit for a request's head and for pauses in its body."""
+    """A connection with a timeout for the head of a request, and one for pauses in its body."""
 
     __slots__ = ("_body", "_connections", "_heard", "_timer", "address")
 
@@ -98,7 +99,7 @@ class HttpConnection(web.RequestHandler):
         self.address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for a request head, or refuse when everything is busy."""
+        """Start the timeout for the first request head, or refuse the connection if all others are busy."""
         super().connection_made(transport)
         self.address = str((transport.get_extra_info("peername") or ("",))[0])
         if self._connections.has_room(self):
@@ -108,20 +109,20 @@ class HttpConnection(web.RequestHandler):
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Give the place to another."""
+        """Stop the timer and remove the connection."""
         self._set_timer(None)
         self._connections.gone(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Note when something came; the first byte after an answer begins another head."""
+        """Record the time; the first byte after an answer starts the timeout for the next head."""
         self._heard = self._loop.time()
         if data and self._connections.is_idle(self):
             self._head_is_due()
         super().data_received(data)
 
     def request_began(self, body: StreamReader) -> None:
-        """The head is complete; from now on its body is watched."""
+        """Stop the timeout for the head, and start that for pauses in the body."""
         self._connections.busy(self)
         self._set_timer(None)
         if not body.is_eof():
@@ -129,14 +130,14 @@ class HttpConnection(web.RequestHandler):
             self._set_timer(self._loop.call_later(self._connections.limits.stall_s, self._look_at_body))
 
     def request_ended(self) -> None:
-        """The request was answered; another may follow."""
+        """Mark the connection as idle after the answer."""
         self._set_timer(None)
         self._body = None
         if self.transport is not None:
             self._connections.idle(self)
 
     def drop(self, reason: str) -> None:
-        """Close the connection at once."""
+        """Abort the connection and log the reason."""
         self._connections.strangers.info("http.dropped", self.address, reason=reason)
         self._connections.gone(self)
         if self.transport is not None:
@@ -145,16 +146,16 @@ class HttpConnection(web.RequestHandler):
     def _head_is_due(self) -> None:
         seconds = self._connections.limits.head_s
         self._connections.half_open(self)
-        self._set_timer(self._loop.call_later(seconds, self.drop, f"no whole request head within {seconds:g} s"))
+        self._set_timer(self._loop.call_later(seconds, self.drop, f"no complete request head within {seconds:g} s"))
 
     def _look_at_body(self) -> None:
         if self._body is None or self._body.is_eof() or self.transport is None:
             return
         seconds = self._connections.limits.stall_s
-        # While reading is paused it is this side that is slow.
+        # While reading is paused, the pause is caused by this side.
         silent = self._loop.time() - self._heard if self.transport.is_reading() else 0.0
         if silent >= seconds:
-            self.drop(f"no byte of the request's body within {seconds:g} s")
+            self.drop(f"no data of the request's body within {seconds:g} s")
         else:
             self._set_timer(self._loop.call_later(seconds - silent, self._look_at_body))
 

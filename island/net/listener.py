@@ -1,4 +1,4 @@
-"""The peer port: accepts connections, bounds what strangers may hold, and makes their TLS."""
+"""The peer port: accepts connections, limits unauthenticated ones, and establishes TLS."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from island.net.half_open import HalfOpen
 from island.net.limits import PeerLimits
 
 READ_AHEAD = 512 * 1024
-"""Bytes that are read before they are asked for."""
+"""Buffer size of the stream reader, in bytes."""
 
 _BATCH = 32
 
 Accepted = Callable[[asyncio.StreamReader, asyncio.StreamWriter, str, Callable[[], None]], Awaitable[None]]
-"""Serves one connection: reader, writer, remote `host:port`, and what to call once its key is proved."""
+"""Serves a connection: reader, writer, remote `host:port`, and a function to call when the peer has proved its key."""
 
 
 class Listener:
-    """One bound port. `start` binds, `close` stops accepting."""
+    """The listening socket of the peer port. `start` binds it, `close` closes it."""
 
     def __init__(self, listen: str, context: ssl.SSLContext, limits: PeerLimits, accepted: Accepted) -> None:
         self._listen, self._context, self._limits, self._accepted = listen, context, limits, accepted
@@ -41,7 +41,10 @@ class Listener:
         self.port: int | None = None
 
     async def start(self, tasks: Tasks) -> None:
-        """Bind and accept; raises `ConfigError` when the port is in use or not of this machine."""
+        """Bind the port and accept connections.
+
+        Raises `ConfigError` if the port is in use or the address is not one of this machine.
+        """
         host, port = split_address(self._listen, "listen.peer")
         try:
             found = await asyncio.get_running_loop().getaddrinfo(
@@ -51,14 +54,15 @@ class Listener:
         except OSError as error:
             raise ConfigError(
                 f"listen.peer = '{self._listen}' cannot be bound: {error.strerror or error}",
-                hint="Another program has it, or the address is not of this machine: change [listen] in island.toml.",
+                hint="Another program uses the port, or the address is not one of this machine: change [listen] in "
+                "island.toml.",
             ) from error
         self.host, self.port = host, self._socket.getsockname()[1]
         self._tasks = tasks
         self._resume()
 
     async def close(self) -> None:
-        """Accept nothing more and free the port."""
+        """Stop accepting connections and close the port."""
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
@@ -69,7 +73,7 @@ class Listener:
             asyncio.get_running_loop().add_reader(self._socket, self._accept)
 
     def _accept(self) -> None:
-        """Take what waits at the port. A callback: a task that is cancelled could lose an accepted connection."""
+        """Accept waiting connections. A callback, because a cancelled task could lose an accepted connection."""
         for _ in range(_BATCH):
             if self._socket is None:
                 return
@@ -78,7 +82,7 @@ class Listener:
             except (BlockingIOError, ConnectionError, InterruptedError):
                 return
             except OSError as error:
-                # No descriptors left, most likely; what is there must go on.
+                # Most likely the process has no file descriptors left. Pause accepting; existing sessions continue.
                 self._strangers.warning("peer.accept_failed", self.host, error=str(error))
                 loop = asyncio.get_running_loop()
                 loop.remove_reader(self._socket)
@@ -89,7 +93,7 @@ class Listener:
 
     def _take(self, connection: socket.socket, source: str, port: int) -> None:
         if self._tasks is None or len(self._open) - len(self._half_open) >= self._limits.sessions:
-            self._strangers.warning("peer.full", source, sessions=self._limits.sessions)
+            self._strangers.warning("peer.session_limit_reached", source, sessions=self._limits.sessions)
             connection.close()
             return
         self._unserved.add(connection)
@@ -98,13 +102,13 @@ class Listener:
         self._open[connection] = source, task
         if (oldest := self._half_open.add(connection, source)) is not None:
             address, victim = self._open[oldest]
-            self._strangers.info("peer.not_accepted", address, error="its handshake was dropped for a newer one")
+            self._strangers.info("peer.not_accepted", address, error="too many handshakes; this was the oldest")
             victim.cancel()
 
     def _served(self, connection: socket.socket, _: object) -> None:
         del self._open[connection]
         self._half_open.remove(connection)
-        if connection in self._unserved:  # cancelled before its first step
+        if connection in self._unserved:  # the task was cancelled before its first step
             self._unserved.discard(connection)
             connection.close()
 
@@ -119,7 +123,7 @@ class Listener:
             self._strangers.info("peer.not_accepted", source, error=str(error) or type(error).__name__)
 
     async def _shake(self, connection: socket.socket, address: str) -> None:
-        """TLS and the proofs in `handshake_s`, then the session for as long as it lives."""
+        """Run TLS and the handshake within `handshake_s`, then the session without a time limit."""
         writer: asyncio.StreamWriter | None = None
         is_proved = False
         try:
@@ -137,7 +141,7 @@ class Listener:
             raise Unreachable(f"the handshake took longer than {self._limits.handshake_s:g} s") from error
         except asyncio.CancelledError:
             if writer is not None and not is_proved:
-                writer.transport.abort()  # dropped for a newer one, which needs the room now
+                writer.transport.abort()  # a newer connection needs its place now
             raise
         finally:
             if writer is not None:
@@ -147,7 +151,7 @@ class Listener:
 async def dial(
     address: str, context: ssl.SSLContext, limits: PeerLimits
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A TLS connection to `host:port`; raises `OSError`, `TimeoutError`, `ConfigError`."""
+    """Open a TLS connection to `host:port`; raises `OSError`, `TimeoutError` or `ConfigError`."""
     host, port = split_address(address, "address")
     async with asyncio.timeout(limits.connect_s):
         connection = await _connect(host, port)
@@ -174,7 +178,7 @@ async def _connect(host: str, port: int) -> socket.socket:
 
 
 async def _first_byte(connection: socket.socket, seconds: float) -> None:
-    """Wait until the other side has sent something, before TLS costs memory; closes the socket if that fails."""
+    """Wait for the first byte before memory is allocated for TLS; closes the socket on failure."""
     loop = asyncio.get_running_loop()
     heard = asyncio.Event()
     try:
@@ -186,7 +190,7 @@ async def _first_byte(connection: socket.socket, seconds: float) -> None:
             loop.remove_reader(connection)
     except TimeoutError as error:
         connection.close()
-        raise Unreachable(f"nothing was sent within {seconds:g} s") from error
+        raise Unreachable(f"no data were received within {seconds:g} s") from error
     except BaseException:
         connection.close()
         raise
@@ -195,7 +199,7 @@ async def _first_byte(connection: socket.socket, seconds: float) -> None:
 async def _encrypt(
     connection: socket.socket, context: ssl.SSLContext, seconds: float, *, listening: bool
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """TLS over a connected socket, which is closed if that fails."""
+    """Establish TLS over a connected socket; closes the socket on failure."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=READ_AHEAD, loop=loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
@@ -211,8 +215,8 @@ async def _encrypt(
     try:
         transport = await asyncio.shield(making)
     except asyncio.CancelledError:
-        # asyncio forgets to close a TLS transport that is cancelled before it has begun, in the
-        # first turns of the loop: let it begin, then cancel it.
+        # asyncio does not close a TLS transport that is cancelled before it has started, which takes up to
+        # two iterations of the event loop. Let it start, then cancel it.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         making.cancel()
@@ -228,7 +232,7 @@ async def _encrypt(
 
 
 async def hang_up(writer: asyncio.StreamWriter) -> None:
-    """Close a connection, politely for a moment, then for good."""
+    """Close a connection; abort it if it is not closed within half a second."""
     writer.close()
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(0.5):
@@ -237,7 +241,10 @@ async def hang_up(writer: asyncio.StreamWriter) -> None:
 
 
 async def own_addresses(host: str, port: int) -> list[str]:
-    """Where others can dial a port that is bound to `host`; every address of this machine for a wildcard."""
+    """Return the addresses at which others can dial a port that is bound to `host`, at most 8.
+
+    For a wildcard address these are the addresses of this machine.
+    """
     if host not in {"0.0.0.0", "::", "*"}:
         return [join_address(host, port)]
     hosts = {_source(socket.AF_INET, "192.0.2.1")}
@@ -252,12 +259,12 @@ async def own_addresses(host: str, port: int) -> list[str]:
 
 
 def join_address(host: str, port: int) -> str:
-    """`host:port`, with brackets around an IPv6 address."""
+    """Return `host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _source(family: int, target: str) -> str:
-    # Connecting a datagram socket sends nothing; it only asks the routing table for our address.
+    # Connecting a datagram socket sends no packet. It only selects the local address for the route to `target`.
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((target, 9))
         return str(probe.getsockname()[0])
@@ -268,7 +275,7 @@ def _bound(family: int, address: object) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)  # type: ignore[arg-type]  # what getaddrinfo gives is what bind takes
+        made.bind(address)  # type: ignore[arg-type]  # an address from getaddrinfo
         made.listen(128)
         made.setblocking(False)
     except OSError:

@@ -1,4 +1,4 @@
-"""Keeps a control session with every known island: dials, and redials for ever."""
+"""Keeps control sessions with the known islands: dials them, and redials with backoff."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ _LOOK_S = 2.0
 
 
 class PeerDialler(Protocol):
-    """What the mesh asks of the sessions."""
+    """The operations on peer sessions that the mesh needs."""
 
     def targets(self) -> Mapping[IslandId, list[str]]:
-        """The islands to have a session with, and where they can be dialled."""
+        """Return the islands with which to keep a session, and their addresses."""
 
     def name(self, island: IslandId) -> str:
-        """What people call an island."""
+        """Return the name of an island for messages."""
 
     async def until_unlinked(self, island: IslandId) -> None:
-        """Wait while there is a control session with an island."""
+        """Wait until there is no control session with an island."""
 
     def paused(self, island: IslandId) -> float:
-        """Seconds for which an offender is not dialled."""
+        """Return for how many seconds an island is not dialled because it violated the protocol; 0 if it did not."""
 
     async def dial_control(self, island: IslandId, addresses: list[str]) -> None:
-        """Make a control session; raises an `IslandError`."""
+        """Establish a control session; raises `IslandError`."""
 
 
 @dataclass(slots=True)
 class _Dialling:
-    """One dialling loop between two of its steps."""
+    """State of one dialling loop."""
 
     wake: Signal
     failures: int = 0
-    said: str = ""
+    last_error: str = ""
 
 
 class Mesh:
-    """One dialling loop an island, at most `limits.mesh` of them."""
+    """The dialling loops: one per island, at most `limits.mesh`."""
 
     def __init__(self, sessions: PeerDialler, limits: PeerLimits, rng: Rng) -> None:
         self._sessions, self._limits, self._rng = sessions, limits, rng
@@ -58,11 +58,14 @@ class Mesh:
         self._soon = Signal()
 
     def connect_soon(self) -> None:
-        """Addresses may have changed: look now, and dial those at once."""
+        """Read the addresses now instead of at the next interval, and dial islands whose addresses have changed."""
         self._soon.set()
 
     async def look(self, tasks: Tasks) -> None:
-        """Start and wake dialling loops as addresses come and change; then wait for the next change."""
+        """Start dialling loops for new islands and wake those whose addresses have changed; then wait.
+
+        The wait ends after two seconds, or with `connect_soon`.
+        """
         targets = self._sessions.targets()
         for island in self._chosen(targets):
             if self._wanted.get(island) == targets[island]:
@@ -87,33 +90,36 @@ class Mesh:
         return (kept + fresh)[: self._limits.mesh]
 
     async def _keep(self, island: IslandId, dialling: _Dialling) -> object:
-        """Dial once, when there is no session; then wait until there is none again, or until the next try."""
+        """Wait until there is no session, then dial once. After a failure wait for the backoff."""
         wake = dialling.wake
         await self._sessions.until_unlinked(island)
-        # A loop whose island went and came again has been replaced by another, with a signal of its own.
+        # An island that was removed and added again has a new loop with its own signal; this loop ends.
         if self._wake.get(island) is not wake:
             return ENDED
         if (pause := self._sessions.paused(island)) > 0:
             return await wake.wait(pause)
         try:
             await self._sessions.dial_control(island, self._wanted[island])
-            dialling.failures, dialling.said = 0, ""
-            # A short pause before the first redial, so that two that lost each other do not collide.
+            dialling.failures, dialling.last_error = 0, ""
+            # A random pause before the first redial, so that the two islands do not dial each other at the same time.
             await self._sessions.until_unlinked(island)
             await wake.wait(0.5 * self._limits.redial_base_s * self._rng.random())
         except IslandError as error:
             dialling.failures += 1
             text, failures = error.message, dialling.failures
-            report = log.info if text != dialling.said else log.debug
+            report = log.info if text != dialling.last_error else log.debug
             report("peer.dial_failed", peer=self._sessions.name(island), key=island, error=text, failures=failures)
-            dialling.said = text
+            dialling.last_error = text
             base, cap = self._limits.redial_base_s, self._limits.redial_cap_s
             await wake.wait(backoff(failures, self._rng, base=base, cap=cap))
         return None
 
 
 async def first_that_works(addresses: list[str], dial: Callable[[str], Awaitable[None]], what: str) -> None:
-    """Try addresses one after the other; raises the only error, or one that tells all."""
+    """Try addresses one after the other until `dial` succeeds for one; `what` names the island in messages.
+
+    Raises `IslandError` with the reasons if it succeeds for none.
+    """
     problems: list[tuple[str, IslandError]] = []
     for address in addresses:
         try:
@@ -131,9 +137,9 @@ def _summary(problems: list[tuple[str, IslandError]], what: str) -> IslandError:
             f"{what} has no address that can be dialled",
             hint="It may be configured to dial out only; then it connects by itself.",
         )
-    told = "; ".join(f"{address}: {error.message}" for address, error in problems)
-    # The reason of an island that did answer says more than those of addresses where nobody did.
-    spoke = next((error for _, error in problems if not isinstance(error, Unreachable)), problems[0][1])
-    if len(problems) == 1 or not isinstance(spoke, Unreachable):
-        return spoke
-    return Unreachable(f"{what} does not answer ({told})", hint=spoke.hint)
+    reasons = "; ".join(f"{address}: {error.message}" for address, error in problems)
+    # The error of an island that answered is more specific than those of addresses that do not answer.
+    best = next((error for _, error in problems if not isinstance(error, Unreachable)), problems[0][1])
+    if len(problems) == 1 or not isinstance(best, Unreachable):
+        return best
+    return Unreachable(f"{what} does not answer ({reasons})", hint=best.hint)

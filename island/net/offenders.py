@@ -1,4 +1,4 @@
-"""Islands that broke the protocol: the first violation is tolerated, further ones lead to a pause."""
+"""Islands that violated the protocol: the first violation is tolerated, further ones lead to a pause."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _REMEMBERED = 1000
 
 
 class Offenders:
-    """Counts offences by island on the monotonic clock."""
+    """Counts violations per island. A violation is forgotten after an hour without another one."""
 
     def __init__(self, clock: Clock, limits: PeerLimits) -> None:
         self._clock, self._limits = clock, limits
         self._known: dict[IslandId, tuple[int, float]] = {}
 
     def add(self, island: IslandId) -> float:
-        """One more offence; the seconds for which the island is now left alone."""
+        """Record a violation; return for how many seconds the island is paused, 0 after the first violation."""
         count, at = self._known.pop(island, (0, 0.0))
         now = self._clock.monotonic()
         count = 1 if now - at > _FORGET_S else count + 1
@@ -29,7 +29,7 @@ class Offenders:
         return self.pause(island)
 
     def pause(self, island: IslandId) -> float:
-        """Seconds that are left of an offender's pause; 0 for others."""
+        """Return the remaining seconds of an island's pause; 0 if it is not paused."""
         count, at = self._known.get(island, (0, 0.0))
         if count < 2:
             return 0.0
@@ -37,10 +37,10 @@ class Offenders:
         return max(0.0, at + float(length) - self._clock.monotonic())
 
     def check(self, island: IslandId) -> None:
-        """Raise `Denied` while an offender's pause lasts."""
+        """Raise `Denied` if an island is paused."""
         if (left := self.pause(island)) > 0:
             raise Denied(
-                f"this island broke the protocol repeatedly; try again in {left:.0f} s",
+                f"this island violated the protocol repeatedly; try again in {left:.0f} s",
                 hint="The reason is in the logs of both islands: event peer.misbehaved.",
                 code="paused",
             )

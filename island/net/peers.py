@@ -1,7 +1,7 @@
-"""The other islands over TLS: the implementation of `kernel.ports.Peers`.
+"""Sessions with other islands over TLS: the implementation of `kernel.ports.Peers`.
 
-Keeps one control session with each, makes bulk sessions as they are needed, and passes
-public reads on for two islands that cannot dial each other. `protocols/peer-session-v1.md`.
+Keeps one control session with each known island, opens bulk sessions when they are needed, and relays
+public reads between islands that cannot dial each other. Specification: `protocols/peer-session-v1.md`.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ from island.trust.service import Trust
 T = TypeVar("T")
 log = structlog.get_logger("island")
 
-LINKS = gauge("peer_links", "Live control sessions with other islands")
+LINKS = gauge("peer_links", "Number of control sessions with other islands")
 
 RELAYED = frozenset({"chunks", "gossip.blob", "stream.describe", "stream.read"})
-"""Kinds that read only what is public to every member, and so may be passed on by default."""
+"""Kinds that are relayed by default, because they read only data that every member may read."""
 
 _DIAL_BACK, _ROUTE = "session.dial", "session.route"
 
 
 class TlsPeers:
-    """Sessions of this island with the others. Register handlers, `start`, and at the end `stop`.
+    """Sessions of this island with other islands. Register handlers first, then call `start`, and `stop` at the end.
 
-    `addresses()` says where the known islands can be dialled; call `connect_soon` when it changes.
+    `addresses()` returns the addresses of the known islands; call `connect_soon` when they change.
     """
 
     def __init__(
@@ -115,16 +115,20 @@ class TlsPeers:
     # --- kernel.ports.Peers ------------------------------------------------------------------
 
     def links(self) -> list[Link]:
-        """The live control sessions, sorted by island."""
+        """Return the current control sessions, sorted by island."""
         return [self._as_link(self._control[island]) for island in sorted(self._control)]
 
     def link(self, island: IslandId) -> Link | None:
-        """The live control session with one island."""
+        """Return the current control session with an island, or None."""
         session = self._control.get(island)
         return self._as_link(session) if session else None
 
     async def request(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> bytes:
-        """One request and its answer; kinds that may be passed on go through a third where need be."""
+        """Send a request and return its answer; `timeout` is in seconds.
+
+        Without a session, a kind that may be relayed is sent through a third island. Raises `Unreachable`, or
+        `PeerRefused` with the error of the other island.
+        """
         if (session := self._control.get(to)) is not None:
             return await session.request(RequestHead(kind=kind), body, timeout)
         if kind in self._handlers.relayed and (via := await self._route(to)) is not None:
@@ -133,13 +137,17 @@ class TlsPeers:
         raise self._unreachable(to)
 
     def push(self, to: IslandId, kind: str, body: bytes) -> bool:
-        """Send one message without an answer; False if there is no session or its queue is full."""
+        """Send a message without an answer; return False if there is no session or its queue is full."""
         session = self._control.get(to)
         return session is not None and session.push(kind, body)
 
     @contextlib.asynccontextmanager
     async def bulk(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> AsyncIterator[BulkStream]:
-        """Open a stream with `to`, over a session of its own, of the other side, or through a third."""
+        """Open a stream with `to`; `timeout` (seconds) applies to opening it.
+
+        Uses an existing bulk session, dials one, asks the other side to dial one, or relays the stream through a
+        third island if `kind` may be relayed. Raises `Unreachable`.
+        """
         session, stream = await self._open_stream(to, kind, body, timeout)
         try:
             yield stream
@@ -147,7 +155,7 @@ class TlsPeers:
             session.release(stream)
 
     def on_request(self, kind: str, handler: RequestHandler, *, relay: bool = False) -> None:
-        """Register a handler; `relay` marks a public read, which may be passed on for others."""
+        """Register the handler of a request kind; `relay` marks a public read, which is relayed for other islands."""
         self._handlers.add_request(kind, handler)
         if relay:
             self._handlers.relayed.add(kind)
@@ -163,22 +171,22 @@ class TlsPeers:
             self._handlers.relayed.add(kind)
 
     def on_link(self, listener: LinkListener) -> None:
-        """Be told synchronously of each control session made (True) or lost (False)."""
+        """Register a function that is called when a control session is established (True) or lost (False)."""
         self._listeners.append(listener)
 
-    # --- life ----------------------------------------------------------------------------------
+    # --- start and stop ------------------------------------------------------------------------
 
     @property
     def port(self) -> int | None:
-        """The port that is bound; None for an island that only dials out."""
+        """The peer port; None for an island that only dials out."""
         return self._listener.port if self._listener else None
 
     def local_addresses(self) -> list[str]:
-        """Where others can dial this island; empty if it does not listen."""
+        """Return the addresses at which others can dial this island; empty if it has no peer port."""
         return list(self._own)
 
     async def start(self, tasks: Tasks) -> None:
-        """Bind the peer port and keep the mesh; raises `ConfigError` when the port is in use."""
+        """Bind the peer port and start dialling; raises `ConfigError` if the port cannot be bound."""
         self._tasks = tasks
         if self._listener is not None:
             await self._listener.start(tasks)
@@ -186,7 +194,7 @@ class TlsPeers:
         tasks.forever("peers.mesh", functools.partial(self._mesh.look, tasks), rng=self._rng)
 
     async def stop(self) -> None:
-        """Say goodbye to everybody and free the port, within two seconds."""
+        """Close the peer port and end all sessions, within two seconds."""
         self._stopped = True
         if self._listener is not None:
             await self._listener.close()
@@ -198,26 +206,26 @@ class TlsPeers:
                     await self._links_changed.after(self._links_changed.version)
 
     def connect_soon(self) -> None:
-        """Addresses have changed: dial now."""
+        """Dial now, because addresses have changed."""
         self._not_there.clear()
         self._mesh.connect_soon()
 
     def misbehaved(self, island: IslandId, error: PeerMisbehaved) -> None:
-        """End the sessions of an island whose answers turned out to be false."""
+        """End all sessions with an island that sent wrong data."""
         if first := next((each for each in self._all if each.island == island), None):
-            first.end(error)  # which ends the others too
+            first.end(error)  # `_ended` then ends the others
 
     async def join(self, invitation: str) -> IslandId:
-        """Redeem an invitation at its inviter, adopt its network, wait until linked with it; who it is.
+        """Redeem an invitation, adopt its network, and wait until linked with the inviter; return the inviter.
 
-        Raises `BadInput` (not an invitation, or no longer good), `Conflict` (in another network
-        already), `Unreachable`, or `WrongKey`.
+        Raises `BadInput` (not an invitation), `Conflict` (this island belongs to another network), `PeerRefused`
+        (the inviter refused the invitation), `Unreachable`, or `WrongKey`.
         """
         given = self._trust.parse_invitation(invitation)
         network, inviter = core.network_id(given.genesis), island_id(given.inviter)
         core.check_adoption(self._trust.network, network)
         if inviter == self.me:
-            raise BadInput("this island made that invitation itself", hint="Give it to the island that is to join.")
+            raise BadInput("this island made the invitation itself", hint="Use it at the island that is to join.")
         self._names.setdefault(inviter, given.name)
         if self._trust.network is None:
             redeem = functools.partial(self._redeem_at, network, inviter, given.secret)
@@ -241,7 +249,7 @@ class TlsPeers:
                 while island not in self._control:
                     seen = await self._links_changed.after(seen)
                 return
-        why = self._last_error.get(island, "no address of it answers")
+        why = self._last_error.get(island, "none of its addresses answers")
         raise Unreachable(
             f"the invitation was accepted, but there is no session with {name} yet: {why}",
             hint="This island keeps trying; `island peer ls` shows when it is linked.",
@@ -250,7 +258,7 @@ class TlsPeers:
     # --- dialling -------------------------------------------------------------------------------
 
     def targets(self) -> Mapping[IslandId, list[str]]:
-        """Whom to keep a session with: everybody known who has an address, once there is a network."""
+        """Return the islands with which to keep a session: known ones with addresses; none before joining a network."""
         if self._trust.network is None or self._stopped:
             return {}
         known = dict(self._known())
@@ -262,21 +270,21 @@ class TlsPeers:
         return {island: merged[island] for island in sorted(merged) if merged[island]}
 
     def name(self, island: IslandId) -> str:
-        """What an island called itself, or the beginning of its key."""
+        """Return the name that an island gave itself, or its key prefix."""
         return self._names.get(island, island[:10])
 
     async def until_unlinked(self, island: IslandId) -> None:
-        """Wait while there is a control session with an island."""
+        """Wait until there is no control session with an island."""
         seen = self._links_changed.version
         while island in self._control:
             seen = await self._links_changed.after(seen)
 
     def paused(self, island: IslandId) -> float:
-        """Seconds for which an offender is left alone."""
+        """Return for how many seconds an island is not dialled because it violated the protocol."""
         return self._offenders.pause(island)
 
     async def dial_control(self, island: IslandId, addresses: list[str]) -> None:
-        """Make a control session at the first address that works."""
+        """Establish a control session at the first address that works; raises `IslandError`."""
         there = [each for each in addresses if (island, each) not in self._not_there]
         connect = functools.partial(self._dial, island, "control", b"")
         try:
@@ -286,7 +294,7 @@ class TlsPeers:
             raise
 
     async def _dial(self, island: IslandId, session: SessionClass, ticket: bytes, address: str) -> None:
-        """Dial one address, and leave the session running in a task of its own."""
+        """Dial an address; the session then runs in a separate task."""
         assert self._tasks is not None
         made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks.spawn("peers.session", self._run_dialled(island, session, ticket, address, made))
@@ -322,10 +330,10 @@ class TlsPeers:
 
     @contextlib.asynccontextmanager
     async def _connected(self, address: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]]:
-        """A TLS connection with the hash of its certificate; failures become `Unreachable`."""
+        """Open a TLS connection and return it with the hash of the certificate; failures become `Unreachable`."""
         try:
             reader, writer = await dial(address, self._dialling, self._limits)
-        except (OSError, TimeoutError, ConfigError, ValueError) as error:  # ValueError: no host could be called so
+        except (OSError, TimeoutError, ConfigError, ValueError) as error:  # ValueError: not a valid host name
             raise Unreachable(f"{address} cannot be dialled: {_reason(error)}", hint=_dial_hint(address)) from error
         try:
             yield reader, writer, tls.presented_certificate_hash(writer.get_extra_info("ssl_object"))
@@ -353,16 +361,16 @@ class TlsPeers:
         await self._run(self._adopt(peer, reader, writer, dialled=False, address=address))
 
     def _admit(self, peer: ProvenPeer) -> None:
-        """Refuse a peer whose key is proved but that is not wanted now."""
+        """Refuse an authenticated peer that is paused or has a wrong ticket, or if this island stops or is busy."""
         self._offenders.check(peer.island)
         if self._stopped:
             raise Unreachable(f"{self._trust.name} stops", code="stops")
         if peer.session == "bulk" and peer.ticket:
             asked = self._tickets.get(peer.ticket)
             if asked is None or asked[0] != peer.island:
-                raise PeerMisbehaved(f"{peer.name} shows a ticket that was not given to it", code="bad_ticket")
+                raise PeerMisbehaved(f"{peer.name} sent a ticket that was not issued to it", code="bad_ticket")
         elif peer.session == "bulk" and len(self._bulk.get(peer.island, ())) >= 4:
-            raise Unreachable("enough bulk sessions are open", code="busy")
+            raise Unreachable("too many bulk sessions are open", code="busy")
 
     async def _run(self, session: PeerSession) -> None:
         self._running += 1
@@ -372,7 +380,7 @@ class TlsPeers:
             self._running -= 1
             self._links_changed.touch()
 
-    # --- sessions that are made and lost -----------------------------------------------------------
+    # --- sessions that start and end ---------------------------------------------------------------
 
     def _adopt(
         self,
@@ -407,13 +415,13 @@ class TlsPeers:
     def _link(self, session: ControlSession) -> None:
         current = self._control.get(session.island)
         if current is not None and current.dialled != session.dialled and _same_start(current, session):
-            # Both have dialled at once: both keep the one that the lower key dialled.
+            # Both islands have dialled at the same time: both keep the session that the lower key dialled.
             keep, leave = (current, session) if current.dialled == (self.me < session.island) else (session, current)
             self._control[session.island] = keep
             leave.retire()
             return
         if current is not None:
-            # The other side would not have dialled again if it still had that session.
+            # The other side has lost the current session, otherwise it would not have dialled again.
             current.end(Unreachable("another session has replaced this one", code="replaced"))
         self._control[session.island] = session
         self._last_error.pop(session.island, None)
@@ -454,8 +462,8 @@ class TlsPeers:
         for listener in self._listeners:
             try:
                 listener(island, up)
-            except Exception:  # a bug in one listener must not cost the others, or the session
-                log.exception("peer.listener_bug", peer=self.name(island), key=island)
+            except Exception:  # a faulty listener must not affect the session or other listeners
+                log.exception("peer.listener_failed", peer=self.name(island), key=island)
 
     def _learn(self, island: IslandId, addresses: Collection[str]) -> None:
         if addresses and self._learned.get(island) != list(addresses):
@@ -509,7 +517,7 @@ class TlsPeers:
         raise self._unreachable(to)
 
     async def _bulk_session(self, to: IslandId, timeout: float) -> BulkSession:
-        """A live bulk session with `to`: one there is, one that is dialled, or one that is asked for."""
+        """Return a bulk session with `to`: an existing one, a dialled one, or one that the other side dials."""
         async with self._bulk_making.setdefault(to, asyncio.Lock()):
             if live := [each for each in self._bulk.get(to, []) if not each.retired]:
                 return live[-1]
@@ -522,7 +530,8 @@ class TlsPeers:
                 await first_that_works(addresses, connect, self.name(to))
             except IslandError as error:
                 if control is None or control.over is not None:
-                    # Whoever asked for a stream must not take the blame for what answers at an address.
+                    # Not the original error: a `PeerMisbehaved` about an address would be blamed on the island that
+                    # requested the stream.
                     raise Unreachable(error.message, hint=error.hint, code=error.code) from error
                 return await self._ask_dial_back(control, timeout)
             if not (live := self._bulk.get(to, [])):
@@ -530,12 +539,12 @@ class TlsPeers:
             return live[-1]
 
     def _bulk_addresses(self, to: IslandId, control: ControlSession | None) -> list[str]:
-        """Where to dial a bulk session, best first: where the control session was dialled."""
+        """Return addresses for a bulk session; the address at which the control session was dialled comes first."""
         first = [control.address] if control is not None and control.dialled else []
         return list(dict.fromkeys([*first, *self.targets().get(to, [])]))
 
     async def _ask_dial_back(self, control: ControlSession, timeout: float) -> BulkSession:
-        """Have the other side dial a bulk session to us, and wait for it; raises `Unreachable`."""
+        """Ask the other side to dial a bulk session to this island, and wait for it; raises `Unreachable`."""
         if self.port is None:
             raise Unreachable(f"neither {self._trust.name} nor {control.peer.name} can dial the other", code="no_route")
         ticket = self._rng.bytes(16)
@@ -548,7 +557,7 @@ class TlsPeers:
                 return await made
         except (TimeoutError, PeerRefused) as error:
             why = f": {error.message}" if isinstance(error, PeerRefused) else ""
-            raise Unreachable(f"{control.peer.name} was asked for a bulk session and made none{why}") from error
+            raise Unreachable(f"{control.peer.name} was asked to dial a bulk session and did not{why}") from error
         finally:
             made.cancel()
             del self._tickets[ticket]
@@ -561,7 +570,7 @@ class TlsPeers:
         return b""
 
     async def _route(self, to: IslandId) -> ControlSession | None:
-        """The control session with an island that is linked with `to`, nearest first."""
+        """Return a control session with an island that is linked with `to`, or None; asks the nearest islands first."""
         for session in sorted(self._control.values(), key=lambda each: (each.rtt or 1.0, each.island))[:8]:
             with contextlib.suppress(IslandError):
                 if await session.request(RequestHead(kind=_ROUTE), key_bytes(to), 2.0) == b"\x01":
@@ -573,11 +582,11 @@ class TlsPeers:
 
     def _unreachable(self, to: IslandId) -> Unreachable:
         if to == self.me:
-            return Unreachable("an island has no session with itself")
+            return Unreachable("an island cannot have a session with itself")
         why = self._last_error.get(to)
         return Unreachable(
             f"there is no session with {self.name(to)}" + (f": {why}" if why else ""),
-            hint="This island keeps trying; `island peer ls` shows the state of each.",
+            hint="This island keeps trying; `island peer ls` shows the state of each island.",
         )
 
     def _as_link(self, session: ControlSession) -> Link:
@@ -593,7 +602,7 @@ class TlsPeers:
 
 
 class _Timed:
-    """A dialler's handshake under a time limit; to exceed it is an error of the other side."""
+    """A dialler's handshake with a timeout, after which it raises `Unreachable`."""
 
     def __init__(self, shake: Handshake, seconds: float) -> None:
         self._shake, self._seconds = shake, seconds
@@ -613,17 +622,17 @@ class _Timed:
 
 
 def _same_start(one: PeerSession, other: PeerSession) -> bool:
-    """Whether two sessions are with the same start of the other island's program."""
+    """Return whether two sessions are with the same run of the other island's program."""
     return one.peer.instance == other.peer.instance
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return f"no TLS as islands speak it ({error.reason or 'cut off'})"
+        return f"TLS failed ({error.reason or 'connection closed'})"
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return "timed out"
     if isinstance(error, socket.gaierror):
-        return "that host name is not known"
+        return "unknown host name"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno).lower()
     return str(error) or type(error).__name__
@@ -632,5 +641,5 @@ def _reason(error: Exception) -> str:
 def _dial_hint(address: str) -> str:
     with contextlib.suppress(ConfigError):
         if is_loopback(split_address(address)[0]):
-            return "That address means this machine only: the other island must set listen.peer and listen.advertise."
-    return "Is the other island running, and may its peer port be reached from here?"
+            return "This is a loopback address: the other island must set listen.peer and listen.advertise."
+    return "Check that the other island is running and that a firewall does not block its peer port."

@@ -1,6 +1,6 @@
-"""Passing on what one island asks of another that it cannot reach: public reads only, bounded.
+"""Relaying requests between two islands that cannot reach each other; limited to public reads.
 
-Who began is the word of the one that passes on, so a handler sees the relay as the sender.
+The origin of a relayed request is only claimed by the relay, so a handler sees the relay as the sender.
 """
 
 from __future__ import annotations
@@ -14,40 +14,43 @@ from island.net.bulk import SessionStream
 from island.net.frames import MAX_HOPS, RequestHead
 
 TIMEOUT_S = 30.0
-"""How long the next island may take to answer what is passed on."""
+"""Timeout for the answer of the next island to a relayed request, in seconds."""
 
 
 def check_relay(head: RequestHead, relayed: Collection[str]) -> IslandId:
-    """For whom a request is; raises `Denied` if its kind is not passed on or it went too far."""
+    """Return the destination of a request; raises `Denied` if its kind is not relayed or it was relayed already."""
     if head.kind not in relayed:
-        raise Denied(f"'{head.kind}' is not passed on for others", code="not_relayed")
+        raise Denied(f"'{head.kind}' is not relayed for other islands", code="not_relayed")
     if head.hops >= MAX_HOPS:
-        raise Denied(f"passed on {MAX_HOPS} times already", code="too_many_hops")
+        raise Denied("the request was relayed before", code="too_many_hops")
     return island_id(head.to)
 
 
 def onward(head: RequestHead, sender: IslandId) -> RequestHead:
-    """The head for the next island."""
+    """Return the head for the next island."""
     return RequestHead(kind=head.kind, to=head.to, origin=head.origin or key_bytes(sender), hops=head.hops + 1)
 
 
-async def pump(one: SessionStream, other: SessionStream) -> None:
-    """Carry blocks both ways until `other`, the serving side, has ended. Each side's credit bounds it."""
+async def pump(requester: SessionStream, server: SessionStream) -> None:
+    """Relay blocks in both directions until `server` has ended; flow control limits the memory.
+
+    Raises the `IslandError` with which `server` ended.
+    """
     forward = asyncio.Event()
 
     async def carry_there() -> None:
         try:
-            await _carry(one, other)
+            await _carry(requester, server)
         except IslandError:
-            # The asker has gone, or its stream failed: what it did not take need not be fetched.
-            one_gone.set()
+            # The requester has left, or its stream failed: stop fetching from the server.
+            requester_gone.set()
         forward.set()
 
-    one_gone = asyncio.Event()
+    requester_gone = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         there = group.create_task(carry_there())
-        back = group.create_task(_carry_back(other, one))
-        gone = group.create_task(one_gone.wait())
+        back = group.create_task(_carry_back(server, requester))
+        gone = group.create_task(requester_gone.wait())
         await asyncio.wait({back, gone}, return_when=asyncio.FIRST_COMPLETED)
         for task in (there, back, gone):
             task.cancel()

@@ -1,10 +1,10 @@
-"""Which requests to the user port a web page of somebody else may have caused; they are refused.
+"""Detects cross-site requests of browsers to the user port, which are refused (CSRF, DNS rebinding). No I/O.
 
-A browser adds what it has cached (HTTP Basic) to every request to this port, whichever page asked for
-it. It also names the host that it believes to talk to (`Host`), and, on requests that can do harm, the
-page's origin (`Origin`) or its relation to this server (`Sec-Fetch-Site`); a page can change none of the
-three. Programs such as curl and Livy's clients send `Host` alone. Content types are not looked at:
-pages and programs use the same ones. No I/O.
+A browser adds cached credentials (HTTP Basic) to every request to this port, regardless of which page
+caused it. It also sends the host name that it used (`Host`) and, for requests that can do harm, the
+origin of the page (`Origin`) or its relation to this server (`Sec-Fetch-Site`). Pages cannot change
+these three headers. Programs such as curl and Livy's clients send only `Host`. Content types are not
+checked, because pages and programs use the same ones.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from island.errors import BadInput, ConfigError, Denied
 HostPort = tuple[str, int | None]
 
 _OWN_SITES = frozenset({"same-origin", "none"})
-"""Values of Sec-Fetch-Site for this server's own pages, and for what a person typed or bookmarked."""
+"""Values of Sec-Fetch-Site for requests of this server's pages, and for addresses that a user typed or bookmarked."""
 _DEFAULT_PORTS = (80, 443)
 
 
 class SameOrigin:
-    """Checks requests against the hosts under which this server is known: loopback ones, and `allowed`.
+    """Checks requests against the host names of this server: loopback names and addresses, and `allowed`.
 
-    A loopback host is good with any port, because a tunnel (`ssh -L 9000:127.0.0.1:8990`) changes it, and
-    because no page of somebody else comes from such a host. The listener's address is always one of them.
+    Raises `ConfigError` if an entry of `allowed` is not HOST or HOST:PORT. A loopback host is accepted with any
+    port, because a tunnel (`ssh -L 9000:127.0.0.1:8990`) changes it, and because pages of other sites do not have
+    such a host. The listening address is always a loopback address.
     """
 
     def __init__(self, allowed: Iterable[str]) -> None:
         self._allowed = [split_host(text, "listen.allowed_hosts") for text in allowed]
 
     def check(self, hosts: Sequence[str], origins: Sequence[str], sites: Sequence[str], *, http_1_0: bool) -> None:
-        """Raise `Denied` for a request that a foreign page may have caused, by the values of its headers.
+        """Raise `Denied` for a request that a page of another site may have caused.
 
-        `hosts` are those of Host and of an absolute request target, `origins` of Origin, `sites` of
-        Sec-Fetch-Site. Raises `BadInput` for a request of HTTP/1.1 without Host, which that protocol
-        forbids. One of HTTP/1.0 needs none: no browser speaks it.
+        `hosts` are the values of Host and of an absolute request target, `origins` those of Origin, `sites`
+        those of Sec-Fetch-Site. Raises `BadInput` for an HTTP/1.1 request without Host, which is invalid.
+        HTTP/1.0 does not require Host, and browsers do not use it.
         """
         if not hosts and not http_1_0:
-            raise BadInput("the request has no Host header", hint="HTTP/1.1 demands one.", code="no_host")
+            raise BadInput("the request has no Host header", hint="HTTP/1.1 requires one.", code="no_host")
         for host in hosts:
             self._check_host(host)
         own = _split(hosts[0]) if hosts else None
@@ -49,7 +50,7 @@ class SameOrigin:
             if site not in _OWN_SITES:
                 raise Denied(
                     "this request was caused by a page of another site",
-                    hint="Type the address of this island into the browser, or use its pages, a command or a program.",
+                    hint="Enter the address of this island in the browser, or use a command or a program.",
                     code="foreign_origin",
                 )
 
@@ -57,7 +58,7 @@ class SameOrigin:
         found = _split(text)
         if found is None or not (is_loopback(found[0]) or self._is_allowed(found)):
             raise Denied(
-                f"this server is not known under the name '{_shown(text)}'",
+                f"'{_shown(text)}' is not a host name of this server",
                 hint="Use 127.0.0.1 or localhost; for a reverse proxy, add its host name to listen.allowed_hosts"
                 " in island.toml.",
                 code="foreign_host",
@@ -83,10 +84,10 @@ class SameOrigin:
 
 
 def is_browser(headers: Mapping[str, str]) -> bool:
-    """Whether a browser sent these headers: it must not be asked for a password that it would keep.
+    """Return whether a browser sent these headers. A browser is not prompted for a password, because it caches it.
 
-    When in doubt, no: programs that send credentials only when asked (wget, Apache's HttpClient, Java's own
-    client) need to be. `Accept: text/html` is no sign of a browser, because Java's client sends it too.
+    Returns False if that is not certain, because some programs (wget, Apache HttpClient, Java's HTTP client) send
+    credentials only after a prompt. `Accept: text/html` is not used, because Java's client sends it too.
     """
     return (
         "Origin" in headers

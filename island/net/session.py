@@ -1,7 +1,6 @@
-"""One session with one island after its handshake: frames in, frames out, keepalive, end.
+"""A session with another island after the handshake: frames, keepalive, end. Base of the two session classes.
 
-What the two classes share. Everything a session started ends with it, and everybody who
-waits for something of it is told.
+When a session ends, its tasks are cancelled, and everything that waits for an answer gets an error.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ _FIRST_PINGS = 4
 
 
 class _Over(Exception):
-    """Ends the task group of a session whose end was recorded."""
+    """Ends the task group of a session that is over."""
 
 
 class PeerSession:
-    """A live session; `run` it in a task. `end` ends it from anywhere in the loop."""
+    """A session; call `run` in a task. `end` may be called from any task or callback of the event loop."""
 
     name_of_class: ClassVar[str]
     frame_limit: ClassVar[int]
     backlog_limit: ClassVar[int]
-    """Bytes waiting to be sent above which a peer that goes on sending is cut off."""
+    """Maximum size of the waiting output; a peer that sends data without reading beyond it is disconnected."""
 
     def __init__(
         self,
@@ -60,7 +59,7 @@ class PeerSession:
         self.since = clock.wall()
         self.rtt: float | None = None
         self.over: IslandError | None = None
-        """Why the session ended; None while it lives."""
+        """The reason for which the session ended; None while it is open."""
         self.retired = False
         self._reader, self._writer = reader, writer
         self._clock, self._limits, self._on_end = clock, limits, on_end
@@ -74,7 +73,7 @@ class PeerSession:
         self._sent_bytes = BYTES.labels(self.name_of_class, "sent")
 
     async def run(self) -> None:
-        """Serve the session until it is over, then wait shortly for the connection to close."""
+        """Serve the session until it ends, then wait up to one second for the connection to close."""
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -88,7 +87,7 @@ class PeerSession:
             await self._wait_closed()
 
     def end(self, error: IslandError) -> None:
-        """The session is over because of `error`; only the first reason counts."""
+        """End the session because of `error`, which is sent to the other side. Later calls have no effect."""
         if self.over is not None:
             return
         self.over = error
@@ -100,13 +99,13 @@ class PeerSession:
         self._on_end(self, error)
 
     def retire(self) -> None:
-        """Another session has replaced this one: start nothing more on it, end it soon."""
+        """Mark the session as replaced by another one: it ends after `retire_s`, so that answers can still arrive."""
         if not self.retired and self.over is None:
             self.retired = True
             if self._group is not None:
                 self._spawn(self._end_retired())
 
-    # --- for the two classes ---------------------------------------------------------------
+    # --- for the subclasses ----------------------------------------------------------------
 
     def _start(self) -> None:
         """Start the session's tasks."""
@@ -116,15 +115,15 @@ class PeerSession:
             self._spawn(self._end_retired())
 
     def _handle(self, frame: Frame) -> None:
-        """Take one frame of this class; raises `PeerMisbehaved`."""
+        """Handle a frame of this class; raises `PeerMisbehaved`."""
         raise NotImplementedError
 
     def _fail_all(self, error: IslandError) -> None:
-        """Tell everybody who waits that the session is over."""
+        """Raise an error in everything that waits for this session, because it is over."""
         raise NotImplementedError
 
     def _is_idle(self) -> bool:
-        """Whether the session has had idle for so long that it should be closed."""
+        """Return whether the session has been idle for so long that it should be closed."""
         return False
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -132,7 +131,7 @@ class PeerSession:
             work.close()
             return
         task = self._group.create_task(self._guarded(work))
-        # Cancelled before its first step it would leave the coroutine unstarted and complained about.
+        # If the task is cancelled before its first step, the coroutine is never awaited, which is a warning.
         task.add_done_callback(lambda _: work.close())
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
@@ -140,8 +139,8 @@ class PeerSession:
             await work
         except IslandError as error:
             self.end(error)
-        except Exception:  # a bug in the handling of one frame ends one session, not the island
-            log.exception("peer.bug", peer=self.peer.name, key=self.island)
+        except Exception:  # an unexpected error ends this session only, not the daemon
+            log.exception("peer.unexpected_error", peer=self.peer.name, key=self.island)
             self.end(IslandError("an internal error", code="internal_error"))
 
     def _write(self, parts: list[bytes]) -> None:
@@ -159,7 +158,7 @@ class PeerSession:
 
     def _waiting(self) -> int:
         """Bytes that wait to be sent."""
-        # The transport of a connection that was lost cannot be asked any more.
+        # The transport of a lost connection no longer has a buffer size.
         return 0 if self._writer.is_closing() else self._writer.transport.get_write_buffer_size()
 
     def _lost(self, cause: Exception | None = None) -> Unreachable:
@@ -190,8 +189,8 @@ class PeerSession:
         elif frame.type is FrameType.PONG:
             self._on_pong(codec.decode(frame.payload, Ping).nonce)
         elif frame.type is FrameType.GOODBYE:
-            said = refused(frame.payload)
-            raise _Lost(f"{self.peer.name} ended the session: {said.message}", code=said.code)
+            reason = refused(frame.payload)
+            raise _Lost(f"{self.peer.name} ended the session: {reason.message}", code=reason.code)
         else:
             return False
         return True
@@ -211,12 +210,12 @@ class PeerSession:
         self._samples += 1
         sample, known = self._clock.monotonic() - sent, self.rtt
         if known is None or self._samples <= _FIRST_PINGS:
-            # The first ones come while both sides are busy with the beginning: the quickest is the truest.
+            # Both sides are busy when a session starts, so the minimum of the first samples is the best estimate.
             self.rtt = sample if known is None else min(known, sample)
         else:
             self.rtt = 0.875 * known + 0.125 * sample
         if self._samples < _FIRST_PINGS:
-            self._ping()  # which tells the other side, too
+            self._ping()  # this also sends the estimate to the other side
 
     async def _keep_alive(self) -> None:
         pinged = None
@@ -251,4 +250,4 @@ class PeerSession:
 
 
 class _Lost(Unreachable):
-    """The connection is gone: there is nobody to say goodbye to."""
+    """The connection is lost or was ended by the other side, so no GOODBYE is sent."""

@@ -1,7 +1,7 @@
-"""TLS 1.3 of peer sessions: the listener's certificate is self-signed by the island's own key.
+"""TLS 1.3 for peer sessions: the listener's certificate is self-signed with the key of the island.
 
-Nobody vouches for certificates here. The dialler takes whatever is presented and then
-demands a signature over its hash by the key that it expects: see `handshake`.
+There is no certificate authority. The dialler accepts any certificate, and then requires a
+signature over its hash by the key that it expects: see `handshake`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from island.errors import PeerMisbehaved
 from island.trust.keys import Identity
 
 ALPN = "island/1"
-"""The protocol's name in TLS; another one on the same port would have another name."""
+"""Name of the protocol in TLS (ALPN)."""
 
 
 def certificate(identity: Identity) -> bytes:
-    """The self-signed certificate of an island in PEM; the same bytes whenever it is made."""
+    """Return the self-signed certificate of an island in PEM. The bytes are the same each time."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, identity.id)])
     made = (
         x509.CertificateBuilder()
@@ -31,7 +31,7 @@ def certificate(identity: Identity) -> bytes:
         .issuer_name(name)
         .public_key(identity.private_key.public_key())
         .serial_number(1)
-        # Expiry would only break sessions: the key is the identity, and admission is decided elsewhere.
+        # The certificate does not expire: the key is the identity, and admission is checked in the handshake.
         .not_valid_before(datetime(2020, 1, 1))
         .not_valid_after(datetime(9999, 12, 31, 23, 59, 59))
         .sign(identity.private_key, None)
@@ -40,7 +40,7 @@ def certificate(identity: Identity) -> bytes:
 
 
 def listener_context(identity: Identity) -> ssl.SSLContext:
-    """TLS of the listening side."""
+    """Return the TLS context of the listening side."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0
@@ -50,7 +50,7 @@ def listener_context(identity: Identity) -> ssl.SSLContext:
 
 
 def dialler_context() -> ssl.SSLContext:
-    """TLS of the dialling side; the certificate is judged by the handshake, not here."""
+    """Return the TLS context of the dialling side, which accepts any certificate; the handshake verifies it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
@@ -60,25 +60,28 @@ def dialler_context() -> ssl.SSLContext:
 
 
 def certificate_hash(der: bytes) -> bytes:
-    """SHA-256 of a certificate (DER), which the handshake's signatures cover."""
+    """Return the SHA-256 hash of a certificate (DER), which the handshake signs."""
     return hashlib.sha256(der).digest()
 
 
 def own_certificate_hash(identity: Identity) -> bytes:
-    """`certificate_hash` of this island's own certificate."""
+    """Return `certificate_hash` of this island's certificate."""
     return certificate_hash(ssl.PEM_cert_to_DER_cert(certificate(identity).decode("ascii")))
 
 
 def presented_certificate_hash(tls: ssl.SSLObject | None) -> bytes:
-    """`certificate_hash` of what the listener presented; raises `PeerMisbehaved` if there is none."""
+    """Return `certificate_hash` of the listener's certificate.
+
+    Raises `PeerMisbehaved` if there is no certificate, or if the listener uses another ALPN protocol.
+    """
     der = tls.getpeercert(binary_form=True) if tls is not None else None
     if not der or tls is None or tls.selected_alpn_protocol() != ALPN:
-        raise PeerMisbehaved("the listener does not speak the protocol of islands", code="not_an_island")
+        raise PeerMisbehaved("the listener does not support the protocol of islands", code="not_an_island")
     return certificate_hash(der)
 
 
 def _load(context: ssl.SSLContext, pem: bytes) -> None:
-    # ssl reads keys from files only. An anonymous file in memory keeps the key off every disk.
+    # ssl reads keys from files only. With an anonymous file in memory the key is not written to a disk.
     if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
         descriptor = os.memfd_create("island-key", os.MFD_CLOEXEC)
         try:

@@ -103,7 +103,7 @@ async def test_publish_list_search_show_withdraw(shell: Shell, tmp_path: Path) -
     ):
         assert json.loads((await shell("search", *words, "--json"))[0]) == [], words
     out, err = await shell("search", "andromeda")
-    assert (out, err) == ("", "nothing fits\n")
+    assert (out, err) == ("", "no dataset matches\n")
     shown = json.loads((await shell("show", "alpha/virgo", "--json"))[0])
     assert (shown["bytes"], shown["bytes_local"], shown["bytes_moved"]) == (listed[0]["bytes"],) * 2 + (0,)
     assert [column["unit"] for column in shown["columns"]] == ["", "deg", "deg", "mag"]

@@ -49,21 +49,22 @@ LISTS = {"journal", "dataset search", "job explain"} | {name for name in SCHEMAS
 
 HEAD = """# Commands
 
-Every command, its options, and the keys of its JSON. This page is made from the program and checked by a test;
-`island COMMAND --help` says the same in a shell.
+All commands with their options and the keys of their JSON output. This page is generated from the program;
+`island COMMAND --help` prints the same information.
 
-- What is copied or parsed goes to stdout, unwrapped; what is said to people goes to stderr.
-- Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted by Ctrl-C. Where a command runs something for you
-  (`session exec`, `job wait`, `journal --verify`, `status`, `demo --once`), 1 also says that this failed.
-- Ctrl-C, SIGTERM or a closed terminal cancels what `session exec`, `dataset publish` and `dataset fetch` began (exit
-  code 130, 143 or 129); a second one ends the command at once. What a command killed with SIGKILL had published in
-  part is removed as well, but a statement that it sent goes on running: `island session close` ends it.
-- `--json` prints one object, or for a listing an array of flat objects, always with the same keys. More keys may come;
-  none of these will go or change its meaning within `/api/v1`. Every row of a listing has `island`, the display name
-  of the island that the row is of: unique, `NAME.KEYPREFIX` where two islands claim one name; `key` is its public key.
-  What is not known is null or empty. Times are ISO 8601 in UTC. Bytes are counted as stored. In `dataset show`,
-  `columns` and `holders` are arrays of flat objects, `details` is an object of texts.
-- All commands but `init`, `run`, `engine` and `demo` are clients of the operator API (`protocols/openapi.yaml`).
+- Output that may be copied or parsed goes to stdout and is not wrapped. Messages go to stderr.
+- Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted by Ctrl-C. `session exec`, `job wait`,
+  `journal --verify`, `status` and `demo --once` also exit with 1 if the statement, job or check failed.
+- Ctrl-C, SIGTERM or a closed terminal cancels the operation that `session exec`, `dataset publish` or `dataset fetch`
+  started (exit code 130, 143 or 129). A second signal ends the command at once. If such a command is killed with
+  SIGKILL, an incomplete publication is removed as well, but a statement continues to run; `island session close`
+  ends it.
+- `--json` prints one object, or for a list an array of flat objects, always with the same keys. Within `/api/v1`, keys
+  may be added, but no key is removed or changes its meaning. Every row of a list has `island`, the display name of the
+  island to which the row belongs. It is unique: if two islands claim one name, it is `NAME.KEYPREFIX`. `key` is the
+  public key of that island. Unknown values are null or empty. Times are ISO 8601 in UTC. Sizes are in bytes, as stored.
+  In `dataset show`, `columns` and `holders` are arrays of flat objects, and `details` is an object of strings.
+- All commands except `init`, `run`, `engine` and `demo` are clients of the operator API (`protocols/openapi.yaml`).
 """
 
 
@@ -109,7 +110,7 @@ def usage(name: str, command: Any) -> str:
 def render() -> str:
     """The whole page."""
     root = tree()
-    out = [HEAD, "## Options of every command\n", "They may stand before or after the command.\n"]
+    out = [HEAD, "## Global options\n", "They are accepted before and after the command.\n"]
     out += table(("option", "meaning"), [(flags(p), p.help or "") for p in root.params if is_option(p)])
     group = ""
     for name, command in leaves(root):

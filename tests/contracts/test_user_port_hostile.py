@@ -188,7 +188,7 @@ def still_whole(place: DemoIsland) -> None:
     """The daemon serves, and logged no bug."""
     assert send(place, "GET", "/readyz", None, {})[0] == 200
     said = place.log.read_text("utf-8", "replace")
-    assert "api.bug" not in said and "Traceback" not in said, said[said.find("Traceback") - 500 :][:4000]
+    assert "api.unexpected_error" not in said and "Traceback" not in said, said[said.find("Traceback") - 500 :][:4000]
 
 
 def test_what_is_no_file_is_not_published(place: DemoIsland) -> None:

@@ -87,7 +87,7 @@ def test_init_makes_a_private_home_and_refuses_to_make_it_again(tmp_path: Path) 
     assert "\naccept_from = []\n" in text and '\nforeign_code = "none"\n' in text and "\nsame_user = false\n" in text
     key = (home / "key").read_bytes()
     again = island("init", str(home), "--name", "other")
-    assert again.returncode == 1 and "home already" in again.stderr and "Traceback" not in again.stderr
+    assert again.returncode == 1 and "already the home folder" in again.stderr and "Traceback" not in again.stderr
     assert (home / "key").read_bytes() == key
 
 
@@ -180,7 +180,7 @@ def test_a_port_in_use_is_named(place: DemoIsland) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("accept_from = []", "accept_frm = []", "nearest known key is 'accept_from'"),
+        ("accept_from = []", "accept_frm = []", "most similar known key is 'accept_from'"),
         ("same_user = false", 'same_user = "no"', "jobs.same_user"),
     ],
 )

@@ -364,7 +364,7 @@ async def test_an_island_of_another_archipelago_is_told_so(tmp_path: Path) -> No
         async with asyncio.timeout(10):
             while here.id not in there.peers._last_error:
                 await asyncio.sleep(0.01)
-        assert "another archipelago" in there.peers._last_error[here.id]
+        assert "different archipelagos" in there.peers._last_error[here.id]
         assert here.peers.links() == there.peers.links() == []
 
 
@@ -377,4 +377,4 @@ async def test_an_uninvited_island_without_network_is_refused(tmp_path: Path) ->
         async with asyncio.timeout(10):
             while node.id not in other.peers._last_error:
                 await asyncio.sleep(0.01)
-        assert "no archipelago" in other.peers._last_error[node.id]
+        assert "does not belong to an archipelago" in other.peers._last_error[node.id]

@@ -117,11 +117,11 @@ async def test_join_says_that_the_inviter_cannot_be_dialled(tmp_path: Path) -> N
             with pytest.raises(Unreachable) as refused:
                 await b.peers.join(await a.trust.invite([nobody]))
             assert nobody in refused.value.message and "refused" in refused.value.message
-            assert "this machine" in refused.value.hint
-            with pytest.raises(Unreachable, match="not known"):
+            assert "loopback" in refused.value.hint
+            with pytest.raises(Unreachable, match="unknown host name"):
                 await b.peers.join(await a.trust.invite(["no-such-host.invalid:1"]))
             # Another island is there now, of no network, and says so.
-            with pytest.raises(PeerRefused, match="no archipelago"):
+            with pytest.raises(PeerRefused, match="does not belong to an archipelago"):
                 await b.peers.join(await a.trust.invite(c.peers.local_addresses()))
             # A bad address before a good one does not matter.
             await b.peers.join(await a.trust.invite([nobody, *a.peers.local_addresses()]))

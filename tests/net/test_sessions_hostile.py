@@ -89,7 +89,7 @@ BULK: dict[str, bytes] = {
     + frame(FrameType.DATA, 1, b"x"),
     "credit out of nowhere": headed(FrameType.OPEN, 1, RequestHead(kind="hold"))
     + frame(FrameType.CREDIT, 1, b"\0\0\0\1"),
-    "credit that is none": headed(FrameType.OPEN, 1, RequestHead(kind="hold")) + frame(FrameType.CREDIT, 1, b"\1"),
+    "malformed CREDIT frame": headed(FrameType.OPEN, 1, RequestHead(kind="hold")) + frame(FrameType.CREDIT, 1, b"\1"),
     "an error of garbage": headed(FrameType.OPEN, 1, RequestHead(kind="hold")) + frame(FrameType.ERROR, 1, b"\xc1"),
 }
 

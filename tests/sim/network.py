@@ -320,7 +320,7 @@ def _check(body: bytes) -> None:
 
 
 def _unknown(kind: str) -> NotFound:
-    return NotFound(f"this island does not know '{kind}'", code="unknown_kind")
+    return NotFound(f"this island does not support '{kind}'", code="unknown_kind")
 
 
 def _settle(answer: asyncio.Future[bytes], result: bytes | IslandError) -> None:

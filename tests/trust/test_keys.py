@@ -39,7 +39,7 @@ def test_a_key_survives_its_file_with_mode_0600(tmp_path: Path) -> None:
     identity.save(path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert Identity.load(path).id == identity.id
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         identity.save(path)
 
 

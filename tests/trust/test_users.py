@@ -38,7 +38,7 @@ def test_exposed_missing_and_malformed_files_are_refused(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="missing"):
         Tokens.load(tmp_path)
     create_tokens(tmp_path, SystemRng())
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         create_tokens(tmp_path, SystemRng())
     (tmp_path / "token").chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):

@@ -28,7 +28,7 @@ def demo(
         Path | None, typer.Option("--dir", help="Folder for the islands. Default: a temporary folder that is removed.")
     ] = None,
     alerts: Annotated[
-        Path | None, typer.Option("--alerts", help="A folder of ZTF alerts in Avro, to be the stream.")
+        Path | None, typer.Option("--alerts", help="Folder of ZTF alerts (Avro) to use as the stream.")
     ] = None,
 ) -> None:
     """Run a demonstration with three islands and real data."""
@@ -36,7 +36,7 @@ def demo(
     from island.cli.demo.data import alert_files
 
     if folder and folder.exists() and any(folder.iterdir()):
-        raise BadInput(f"{folder} is not empty", hint="Give --dir a new folder.")
+        raise BadInput(f"{folder} is not empty", hint="Use a new or empty folder with --dir.")
     files = alert_files(alerts) if alerts else []
     root = folder.absolute() if folder else Path(tempfile.mkdtemp(prefix="island-demo-"))
     try:

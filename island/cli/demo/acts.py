@@ -1,7 +1,7 @@
-"""The seven acts (eight with alerts) of the demo, in order; each compares what it got.
+"""The seven acts of the demo (eight with alerts), in order; each compares its results with expected ones.
 
-Three islands: `virgo` has the galaxies as Parquet, `orion` the clusters and nebulae as
-Avro, `laptop` has nothing and cannot be dialled. Everything is asked from the laptop.
+Three islands: `virgo` has the galaxies as Parquet, `orion` has the clusters and nebulae as
+Avro, `laptop` has no data and no peer port. All requests are made at the laptop.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PORTIONS = 12
 
 @dataclass(slots=True)
 class Scene:
-    """What the acts share."""
+    """State shared by the acts."""
 
     stage: Stage
     root: Path
@@ -53,12 +53,15 @@ class Scene:
 
     @property
     def stream(self) -> str:
-        """Name of the source at orion, and of the laptop's dataset that it feeds."""
+        """Name of the source at orion."""
         return "alerts" if self.alerts else "nebulae"
 
 
 def play(root: Path, alerts: list[Path], stay: Callable[[], None] | None) -> list[str]:
-    """Play every act in `root`; returns what differed. `stay()` is called at the end, if given."""
+    """Run all acts in the folder `root`; return a line for each result that differs.
+
+    `stay`, if given, is called after the last act, while the islands are still running.
+    """
     root.mkdir(parents=True, exist_ok=True)
     stage = Stage()
     stage.say("Three islands on this machine: virgo (galaxies), orion (clusters and nebulae), laptop (nothing).")
@@ -87,7 +90,7 @@ def play(root: Path, alerts: list[Path], stay: Callable[[], None] | None) -> lis
 
 
 def prepare(scene: Scene) -> None:
-    """Write the input, start the islands, join them, publish."""
+    """Write the input files, start the islands, join them, publish the datasets."""
     galaxies, clusters = scene.root / "data-virgo" / "galaxies", scene.root / "data-orion" / "clusters"
     galaxies.mkdir(parents=True)
     clusters.mkdir(parents=True)
@@ -97,7 +100,7 @@ def prepare(scene: Scene) -> None:
         data.write_parquet(chosen, galaxies / f"ra-{part * 90:03d}.parquet")
     data.write_avro(scene.clusters, clusters / "clusters.avro")
     for place in (scene.virgo, scene.orion):
-        # What a site's administrator decides: members' code may run here, under this account.
+        # The settings with which an administrator allows code of other members to run under the daemon's account.
         place.configure("accept_from", '["members"]')
         place.configure("foreign_code", '"any"')
         place.configure("same_user", "true")
@@ -116,7 +119,7 @@ def prepare(scene: Scene) -> None:
 
 
 def one_list(scene: Scene) -> None:
-    """Act 1: all three list the same servers and datasets."""
+    """Act 1: all three islands list the same servers and datasets."""
     stage = scene.stage
     stage.act(1, "Three islands know the same servers and the same data")
 
@@ -135,7 +138,7 @@ def one_list(scene: Scene) -> None:
     stage.table(("island", "kind", "url"), servers)
     stage.typed("laptop", "island", "dataset", "ls")
     stage.table(("island", "name", "format", "rows", "bytes"), [(*d[:3], f"{d[3]:,}", f"{d[4]:,}") for d in datasets])
-    stage.say("The same two lists at virgo, orion and laptop; nobody keeps a central one. No data moved.")
+    stage.say("virgo, orion and laptop have the same two lists, without a central server. No data moved.")
     rows = {d[1]: d[3] for d in datasets}
     stage.same("rows of galaxies", len(scene.galaxies), rows.get("galaxies"))
     stage.same("rows of clusters", len(scene.clusters), rows.get("clusters"))
@@ -144,7 +147,7 @@ def one_list(scene: Scene) -> None:
 def words_and_sky(scene: Scene) -> None:
     """Act 2: a search by words and sky."""
     stage = scene.stage
-    stage.act(2, "Words and sky: what is there towards Virgo?")
+    stage.act(2, "Search by words and sky: which datasets cover the Virgo cluster?")
     region = "circle 187.7 12.4 5"
     stage.typed("laptop", "island", "dataset", "search", "--region", region)
     found = scene.laptop.json("dataset", "search", "--region", region)
@@ -154,11 +157,14 @@ def words_and_sky(scene: Scene) -> None:
     stage.typed("laptop", "island", "dataset", "search", "star", "clusters")
     stage.table(("island", "name", "title"), [(d["island"], d["name"], d["title"]) for d in words])
     stage.same("datasets about star clusters", ["clusters"], [d["name"] for d in words])
-    stage.say("Answered at the laptop from its own copy of the catalog; nothing was asked of anybody.")
+    stage.say("The laptop answered from its own copy of the catalog, without a request to another island.")
 
 
 def _remote(scene: Scene, name: str, inputs: str, code: str) -> str:
-    """Run code by an unmodified Livy client at the laptop's gateway; keeps the session open as `name`."""
+    """Run code with an unmodified Livy client at the laptop's gateway, in the session `name`; return its output.
+
+    The session is created with `inputs` if it does not exist, and stays open.
+    """
     from livy import LivySession, SessionKind
 
     stage, laptop = scene.stage, scene.laptop
@@ -207,7 +213,7 @@ def _local(scene: Scene, name: str) -> dict[str, Any]:
 
 
 def shapley(scene: Scene) -> None:
-    """Act 3: Shapley 1918, by an unmodified Livy client."""
+    """Act 3: the direction of the Galactic centre as in Shapley (1918), with an unmodified Livy client."""
     stage = scene.stage
     stage.act(3, "Shapley 1918: where is the centre of the Galaxy?")
     text = _remote(scene, "clusters", "orion/clusters", sky.SHAPLEY.replace("VIEW", "orion__clusters"))
@@ -216,7 +222,7 @@ def shapley(scene: Scene) -> None:
     for what, want, got in zip(("clusters", "mean ra", "mean dec", "distance"), expected, found, strict=True):
         stage.same(f"Shapley: {what}", want, got, tolerance=1e-5)
     stage.say(
-        f"{found[0]:.0f} globular clusters of ours; their mean direction is ra {found[1]:.2f}°, dec {found[2]:.2f}°,"
+        f"{found[0]:.0f} globular clusters of the Galaxy; mean direction ra {found[1]:.2f}°, dec {found[2]:.2f}°,"
     )
     stage.say(f"{found[3]:.2f}° from the centre of the Galaxy (266.405°, −28.936°).")
     job = _job_of(scene, scene.sessions["clusters"])
@@ -228,7 +234,7 @@ def shapley(scene: Scene) -> None:
 
 
 def virgo_cluster(scene: Scene) -> None:
-    """Act 4: the Virgo cluster, and why it ran where it ran."""
+    """Act 4: velocities in the Virgo cluster, and why the job ran where it ran."""
     stage = scene.stage
     stage.act(4, "Virgo: how fast do the galaxies around M87 move?")
     text = _remote(scene, "galaxies", "virgo/galaxies", sky.VIRGO.replace("VIEW", "virgo__galaxies"))
@@ -247,7 +253,7 @@ def virgo_cluster(scene: Scene) -> None:
 
 
 def colours(scene: Scene) -> None:
-    """Act 5: pandas reads three columns from far away, and nothing the second time."""
+    """Act 5: pandas reads three columns of a remote dataset; the second reading transfers nothing."""
     stage = scene.stage
     stage.act(5, "Colours: pandas at the laptop reads three columns of galaxies that are at virgo")
     url = "island://virgo/galaxies"
@@ -264,9 +270,9 @@ def colours(scene: Scene) -> None:
         stage.same(f"B−K of {kind}", want, float(got), tolerance=1e-5)
     stage.same("the second reading", found[0], found[1])
     stage.table(("Hubble type", *found[0][::2]), [("median B−K", *(f"{float(v):.2f}" for v in found[0][1::2]))])
-    stage.data_moved(moved[0], after["bytes"], "virgo to laptop", "the footers and three columns, verified and kept")
+    stage.data_moved(moved[0], after["bytes"], "virgo to laptop", "the footers and three columns, verified and cached")
     stage.data_moved(
-        moved[1], after["bytes"], "virgo to laptop", "the second reading, in a new process, found them here"
+        moved[1], after["bytes"], "virgo to laptop", "the second reading, in a new process, used the cached data"
     )
     stage.same("bytes moved by the second reading", 0, moved[1])
     stage.same("the first reading moved less than half", True, 0 < moved[0] < after["bytes"] / 2)
@@ -283,13 +289,13 @@ def _python(place: DemoIsland, code: str, *arguments: str) -> str:
 
 
 def stream(scene: Scene) -> None:
-    """Act 6: files dropped in a folder at orion become rows of the laptop's own dataset."""
+    """Act 6: files that are added to a folder at orion are delivered as rows into a dataset of the laptop."""
     stage, name = scene.stage, scene.stream
-    stage.act(6, f"A subscription: {name} dropped into a folder at orion become rows at the laptop")
+    stage.act(6, f"A subscription: {name} added to a folder at orion are delivered to the laptop")
     watched = scene.root / "data-orion" / "incoming"
     watched.mkdir()
     scene.orion.command("source", "add", "folder", str(watched), "--name", name)
-    wait_for("the source to be known at the laptop", lambda: _named(scene.laptop.json("source", "ls"), name), 30)
+    wait_for("the laptop to list the source", lambda: _named(scene.laptop.json("source", "ls"), name), 30)
     region = () if scene.alerts else ("--region", "circle " + " ".join(f"{value:g}" for value in NEBULAE_CIRCLE))
     where = ALERTS_WHERE if scene.alerts else NEBULAE_WHERE
     words = (
@@ -325,7 +331,7 @@ def _into(scene: Scene) -> str:
 
 
 def _portions(scene: Scene, watched: Path) -> list[Callable[[], None]]:
-    """The stream in portions; calling one drops its file into the watched folder, complete at once."""
+    """Return the stream in portions: functions that each add one complete file to the watched folder."""
     if scene.alerts:
         staging = scene.root / "data-orion" / "staged"
         staging.mkdir()
@@ -347,7 +353,7 @@ def _drop(path: Path, watched: Path) -> None:
 
 
 def _expected(scene: Scene, portions: int) -> list[str]:
-    """Names of the rows that the conditions select from the first portions, computed directly."""
+    """Compute directly which rows of the first portions satisfy the conditions; return their names."""
     if scene.alerts:
         rows = data.alerts_in(scene.alerts)
         return [str(row["objectId"]) for row in rows[: portions * 4] if row["tns"]]
@@ -363,7 +369,7 @@ def _expected(scene: Scene, portions: int) -> list[str]:
 
 
 def _delivered(scene: Scene) -> list[str]:
-    """Names of the rows of the laptop's dataset, read as anybody would; none before its first columns are known."""
+    """Read the names of the rows in the laptop's dataset with pandas; empty before the dataset is listed."""
     if not _named(scene.laptop.json("dataset", "ls"), _into(scene)):
         return []
     column = "objectId" if scene.alerts else "name"
@@ -383,9 +389,9 @@ def _channels(scene: Scene) -> None:
 
 
 def killed(scene: Scene) -> None:
-    """Act 7: SIGKILL of orion while it streams and runs a session; nothing accepted is lost."""
+    """Act 7: orion is killed while it streams and runs a session; no accepted row or finished result is lost."""
     stage, laptop, orion = scene.stage, scene.laptop, scene.orion
-    stage.act(7, "SIGKILL of orion while it streams and runs a session, and a restart")
+    stage.act(7, "orion is killed (SIGKILL) while it streams and runs a session, and started again")
     session = scene.sessions["clusters"]
     text = session.run("6 * 7").text
     stage.same("a finished statement", "42", str(text).strip())
@@ -394,13 +400,13 @@ def killed(scene: Scene) -> None:
     for drop in scene.portions[half : half + 1]:
         drop()
     orion.kill()
-    stage.say("orion is gone: kill -9, in the middle of a statement, with a file just dropped.")
+    stage.say("orion was killed with kill -9 during a statement, just after a file was added.")
     for drop in scene.portions[half + 1 :]:
         drop()
     kept = session.client.get_statement(session.session_id, running.statement_id - 1)
-    stage.same("the finished result, seen from the laptop while orion is down", "42", str(kept.output.text).strip())
+    stage.same("the finished result, read at the laptop while orion is down", "42", str(kept.output.text).strip())
     orion.start()
-    stage.say("orion runs again, on the same ports.")
+    stage.say("orion is running again, on the same ports.")
     total = len(scene.portions)
     count = len(_expected(scene, total))
     wait_for("the rest of the stream", lambda: True if len(_delivered(scene)) >= count else None, 90)
@@ -420,9 +426,9 @@ def killed(scene: Scene) -> None:
 
 
 def supernova(scene: Scene) -> None:
-    """Act 8, with alerts: which known supernova lies within 1′ of an NGC galaxy?"""
+    """Act 8, with alerts: which known supernova is within 1′ of an NGC galaxy?"""
     stage = scene.stage
-    stage.act(8, "The alerts of the stream and the galaxies of virgo, joined: a supernova in an NGC galaxy?")
+    stage.act(8, "A join of the delivered alerts with the galaxies of virgo: is there a supernova in an NGC galaxy?")
     views = sky.MATCH.replace("ALERTS", "laptop__supernovae").replace("GALAXIES", "virgo__galaxies")
     before = _local(scene, "virgo/galaxies")["bytes_moved"]
     text = _remote(scene, "match", "laptop/supernovae,virgo/galaxies", views)
@@ -436,37 +442,39 @@ def supernova(scene: Scene) -> None:
     _explained(scene, job)
     view = _local(scene, "virgo/galaxies")
     if job["island"] == "laptop":
-        why = "what was missing of galaxies came to the job, because that was no dearer than sending it"
+        why = "the missing part of galaxies was transferred to the job, because running it at virgo cost no less"
         stage.data_moved(view["bytes_moved"] - before, view["bytes"], "virgo to laptop", why)
     else:
-        stage.say(f"The job went to {job['island']}, and took the alerts along.")
+        stage.say(f"The job ran at {job['island']}, and the alerts were transferred to it.")
 
 
 def close_sessions(scene: Scene) -> None:
-    """End what still runs."""
+    """Close the sessions that are still open."""
     for session in scene.sessions.values():
         session.close()
 
 
 def ending(scene: Scene, *, staying: bool) -> None:
-    """Three lines, the URLs, where the tokens lie, and what to try."""
+    """Print a summary; if `staying`, also the URLs, the token files and commands to try."""
     stage, laptop = scene.stage, scene.laptop
     moved, total = sum(m for m, _ in stage.moved), max((t for _, t in stage.moved), default=0)
     stage.say("")
-    stage.say(f"asked:    {stage.asked} times, by Livy, pandas and the command, all at the laptop")
-    stage.say(f"moved:    {moved:,} bytes in all; the largest dataset has {total:,}")
-    stage.say(f"survived: one kill -9; {stage.compared} results compared, {len(stage.differences)} differ")
+    stage.say(f"requests: {stage.asked}, with Livy, pandas and the command, all at the laptop")
+    stage.say(f"moved:    {moved:,} bytes in total; the largest dataset has {total:,} bytes")
+    stage.say(
+        f"results:  {stage.compared} compared, {len(stage.differences)} differ; one island was killed and restarted"
+    )
     if not staying:
         return
     stage.say("")
     for place in scene.places:
         stage.say(f"{place.name:<8} {place.url}   tokens: {place.home}/token, {place.home}/token.user")
     stage.say("")
-    stage.say("Try, in another terminal (export first):")
+    stage.say("Commands to try in another terminal (run the export first):")
     command = Path(sys.executable).with_name("island")
     for line in _suggestions(laptop):
         stage.say(line.replace("island ", f"{command} ", 1) if line.startswith("island ") else line)
-    stage.say("Ctrl-C ends all three.")
+    stage.say("Ctrl-C stops all three islands.")
 
 
 def _suggestions(laptop: DemoIsland) -> Sequence[str]:

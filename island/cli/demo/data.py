@@ -1,7 +1,7 @@
 """The demo's input: OpenNGC from the package `pyongc`, and optionally ZTF alerts.
 
-OpenNGC (Mattia Verga, CC-BY-SA-4.0) is one SQLite file with 14,033 rows in which `ra` and
-`dec` are radians; here they become degrees with units and UCDs.
+OpenNGC (Mattia Verga, CC-BY-SA-4.0) is one SQLite file with 14,033 rows, in which `ra` and
+`dec` are in radians. The demo converts them to degrees and adds units and UCDs to the columns.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ COLUMNS = (
 
 
 def catalogue() -> list[Row]:
-    """Every object of OpenNGC as a dict of `COLUMNS`, angles in degrees; raises `IslandError` without pyongc."""
+    """Return every object of OpenNGC as a dict of `COLUMNS`, ra and dec in degrees.
+
+    Raises `IslandError` if pyongc is not installed.
+    """
     try:
         path = resources.files("pyongc") / "ongc.db"
     except ModuleNotFoundError as error:
@@ -88,12 +91,12 @@ def _row(found: sqlite3.Row) -> Row:
 
 
 def of_types(rows: Sequence[Row], types: Sequence[str]) -> list[Row]:
-    """The rows of some types."""
+    """Return the rows whose type is one of `types`."""
     return [row for row in rows if row["type"] in types]
 
 
 def write_parquet(rows: Sequence[Row], path: Path) -> None:
-    """One Parquet file with units and UCDs in the fields' metadata; complete at once under its name."""
+    """Write a Parquet file with units and UCDs in the metadata of its fields; `path` appears only when complete."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -110,7 +113,7 @@ def write_parquet(rows: Sequence[Row], path: Path) -> None:
 
 
 def write_avro(rows: Sequence[Row], path: Path) -> None:
-    """One Avro container with units and UCDs as attributes of the fields; complete at once under its name."""
+    """Write an Avro file with units and UCDs as attributes of its fields; `path` appears only when complete."""
     import fastavro
 
     fields = [
@@ -125,11 +128,11 @@ def write_avro(rows: Sequence[Row], path: Path) -> None:
 
 
 def alert_files(folder: Path) -> list[Path]:
-    """The Avro files of `folder` whose alerts carry a TNS name; raises `BadInput` when there is none."""
+    """Return the Avro files in `folder` whose schema has a field `tns`; raises `BadInput` if there are none."""
     import fastavro
 
     if not folder.is_dir():
-        raise BadInput(f"{folder} is not a folder", hint="Give --alerts a folder of ZTF alerts in Avro.")
+        raise BadInput(f"{folder} is not a folder", hint="Use a folder of ZTF alerts (Avro) with --alerts.")
     found = []
     for path in sorted(folder.glob("*.avro")):
         with path.open("rb") as file:
@@ -138,14 +141,14 @@ def alert_files(folder: Path) -> list[Path]:
             found.append(path)
     if not found:
         raise BadInput(
-            f"no alert in {folder} has a field 'tns'",
-            hint="The stream needs alerts as a broker sends them, with names.",
+            f"no Avro file in {folder} has a field 'tns'",
+            hint="Use alerts of a broker that adds the name in the Transient Name Server (TNS).",
         )
     return found
 
 
 def alerts_in(paths: Sequence[Path]) -> list[Row]:
-    """The alerts of some files: objectId, tns, ra, dec (degrees), magpsf."""
+    """Return the alerts of some files as rows with objectId, tns, ra and dec (degrees), magpsf."""
     import fastavro
 
     rows = []
@@ -165,7 +168,7 @@ def alerts_in(paths: Sequence[Path]) -> list[Row]:
 
 
 def split_alerts(paths: Sequence[Path], folder: Path, alerts_a_file: int) -> list[Path]:
-    """The same alerts in files of a few each, as a broker delivers them, staged in `folder`."""
+    """Write the alerts to files in `folder` with at most `alerts_a_file` alerts each; return their paths."""
     import fastavro
 
     staged = []

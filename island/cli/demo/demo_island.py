@@ -1,4 +1,4 @@
-"""One island of the demo: its home, its daemon as a child process, and the commands that talk to it."""
+"""One island of the demo: its home folder, its daemon as a child process, and the commands that are run for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ISLAND = [sys.executable, "-m", "island.cli.main"]
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that are free now."""
+    """Return `count` TCP ports of the loopback interface that are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -35,17 +35,20 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for(what: str, look: Callable[[], T | None], seconds: float = 60.0) -> T:
-    """Look ten times a second until there is something; raises `IslandError` that says what did not come."""
+    """Call `look` ten times a second until it returns something other than None; return that.
+
+    Raises `IslandError` that names `what` after `seconds`.
+    """
     end = time.monotonic() + seconds
     while (found := look()) is None:
         if time.monotonic() > end:
-            raise IslandError(f"timed out after {seconds:.0f} s waiting for {what}", hint="The daemon's log says more.")
+            raise IslandError(f"timed out after {seconds:.0f} s waiting for {what}", hint="See the daemon's log.")
         time.sleep(0.1)
     return found
 
 
 class DemoIsland:
-    """An island named `name` in `root/name`. `dialled=False` makes one that others cannot dial."""
+    """An island named `name` with the home folder `root/name`. With `dialled=False` it has no peer port."""
 
     def __init__(self, root: Path, name: str, *, dialled: bool = True) -> None:
         self.name, self.home = name, root / name
@@ -60,7 +63,7 @@ class DemoIsland:
         )  # fmt: skip
 
     def configure(self, key: str, value: str) -> None:
-        """Change one key of island.toml, as the administrator would in an editor."""
+        """Set `key` in island.toml to `value` (TOML); takes effect at the next start."""
         path = self.home / "island.toml"
         lines = path.read_text("utf-8").splitlines()
         path.write_text(
@@ -87,14 +90,14 @@ class DemoIsland:
             return None  # not listening yet
 
     def kill(self) -> None:
-        """SIGKILL the daemon, as a crash would."""
+        """Kill the daemon with SIGKILL, to simulate a crash."""
         if self._process:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL after 20 seconds."""
+        """Stop the daemon with SIGTERM, and with SIGKILL if it has not exited after 20 seconds."""
         if self._process and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -105,7 +108,7 @@ class DemoIsland:
         self._process = None
 
     def command(self, *arguments: str, seconds: float = 180.0, stdin: str = "") -> str:
-        """What `island ARGUMENTS` prints on stdout with this home; raises `IslandError` when it fails."""
+        """Run `island ARGUMENTS` with this home folder; return its stdout. Raises `IslandError` if it fails."""
         done = subprocess.run(
             [*ISLAND, "--home", str(self.home), *arguments],
             input=stdin, capture_output=True, text=True, timeout=seconds, check=False,
@@ -115,15 +118,15 @@ class DemoIsland:
         return done.stdout
 
     def json(self, *arguments: str) -> Any:
-        """The same, with `--json`, parsed."""
+        """Run a command with `--json` and return the parsed output."""
         return json.loads(self.command(*arguments, "--json"))
 
     def environment(self) -> dict[str, str]:
-        """The environment in which programs find this island."""
+        """Return environment variables with which programs use this island."""
         return {**os.environ, "ISLAND_HOME": str(self.home)}
 
     def home_endpoint(self) -> Endpoint:
-        """URL and administrator's token."""
+        """Return the URL of the user port and the administrator's token."""
         return Endpoint(self.url, (self.home / "token").read_text("utf-8").strip())
 
     @property
@@ -132,10 +135,10 @@ class DemoIsland:
 
 
 def _tail(path: Path) -> str:
-    return path.read_text("utf-8", "replace")[-800:] if path.exists() else "it logged nothing"
+    return path.read_text("utf-8", "replace")[-800:] if path.exists() else "its log is empty"
 
 
 def _die_with_parent() -> None:
-    # However the demo ends, its islands end with it (Linux; elsewhere `stop` does it).
+    # On Linux the islands are killed when the demo ends, even if it crashes. Elsewhere only `stop` ends them.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)

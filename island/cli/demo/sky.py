@@ -1,7 +1,7 @@
-"""The demo's questions: the code that is sent, and the same computed directly from the input.
+"""The computations of the demo: the code that is sent to islands, and functions that compute the same directly.
 
-`SHAPLEY`, `VIRGO`, `COLOURS` and `MATCH` run in a session at some island; the functions
-below them answer the same questions in plain Python, for comparison.
+`SHAPLEY`, `VIRGO` and `MATCH` run in sessions, `COLOURS` runs in a Python process at the laptop. The
+functions compute the expected results in plain Python, for comparison.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOT_OURS = ((80.9, -69.8, 16.0), (13.2, -72.8, 4.0), (10.685, 41.27, 3.0), (40.0
 """Circles (ra, dec, radius in degrees) around the Magellanic Clouds, M31 and the Fornax dwarf."""
 
 FOREGROUND = ("NGC0104", "NGC0362")
-"""Two of our own clusters that stand before the Small Magellanic Cloud."""
+"""Two clusters of the Galaxy in the foreground of the Small Magellanic Cloud."""
 
 _GEOMETRY = """
 import math
@@ -73,18 +73,19 @@ KINDS = ("E", "S0", "Sa", "Sb", "Sc", "Scd")
 
 
 def unit(ra: float, dec: float) -> tuple[float, float, float]:
-    """The unit vector of a direction in degrees."""
+    """Return the unit vector of a direction; `ra` and `dec` are in degrees."""
     a, d = math.radians(ra), math.radians(dec)
     return math.cos(d) * math.cos(a), math.cos(d) * math.sin(a), math.sin(d)
 
 
 def apart(p: tuple[float, float], q: tuple[float, float]) -> float:
-    """The angle between two directions, degrees."""
+    """Return the angle between two directions (ra, dec); all in degrees."""
     return math.degrees(2 * math.asin(min(1.0, math.dist(unit(*p), unit(*q)) / 2)))
 
 
 def shapley(rows: Sequence[Row]) -> list[float]:
-    """Number of our globular clusters, their mean direction, its distance from the Galactic centre (degrees)."""
+    """Return number of globular clusters of the Galaxy, ra and dec of their mean direction, and the distance of
+    that direction from the Galactic centre; angles in degrees."""
     ours = [
         (row["ra"], row["dec"])
         for row in rows
@@ -100,7 +101,10 @@ def shapley(rows: Sequence[Row]) -> list[float]:
 
 
 def virgo(rows: Sequence[Row]) -> list[float]:
-    """Number, median and dispersion (km/s) of the galaxies within 6° of M87 from −500 to 3,000 km/s."""
+    """Return number, median velocity and velocity dispersion of the galaxies within 6° of M87.
+
+    Velocities are in km/s; only galaxies with −500 to 3,000 km/s count.
+    """
     speed = [
         row["radvel"]
         for row in rows
@@ -113,7 +117,7 @@ def virgo(rows: Sequence[Row]) -> list[float]:
 
 
 def colours(rows: Sequence[Row]) -> list[float]:
-    """The median B−K of each of `KINDS`, magnitudes."""
+    """Return the median B−K (magnitudes) of each of `KINDS`."""
     return [
         statistics.median(
             row["bmag"] - row["kmag"]
@@ -125,12 +129,12 @@ def colours(rows: Sequence[Row]) -> list[float]:
 
 
 def within(row: Row, centre: tuple[float, float], radius: float) -> bool:
-    """Whether a row stands within `radius` degrees of `centre`."""
+    """Return whether a row is within `radius` degrees of `centre`; False if it has no position."""
     return row["ra"] is not None and apart((row["ra"], row["dec"]), centre) <= radius
 
 
 def match(alerts: Sequence[Row], galaxies: Sequence[Row]) -> list[str]:
-    """Lines `objectId tns galaxy arcmin` for each alert within 1′ of a galaxy, as `MATCH` prints them."""
+    """Return a line `objectId tns galaxy arcmin` for each alert within 1′ of a galaxy, as `MATCH` prints it."""
     lines = []
     for alert in sorted(alerts, key=lambda row: str(row["objectId"])):
         for galaxy in galaxies:

@@ -1,4 +1,4 @@
-"""What the demo prints, and the list of what differed."""
+"""The output of the demo, and the list of results that differ from the expected ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from island.kernel.terminal import escaped
 
 
 class Stage:
-    """Prints acts with their tables, and keeps what was asked, moved and compared."""
+    """Prints acts and tables, and counts requests, moved bytes and comparisons."""
 
     def __init__(self) -> None:
         wide = None if sys.stdout.isatty() else 110
@@ -30,21 +30,21 @@ class Stage:
         self.moved: list[tuple[int, int]] = []
 
     def act(self, number: int, title: str) -> None:
-        """Begin an act."""
+        """Print the heading of an act."""
         elapsed = time.monotonic() - self._started
         self._console.print(f"\n[bold]{number}. {_shown(title)}[/bold]  [dim]({elapsed:.0f} s)[/dim]")
 
     def say(self, text: str) -> None:
-        """One line of the story."""
+        """Print one line of text."""
         self._console.print(f"   {_shown(text)}", soft_wrap=not sys.stdout.isatty())
 
     def typed(self, place: str, *words: str) -> None:
-        """The command that a person would type, and where."""
+        """Print a command with the island at which it is run."""
         shown = words[0] if len(words) == 1 else " ".join(_quoted(word) for word in words)
         self._console.print(f"   [dim]{_shown(place)}$[/dim] {_shown(shown)}", soft_wrap=True)
 
     def table(self, columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-        """A small table."""
+        """Print a table."""
         sheet = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
         for column in columns:
             sheet.add_column(column)
@@ -57,13 +57,13 @@ class Stage:
         self._console.print(grid)
 
     def data_moved(self, moved: int, total: int, where: str, why: str) -> None:
-        """Bytes of bytes, where to, and why."""
+        """Print and record how many bytes of a dataset were transferred, between which islands, and why."""
         self.moved.append((moved, total))
         share = f" ({100 * moved / total:.1f} %)" if total else ""
         self.say(f"moved: {moved:,} of {total:,} bytes{share}, {where}; {why}")
 
     def same(self, what: str, expected: Any, found: Any, *, tolerance: float = 0.0) -> bool:
-        """Compare one result with the same computed directly; numbers within `tolerance`."""
+        """Compare a result with the expected one, numbers within `tolerance` (absolute); return whether they agree."""
         self.compared += 1
         if isinstance(expected, (int, float)) and isinstance(found, (int, float)):
             agree = math.isclose(expected, found, abs_tol=tolerance, rel_tol=0.0)
@@ -76,20 +76,20 @@ class Stage:
         return agree
 
     def same_rows(self, what: str, expected: Iterable[Any], found: Iterable[Any]) -> None:
-        """Compare two multisets of rows."""
+        """Compare delivered rows with the expected ones; the order does not matter, duplicates count."""
         want, got = Counter(expected), Counter(found)
         missing, extra = want - got, got - want
         self.compared += 1
         if missing or extra:
-            line = f"{what}: {missing.total()} rows missing, {extra.total()} too many, of {want.total()}"
+            line = f"{what}: {missing.total()} of {want.total()} rows missing, {extra.total()} rows too many"
             self.differences.append(line)
             self.say(f"DIFFERS  {line}")
         else:
-            self.say(f"{what}: {want.total()} rows, exactly those that the same condition selects directly")
+            self.say(f"{what}: {want.total()} rows, the same as when the condition is applied to the files directly")
 
 
 def _shown(text: str) -> str:
-    """Text as it is, for rich: neither markup nor what a terminal would obey."""
+    """Escape text for rich: its markup and control characters of the terminal have no effect."""
     return escape(escaped(text, lines=True))
 
 

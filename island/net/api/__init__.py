@@ -1,1 +1,1 @@
-"""The operator API, `/api/v1/...` on the user port; one file a concern."""
+"""The operator API, `/api/v1/...` on the user port; one module per subject."""

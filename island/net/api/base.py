@@ -1,7 +1,7 @@
-"""What every operation of the user port shares: who asks, bounded bodies, errors as JSON, progress.
+"""Functions shared by all operations of the user port: authentication, request bodies, errors, progress.
 
-A handler takes a request and returns a response; it raises `IslandError`, and the middleware
-turns that into `{"error": code, "message": ..., "hint": ...}` with the error's status.
+A handler takes a request and returns a response. If it raises `IslandError`, the middleware answers
+`{"error": code, "message": ..., "hint": ...}` with the status of the error.
 """
 
 from __future__ import annotations
@@ -28,67 +28,69 @@ log = structlog.get_logger("island")
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Progress = Callable[[int, int, str], None]
-"""`progress(done, total, what)`: bytes or items, and a few words for people."""
+"""`progress(done, total, what)`: bytes or items, and a short description for display."""
 
 BODY_LIMIT = 1024 * 1024
+"""Maximum size of a request body, in bytes."""
 ATTENDANCE_S = 0.5
-"""Seconds between two looks whether the client of a long request is still connected."""
+"""Seconds between two checks whether the client of a long request is still connected."""
 TOKENS: web.AppKey[Tokens] = web.AppKey("tokens", Tokens)
 PRINCIPAL = web.RequestKey("principal", Principal)
 SAME_ORIGIN: web.AppKey[SameOrigin] = web.AppKey("same_origin", SameOrigin)
 BUG = {
     "error": "bug",
-    "message": "the island failed at this request",
-    "hint": "Its log says where.",
+    "message": "the island failed with an unexpected error",
+    "hint": "The error is in the island's log: event api.unexpected_error.",
     "status": 500,
 }
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 _CYCLE_S = 146_097 * 86_400
-_FIRST, _LAST = -62_135_596_800, 253_402_300_800  # from the year 1 to before 10000
+_FIRST, _LAST = -62_135_596_800, 253_402_300_800  # start of the year 1, end of the year 9999
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
 def principal(request: web.Request) -> Principal:
-    """Who asks; every request but those for `OPEN_PATHS` has one."""
+    """Return the authenticated caller. Requests for `OPEN_PATHS` have none."""
     return request[PRINCIPAL]
 
 
 def administrator(request: web.Request) -> Principal:
-    """Who asks, if it is the administrator; raises `Denied` for a user."""
+    """Return the caller if it is the administrator; raises `Denied` for a user."""
     caller = principal(request)
     if caller.role != "administrator":
         raise Denied(
             "this operation needs the administrator's token",
-            hint="Use the administrator's token: HOME/token, by --token-file or ISLAND_TOKEN.",
+            hint="Use the token in HOME/token, with --token-file or ISLAND_TOKEN.",
         )
     return caller
 
 
 async def body(request: web.Request, kind: type[T]) -> T:
-    """The JSON body as `kind`, at most `BODY_LIMIT` bytes; raises `BadInput` that says what is wrong with it."""
+    """Decode the JSON body as `kind`, at most `BODY_LIMIT` bytes; raises `BadInput` if it is not valid."""
     data = await request.read()
     try:
         return msgspec.json.decode(data or b"{}", type=kind, strict=True)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadInput(
-            f"the body is not what this operation takes: {error}", hint="See protocols/openapi.yaml."
+            f"the request body is not valid for this operation: {error}", hint="See protocols/openapi.yaml."
         ) from error
 
 
 def reply(value: Any, status: int = 200) -> web.Response:
-    """A JSON answer from structs, dicts and lists."""
+    """Return a JSON response; `value` consists of structs, dicts and lists."""
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 
 def iso(at: float | None) -> str | None:
-    """Unix seconds as ISO 8601 in UTC, to the millisecond; None stays None, as does what is no time.
+    """Format Unix seconds as ISO 8601 in UTC, to the millisecond.
 
-    Years outside 1 to 9999, as simulations have them, are written with a sign and six digits or more.
+    Returns None for None, NaN and values beyond ±1e15. Years outside 1 to 9999, which occur in
+    simulations, are written with a sign and at least six digits.
     """
-    if at is None or not abs(at) < 1e15:  # nor what is not a number
+    if at is None or not abs(at) < 1e15:  # also true for NaN
         return None
-    # The calendar repeats after 400 years, so a far time is written as a near one with another year.
+    # The calendar repeats after 400 years: format an equivalent time within `datetime`'s range, then replace the year.
     cycles = 0 if _FIRST <= at < _LAST else math.floor((at - _FIRST) / _CYCLE_S)
     near = datetime.fromtimestamp(at - cycles * _CYCLE_S, UTC)
     text = near.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -96,15 +98,16 @@ def iso(at: float | None) -> str | None:
 
 
 def problem(error: IslandError) -> dict[str, Any]:
-    """An error as the API shows it."""
+    """Return an error as a JSON object of the API."""
     return {"error": error.code, "message": error.message, "hint": error.hint, "status": error.status}
 
 
 @contextlib.asynccontextmanager
 async def attended(request: web.Request) -> AsyncIterator[None]:
-    """Cancel what runs in this block when the client closes its connection; raises `ConnectionResetError` then.
+    """Cancel this block when the client closes its connection, and raise `ConnectionResetError`.
 
-    For work that changes nothing, or that undoes itself when it is cancelled: other handlers run to their end.
+    Use it for work that changes nothing, or that is undone when it is cancelled. Handlers that do not use it
+    run to their end.
     """
     loop, scope = asyncio.get_running_loop(), asyncio.timeout(None)
     next_look: asyncio.TimerHandle
@@ -131,7 +134,7 @@ async def attended(request: web.Request) -> AsyncIterator[None]:
 async def stream(request: web.Request, work: Callable[[Progress], Awaitable[Any]]) -> web.StreamResponse:
     """Run a long operation and answer in JSON lines: `progress` objects, then one `result` or `error`.
 
-    An operation whose client goes away is cancelled, also while it has nothing to tell.
+    The operation is cancelled if the client disconnects, even if there is no progress to send.
     """
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
     lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -144,8 +147,8 @@ async def stream(request: web.Request, work: Callable[[Progress], Awaitable[Any]
             lines.put_nowait({"result": await work(progress)})
         except IslandError as error:
             lines.put_nowait(problem(error))
-        except Exception:  # as in `errors`: the answer has begun, so its last line must say so
-            log.exception("api.bug", method=request.method, path=request.path)
+        except Exception:  # as in `errors`; the status was already sent, so the error is reported in the last line
+            log.exception("api.unexpected_error", method=request.method, path=request.path)
             lines.put_nowait(BUG)
         finally:
             lines.put_nowait(None)
@@ -156,35 +159,38 @@ async def stream(request: web.Request, work: Callable[[Progress], Awaitable[Any]
             task = group.create_task(run())
             try:
                 while (line := await lines.get()) is not None:
-                    # Only the newest of several waiting progress lines is worth sending.
+                    # Skip a progress line if newer lines are waiting.
                     if "progress" in line and not lines.empty():
                         continue
                     await response.write(msgspec.json.encode(line) + b"\n")
             except ConnectionError:
-                task.cancel()  # nobody is there to be told
+                task.cancel()  # the client has disconnected
                 return response
             except asyncio.CancelledError:
                 task.cancel()
                 raise
     except ConnectionResetError:
         return response
-    with contextlib.suppress(ConnectionError):  # a client that has its result may hang up first
+    with contextlib.suppress(ConnectionError):  # a client may disconnect as soon as it has the result
         await response.write_eof()
     return response
 
 
 def given_token(request: web.Request) -> str:
-    """The token of a request, as Bearer or as the password of HTTP Basic; raises `Unauthenticated`."""
+    """Return the token of a request: a Bearer token, or the password of HTTP Basic. Raises `Unauthenticated`."""
     scheme, _, value = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer" and value:
         return value.strip()
     if scheme.lower() == "basic" and len(value) <= 4096:
         try:
             return base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2]
-        except ValueError as error:  # not base64, or not UTF-8 in it
-            raise Unauthenticated("the Authorization header is not valid HTTP Basic") from error
+        except ValueError as error:  # not base64, or its content is not UTF-8
+            raise Unauthenticated(
+                "the Authorization header is not valid HTTP Basic", hint="Send base64 of USER:TOKEN in UTF-8."
+            ) from error
     raise Unauthenticated(
-        "a token is required", hint="Send it as Bearer, or as the password of HTTP Basic: http://any:TOKEN@HOST:PORT."
+        "a token is required",
+        hint="Send it as a Bearer token, or as the password of HTTP Basic: http://any:TOKEN@HOST:PORT.",
     )
 
 
@@ -194,8 +200,8 @@ def _one_line(error: Exception) -> str:
 
 @web.middleware
 async def refuse_foreign_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what a web page of somebody else may have caused, on every path and before anything else is done."""
-    # A target such as `http://HOST/PATH`, as proxies get it, counts for more than Host.
+    """Refuse cross-site requests of browsers, on every path and before the token is checked."""
+    # A request target such as `http://HOST/PATH`, as proxies receive it, overrides the Host header (RFC 9112, 3.2.2).
     absolute = re.match(r"[^/]*://([^/?#]*)", request.raw_path)
     request.app[SAME_ORIGIN].check(
         [*request.headers.getall("Host", ()), *(absolute.groups() if absolute else ())],
@@ -216,7 +222,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
 
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every `IslandError` as JSON; a bug is logged whole and answered without its traceback."""
+    """Answer every `IslandError` as JSON. Other exceptions are logged with a traceback and answered with 500."""
     try:
         return await handler(request)
     except Unauthenticated as error:
@@ -238,6 +244,6 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return reply(problem(BadInput(f"the body cannot be read: {_one_line(error)}")), 400)
     except (ConnectionError, asyncio.CancelledError):
         raise
-    except Exception:  # the one place where a bug in a handler must become an answer; it is logged whole
-        log.exception("api.bug", method=request.method, path=request.path)
+    except Exception:  # the client needs an answer, and one faulty handler must not affect other requests
+        log.exception("api.unexpected_error", method=request.method, path=request.path)
         return reply(BUG, 500)

@@ -1,10 +1,10 @@
 """Datasets in the operator API: list, search, show, publish, withdraw.
 
-GET    /datasets                        every dataset of every island
-GET    /datasets/search?words=...       those that fit; also column, region, time, format, limit
-GET    /datasets/OWNER/NAME[@SNAPSHOT]  everything that is known of one
+GET    /datasets                        list the datasets of all islands
+GET    /datasets/search?words=...       list matching datasets; also column, region, time, format, limit
+GET    /datasets/OWNER/NAME[@SNAPSHOT]  show a dataset
 POST   /datasets                        publish a path of this machine; progress as JSON lines
-DELETE /datasets/NAME                   withdraw one of this island's
+DELETE /datasets/NAME                   withdraw a dataset of this island
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Publication(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def routes(catalog: Catalog, replicas: Replication) -> list[web.RouteDef]:
-    """The operations on datasets; what `show` says of replicas comes from `replicas`."""
+    """Return the routes for datasets. `replicas` supplies the state of replicas for `show`."""
     catalog.replication = replicas
 
     async def ls(_: web.Request) -> web.Response:
@@ -45,16 +45,17 @@ def routes(catalog: Catalog, replicas: Replication) -> list[web.RouteDef]:
         return base.reply([row(view) for view in await catalog.datasets()])
 
     async def search(request: web.Request) -> web.Response:
-        """List the datasets for which every part of the query holds; none is an empty list."""
+        """List the datasets that match all conditions of the query; empty if none does."""
         return base.reply([row(view) for view in await catalog.search(_query(request))])
 
     async def show(request: web.Request) -> web.Response:
-        """Show one dataset: its columns, coverage, times, holders, and what of it is here."""
+        """Show a dataset: columns, coverage, time range, holders, and how much of it is local."""
         name = DatasetName.parse(f"{request.match_info['owner']}/{request.match_info['name']}")
         return base.reply(details_row(await catalog.show(name)))
 
     async def publish(request: web.Request) -> web.StreamResponse:
-        """Publish files in place, with progress; the result is as `show`, with who will see it (`audience`)."""
+        """Publish files without copying them, with progress. The result is that of `show` with `audience` added:
+        who can see the dataset."""
         caller = base.administrator(request)
         wanted = await base.body(request, Publication)
 
@@ -76,7 +77,7 @@ def routes(catalog: Catalog, replicas: Replication) -> list[web.RouteDef]:
         return await base.stream(request, work)
 
     async def unpublish(request: web.Request) -> web.Response:
-        """Withdraw a dataset of this island; its files stay."""
+        """Withdraw a dataset of this island; its files are not deleted."""
         caller = base.administrator(request)
         name = request.match_info["name"]
         await catalog.unpublish(catalog.who(caller.user), name)
@@ -94,15 +95,15 @@ def routes(catalog: Catalog, replicas: Replication) -> list[web.RouteDef]:
 def _query(request: web.Request) -> SearchQuery:
     known = {field.name for field in msgspec.structs.fields(SearchQuery)}
     if unknown := sorted(set(request.query) - known):
-        raise BadInput(f"search has no parameter {unknown[0]!r}", hint=f"It takes {', '.join(sorted(known))}.")
+        raise BadInput(f"search has no parameter {unknown[0]!r}", hint=f"Parameters: {', '.join(sorted(known))}.")
     try:
         return msgspec.convert(dict(request.query), SearchQuery, strict=False)
     except msgspec.ValidationError as error:
-        raise BadInput(f"the search is not understood: {error}", hint="See protocols/openapi.yaml.") from error
+        raise BadInput(f"a search parameter is invalid: {error}", hint="See protocols/openapi.yaml.") from error
 
 
 def row(view: DatasetView) -> dict[str, Any]:
-    """A dataset as a flat object."""
+    """Return a dataset as a flat JSON object."""
     time = view.record.time
     return {
         "island": view.island,
@@ -124,9 +125,9 @@ def row(view: DatasetView) -> dict[str, Any]:
 
 
 def details_row(details: DatasetDetails) -> dict[str, Any]:
-    """Everything that is known of a dataset, as one object.
+    """Return a dataset with all details as one JSON object.
 
-    What is only in the card is null or empty where the card could not be had, and `problem` says why.
+    If the card could not be fetched, values that only the card has are null or empty, and `problem` has the reason.
     """
     resolved, card, status = details.resolved, details.card or _no_card(details), details.status
     record = resolved.record

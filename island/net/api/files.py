@@ -1,14 +1,14 @@
 """Files of datasets over HTTP, for `island://` and for anything that reads ranges: `/api/v1/files/...`.
 
-    GET  /files                                   every dataset, as `OWNER/NAME`
-    GET  /files/OWNER/NAME[@SNAPSHOT]             which snapshot that is now, and what of it is here
-    GET  /files/OWNER/NAME/SNAPSHOT/list          its files, in pages
-    GET  /files/OWNER/NAME/SNAPSHOT/data/PATH     the bytes of one; with `Range`, a part of them
-    POST /files/OWNER/NAME[@SNAPSHOT]/fetch       a complete replica; progress as JSON lines
-    DELETE /files/OWNER/NAME[@SNAPSHOT]           drop what is kept of another island's dataset
+    GET  /files                                   list all datasets as `OWNER/NAME`
+    GET  /files/OWNER/NAME[@SNAPSHOT]             show the current snapshot, and how much of it is local
+    GET  /files/OWNER/NAME/SNAPSHOT/list          list the files of a snapshot, in pages
+    GET  /files/OWNER/NAME/SNAPSHOT/data/PATH     read a file; with `Range`, a part of it
+    POST /files/OWNER/NAME[@SNAPSHOT]/fetch       fetch a complete replica; progress as JSON lines
+    DELETE /files/OWNER/NAME[@SNAPSHOT]           delete the local replica of another island's dataset
 
-Bytes are verified before they are sent. An error after the first byte breaks the
-connection, so that short data never look complete.
+Bytes are verified before they are sent. After an error the connection is aborted, so that
+incomplete data are not taken for complete data.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ LIST_LIMIT = 10_000
 
 
 def routes(catalog: Catalog, replicas: Replicas) -> list[web.RouteDef]:
-    """The operations on files."""
+    """Return the routes for files of datasets."""
     files = _Files(catalog, replicas)
-    one = "/api/v1/files/{owner}/{name}"
+    dataset = "/api/v1/files/{owner}/{name}"
     return [
         web.get("/api/v1/files", files.datasets),
-        web.get(one, files.about),
-        web.delete(one, files.drop),
-        web.post(one + "/fetch", files.fetch),
-        web.get(one + "/{snapshot}/list", files.listing),
-        web.get(one + "/{snapshot}/data/{path:.+}", files.data),
+        web.get(dataset, files.about),
+        web.delete(dataset, files.drop),
+        web.post(dataset + "/fetch", files.fetch),
+        web.get(dataset + "/{snapshot}/list", files.listing),
+        web.get(dataset + "/{snapshot}/data/{path:.+}", files.data),
     ]
 
 
@@ -50,7 +50,7 @@ class _Files:
         self._catalog, self._replicas = catalog, replicas
 
     async def datasets(self, _: web.Request) -> web.Response:
-        """List the datasets that can be read, with the snapshot that each is now."""
+        """List the datasets that can be read, with the current snapshot of each."""
         rows = [
             {"island": view.island, "name": view.name, "dataset": view.dataset, "snapshot": view.snapshot}
             for view in await self._catalog.datasets()
@@ -58,11 +58,11 @@ class _Files:
         return base.reply(rows)
 
     async def about(self, request: web.Request) -> web.Response:
-        """Say which snapshot a dataset is now, what of it is here, and what was moved and sent."""
+        """Show the current snapshot of a dataset, how much of it is local, and how much was received and sent."""
         return base.reply(await self._about(await self._resolve(request)))
 
     async def drop(self, request: web.Request) -> web.Response:
-        """Delete what is kept of another island's dataset; `freed` is in bytes."""
+        """Delete the local replica of another island's dataset; `freed` is in bytes."""
         caller = base.administrator(request)
         resolved = await self._resolve(request)
         freed = await self._replicas.drop(resolved)
@@ -70,7 +70,7 @@ class _Files:
         return base.reply({**await self._about(resolved), "freed": freed})
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:
-        """Make a complete, verified replica, with progress; `fetched` is the bytes that this moved."""
+        """Fetch a complete, verified replica, with progress; `fetched` is the number of transferred bytes."""
         caller = base.principal(request)
         resolved = await self._resolve(request)
 
@@ -89,12 +89,12 @@ class _Files:
         return await base.stream(request, work)
 
     async def listing(self, request: web.Request) -> web.Response:
-        """List the files of a snapshot by path, a page at a time: `next` is the `after` of the next page."""
+        """List the files of a snapshot, sorted by path, in pages: `next` is the `after` of the next page."""
         resolved = await self._resolve(request)
         after = request.query.get("after", "")
         limit = _number(request.query.get("limit", "1000"), "limit")
         if not 1 <= limit <= LIST_LIMIT:
-            raise BadInput(f"limit is {limit}", hint=f"Ask for 1 to {LIST_LIMIT} files at a time.")
+            raise BadInput(f"limit = {limit} is out of range", hint=f"Use a limit from 1 to {LIST_LIMIT}.")
         entries = [entry async for entry in self._replicas.files_after(resolved, after, limit + 1)]
         rows = [
             {
@@ -143,7 +143,7 @@ class _Files:
             await response.prepare(request)
             return response
         blocks = self._replicas.stream(resolved, path, start, end)
-        # The first block is fetched before the headers are sent, so that most errors are still answers.
+        # The first block is fetched before the headers are sent, so that most errors get a proper error answer.
         first = await anext(blocks)
         await response.prepare(request)
         try:
@@ -151,7 +151,7 @@ class _Files:
             async for block in blocks:
                 await response.write(block)
         except IslandError as error:
-            log.warning("files.broke_off", dataset=str(resolved.dataset), path=path, error=str(error))
+            log.warning("files.transfer_aborted", dataset=str(resolved.dataset), path=path, error=str(error))
             if request.transport is not None:
                 request.transport.abort()
             return response
@@ -182,9 +182,9 @@ class _Files:
 
 
 def _range(request: web.Request, size: int) -> tuple[int, int] | None:
-    """The one range that is asked for as (start, end), end not included; None for all of the file.
+    """Parse the Range header; return (start, end) with `end` excluded, or None for the complete file.
 
-    Several ranges, and what is no range of bytes, are answered with the whole file (RFC 9110, 14.2).
+    Multiple ranges and invalid ranges are ignored, as RFC 9110, 14.2, allows.
     """
     unit, _, spec = request.headers.get("Range", "").partition("=")
     first, dash, last = spec.strip().partition("-")
@@ -200,5 +200,5 @@ def _range(request: web.Request, size: int) -> tuple[int, int] | None:
 
 def _number(text: str, what: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise BadInput(f"{what} is {text[:40]!r}, not a number")
+        raise BadInput(f"{what} = '{text[:40]}' is not a number", hint="Use decimal digits.")
     return int(text)

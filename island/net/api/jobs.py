@@ -1,8 +1,9 @@
-"""Sessions, statements and batches in the operator API; Livy's own REST is in `net.gateway`.
+"""Sessions, statements and batches in the operator API; Livy's REST API is in `net.gateway`.
 
-Every operation acts on the caller's own jobs; the administrator sees all. `ID` is the
-local id, the public id, a unique prefix of it, or a name; `kind` narrows. With a job's
-key (`X-Island-Job-Key`) an id of another home is followed there.
+Operations apply to the caller's own jobs; the administrator has access to all jobs. `ID` is
+the local id, the public id, a unique prefix of it, or a name; `kind` selects among several
+matches. With a job's key (`X-Island-Job-Key`), a request about a job of another home is sent
+to that home.
 """
 
 from __future__ import annotations
@@ -52,23 +53,23 @@ class JobKey(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def routes(jobs: Jobs) -> list[web.RouteDef]:
-    """The operations on jobs."""
+    """Return the routes for jobs."""
     api = JobsApi(jobs)
-    one = "/api/v1/jobs/{id}"
+    job = "/api/v1/jobs/{id}"
     return [
         web.get("/api/v1/jobs", api.ls),
         web.post("/api/v1/sessions", api.open_session),
         web.post("/api/v1/batches", api.submit),
-        web.get(one, api.show),
-        web.delete(one, api.close),
-        web.get(one + "/explain", api.explain),
-        web.get(one + "/log", api.log),
-        web.get(one + "/wait", api.wait),
-        web.post(one + "/cancel", api.cancel),
-        web.get(one + "/statements", api.statements),
-        web.post(one + "/statements", api.post),
-        web.get(one + "/statements/{number}", api.statement),
-        web.post(one + "/statements/{number}/cancel", api.cancel_statement),
+        web.get(job, api.show),
+        web.delete(job, api.close),
+        web.get(job + "/explain", api.explain),
+        web.get(job + "/log", api.log),
+        web.get(job + "/wait", api.wait),
+        web.post(job + "/cancel", api.cancel),
+        web.get(job + "/statements", api.statements),
+        web.post(job + "/statements", api.post),
+        web.get(job + "/statements/{number}", api.statement),
+        web.post(job + "/statements/{number}/cancel", api.cancel_statement),
     ]
 
 
@@ -83,7 +84,7 @@ class JobsApi:
         return await self._jobs.named(base.principal(request), request.match_info["id"], kind)
 
     async def _job_or_guest(self, request: web.Request) -> JobRow | JobRun:
-        """A job of this home, else, for the administrator, one of another home that is here; raises `NotFound`."""
+        """Return a job of this home, or, for the administrator, a run of another home's job; raises `NotFound`."""
         try:
             return await self._job(request)
         except NotFound:
@@ -93,7 +94,7 @@ class JobsApi:
             return run
 
     async def _elsewhere(self, request: web.Request, what: str) -> Any | None:
-        """The answer of another home, when the request carries a job's key."""
+        """Return the answer of another home if the request has a job's key, else None."""
         key = request.headers.get(KEY_HEADER)
         if key is None:
             return None
@@ -110,11 +111,11 @@ class JobsApi:
     async def open_session(self, request: web.Request) -> web.Response:
         """`POST /api/v1/sessions`."""
         body = await base.body(request, NewSession)
-        asked = SessionRequest(
+        wanted = SessionRequest(
             kind=body.kind, name=body.name, conf=_conf(body.conf, body.inputs), queue=_queue(body.at)
         )
         key = request.headers.get("Idempotency-Key")
-        job = await self._jobs.open_session(base.principal(request), asked, key=key)
+        job = await self._jobs.open_session(base.principal(request), wanted, key=key)
         return base.reply(_timed(await self._jobs.row(job)), 201)
 
     async def submit(self, request: web.Request) -> web.Response:
@@ -122,8 +123,11 @@ class JobsApi:
         query = request.query
         data = await request.read()
         if len(data) > MAX_FILE:
-            raise BadInput(f"the file has {len(data)} bytes; the limit is {MAX_FILE}", hint="Read big data as inputs.")
-        asked = BatchRequest(
+            raise BadInput(
+                f"the file has {len(data)} bytes; the limit is {MAX_FILE}",
+                hint="Publish large data as a dataset and use it as an input.",
+            )
+        wanted = BatchRequest(
             file=query.get("file", "job.py"),
             args=query.getall("arg", []),
             name=query.get("name") or None,
@@ -132,7 +136,7 @@ class JobsApi:
         )
         file = BatchFile(query.get("file", "job.py"), data)
         key = request.headers.get("Idempotency-Key")
-        job = await self._jobs.submit_batch(base.principal(request), asked, file=file, key=key)
+        job = await self._jobs.submit_batch(base.principal(request), wanted, file=file, key=key)
         return base.reply(_timed(await self._jobs.row(job)), 201)
 
     async def show(self, request: web.Request) -> web.Response:
@@ -145,7 +149,7 @@ class JobsApi:
         return base.reply(_timed(await self._jobs.show(found)))
 
     async def explain(self, request: web.Request) -> web.Response:
-        """`GET /api/v1/jobs/ID/explain`: every island that was considered, best first."""
+        """`GET /api/v1/jobs/ID/explain`: all islands that were considered, best first."""
         rows = await self._elsewhere(request, "explain")
         if rows is None:
             rows = await self._jobs.explain(await self._job(request))
@@ -159,7 +163,7 @@ class JobsApi:
         return base.reply({"job": request.match_info["id"], "log": lines})
 
     async def wait(self, request: web.Request) -> web.Response:
-        """`GET /api/v1/jobs/ID/wait?timeout=`: the job once it has settled, or as it is after the timeout."""
+        """`GET /api/v1/jobs/ID/wait?timeout=`: wait until the job is idle or has ended, at most `timeout` seconds."""
         if (row := await self._elsewhere(request, "show")) is not None:
             return base.reply(_timed(row))
         job = await self._job(request)
@@ -168,7 +172,7 @@ class JobsApi:
         return base.reply(_timed(await self._jobs.row(job)))
 
     async def cancel(self, request: web.Request) -> web.Response:
-        """`POST /api/v1/jobs/ID/cancel`: ends a batch or a session; its results stay."""
+        """`POST /api/v1/jobs/ID/cancel`: end a batch or a session; its results stay available."""
         key = (await base.body(request, JobKey)).key or request.headers.get(KEY_HEADER)
         if key:
             return base.reply(_timed(await self._jobs.elsewhere(request.match_info["id"], key, "cancel")))
@@ -179,7 +183,7 @@ class JobsApi:
         return base.reply(_timed(await self._jobs.row(job)))
 
     async def close(self, request: web.Request) -> web.Response:
-        """`DELETE /api/v1/jobs/ID`: ends it, and Livy's clients no longer see it."""
+        """`DELETE /api/v1/jobs/ID`: end the job and hide it from Livy's REST API."""
         job = await self._jobs.end(await self._job(request), deleted=True)
         return base.reply(_timed(await self._jobs.row(job)))
 
@@ -200,7 +204,7 @@ class JobsApi:
         return base.reply(_statement(job.id, statement_row(statement, statement.report())), 201)
 
     async def statement(self, request: web.Request) -> web.Response:
-        """`GET /api/v1/jobs/ID/statements/N?timeout=`: waits for its end up to the timeout."""
+        """`GET /api/v1/jobs/ID/statements/N?timeout=`: wait until the statement ends, at most `timeout` seconds."""
         job = await self._job(request, "session")
         number = _path_number(request)
         async with base.attended(request):
@@ -208,7 +212,7 @@ class JobsApi:
         return base.reply(_statement(job.id, statement_row(*found)))
 
     async def cancel_statement(self, request: web.Request) -> web.Response:
-        """`POST /api/v1/jobs/ID/statements/N/cancel`: the answer is the statement."""
+        """`POST /api/v1/jobs/ID/statements/N/cancel`: cancel a statement; the answer is the statement."""
         job = await self._job(request, "session")
         number = _path_number(request)
         await self._jobs.cancel_statement(job, number)
@@ -224,16 +228,16 @@ def _queue(at: str) -> str | None:
 
 
 def _timed(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its times as ISO 8601."""
+    """Return the row with its times as ISO 8601."""
     times = ("created", "ended", "silent_since", "at")
     return {k: base.iso(v) if k in times and isinstance(v, int | float) else v for k, v in row.items()}
 
 
 def _statement(job: str, row: dict[str, Any]) -> dict[str, Any]:
-    """A statement with its session's public id, and its times (milliseconds, 0 where not reached) as ISO 8601."""
+    """Return a statement with the public id of its session. Times in milliseconds become ISO 8601, 0 becomes null."""
 
     def time(value: Any) -> str | None:
-        # Another home may have answered it.
+        # The value may come from another home, so its type and range are checked.
         return base.iso(value / 1000) if isinstance(value, int) and 0 < value < 1e18 else None
 
     return {"job": job, **row, "started": time(row.get("started")), "completed": time(row.get("completed"))}
@@ -242,7 +246,7 @@ def _statement(job: str, row: dict[str, Any]) -> dict[str, Any]:
 def _number(request: web.Request, name: str, default: int) -> int:
     text = request.query.get(name, str(default))
     if not (text.isascii() and text.isdigit() and 0 < int(text[:19]) <= 10_000):
-        raise BadInput(f"{name} = '{text[:50]}' is not a number from 1 to 10000")
+        raise BadInput(f"{name} = '{text[:50]}' is not valid", hint="Use a number from 1 to 10000.")
     return int(text)
 
 
@@ -259,4 +263,4 @@ def _seconds(request: web.Request, default: float = _WAIT) -> float:
         seconds = float(text)
     except ValueError as error:
         raise BadInput(f"timeout = '{text[:50]}' is not a number of seconds") from error
-    return min(max(0.0, seconds), _WAIT)  # not a number counts as 0
+    return min(max(0.0, seconds), _WAIT)  # NaN becomes 0

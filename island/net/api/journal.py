@@ -27,7 +27,7 @@ class Acknowledged(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def routes(trust: Trust, heads: JournalHeads, display: Callable[[IslandId], str]) -> list[web.RouteDef]:
-    """Reading, verifying and acknowledging the journal."""
+    """Return the routes for the journal."""
 
     async def read(request: web.Request) -> web.Response:
         """List the newest rows of the journal, oldest first."""
@@ -37,7 +37,7 @@ def routes(trust: Trust, heads: JournalHeads, display: Callable[[IslandId], str]
         return base.reply([row(entry, trust.name) for entry in found])
 
     async def verify(_: web.Request) -> web.Response:
-        """Check every row and the seal, and compare with the heads that other islands hold."""
+        """Check every row and the seal, and compare the journal with the heads that other islands store."""
         answers = await heads.compare()
         rows, problems = await trust.verify_journal()
         problems += heads.own_problems(display)
@@ -55,7 +55,7 @@ def routes(trust: Trust, heads: JournalHeads, display: Callable[[IslandId], str]
         )
 
     async def acknowledge(request: web.Request) -> web.Response:
-        """Accept that rows are missing, as after restoring a backup; this is written to the journal."""
+        """Accept that rows are missing, for example after restoring a backup; this is recorded in the journal."""
         caller = base.administrator(request)
         body = await base.body(request, Acknowledged)
         return base.reply({"island": trust.name, "generation": await heads.acknowledge(caller.user, body.reason)})
@@ -68,7 +68,7 @@ def routes(trust: Trust, heads: JournalHeads, display: Callable[[IslandId], str]
 
 
 def row(entry: JournalEntry, island: str) -> dict[str, Any]:
-    """A row as flat JSON; `detail` is JSON text."""
+    """Return a row as a flat JSON object; `detail` is a string with JSON."""
     return {
         "island": island,
         "seq": entry.seq,
@@ -83,5 +83,5 @@ def row(entry: JournalEntry, island: str) -> dict[str, Any]:
 
 def _limit(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:19]) <= MAX_ROWS:
-        raise BadInput(f"limit must be 1 to {MAX_ROWS}")
+        raise BadInput(f"limit = '{text[:50]}' is not valid", hint=f"Use a number from 1 to {MAX_ROWS}.")
     return int(text)

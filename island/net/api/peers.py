@@ -32,19 +32,19 @@ class Joining(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def routes(peers: TlsPeers, membership: Membership, trust: Trust) -> list[web.RouteDef]:
-    """The operations on islands."""
+    """Return the routes for islands, invitations and joining."""
 
     async def ls(_: web.Request) -> web.Response:
-        """List all islands that are known here, this one included."""
+        """List all known islands, including this one."""
         views = membership.views()
         rows = [view_row(view, peers.link(view.island)) for view in views]
         known = {view.island for view in views}
-        # An island may be linked for a moment before its first record is here.
+        # An island may be linked before its first record arrives.
         rows += [link_row(link, peers.name(link.island)) for link in peers.links() if link.island not in known]
         return base.reply(rows)
 
     async def invite(request: web.Request) -> web.Response:
-        """Make an invitation; the first one founds the archipelago."""
+        """Create an invitation; the first one founds the archipelago."""
         caller = base.administrator(request)
         body = await base.body(request, NewInvitation)
         founded = trust.network is None
@@ -64,7 +64,7 @@ def routes(peers: TlsPeers, membership: Membership, trust: Trust) -> list[web.Ro
         )
 
     async def join(request: web.Request) -> web.Response:
-        """Join the archipelago of an invitation; answered when linked with the island that made it."""
+        """Join the archipelago of an invitation; the answer is sent when linked with the island that made it."""
         base.administrator(request)
         body = await base.body(request, Joining)
         inviter = await peers.join(body.invitation)
@@ -78,7 +78,7 @@ def routes(peers: TlsPeers, membership: Membership, trust: Trust) -> list[web.Ro
 
 
 def view_row(view: IslandView, link: Link | None) -> dict[str, Any]:
-    """An island as JSON; `dialled` is whether this side dialled the session there is."""
+    """Return an island as a JSON object; `dialled` is whether this island dialled the current session."""
     return {
         "island": view.display,
         "key": view.island,
@@ -95,7 +95,7 @@ def view_row(view: IslandView, link: Link | None) -> dict[str, Any]:
 
 
 def link_row(link: Link, name: str) -> dict[str, Any]:
-    """An island of which only the session is known."""
+    """Return an island that has a session but no record yet as a JSON object."""
     return {
         "island": name,
         "key": link.island,
@@ -112,7 +112,7 @@ def link_row(link: Link, name: str) -> dict[str, Any]:
 
 
 def _address(view: IslandView, link: Link | None) -> str | None:
-    """Where the island is dialled; of one that only dials out, where its session comes from."""
+    """Return the address at which the island is dialled, or for an island that only dials out, its remote address."""
     if link is not None and link.dialled:
         return link.address
     return next(iter(view.addresses), None) or (link.address if link else None)

@@ -21,7 +21,7 @@ class NewServer(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def routes(membership: Membership) -> list[web.RouteDef]:
-    """The operations on servers."""
+    """Return the routes for servers."""
 
     async def ls(_: web.Request) -> web.Response:
         """List the servers of all islands: island, id, kind, url, comment, mine."""
@@ -34,7 +34,7 @@ def routes(membership: Membership) -> list[web.RouteDef]:
         return base.reply(_row(await membership.add_server(caller.user, body.kind, body.url, body.comment)), 201)
 
     async def remove(request: web.Request) -> web.Response:
-        """Remove a server of this island; the answer is the row that it had."""
+        """Remove a server of this island; the answer is the removed row."""
         caller = base.administrator(request)
         return base.reply(_row(await membership.remove_server(caller.user, request.match_info["id"])))
 

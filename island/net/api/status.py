@@ -1,4 +1,4 @@
-"""What this island is and how it does: one object."""
+"""The status of this island in the operator API."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from island.net.api import base
 
 
 def routes(status: Callable[[], dict[str, Any]], problems: Sequence[Callable[[], Sequence[str]]]) -> list[web.RouteDef]:
-    """`status()` gives the keys that are known at the composition root; `problems` what is wrong, each in words."""
+    """Return the route for the status.
+
+    `status()` returns identity, addresses and engine. Each function in `problems` returns descriptions of
+    current problems.
+    """
 
     async def show(_: web.Request) -> web.Response:
-        """This island: name, key, archipelago, version, where it listens, its engine, and what is wrong."""
+        """Show name, key, archipelago, version, addresses, engine and problems of this island."""
         return base.reply({**status(), "problems": [text for each in problems for text in each()]})
 
     return [web.get("/api/v1/island", show)]

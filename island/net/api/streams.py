@@ -24,7 +24,7 @@ class NewSource(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NewSubscription(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `POST /api/v1/subscriptions`; `from` is where it begins."""
+    """The body of `POST /api/v1/subscriptions`; `from` is the start position."""
 
     source: Annotated[str, Meta(max_length=200)]
     into: Annotated[str, Meta(max_length=64)]
@@ -34,20 +34,20 @@ class NewSubscription(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def routes(streams: Streams) -> list[web.RouteDef]:
-    """The operations on streams."""
+    """Return the routes for sources, subscriptions and channels."""
 
     async def list_sources(_: web.Request) -> web.Response:
         """List the sources of all islands."""
         return base.reply([source_row(view) for view in await streams.sources()])
 
     async def add_source(request: web.Request) -> web.Response:
-        """Watch a folder; the answer is the source's row."""
+        """Add a source that watches a folder; the answer is the row of the source."""
         caller = base.administrator(request)
         body = await base.body(request, NewSource)
         return base.reply(source_row(await streams.add_source(caller, Path(body.path), body.name)), 201)
 
     async def remove_source(request: web.Request) -> web.Response:
-        """Stop watching; the files stay, and subscriptions to it stop and say so."""
+        """Remove a source. Its files are not deleted; subscriptions to it stop with a message."""
         name = request.match_info["name"]
         await streams.remove_source(base.administrator(request), name)
         return base.reply({"name": name, "state": "removed"})
@@ -57,7 +57,7 @@ def routes(streams: Streams) -> list[web.RouteDef]:
         return base.reply([subscription_row(view) for view in await streams.subscriptions()])
 
     async def subscribe(request: web.Request) -> web.Response:
-        """Subscribe: the dataset ME/INTO is made and published; the answer is the subscription's row."""
+        """Add a subscription, and publish its dataset ME/INTO; the answer is the row of the subscription."""
         caller = base.principal(request)
         body = await base.body(request, NewSubscription)
         view = await streams.subscribe(
@@ -66,12 +66,12 @@ def routes(streams: Streams) -> list[web.RouteDef]:
         return base.reply(subscription_row(view), 201)
 
     async def unsubscribe(request: web.Request) -> web.Response:
-        """End a subscription, named by id, unique prefix or dataset; what it delivered stays."""
+        """Remove a subscription, named by id, unique prefix or dataset; its dataset is kept."""
         view = await streams.unsubscribe(base.principal(request), request.match_info["id"])
         return base.reply(subscription_row(view))
 
     async def list_channels(_: web.Request) -> web.Response:
-        """List the active flows into and out of this island."""
+        """List the channels to and from this island."""
         return base.reply([channel_row(view) for view in await streams.channels()])
 
     return [
@@ -86,7 +86,7 @@ def routes(streams: Streams) -> list[web.RouteDef]:
 
 
 def source_row(view: SourceView) -> dict[str, Any]:
-    """A source as JSON."""
+    """Return a source as a JSON object."""
     return {
         "island": view.island,
         "key": view.key,
@@ -109,7 +109,7 @@ def source_row(view: SourceView) -> dict[str, Any]:
 
 
 def subscription_row(view: SubscriptionView) -> dict[str, Any]:
-    """A subscription as JSON."""
+    """Return a subscription as a JSON object."""
     return {
         "id": view.id,
         "island": view.island,
@@ -127,7 +127,10 @@ def subscription_row(view: SubscriptionView) -> dict[str, Any]:
 
 
 def channel_row(view: ChannelView) -> dict[str, Any]:
-    """A channel as JSON: `rate` in rows a second, `lag` in rows of the source, `lag_s` in seconds."""
+    """Return a channel as a JSON object.
+
+    `rate` is in rows per second, `bytes_rate` in bytes per second, `lag` in rows of the source, `lag_s` in seconds.
+    """
     return {
         "id": view.id,
         "island": view.island,

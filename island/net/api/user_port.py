@@ -1,4 +1,4 @@
-"""The user port: Livy's REST at the root, the operator API below `/api/v1`, health and metrics."""
+"""The user port: Livy's REST API at the root, the operator API below `/api/v1`, health checks and metrics."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def build(
     ready: Callable[[], bool],
     allowed_hosts: Iterable[str] = (),
 ) -> web.Application:
-    """The application of the user port; `ready` says whether the island serves.
+    """Return the application of the user port; `ready()` is whether the island has started.
 
-    `allowed_hosts` are the hosts, beside those of loopback, under which browsers may know it.
+    `allowed_hosts` are the hosts other than loopback ones under which browsers may access it.
     """
 
     async def healthz(_: web.Request) -> web.Response:
-        """Say that the process answers."""
+        """Liveness check: 200 if the process answers."""
         return base.reply({"status": "ok"})
 
     async def readyz(_: web.Request) -> web.Response:
-        """Say whether databases are open and both ports bound."""
+        """Readiness check: 200 if all services are started and both ports are bound, else 503."""
         return base.reply({"status": "ready"}) if ready() else base.reply({"status": "starting"}, 503)
 
     async def metrics(_: web.Request) -> web.Response:
-        """Give the metrics in Prometheus' text format."""
+        """Return the metrics in the Prometheus text format."""
         return web.Response(body=telemetry.exposition(), content_type="text/plain", charset="utf-8")
 
     application = web.Application(
@@ -60,7 +60,7 @@ def build(
 
 
 class _Lines(logging.Handler):
-    """What the HTTP library says of requests, in the island's log; what is no HTTP is one line and no bug."""
+    """Writes log messages of aiohttp to the island's log; a malformed request is one line without a traceback."""
 
     def __init__(self, strangers: StrangerLog) -> None:
         super().__init__()
@@ -69,11 +69,11 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, HttpProcessingError | web.RequestPayloadError):
-            # The library's message has the address as its one argument.
+            # The only argument of aiohttp's log message is the address.
             address = str(record.args[0]) if isinstance(record.args, tuple) and record.args else "unknown"
             self._strangers.info("http.malformed", address, error=" ".join(str(error).split())[:300])
         else:
-            log.error("http.failed", said=record.getMessage(), exc_info=record.exc_info)
+            log.error("http.failed", message=record.getMessage(), exc_info=record.exc_info)
 
 
 def _logger(strangers: StrangerLog) -> logging.Logger:
@@ -94,7 +94,7 @@ class UserServer:
         self.url = ""
 
     async def start(self) -> None:
-        """Bind the port; raises `ConfigError` when it is in use."""
+        """Bind the port; raises `ConfigError` if it is in use or not an address of this machine."""
         await self._runner.setup()
         assert self._runner.server is not None
         accept = functools.partial(
@@ -107,7 +107,8 @@ class UserServer:
         except OSError as error:
             raise ConfigError(
                 f"listen.user = '{self._host}:{self._port}' cannot be bound: {error.strerror or error}",
-                hint="Another program has it, or the address is not of this machine: change [listen] in island.toml.",
+                hint="Another program uses the port, or the address is not one of this machine: change [listen] in "
+                "island.toml.",
             ) from error
         host, port = self._listening.sockets[0].getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
