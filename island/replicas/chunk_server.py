@@ -51,7 +51,7 @@ class ChunkServer:
         open_file: Callable[[ChunkRequest, str], contextlib.AbstractAsyncContextManager[Blocks]],
         display: Callable[[IslandId], str],
     ) -> None:
-        self._held, self._open_file, self._display = chunk_store, open_file, display
+        self._chunk_store, self._open_file, self._display = chunk_store, open_file, display
         self._slots = asyncio.Semaphore(ANSWERS)
         self._turns: weakref.WeakValueDictionary[IslandId, asyncio.Semaphore] = weakref.WeakValueDictionary()
         peers.on_bulk(KIND, self._serve)
@@ -82,7 +82,7 @@ class ChunkServer:
             raise
         finally:
             if sent:  # unknown names are not counted: another island could fill the memory with them
-                self._held.count(key, sent=sent)
+                self._chunk_store.count(key, sent=sent)
                 _SENT.labels(f"{self._display(request.owner_id)}/{request.name}").inc(sent)
 
     async def _blocks(

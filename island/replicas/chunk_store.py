@@ -31,7 +31,7 @@ log = structlog.get_logger("island")
 
 T = TypeVar("T")
 
-_DAMAGED = telemetry.counter("replica_chunks_damaged", "Kept chunks that no longer matched their hash and were dropped")
+_DAMAGED = telemetry.counter("replica_chunks_damaged", "Stored chunks that did not match their hash and were dropped")
 _SYNCED = 16
 """Maximum number of files that are synced before their bitmaps are written in one transaction."""
 _OPEN_FILES = 20_000

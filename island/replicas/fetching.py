@@ -115,7 +115,7 @@ class Fetcher:
         fault: Callable[[IslandId, str], None],
         patience: FetchTimeouts,
     ) -> None:
-        self._held, self._space, self._peers, self._membership, self._clock = (
+        self._chunk_store, self._space, self._peers, self._membership, self._clock = (
             chunk_store,
             space,
             peers,
@@ -199,7 +199,7 @@ class Fetcher:
                     size = sum(edges.size(run) for _, edges, run in batch)
                     async with self._space.claim(size, f"{replica.name!r}") as claim:
                         for want, _, _ in batch:
-                            await self._held.make(replica, want.file)
+                            await self._chunk_store.make(replica, want.file)
                         await self._deliver(replica, batch, claim)
         except BaseException as error:
             failure = error
@@ -366,7 +366,7 @@ class Fetcher:
                         await self._receive(replica, want, edges, portion, answer, claim)
                 await answer.end()
             finally:
-                self._held.count(replica.key, received=answer.received)
+                self._chunk_store.count(replica.key, received=answer.received)
                 _RECEIVED.labels(f"{self._membership.display(replica.owner)}/{replica.name}").inc(answer.received)
 
     async def _receive(
@@ -385,7 +385,7 @@ class Fetcher:
                 data.append(await answer.take(edges.size((index, index + 1))))
         finally:
             # If the stream is interrupted, the chunks that arrived before are still written.
-            good = await self._held.put(replica, want.file, want.hashes, first, data) if data else 0
+            good = await self._chunk_store.put(replica, want.file, want.hashes, first, data) if data else 0
             claim.spend(edges.size((first, first + good)))
             _arrived(want.file, (first, first + good), None)
         if good < len(data):

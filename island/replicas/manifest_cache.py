@@ -50,7 +50,13 @@ class ManifestCache:
         patience: float,
         display: Callable[[IslandId], str],
     ) -> None:
-        self._db, self._held, self._catalog, self._fetcher, self._clock = db, chunk_store, catalog, fetcher, clock
+        self._db, self._chunk_store, self._catalog, self._fetcher, self._clock = (
+            db,
+            chunk_store,
+            catalog,
+            fetcher,
+            clock,
+        )
         self._me, self._patience, self._display = me, patience, display
         self._known: OrderedDict[Key, ManifestReader] = OrderedDict()
         self._hashes: OrderedDict[tuple[str, str], list[FileHashes]] = OrderedDict()
@@ -114,7 +120,7 @@ class ManifestCache:
     async def keep_all(self) -> None:
         """Call `keep` for every replica that has pages in memory."""
         for key in list(self._waiting):
-            if replica := self._held.get(*key):
+            if replica := self._chunk_store.get(*key):
                 await self.keep(replica)
 
     async def _load(self, key: Key) -> ManifestReader:

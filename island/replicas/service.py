@@ -135,7 +135,7 @@ class Replicas:
         self._fetching: dict[tuple[IslandId, str, str], asyncio.Lock] = {}
         self._tasks: Tasks | None = None
         self._faults: list[tuple[IslandId, str]] = []
-        self._untold: dict[tuple[IslandId, str], None] = {}
+        self._unannounced: dict[tuple[IslandId, str], None] = {}
         """Datasets whose replica record may be out of date. The next write-back publishes it again."""
         self._stopping = asyncio.Event()
 
@@ -175,17 +175,17 @@ class Replicas:
     async def files_after(self, resolved: ResolvedDataset, after: str, limit: int) -> AsyncIterator[FileEntry]:
         """At most `limit` files whose paths sort after `after`."""
         manifest, wanted = await self.manifest(resolved), after.encode()
-        behind: PageRef | None = None
+        previous: PageRef | None = None
         async for ref in manifest.pages():
-            if behind and ref.first.encode() > wanted:
-                for entry in await manifest.page(behind):
+            if previous and ref.first.encode() > wanted:
+                for entry in await manifest.page(previous):
                     if limit > 0 and entry.path.encode() > wanted:
                         limit -= 1
                         yield entry
             if limit <= 0:
                 return
-            behind = ref
-        for entry in await manifest.page(behind) if behind else ():
+            previous = ref
+        for entry in await manifest.page(previous) if previous else ():
             if limit > 0 and entry.path.encode() > wanted:
                 limit -= 1
                 yield entry
@@ -536,7 +536,7 @@ class Replicas:
                 hint="Try again later: 24 hours after the last session began to use it.",
             )
         freed = replica.bytes_local
-        self._untold[replica.owner, replica.name] = None
+        self._unannounced[replica.owner, replica.name] = None
         await self.held.drop(replica)
         await self._on_dropped(replica)
         return freed
@@ -630,14 +630,14 @@ class Replicas:
         return ReplicaRecord(held=tuple(holdings[:16])) if holdings else None
 
     async def _announce(self, replica: ReplicaSnapshot) -> None:
-        self._untold[replica.owner, replica.name] = None
+        self._unannounced[replica.owner, replica.name] = None
         await self._publish_record(replica.owner, replica.name)
 
     async def _publish_record(self, owner: IslandId, name: str) -> None:
         key, record = record_key(owner, name), self._record(owner, name)
 
         def published(_: None) -> None:
-            self._untold.pop((owner, name), None)
+            self._unannounced.pop((owner, name), None)
             self._gossip.poke()
 
         if record:
@@ -683,7 +683,7 @@ class Replicas:
     async def _write_back(self) -> None:
         await self.held.flush()
         await self._manifests.keep_all()
-        for owner, name in list(self._untold):
+        for owner, name in list(self._unannounced):
             await self._publish_record(owner, name)
         faults, self._faults = self._faults, []
         if faults:

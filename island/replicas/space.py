@@ -49,7 +49,7 @@ class DiskQuota:
         elsewhere: Callable[[ReplicaSnapshot], Awaitable[bool]],
         dropped: Callable[[ReplicaSnapshot], Awaitable[None]],
     ) -> None:
-        self._held, self._clock = chunk_store, clock
+        self._chunk_store, self._clock = chunk_store, clock
         self._quota, self._reserve = quota, reserve
         self._elsewhere, self._dropped = elsewhere, dropped
         self._claims: set[SpaceClaim] = set()
@@ -59,7 +59,7 @@ class DiskQuota:
     @property
     def used(self) -> int:
         """Bytes of the quota that are in use or claimed."""
-        return self._held.total + self.other_bytes + self._claimed()
+        return self._chunk_store.total + self.other_bytes + self._claimed()
 
     @contextlib.asynccontextmanager
     async def claim(self, size: int, what: str) -> AsyncIterator[SpaceClaim]:
@@ -93,7 +93,7 @@ class DiskQuota:
                 hint="Raise `quota` under [replicas] in island.toml, or delete replicas that are not needed"
                 " (`island dataset drop OWNER/NAME`).",
             )
-        short = size + self._claimed() + self._reserve - await self._held.run(self._held.files.free)
+        short = size + self._claimed() + self._reserve - await self._chunk_store.run(self._chunk_store.files.free)
         if short > 0 and not await self._evict(short):
             raise Full(
                 f"{what} needs {format_bytes(size)} more, but less than the reserve of"
@@ -103,7 +103,7 @@ class DiskQuota:
 
     async def _evict(self, needed: int) -> bool:
         now = self._clock.wall()
-        by_id = {replica.id: replica for replica in list(self._held.snapshots.values())}
+        by_id = {replica.id: replica for replica in list(self._chunk_store.snapshots.values())}
         kept = [
             core.EvictionCandidate(
                 id=replica.id,
@@ -128,6 +128,6 @@ class DiskQuota:
                 needed=needed,
             )
             _EVICTED.inc(replica.bytes_local)
-            await self._held.drop(replica)
+            await self._chunk_store.drop(replica)
             await self._dropped(replica)
         return bool(chosen)

@@ -117,7 +117,7 @@ class Channel:
         self.meter = core.RateMeter()
         self.redial = Signal()
         self._state, self._publisher, self._open_bulk, self._segments = state, publisher, open_bulk, segments
-        self._who, self._window, self._clock, self._rng, self._at = who, window, clock, rng, checkpoint
+        self._who, self._window, self._clock, self._rng, self._checkpoint = who, window, clock, rng, checkpoint
         self._schema = tables.schema_from_bytes(row.columns) if row.columns else None
         self._attempt = self._failures = 0
         self._expected = row.position
@@ -320,14 +320,14 @@ class Channel:
         segment: tuple[str, int, int] | None = None
         prepared: Any = None
         if pending.rows:
-            self._at("received")
+            self._checkpoint("received")
             number = self.row.segments
             segment = await self._workers.disk(
                 self._segments.write, self._attempt, number, pending.batches, self._schema
             )
-            self._at("written")
+            self._checkpoint("written")
             prepared = await self._publisher.prepare(self._segments.folder, self.row.name, **about(self.row))
-            self._at("prepared")
+            self._checkpoint("prepared")
         frm, now = self.row.position, self._clock.wall()
 
         def write(conn: sqlite3.Connection) -> None:
@@ -345,10 +345,10 @@ class Channel:
                 self._count(segment)
 
         await self._state.write(write, then=committed)
-        self._at("committed")
+        self._checkpoint("committed")
         with contextlib.suppress(Unreachable):  # the rows are committed; the receiver reports the lost stream
             await stream.send(encode(Ack(position=pending.to)))
-        self._at("acknowledged")
+        self._checkpoint("acknowledged")
 
     def _count(self, segment: tuple[str, int, int]) -> None:
         _, rows, size = segment

@@ -262,7 +262,7 @@ async def test_it_is_read_only(site: Site) -> None:
         lambda: filesystem.mkdir("owner/new"),
         lambda: filesystem.cp_file("owner/tables/a.parquet", "owner/tables/z"),
     ):
-        with pytest.raises(OSError, match="read only"):
+        with pytest.raises(OSError, match="read-only"):
             await run(write)
 
 

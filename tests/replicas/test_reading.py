@@ -177,7 +177,7 @@ async def test_flipped_bytes_from_the_only_holder_are_an_error_that_names_it(
     resolved = publish(there, tmp_path / "pub", {"a.bin": content(2 * MIB)})
     async with there.island("owner") as owner, there.island("reader") as reader:
         there.network.change[owner.me] = flip
-        with pytest.raises(PeerMisbehaved, match=r"held by owner \(sent bytes that do not match their hash"):
+        with pytest.raises(PeerMisbehaved, match=r"held only by owner \(sent bytes that do not match their hash"):
             await reader.replicas.read(resolved, "a.bin", 0, 2 * MIB)
         del there.network.change[owner.me]
         assert await reader.replicas.read(resolved, "a.bin", 0, 2 * MIB) == content(2 * MIB)
