@@ -34,7 +34,7 @@ from island.streams.tasks import raise_first
 log = structlog.get_logger("island")
 
 ROWS = counter("streams_rows_committed", "Rows that subscriptions committed")
-COMMIT_SECONDS = histogram("streams_commit_seconds", "Seconds of a commit with rows, from its begin to the database")
+COMMIT_SECONDS = histogram("streams_commit_seconds", "Duration of a commit with rows, up to its transaction")
 
 SILENCE = 30.0
 """Seconds without a message after which the source counts as unreachable. It sends one every five seconds."""

@@ -143,8 +143,10 @@ def commit_every(segments: int) -> float:
 
 
 def commit_in(*, now: float, last: float, pending_bytes: int, window: int, every: float) -> float:
-    """Seconds until pending rows should be committed: `every` seconds after the last commit, or 0 if half of the
-    window is used."""
+    """Seconds until pending rows should be committed; 0 if they take half of the window or more.
+
+    `now` and `last`, the time of the last commit, are monotonic; `every` is the result of `commit_every`.
+    """
     if pending_bytes * 2 >= window:
         return 0.0
     return max(0.0, last + every - now)

@@ -660,7 +660,7 @@ def _nearest(name: str, known: list[str]) -> str:
     import difflib
 
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:5]
-    return f"Existing sources: {', '.join(near)}." if near else "It has no sources."
+    return f"Its sources include {', '.join(near)}." if near else "It has no sources."
 
 
 _BLAME: dict[str, Callable[..., IslandError]] = {"bad_input": BadInput, "not_found": NotFound, "full": Full}

@@ -97,9 +97,9 @@ def stat_of(path: Path) -> FileStat | None:
 def listing(root: Path) -> dict[str, FileStat]:
     """All files below a folder that may be data, by relative POSIX path.
 
-    Hidden files and folders are skipped, and symbolic links to folders are not followed. Raises
-    BadInput if the folder does not exist, cannot be read, or contains more than MAX_FILES files; in
-    these cases no file counts as removed.
+    Hidden and temporary files and folders are skipped, and symbolic links to folders are not
+    followed. Raises BadInput if the folder does not exist, cannot be read, or contains more than
+    MAX_FILES files; in these cases no file counts as removed.
     """
     found: dict[str, FileStat] = {}
 
