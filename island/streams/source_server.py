@@ -220,8 +220,8 @@ class _Reader:
         self._gathered: list[Any] = []
         self._gathered_bytes = 0
         self._moved_at: float | None = None
-        self._behind_at = float("-inf")
-        self._behind = Lag()
+        self._lag_at = float("-inf")
+        self._lag = Lag()
 
     async def run(self) -> None:
         """Send rows and receive acknowledgements until one of the two ends."""
@@ -338,7 +338,7 @@ class _Reader:
 
     async def _at_head(self, version: int) -> None:
         """Send the collected rows and a heartbeat, then wait for new files."""
-        self._behind, self._behind_at = Lag(), self._clock.monotonic()
+        self._lag, self._lag_at = Lag(), self._clock.monotonic()
         await self._flush()
         await self._stream.send(encode(Heartbeat(position=self._sent)))
         await self._source.changed.after(version, HEARTBEAT)
@@ -359,7 +359,7 @@ class _Reader:
             self._acknowledged.clear()
             await self._acknowledged.wait()
         count = sum(batch.num_rows for batch in batches)
-        behind = await self._look_behind()
+        behind = await self._current_lag()
         self._window.send(to, len(payload))
         delivery = Delivery(frm=self._sent, to=to, rows=count, size=len(payload), behind=behind)
         await self._stream.send(encode(delivery))
@@ -370,13 +370,13 @@ class _Reader:
         self._served.bytes += len(payload)
         self._served.under_way, self._served.behind = self._window.size, behind
 
-    async def _look_behind(self) -> Lag:
+    async def _current_lag(self) -> Lag:
         # Counting a long backlog is expensive, so it is done at most once per second.
-        if self._clock.monotonic() - self._behind_at >= 1.0:
+        if self._clock.monotonic() - self._lag_at >= 1.0:
             at, now = self._at, self._clock.wall()
-            self._behind = await self._state.read(lambda conn: store.lag(conn, self._source.name, at, now))
-            self._behind_at = self._clock.monotonic()
-        return self._behind
+            self._lag = await self._state.read(lambda conn: store.lag(conn, self._source.name, at, now))
+            self._lag_at = self._clock.monotonic()
+        return self._lag
 
     async def _end(self, state: Stopped, reason: str) -> None:
         await self._flush()
