@@ -185,7 +185,7 @@ async def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path, monkeypat
         channel = await subscriber.subscribe(ALPHA)
         write(a, "one", 0, 100)
         await until(lambda: channel.status.state == "error")
-        assert "the disk is full" in channel.status.reason
+        assert "no space" in channel.status.reason
         full = False
         channel.redial.set()
         await until(lambda: total(b) == 100)
