@@ -1,1 +1,1 @@
-"""Parquet, Avro and HATS: the only users of pyarrow, fastavro and mocpy."""
+"""Readers of Parquet, Avro and HATS, and the filters and statistics of their rows."""

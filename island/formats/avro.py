@@ -1,6 +1,6 @@
-"""Avro files: their schema, and their rows as Parquet for Spark.
+"""Avro files: reads their schema, and converts their rows to Parquet for Spark.
 
-`container` reads the blocks, `avro_types` turns schemas and records into Arrow.
+`avro_container` reads the blocks; `avro_types` converts schemas and records to Arrow.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from island.kernel.processes import Emit
 __all__ = ["schema_of", "staging_of", "to_parquet", "to_parquet_in_steps"]
 
 PART_BYTES = 128 * 1024 * 1024
-TOLD_BYTES = 1024 * 1024
+PROGRESS_BYTES = 1024 * 1024
 
 
 def schema_of(path: Path) -> Any:
-    """The Avro schema in the header of a file, as parsed JSON; Corrupt or Unsupported where there is none."""
+    """The Avro schema in the header of a file, as parsed JSON. Raises BadInput, Corrupt or Unsupported."""
     return avro_container.header_of(path).schema
 
 
@@ -38,22 +38,23 @@ def to_parquet(
     part_bytes: int = PART_BYTES,
     limits: ReadLimits = DEFAULT_LIMITS,
 ) -> list[Path]:
-    """Write the records of Avro files of one schema as Parquet that Spark 3.5 reads, in order.
+    """Convert Avro files of one schema to Parquet that Spark 3.5 can read, in order.
 
-    A target that ends with `.parquet` becomes one file; any other is made a folder of
-    `part-00000.parquet`, ... of about `part_bytes` of Arrow data each, which appears whole or not at all.
-    Returns the files. Types: see `avro_types`. Raises Unsupported naming the column that has no
-    Arrow form, Corrupt for a broken file, BadInput where schemas differ or the folder exists.
+    If the name of `target` ends with `.parquet`, one file is written; else a folder with
+    `part-00000.parquet`, ... of about `part_bytes` of Arrow data each is created atomically.
+    Returns the files. `avro_types` documents the types. Raises Unsupported with the column that
+    has no Arrow type, Corrupt for an invalid file, and BadInput if the schemas differ or the
+    folder exists.
     """
     if not sources:
-        raise BadInput("there are no Avro files to convert", hint="Name at least one.")
+        raise BadInput("there are no Avro files to convert", hint="Give at least one file.")
     schema = AvroDecoder(schema_of(sources[0]), name=str(sources[0])).schema
     stream = _all_batches(sources, schema, progress, limits)
     if target.suffix == ".parquet":
         write_parquet(stream, target, schema=schema)
         return [target]
     if target.exists():
-        raise BadInput(f"{target} exists already", hint="Name a folder that does not exist.")
+        raise BadInput(f"{target} already exists", hint="Choose a folder that does not exist.")
     staging = staging_of(target)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -66,27 +67,27 @@ def to_parquet(
 
 
 def staging_of(target: Path) -> Path:
-    """The folder in which `to_parquet` gathers the files of a folder that is not complete yet."""
+    """The temporary folder in which `to_parquet` writes the files before it renames the folder to `target`."""
     return target.with_name(f".{target.name}.tmp")
 
 
 def to_parquet_in_steps(
     emit: Emit[tuple[int, int, str]], sources: list[Path], target: Path, limits: ReadLimits
 ) -> None:
-    """`to_parquet` for a child process: emits its progress, at most once for each `TOLD_BYTES`.
+    """`to_parquet` for a child process: emits its progress, at most once per `PROGRESS_BYTES`.
 
-    Raises Full where the disk is full.
+    Raises Full if the files cannot be written.
     """
-    told = -TOLD_BYTES
+    reported = -PROGRESS_BYTES
 
-    def tell(done: int, total: int, what: str) -> None:
-        nonlocal told
-        if done - told >= TOLD_BYTES or done == total:
-            told = done
+    def report(done: int, total: int, what: str) -> None:
+        nonlocal reported
+        if done - reported >= PROGRESS_BYTES or done == total:
+            reported = done
             emit((done, total, what))
 
     try:
-        to_parquet(sources, target, tell, limits=limits)
+        to_parquet(sources, target, report, limits=limits)
     except OSError as error:
         raise Full(f"{target} cannot be written: {error.strerror or error}", hint="Check the disk.") from error
 
@@ -117,7 +118,8 @@ def _all_batches(sources: Sequence[Path], schema: Any, progress: Progress | None
         what = difference(schema, own)
         if what:
             raise BadInput(
-                f"{path} has another schema than {sources[0]}: {what}", hint="Convert files of one schema together."
+                f"{path} does not have the schema of {sources[0]}: {what}",
+                hint="Convert only files with the same schema together.",
             )
         for batch, done in stream:
             if progress is not None:

@@ -1,9 +1,9 @@
-"""Avro object container files, block by block: header, codecs, sync markers.
+"""Reads Avro object container files block by block: header, codecs, sync markers.
 
-Apache Avro specification 1.11, "Object Container Files". Read here and not by fastavro because
-every length is checked before memory is allocated, metadata values may be any bytes, zstandard
-needs no further package, and what is broken is told with its offset. The records inside a block
-are decoded by fastavro (`avro_types.Decoder`).
+See Apache Avro specification 1.11, "Object Container Files". fastavro is not used here: this
+module checks every length before it allocates memory, accepts arbitrary bytes as metadata values,
+needs no further package for zstandard, and reports errors with their offset. fastavro decodes the
+records inside a block (`avro_types.AvroDecoder`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PIECE = 4 * 1024 * 1024
 
 
 class AvroHeader(msgspec.Struct, frozen=True):
-    """What stands before the first block; `schema` is the parsed JSON, `size` the header's bytes."""
+    """The header of a file. `schema` is the parsed JSON, `sync` the sync marker, `size` its length in bytes."""
 
     schema: Any
     codec: str
@@ -40,7 +40,7 @@ class AvroHeader(msgspec.Struct, frozen=True):
 
 
 class AvroBlock(msgspec.Struct, frozen=True):
-    """One block, decompressed: where it begins in the file, how many records it says it holds, their bytes."""
+    """One decompressed block: its offset in the file, its number of records as stated in the file, their bytes."""
 
     offset: int
     count: int
@@ -48,18 +48,18 @@ class AvroBlock(msgspec.Struct, frozen=True):
 
 
 def header_of(path: Path) -> AvroHeader:
-    """The header of an Avro file; Corrupt, Unsupported or BadInput where there is none that can be read."""
+    """The header of an Avro file. Raises Corrupt, Unsupported or BadInput."""
     if sniff(path) != "avro":
-        raise Unsupported(f"{path} is not an Avro object container", hint="Name an *.avro file.")
+        raise Unsupported(f"{path} is not an Avro object container", hint="Give the path of an *.avro file.")
     with open_binary(path) as file:
         return _header(file, path, path.stat().st_size)
 
 
 def blocks(path: Path) -> Iterator[AvroBlock]:
-    """Every block of the file in order.
+    """All blocks of a file in order.
 
-    Raises Corrupt with the block's offset where it is cut short, its sync marker is wrong, or it
-    does not decompress; Unsupported for an unknown codec or a block over MAX_BLOCK.
+    Raises Corrupt with the block's offset if the block is truncated, has a wrong sync marker, or
+    cannot be decompressed; Unsupported for an unknown codec or a block larger than MAX_BLOCK.
     """
     size = path.stat().st_size
     with open_binary(path) as file:
@@ -82,7 +82,7 @@ def _header(file: BinaryIO, path: Path, size: int) -> AvroHeader:
                 key = _bytes(file, size).decode("utf-8", errors="replace")
                 metadata[key] = _bytes(file, size)
                 if file.tell() > MAX_HEADER:
-                    raise _Broken("its header is over 16 MiB")
+                    raise _Broken("its header is larger than 16 MiB")
         sync = file.read(_SYNC_SIZE)
         if len(sync) != _SYNC_SIZE:
             raise _Broken("it ends inside its header")
@@ -96,8 +96,8 @@ def _header(file: BinaryIO, path: Path, size: int) -> AvroHeader:
     codec = metadata.get("avro.codec", b"null").decode("utf-8", errors="replace") or "null"
     if codec not in CODECS:
         raise Unsupported(
-            f"{path} is compressed with codec {codec[:40]!r}, which is not known here",
-            hint=f"Known codecs are {', '.join(CODECS)}.",
+            f"{path} is compressed with the unsupported codec {codec[:40]!r}",
+            hint=f"Supported codecs are {', '.join(CODECS)}.",
         )
     return AvroHeader(schema=schema, codec=codec, sync=sync, size=file.tell())
 
@@ -106,25 +106,27 @@ def _block(file: BinaryIO, path: Path, header: AvroHeader, offset: int, size: in
     try:
         count, length = _long(file), _long(file)
         if count < 0 or length < 0:
-            raise _Broken("its counts are negative")
+            raise _Broken("its record count or size is negative")
         if file.tell() + length + _SYNC_SIZE > size:
-            raise _Broken(f"the file ends inside it ({size} bytes)")
+            raise _Broken(f"the file ends inside the block ({size} bytes)")
         if length > MAX_BLOCK:
-            raise Unsupported(f"{path}: the block at byte {offset} is over 256 MiB", hint="Write smaller blocks.")
+            raise Unsupported(
+                f"{path}: the block at byte {offset} is larger than 256 MiB", hint="Write smaller blocks."
+            )
         raw = file.read(length)
         if file.read(_SYNC_SIZE) != header.sync:
             raise _Broken("its sync marker is wrong")
         data = _decompress(header.codec, raw)
     except _TooLarge as error:
         raise Unsupported(
-            f"{path}: the block at byte {offset} decompresses to over 256 MiB", hint="Write smaller blocks."
+            f"{path}: the block at byte {offset} decompresses to more than 256 MiB", hint="Write smaller blocks."
         ) from error
     except _Broken as error:
-        raise _corrupt(path, f"the block at byte {offset} is broken: {error}") from error
-    # A record takes a byte or more (records of no bytes are refused with their schema), so a count
-    # beyond the bytes is a lie that must not become a loop.
+        raise _corrupt(path, f"the block at byte {offset} is invalid: {error}") from error
+    # A record takes at least one byte (schemas with empty records are rejected), so a larger count
+    # is false. It must not lead to a long loop.
     if count > len(data):
-        raise _corrupt(path, f"the block at byte {offset} says it holds {count} records in {len(data)} bytes")
+        raise _corrupt(path, f"the block at byte {offset} claims {count} records in {len(data)} bytes")
     return AvroBlock(offset=offset, count=count, data=data)
 
 
@@ -144,7 +146,7 @@ def _decompress(codec: str, raw: bytes) -> bytes:
         if codec == "snappy":
             return _unsnap(raw)
         with pa.CompressedInputStream(pa.BufferReader(raw), "zstd") as stream:
-            # In pieces: room for the whole of what is asked for is taken at once.
+            # In pieces, because `read` allocates its whole argument at once.
             plain = bytearray()
             while len(plain) <= MAX_BLOCK and (piece := stream.read(_PIECE)):
                 plain += piece
@@ -152,7 +154,7 @@ def _decompress(codec: str, raw: bytes) -> bytes:
     except MemoryError:
         raise
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, pa.ArrowException) as error:
-        raise _Broken(f"it does not decompress: {error}") from error
+        raise _Broken(f"it cannot be decompressed: {error}") from error
 
 
 def _whole(data: bytes, complete: bool) -> bytes:
@@ -164,7 +166,7 @@ def _whole(data: bytes, complete: bool) -> bytes:
 
 
 def _unsnap(raw: bytes) -> bytes:
-    """Snappy as Avro has it: a raw snappy body, then the CRC-32 of the plain bytes, big-endian."""
+    """Decompress snappy as in Avro: a raw snappy body, then the big-endian CRC-32 of the decompressed bytes."""
     body, check = raw[:-4], raw[-4:]
     length = shift = 0
     for byte in body[:5]:
@@ -173,7 +175,7 @@ def _unsnap(raw: bytes) -> bytes:
         if byte < 0x80:
             break
     else:
-        raise _Broken("it does not decompress: no snappy length")
+        raise _Broken("it cannot be decompressed: the snappy length is missing")
     if length > MAX_BLOCK:
         raise _TooLarge
     data = pa.Codec("snappy").decompress(body, decompressed_size=length, asbytes=True)
@@ -183,7 +185,7 @@ def _unsnap(raw: bytes) -> bytes:
 
 
 class _Broken(Exception):
-    """The bytes are not what the format demands."""
+    """The bytes do not follow the format."""
 
 
 class _TooLarge(Exception):
@@ -191,7 +193,7 @@ class _TooLarge(Exception):
 
 
 def _corrupt(path: Path, what: str) -> Corrupt:
-    return Corrupt(f"{path} is corrupt or cut short: {what}", hint="Copy or write the file again.")
+    return Corrupt(f"{path} is corrupt or truncated: {what}", hint="Copy or write the file again.")
 
 
 def _long(file: BinaryIO) -> int:

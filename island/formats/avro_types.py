@@ -1,4 +1,4 @@
-"""Avro schemas as Arrow schemas, and Avro records as Arrow batches.
+"""Converts Avro schemas to Arrow schemas, and Avro records to Arrow batches.
 
 | Avro | Arrow |
 |---|---|
@@ -7,13 +7,14 @@
 | fixed | binary |
 | record | struct |
 | array, map | list, map |
-| union of null and one | that one, nullable |
+| union of null and one other type | the other type, nullable |
 | union of int and long, float and double | long, double |
-| union of several others | struct with a nullable field `member0`, `member1`, ... for each, as Spark has it |
+| union of several other types | struct with nullable fields `member0`, `member1`, ..., as in Spark |
 | date; timestamp-millis, -micros; local-timestamp-... | date32; timestamp in UTC; timestamp without zone |
-| decimal | decimal128 or decimal256 |
-| uuid | string (as text, from fixed too) |
-| time-..., timestamp-nanos, duration | the plain number or bytes with metadata `unit`: Spark 3.5 cannot read them |
+| decimal | decimal128; binary for more than 38 digits |
+| uuid | string, also from fixed |
+| time-..., timestamp-nanos, local-timestamp-nanos | the number with metadata `unit`: Spark 3.5 cannot read them |
+| other logical types, such as duration | the base type |
 | null | string, always null |
 
 Field metadata: `description` from `doc`, `unit`, `ucd` (also `units`), `avro.logicalType`.
@@ -50,7 +51,7 @@ _PRIMITIVES: dict[str, Any] = {
     "bytes": pa.binary(),
     "null": pa.string(),
 }
-# (logical type, its base): Arrow's type.
+# (logical type, base type): Arrow type.
 _MOMENTS: dict[tuple[str, str], Any] = {
     ("date", "int"): pa.date32(),
     ("timestamp-millis", "long"): pa.timestamp("ms", tz="UTC"),
@@ -59,10 +60,10 @@ _MOMENTS: dict[tuple[str, str], Any] = {
     ("local-timestamp-micros", "long"): pa.timestamp("us"),
 }
 _UNIT_OF = {"time-millis": "ms", "time-micros": "us", "timestamp-nanos": "ns", "local-timestamp-nanos": "ns"}
-# Spark's widest decimal.
+# The largest number of digits of a decimal in Spark.
 _MAX_PRECISION = 38
 _EXACT = decimal.Context(prec=_MAX_PRECISION + 2)
-# Python's type of a decoded value for each branch of a union; named branches arrive as (name, value).
+# The Python type of a decoded value for each branch of a union. Values of named branches are (name, value) instead.
 _PYTHON_TYPE: dict[str, type] = {
     "boolean": bool,
     "int": int,
@@ -78,10 +79,10 @@ _NAMED = ("record", "error", "enum", "fixed")
 
 
 class ArrowMapping(msgspec.Struct, frozen=True):
-    """How one Avro type becomes Arrow.
+    """The Arrow type of an Avro type.
 
-    `convert` changes a decoded value that is not null first (None: taken as it is); `empty` says
-    that its encoding takes no bytes.
+    `convert` is applied to decoded values that are not null (None: no conversion). `empty` is
+    true if values are encoded in zero bytes.
     """
 
     type: Any
@@ -94,15 +95,16 @@ class ArrowMapping(msgspec.Struct, frozen=True):
 class AvroDecoder:
     """Decodes the records of one Avro schema into Arrow batches of `schema`.
 
-    With `columns` (dotted paths) only those are decoded and the rest is skipped. Raises
-    Unsupported, naming the field, for what has no Arrow form; BadInput for an unknown column.
+    With `columns` (dotted paths), batches have only these columns. Raises Unsupported with the
+    field for a type without an Arrow type, Corrupt for an invalid schema, and BadInput for an
+    unknown column.
     """
 
     def __init__(self, avro_schema: Any, columns: Sequence[str] | None = None, *, name: str = "the file") -> None:
         self._name = name
         _check_depth(avro_schema, name)
         self._writer = _parse(_plain(avro_schema), name)
-        # Only then is it known which branch of a union a value came from.
+        # For unions of several types, fastavro must return the name of the branch with each value.
         self._tagged = _has_wide_union(avro_schema)
         full = _shape_of_table(avro_schema, self._tagged, name)
         metadata = {"description": str(avro_schema["doc"])} if avro_schema.get("doc") else None
@@ -113,18 +115,21 @@ class AvroDecoder:
             self._narrow(avro_schema, columns)
 
     def _narrow(self, avro_schema: Any, columns: Sequence[str]) -> None:
-        """Let fastavro skip what is not wanted, where the schema can be cut; else all is decoded and cut after."""
+        """Let fastavro skip unwanted fields if the schema can be pruned; otherwise `batch` drops them after decoding.
+
+        The result is the same.
+        """
         pruned = _pruned(avro_schema, columns, deep=not _has_references(avro_schema))
         try:
             reader = _parse(_plain(pruned), self._name)
             shape = _shape_of_table(pruned, self._tagged, self._name)
         except (Corrupt, Unsupported):
-            # The definition of a named type that is used later was cut away.
+            # Pruning removed the definition of a named type that is used later.
             return
         self._reader, self._shape = reader, shape
 
     def records(self, block: avro_container.AvroBlock) -> Iterator[tuple[Any, int]]:
-        """(decoded record, end of it inside the block's bytes); Corrupt where the bytes are no records."""
+        """Pairs of a decoded record and the offset of its end in the block. Raises Corrupt for invalid records."""
         stream = io.BytesIO(block.data)
         convert = self._shape.convert
         try:
@@ -146,18 +151,20 @@ class AvroDecoder:
             ) from error
         if stream.tell() != len(block.data):
             raise Corrupt(
-                f"{self._name} is corrupt: the block at byte {block.offset} holds more bytes than its records",
+                f"{self._name} is corrupt: the block at byte {block.offset} has bytes after its last record",
                 hint="Copy or write the file again.",
             )
 
     def batch(self, records: list[Any]) -> Any:
-        """Decoded records as one Arrow batch of `schema`."""
+        """Convert decoded records to one Arrow batch of `schema`. Raises Corrupt."""
         try:
             array = pa.array(records, type=self._shape.type)
         except MemoryError:
             raise
         except (pa.ArrowException, OverflowError, ValueError, TypeError) as error:
-            raise Corrupt(f"{self._name} holds a value that does not fit its type: {error}") from error
+            raise Corrupt(
+                f"{self._name} contains a value that does not fit its type: {error}", hint="Write the file again."
+            ) from error
         batch = pa.RecordBatch.from_arrays(array.flatten(), schema=pa.schema(list(self._shape.type)))
         return project_batch(batch, self.schema)
 
@@ -167,41 +174,41 @@ def open_batches(
 ) -> tuple[Any, Iterator[tuple[Any, int]]]:
     """(Arrow schema, iterator of (batch, bytes of the file read so far)) of one Avro file.
 
-    A batch has at most `batch_rows` rows and ends where its records exceed `batch_bytes` encoded bytes.
+    A batch ends when it has `batch_rows` rows, or when its encoded records reach `batch_bytes`.
     """
     decoder = AvroDecoder(avro_container.header_of(path).schema, columns, name=str(path))
     return decoder.schema, _batches(path, decoder, batch_rows, batch_bytes)
 
 
 def _batches(path: Path, decoder: AvroDecoder, batch_rows: int, batch_bytes: int) -> Iterator[tuple[Any, int]]:
-    held: list[Any] = []
-    held_bytes = done = 0
+    pending: list[Any] = []
+    pending_bytes = done = 0
     for block in avro_container.blocks(path):
         start, done = 0, block.offset
         for record, end in decoder.records(block):
-            held.append(record)
-            held_bytes += end - start
+            pending.append(record)
+            pending_bytes += end - start
             start = end
-            if len(held) >= batch_rows or held_bytes >= batch_bytes:
-                yield decoder.batch(held), done
-                held, held_bytes = [], 0
-    if held:
-        yield decoder.batch(held), done
+            if len(pending) >= batch_rows or pending_bytes >= batch_bytes:
+                yield decoder.batch(pending), done
+                pending, pending_bytes = [], 0
+    if pending:
+        yield decoder.batch(pending), done
 
 
 def _parse(schema: Any, name: str) -> Any:
     try:
         return fastavro.parse_schema(schema)
     except (SchemaParseException, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise Corrupt(f"{name} has a schema that is not valid Avro: {error}", hint="Write the file again.") from error
+        raise Corrupt(f"{name} has an invalid Avro schema: {error}", hint="Write the file again.") from error
 
 
 def _check_depth(schema: Any, name: str) -> None:
-    """Limit the recursion of all that follows, here and inside fastavro."""
+    """Raise Unsupported for deep schemas, to limit the recursion in this module and in fastavro."""
     stack = [(schema, 0)]
     while stack:
         part, depth = stack.pop()
-        # A record inside a record is three levels of JSON: its dict, its list of fields, a field.
+        # A record inside a record is three levels of JSON: its dict, the list of fields, a field.
         if depth > 4 * MAX_DEPTH:
             raise Unsupported(f"{name} has a schema that is nested too deeply", hint="Flatten the table.")
         if isinstance(part, dict | list):
@@ -209,11 +216,11 @@ def _check_depth(schema: Any, name: str) -> None:
             stack.extend((item, depth + 1) for item in inner)
 
 
-# --- cutting schemas --------------------------------------------------------------------------
+# --- pruning schemas --------------------------------------------------------------------------
 
 
 def _plain(schema: Any) -> Any:
-    """The schema without logical types and fastavro's own marks: values decode to plain numbers and bytes."""
+    """The schema without logical types and fastavro's markers, so that values decode to plain numbers and bytes."""
     if isinstance(schema, list):
         return [_plain(branch) for branch in schema]
     if isinstance(schema, dict):
@@ -226,7 +233,7 @@ def _plain(schema: Any) -> Any:
 
 
 def _walk(schema: Any) -> Iterator[Any]:
-    """Every type inside a schema, references as they stand."""
+    """Every type inside a schema. References to named types are not resolved."""
     if isinstance(schema, list):
         yield schema
         for branch in schema:
@@ -256,7 +263,7 @@ def _has_wide_union(schema: Any) -> bool:
 
 
 def _branches(union: list[Any]) -> list[Any]:
-    """The branches that are not null; a pair of numbers of one sort counts as its wider one."""
+    """The branches except null. A union of int and long counts as long, one of float and double as double."""
     branches = [branch for branch in union if _kind(branch) != "null"]
     kinds = {_kind(branch) for branch in branches}
     if len(branches) == 2 and all(isinstance(branch, str) for branch in branches):
@@ -276,7 +283,7 @@ def _kind(schema: Any) -> str:
 
 
 def _pruned(record: dict[str, Any], columns: Iterable[str], *, deep: bool) -> dict[str, Any]:
-    """A copy of a record's schema with the wanted fields only."""
+    """A copy of a record's schema with only the wanted fields. With `deep`, nested records are pruned too."""
     wanted: dict[str, list[str]] = {}
     for path in columns:
         first, _, rest = path.partition(".")
@@ -301,7 +308,7 @@ def _pruned_type(schema: Any, paths: list[str]) -> Any:
     return schema
 
 
-# --- shapes -----------------------------------------------------------------------------------
+# --- mapping to Arrow -------------------------------------------------------------------------
 
 
 def _shape_of_table(schema: Any, tagged: bool, name: str) -> ArrowMapping:
@@ -310,14 +317,16 @@ def _shape_of_table(schema: Any, tagged: bool, name: str) -> ArrowMapping:
     except RecursionError as error:
         raise Unsupported(f"{name} has a schema that is nested too deeply", hint="Flatten the table.") from error
     if not pa.types.is_struct(shape.type) or isinstance(schema, list):
-        raise Unsupported(f"{name} holds values of type {_kind(schema)}, not records", hint="A table has records.")
+        raise Unsupported(
+            f"{name} contains values of type {_kind(schema)}, not records", hint="Write the rows as records."
+        )
     if shape.empty:
-        raise Unsupported(f"{name} has records without content", hint="Publish a table with columns.")
+        raise Unsupported(f"{name} contains only empty records", hint="Publish a table with columns.")
     return shape
 
 
 class _Shaper:
-    """Walks one schema; knows the named types seen so far and those that are open (recursion)."""
+    """Maps one schema to Arrow. Tracks the named types that are defined, and those being defined (recursion)."""
 
     def __init__(self, tagged: bool, name: str) -> None:
         self._tagged = tagged
@@ -328,12 +337,12 @@ class _Shaper:
 
     def _refuse(self, path: str, what: str) -> Unsupported:
         return Unsupported(
-            f"{self._name}: column {path or '(the record)'} {what}, which has no form in a table",
-            hint="Leave this column out of the file, or write it as bytes or text.",
+            f"{self._name}: column {path or '(the record)'} {what}, which cannot be a column of a table",
+            hint="Remove this column from the file, or write it as bytes or text.",
         )
 
     def shape(self, schema: Any, namespace: str, path: str, depth: int) -> ArrowMapping:
-        """The shape of any type. `path` is for messages."""
+        """The mapping of any type. `path` is for error messages. Raises Unsupported."""
         if depth > MAX_DEPTH:
             raise self._refuse(path, "is nested too deeply")
         if isinstance(schema, list):
@@ -341,7 +350,7 @@ class _Shaper:
         if isinstance(schema, str):
             return self._reference(schema, namespace, path)
         if not isinstance(schema, dict):
-            raise self._refuse(path, "has a type that is no type")
+            raise self._refuse(path, "has an invalid type")
         kind = schema.get("type")
         if isinstance(kind, dict | list):
             return self.shape(kind, namespace, path, depth + 1)
@@ -386,7 +395,7 @@ class _Shaper:
         for field in schema.get("fields", ()):
             self._fields += 1
             if self._fields > MAX_COLUMNS:
-                raise self._refuse(path, f"is one of more than {MAX_COLUMNS}")
+                raise self._refuse(path, f"is one of more than {MAX_COLUMNS} columns")
             name = str(field["name"])
             shape = self.shape(field["type"], namespace, f"{path}.{name}".lstrip("."), depth + 1)
             fields.append(
@@ -402,7 +411,7 @@ class _Shaper:
     def _array(self, schema: dict[str, Any], namespace: str, path: str, depth: int) -> ArrowMapping:
         item = self.shape(schema.get("items"), namespace, path + "[]", depth + 1)
         if item.empty:
-            raise self._refuse(path, "is an array of items without content")
+            raise self._refuse(path, "is an array of empty items")
         convert = item.convert
         listed = None if convert is None else lambda values: [_maybe(convert, value) for value in values]
         return ArrowMapping(pa.list_(pa.field("element", item.type, nullable=item.nullable)), convert=listed)
@@ -446,7 +455,7 @@ class _Shaper:
             return ArrowMapping(pa.string(), convert=as_text) if as_text or kind == "string" else base
         if logical == "decimal" and kind in ("bytes", "fixed"):
             return self._decimal(schema, base)
-        # The specification: a logical type that is not known, or not valid, is its base.
+        # By the specification, an unknown or invalid logical type is read as its base type.
         return ArrowMapping(base.type, empty=base.empty, metadata={"avro.logicalType": logical[:64]})
 
     def _decimal(self, schema: dict[str, Any], base: ArrowMapping) -> ArrowMapping:
@@ -463,7 +472,7 @@ class _Shaper:
 
 
 def _field_metadata(field: dict[str, Any], shape: ArrowMapping) -> dict[str, str]:
-    """Metadata of an Arrow field from the attributes of an Avro field (or of its type)."""
+    """Metadata of an Arrow field from the attributes of an Avro field or of its type."""
     kept = dict(shape.metadata)
     if isinstance(field.get("doc"), str) and field["doc"]:
         kept["description"] = field["doc"]
@@ -490,7 +499,7 @@ def _convert_record(converts: list[tuple[str, Convert]]) -> Convert:
 
 
 def _untag(convert: Convert | None) -> Convert:
-    """Take the value out of fastavro's (name, value), which it gives for named types inside unions."""
+    """Extract the value from the pair (name, value) that fastavro returns for named types inside unions."""
 
     def untagged(value: Any) -> Any:
         plain = value[1] if isinstance(value, tuple) else value
@@ -500,7 +509,7 @@ def _untag(convert: Convert | None) -> Convert:
 
 
 def _choose(names: list[str], kinds: list[str], shapes: list[ArrowMapping]) -> Convert:
-    """A value of a union of several types as {"memberN": value}, N being its branch."""
+    """Convert a value of a union of several types to {"memberN": value}, N being its branch."""
 
     def choose(value: Any) -> dict[str, Any]:
         if isinstance(value, tuple):
@@ -508,10 +517,10 @@ def _choose(names: list[str], kinds: list[str], shapes: list[ArrowMapping]) -> C
         else:
             plain = value
             fitting = [i for i, kind in enumerate(kinds) if _PYTHON_TYPE.get(kind) is type(value)]
-            # int and long look alike once decoded; the wider one can hold either.
+            # Decoded int and long values have the same Python type: use the last branch that fits.
             index = fitting[-1] if fitting else -1
             if index < 0:
-                raise ValueError(f"a value of type {type(value).__name__} is of no branch of its union")
+                raise ValueError(f"a value of type {type(value).__name__} does not fit any branch of its union")
         convert = shapes[index].convert
         return {f"member{index}": plain if convert is None else convert(plain)}
 

@@ -1,4 +1,4 @@
-"""Columns: their names, types, units and UCDs, and which of them are positions and times.
+"""Columns: names, types, units and UCDs; detection of the columns with positions and times.
 
 A schema is flattened: the fields of nested records appear under dotted paths
 (`candidate.magpsf`); lists and maps stay one column.
@@ -24,9 +24,9 @@ _MAX_TEXT = 4096
 
 
 class Column(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One column of a dataset; `name` is a dotted path, `type` as in `type_name`.
+    """One column of a dataset. `name` is a dotted path, `type` a result of `type_name`.
 
-    `unsupported` says why it cannot be decoded here, and is empty where it can.
+    `unsupported` is the reason why the column cannot be decoded, or empty.
     """
 
     name: str
@@ -39,7 +39,10 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PositionColumns(msgspec.Struct, frozen=True):
-    """The columns of right ascension and declination, with degrees per unit, and how they were found."""
+    """The columns of right ascension and declination, and how they were found.
+
+    `ra_scale` and `dec_scale` are degrees per unit of the column.
+    """
 
     ra: str
     dec: str
@@ -53,7 +56,7 @@ TimeKind = Literal["jd", "mjd", "mjd_tai", "jd_barycentric", "mjd_barycentric", 
 
 
 class TimeColumn(msgspec.Struct, frozen=True):
-    """The column of time, what its numbers mean, and how it was found."""
+    """The column of observation time, the kind of its values, and how it was found."""
 
     name: str
     kind: TimeKind
@@ -61,7 +64,7 @@ class TimeColumn(msgspec.Struct, frozen=True):
 
 
 class ColumnMetadata(msgspec.Struct, frozen=True):
-    """What file-level metadata say about one column."""
+    """Unit, UCD and description of one column from metadata."""
 
     unit: str = ""
     ucd: str = ""
@@ -69,11 +72,11 @@ class ColumnMetadata(msgspec.Struct, frozen=True):
 
 
 def of_schema(schema: Any, unsupported: Mapping[str, str] | None = None) -> tuple[Column, ...]:
-    """The flattened columns of a pyarrow schema, with what its metadata say about them.
+    """The flattened columns of a pyarrow schema, with units, UCDs and descriptions from its metadata.
 
-    `unsupported` gives the reason for those top-level columns that cannot be decoded.
+    `unsupported` has the reasons for top-level columns that cannot be decoded.
 
-    Raises BadInput for duplicate names, too many columns, or nesting deeper than MAX_DEPTH.
+    Raises BadInput for duplicate names, more than MAX_COLUMNS columns, or nesting deeper than MAX_DEPTH.
     """
     notes = file_notes(schema.metadata or {})
     columns: list[Column] = []
@@ -82,14 +85,14 @@ def of_schema(schema: Any, unsupported: Mapping[str, str] | None = None) -> tupl
         if path in seen:
             raise BadInput(f"two columns are named {path}", hint="Rename one of them and write the files again.")
         seen.add(path)
-        said = _merge(field_notes(field.metadata or {}), notes.get(path, ColumnMetadata()))
+        metadata = _merge(field_notes(field.metadata or {}), notes.get(path, ColumnMetadata()))
         columns.append(
             Column(
                 name=path,
                 type=type_name(field.type),
-                unit=said.unit,
-                ucd=said.ucd,
-                description=said.description,
+                unit=metadata.unit,
+                ucd=metadata.ucd,
+                description=metadata.description,
                 nullable=nullable,
                 unsupported=(unsupported or {}).get(path, (unsupported or {}).get(path.partition(".")[0], "")),
             )
@@ -98,7 +101,7 @@ def of_schema(schema: Any, unsupported: Mapping[str, str] | None = None) -> tupl
 
 
 def leaves(schema: Any) -> Iterator[tuple[str, Any, bool]]:
-    """(dotted path, pyarrow field, nullable) of every column that is not a record."""
+    """(dotted path, pyarrow field, nullable) of every column that is not a record. Raises BadInput over the limits."""
     for count, (path, field, nullable) in enumerate(_leaves(schema, "", False, 0)):
         if count >= MAX_COLUMNS:
             raise BadInput(f"the schema has more than {MAX_COLUMNS} columns", hint="Split the table.")
@@ -107,7 +110,7 @@ def leaves(schema: Any) -> Iterator[tuple[str, Any, bool]]:
 
 def _leaves(fields: Iterable[Any], prefix: str, nullable: bool, depth: int) -> Iterator[tuple[str, Any, bool]]:
     if depth > MAX_DEPTH:
-        raise BadInput(f"the schema nests deeper than {MAX_DEPTH} records", hint="Flatten the table.")
+        raise BadInput(f"the schema is nested deeper than {MAX_DEPTH} records", hint="Flatten the table.")
     for field in fields:
         path = prefix + field.name
         maybe = nullable or bool(field.nullable)
@@ -118,7 +121,7 @@ def _leaves(fields: Iterable[Any], prefix: str, nullable: bool, depth: int) -> I
 
 
 def leaf_arrays(batch: Any) -> Iterator[tuple[str, Any]]:
-    """(dotted path, array) of every column that is not a record; a null record makes its fields null."""
+    """(dotted path, array) of every column that is not a record. The fields of a null record are null."""
 
     def descend(name: str, array: Any) -> Iterator[tuple[str, Any]]:
         if pa.types.is_struct(array.type):
@@ -132,22 +135,22 @@ def leaf_arrays(batch: Any) -> Iterator[tuple[str, Any]]:
 
 
 def project_schema(schema: Any, columns: Iterable[str]) -> Any:
-    """The schema cut down to some columns: names of columns, or dotted paths of fields in records.
+    """The schema reduced to `columns`: names of columns, or dotted paths of record fields.
 
-    The order is the schema's. Raises BadInput, naming the nearest columns, for one that is not there.
+    The order is that of the schema. Raises BadInput for an unknown column, with similar names in the hint.
     """
     wanted = _tree(columns, schema.names)
     return pa.schema(_project_fields(list(schema), wanted, ""), metadata=schema.metadata)
 
 
 def project_batch(batch: Any, schema: Any) -> Any:
-    """A batch cut down to a schema from `project_schema` (of its own schema)."""
+    """The batch reduced to `schema`, a result of `project_schema` for the schema of the batch."""
     arrays = [_project_array(batch.column(field.name), field.type) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema) if arrays else batch.select([])
 
 
 class _Tree(dict[str, "_Tree"]):
-    """Wanted names, each with the names wanted below it; `whole` where all of it is."""
+    """Wanted names, each with the wanted names of its fields. `whole` is true if all fields are wanted."""
 
     whole = False
 
@@ -156,7 +159,7 @@ def _tree(columns: Iterable[str], names: Iterable[str]) -> _Tree:
     root, known = _Tree(), set(names)
     for path in columns:
         node = root
-        # A dot may also be part of a column's own name.
+        # A dot may also be part of the name of a column.
         for part in (path,) if path in known else path.split("."):
             node = node.setdefault(part, _Tree())
         node.whole = True
@@ -168,7 +171,7 @@ def _project_fields(fields: list[Any], wanted: _Tree, prefix: str) -> list[Any]:
     for name in wanted:
         if name not in names:
             find(prefix + name, [prefix + other for other in names])
-            raise BadInput(f"there is no column {prefix}{name}", hint="Write it exactly as in the schema.")
+            raise BadInput(f"there is no column {prefix}{name}", hint="Write the name exactly as in the schema.")
     kept = []
     for field in fields:
         below = wanted.get(field.name)
@@ -190,7 +193,7 @@ def _project_array(array: Any, kind: Any) -> Any:
 
 
 def type_name(kind: Any) -> str:
-    """A type in words that do not change with the version of a library, nested ones written out."""
+    """The name of an Arrow type, including nested types. It does not depend on the version of pyarrow."""
     types = pa.types
     if types.is_dictionary(kind):
         return type_name(kind.value_type)
@@ -219,29 +222,31 @@ _TEXT_KEYS = ("description", "doc", "comment")
 
 
 def field_notes(metadata: Mapping[bytes, bytes]) -> ColumnMetadata:
-    """Unit, UCD and description among the metadata of a pyarrow field; keys in any case."""
-    said = {_text(key).lower(): _text(value) for key, value in metadata.items()}
+    """Unit, UCD and description in the metadata of a pyarrow field. Keys are case-insensitive."""
+    texts = {_text(key).lower(): _text(value) for key, value in metadata.items()}
 
     def first(keys: tuple[str, ...]) -> str:
-        return next((said[key].strip() for key in keys if said.get(key, "").strip()), "")
+        return next((texts[key].strip() for key in keys if texts.get(key, "").strip()), "")
 
     return ColumnMetadata(first(_UNIT_KEYS), first(_UCD_KEYS), first(_TEXT_KEYS))
 
 
 def file_notes(metadata: Mapping[bytes, bytes]) -> dict[str, ColumnMetadata]:
-    """What a VOTable header (VOParquet) or astropy's header inside a Parquet file say about columns."""
+    """Metadata of columns from the VOTable header (VOParquet) or astropy's header in a Parquet file, by name."""
     notes: dict[str, ColumnMetadata] = {}
     if header := metadata.get(b"table_meta_yaml"):
         notes.update(_astropy_notes(_text(header, _MAX_VOTABLE)))
     if content := metadata.get(b"IVOA.VOTable-Parquet.content"):
-        for name, said in votable_notes(content).items():
-            notes[name] = _merge(said, notes.get(name, ColumnMetadata()))
+        for name, found in votable_notes(content).items():
+            notes[name] = _merge(found, notes.get(name, ColumnMetadata()))
     return notes
 
 
 def votable_notes(content: bytes) -> dict[str, ColumnMetadata]:
-    """FIELD elements of a VOTable: {name: Notes}. A document that is too large, malformed, or
-    declares a DOCTYPE (entities) says nothing."""
+    """Metadata from the FIELD elements of a VOTable, by name of the column.
+
+    The result is empty if the document is too large or malformed, or declares a DOCTYPE (entities).
+    """
     if len(content) > _MAX_VOTABLE:
         return {}
     reader = _VOTable()
@@ -253,7 +258,7 @@ def votable_notes(content: bytes) -> dict[str, ColumnMetadata]:
 
 
 class _Refused(Exception):
-    """The document declares what is not read: a DOCTYPE, or too many fields."""
+    """The document declares a DOCTYPE or has too many fields."""
 
 
 class _VOTable:
@@ -303,7 +308,7 @@ class _VOTable:
             )
 
 
-# astropy writes one flow mapping a column: `- {name: ra, unit: deg, datatype: float64, description: ...}`.
+# astropy writes one flow mapping per column: `- {name: ra, unit: deg, datatype: float64, description: ...}`.
 _ASTROPY_ENTRY = re.compile(
     r"^\s*- \{name: (?P<name>[^,{}'\"]+)(?P<rest>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\s*$", re.MULTILINE
 )
@@ -327,13 +332,13 @@ def _text(value: bytes, limit: int = _MAX_TEXT) -> str:
     return value[:limit].decode("utf-8", errors="replace")
 
 
-# --- names that people type -------------------------------------------------------------------
+# --- column names from users ------------------------------------------------------------------
 
 
 def find(name: str, names: Iterable[str], *, what: str = "column") -> str:
-    """The column that a person means: the exact name, or the only one that differs in case alone.
+    """The column with this name; if there is none, the only one that is equal when case is ignored.
 
-    Raises BadInput that names the nearest columns where there is none, or all that fit where several do.
+    Raises BadInput if there is no such column, with similar names in the hint, or if several match.
     """
     known = list(names)
     if name in known:
@@ -342,7 +347,9 @@ def find(name: str, names: Iterable[str], *, what: str = "column") -> str:
     if len(same) == 1:
         return same[0]
     if same:
-        raise BadInput(f"{what} {name} is ambiguous: {', '.join(same)}", hint="Write it exactly as in the schema.")
+        raise BadInput(
+            f"{what} {name} is ambiguous: {', '.join(same)}", hint="Write the name exactly as in the schema."
+        )
     raise BadInput(f"there is no {what} {name}", hint=_nearest(name, known))
 
 
@@ -359,7 +366,8 @@ def _nearest(name: str, known: list[str]) -> str:
 
 # --- positions --------------------------------------------------------------------------------
 
-# Pairs of customary names, in lower case, the surest first: plain names, VizieR's, SExtractor's, Pan-STARRS'.
+# Pairs of common names in lower case, the most reliable first: plain names, then those of VizieR, SExtractor,
+# Pan-STARRS.
 _RA_DEC_NAMES = (
     ("ra", "dec"),
     ("ra", "decl"),
@@ -381,7 +389,7 @@ _RA_DEC_NAMES = (
     ("s_ra", "s_dec"),
     ("coord_ra", "coord_dec"),
 )
-# Records of alert packets that hold the alert's own position (ZTF; LSST), before any other nested record.
+# Records that contain the position of an alert (ZTF, LSST). They take precedence over other nested records.
 _HOME_RECORDS = ("", "candidate", "diasource", "diaobject")
 
 _DEGREES_PER: dict[str, float] = {
@@ -402,9 +410,10 @@ _HOURS = {"h", "hr", "hour", "hours", "hourangle"}
 def find_position(
     schema_columns: tuple[Column, ...], ra: str | None = None, dec: str | None = None, *, how: str = "named"
 ) -> tuple[PositionColumns | None, list[str]]:
-    """The coordinate columns: named by the caller, by UCD, or by customary names; and what is doubtful.
+    """Find the coordinate columns: as given by the caller, by UCD, or by common names.
 
-    Raises BadInput where a named column is missing, not a number, or in a unit that is no angle.
+    Returns the columns, or None, and warnings for the user. Raises BadInput if a given column is
+    missing, not numeric, or has a unit that is not an angle.
     """
     numbers = {column.name: column for column in schema_columns if is_number(column.type)}
     if ra is not None or dec is not None:
@@ -415,7 +424,7 @@ def find_position(
         for name in pair:
             if name not in numbers:
                 raise BadInput(
-                    f"column {name} is not numeric", hint="Coordinates are numbers in degrees, or with a unit."
+                    f"column {name} is not numeric", hint="Coordinates must be numbers, in degrees or with a unit."
                 )
         return _with_units(numbers[pair[0]], numbers[pair[1]], how), []
     for pairs, source in ((_by_ucd(numbers), "by UCD"), (_by_name(numbers), "by customary names")):
@@ -423,7 +432,7 @@ def find_position(
             return _tolerant(numbers, pairs[0], source)
         if pairs:
             listed = "; ".join(f"{first}, {second}" for first, second in pairs[:4])
-            return None, [f"several column pairs may be the position ({listed}): name them with --ra and --dec"]
+            return None, [f"several column pairs may be the position ({listed}): select one with --ra and --dec"]
     return None, []
 
 
@@ -518,9 +527,9 @@ _TIME_NAMES: tuple[tuple[TimeKind, tuple[str, ...]], ...] = (
 
 
 def find_time(schema_columns: tuple[Column, ...]) -> TimeColumn | None:
-    """The column of observation time: by UCD where its meaning is certain, else by customary names.
+    """Find the column of observation time: by UCD if its meaning is certain, else by common names.
 
-    A plain number called `time` or `epoch` is not taken: its zero and its unit would be guesses.
+    A numeric column named `time` or `epoch` is not used, because its zero point and unit are unknown.
     """
     usable = [column for column in schema_columns if is_number(column.type) or is_moment(column.type)]
     by_ucd = [(column, kind) for column in usable if (kind := _kind_by_ucd(column)) is not None]
@@ -538,8 +547,8 @@ def find_time(schema_columns: tuple[Column, ...]) -> TimeColumn | None:
             for name in names:
                 column = here.get(name)
                 if column is not None and is_moment(column.type) == (kind == "timestamp"):
-                    # A moment in a top-level column of an alert stream is often the time of arrival;
-                    # a Julian date inside the packet is the observation.
+                    # A timestamp in a top-level column of an alert stream is often the time of arrival;
+                    # a Julian date inside the alert packet is the time of observation.
                     if kind == "timestamp" and (inner := _packet_time(usable)) is not None:
                         return inner
                     return TimeColumn(column.name, kind, "by customary names")
@@ -577,16 +586,16 @@ def _kind_by_ucd(column: Column) -> TimeKind | None:
 
 
 def is_number(kind: str) -> bool:
-    """Whether a type name is a plain number."""
+    """Whether a type name is that of a plain number."""
     return kind in _NUMBERS
 
 
 def is_moment(kind: str) -> bool:
-    """Whether a type name is a point in time."""
+    """Whether a type name is that of a timestamp or date."""
     return kind.startswith(("timestamp[", "date"))
 
 
 _NUMBERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "halffloat", "float", "double"}
 
 Progress = Callable[[int, int, str], None]
-"""`progress(bytes done, bytes in all, file)`: called often, from the thread that reads."""
+"""`progress(bytes_done, total_bytes, file)`: called often, from the thread that reads."""

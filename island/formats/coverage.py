@@ -1,8 +1,9 @@
 """Sky coverage on the nested HEALPix grid, ICRS: bitmaps, cells of positions, MOCs.
 
-A coverage is never smaller than the truth. A bitmap of order n has 12 * 4**n bits, cell i in
-bit i % 8 (least significant first) of byte i // 8: 1,536 bytes at order 5. A MOC is written in
-the IVOA's ASCII form (`5/17 20-23 6/100`; MOC 2.0, section 4.3.1).
+A coverage contains at least every cell with a position of the data; where it is made coarser, it
+only grows. A bitmap of order n has 12 * 4**n bits, cell i in bit i % 8 (least significant first)
+of byte i // 8: 1,536 bytes at order 5. A MOC is written in the IVOA's ASCII form
+(`5/17 20-23 6/100`; MOC 2.0, section 4.3.1).
 """
 
 from __future__ import annotations
@@ -28,55 +29,60 @@ Bitmap = bytes
 
 
 def cell_count(order: int) -> int:
-    """Cells of the whole sky at an order."""
+    """Number of cells of the whole sky at an order."""
     return int(12 * 4**order)
 
 
 def bitmap(ipix: Iterable[int], order: int = BITMAP_ORDER) -> bytes:
-    """The bitmap of some cells of one order. Raises BadInput for a cell outside the grid."""
+    """The bitmap of cells of one order. Raises BadInput for a cell outside the grid."""
     cells = np.fromiter((int(cell) for cell in ipix), dtype=np.int64)
     if cells.size and (cells.min() < 0 or cells.max() >= cell_count(order)):
-        raise BadInput(f"a HEALPix cell lies outside order {order}", hint=f"Cells are 0 to {cell_count(order) - 1}.")
+        raise BadInput(
+            f"a HEALPix cell is outside the grid of order {order}", hint=f"Cells are 0 to {cell_count(order) - 1}."
+        )
     flags = np.zeros(cell_count(order), dtype=np.bool_)
     flags[cells] = True
     return pack_flags(flags)
 
 
 def from_bitmap(data: bytes) -> list[int]:
-    """The cells that are set, ascending. Raises BadInput unless the length is that of an order 0 to 10."""
+    """The cells that are set, in ascending order. Raises BadInput if the length is not that of an order 0 to 10."""
     return [int(cell) for cell in np.flatnonzero(unpack_flags(data))]
 
 
 def pack_flags(flags: Flags) -> bytes:
-    """Flags of all cells of an order as a bitmap."""
+    """The bitmap of an array of flags, one for each cell of an order."""
     return np.packbits(flags, bitorder="little").tobytes()
 
 
 def unpack_flags(data: bytes) -> Flags:
-    """The inverse of `pack_flags`; BadInput where the length is that of no order from 0 to 10."""
+    """The inverse of `pack_flags`. Raises BadInput if the length is not that of an order 0 to 10."""
     for order in range(FINE_ORDER + 1):
         if len(data) == (cell_count(order) + 7) // 8:
             bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=cell_count(order), bitorder="little")
             return bits.astype(np.bool_)
-    raise BadInput(f"a coverage bitmap of {len(data)} bytes has no HEALPix order", hint="Order 5 has 1,536 bytes.")
+    raise BadInput(
+        f"a coverage bitmap of {len(data)} bytes does not have the length of a HEALPix order",
+        hint="A bitmap of order 5 has 1,536 bytes.",
+    )
 
 
 def intersects(first: bytes, second: bytes) -> bool:
-    """Whether two bitmaps of one order share a cell. Raises BadInput where their lengths differ."""
+    """Whether two bitmaps of the same order share a cell. Raises BadInput if their lengths differ."""
     if len(first) != len(second):
-        raise BadInput("two coverage bitmaps differ in order", hint="Compare bitmaps of one order.")
+        raise BadInput("two coverage bitmaps have different orders", hint="Compare bitmaps of the same order.")
     return bool(int.from_bytes(first, "little") & int.from_bytes(second, "little"))
 
 
 def union(first: bytes, second: bytes) -> bytes:
-    """The cells of either bitmap. Raises BadInput where their lengths differ."""
+    """The union of two bitmaps of the same order. Raises BadInput if their lengths differ."""
     if len(first) != len(second):
-        raise BadInput("two coverage bitmaps differ in order", hint="Join bitmaps of one order.")
+        raise BadInput("two coverage bitmaps have different orders", hint="Combine bitmaps of the same order.")
     return (int.from_bytes(first, "little") | int.from_bytes(second, "little")).to_bytes(len(first), "little")
 
 
 def cells_of(ra: Floats, dec: Floats, order: int) -> Cells:
-    """The nested cell of every position; degrees, ra of any turn, dec within -90 to 90, all finite."""
+    """The nested cell of each position in degrees. `ra` may be any finite number, `dec` must be in -90 to 90."""
     import astropy.units as u
     from astropy.coordinates import Latitude, Longitude
     from cdshealpix.nested import lonlat_to_healpix
@@ -96,9 +102,9 @@ def centres_of(cells: Cells, order: int) -> tuple[Floats, Floats]:
 
 
 def cell_radius(order: int) -> float:
-    """The largest distance in radians from a cell's centre to a point of it.
+    """The largest distance in radians from the centre of a cell of this order to a point of the cell.
 
-    The cell with that distance touches the border of the polar caps: Gorski et al. 2005,
+    The cell with the largest distance touches the border of a polar cap: Gorski et al. 2005,
     ApJ 622, 759, section 5.
     """
     nside = 2**order
@@ -110,27 +116,30 @@ def cell_radius(order: int) -> float:
 
 
 def degrade(flags: Flags, steps: int = 1) -> Flags:
-    """The flags of a coarser order: a cell is set where any of its parts is."""
+    """The flags `steps` orders coarser: a cell is set if any of its subcells is set."""
     for _ in range(steps):
-        flags = np.asarray(_sisters(flags) != 0, dtype=np.bool_)
+        flags = np.asarray(_siblings(flags) != 0, dtype=np.bool_)
     return flags
 
 
-def _sisters(flags: Flags) -> npt.NDArray[np.uint32]:
-    """Each four sisters as one number, which is much faster than an axis: 0 for none set, 0x01010101 for all."""
+def _siblings(flags: Flags) -> npt.NDArray[np.uint32]:
+    """The flags of the four subcells of each cell as one number: 0 if none is set, 0x01010101 if all are.
+
+    This is much faster than reducing along an axis.
+    """
     return np.ascontiguousarray(flags).view(np.uint32)
 
 
 def order_of(flags: Flags) -> int:
-    """The order that an array of flags has."""
+    """The HEALPix order of an array of flags."""
     return round(math.log(flags.size / 12, 4))
 
 
 def moc_ascii(flags: Flags, limit: int = MAX_MOC_BYTES) -> str:
-    """The flags as an ASCII MOC of at most `limit` bytes; coarser, never smaller, where it would not fit."""
+    """The flags as an ASCII MOC. If it exceeds `limit` bytes, the order is reduced until it fits."""
     while True:
         levels = _levels(flags)
-        # A run takes two bytes or more, so what cannot fit is seen before it is written.
+        # A run takes at least two bytes, so a MOC that cannot fit is detected before it is written.
         if order_of(flags) == 0 or 2 * sum(_starts(left).size for left in levels) <= limit:
             text = _ascii(levels)
             if len(text) <= limit or order_of(flags) == 0:
@@ -139,10 +148,10 @@ def moc_ascii(flags: Flags, limit: int = MAX_MOC_BYTES) -> str:
 
 
 def _levels(flags: Flags) -> list[Flags]:
-    """The cells of a normal MOC, one array an order from 0 up: four sisters became their parent."""
+    """The cells of a normalized MOC, one array per order from 0 up: four set subcells are merged into their parent."""
     levels: list[Flags] = []
     while flags.size > 12:
-        whole = np.asarray(_sisters(flags) == 0x01010101, dtype=np.bool_)
+        whole = np.asarray(_siblings(flags) == 0x01010101, dtype=np.bool_)
         left = np.array(flags)
         left.view(np.uint32)[whole] = 0
         levels.append(left)
@@ -151,7 +160,7 @@ def _levels(flags: Flags) -> list[Flags]:
 
 
 def _starts(flags: Flags) -> Any:
-    """Where runs of set cells begin."""
+    """The first cell of each run of set cells."""
     if _is_sparse(flags):
         cells = np.flatnonzero(flags)
         return cells[np.diff(cells, prepend=-2) != 1]
@@ -159,7 +168,7 @@ def _starts(flags: Flags) -> Any:
 
 
 def _ends(flags: Flags) -> Any:
-    """Where runs of set cells end, inclusive."""
+    """The last cell of each run of set cells."""
     if _is_sparse(flags):
         cells = np.flatnonzero(flags)
         return cells[np.diff(cells, append=flags.size + 1) != 1]
@@ -167,12 +176,15 @@ def _ends(flags: Flags) -> Any:
 
 
 def _is_sparse(flags: Flags) -> bool:
-    """Whether a list of the set cells is small beside the flags."""
+    """Whether so few cells are set that a list of them is faster to process than the flags."""
     return bool(np.count_nonzero(flags) < flags.size // 64)
 
 
 def moc_flags(text: str, order: int = FINE_ORDER) -> Flags:
-    """The cells of an ASCII MOC as flags of an order; finer cells count whole. Raises BadInput for no MOC."""
+    """The cells of an ASCII MOC as flags of an order; a finer cell sets the cell that contains it.
+
+    Raises BadInput if the text is not an ASCII MOC.
+    """
     flags: Flags = np.zeros(cell_count(order), dtype=np.bool_)
     level = -1
     try:
@@ -190,7 +202,9 @@ def moc_flags(text: str, order: int = FINE_ORDER) -> Flags:
             else:
                 flags[low >> (2 * (level - order)) : (high >> (2 * (level - order))) + 1] = True
     except ValueError as error:
-        raise BadInput(f"this is no ASCII MOC: {str(error)[:80]}", hint="It looks like '5/17 20-23 6/100'.") from error
+        raise BadInput(
+            f"this is not an ASCII MOC: {str(error)[:80]}", hint="An example of an ASCII MOC: '5/17 20-23 6/100'."
+        ) from error
     return flags
 
 
@@ -199,14 +213,14 @@ def _ascii(levels: list[Flags]) -> str:
     for order, flags in enumerate(levels):
         firsts, lasts = _starts(flags), _ends(flags)
         runs = [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True)]
-        # The finest order is always written: it is the resolution of the MOC.
+        # The finest order is always written, even if empty: it is the resolution of the MOC.
         if runs or order == len(levels) - 1:
             parts.append(f"{order}/" + " ".join(runs))
     return " ".join(parts)
 
 
 class SkyTally:
-    """Gathers the cells of positions as they are read, for one file (order 5) or a dataset (order 10)."""
+    """Collects the cells of positions while rows are read, for one file (order 5) or a dataset (order 10)."""
 
     def __init__(self, order: int) -> None:
         self.order = order
@@ -214,13 +228,13 @@ class SkyTally:
         self.rows = 0
 
     def add(self, cells: Cells, order: int) -> None:
-        """Add cells of a finer or equal order."""
+        """Add cells of the same or a finer order."""
         if cells.size:
             self.flags[(cells >> np.uint64(2 * (order - self.order))).astype(np.int64)] = True
             self.rows += int(cells.size)
 
     def add_cell(self, order: int, cell: int) -> None:
-        """Add the whole of one cell of any order."""
+        """Add all of one cell of any order."""
         if order >= self.order:
             self.flags[cell >> (2 * (order - self.order))] = True
         else:
@@ -228,5 +242,5 @@ class SkyTally:
             self.flags[cell * width : (cell + 1) * width] = True
 
     def bitmap(self) -> bytes:
-        """The cells so far at the bitmap's order."""
+        """The cells added so far as a bitmap of order `BITMAP_ORDER`."""
         return pack_flags(degrade(self.flags, self.order - BITMAP_ORDER))

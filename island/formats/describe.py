@@ -1,7 +1,7 @@
-"""What a file or folder is, and everything worth knowing about it before it is published.
+"""Describes a file or folder for publication: format, files, columns, statistics, sky coverage, time range.
 
-Every page and block is decoded once, in bounded batches, with checksums verified; what is said
-about rows, ranges, sky and time comes from the rows and not from what headers claim.
+Every page and block is decoded once, in bounded batches, and checksums are verified. Numbers of
+rows, ranges, sky coverage and time range are computed from the rows, not taken from headers.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ MAX_NOTES = 100
 
 
 class DataFile(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One published file. `path` is relative to the published folder, POSIX; `coverage` is an order-5
-    bitmap or None where positions are not known. Files of role `metadata` have no rows."""
+    """One published file.
+
+    `path` is the POSIX path relative to the published folder. `coverage` is an order-5 bitmap, or
+    None if positions are not known. `time_range` is ISO 8601 in UTC. Files of role `metadata`
+    have no rows.
+    """
 
     path: str
     bytes: int
@@ -59,7 +63,7 @@ class HatsPart(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Partitioning(msgspec.Struct, frozen=True):
-    """How a HATS dataset is cut. The first part is the main catalog."""
+    """The catalogs of a HATS dataset. The first part is the main catalog."""
 
     name: str
     is_collection: bool
@@ -71,12 +75,12 @@ class Partitioning(msgspec.Struct, frozen=True):
 
 
 class DatasetDescription(msgspec.Struct, frozen=True):
-    """Everything that publishing says about a dataset.
+    """The description of a dataset for publication.
 
-    `rows` counts files of role `data` only; `bytes` counts all files. `coverage` (order-5 bitmap,
-    1,536 bytes) and `moc` (ASCII, order 10 or as fine as 128 KiB allow) are None where positions
-    are not known, which is not the same as empty. `time_range` is ISO 8601 in UTC. `warnings`
-    are doubts that a person can settle, `problems` are contradictions inside the files.
+    `rows` counts only files of role `data`; `bytes` counts all files. `coverage` (order-5 bitmap,
+    1,536 bytes) and `moc` (ASCII, order 10, or coarser to stay within 128 KiB) are None if
+    positions are not known; this differs from an empty coverage. `time_range` is ISO 8601 in UTC.
+    `warnings` can be resolved by the user; `problems` are contradictions inside the files.
     """
 
     format: Format
@@ -95,16 +99,16 @@ class DatasetDescription(msgspec.Struct, frozen=True):
 
 
 def detect(path: Path) -> Format:
-    """What a file or folder is.
+    """Detect the format of a file or folder.
 
-    Raises BadInput (nothing there, no data, both formats in one folder), Corrupt (empty, cut short,
-    not what its name says), Unsupported (another format).
+    Raises BadInput (not found, no data, both formats in one folder), Corrupt (empty, truncated,
+    content does not match the suffix), Unsupported (another format).
     """
     return _survey(path).format
 
 
 def data_paths(path: Path) -> list[Path]:
-    """The files with the rows of a dataset: one file, a folder's, or a HATS main catalog's; sorted."""
+    """The files with the rows of a dataset, sorted: one file, those of a folder, or those of a HATS main catalog."""
     survey = _survey(path)
     return [survey.root / relative for relative in survey.published if survey.role(relative) == "data"]
 
@@ -119,14 +123,14 @@ def describe(
     unchanged: Collection[str] = (),
     limits: ReadLimits = DEFAULT_LIMITS,
 ) -> DatasetDescription:
-    """Decode a file or folder whole and tell what it holds.
+    """Decode a file or folder completely and describe its content.
 
-    `ra` and `dec` name the coordinate columns where they would not be found. With the description
-    of an earlier version, data files whose relative paths the caller knows to be `unchanged` since
-    are not read again. Raises as `detect`
-    does, and: Corrupt with file, row group and column or block offset; Unsupported for a type or
-    codec; BadInput for files of differing schema or for named columns that are not there; Changed
-    where a file changes meanwhile; OverLimit where one has more rows than `limits` allow.
+    `ra` and `dec` name the coordinate columns if they cannot be detected. `previous` is the
+    description of an earlier version: data files whose relative paths are in `unchanged` are not
+    read again. Raises as `detect`, and: Corrupt with file, row group and column or block offset;
+    Unsupported for a type or codec; BadInput for files with different schemas or for missing
+    coordinate columns; FilesChanged if a file changes while it is read; OverLimit if a file has
+    more rows than `limits` allow.
     """
     if (ra is None) != (dec is None):
         raise BadInput("--ra and --dec must be given together", hint="Give both --ra and --dec.")
@@ -138,8 +142,10 @@ def describe(
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing of a description that a child process makes: how far it is, a file, or, last, the dataset without
-    its files."""
+    """One message of a child process that describes a dataset: progress, a file, or, last, the dataset without files.
+
+    `progress` is (bytes done, total bytes, file).
+    """
 
     progress: tuple[int, int, str] | None = None
     file: DataFile | None = None
@@ -147,17 +153,17 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def describe_in_steps(emit: Emit[Step], path: Path, ra: str | None, dec: str | None, limits: ReadLimits) -> None:
-    """`describe` for a child process: tells of each file when it is decoded and keeps nothing of it."""
+    """`describe` for a child process: emits each file when it is decoded, and does not keep it in memory."""
 
-    def tell(done: int, total: int, name: str) -> None:
+    def report(done: int, total: int, name: str) -> None:
         emit(Step(progress=(done, total, name)))
 
-    run = _Description(_survey(path), ra, dec, lambda file: emit(Step(file=file)), tell, limits)
+    run = _Description(_survey(path), ra, dec, lambda file: emit(Step(file=file)), report, limits)
     emit(Step(dataset=run.run()))
 
 
 class _Survey(msgspec.Struct, frozen=True):
-    """A dataset's files before any is decoded; paths are relative to `root`."""
+    """The files of a dataset, found without decoding them. Paths are relative to `root`."""
 
     root: Path
     format: Format
@@ -165,13 +171,13 @@ class _Survey(msgspec.Struct, frozen=True):
     layout: HatsLayout | None = None
 
     def role(self, relative: str) -> Role:
-        """What one published file is for."""
+        """The role of a published file."""
         if self.layout is not None:
             return self.layout.role_of(relative)
         return "metadata" if relative.rsplit("/", 1)[-1] in files.PARQUET_SIDECARS else "data"
 
     def part(self, relative: str) -> HatsCatalog | None:
-        """The HATS catalog that a file belongs to."""
+        """The HATS catalog of a file; None for files outside of catalogs and for other formats."""
         return None if self.layout is None else self.layout.part_of(relative)
 
 
@@ -189,7 +195,7 @@ def _survey(path: Path) -> _Survey:
 
 
 class _Group:
-    """The files of one table: those of a plain dataset, or of one HATS catalog."""
+    """The files of one table: those of a dataset that is not HATS, or of one HATS catalog."""
 
     def __init__(self, part: HatsCatalog | None, role: Role) -> None:
         self.part, self.role = part, role
@@ -229,17 +235,17 @@ class _Description:
         self.done = 0
 
     def remember(self, previous: DatasetDescription, unchanged: frozenset[str]) -> None:
-        """Take over what was said before about files that are the same."""
+        """Use the descriptions in `previous` for the unchanged data files."""
         self.previous = previous
         self.known = {file.path: file for file in previous.files if file.role == "data" and file.path in unchanged}
 
     def run(self) -> DatasetDescription:
-        """Read every file and hand over what it holds; returns the dataset without its files."""
+        """Describe each file and pass the result to `deliver`; returns the description of the dataset without files."""
         for relative in self.survey.published:
             file = self._file(relative)
             self.deliver(file)
             self.done += file.bytes
-            self._tell(0, relative)
+            self._report(0, relative)
         main = self._main_group()
         if self.reused and self.previous is not None:
             self._add_previous(main, self.previous)
@@ -261,7 +267,7 @@ class _Description:
             problems=tuple(self.problems[:MAX_NOTES]),
         )
 
-    def _tell(self, extra: int, relative: str) -> None:
+    def _report(self, extra: int, relative: str) -> None:
         if self.progress is not None:
             self.progress(min(self.done + extra, self.total), self.total, relative)
 
@@ -280,9 +286,7 @@ class _Description:
         stats, sky_known = self._decode(path, relative, group)
         after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise FilesChanged(
-                f"{path} changed while it was read", hint="Publish it when nothing writes to it any more."
-            )
+            raise FilesChanged(f"{path} changed while it was read", hint="Publish it when no program writes to it.")
         group.rows += stats.rows
         return DataFile(
             path=relative,
@@ -296,7 +300,7 @@ class _Description:
         )
 
     def _known(self, relative: str, size: int, group: _Group) -> DataFile | None:
-        """What was said before about this file, where it still holds; counted into its group."""
+        """The previous description of this file, if it can be reused; it is then counted into the group."""
         file, previous = self.known.get(relative), self.previous
         if file is None or previous is None or file.bytes != size:
             return None
@@ -319,7 +323,7 @@ class _Description:
         return file
 
     def _add_previous(self, main: _Group, previous: DatasetDescription) -> None:
-        """The fine coverage and the doubts of before; both may be more than what is left of it, never less."""
+        """Add the MOC and the warnings of `previous`. They may cover more than the reused files, never less."""
         if previous.moc is not None and main.stats.position is not None:
             main.stats.sky.flags |= moc_flags(previous.moc)
         self.warnings.extend(warning for warning in previous.warnings if warning not in self.warnings)
@@ -329,26 +333,26 @@ class _Description:
         return relative.rsplit("/", 1)[-1] in files.PARQUET_SIDECARS or files.format_by_name(relative) == "parquet"
 
     def _decode(self, path: Path, relative: str, group: _Group) -> tuple[FileStatsCollector, bool]:
-        """Read one file to its end. Returns what was gathered, and whether its coverage is known."""
+        """Decode one file. Returns its statistics, and whether its sky coverage is known."""
         schema, stream, lacking = self._open(path)
         self._admit(schema, relative, group, lacking)
         cell = hats.partition_of(relative) if self.survey.layout is not None else None
         if cell is not None:
             group.cells.add(cell)
-        # A margin holds what lies around its cell, so only the main catalog is checked against it.
+        # The rows of a margin lie around its cell, so the cell is checked only in the main catalog.
         expected = (cell.order, cell.pixel) if cell is not None and group.role == "data" else None
         stats = FileStatsCollector(group.names)
         for batch, done in stream:
             rows.check_text(batch, path)
             group.misplaced += group.stats.add(batch, stats, expected)
-            self._tell(done, relative)
+            self._report(done, relative)
         if group.stats.position is None and cell is not None and group.role == "data":
             stats.sky.add_cell(cell.order, cell.pixel)
             return stats, True
         return stats, group.stats.position is not None
 
     def _open(self, path: Path) -> tuple[Any, Iterator[tuple[Any, int]], dict[str, str]]:
-        """(schema, batches, columns that cannot be decoded) of one file; those columns are not in the batches."""
+        """(schema, batches, columns that cannot be decoded) of one file. The batches do not have these columns."""
         if self.survey.format == "avro":
             return *rows.open_table(path, limits=self.limits), {}
         self.limits.begin(path)
@@ -359,7 +363,9 @@ class _Description:
         left = [name for name in schema.names if name not in lacking]
         if lacking and not left:
             reasons = ", ".join(sorted(set(lacking.values())))
-            raise Unsupported(f"{path}: no column can be decoded ({reasons})", hint="Write it with zstd or snappy.")
+            raise Unsupported(
+                f"{path}: no column can be decoded ({reasons})", hint="Write the file with zstd or snappy compression."
+            )
         stream = parquet.record_batches(file, path, left if lacking else None)
         return schema, self.limits.watched(stream, path), lacking
 
@@ -373,7 +379,7 @@ class _Description:
         return self.groups[key]
 
     def _admit(self, schema: Any, relative: str, group: _Group, lacking: dict[str, str]) -> None:
-        """Take the schema of the group's first file, or compare with it."""
+        """Use the schema for the group if this is its first file, else compare it with that of the first file."""
         if group.schema is None:
             group.first = relative
             self._take_schema(schema, group, lacking)
@@ -381,14 +387,14 @@ class _Description:
         if new := sorted(lacking.keys() - group.lacking.keys()):
             raise Unsupported(
                 f"{self.survey.root / relative}: column {new[0]} cannot be decoded ({lacking[new[0]]})"
-                f" and is decoded in {group.first}",
-                hint="Write this file as the others are.",
+                f" but can be decoded in {group.first}",
+                hint="Write this file with the same compression as the others.",
             )
         what = difference(group.schema, schema)
         if what:
             raise BadInput(
-                f"{self.survey.root / relative} has another schema than {group.first}: {what}",
-                hint="All files of one dataset have one schema: publish this file as another dataset, or rewrite it.",
+                f"{self.survey.root / relative} does not have the schema of {group.first}: {what}",
+                hint="All files of a dataset must have the same schema: publish this file separately, or rewrite it.",
             )
 
     def _take_schema(self, schema: Any, group: _Group, lacking: dict[str, str]) -> None:
@@ -398,7 +404,7 @@ class _Description:
         usable = tuple(column for column in group.columns if not column.unsupported)
         position, doubts = self._position(group, usable)
         group.stats = DatasetStatsCollector(position, find_time(usable))
-        self.problems.extend(f"column {name} cannot be decoded here: {why}" for name, why in sorted(lacking.items()))
+        self.problems.extend(f"column {name} cannot be decoded: {why}" for name, why in sorted(lacking.items()))
         if group.role == "data":
             self.warnings.extend(doubts)
             self._warn_of_names(group.columns)
@@ -422,7 +428,7 @@ class _Description:
             other = seen.setdefault(column.name.lower(), column.name)
             if other != column.name:
                 self.warnings.append(
-                    f"columns {other} and {column.name} differ in case only; Spark SQL cannot tell them apart"
+                    f"columns {other} and {column.name} differ only in case; Spark SQL cannot distinguish them"
                 )
 
     # --- the dataset ---
@@ -431,7 +437,7 @@ class _Description:
         for group in self.groups.values():
             if group.role == "data":
                 return group
-        # A HATS catalog without rows: its schema is in _common_metadata, or in the only margin or index.
+        # A HATS catalog without rows has its schema in _common_metadata. The tree may also be a margin or an index.
         layout = self.survey.layout
         part = None if layout is None else layout.main
         if part is not None and part.path in self.groups:
@@ -440,7 +446,7 @@ class _Description:
         common = self.survey.root / (part.path if part is not None else "") / "dataset" / "_common_metadata"
         if not common.is_file():
             raise BadInput(
-                f"{self.survey.root} holds no rows and no schema", hint="Check that the catalog is complete."
+                f"{self.survey.root} contains neither rows nor a schema", hint="Check that the catalog is complete."
             )
         self._take_schema(parquet.open_file(common).schema_arrow, group, {})
         if part is not None:
@@ -448,13 +454,13 @@ class _Description:
         return group
 
     def _judge(self, main: _Group) -> None:
-        """Warnings and problems that show only after all rows were read."""
+        """Add the warnings and problems that can be detected only after all rows were read."""
         stats, position = main.stats, main.stats.position
         if position is None:
             if not self.warnings and main.role != "index":
                 self.warnings.append(
-                    "no coordinate columns were found, so sky searches will not find this: name them with --ra and"
-                    " --dec, or give the columns the UCDs pos.eq.ra and pos.eq.dec"
+                    "no coordinate columns were found, so searches by sky region will not find this dataset: select"
+                    " them with --ra and --dec, or give the columns the UCDs pos.eq.ra and pos.eq.dec"
                 )
         else:
             self._judge_position(stats, position)
@@ -475,13 +481,14 @@ class _Description:
             )
         if not position.unit and stats.looks_like_radians():
             self.warnings.append(
-                f"{position.ra} never exceeds 2π and has no unit: is it in radians? It was taken as degrees."
-                f" Give the columns a unit to settle it: field metadata `unit` = `deg` or `rad`,"
+                f"{position.ra} has no unit and no value above 2π: it was read as degrees, but may be in radians."
+                f" To make this clear, give the columns the field metadata `unit` = `deg` or `rad`,"
                 " in Parquet by pyarrow.field(name, type, metadata={'unit': 'deg'}), in Avro by the attribute `unit`"
             )
         if position.ra_scale > 50 and stats.highest_ra > 7:
             self.problems.append(
-                f"{position.ra} has unit {position.unit} and values up to {stats.highest_ra:.6g}: more than a turn"
+                f"{position.ra} has unit {position.unit}, but values up to {stats.highest_ra:.6g}:"
+                " more than a full circle"
             )
 
     def _judge_layout(self, layout: HatsLayout) -> None:
@@ -489,7 +496,7 @@ class _Description:
             group = self.groups.get(part.path)
             counted = group.rows if group is not None else 0
             if part.rows is not None and part.rows != counted:
-                self.problems.append(f"{part.name} says hats_nrows={part.rows} and its files hold {counted} rows")
+                self.problems.append(f"{part.name} has hats_nrows={part.rows}, but its files have {counted} rows")
             if group is not None and group.misplaced:
                 self.problems.append(
                     f"{group.misplaced} rows of {part.name} lie outside the HEALPix cell of their file"
@@ -509,12 +516,12 @@ class _Description:
             return
         try:
             self.limits.begin(path)
-            said = parquet.open_file(path).metadata.num_rows
+            stated = parquet.open_file(path).metadata.num_rows
         except IslandError as error:
             self.problems.append(error.message)
             return
-        if said != counted:
-            self.problems.append(f"_metadata of {part.name} says {said} rows and its files hold {counted}")
+        if stated != counted:
+            self.problems.append(f"_metadata of {part.name} states {stated} rows, but its files have {counted}")
 
     def _judge_folders(self) -> None:
         folders = {
@@ -522,11 +529,12 @@ class _Description:
         }
         if folders:
             self.warnings.append(
-                f"folders are named like partitions ({', '.join(sorted(folders)[:4])}); these are no columns here"
+                f"folders are named like partitions ({', '.join(sorted(folders)[:4])});"
+                " partition values are not read as columns"
             )
 
     def _fill_from_partitions(self, main: _Group) -> bool:
-        """Coverage of a HATS catalog without usable coordinates: the whole of its cells."""
+        """Set the coverage of a HATS catalog without coordinate columns to all of its cells; returns whether it can."""
         if self.survey.layout is None or main.role != "data" or not (main.cells or main.rows == 0):
             return False
         sky = SkyTally(FINE_ORDER)

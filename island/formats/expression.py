@@ -1,13 +1,15 @@
-"""SQL conditions over Arrow batches: text to syntax tree (sqlglot), tree to closures over pyarrow compute.
+"""SQL conditions on Arrow batches: parsed with sqlglot, then compiled to closures over pyarrow compute.
 
-The text is parsed and never executed; what is not listed here is refused. Values have one of six
-kinds: number, text, bytes, truth, moment (microseconds of UTC), and the untyped NULL.
+The text is parsed and never executed. Syntax that is not in `_NODES` is rejected. Values have one
+of six kinds: number, text, bytes, truth (Boolean), moment (timestamp, microseconds in UTC), and the
+untyped NULL.
 
-Meaning, where SQL leaves a choice, is that of Spark 3.5 (not ANSI mode):
-three-valued logic; `/` is a division of floating point; division by zero is NULL; a cast that
-fails is NULL; NaN equals NaN and lies above every number; logarithms of what is not positive are
-NULL. Integers are compared exactly, computed in 64 bits, and wrap; decimals, and unsigned integers of
-a batch that has one above 2**63 - 1, are compared as floating point.
+Where implementations of SQL differ, the semantics are those of Spark 3.5 (not in ANSI mode):
+three-valued logic; `/` is floating-point division; division by zero is NULL; a cast that fails is
+NULL; NaN equals NaN and is greater than every number; the logarithm of zero or a negative number is
+NULL. Integers are compared exactly; arithmetic on them has 64 bits and wraps around. Decimals are
+compared as floating-point numbers, and so are the values of an unsigned 64-bit column in a batch
+that has one above 2**63 - 1.
 """
 
 from __future__ import annotations
@@ -32,25 +34,37 @@ MAX_TEXT = 8192
 MAX_TOKENS = 2000
 MAX_DEPTH = 60
 MAX_WILDCARDS = 64
-"""In all patterns of LIKE in one condition."""
+"""Maximum number of `%` and `_` in all LIKE patterns of one condition."""
 
 Kind = Literal["number", "text", "bytes", "truth", "moment", "null"]
 Evaluator = Callable[[Any], Any]
-"""Computes a value from a Frame; or changes a value."""
+"""Computes a value from an EvaluationContext, or converts a value."""
+
+_KIND_NAMES: dict[Kind, str] = {
+    "number": "a number",
+    "text": "a string",
+    "bytes": "a binary value",
+    "truth": "a Boolean",
+    "moment": "a timestamp",
+    "null": "NULL",
+}
 
 _HINT = (
-    "A condition is what follows WHERE, for example: magpsf < 18 AND band IN ('g', 'r') AND name IS NOT NULL."
-    " Text stands in single quotes, names with odd characters in double ones."
+    "A condition is written as after WHERE in SQL: magpsf < 18 AND band IN ('g', 'r') AND name IS NOT NULL."
+    " Put strings in single quotes, and names with special characters in double quotes."
 )
 
 
 class _Words(Dialect):
-    """Standard SQL with backticks beside double quotes, and no function known to the parser: each
-    call arrives by its name and is looked up in our own list."""
+    """Standard SQL, with backticks as well as double quotes for identifiers.
+
+    The parser has no functions of its own except CAST: each call keeps its name, which
+    `_function` looks up in `_KNOWN`.
+    """
 
     class Tokenizer(tokens.Tokenizer):
-        IDENTIFIERS = ['"', "`"]  # noqa: RUF012  # sqlglot's own form of this table
-        # Words that are types elsewhere and columns here.
+        IDENTIFIERS = ['"', "`"]  # noqa: RUF012  # the form that sqlglot expects
+        # DEC is a type in other dialects, but a common name of a column. The others begin templates.
         KEYWORDS = {  # noqa: RUF012  # as above
             word: kind for word, kind in tokens.Tokenizer.KEYWORDS.items() if word not in ("DEC", "{%", "{{+", "{{-")
         }
@@ -64,9 +78,9 @@ class _Words(Dialect):
 
 
 class TypedExpression(msgspec.Struct, frozen=True):
-    """A part of a condition that knows its kind. `run(frame)` gives an Arrow array or scalar.
+    """A compiled part of a condition and its kind. `run(frame)` returns an Arrow array or scalar.
 
-    `literal` is the value of a constant, `floats` says that NaN may occur.
+    `literal` is the value of a constant. `floats` is true if the value may be floating point, and so NaN.
     """
 
     kind: Kind
@@ -76,25 +90,25 @@ class TypedExpression(msgspec.Struct, frozen=True):
 
 
 def parse(text: str) -> Any:
-    """The syntax tree of one condition. Raises BadInput for anything else."""
+    """Parse one condition into a syntax tree. Raises BadInput for invalid text and over the limits."""
     if len(text.encode("utf-8", errors="surrogatepass")) > MAX_TEXT:
-        raise BadInput("the condition is longer than 8 KiB", hint="Shorten it; long lists belong into a join.")
+        raise BadInput("the condition is longer than 8 KiB", hint="Shorten it. For long lists, use a join in Spark.")
     if not text.strip() or "\0" in text:
-        raise BadInput("the condition is empty or holds a NUL", hint=_HINT)
+        raise BadInput("the condition is empty or contains a NUL character", hint=_HINT)
     try:
         dialect = _Words()
         words = dialect.tokenize(text)
         if len(words) > MAX_TOKENS:
-            raise BadInput(f"the condition has more than {MAX_TOKENS} words", hint="Shorten it.")
+            raise BadInput(f"the condition has more than {MAX_TOKENS} tokens", hint="Shorten it.")
         if any(word.token_type.name == "SEMICOLON" for word in words):
-            raise BadInput("the condition holds a semicolon: it is one expression, not statements", hint=_HINT)
+            raise BadInput("the condition contains a semicolon: it must be one expression", hint=_HINT)
         tree = sqlglot.parse_one(text, into=exp.Condition, dialect=dialect)
     except SqlglotError as error:
-        raise BadInput(f"the condition is not SQL: {_reason(error)}", hint=_HINT) from error
+        raise BadInput(f"the condition is not valid SQL: {_reason(error)}", hint=_HINT) from error
     except RecursionError as error:
         raise BadInput("the condition is nested too deeply", hint="Simplify it.") from error
     except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise BadInput("the condition is not SQL", hint=_HINT) from error
+        raise BadInput("the condition is not valid SQL", hint=_HINT) from error
     _check_depth(tree)
     return tree
 
@@ -103,20 +117,20 @@ def _reason(error: SqlglotError) -> str:
     cause = getattr(error.__cause__, "errors", None) or getattr(error, "errors", None)
     if cause:
         first = cause[0]
-        what = str(first.get("description") or "unexpected words").rstrip(".")
+        what = str(first.get("description") or "syntax error").rstrip(".")
         near = str(first.get("highlight"))[:40]
         return f"{what} (line {first.get('line', 1)}, column {first.get('col', 1)}, near {near!r})"
     return str(error).splitlines()[0][:120]
 
 
 def _check_depth(tree: Any) -> None:
-    """Limit the recursion of everything that follows; chains of AND and OR are flat."""
+    """Raise BadInput for deeply nested conditions, to limit recursion. A chain of AND or of OR counts as one level."""
     stack = [(tree, 0)]
     while stack:
         node, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise BadInput(
-                "the condition is nested too deeply", hint="Simplify it; the number of AND and OR is not limited."
+                "the condition is nested too deeply", hint="Simplify it. Chains of AND or of OR are not limited."
             )
         for child in node.iter_expressions():
             same = type(child) is type(node) and isinstance(node, exp.And | exp.Or)
@@ -124,10 +138,10 @@ def _check_depth(tree: Any) -> None:
 
 
 class EvaluationContext:
-    """One batch while a condition is computed on it, with what was computed already.
+    """One batch during the evaluation of a condition, with a cache of intermediate values.
 
-    Operators that need an operand several times share it through here: nested, they would
-    otherwise compute it exponentially often.
+    Operators that use an operand several times share its value through the cache. Otherwise
+    nested operators would evaluate it exponentially often.
     """
 
     __slots__ = ("batch", "kept")
@@ -138,7 +152,7 @@ class EvaluationContext:
 
 
 def _shared(term: TypedExpression) -> TypedExpression:
-    """The same term, computed at most once a batch."""
+    """The same term, evaluated at most once per batch."""
     if term.literal is not None:
         return term
     key, run = object(), term.run
@@ -152,7 +166,7 @@ def _shared(term: TypedExpression) -> TypedExpression:
 
 
 class Compiler:
-    """Turns syntax trees into terms over one Arrow schema. `used` gathers the columns that are read."""
+    """Compiles syntax trees for one Arrow schema. `used` collects the columns that are read."""
 
     def __init__(self, schema: Any) -> None:
         self._schema = schema
@@ -160,17 +174,20 @@ class Compiler:
         self.wildcards = 0
 
     def condition(self, tree: Any) -> Evaluator:
-        """A closure that gives the truth of every row as a boolean array with nulls."""
+        """A function that evaluates the condition on a batch: a Boolean array with nulls, one value per row.
+
+        Raises BadInput, and so does the function if values cannot be computed.
+        """
         term = self.term(tree)
         if term.kind not in ("truth", "null"):
-            raise BadInput(f"the condition is a {term.kind}, not a truth value", hint=_HINT)
+            raise BadInput(f"the condition is {_KIND_NAMES[term.kind]}, not a Boolean", hint=_HINT)
         run = term.run
 
         def truth(batch: Any) -> Any:
             try:
                 found = run(EvaluationContext(batch))
             except (pa.ArrowException, OverflowError) as error:
-                raise BadInput(f"the condition cannot be computed on these rows: {error}") from error
+                raise BadInput(f"the condition cannot be evaluated on these rows: {error}") from error
             if isinstance(found, pa.Scalar):
                 found = pa.array([found.as_py()] * batch.num_rows, pa.bool_())
             return found.cast(pa.bool_())
@@ -178,7 +195,7 @@ class Compiler:
         return truth
 
     def term(self, node: Any) -> TypedExpression:
-        """The term of any node; BadInput for a kind of node that is not allowed."""
+        """Compile a node. Raises BadInput for a node that is not allowed."""
         compile_node = _NODES.get(type(node))
         if compile_node is None:
             raise BadInput(f"{_shown(node)} is not allowed in a condition", hint=_HINT)
@@ -194,7 +211,7 @@ class Compiler:
     # --- leaves ---
 
     def column(self, node: Any) -> TypedExpression:
-        """A column by its name or dotted path."""
+        """Compile a column, given by its name or dotted path."""
         path = _path_of(node)
         field, names = self._resolve(path)
         self.used[".".join(names)] = None
@@ -259,7 +276,7 @@ def _refused(node: Any) -> BadInput:
 
 
 def _only(node: Any, *known: str) -> None:
-    """Refuse a node with parts that its compiler would overlook."""
+    """Raise BadInput for a node with parts other than `known`, which its compiler would ignore."""
     for name, value in node.args.items():
         if name not in known and name != "negate" and value not in (None, False, []):
             raise _refused(node)
@@ -269,7 +286,7 @@ _INTEGERS = (pa.types.is_int8, pa.types.is_int16, pa.types.is_int32, pa.types.is
 
 
 def _loader(kind: Any, name: str) -> tuple[Evaluator, Kind, bool]:
-    """How a column's arrays become values of one of our kinds."""
+    """A function that converts a column's arrays, the kind of its values, and whether they may be floating point."""
     types = pa.types
     if types.is_dictionary(kind):
         inner, own, floats = _loader(kind.value_type, name)
@@ -290,7 +307,8 @@ def _loader(kind: Any, name: str) -> tuple[Evaluator, Kind, bool]:
         return (lambda array: array), "null", False
     raise BadInput(
         f"column {name} has type {type_name(kind)[:80]}, which cannot be used in a condition",
-        hint="Conditions take numbers, text, bytes, truth values, dates and times; fields of records by dotted path.",
+        hint="Conditions can use numbers, strings, binary values, Booleans, dates, timestamps, and record fields by"
+        " dotted path.",
     )
 
 
@@ -329,7 +347,7 @@ def _literal(_: Compiler, node: Any) -> TypedExpression:
     except ValueError:
         raise _refused(node) from None
     if not math.isfinite(number):
-        raise BadInput(f"number {str(node.this)[:40]} is too large", hint="Numbers reach to 1.8e308.")
+        raise BadInput(f"number {str(node.this)[:40]} is too large", hint="The largest number is 1.8e308.")
     return _constant("number", number, pa.float64())
 
 
@@ -355,12 +373,12 @@ def _truth(term: TypedExpression, where: str) -> Evaluator:
         scalar = pa.scalar(None, pa.bool_())
         return lambda _: scalar
     if term.kind != "truth":
-        raise BadInput(f"{where} takes truth values, not a {term.kind}", hint=_HINT)
+        raise BadInput(f"{where} needs a Boolean, not {_KIND_NAMES[term.kind]}", hint=_HINT)
     return term.run
 
 
 def _chain(compiler: Compiler, node: Any) -> TypedExpression:
-    """AND or OR of any number of parts."""
+    """AND or OR with any number of operands."""
     name, join = ("AND", pc.and_kleene) if isinstance(node, exp.And) else ("OR", pc.or_kleene)
     parts = [_truth(compiler.term(part), name) for part in node.flatten(unnest=False)]
 
@@ -413,31 +431,32 @@ def _moment_of(text: str) -> datetime.datetime:
             moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
     except (ValueError, OverflowError) as error:
         raise BadInput(
-            f"{text[:40]!r} is not a date or time", hint="Write '2026-11-20' or '2026-11-20T12:00:00Z'."
+            f"{text[:40]!r} is not a date or time", hint="Write it as '2026-11-20' or '2026-11-20T12:00:00Z'."
         ) from error
     return moment
 
 
 def _aligned(left: TypedExpression, right: TypedExpression, where: str) -> tuple[TypedExpression, TypedExpression]:
-    """Both sides in one kind: a text literal is read as a moment or as bytes where the other side is one."""
+    """Both operands with the same kind: a string literal is converted if the other is a timestamp or binary."""
     if left.kind == right.kind or "null" in (left.kind, right.kind):
         return left, right
-    for one, other, swap in ((left, right, False), (right, left, True)):
-        if one.kind == "text" and isinstance(one.literal, str) and other.kind in ("moment", "bytes"):
+    for term, other, swap in ((left, right, False), (right, left, True)):
+        if term.kind == "text" and isinstance(term.literal, str) and other.kind in ("moment", "bytes"):
             if other.kind == "moment":
-                one = _constant("moment", _moment_of(one.literal), pa.timestamp("us"))
+                term = _constant("moment", _moment_of(term.literal), pa.timestamp("us"))
             else:
-                one = _constant("bytes", one.literal.encode(), pa.binary())
-            return (other, one) if swap else (one, other)
+                term = _constant("bytes", term.literal.encode(), pa.binary())
+            return (other, term) if swap else (term, other)
     raise BadInput(
-        f"{where} compares a {left.kind} with a {right.kind}", hint="CAST one of them, or quote text in single quotes."
+        f"{where} compares {_KIND_NAMES[left.kind]} with {_KIND_NAMES[right.kind]}",
+        hint="CAST one of them. Strings are written in single quotes.",
     )
 
 
 def _comparable(left: Any, right: Any) -> tuple[Any, Any, bool]:
-    """Two numeric values in one Arrow type, and whether NaN may occur: integers stay exact, all else is floating point.
+    """Two numeric values with comparable Arrow types, and whether they are floating point. Integers stay exact.
 
-    Arrow by itself refuses to compare an integer above 2**53 with a floating-point number.
+    Without this conversion, Arrow refuses to compare an integer above 2**53 with a floating-point number.
     """
     if pa.types.is_integer(left.type) and pa.types.is_integer(right.type):
         return left, right, False
@@ -471,12 +490,12 @@ def _equal(left: Evaluator, right: Evaluator, kind: Kind) -> Evaluator:
 
 
 def compare(sign: str, left: TypedExpression, right: TypedExpression) -> TypedExpression:
-    """`left sign right` for =, <>, <, <=, >, >=. An operand is computed once."""
+    """Compile `left sign right` for =, <>, <, <=, >, >=. Each operand is evaluated once. Raises BadInput."""
     left, right = _aligned(left, right, sign)
     if "null" in (left.kind, right.kind):
         return _unknown(left, right)
     if left.kind in ("truth",) and sign not in ("=", "<>"):
-        raise BadInput(f"truth values have no order for {sign}", hint=_HINT)
+        raise BadInput(f"Booleans cannot be compared with {sign}", hint="Use = or <> with Booleans.")
     a, b, kind = left.run, right.run, left.kind
     run = {
         "=": lambda: _equal(a, b, kind),
@@ -507,7 +526,7 @@ def _comparison(compiler: Compiler, node: Any) -> TypedExpression:
 
 
 def _distinct(compiler: Compiler, node: Any) -> TypedExpression:
-    """IS [NOT] DISTINCT FROM, <=>: NULL equals NULL."""
+    """IS [NOT] DISTINCT FROM and <=>, for which NULL equals NULL."""
     _only(node, "this", "expression")
     left, right = (_shared(term) for term in compiler.terms([node.this, node.expression]))
     same = compare("=", left, right).run
@@ -550,12 +569,15 @@ def _like(compiler: Compiler, node: Any) -> TypedExpression:
     if "null" in (value.kind, pattern.kind):
         return _unknown(value, pattern)
     if value.kind not in ("text", "bytes") or not isinstance(pattern.literal, str):
-        raise BadInput("LIKE takes a text column and a pattern in quotes", hint="For example: name LIKE 'NGC %'.")
+        raise BadInput("LIKE needs a string column and a pattern in quotes", hint="For example: name LIKE 'NGC %'.")
     run, text = value.run, pattern.literal
     compiler.wildcards += text.count("%") + text.count("_")
     if compiler.wildcards > MAX_WILDCARDS:
-        # The time for each letter of the text grows with them: with thousands it is a minute for a megabyte.
-        raise BadInput(f"the patterns of a condition have at most {MAX_WILDCARDS} of % and _", hint="Shorten them.")
+        # The time per character grows with the number of wildcards: with thousands, a megabyte takes a minute.
+        raise BadInput(
+            f"the LIKE patterns of the condition have more than {MAX_WILDCARDS} wildcards (% and _)",
+            hint="Use fewer wildcards.",
+        )
     ignore_case = isinstance(node, exp.ILike)
     return TypedExpression("truth", lambda frame: pc.match_like(run(frame), text, ignore_case=ignore_case))
 
@@ -569,7 +591,8 @@ def _number(term: TypedExpression, where: str) -> Evaluator:
         return lambda _: scalar
     if term.kind != "number":
         raise BadInput(
-            f"{where} takes numbers, not a {term.kind}", hint="CAST(column AS DOUBLE) reads text as a number."
+            f"{where} needs a number, not {_KIND_NAMES[term.kind]}",
+            hint="CAST(column AS DOUBLE) converts a string to a number.",
         )
     return term.run
 
@@ -583,7 +606,7 @@ def _no_zero(value: Any) -> Any:
 
 
 def _remainder(left: Any, right: Any) -> Any:
-    """a % b with the sign of a, as Spark has it; NULL where b is zero."""
+    """left % right with the sign of left, as in Spark; NULL if right is zero."""
     right = _no_zero(right)
     if not (pa.types.is_integer(left.type) and pa.types.is_integer(right.type)):
         left, right = _as_float(left), _as_float(right)
@@ -624,7 +647,7 @@ def _concat(compiler: Compiler, node: Any) -> TypedExpression:
     _only(node, "this", "expression", "safe")
     left, right = compiler.terms([node.this, node.expression])
     if {left.kind, right.kind} - {"text", "null"}:
-        raise BadInput("|| joins text", hint="CAST(column AS STRING) makes text of a number.")
+        raise BadInput("|| needs strings", hint="CAST(column AS STRING) converts a number to a string.")
     a, b = _cast_null(left, pa.string()), _cast_null(right, pa.string())
     return TypedExpression("text", lambda frame: pc.binary_join_element_wise(a(frame), b(frame), ""))
 
@@ -649,10 +672,11 @@ _ARROW: dict[Kind, Any] = {
 
 
 def _common(terms: Sequence[TypedExpression], where: str) -> tuple[Kind, Any, bool]:
-    """The one kind of several terms (NULLs aside), its Arrow type, and whether it may be NaN."""
+    """The common kind of several terms (except NULL), its Arrow type, and whether it is floating point."""
     kinds = {term.kind for term in terms} - {"null"}
     if len(kinds) > 1:
-        raise BadInput(f"{where} mixes {' and '.join(sorted(kinds))}", hint="CAST them to one type.")
+        mixed = " and ".join(_KIND_NAMES[found] for found in sorted(kinds))
+        raise BadInput(f"the values of {where} have different types: {mixed}", hint="CAST them to one type.")
     kind: Kind = kinds.pop() if kinds else "null"
     floats = any(term.floats or isinstance(term.literal, float) for term in terms)
     arrow = pa.int64() if kind == "number" and not floats else _ARROW[kind]
@@ -695,7 +719,7 @@ def _positive(value: Any) -> Any:
 
 
 _OF_ONE_NUMBER: dict[str, tuple[Callable[[Any], Any], bool | None]] = {
-    # function, and whether its result is floating point (None: as its argument)
+    # function, and whether its result is floating point (None: like its argument)
     "abs": (pc.abs, None),
     "sqrt": (lambda x: pc.sqrt(_as_float(x)), True),
     "exp": (lambda x: pc.exp(_as_float(x)), True),
@@ -718,7 +742,8 @@ def _function(compiler: Compiler, node: Any) -> TypedExpression:
     terms = compiler.terms(node.expressions)
     low, high = {"coalesce": (1, 64), "power": (2, 2), "nullif": (2, 2), "round": (1, 2)}.get(name, (1, 1))
     if not low <= len(terms) <= high:
-        raise BadInput(f"{name} takes {low if low == high else f'{low} to {high}'} arguments", hint=_HINT)
+        count = f"{low}" if low == high else f"{low} to {high}"
+        raise BadInput(f"{name} needs {count} argument{'' if count == '1' else 's'}, not {len(terms)}", hint=_HINT)
     return _call(name, terms)
 
 
@@ -756,14 +781,17 @@ def _call(name: str, terms: list[TypedExpression]) -> TypedExpression:
 
 def _text(term: TypedExpression, where: str) -> Evaluator:
     if term.kind not in ("text", "null"):
-        raise BadInput(f"{where} takes text, not a {term.kind}", hint="CAST(column AS STRING) makes text of it.")
+        raise BadInput(
+            f"{where} needs a string, not {_KIND_NAMES[term.kind]}",
+            hint="CAST(column AS STRING) converts a number to a string.",
+        )
     return _cast_null(term, pa.string())
 
 
 def _round(terms: list[TypedExpression]) -> TypedExpression:
     digits = terms[1].literal if len(terms) == 2 else 0
     if not isinstance(digits, int) or not -30 <= digits <= 30:
-        raise BadInput("round takes a number of digits between -30 and 30", hint="For example: round(mag, 1).")
+        raise BadInput("the second argument of round must be an integer from -30 to 30", hint="Example: round(mag, 1).")
     run = _number(terms[0], "round")
     return TypedExpression(
         "number",
@@ -806,7 +834,7 @@ def _cast(compiler: Compiler, node: Any) -> TypedExpression:
     if target == "moment":
         return _cast_moment(term, name)
     if term.kind in ("moment", "bytes") or (term.kind, target) == ("truth", "text"):
-        raise BadInput(f"a {term.kind} cannot be cast to {name}", hint="Compare it as it is.")
+        raise BadInput(f"{_KIND_NAMES[term.kind]} cannot be cast to {name}", hint="Use the value without CAST.")
     bits = _BITS.get(name)
     run = term.run
     convert = _caster(term.kind, target, bits)
@@ -834,7 +862,7 @@ def _caster(kind: Kind, target: Kind, bits: int | None) -> Evaluator:
 
 
 def _to_integer(value: Any, bits: int) -> Any:
-    """Truncated towards zero; NULL where it does not fit."""
+    """Truncate towards zero; NULL if the result does not fit into `bits` bits."""
     if pa.types.is_boolean(value.type):
         return value.cast(pa.int64())
     limit = 2 ** (bits - 1)
@@ -848,7 +876,7 @@ def _to_integer(value: Any, bits: int) -> Any:
 
 
 def _each(value: Any, change: Callable[[str], Any], arrow: Any) -> Any:
-    """A change of every text that is not NULL; None where it fails."""
+    """Apply `change` to every string that is not NULL. `change` returns None for a string that cannot be converted."""
     if isinstance(value, pa.Scalar):
         plain = value.as_py()
         return pa.scalar(None if plain is None else change(plain), arrow)
@@ -884,7 +912,7 @@ def _cast_moment(term: TypedExpression, name: str) -> TypedExpression:
             moment = moment.replace(hour=0, minute=0, second=0, microsecond=0)
         return _constant("moment", moment, pa.timestamp("us"))
     if term.kind not in ("moment", "text", "null"):
-        raise BadInput(f"a {term.kind} cannot be cast to {name}", hint="Julian dates are compared as numbers.")
+        raise BadInput(f"{_KIND_NAMES[term.kind]} cannot be cast to {name}", hint="Compare Julian dates as numbers.")
     run = _cast_null(term, pa.timestamp("us"))
     if term.kind == "text":
         texts = term.run
@@ -930,5 +958,5 @@ _NODES: dict[type, Callable[[Compiler, Any], TypedExpression]] = {
 
 
 def keep(mask: Any) -> Any:
-    """The rows where a condition is TRUE: NULL counts as false."""
+    """Replace NULL by false in the result of a condition."""
     return pc.fill_null(mask, False)

@@ -1,4 +1,4 @@
-"""Which files of a folder are data, and what a file is by its first and last bytes."""
+"""Finds the data files of a folder, and detects the format of a file by its first and last bytes."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ _SMALLEST_PARQUET = 12
 
 
 def is_data_name(name: str) -> bool:
-    """Whether a file of this name may be data: not hidden, not a sidecar, not half written."""
+    """Whether a file of this name may be data: not hidden, not a sidecar, not a temporary file."""
     return not name.startswith((".", "_")) and not name.endswith((".tmp", ".part"))
 
 
 def is_published_name(name: str) -> bool:
-    """Whether a file of this name belongs to what is published: data, or Parquet's own sidecars."""
+    """Whether a file of this name is published: data, or a sidecar of Parquet."""
     return name in PARQUET_SIDECARS or is_data_name(name)
 
 
 def format_by_name(name: str) -> FileFormat | None:
-    """The format that the suffix of a file name promises, or None."""
+    """The format that belongs to the suffix of a file name, or None."""
     return SUFFIXES.get(os.path.splitext(name)[1].lower())
 
 
 def sniff(path: Path) -> FileFormat:
-    """The format of one file by its magic bytes.
+    """Detect the format of a file by its magic bytes.
 
-    Raises BadInput where there is no such regular file, Corrupt where it is empty or cut
-    short, Unsupported where it is neither Parquet nor Avro, or is encrypted Parquet.
+    Raises BadInput if it is not a readable regular file, Corrupt if it is empty or truncated,
+    and Unsupported if it is neither Parquet nor Avro, or is encrypted Parquet.
     """
     size = regular_size(path)
     if size == 0:
-        raise Corrupt(f"{path} is empty", hint="Write the file again; an empty file is neither Parquet nor Avro.")
+        raise Corrupt(f"{path} is empty", hint="Write the file again. An empty file is neither Parquet nor Avro.")
     with open_binary(path) as file:
         head = file.read(4)
         file.seek(max(0, size - 4))
@@ -57,15 +57,15 @@ def sniff(path: Path) -> FileFormat:
     if head == _PARQUET_MAGIC:
         if size < _SMALLEST_PARQUET or tail != _PARQUET_MAGIC:
             raise Corrupt(
-                f"{path} is cut short: it begins as Parquet and ends without a Parquet footer ({size} bytes)",
-                hint="Copy or write the file again; programs write the footer last.",
+                f"{path} is truncated: it begins as Parquet but does not end with a Parquet footer ({size} bytes)",
+                hint="Copy or write the file again. The footer is written last.",
             )
         return "parquet"
-    promised = format_by_name(path.name)
-    if promised is not None:
+    expected = format_by_name(path.name)
+    if expected is not None:
         raise Corrupt(
-            f"{path} has the suffix of {promised}, but its content does not begin like {promised}",
-            hint="Write the file again, or give it the suffix of what it is.",
+            f"{path} has the suffix of {expected}, but its content does not begin like {expected}",
+            hint="Write the file again, or rename it to the suffix of its format.",
         )
     raise Unsupported(
         f"{path} is neither Parquet nor Avro",
@@ -74,22 +74,22 @@ def sniff(path: Path) -> FileFormat:
 
 
 def regular_size(path: Path) -> int:
-    """Size in bytes of a regular file; BadInput where there is none or it cannot be read."""
+    """Size in bytes of a regular file. Raises BadInput if it does not exist, is not regular or cannot be read."""
     try:
         status = path.stat()
     except FileNotFoundError as error:
         raise BadInput(
-            f"there is no file {path}", hint="Check the path; it is read on the island's machine."
+            f"there is no file {path}", hint="Check the path. It must be a path on the island's machine."
         ) from error
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read: {error}", hint="Check its permissions.") from error
     if not stat.S_ISREG(status.st_mode):
-        raise BadInput(f"{path} is not a regular file", hint="Name a file, or a folder of files.")
+        raise BadInput(f"{path} is not a regular file", hint="Give the path of a file, or of a folder of files.")
     return status.st_size
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """Open for reading; BadInput says why where the operating system refuses."""
+    """Open a file for reading. Raises BadInput with the reason of the operating system."""
     try:
         return path.open("rb")
     except OSError as error:
@@ -97,10 +97,11 @@ def open_binary(path: Path) -> BinaryIO:
 
 
 def walk(root: Path) -> list[str]:
-    """Every published file below a folder as relative POSIX paths, sorted.
+    """The relative POSIX paths of all published files below a folder, sorted.
 
-    Folders that are hidden are skipped, links to folders are not followed (they may loop).
-    Raises BadInput over MAX_FILES, for names that are not UTF-8, and for folders that cannot be read.
+    Folders whose names begin with `.` or `_` are skipped. Symbolic links to folders are not
+    followed, because they may form a loop. Raises BadInput for more than MAX_FILES files, for
+    names that are not UTF-8, and for folders that cannot be read.
     """
     found: list[str] = []
 
@@ -120,14 +121,16 @@ def walk(root: Path) -> list[str]:
                 raise BadInput(f"a file name below {root} is not UTF-8: {relative!r}", hint="Rename it.") from error
             found.append(relative)
             if len(found) > MAX_FILES:
-                raise BadInput(f"{root} holds more than {MAX_FILES} files", hint="Publish its parts one by one.")
+                raise BadInput(
+                    f"{root} contains more than {MAX_FILES} files", hint="Publish its subfolders as separate datasets."
+                )
     return sorted(found)
 
 
 def data_files(root: Path, published: list[str]) -> tuple[FileFormat, list[str]]:
-    """The format of a plain folder and its data files among the published ones.
+    """The format of a folder that is not HATS, and those of its published files that are data.
 
-    Raises BadInput where there are none, or files of both formats.
+    Raises BadInput if there are no data files, or files of both formats.
     """
     by_format: dict[FileFormat, list[str]] = {"parquet": [], "avro": []}
     for relative in published:
@@ -138,12 +141,12 @@ def data_files(root: Path, published: list[str]) -> tuple[FileFormat, list[str]]
     parquet, avro = by_format["parquet"], by_format["avro"]
     if parquet and avro:
         raise BadInput(
-            f"{root} holds both Parquet ({parquet[0]}) and Avro ({avro[0]}) files",
-            hint="One dataset has one format: publish them as two datasets.",
+            f"{root} contains both Parquet ({parquet[0]}) and Avro ({avro[0]}) files",
+            hint="A dataset has one format: publish them as two datasets.",
         )
     if not parquet and not avro:
         raise BadInput(
-            f"{root} holds no data: no *.parquet or *.avro file below it",
-            hint="Names that begin with '.' or '_' or end with .tmp or .part are not data.",
+            f"{root} contains no data: there is no *.parquet or *.avro file below it",
+            hint="Files whose names begin with '.' or '_' or end with .tmp or .part are ignored.",
         )
     return ("parquet", parquet) if parquet else ("avro", avro)

@@ -1,8 +1,8 @@
-"""Where the parts of a Parquet file begin, read from its footer alone.
+"""Reads the offsets at which the parts of a Parquet file begin from its footer.
 
-pyarrow tells most offsets, but not those of the column and offset indexes, so the footer is
-decoded here: Thrift's compact protocol (apache/thrift, doc/specs/thrift-compact-protocol.md),
-fields of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData as numbered in
+pyarrow does not return the offsets of the column and offset indexes, so this module decodes the
+footer: Thrift's compact protocol (apache/thrift, doc/specs/thrift-compact-protocol.md), with the
+field numbers of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData from
 apache/parquet-format, src/main/thrift/parquet.thrift.
 """
 
@@ -29,9 +29,9 @@ class _Broken(Exception):
 def parquet_borders(source: Path | str | BinaryIO) -> list[int]:
     """Byte offsets at which the parts of a Parquet file begin: sorted, distinct, inside the file.
 
-    Column chunks (at their dictionary page where they have one), bloom filters, column and
-    offset indexes, the footer. Offset 0 and the end of the file are not listed.
-    Raises Corrupt where the footer is missing, malformed, or points outside the file.
+    The parts are column chunks (including their dictionary page), bloom filters, column and
+    offset indexes, and the footer. Offset 0 and the end of the file are not included. Raises
+    Corrupt if the footer is missing, malformed, or points outside the data.
     """
     if isinstance(source, str | Path):
         path = Path(source)
@@ -49,7 +49,7 @@ def _borders(file: BinaryIO, name: str) -> list[int]:
     length, magic = struct.unpack("<I4s", file.read(8))
     start = size - 8 - length
     if magic != b"PAR1" or start < 4 or length > MAX_FOOTER:
-        raise Corrupt(f"{name} has no usable Parquet footer", hint="The file is cut short: copy or write it again.")
+        raise Corrupt(f"{name} has no valid Parquet footer", hint="The file may be truncated: copy or write it again.")
     file.seek(start)
     try:
         offsets = _Footer(file.read(length)).offsets()
@@ -59,20 +59,20 @@ def _borders(file: BinaryIO, name: str) -> list[int]:
     if outside:
         raise Corrupt(
             f"{name} has a Parquet footer that points outside its data (offset {outside[0]} of {start})",
-            hint="The file is cut short or damaged: copy or write it again.",
+            hint="The file is truncated or damaged: copy or write it again.",
         )
     return sorted({*offsets, start})
 
 
 class _Footer:
-    """A cursor over one footer. Reads only the offsets and skips the rest."""
+    """A cursor over one footer. It reads only the offsets and skips the other fields."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.at = 0
 
     def offsets(self) -> list[int]:
-        """All start offsets named in FileMetaData."""
+        """All start offsets in FileMetaData."""
         found: list[int] = []
         for field, kind in self._fields():
             if field == 4 and kind == _LIST:  # row_groups
@@ -94,7 +94,7 @@ class _Footer:
         starts: dict[int, int] = {}
         external = False
         for field, kind in self._fields():
-            if field == 1 and kind == _BINARY:  # file_path: the chunk lies in another file
+            if field == 1 and kind == _BINARY:  # file_path: the chunk is in another file
                 external = True
                 self._skip(kind, 0)
             elif field == 3 and kind == _STRUCT:
@@ -136,7 +136,7 @@ class _Footer:
     def _list_of(self, wanted: int) -> int:
         count, kind = self._list_head()
         if kind != wanted and count:
-            raise _Broken(f"a list of type {kind} where {wanted} belongs")
+            raise _Broken(f"a list has type {kind} instead of {wanted}")
         return count
 
     def _list_head(self) -> tuple[int, int]:
@@ -192,7 +192,7 @@ class _Footer:
                 self._skip_element(kinds & 0x0F, depth)
 
     def _skip_element(self, kind: int, depth: int) -> None:
-        # Booleans take a byte in a list and none in a struct field.
+        # A Boolean takes one byte in a list, and none in a struct field.
         if kind in (_TRUE, _FALSE):
             self.at += 1
         else:

@@ -1,9 +1,9 @@
 """Catalogs in HATS layout: properties, partitions, margins, indexes, collections.
 
-Source: the IVOA note "HATS" and the layout of astronomy-commons/hats:
-`collection.properties` names a main catalog, its margins and its indexes, each a folder with
-`hats.properties` (or `properties`) and its rows in `dataset/Norder=K/Dir=D/Npix=N.parquet`, or
-in a folder of that name; an index has its rows in `dataset/index/`.
+The layout follows the IVOA note "HATS" and astronomy-commons/hats: `collection.properties` lists
+a main catalog, its margins and its indexes. Each is a folder with `hats.properties` (or
+`properties`). Its rows are in `dataset/Norder=K/Dir=D/Npix=N.parquet`, or in files below a folder
+`Npix=N`; the rows of an index are in `dataset/index/`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PARTITION = re.compile(r"(?:^|/)Norder=(\d{1,2})/Dir=(\d{1,12})/Npix=(\d{1,12})
 
 
 class HatsCatalog(msgspec.Struct, frozen=True):
-    """One catalog of a HATS tree. `path` is relative to the published folder, "" for itself."""
+    """One catalog of a HATS tree. `path` is relative to the published folder; "" is the folder itself."""
 
     path: str
     role: Role
@@ -42,14 +42,14 @@ class HatsCatalog(msgspec.Struct, frozen=True):
 
 
 class HatsPartition(msgspec.Struct, frozen=True, order=True):
-    """A HEALPix cell of the nested grid that holds one file's rows."""
+    """A HEALPix cell of the nested grid that contains the rows of one file or folder."""
 
     order: int
     pixel: int
 
 
 class HatsLayout(msgspec.Struct, frozen=True):
-    """How a HATS folder is built: the main catalog first, then margins and indexes."""
+    """The catalogs of a HATS folder: the main catalog first, then margins and indexes."""
 
     name: str
     is_collection: bool
@@ -61,14 +61,14 @@ class HatsLayout(msgspec.Struct, frozen=True):
         return self.parts[0]
 
     def part_of(self, relative: str) -> HatsCatalog | None:
-        """The catalog that a published file belongs to; None for files of the collection itself."""
+        """The catalog of a published file; None for files of the collection itself."""
         for part in self.parts:
             if not part.path or relative.startswith(part.path + "/"):
                 return part
         return None
 
     def role_of(self, relative: str) -> Role:
-        """What a published file is: rows of the main catalog, of a margin, of an index, or metadata."""
+        """The role of a published file: rows of the main catalog, of a margin, of an index, or metadata."""
         part = self.part_of(relative)
         if part is None or format_by_name(relative) != "parquet" or not is_data_name(relative.rsplit("/", 1)[-1]):
             return "metadata"
@@ -79,7 +79,7 @@ class HatsLayout(msgspec.Struct, frozen=True):
 
 
 def is_hats(folder: Path) -> bool:
-    """Whether a folder is a HATS catalog or collection, by its properties."""
+    """Whether a folder has the properties file of a HATS catalog or collection."""
     if (folder / COLLECTION).is_file():
         return True
     return any((folder / name).is_file() and _mentions_hats(folder / name) for name in CATALOG)
@@ -92,25 +92,31 @@ def _mentions_hats(path: Path) -> bool:
 
 
 def layout_of(folder: Path) -> HatsLayout:
-    """The catalogs below a HATS folder. Raises BadInput or Corrupt where its properties do not fit its files."""
+    """The catalogs of a HATS folder. Raises BadInput or Corrupt if its properties are invalid or do not fit its files.
+
+    Margins and indexes that are missing are listed in `problems`.
+    """
     if not (folder / COLLECTION).is_file():
         part = _part(folder, "", is_default=True)
         return HatsLayout(name=part.name or folder.name, is_collection=False, parts=(part,))
-    said = read_properties(folder / COLLECTION)
-    main_path = _inside(folder, said.get("hats_primary_table_url", ""), COLLECTION)
+    properties = read_properties(folder / COLLECTION)
+    main_path = _inside(folder, properties.get("hats_primary_table_url", ""), COLLECTION)
     main = _part(folder, main_path, is_default=True)
     parts, problems = [main], []
-    margins = said.get("all_margins", "").split() or said.get("default_margin", "").split()
-    # all_indexes alternates between the column and the folder.
-    indexes = said.get("all_indexes", "").split()[1::2]
+    margins = properties.get("all_margins", "").split() or properties.get("default_margin", "").split()
+    # The words of all_indexes are alternately a column and a folder.
+    indexes = properties.get("all_indexes", "").split()[1::2]
     for name in [*margins, *indexes]:
         if not (folder / name).is_dir():
-            problems.append(f"{COLLECTION} names {name}, which is not there")
+            problems.append(f"{COLLECTION} lists {name}, which does not exist")
             continue
-        is_default = name == said.get("default_margin") or name in indexes[:1]
+        is_default = name == properties.get("default_margin") or name in indexes[:1]
         parts.append(_part(folder, _inside(folder, name, COLLECTION), is_default=is_default))
     return HatsLayout(
-        name=said.get("obs_collection", folder.name), is_collection=True, parts=tuple(parts), problems=tuple(problems)
+        name=properties.get("obs_collection", folder.name),
+        is_collection=True,
+        parts=tuple(parts),
+        problems=tuple(problems),
     )
 
 
@@ -118,70 +124,70 @@ def _inside(folder: Path, name: str, where: str) -> str:
     parts = name.strip("/").split("/")
     if not name or any(part in ("", ".", "..") for part in parts) or "://" in name:
         raise BadInput(
-            f"{folder / where} names {name or 'nothing'} as its catalog, which is no folder inside it",
-            hint="hats_primary_table_url is the name of a folder beside collection.properties.",
+            f"{folder / where} gives {name!r} as a catalog, which is not the path of a folder in the collection",
+            hint="hats_primary_table_url must be the name of a folder beside collection.properties.",
         )
     if not (folder / name).is_dir():
-        raise BadInput(f"{folder / where} names {name}, which is not there", hint="Copy the whole collection.")
+        raise BadInput(f"{folder / where} lists {name}, which does not exist", hint="Copy the whole collection.")
     return "/".join(parts)
 
 
 def _part(folder: Path, path: str, *, is_default: bool) -> HatsCatalog:
     root = folder / path if path else folder
-    said: dict[str, str] = {}
+    properties: dict[str, str] = {}
     for name in CATALOG:
         if (root / name).is_file():
-            said = read_properties(root / name)
+            properties = read_properties(root / name)
             break
     else:
-        raise BadInput(f"{root} has no hats.properties", hint="Copy the whole catalog, with its properties.")
-    kind = said.get("dataproduct_type", "object").lower()
+        raise BadInput(f"{root} has no hats.properties", hint="Copy the whole catalog, including hats.properties.")
+    kind = properties.get("dataproduct_type", "object").lower()
     role: Role = "margin" if kind == "margin" else "index" if kind == "index" else "data"
     return HatsCatalog(
         path=path,
         role=role,
         kind=kind,
-        name=said.get("obs_collection", root.name),
-        rows=_integer(said.get("hats_nrows", "")),
-        ra=said.get("hats_col_ra", ""),
-        dec=said.get("hats_col_dec", ""),
-        margin_arcsec=_number(said.get("hats_margin_threshold", "")),
-        index_column=said.get("hats_index_column", ""),
+        name=properties.get("obs_collection", root.name),
+        rows=_integer(properties.get("hats_nrows", "")),
+        ra=properties.get("hats_col_ra", ""),
+        dec=properties.get("hats_col_dec", ""),
+        margin_arcsec=_number(properties.get("hats_margin_threshold", "")),
+        index_column=properties.get("hats_index_column", ""),
         is_default=is_default,
     )
 
 
 def read_properties(path: Path) -> dict[str, str]:
-    """`key=value` lines; `#` begins a comment. Raises Corrupt over 1 MiB or where it is not text."""
+    """Read `key=value` lines; `#` and `!` begin comments. Raises Corrupt if the file exceeds 1 MiB or is not UTF-8."""
     with open_binary(path) as file:
         data = file.read(MAX_PROPERTIES + 1)
     if len(data) > MAX_PROPERTIES:
-        raise Corrupt(f"{path} is over 1 MiB", hint="A properties file is a page of key=value lines.")
+        raise Corrupt(f"{path} is larger than 1 MiB", hint="A properties file consists of key=value lines.")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Corrupt(f"{path} is not text", hint="A properties file is a page of key=value lines.") from error
-    said = {}
+        raise Corrupt(f"{path} is not UTF-8 text", hint="A properties file consists of key=value lines.") from error
+    properties = {}
     for line in text.splitlines():
         key, equals, value = line.partition("=")
         if equals and not key.lstrip().startswith(("#", "!")):
-            said[key.strip()] = value.strip()
-    return said
+            properties[key.strip()] = value.strip()
+    return properties
 
 
 def partition_of(relative: str) -> HatsPartition | None:
-    """The cell that a path names, or None. Raises Corrupt for a cell outside its order's grid."""
+    """The HEALPix cell in a path, or None. Raises Corrupt for a cell that does not exist."""
     found = _PARTITION.search(relative)
     if found is None:
         return None
     order, pixel = int(found[1]), int(found[3])
     if order > 29 or pixel >= 12 * 4**order:
-        raise Corrupt(f"{relative} names HEALPix cell {pixel} of order {order}, which does not exist")
+        raise Corrupt(f"the path {relative} contains HEALPix cell {pixel} of order {order}, which does not exist")
     return HatsPartition(order, pixel)
 
 
 def listed_partitions(folder: Path, part: HatsCatalog) -> set[HatsPartition] | None:
-    """The cells of partition_info.csv, or None where there is none that can be read."""
+    """The cells in partition_info.csv, or None if the file is missing, too large or has other columns."""
     path = folder / part.path / "partition_info.csv"
     if not path.is_file() or path.stat().st_size > 64 * MAX_PROPERTIES:
         return None

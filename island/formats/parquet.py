@@ -1,6 +1,6 @@
-"""Parquet files: opened with page checksums verified, decoded in bounded batches, errors told apart.
+"""Parquet files: verifies page checksums, decodes in bounded batches, classifies errors.
 
-`parquet_borders` (in `footer`) tells where the parts of a file begin.
+`parquet_borders` (in `footer`) returns the offsets at which the parts of a file begin.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["classify", "open_file", "parquet_borders", "record_batches", "undeco
 MAX_BATCH_ROWS = 65_536
 MAX_BATCH_BYTES = 64 * 1024 * 1024
 MAX_ROW_BYTES = 256 * 1024 * 1024
-# Thrift's own limits stand before allocation: a footer string and a footer list.
+# Thrift checks these limits before it allocates memory for a string or a list of the footer.
 _THRIFT_STRING = MAX_FOOTER
 _THRIFT_CONTAINER = 50_000_000
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, NotImplementedError)
@@ -33,11 +33,11 @@ _LACKING = ("not yet implemented", "not supported", "not implemented", "unsuppor
 def open_file(path: Path) -> Any:
     """A pyarrow ParquetFile that verifies page checksums and reads column chunks in pieces.
 
-    Raises BadInput (missing), Corrupt (empty, cut short, malformed footer), Unsupported (encrypted,
-    a type that pyarrow does not know).
+    Raises BadInput (missing), Corrupt (empty, truncated, malformed footer), Unsupported (encrypted,
+    a type unknown to pyarrow).
     """
     if sniff(path) != "parquet":
-        raise Unsupported(f"{path} is not a Parquet file", hint="Name a *.parquet file.")
+        raise Unsupported(f"{path} is not a Parquet file", hint="Give the path of a *.parquet file.")
     try:
         file = pq.ParquetFile(
             path,
@@ -48,7 +48,7 @@ def open_file(path: Path) -> Any:
             thrift_string_size_limit=_THRIFT_STRING,
             thrift_container_size_limit=_THRIFT_CONTAINER,
         )
-        # Decoded here so that a type without an Arrow form is told now.
+        # Decoded here so that a type without an Arrow type is reported when the file is opened.
         file.schema_arrow  # noqa: B018
     except READ_ERRORS as error:
         _raise(path, "its footer", error)
@@ -56,7 +56,7 @@ def open_file(path: Path) -> Any:
 
 
 def undecodable(file: Any) -> dict[str, str]:
-    """Top-level columns of an open file that cannot be decoded here, with the reason, by the footer alone."""
+    """Top-level columns of an open file with an unsupported compression: {name: reason}. Reads only the footer."""
     found: dict[str, str] = {}
     metadata = file.metadata
     for group in range(metadata.num_row_groups):
@@ -71,21 +71,21 @@ def undecodable(file: Any) -> dict[str, str]:
 
 
 def classify(path: Path, part: str, error: Exception) -> IslandError:
-    """What pyarrow's error means: Unsupported where the reader lacks something, else Corrupt."""
+    """The island error for an error of pyarrow: Unsupported if the reader lacks a feature, else Corrupt."""
     text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
     lacking = isinstance(error, NotImplementedError) or any(word in text.lower() for word in _LACKING)
     if lacking:
         return Unsupported(
             f"{path}: {part} cannot be decoded by this version: {text}",
-            hint="The file may be sound: write this column in another type, encoding or compression.",
+            hint="The file may be valid: write this column with another type, encoding or compression.",
         )
     return Corrupt(f"{path} is corrupt: {part}: {text}", hint="Copy or write the file again.")
 
 
 def _raise(path: Path, part: str, error: Exception) -> NoReturn:
-    if isinstance(error, MemoryError):  # of Arrow or of Python; the limit is not the file's fault
+    if isinstance(error, MemoryError):  # a limit of this process; the file may be valid
         raise error
-    # Errors of the operating system carry a number, those of the format do not.
+    # Errors of the operating system have an errno, errors of the format do not.
     if isinstance(error, OSError) and error.errno is not None:
         raise BadInput(f"{path} cannot be read: {error.strerror}", hint="Check permissions and disk.") from error
     raise classify(path, part, error) from error
@@ -94,9 +94,9 @@ def _raise(path: Path, part: str, error: Exception) -> NoReturn:
 def record_batches(
     file: Any, path: Path, columns: Sequence[str] | None = None, batch_rows: int = MAX_BATCH_ROWS
 ) -> Iterator[tuple[Any, int]]:
-    """(record batch, bytes of the file read so far) of every row group in order.
+    """Pairs of a record batch and the bytes of the file read so far, for all row groups in order.
 
-    Raises Corrupt or Unsupported that name the row group and the column.
+    Raises Corrupt or Unsupported with the row group and the column, BadInput if the file cannot be read.
     """
     metadata = file.metadata
     done = 0
@@ -111,7 +111,7 @@ def record_batches(
             yield (batch if wanted is None else project_batch(batch, wanted)), done_here
         if rows != row_group.num_rows:
             raise Corrupt(
-                f"{path} is corrupt: row group {group} says {row_group.num_rows} rows and holds {rows}",
+                f"{path} is corrupt: row group {group} has {rows} rows, but its metadata says {row_group.num_rows}",
                 hint="Write the file again.",
             )
         done += size
@@ -123,11 +123,11 @@ def _row_group(file: Any, path: Path, group: int, columns: Sequence[str] | None,
         return
     if row_group.total_byte_size // row_group.num_rows > MAX_ROW_BYTES:
         raise Unsupported(
-            f"{path}: row group {group} takes {row_group.total_byte_size} bytes for {row_group.num_rows} rows,"
-            f" {MAX_ROW_BYTES >> 20} MiB a row at most can be read",
-            hint="Keep large values in files of their own, and their names in the table.",
+            f"{path}: row group {group} takes {row_group.total_byte_size} bytes for {row_group.num_rows} rows;"
+            f" the limit is {MAX_ROW_BYTES >> 20} MiB per row",
+            hint="Store large values in separate files, and their names in the table.",
         )
-    # Sizes are uncompressed and encoded; a dictionary may hide more, hence the factor.
+    # Sizes are uncompressed but encoded. Dictionary encoding may take less than the decoded values: hence the factor.
     per_row = max(1, 2 * row_group.total_byte_size // row_group.num_rows)
     size = max(1, min(batch_rows, MAX_BATCH_ROWS, MAX_BATCH_BYTES // per_row))
     try:
@@ -142,13 +142,13 @@ def _row_group(file: Any, path: Path, group: int, columns: Sequence[str] | None,
 
 
 def _raise_located(file: Any, path: Path, group: int, columns: Sequence[str] | None, error: Exception) -> NoReturn:
-    """Raise with the first column of the row group that cannot be read alone."""
+    """Raise the error for the first column of the row group that cannot be read."""
     if isinstance(error, MemoryError):
         raise error
     for name in file.schema_arrow.names if columns is None else columns:
         try:
             for _ in file.iter_batches(batch_size=1024, row_groups=[group], columns=[name], use_threads=False):
                 pass
-        except READ_ERRORS as one:
-            _raise(path, f"row group {group}, column {name}", one)
+        except READ_ERRORS as column_error:
+            _raise(path, f"row group {group}, column {name}", column_error)
     _raise(path, f"row group {group}", error)

@@ -1,7 +1,7 @@
-"""Which rows are wanted: a condition in SQL, a region of the sky, or both.
+"""Row filters: an SQL condition, a region of the sky, or both.
 
-The same predicate runs where data are and where they arrive. See `expression` for what a
-condition may say and what NULL and NaN mean in it, `region` for regions.
+`expression` documents the syntax of conditions and their treatment of NULL and NaN, `region`
+the syntax of regions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["BoundPredicate", "Predicate", "Region"]
 
 @dataclass(frozen=True)
 class Predicate:
-    """A parsed predicate, not yet tied to a table. Without condition and region it keeps every row."""
+    """A parsed predicate that is not bound to a table. Without condition and region it keeps every row."""
 
     where: str | None
     region: Region | None
@@ -30,7 +30,7 @@ class Predicate:
 
     @classmethod
     def parse(cls, where: str | None, region: str | None = None) -> Predicate:
-        """Check the syntax of both. Raises BadInput; the text is never executed."""
+        """Parse a condition and a region. Raises BadInput for syntax errors. The text is never executed."""
         return cls(
             where=where,
             region=None if region is None else Region.parse(region),
@@ -38,11 +38,11 @@ class Predicate:
         )
 
     def bind(self, schema: Any, *, ra: str | None = None, dec: str | None = None) -> BoundPredicate:
-        """Tie the predicate to a pyarrow schema.
+        """Bind the predicate to a pyarrow schema.
 
-        `ra` and `dec` name the coordinate columns where they would not be found by UCD or name.
-        Raises BadInput for an unknown column (the nearest are named), a comparison of kinds that
-        do not fit, a function that is not allowed, or a region without coordinate columns.
+        `ra` and `dec` name the coordinate columns if they cannot be detected by UCD or name.
+        Raises BadInput for an unknown column (the hint lists similar names), a comparison of
+        different types, a function that is not allowed, or a region without coordinate columns.
         """
         compiler = expression.Compiler(schema)
         condition = None if self._tree is None else compiler.condition(self._tree)
@@ -57,7 +57,7 @@ class Predicate:
         position, doubts = find_position(of_schema(schema), ra, dec)
         if position is None:
             raise BadInput(
-                "a region was given and the table has no coordinate columns that are found"
+                "the region cannot be used: no coordinate columns were detected in the table"
                 + (f": {doubts[0]}" if doubts else ""),
                 hint="Use a condition on columns instead, or publish the table with --ra and --dec.",
             )
@@ -66,7 +66,7 @@ class Predicate:
 
 @dataclass(frozen=True)
 class BoundPredicate:
-    """A predicate for the batches of one schema. `columns` are the dotted paths that it reads."""
+    """A predicate bound to a schema. `columns` are the dotted paths of the columns that it reads."""
 
     columns: tuple[str, ...]
     _condition: Any = field(repr=False)
@@ -74,7 +74,7 @@ class BoundPredicate:
     position: PositionColumns | None = None
 
     def mask(self, batch: Any) -> Any:
-        """A boolean array without nulls: which rows are kept. Raises BadInput where values cannot be computed."""
+        """A boolean array without nulls: true for the rows to keep. Raises BadInput if the condition fails."""
         kept = None if self._condition is None else expression.keep(self._condition(batch))
         if self.region is not None and self.position is not None:
             inside = self._inside(batch, self.region, self.position)
@@ -82,7 +82,7 @@ class BoundPredicate:
         return pa.array([True] * batch.num_rows, pa.bool_()) if kept is None else kept
 
     def filter(self, batch: Any) -> Any:
-        """The rows of a batch that are kept, in order."""
+        """The rows of a batch that satisfy the predicate, in order."""
         return batch.filter(self.mask(batch))
 
     @staticmethod

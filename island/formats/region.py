@@ -1,4 +1,4 @@
-"""Regions of the sky as people write them: `circle RA DEC RADIUS`, `box`, `polygon`; ICRS, degrees."""
+"""Regions of the sky in text form: `circle RA DEC RADIUS`, `box`, `polygon`; ICRS, degrees."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _FORMS = (
     "Write 'circle RA DEC RADIUS', 'box RA DEC WIDTH HEIGHT' or 'polygon RA DEC RA DEC RA DEC ...'"
     " in degrees (ICRS), for example 'circle 187.7 12.4 5'."
 )
-# Rounding of degrees to unit vectors and back: far above double precision, far below an arcsecond.
+# Tolerance in radians for rounding in the conversion of degrees to unit vectors and back: far
+# above double precision, far below an arcsecond.
 _SLACK = 1e-9
 
 
 class Region(msgspec.Struct, frozen=True):
-    """A part of the sky. `numbers` are those that were written, in degrees.
+    """A region of the sky. `numbers` are the numbers of its text form, in degrees.
 
-    circle: centre and radius, a cap of the sphere, its border included.
+    circle: centre and radius of a spherical cap, border included.
     box: centre, width and height; the range ra ± width/2 (in coordinate, not along a great
     circle) by dec ± height/2.
     polygon: a convex polygon of great circles, smaller than a hemisphere, border included.
@@ -36,9 +37,9 @@ class Region(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Region:
-        """A region from its text; BadInput says what is wrong with it."""
+        """Parse the text form of a region. Raises BadInput with the reason."""
         if len(text) > MAX_TEXT:
-            raise BadInput("the region is too long", hint=_FORMS)
+            raise BadInput(f"the region has more than {MAX_TEXT} characters", hint=_FORMS)
         words = text.replace(",", " ").replace("(", " ").replace(")", " ").split()
         shape = words[0].lower() if words else ""
         try:
@@ -53,36 +54,40 @@ class Region(msgspec.Struct, frozen=True):
             return cls._box(text, numbers)
         if shape == "polygon":
             return cls._polygon(text, numbers)
-        raise BadInput(f"region {text!r} is not understood", hint=_FORMS)
+        raise BadInput(f"region {text!r} does not begin with circle, box or polygon", hint=_FORMS)
 
     @classmethod
     def _circle(cls, text: str, numbers: tuple[float, ...]) -> Region:
         if len(numbers) != 3:
-            raise BadInput(f"region {text!r}: a circle has three numbers", hint=_FORMS)
+            raise BadInput(f"region {text!r}: a circle needs three numbers", hint=_FORMS)
         _check_position(text, numbers[0], numbers[1])
         if not 0 < numbers[2] <= 180:
-            raise BadInput(f"region {text!r}: the radius is between 0 and 180 degrees", hint=_FORMS)
+            raise BadInput(f"region {text!r}: the radius must be more than 0 and at most 180 degrees", hint=_FORMS)
         return cls("circle", numbers)
 
     @classmethod
     def _box(cls, text: str, numbers: tuple[float, ...]) -> Region:
         if len(numbers) != 4:
-            raise BadInput(f"region {text!r}: a box has four numbers", hint=_FORMS)
+            raise BadInput(f"region {text!r}: a box needs four numbers", hint=_FORMS)
         _check_position(text, numbers[0], numbers[1])
         if not (0 < numbers[2] <= 360 and 0 < numbers[3] <= 180):
-            raise BadInput(f"region {text!r}: the width is at most 360, the height at most 180 degrees", hint=_FORMS)
+            raise BadInput(
+                f"region {text!r}: the width must be more than 0 and at most 360 degrees,"
+                " the height more than 0 and at most 180 degrees",
+                hint=_FORMS,
+            )
         return cls("box", numbers)
 
     @classmethod
     def _polygon(cls, text: str, numbers: tuple[float, ...]) -> Region:
         if len(numbers) < 6 or len(numbers) % 2 or len(numbers) > 2 * MAX_VERTICES:
-            raise BadInput(f"region {text!r}: a polygon has 3 to {MAX_VERTICES} pairs of numbers", hint=_FORMS)
+            raise BadInput(f"region {text!r}: a polygon needs 3 to {MAX_VERTICES} pairs of numbers", hint=_FORMS)
         for ra, dec in zip(numbers[::2], numbers[1::2], strict=True):
             _check_position(text, ra, dec)
         region = cls("polygon", numbers)
         vertices = region._vertices()
         inside = vertices @ region._edges().T
-        # A vertex lies on its own two edges and strictly inside all others, or the polygon is not convex.
+        # In a convex polygon each vertex lies on its own two edges and strictly inside all others.
         on_edge = np.eye(len(vertices), dtype=bool) | np.roll(np.eye(len(vertices), dtype=bool), -1, axis=1)
         if not np.all((inside > 1e-12) | on_edge):
             raise BadInput(f"region {text!r}: the polygon is not convex, or crosses itself", hint=_FORMS)
@@ -92,7 +97,7 @@ class Region(msgspec.Struct, frozen=True):
         return " ".join((self.shape, *(f"{number:.15g}" for number in self.numbers)))
 
     def contains(self, ra: Floats, dec: Floats) -> Flags:
-        """Which positions (degrees) lie inside, exactly; NaN and declinations beyond a pole never do."""
+        """Whether each position (degrees) lies inside. False for NaN and for declinations beyond a pole."""
         ra, dec = np.asarray(ra, dtype=np.float64), np.asarray(dec, dtype=np.float64)
         good = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90.0)
         lon, lat = np.where(good, ra, 0.0), np.where(good, dec, 0.0)
@@ -105,9 +110,10 @@ class Region(msgspec.Struct, frozen=True):
         return np.asarray(inside & good, dtype=np.bool_)
 
     def healpix(self, order: int) -> list[int]:
-        """The nested cells of an order (0 to 12) that may share a point with the region: none is missed.
+        """The nested cells of an order (0 to 12) that may intersect the region, in ascending order.
 
-        Refined from the twelve base cells; a cell is kept where the distance of its centre allows it.
+        Every cell that intersects the region is included; a few others near its border may be.
+        The search begins with the twelve base cells and keeps those whose centre is close enough.
         """
         if not 0 <= order <= 12:
             raise BadInput(f"HEALPix order {order} is outside 0 to 12", hint="Coverage bitmaps have order 5.")
@@ -122,29 +128,29 @@ class Region(msgspec.Struct, frozen=True):
         return [int(cell) for cell in np.sort(cells)]
 
     def bitmap(self, order: int = coverage.BITMAP_ORDER) -> bytes:
-        """`healpix` as a bitmap, to be compared with the coverage of a dataset."""
+        """The result of `healpix` as a bitmap, for comparison with the coverage of a dataset."""
         return coverage.bitmap(self.healpix(order), order)
 
     def _near(self, ra: Floats, dec: Floats, reach: float) -> Flags:
-        """Which points lie within `reach` radians of the region, or a little more."""
+        """Whether each point lies within `reach` radians of the region. Some points beyond it may be included."""
         if self.shape == "circle":
             near = _distance(ra, dec, self.numbers[0], self.numbers[1]) <= self.numbers[2] + math.degrees(reach)
         elif self.shape == "box":
             near = self._in_box(ra, dec, math.degrees(reach))
         else:
-            # The distance to a half-space is the arc below its great circle; beyond a sharp corner
-            # this keeps a few cells too many.
+            # The distance to a half-space is the arc below its great circle. Near a sharp corner
+            # this includes a few cells more than necessary.
             near = np.all(_unit(ra, dec) @ self._edges().T >= -math.sin(min(reach, math.pi / 2)), axis=-1)
         return np.asarray(near, dtype=np.bool_)
 
     def _in_box(self, ra: Floats, dec: Floats, margin: float) -> Flags:
-        """Positions inside the box grown by `margin` degrees of arc."""
+        """Whether each position lies inside the box extended by `margin` degrees of arc."""
         centre_ra, centre_dec, width, height = self.numbers
         across = np.abs(np.mod(ra - centre_ra + 180.0, 360.0) - 180.0)
         in_dec = np.abs(dec - centre_dec) <= height / 2 + margin
         if margin == 0.0:
             return np.asarray((across <= width / 2) & in_dec, dtype=np.bool_)
-        # An arc of `margin` that starts at a declination of at most `highest` spans at most this much of ra.
+        # An arc of `margin` that starts at a declination up to `highest` spans at most `spread` in ra.
         highest = min(90.0, max(abs(centre_dec - height / 2), abs(centre_dec + height / 2)) + margin)
         sine = math.sin(math.radians(margin)) / max(math.cos(math.radians(highest)), 1e-12)
         spread = 180.0 if sine >= 1.0 or margin >= 90.0 else math.degrees(math.asin(sine))
@@ -174,7 +180,7 @@ def _check_position(text: str, ra: float, dec: float) -> None:
 
 
 def _distance(ra: Floats, dec: Floats, ra0: float, dec0: float) -> Floats:
-    """Great-circle distances in degrees to one point, exact at all distances (Vincenty's form)."""
+    """Great-circle distances in degrees to one point, accurate at all distances (Vincenty's formula)."""
     delta = np.radians(ra - ra0)
     lat, lat0 = np.radians(dec), math.radians(dec0)
     east = np.cos(lat) * np.sin(delta)

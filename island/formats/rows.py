@@ -1,4 +1,4 @@
-"""Rows of Parquet and Avro files alike: read in bounded batches, written, and carried over the wire."""
+"""Rows of Parquet and Avro files: reading in bounded batches, writing Parquet, and encoding for the wire."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from island.formats.files import sniff
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 
 MAX_BATCH_ROWS = 65_536
-# Encoded Avro; as Python objects on the way it is some ten times as much.
+# Bytes of encoded Avro. The Python objects during decoding take about ten times as much memory.
 MAX_AVRO_BATCH_BYTES = 8 * 1024 * 1024
 MAX_ROW_GROUP_BYTES = 64 * 1024 * 1024
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
@@ -34,9 +34,9 @@ def open_table(
 ) -> tuple[Any, Iterator[tuple[Any, int]]]:
     """(Arrow schema, iterator of (record batch, bytes of the file read so far)) of one file.
 
-    `columns` are names or dotted paths of record fields; the order is the file's. Every page or
-    block is checked as it is read. Raises BadInput, Corrupt or Unsupported, and OverLimit for more rows
-    than `limits` allow.
+    `columns` are names or dotted paths of record fields; the order of columns is that of the
+    file. Checksums are verified while reading. Raises BadInput, Corrupt or Unsupported, and
+    OverLimit for more rows than `limits` allow.
     """
     limits.begin(path)
     rows = max(1, min(batch_rows, MAX_BATCH_ROWS))
@@ -56,7 +56,7 @@ def arrow_schema(path: Path) -> Any:
 
 
 def read_batches(path: Path, columns: Sequence[str] | None = None, batch_rows: int = MAX_BATCH_ROWS) -> Iterator[Any]:
-    """The rows of one file as pyarrow RecordBatches of at most `batch_rows` rows, in order; see `open_table`."""
+    """The rows of one file as pyarrow RecordBatches of at most `batch_rows` rows, in order. Raises as `open_table`."""
     _, stream = open_table(path, columns, batch_rows)
     for batch, _ in stream:
         check_text(batch, path)
@@ -64,7 +64,7 @@ def read_batches(path: Path, columns: Sequence[str] | None = None, batch_rows: i
 
 
 def check_text(batch: Any, path: Path) -> None:
-    """Raise Corrupt where a text column holds bytes that are not UTF-8, or an array contradicts itself."""
+    """Raise Corrupt if a text column contains bytes that are not UTF-8, or an array is inconsistent."""
     for name, array in zip(batch.schema.names, batch.columns, strict=True):
         try:
             array.validate(full=True)
@@ -72,16 +72,17 @@ def check_text(batch: Any, path: Path) -> None:
             raise
         except (pa.ArrowException, ValueError) as error:
             raise Corrupt(
-                f"{path}: column {name} holds values that its type does not allow: {error}",
-                hint="Write the file again; text must be UTF-8, else use binary.",
+                f"{path}: column {name} contains values that are invalid for its type: {error}",
+                hint="Write the file again. Text must be UTF-8; use binary for other bytes.",
             ) from error
 
 
 def write_parquet(rows: Iterable[Any], path: Path, *, schema: Any = None) -> tuple[int, int]:
     """Write record batches as one Parquet file (zstd) and return (rows, bytes).
 
-    The file appears whole or not at all: temporary file, fsync, rename, fsync of the folder.
-    `schema` is needed where there may be no batch. Raises Full on a full disk.
+    The file is written atomically: temporary file, fsync, rename, fsync of the folder. `schema`
+    is required if there may be no batch. Raises Full on a full disk, BadInput without batches
+    and schema.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{id(rows):x}.tmp")
     try:
@@ -91,7 +92,7 @@ def write_parquet(rows: Iterable[Any], path: Path, *, schema: Any = None) -> tup
         _sync_folder(path.parent)
     except OSError as error:
         if error.errno in _NO_SPACE:
-            raise Full(f"no space is left for {path}", hint="Free space on that disk, then try again.") from error
+            raise Full(f"the disk is full: {path} cannot be written", hint="Free disk space and try again.") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -112,12 +113,12 @@ def _write(rows: Iterable[Any], path: Path, schema: Any) -> int:
                 pending_rows += batch.num_rows
                 pending_bytes += batch.nbytes
                 count += batch.num_rows
-                # Batches are gathered so that a row group is worth its metadata.
+                # Small batches are combined, so that row groups are large compared with their metadata.
                 if pending_rows >= 4 * MAX_BATCH_ROWS or pending_bytes >= MAX_ROW_GROUP_BYTES:
                     writer.write_table(pa.Table.from_batches(pending, schema))
                     pending, pending_rows, pending_bytes = [], 0, 0
             if schema is None:
-                raise BadInput("there are no rows to write and no schema", hint="Give the schema of the empty file.")
+                raise BadInput("there are neither rows nor a schema to write", hint="Pass the schema.")
             writer = writer or pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
             writer.write_table(pa.Table.from_batches(pending, schema))
         finally:
@@ -146,7 +147,7 @@ _MAX_LIST_SIZE = 65_536
 
 
 class RowLimits(msgspec.Struct, frozen=True):
-    """What is accepted from a peer: bytes as received, bytes after decompression, rows."""
+    """Limits for rows from a peer: bytes as received, bytes after decompression, number of rows."""
 
     wire_bytes: int = 64 * 1024 * 1024
     plain_bytes: int = 256 * 1024 * 1024
@@ -154,10 +155,10 @@ class RowLimits(msgspec.Struct, frozen=True):
 
 
 def to_ipc(rows: Iterable[Any], *, schema: Any = None, compress: bool = True) -> bytes:
-    """Record batches of one schema as bytes: a header of ours and an Arrow IPC stream, zstd around it.
+    """Encode record batches of one schema: a header, then an Arrow IPC stream, compressed with zstd.
 
-    Dictionary and extension columns become plain ones. `schema` is needed where there may be no batch.
-    Raises Unsupported for types that `from_ipc` would refuse.
+    Dictionary and extension columns become plain ones. `schema` is required if there may be no
+    batch. Raises Unsupported for types that `from_ipc` would reject.
     """
     sink = io.BytesIO()
     writer: Any = None
@@ -171,7 +172,7 @@ def to_ipc(rows: Iterable[Any], *, schema: Any = None, compress: bool = True) ->
         count += plain.num_rows
     if writer is None:
         if schema is None:
-            raise BadInput("there are no rows to send and no schema", hint="Give the schema of the empty table.")
+            raise BadInput("there are neither rows nor a schema to send", hint="Give the schema of the empty table.")
         writer = pa.ipc.new_stream(sink, _plain(pa.RecordBatch.from_pylist([], schema=schema)).schema)
     writer.close()
     body = sink.getvalue()
@@ -180,8 +181,10 @@ def to_ipc(rows: Iterable[Any], *, schema: Any = None, compress: bool = True) ->
 
 
 def _plain(batch: Any) -> Any:
-    """The batch without dictionary encoding, whose tables would travel outside the row limits, and
-    without extension types, which only programs share."""
+    """The batch without dictionary encoding and extension types.
+
+    The row limits do not cover dictionaries, and extension types are known only to some programs.
+    """
     fields = [field.with_type(_plain_type(field.type)) for field in batch.schema]
     schema = pa.schema(fields, metadata=batch.schema.metadata)
     return batch if schema.equals(batch.schema) else batch.cast(schema)
@@ -194,36 +197,38 @@ def _plain_type(kind: Any) -> Any:
 
 
 def _check_sendable(schema: Any) -> None:
-    """Raise Unsupported where the receiver would refuse the types."""
+    """Raise Unsupported if the receiver would reject the types."""
     try:
         _check_types(list(schema), 0, [0])
     except PeerMisbehaved as error:
         raise Unsupported(
-            f"these rows cannot be sent: {error.message}", hint="Leave that column out, or write it in a plain type."
+            f"these rows cannot be sent: {error.message}", hint="Remove that column, or write it in a plain type."
         ) from error
 
 
 def from_ipc(data: bytes, limits: RowLimits | None = None) -> list[Any]:
-    """The record batches of `to_ipc`, every array validated.
+    """Decode the result of `to_ipc` into record batches, and validate every array.
 
-    Raises PeerMisbehaved for what is malformed, over the limits, compressed inside, or of a type
-    that could hold more than its bytes.
+    Raises PeerMisbehaved for data that are malformed, exceed the limits, have compressed buffers
+    inside the stream, or have a type whose values may take no bytes.
     """
     allowed = limits or RowLimits()
     if len(data) > allowed.wire_bytes:
-        raise _misbehaved(f"{len(data)} bytes, {allowed.wire_bytes} allowed")
+        raise _misbehaved(f"{len(data)} bytes, at most {allowed.wire_bytes} allowed")
     if len(data) < _FRAME.size:
         raise _misbehaved("too short")
     magic, compressed, count, length = _FRAME.unpack_from(data)
     if magic != _MAGIC or compressed > 1:
-        raise _misbehaved("no header")
+        raise _misbehaved("invalid header")
     if count > allowed.rows or length > allowed.plain_bytes:
-        raise _misbehaved(f"{count} rows in {length} bytes, {allowed.rows} in {allowed.plain_bytes} allowed")
+        raise _misbehaved(
+            f"{count} rows in {length} bytes, at most {allowed.rows} rows in {allowed.plain_bytes} bytes allowed"
+        )
     body = memoryview(data)[_FRAME.size :]
     try:
         plain = pa.py_buffer(_inflate(body, length) if compressed else bytes(body))
         if plain.size != length:
-            raise _misbehaved("its length is not what its header says")
+            raise _misbehaved("the length differs from that in the header")
         found = _read_stream(plain, allowed)
     except (
         pa.ArrowException,
@@ -237,7 +242,7 @@ def from_ipc(data: bytes, limits: RowLimits | None = None) -> list[Any]:
     ) as error:
         raise _misbehaved(f"not an Arrow stream: {str(error)[:200]}") from error
     if sum(batch.num_rows for batch in found) != count:
-        raise _misbehaved("its row count is not what its header says")
+        raise _misbehaved("the number of rows differs from that in the header")
     return found
 
 
@@ -247,7 +252,7 @@ def _inflate(body: memoryview, length: int) -> bytes:
 
 
 def _read_stream(plain: Any, limits: RowLimits) -> list[Any]:
-    """Check every message before Arrow builds arrays of it, then read and validate."""
+    """Check every message before Arrow builds arrays from it, then read and validate the batches."""
     source = pa.BufferReader(plain)
     kinds: list[Any] = []
     while True:
@@ -272,13 +277,16 @@ _SCHEMA, _RECORD_BATCH = 1, 3
 
 
 def _check_message(metadata: bytes, *, first: bool) -> int:
-    """Rows of one message by its flatbuffer (Arrow's format/Message.fbs): a schema first, then batches
-    without body compression."""
+    """Number of rows of one message, read from its flatbuffer (Arrow's format/Message.fbs).
+
+    The first message must be a schema, the others batches without body compression. Raises
+    PeerMisbehaved.
+    """
     table = struct.unpack_from("<I", metadata)[0]
     kind_at = _slot(metadata, table, 1)
     kind = metadata[kind_at] if kind_at else 0
     if kind != (_SCHEMA if first else _RECORD_BATCH):
-        raise _misbehaved("a message that is neither a schema at the start nor rows after it")
+        raise _misbehaved("a message that is neither the schema at the start nor rows after it")
     if first:
         return 0
     header_at = _slot(metadata, table, 2)
@@ -292,7 +300,7 @@ def _check_message(metadata: bytes, *, first: bool) -> int:
 
 
 def _slot(metadata: bytes, table: int, slot: int) -> int:
-    """Position of a field of a flatbuffer table, 0 where it is absent."""
+    """Offset of a field of a flatbuffer table; 0 if the field is absent."""
     vtable = table - struct.unpack_from("<i", metadata, table)[0]
     if vtable < 0:
         raise _misbehaved("a message that points outside itself")
@@ -304,7 +312,7 @@ def _slot(metadata: bytes, table: int, slot: int) -> int:
 
 
 def _check_types(fields: list[Any], depth: int, seen: list[int]) -> None:
-    """Refuse types whose values may take no bytes in number, and those that only programs share."""
+    """Raise PeerMisbehaved for lists of types whose values take no bytes, and for types that are not plain."""
     if depth > _MAX_TYPE_DEPTH:
         raise _misbehaved("a type nested too deeply")
     types = pa.types
@@ -331,7 +339,7 @@ def _check_types(fields: list[Any], depth: int, seen: list[int]) -> None:
 
 def _refuse_empty(kind: Any) -> None:
     if pa.types.is_null(kind) or (pa.types.is_struct(kind) and kind.num_fields == 0):
-        raise _misbehaved("a list of nothing")
+        raise _misbehaved("a list of values that take no bytes")
 
 
 def _is_simple(kind: Any) -> bool:
@@ -350,4 +358,4 @@ def _is_simple(kind: Any) -> bool:
 
 
 def _misbehaved(what: str) -> PeerMisbehaved:
-    return PeerMisbehaved(f"rows that are not well-formed: {what}", hint="The peer sent them; nothing was kept.")
+    return PeerMisbehaved(f"malformed rows: {what}", hint="The peer sent invalid data; nothing was stored.")

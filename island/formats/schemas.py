@@ -1,4 +1,4 @@
-"""Whether two files can be parts of one table."""
+"""Compares the schemas of files: whether two files can be parts of one table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from island.formats.columns import type_name
 
 
 def difference(first: Any, second: Any) -> str:
-    """How the second schema differs from the first so that they make no one table; "" where they do.
+    """The first difference that prevents two files from being parts of one table; "" if there is none.
 
     Columns must have the same names and types. Their order, metadata, nullability and encoding
     (dictionary, 32- or 64-bit offsets) may differ.
@@ -19,17 +19,17 @@ def difference(first: Any, second: Any) -> str:
     if missing := [name for name in first.names if name not in second_names]:
         return f"column {missing[0]} is missing" + _and_more(missing)
     if extra := [name for name in second.names if name not in first_names]:
-        return f"column {extra[0]} is there besides" + _and_more(extra)
+        return f"column {extra[0]} is additional" + _and_more(extra)
     for field in first:
         mine, other = type_name(field.type), type_name(second.field(field.name).type)
         if mine != other:
             where = _first_difference(field.name, field.type, second.field(field.name).type)
-            return f"column {where[0]} is {_short(where[2])} and not {_short(where[1])}"
+            return f"column {where[0]} is {_short(where[2])}, not {_short(where[1])}"
     return ""
 
 
 def _first_difference(path: str, mine: Any, other: Any) -> tuple[str, str, str]:
-    """The innermost record field that differs: (path, type here, type there)."""
+    """The innermost record field that differs: (path, type in `mine`, type in `other`)."""
     if pa.types.is_struct(mine) and pa.types.is_struct(other):
         others = {field.name: field.type for field in other}
         mines = {field.name: field.type for field in mine}
@@ -53,7 +53,7 @@ def _and_more(names: list[str]) -> str:
 
 
 def fit_batch(batch: Any, schema: Any) -> Any:
-    """A batch in the column order and types of a schema from which it does not differ (`difference`)."""
+    """A batch with the column order and types of `schema`. `difference` of the two schemas must be ""."""
     if batch.schema.equals(schema, check_metadata=True):
         return batch
     arrays = [batch.column(field.name) for field in schema]

@@ -1,4 +1,4 @@
-"""What is gathered while the rows of a file pass by once: ranges, coverage, times."""
+"""Statistics that are collected while the rows of a file are read once: ranges, sky coverage, time range."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ TWO_PI = 2 * math.pi
 
 
 class ColumnStats(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Range of one numeric column in one file. `low` and `high` are None where no number is present.
+    """Range of one numeric column in one file. `low` and `high` are None if the column has no number.
 
-    `nans` matters to whoever prunes by range: NaN lies above every number, as in Spark.
+    `nans` is true if the column has NaN, which compares greater than every number, as in Spark.
+    Readers that skip files by range must take this into account.
     """
 
     name: str
@@ -56,7 +57,7 @@ class _Range:
 
 
 class FileStatsCollector:
-    """Gathers ColumnStats, the order-5 coverage and the time range of one file."""
+    """Collects the ColumnStats, the order-5 coverage and the time range of one file."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self.rows = 0
@@ -74,38 +75,38 @@ class FileStatsCollector:
                 self._ranges.setdefault(name, _Range()).add(array)
 
     def columns(self) -> tuple[ColumnStats, ...]:
-        """The ranges so far, by name."""
+        """The ranges of the batches added so far, sorted by name."""
         return tuple(
             ColumnStats(name, item.low, item.high, item.nulls, item.nans) for name, item in sorted(self._ranges.items())
         )
 
 
 class TimeSpan:
-    """Earliest and latest moment, in Unix seconds of UTC, of those that are plausible."""
+    """Earliest and latest time, in Unix seconds."""
 
     def __init__(self) -> None:
         self.low = math.inf
         self.high = -math.inf
 
     def add(self, low: float, high: float) -> None:
-        """Widen by a range."""
+        """Extend the span by a range in Unix seconds."""
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     def add_iso(self, span: tuple[str, str] | None) -> None:
-        """Widen by what `iso` gave before."""
+        """Extend the span by a result of `iso`."""
         if span is not None:
             low, high = (datetime.datetime.fromisoformat(moment).timestamp() for moment in span)
             self.add(low, high)
 
     def iso(self) -> tuple[str, str] | None:
-        """(earliest, latest) as ISO 8601 in UTC with milliseconds, rounded outwards; None without any."""
+        """(earliest, latest) as ISO 8601 in UTC with milliseconds, rounded outwards; None for an empty span."""
         if self.low > self.high:
             return None
         return _iso(math.floor(self.low * 1000)), _iso(math.ceil(self.high * 1000))
 
 
 class DatasetStatsCollector:
-    """Gathers what belongs to the dataset as a whole while its files pass by."""
+    """Collects statistics of the dataset as a whole while its files are read."""
 
     def __init__(self, position: PositionColumns | None, time: TimeColumn | None) -> None:
         self.position, self.time = position, time
@@ -120,8 +121,10 @@ class DatasetStatsCollector:
         self.negative_ra = False
 
     def add(self, batch: Any, file: FileStatsCollector, partition: tuple[int, int] | None = None) -> int:
-        """Add a batch to the dataset and its file. Returns how many rows lie outside the partition
-        (order, cell) that they should be in."""
+        """Add a batch to the statistics of the dataset and of its file.
+
+        Returns the number of rows outside of `partition`, the HEALPix (order, cell) of the file.
+        """
         arrays = dict(leaf_arrays(batch))
         file.add(arrays, batch.num_rows)
         if self.time is not None and self.time.name in arrays:
@@ -140,7 +143,7 @@ class DatasetStatsCollector:
         finite = np.isfinite(ra) & np.isfinite(dec)
         self._note_range(ra[finite], dec[finite])
         ra, dec = ra * position.ra_scale, dec * position.dec_scale
-        # Half a milliarcsecond beyond a pole is rounding, more is no declination.
+        # Up to 0.36 milliarcseconds beyond a pole is a rounding error; more is not a declination.
         good = finite & (np.abs(dec) <= 90.0 + 1e-7) & (np.abs(ra) <= 720.0)
         cells = cells_of(ra[good], np.clip(dec[good], -90.0, 90.0), FINE_ORDER)
         self.sky.add(cells, FINE_ORDER)
@@ -160,7 +163,7 @@ class DatasetStatsCollector:
             self.lowest_dec = min(self.lowest_dec, float(dec.min()))
 
     def looks_like_radians(self) -> bool:
-        """Whether coordinates without a unit never leave the range that radians have."""
+        """Whether all coordinates are within the range of radians."""
         return (
             self.positioned + self.unplaced > 0
             and self.highest_ra <= TWO_PI
@@ -199,7 +202,7 @@ _LEAPS = (
 
 
 def unix_seconds(array: Any, kind: str) -> Any:
-    """A column of times as Unix seconds (UTC) in float64, NaN where null."""
+    """A column of times of the given `TimeKind` as Unix seconds in float64; NaN for null."""
     if pa.types.is_date(array.type) or pa.types.is_timestamp(array.type):
         # Microseconds in float64 are exact to 0.25 µs until 2200.
         micros = array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
@@ -219,7 +222,7 @@ def unix_seconds(array: Any, kind: str) -> Any:
 
 
 def stat_names(schema: Any) -> frozenset[str]:
-    """The columns that get ranges: plain numbers, those of the table before those of records, at most 256."""
+    """The numeric columns for which ranges are collected: at most 256, top-level columns before record fields."""
     names = [path for path, field, _ in leaves(schema) if is_number(type_name(field.type))]
     names.sort(key=lambda name: name.count("."))
     return frozenset(names[:MAX_STAT_COLUMNS])

@@ -1,8 +1,8 @@
 """The files of the chunk store: sparse files under the relative paths of their dataset.
 
-HOME/replicas/OWNER-KEY-PREFIX/NAME/SNAPSHOT/PATH. What is in a file is told by the bitmap in
-`chunks.db`, never by the file: a chunk is written, then synced, then marked. A complete file
-is an ordinary file for anything else. All functions block; `service` runs them in threads.
+HOME/replicas/OWNER-KEY-PREFIX/NAME/SNAPSHOT/PATH. The bitmap in `chunks.db` lists the chunks
+that a file contains: a chunk is written, then synced, then marked in the bitmap. A complete
+file can be read by any program. All functions block; `ChunkStore` runs them in threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GONE = ".gone-"
 
 
 def folder_of(owner: IslandId, name: str, snapshot: str) -> str:
-    """The folder of a snapshot below the store."""
+    """The folder of a snapshot, relative to the root of the store."""
     return f"{key_prefix(owner)}/{name}/{snapshot}"
 
 
@@ -32,16 +32,16 @@ class ChunkFiles:
         self.root = root
 
     def path(self, folder: str, relative: str) -> Path:
-        """Where a file of a snapshot lies; raises `Corrupt` for a path that would lead out of the store."""
+        """The path of a file of a snapshot. Raises `Corrupt` for a path that could lead out of the store."""
         if not core.safe_path(relative):
             raise Corrupt(
-                f"the manifest names a file {relative[:200]!r}, which cannot lie below a folder",
-                hint="Ask the owner to publish it under a plain relative path.",
+                f"the manifest lists a file {relative[:200]!r}, which is not a valid relative path",
+                hint="Ask the owner to publish the file under a plain relative path.",
             )
         return self.root / folder / relative
 
     def create(self, folder: str, relative: str, size: int) -> None:
-        """Make the sparse file at its full size; what an existing one holds stays."""
+        """Create the sparse file with its full size. The content of an existing file is kept."""
         path = self.path(folder, relative)
         with _Explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ class ChunkFiles:
                 os.close(handle)
 
     def write(self, folder: str, relative: str, offset: int, data: bytes | memoryview) -> None:
-        """Write bytes in place. Raises `Full` when the disk is."""
+        """Write bytes at an offset. Raises `Full` if the disk is full, else `IslandError` if the write fails."""
         path = self.path(folder, relative)
         with _Explained(path):
             handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -66,11 +66,11 @@ class ChunkFiles:
                 os.close(handle)
 
     def read(self, folder: str, relative: str, start: int, end: int) -> bytes:
-        """The bytes from `start` to `end`; shorter where the file is."""
+        """The bytes from `start` to `end`; fewer if the file ends before `end`."""
         return read_range(self.path(folder, relative), start, end)
 
     def sync(self, folder: str, relative: str) -> int:
-        """Bring a file's data to the disk; its mtime in nanoseconds."""
+        """Sync a file to disk; returns its modification time in nanoseconds."""
         path = self.path(folder, relative)
         with _Explained(path):
             handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -81,7 +81,7 @@ class ChunkFiles:
                 os.close(handle)
 
     def stat(self, folder: str, relative: str) -> tuple[int, int] | None:
-        """(size, mtime in ns) of a file, or None where there is no regular file."""
+        """(size, modification time in ns) of a file, or None if it is not a regular file."""
         try:
             found = self.path(folder, relative).lstat()
         except (FileNotFoundError, NotADirectoryError):
@@ -89,7 +89,7 @@ class ChunkFiles:
         return (found.st_size, found.st_mtime_ns) if (found.st_mode & 0o170000) == 0o100000 else None
 
     def remove(self, folder: str) -> None:
-        """Drop a snapshot's folder: out of sight at once, then file by file."""
+        """Delete the folder of a snapshot. It is renamed first, so that a partly deleted folder is never used."""
         path = self.root / folder
         gone = path.with_name(_GONE + path.name)
         try:
@@ -101,7 +101,7 @@ class ChunkFiles:
         shutil.rmtree(gone, ignore_errors=True)
 
     def sweep(self, known: Iterable[str]) -> int:
-        """Delete what no row of the database names, and leftovers of removals; how many folders went."""
+        """Delete all folders except the `known` ones, including leftovers of `remove`; returns their number."""
         keep, swept = set(known), 0
         for folder in sorted(self.root.glob("*/*/*")):
             if folder.relative_to(self.root).as_posix() not in keep:
@@ -110,12 +110,12 @@ class ChunkFiles:
         return swept
 
     def free(self) -> int:
-        """Bytes that the disk under the store can still take."""
+        """Free bytes on the disk of the store."""
         return shutil.disk_usage(self.root).free
 
 
 def read_range(path: Path, start: int, end: int) -> bytes:
-    """The bytes of a file from `start` to `end`; shorter where the file is."""
+    """The bytes of a file from `start` to `end`; fewer if the file ends before `end`. Raises `IslandError`."""
     with _Explained(path):
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -129,7 +129,7 @@ def read_range(path: Path, start: int, end: int) -> bytes:
 
 
 class _Explained:
-    """Turns a full disk into `Full`, and another failure of the disk into an error that names the file."""
+    """Context manager that replaces an `OSError` by the `IslandError` of `explained`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -143,10 +143,10 @@ class _Explained:
 
 
 def explained(error: OSError, path: Path) -> IslandError:
-    """What a failed operation on a file means, and what to do."""
+    """The error for a failed file operation: `Full` for a full disk, else `IslandError`."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return Full(
             f"the disk is full: {path} cannot be written",
-            hint="Free some space and ask again; what was fetched before is kept.",
+            hint="Free disk space and try again. Data that were fetched before are kept.",
         )
-    return IslandError(f"{path}: {error.strerror or error}", hint="Check the disk and the permissions of the home.")
+    return IslandError(f"{path}: {error.strerror or error}", hint="Check the disk and the permissions of the file.")

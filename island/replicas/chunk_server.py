@@ -1,7 +1,8 @@
-"""Chunks for other islands: an owner serves its published files in place, a holder what it has verified.
+"""Serves chunks to other islands: an owner from its published files, another holder from its chunk store.
 
-Every chunk is hashed before it is sent, so that an owner whose files changed says so, and no
-holder is blamed for a disk that rots. What is sent is counted for its dataset.
+Every chunk is verified before it is sent. An owner whose files have changed answers with an
+error, and a holder never sends data that were damaged on its disk. Sent bytes are counted per
+snapshot.
 """
 
 from __future__ import annotations
@@ -25,21 +26,22 @@ log = structlog.get_logger("island")
 _SENT = telemetry.counter("replica_sent_bytes", "Bytes of chunks sent to other islands", ("dataset",))
 
 ANSWERS, ANSWERS_A_PEER = 64, 8
-"""Answers under way at once, to all and to one island; further ones wait."""
+"""Maximum number of answers in progress, in total and to one island. Further requests wait."""
 STALL_S = 30.0
-"""Seconds in which an asker must take a block: one that takes nothing keeps others from their turn."""
+"""Seconds within which the requesting island must accept a block. A stalled answer would block other requests."""
 BLOCK = 64 * 1024
-"""Bytes in one block: a quarter of a stream's window, so that it never runs dry."""
+"""Bytes in one block: a quarter of a stream's window, so that there is always data to send."""
 
 Blocks = Callable[[int, int], AsyncIterator[bytes]]
-"""Verified bytes from `start` to `end`, both at borders of chunks, in portions; raises where they are not here."""
+"""Yields the verified bytes from `start` to `end`, which are chunk borders. Raises `NotFound` if they are absent."""
 
 
 class ChunkServer:
-    """Answers the bulk kind `chunks`.
+    """Answers requests of the bulk kind `chunks`.
 
-    `open_file(request, path)` is a context with the `Blocks` of one file, and raises `NotFound`
-    where this island does not have the file, `Changed` where it is not what was published.
+    `open_file(request, path)` is an async context manager with the `Blocks` of one file. It
+    raises `NotFound` if this island does not have the file; the blocks raise `FilesChanged` if
+    a published file has changed.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class ChunkServer:
         open_file: Callable[[ChunkRequest, str], contextlib.AbstractAsyncContextManager[Blocks]],
         display: Callable[[IslandId], str],
     ) -> None:
-        self._held, self._open_file, self._display = chunk_store, open_file, display
+        self._chunk_store, self._open_file, self._display = chunk_store, open_file, display
         self._slots = asyncio.Semaphore(ANSWERS)
         self._turns: weakref.WeakValueDictionary[IslandId, asyncio.Semaphore] = weakref.WeakValueDictionary()
         peers.on_bulk(KIND, self._serve)
@@ -70,14 +72,17 @@ class ChunkServer:
                         sent += len(block)
                 await stream.finish()
         except TimeoutError as error:
-            log.info("replicas.not_taken", peer=self._display(peer), dataset=request.name, bytes=sent)
-            raise Unreachable(f"nothing was taken for {STALL_S:g} s", hint="Ask again for what is missing.") from error
+            log.info("replicas.answer_stalled", peer=self._display(peer), dataset=request.name, bytes=sent)
+            raise Unreachable(
+                f"the answer was stopped: no block was accepted for {STALL_S:g} s",
+                hint="Request the missing chunks again.",
+            ) from error
         except IslandError as error:
             log.info("replicas.not_served", peer=self._display(peer), dataset=request.name, error=error.message)
             raise
         finally:
-            if sent:  # names that only an asker knows are not counted, or it could fill the memory with them
-                self._held.count(key, sent=sent)
+            if sent:  # unknown names are not counted: another island could fill the memory with them
+                self._chunk_store.count(key, sent=sent)
                 _SENT.labels(f"{self._display(request.owner_id)}/{request.name}").inc(sent)
 
     async def _blocks(
@@ -91,9 +96,9 @@ class ChunkServer:
 
 
 def check_request(request: ChunkRequest) -> None:
-    """Raises `BadInput` for a request over the limits, or with ranges that are empty."""
+    """Raise `BadInput` for a request that exceeds a limit or has an empty range."""
     ranges = [span for piece in request.pieces for span in piece.ranges]
     if len(ranges) > MAX_RANGES or any(start >= end for start, end in ranges):
-        raise BadInput(f"a request has at most {MAX_RANGES} ranges, and none of them is empty")
+        raise BadInput(f"a request must have at most {MAX_RANGES} ranges, and no empty range")
     if request.size() > MAX_BYTES:
-        raise BadInput(f"a request asks for at most {MAX_BYTES} bytes, this one for {request.size()}")
+        raise BadInput(f"a request may ask for at most {MAX_BYTES} bytes; this one asks for {request.size()}")

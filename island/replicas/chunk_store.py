@@ -1,8 +1,8 @@
-"""What is here of others' snapshots: bitmaps in memory, data in sparse files, both written back in order.
+"""The local chunks of other islands' snapshots: bitmaps in memory, data in sparse files.
 
-The bitmap in memory is the truth while the daemon runs; `flush` brings it to `chunks.db`
-after the data it speaks of are synced, so that a crash loses chunks and never invents any.
-Whatever was stored by an earlier run is hashed again when it is first read.
+The bitmap in memory is authoritative while the daemon runs. `flush` syncs the data and then
+writes the bitmap to `chunks.db`, so a crash can lose chunks but the database never lists a
+chunk that is not on disk. A chunk that an earlier run stored is hashed again at its first read.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ log = structlog.get_logger("island")
 
 T = TypeVar("T")
 
-_DAMAGED = telemetry.counter("replica_chunks_damaged", "Kept chunks that no longer matched their hash and were dropped")
+_DAMAGED = telemetry.counter("replica_chunks_damaged", "Stored chunks that did not match their hash and were dropped")
 _SYNCED = 16
-"""Files that are synced before their bitmaps are written; a crash costs what was not yet written back."""
+"""Maximum number of files that are synced before their bitmaps are written in one transaction."""
 _OPEN_FILES = 20_000
-"""Files whose bitmaps stay in memory; of others they are loaded again."""
+"""Maximum number of files of a snapshot whose bitmaps stay in memory. The others are loaded again when needed."""
 
 
 class ReplicaFile:
-    """One file of a snapshot, as far as it is here."""
+    """One file of a replica, with the bitmap of its local chunks."""
 
     def __init__(
         self, ident: int, entry: FileEntry, present: bytearray, bytes_local: int, mtime_ns: int | None
@@ -49,21 +49,25 @@ class ReplicaFile:
         self.present = present
         self.bytes_local = bytes_local
         self.mtime_ns = mtime_ns
-        """Of the complete file as it was synced; None before."""
+        """Modification time of the complete file when it was last synced, in nanoseconds; None before that."""
         self.dirty = False
         self.made = bytes_local > 0
         """Whether the sparse file exists."""
         self.arriving: dict[int, asyncio.Future[None]] = {}
-        """Chunks under way, so that nobody asks for them a second time."""
+        """Futures of the chunks that are being fetched. A chunk in this dict is not requested a second time."""
 
     @property
     def complete(self) -> bool:
-        """Whether every byte is here."""
+        """Whether every byte of the file is stored locally."""
         return self.bytes_local == self.entry.size
 
 
 class ReplicaSnapshot:
-    """One snapshot of another island, as far as it is here."""
+    """The replica of one snapshot of another island, complete or partial.
+
+    As a context manager it counts the reads, fetches and answers that use it; a replica in
+    use is not evicted.
+    """
 
     def __init__(self, row: store.ReplicaSnapshotRow) -> None:
         self.id = row.id
@@ -74,7 +78,7 @@ class ReplicaSnapshot:
         self.used_at, self.kept_until = row.used_at, row.kept_until
         self.files: OrderedDict[str, ReplicaFile] = OrderedDict()
         self.users = 0
-        """Reads, fetches and answers to others that are under way; above 0 nothing is evicted."""
+        """Number of reads, fetches and answers to other islands in progress. Above 0 the replica is not evicted."""
         self.gone = False
 
     @property
@@ -90,7 +94,7 @@ class ReplicaSnapshot:
 
 
 class ChunkStore:
-    """All that is kept of other islands' data."""
+    """All replicas of this island: `chunks.db` and the files below `root`."""
 
     def __init__(self, db: Database, root: Path, clock: Clock, workers: Workers) -> None:
         self._db, self._clock = db, clock
@@ -105,57 +109,62 @@ class ChunkStore:
         self._flushing = asyncio.Lock()
 
     async def start(self) -> None:
-        """Load what the database knows, and delete what it does not know."""
+        """Load the replicas from the database, and delete folders that have no row in it."""
         self.files.root.mkdir(parents=True, exist_ok=True)
         rows = await self._db.read(store.snapshots)
         for row in rows:
-            held = ReplicaSnapshot(row)
-            self.snapshots[held.key] = held
+            replica = ReplicaSnapshot(row)
+            self.snapshots[replica.key] = replica
         swept = await self.run(lambda: self.files.sweep(row.folder for row in rows))
-        log.info("replicas.store", snapshots=len(rows), bytes=self.total, swept=swept)
+        log.info("replicas.store_loaded", snapshots=len(rows), bytes=self.total, swept=swept)
 
     def close(self) -> None:
-        """End the threads; what they began is finished."""
+        """Stop the threads. Operations that have begun are completed."""
         self._closed = True
         self._threads.close()
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Run a blocking function on the store's threads."""
+        """Run a blocking function on the store's threads. Raises `IslandError` after `close`."""
         if self._closed:
-            raise IslandError("the island is stopping", hint="Ask again when it runs.")
+            raise IslandError("the island is stopping", hint="Try again when it has restarted.")
         return await self._threads.run(function)
 
     @property
     def total(self) -> int:
-        """Bytes of all chunks that are here."""
-        return sum(held.bytes_local for held in self.snapshots.values())
+        """Bytes of all chunks in the store."""
+        return sum(replica.bytes_local for replica in self.snapshots.values())
 
     def get(self, owner: IslandId, name: str, snapshot: str) -> ReplicaSnapshot | None:
-        """What is here of a snapshot, if anything is."""
+        """The replica of a snapshot, or None if the store has none."""
         return self.snapshots.get((owner, name, snapshot))
 
     async def open(self, owner: IslandId, name: str, snapshot: str, size: int) -> ReplicaSnapshot:
-        """The snapshot, its row made where there is none. `size` is that of all its files."""
+        """The replica of a snapshot; created if there is none. `size` is the sum of all its files, in bytes.
+
+        Raises `Conflict` if the folder belongs to a dataset of an island with the same key prefix.
+        """
         async with self._opening:
-            held = self.snapshots.get((owner, name, snapshot))
-            if held is None:
+            replica = self.snapshots.get((owner, name, snapshot))
+            if replica is None:
                 folder, now = chunk_files.folder_of(owner, name, snapshot), self._clock.wall()
                 if any(other.folder == folder for other in self.snapshots.values()):
                     raise Conflict(
-                        f"two islands with the same key prefix own a dataset {name!r}", hint="Read it from its owner."
+                        f"a replica of {name!r} cannot be stored: another island with the same key prefix"
+                        " owns a dataset of this name and content",
+                        hint="Delete the other replica with `island dataset drop`, then try again.",
                     )
                 await self._db.write(
                     lambda conn: store.add_snapshot(conn, owner, name, snapshot, folder, size, now), then=self._opened
                 )
-                held = self.snapshots[owner, name, snapshot]
-            return held
+                replica = self.snapshots[owner, name, snapshot]
+            return replica
 
     def _opened(self, row: store.ReplicaSnapshotRow) -> None:
-        held = ReplicaSnapshot(row)
-        self.snapshots[held.key] = held
+        replica = ReplicaSnapshot(row)
+        self.snapshots[replica.key] = replica
 
     async def file(self, replica: ReplicaSnapshot, entry: FileEntry) -> ReplicaFile:
-        """One file, reconciled with what lies on the disk."""
+        """One file of a replica. At its first use the database row is compared with the file on disk."""
         known = replica.files.get(entry.path)
         if known is None:
             lock = self._loading.setdefault((replica.id, entry.path), asyncio.Lock())
@@ -172,7 +181,7 @@ class ChunkStore:
     def _trim(self, replica: ReplicaSnapshot) -> None:
         if len(replica.files) <= _OPEN_FILES:
             return
-        # A tenth at once, so that the next files cost nothing.
+        # Remove a tenth at once, so that this loop does not run for every further file.
         for path in list(replica.files)[: _OPEN_FILES // 10]:
             file = replica.files[path]
             if not (file.dirty or file.arriving):
@@ -196,7 +205,7 @@ class ChunkStore:
     # --- bytes --------------------------------------------------------------------------------
 
     async def make(self, replica: ReplicaSnapshot, file: ReplicaFile) -> None:
-        """Make the sparse file, so that it can be written to, or stand there empty."""
+        """Create the sparse file if it does not exist. A file of 0 bytes has no chunks, but must exist too."""
         if not file.made:
             await self.run(lambda: self.files.create(replica.folder, file.entry.path, file.entry.size))
             file.made = True
@@ -204,7 +213,11 @@ class ChunkStore:
     async def put(
         self, replica: ReplicaSnapshot, file: ReplicaFile, hashes: FileHashes, first: int, data: Sequence[bytes]
     ) -> int:
-        """Verify consecutive chunks from number `first` on and write them; how many were good before a bad one."""
+        """Verify consecutive chunks, beginning with number `first`, and write them.
+
+        Returns the number of chunks before the first one that does not match its hash; only
+        these are written. Raises `Full` or another `IslandError` if the disk fails.
+        """
 
         def verify_and_write() -> int:
             good = 0
@@ -232,10 +245,10 @@ class ChunkStore:
     async def get_bytes(
         self, replica: ReplicaSnapshot, file: ReplicaFile, hashes: FileHashes, start: int, end: int
     ) -> bytes | None:
-        """The bytes from `start` to `end` of chunks that are here, verified; None if some of them are not.
+        """The verified bytes from `start` to `end`; None if a chunk in this range is absent.
 
-        A chunk that an earlier run stored is hashed at its first read; one that does not
-        match is dropped and counts as absent.
+        A chunk that an earlier run stored is hashed at its first read. A chunk that does not
+        match its hash is dropped and counts as absent.
         """
         edges = edges_of(hashes)
         run = edges.cover(start, end)
@@ -278,28 +291,28 @@ class ChunkStore:
         log.warning("replicas.chunks_damaged", path=file.entry.path, snapshot=replica.snapshot, chunks=len(indexes))
 
     def doubt(self, file: ReplicaFile) -> None:
-        """Every chunk of a file is hashed again at its next read."""
+        """Mark the chunks of a file as unverified: each is hashed again at its next read."""
         file.present = file.present.replace(bytes([VERIFIED]), bytes([STORED]))
         file.mtime_ns, file.dirty = None, True
 
     def lose(self, replica: ReplicaSnapshot, file: ReplicaFile) -> None:
-        """A file is not on the disk as it should be: nothing of it is here."""
+        """Mark all chunks of a file as absent, because the file is missing or has the wrong size."""
         log.warning("replicas.file_lost", snapshot=replica.snapshot, path=file.entry.path)
         _DAMAGED.inc()
         replica.bytes_local -= file.bytes_local
         file.present, file.bytes_local, file.mtime_ns = bytearray(file.entry.chunks), 0, None
         file.made, file.dirty, replica.complete = False, True, False
 
-    # --- what is written back -----------------------------------------------------------------
+    # --- writing back -------------------------------------------------------------------------
 
     def count(self, key: tuple[IslandId, str, str], *, received: int = 0, sent: int = 0) -> None:
-        """Count bytes that moved; written with the next flush."""
+        """Count transferred bytes of a snapshot. The counters are written with the next flush."""
         entry = self._moved.setdefault(key, [0, 0])
         entry[0] += received
         entry[1] += sent
 
     async def moved(self, key: tuple[IslandId, str, str]) -> tuple[int, int]:
-        """(received, sent) of a snapshot since it was first seen."""
+        """Bytes (received, sent) of a snapshot since it was first transferred; they survive restarts."""
         async with self._counting:
             stored = await self._db.read(lambda conn: store.moved(conn, *key))
             received, sent = self._moved.get(key, (0, 0))
@@ -329,7 +342,7 @@ class ChunkStore:
                 await self._db.write(write, then=written)
 
     async def flush_files(self, replica: ReplicaSnapshot, files: Sequence[ReplicaFile]) -> None:
-        """Sync and write back those of some files of one snapshot that changed; what is under way is waited for."""
+        """Sync the changed ones of `files`, all of one snapshot, and write back their bitmaps and the counters."""
 
         def sync() -> list[tuple[ReplicaFile, store.ReplicaFileState]]:
             states = []
@@ -340,7 +353,7 @@ class ChunkStore:
             return states
 
         async with self._flushing:
-            # The bitmap is taken before the sync: every chunk that it names was written before.
+            # The bitmap is copied before the sync, so every chunk that it lists is covered by the sync.
             snapshots = []
             for file in [file for file in files if file.dirty]:
                 snapshots.append((file, file.bytes_local, core.pack_bitmap(file.present)))
@@ -370,7 +383,7 @@ class ChunkStore:
         complete: bool | None = None,
         pinned: bool | None = None,
     ) -> None:
-        """Change what is known of a snapshot as a whole, in the database and in memory."""
+        """Change columns of a replica, in the database and then in memory. None leaves a value unchanged."""
 
         def updated(_: object) -> None:
             replica.used_at = max(replica.used_at, used_at or 0.0)
@@ -386,7 +399,7 @@ class ChunkStore:
         )
 
     async def drop(self, replica: ReplicaSnapshot) -> None:
-        """Forget a snapshot and delete its files; the caller has seen that nobody uses it."""
+        """Delete a replica: its row, then its files. The caller has checked that the replica is not in use."""
         async with self._opening:
             replica.gone, dropped = True, False
             self.snapshots.pop(replica.key, None)
@@ -398,7 +411,8 @@ class ChunkStore:
             try:
                 await self._db.write(lambda conn: store.drop_snapshot(conn, replica.id), then=committed)
             finally:
-                # A caller that is cancelled leaves no files behind that no row names; a failure changes nothing.
+                # If the caller is cancelled after the commit, the files are deleted too; if the write
+                # failed, the replica is unchanged.
                 if dropped:
                     await self.run(lambda: self.files.remove(replica.folder))
                 else:
@@ -414,12 +428,12 @@ class ChunkStore:
 
 
 def edges_of(hashes: FileHashes) -> ChunkBorders:
-    """The borders of the chunks that `hashes` knows."""
+    """The borders of the chunks in `hashes`."""
     return ChunkBorders(hashes.first, [*hashes.starts, hashes.end])
 
 
 def absent(file: ReplicaFile, run: ChunkRange) -> list[ChunkRange]:
-    """The runs of chunks within `run` that are neither here nor under way."""
+    """The runs of chunks within `run` that are neither stored nor being fetched."""
     runs = []
     for first, last in core.missing(file.present, run):
         start = first

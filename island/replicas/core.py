@@ -1,8 +1,8 @@
-"""Decisions of the chunk store: which chunks are missing, how they are grouped, who is asked, what is evicted.
+"""Decisions of the chunk store: which chunks are missing, how requests are grouped, which holder to ask, what to evict.
 
-Chunks are known by their numbers within a file; `ChunkBorders` tells where those of a part of the
-file begin and end. What is here is one byte a chunk (`ABSENT`, `STORED`, `VERIFIED`), so
-that runs are found by C code.
+Chunks are numbered within a file; `ChunkBorders` has the offsets of consecutive chunks. The
+state of a chunk is one byte of a `bytearray` (`ABSENT`, `STORED`, `VERIFIED`), which makes
+searching for runs fast.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from island.kernel.ids import IslandId
 
 ABSENT = 0
 STORED = 1
-"""On disk by what the database says; its hash was not looked at since the daemon started."""
+"""On disk according to the database; its hash was not checked since the daemon started."""
 VERIFIED = 2
-"""On disk, and its hash was right when it was written or first read by this daemon."""
+"""On disk; its hash was correct when this daemon wrote it or first read it."""
 
 GUESSED_BANDWIDTH = 8.0 * 2**20
-"""Bytes a second assumed of a holder from whom nothing was received yet."""
+"""Bytes per second assumed for a holder without a measured bandwidth."""
 GUESSED_RTT = 0.05
+"""Round-trip time in seconds assumed for a holder without a measured one."""
 
 ChunkRange = tuple[int, int]
-"""Chunks `first` to `last`, the last one not included."""
+"""Numbers of consecutive chunks: (first, last), last exclusive."""
 
 K = TypeVar("K")
 
@@ -36,27 +37,27 @@ _TO_DIGITS = bytes([48, 49, 49]) + bytes([49]) * 253
 
 @dataclass(frozen=True, slots=True)
 class ChunkBorders:
-    """Where consecutive chunks begin: chunk `first + i` is the bytes from `at[i]` to `at[i + 1]`."""
+    """Offsets of consecutive chunks: chunk `first + i` contains the bytes from `at[i]` to `at[i + 1]`."""
 
     first: int
     at: Sequence[int]
 
     def offset(self, chunk: int) -> int:
-        """Where a chunk begins; for the number after the last one, where that one ends."""
+        """The offset at which a chunk begins. For the number after the last chunk: the end of the last chunk."""
         return self.at[chunk - self.first]
 
     def cover(self, start: int, end: int) -> ChunkRange:
-        """The chunks that hold the bytes from `start` to `end` (not included); an empty run for no bytes."""
+        """The chunks that contain the bytes from `start` to `end` (exclusive); an empty run if there are no bytes."""
         if start >= end:
             return (self.first, self.first)
         return self.first + bisect_right(self.at, start) - 1, self.first + bisect_left(self.at, end)
 
     def size(self, run: ChunkRange) -> int:
-        """Bytes in a run."""
+        """Number of bytes in a run."""
         return self.offset(run[1]) - self.offset(run[0])
 
     def portions(self, run: ChunkRange, limit: int) -> Iterator[ChunkRange]:
-        """`run` cut into runs of at most `limit` bytes each (a single chunk may be larger)."""
+        """`run` split into runs of at most `limit` bytes each. A single chunk may be larger."""
         first, last = run
         while first < last:
             reach = self.first + bisect_right(self.at, self.offset(first) + limit) - 1
@@ -77,13 +78,13 @@ def missing(present: bytearray, run: ChunkRange) -> list[ChunkRange]:
 
 
 def pack_bitmap(present: bytearray) -> bytes:
-    """What is here as it is stored: one bit a chunk, the first chunk in the lowest bit."""
+    """The stored form of the chunk states: one bit per chunk, 1 if it is stored; chunk 0 is the lowest bit."""
     digits = present.translate(_TO_DIGITS)[::-1]
     return int(digits or b"0", 2).to_bytes((len(present) + 7) // 8, "little")
 
 
 def unpack_bitmap(bits: bytes, chunks: int) -> bytearray:
-    """The inverse of `pack_bitmap`, every chunk `STORED` at most; bits that are not there count as absent."""
+    """The inverse of `pack_bitmap`: each chunk is `STORED` or `ABSENT`. Chunks beyond the end of `bits` are absent."""
     value = int.from_bytes(bits, "little") & ((1 << chunks) - 1)
     if not chunks:
         return bytearray()
@@ -96,8 +97,8 @@ def group_requests(
 ) -> Iterator[list[tuple[K, ChunkBorders, ChunkRange]]]:
     """Group runs of several files into requests of at most `limit` bytes and `count` runs.
 
-    Neighbouring files share a request, so that many small files do not cost a round trip
-    each; a long run is cut over several requests.
+    Neighbouring files share a request, so that small files do not need a round trip each. A
+    long run is split over several requests.
     """
     batch: list[tuple[K, ChunkBorders, ChunkRange]] = []
     size = 0
@@ -113,32 +114,33 @@ def group_requests(
         yield batch
 
 
-# --- who is asked -----------------------------------------------------------------------------
+# --- choice of a holder -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class HolderLoad:
-    """Measured properties of a holder."""
+    """Measured properties and current load of a holder."""
 
     island: IslandId
     linked: bool
-    """Whether there is a live session with it."""
+    """Whether a session with it exists."""
     bandwidth: float | None
-    """Measured bytes a second, None before anything was moved."""
+    """Measured bytes per second; None before the first transfer."""
     rtt: float | None
+    """Measured round-trip time in seconds; None if unknown."""
     queued: int
-    """Bytes already asked of it and not yet received."""
+    """Bytes in the transfers that are in progress with this holder."""
     strikes: int
-    """How often it sent wrong bytes of late."""
+    """How often it recently sent bytes that did not match their hash."""
     rest_until: float
-    """Monotonic time before which it is not asked again, after a failure."""
+    """Monotonic time before which it is not asked, after a failure or while it is busy."""
 
 
 def choose_holder(candidates: Sequence[HolderLoad], size: int, now: float) -> IslandId | None:
-    """The holder from whom `size` bytes are expected first, or None while all of them rest.
+    """The holder that is expected to deliver `size` bytes first; None if no holder may be asked at `now`.
 
-    Holders with a live session come before those without, honest ones before those that
-    sent wrong bytes; among equals the queue and the bytes over the measured bandwidth decide.
+    Holders with a session are preferred to those without, then holders with fewer strikes.
+    Among the rest, `expected_seconds` decides.
     """
     ready = [candidate for candidate in candidates if candidate.rest_until <= now]
     if not ready:
@@ -147,27 +149,27 @@ def choose_holder(candidates: Sequence[HolderLoad], size: int, now: float) -> Is
 
 
 def expected_seconds(candidate: HolderLoad, size: int) -> float:
-    """Seconds until `size` more bytes of this holder would be here."""
+    """Estimated seconds until this holder has delivered its queue and `size` more bytes."""
     bandwidth = max(candidate.bandwidth or GUESSED_BANDWIDTH, 1.0)
     return (candidate.rtt if candidate.rtt is not None else GUESSED_RTT) + (candidate.queued + size) / bandwidth
 
 
 @dataclass(frozen=True, slots=True)
 class FailedHolder:
-    """A holder that could not deliver, as shown in an error."""
+    """A holder that could not deliver, for an error message."""
 
     name: str
     state: Literal["self", "up", "suspect", "down", "unknown"]
     since: float
-    """Wall time since when it is in that state."""
+    """Unix time at which it entered that state."""
     reason: str = ""
-    """What it answered, where it answered."""
+    """The error that it answered or caused; empty if it did not answer."""
 
 
 def explain_absence(holders: Sequence[FailedHolder]) -> str:
-    """Who holds the bytes and why none of them gave any, for an error's text."""
+    """The text of an error that lists the holders, each with the reason why it did not deliver."""
     if not holders:
-        return "held by no island that is known here"
+        return "no known island holds it"
     parts = []
     for holder in holders:
         if holder.reason:
@@ -175,23 +177,23 @@ def explain_absence(holders: Sequence[FailedHolder]) -> str:
         elif holder.state == "up":
             parts.append(f"{holder.name} (up, but it does not answer)")
         elif holder.state == "unknown":
-            parts.append(f"{holder.name} (never seen from here)")
+            parts.append(f"{holder.name} (this island has never had a session with it)")
         else:
             parts.append(f"{holder.name} ({holder.state} since {clock_time(holder.since)})")
-    return "held by " + ", ".join(parts) + ", and nobody else"
+    return "held only by " + ", ".join(parts)
 
 
 def clock_time(wall: float) -> str:
-    """A wall time as `12:03:11 UTC`."""
+    """A Unix time as `12:03:11 UTC`."""
     return datetime.fromtimestamp(wall, UTC).strftime("%H:%M:%S UTC") if math.isfinite(wall) else "an unknown time"
 
 
-# --- room -------------------------------------------------------------------------------------
+# --- eviction ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class EvictionCandidate:
-    """One snapshot in the store, as far as eviction looks at it."""
+    """The properties of one replica that decide about its eviction."""
 
     id: int
     bytes_local: int
@@ -199,14 +201,14 @@ class EvictionCandidate:
     pinned: bool
     in_use: bool
     elsewhere: bool
-    """Whether another island holds it whole."""
+    """Whether its data can be fetched again from another island."""
 
 
 def evict(kept: Sequence[EvictionCandidate], needed: int) -> list[int]:
-    """Ids of the snapshots to drop, least recently used first, so that `needed` bytes become free.
+    """Ids of the replicas to drop, least recently used first, to free `needed` bytes.
 
-    Never one that is pinned, in use, or held by nobody else. Empty where even all that may
-    be dropped would not be enough: then nothing is dropped in vain.
+    Replicas that are pinned, in use, or cannot be fetched again are never dropped. The list is
+    empty if dropping all others would not free enough.
     """
     chosen, freed = [], 0
     for item in sorted(kept, key=lambda k: (k.used_at, k.id)):
@@ -219,7 +221,7 @@ def evict(kept: Sequence[EvictionCandidate], needed: int) -> list[int]:
 
 
 def safe_path(path: str) -> bool:
-    """Whether a manifest's path can be a file below a folder: relative, plain parts, no escape."""
+    """Whether a path of a manifest is a valid relative path that stays below its folder."""
     parts = path.split("/")
     return (
         0 < len(path.encode("utf-8", "replace")) <= 1024

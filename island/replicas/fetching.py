@@ -1,9 +1,10 @@
-"""Missing chunks are asked for once, whoever waits for them, at the holder who is expected to be quickest.
+"""Fetches missing chunks from the holder that is expected to deliver them first.
 
-A transfer asks one holder for runs of chunks of one or more files. Every chunk is verified
-before it is written or shown. What a holder did not deliver is asked of another one, or of
-the same when it comes back; a transfer fails when nothing arrived for `patience` seconds,
-and then it says who holds the bytes and since when each of them is down.
+Each missing chunk is requested once, even if several readers wait for it. A transfer requests
+runs of chunks of one or more files. Every chunk is verified before it is written or returned.
+Chunks that a holder did not deliver are requested from another one, or from the same when it
+is reachable again. A transfer fails if no chunk arrived for `FetchTimeouts.nothing` seconds;
+the error lists the holders and since when each of them is down.
 """
 
 from __future__ import annotations
@@ -33,22 +34,24 @@ _RECEIVED = telemetry.counter("replica_received_bytes", "Bytes of chunks receive
 _BAD = telemetry.counter("replica_bad_answers", "Answers with wrong bytes, by the island that sent them", ("holder",))
 
 REQUEST_BYTES = 4 * 2**20
-"""The most that one request asks for, so that several holders and streams share the work."""
+"""Maximum number of bytes of one request, so that several holders and streams share the work."""
 REQUEST_RUNS = 48
+"""Maximum number of runs of chunks in one request."""
 STREAMS = 8
-"""Transfers at once."""
+"""Maximum number of transfers in progress."""
 STREAMS_A_HOLDER = 4
+"""Maximum number of streams from one holder; a slow holder gets one."""
 _SLOW = 2**20
-"""Bytes a second below which several streams would only starve one another."""
+"""Bytes per second below which a holder is slow: several streams would only compete with each other."""
 _BLOCK = 2**20
-"""Verified and written in one go."""
-_GRUDGE_S = 120.0
-"""For how long an island that sent wrong bytes is asked only when nobody else can be."""
+"""Maximum number of bytes that are verified and written in one call."""
+_PENALTY_S = 120.0
+"""Seconds for which a holder that sent wrong bytes is asked only if no other holder can be asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class MissingChunks:
-    """Chunks of one file that somebody waits for, and the hashes that prove them."""
+    """Chunks of one file that a reader waits for, and the hashes that verify them."""
 
     file: ReplicaFile
     hashes: FileHashes
@@ -57,40 +60,48 @@ class MissingChunks:
 
 @dataclass(slots=True)
 class _Attempts:
-    """What one transfer has learnt of one holder."""
+    """The attempts of one transfer to fetch from one holder."""
 
     rest_until: float = 0.0
+    """Monotonic time before which the holder is not asked again."""
     failures: int = 0
+    """Failures in a row; the wait doubles with each."""
     failed_at: float = 0.0
     reason: str = ""
     final: bool = False
-    """Whether asking it again in this transfer is of no use."""
+    """Whether this transfer does not ask the holder again: it refused, or sent wrong bytes."""
     error: IslandError | None = None
 
 
 @dataclass(slots=True)
 class _Holding:
-    """What is known of a holder across transfers."""
+    """The state of a holder across transfers."""
 
     queued: int = 0
+    """Bytes in the requests that are in progress."""
     streams: int = 0
     strikes: list[float] = field(default_factory=list)
+    """Monotonic times at which it sent wrong bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchTimeouts:
-    """How long a transfer waits, in seconds."""
+    """Timeouts of transfers, in seconds."""
 
     nothing: float = 20.0
-    """Without a new verified chunk, before it fails."""
+    """Maximum time without a new verified chunk before a transfer fails."""
     block: float = 10.0
-    """For the next block of a stream, before the holder counts as gone."""
+    """Timeout for the next block of a stream, after which the holder counts as unreachable."""
     open: float = 6.0
-    """For a stream to be made."""
+    """Timeout for opening a stream."""
 
 
 class Fetcher:
-    """Brings missing chunks here. `holders(snapshot)` are the islands that have it, this one left out."""
+    """Fetches missing chunks into the chunk store.
+
+    `holders(replica)` returns the other islands that have the snapshot. `fault(holder, text)` is
+    called when a holder sent wrong bytes.
+    """
 
     def __init__(
         self,
@@ -104,7 +115,7 @@ class Fetcher:
         fault: Callable[[IslandId, str], None],
         patience: FetchTimeouts,
     ) -> None:
-        self._held, self._space, self._peers, self._membership, self._clock = (
+        self._chunk_store, self._space, self._peers, self._membership, self._clock = (
             chunk_store,
             space,
             peers,
@@ -118,7 +129,7 @@ class Fetcher:
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
         self.changed = Topic()
-        """Touched when a holder may have come back."""
+        """Touched when a session begins or ends and when an attempt ends: a holder may be available again."""
         self._linked_at: dict[IslandId, float] = {}
         peers.on_link(self._on_link)
 
@@ -128,14 +139,14 @@ class Fetcher:
         self.changed.touch()
 
     def start(self, tasks: Tasks) -> None:
-        """Transfers run in `tasks`, so that a reader that goes away does not spoil what others wait for."""
+        """Run transfers in `tasks`: a transfer continues for other readers if the one that began it is cancelled."""
         self._tasks = tasks
 
     async def ensure(self, replica: ReplicaSnapshot, wants: Sequence[MissingChunks]) -> None:
-        """Return when all wanted chunks are here.
+        """Fetch the wanted chunks and wait until all of them are stored.
 
-        Raises `Unreachable`, `FilesChanged`, `PeerMisbehaved` or `PeerRefused` when no holder
-        delivered them, and `Full`.
+        Raises `Unreachable`, `FilesChanged`, `PeerMisbehaved` or `PeerRefused` if no holder
+        delivered them, and `Full` if they do not fit.
         """
         while True:
             self.begin(replica, wants)
@@ -150,19 +161,19 @@ class Fetcher:
             await asyncio.wait(waiting)
             for future in waiting:
                 if future.cancelled():
-                    raise IslandError("the island is stopping", hint="Ask again when it runs.")
+                    raise IslandError("the island is stopping", hint="Try again when it has restarted.")
                 if error := future.exception():
                     raise error
 
     def begin(self, replica: ReplicaSnapshot, wants: Sequence[MissingChunks]) -> None:
-        """Ask for what of the wanted chunks is neither here nor under way, and do not wait for it."""
+        """Request those of the wanted chunks that are neither stored nor being fetched; does not wait for them."""
         parts = [(want, edges_of(want.hashes), run) for want in wants for run in absent(want.file, want.run)]
         for batch in core.group_requests(parts, min(REQUEST_BYTES, MAX_BYTES), REQUEST_RUNS):
             self._begin(replica, batch)
 
     def _begin(self, replica: ReplicaSnapshot, batch: list[tuple[MissingChunks, ChunkBorders, ChunkRange]]) -> None:
         if self._tasks is None or self._stopping:
-            raise IslandError("the island is stopping", hint="Ask again when it runs.")
+            raise IslandError("the island is stopping", hint="Try again when it has restarted.")
         loop = asyncio.get_running_loop()
         for want, _, run in batch:
             want.file.arriving.update((index, loop.create_future()) for index in range(*run))
@@ -171,7 +182,7 @@ class Fetcher:
         task.add_done_callback(self._running.discard)
 
     async def stop(self) -> None:
-        """Break off all transfers."""
+        """Cancel all transfers and wait until they have ended."""
         self._stopping = True
         for task in self._running:
             task.cancel()
@@ -188,7 +199,7 @@ class Fetcher:
                     size = sum(edges.size(run) for _, edges, run in batch)
                     async with self._space.claim(size, f"{replica.name!r}") as claim:
                         for want, _, _ in batch:
-                            await self._held.make(replica, want.file)
+                            await self._chunk_store.make(replica, want.file)
                         await self._deliver(replica, batch, claim)
         except BaseException as error:
             failure = error
@@ -214,7 +225,7 @@ class Fetcher:
             if holder is None:
                 tried = [attempts.get(island) for island in holders]
                 if any(self._is_busy(island) for island in holders):
-                    quiet_since = now  # it is delivering to others of us; the turn of this transfer comes
+                    quiet_since = now  # a holder is busy with other transfers of this island: wait for it
                 left = quiet_since + self._patience.nothing - now
                 if left <= 0 or (tried and all(attempt and attempt.final for attempt in tried)):
                     raise self._failure(replica, batch, holders, attempts)
@@ -225,7 +236,7 @@ class Fetcher:
                 quiet_since = self._clock.monotonic()
 
     def _is_busy(self, island: IslandId) -> bool:
-        """Whether as many streams come from a holder as should: one where they are slow anyway."""
+        """Whether a holder has its maximum number of streams: one if it is slow, else `STREAMS_A_HOLDER`."""
         link, known = self._peers.link(island), self._known.get(island)
         slow = link is not None and link.bandwidth is not None and link.bandwidth < _SLOW
         return known is not None and known.streams >= (1 if slow else STREAMS_A_HOLDER)
@@ -233,7 +244,7 @@ class Fetcher:
     def _candidate(self, island: IslandId, attempts: dict[IslandId, _Attempts], now: float) -> core.HolderLoad:
         link = self._peers.link(island)
         known = self._known.setdefault(island, _Holding())
-        known.strikes = [at for at in known.strikes if now - at < _GRUDGE_S]
+        known.strikes = [at for at in known.strikes if now - at < _PENALTY_S]
         attempt = attempts.get(island)
         rest_until = 0.0
         if attempt and attempt.final:
@@ -260,7 +271,7 @@ class Fetcher:
         attempt: _Attempts,
         claim: SpaceClaim,
     ) -> bool:
-        """Ask one holder once; whether it delivered anything. What goes wrong is noted in `attempt`."""
+        """Ask one holder once; returns whether it delivered anything. A failure is stored in `attempt`."""
         known = self._known.setdefault(holder, _Holding())
         size = sum(edges.size(run) for _, edges, run in rest)
         before = claim.left
@@ -295,7 +306,7 @@ class Fetcher:
         self._known[holder].strikes.append(self._clock.monotonic())
         _BAD.labels(name).inc()
         self._fault(holder, f"{replica.name}@{replica.snapshot[:12]}: {error.message}")
-        log.warning("replicas.bad_bytes", holder=name, key=holder, dataset=replica.name, error=error.message)
+        log.warning("replicas.hash_mismatch", holder=name, key=holder, dataset=replica.name, error=error.message)
 
     def _failure(
         self,
@@ -313,19 +324,19 @@ class Fetcher:
         if any(isinstance(error, PeerMisbehaved) for error in errors):
             failure: IslandError = PeerMisbehaved(
                 text,
-                hint="The wrong bytes were discarded. Ask the holder to check its disk and memory, then read again.",
+                hint="The wrong bytes were discarded. Ask the holder's administrator to check disk and memory.",
             )
         elif cause and cause.code == FilesChanged.code:
             failure = FilesChanged(text, hint=cause.hint or "Ask the owner to publish the files again.")
         elif errors and len(errors) == len(holders):
             failure = PeerRefused(text, hint=cause.hint if cause else "")
         else:
-            failure = Unreachable(text, hint="It is read again where it stopped as soon as a holder is back.")
+            failure = Unreachable(text, hint="Try again when a holder is up. Data that were fetched are kept.")
         failure.__cause__ = cause
         return failure
 
     def who_holds(self, holders: Sequence[IslandId], reasons: Mapping[IslandId, str]) -> str:
-        """The holders, with what each of them answered or since when it is down, as an error says it."""
+        """Text for an error: each holder with its answer, or with its state and since when."""
         views = {view.island: view for view in self._membership.views()}
         shown = []
         for island in holders:
@@ -355,7 +366,7 @@ class Fetcher:
                         await self._receive(replica, want, edges, portion, answer, claim)
                 await answer.end()
             finally:
-                self._held.count(replica.key, received=answer.received)
+                self._chunk_store.count(replica.key, received=answer.received)
                 _RECEIVED.labels(f"{self._membership.display(replica.owner)}/{replica.name}").inc(answer.received)
 
     async def _receive(
@@ -373,8 +384,8 @@ class Fetcher:
             for index in range(first, last):
                 data.append(await answer.take(edges.size((index, index + 1))))
         finally:
-            # A stream that breaks off must not cost the chunks that came before.
-            good = await self._held.put(replica, want.file, want.hashes, first, data) if data else 0
+            # If the stream is interrupted, the chunks that arrived before are still written.
+            good = await self._chunk_store.put(replica, want.file, want.hashes, first, data) if data else 0
             claim.spend(edges.size((first, first + good)))
             _arrived(want.file, (first, first + good), None)
         if good < len(data):
@@ -385,7 +396,7 @@ class Fetcher:
 
 
 def _arrived(file: ReplicaFile, run: ChunkRange, failure: BaseException | None) -> None:
-    """Tell those who wait for the chunks of `run` that they are here, or that they will not come."""
+    """Resolve the futures of the chunks of `run`: with None if they are stored, else with `failure`."""
     for index in range(*run):
         future = file.arriving.pop(index, None)
         if future is None or future.done():
@@ -394,16 +405,16 @@ def _arrived(file: ReplicaFile, run: ChunkRange, failure: BaseException | None) 
             future.set_result(None)
         elif isinstance(failure, Exception):
             future.set_exception(failure if isinstance(failure, IslandError) else _not_kept(failure))
-            future.exception()  # the readers may all have gone; then nobody needs to hear of it
+            future.exception()  # marks it as retrieved: there may be no reader left
         else:
             future.cancel()
 
 
 def _not_kept(failure: Exception) -> IslandError:
-    """What readers are told of a transfer that failed here, not at a holder."""
+    """The error for readers of a transfer that failed at this island, not at a holder."""
     error = IslandError(
-        f"what was fetched cannot be kept: {type(failure).__name__}: {failure}",
-        hint="Check the disk under the home of this island; its log says more.",
+        f"fetched data cannot be stored: {type(failure).__name__}: {failure}",
+        hint="Check the disk of this island's home folder, and see the log of the daemon.",
         code=DISK_FAILED if is_transient(failure) else "",
     )
     error.__cause__ = failure
@@ -411,7 +422,7 @@ def _not_kept(failure: Exception) -> IslandError:
 
 
 class _Answer:
-    """The bytes of one stream, counted and never more than were asked for."""
+    """The bytes of one stream. Counts them, and raises `PeerMisbehaved` if there are more than were requested."""
 
     def __init__(self, stream: BulkStream, size: int, block_s: float, holder: str) -> None:
         self._stream, self._left, self._block_s, self._holder = stream, size, block_s, holder
@@ -423,16 +434,16 @@ class _Answer:
         while len(self._buffer) < size:
             block = await self._next()
             if block is None:
-                raise PeerMisbehaved("sent less than was asked for")
+                raise PeerMisbehaved("sent less than was requested")
             self._buffer += block
         data = bytes(memoryview(self._buffer)[:size])
         del self._buffer[:size]
         return data
 
     async def end(self) -> None:
-        """The other side has nothing more to say; raises `PeerMisbehaved` if it has."""
+        """Wait for the end of the stream. Raises `PeerMisbehaved` if more bytes arrive before it."""
         if self._buffer or await self._next() is not None:
-            raise PeerMisbehaved("sent more than was asked for")
+            raise PeerMisbehaved("sent more than was requested")
 
     async def _next(self) -> bytes | None:
         try:
@@ -445,12 +456,12 @@ class _Answer:
         self.received += len(block)
         self._left -= len(block)
         if self._left < 0 or not block:
-            raise PeerMisbehaved("sent more than was asked for" if block else "sent an empty block")
+            raise PeerMisbehaved("sent more than was requested" if block else "sent an empty block")
         return block
 
 
 def _pieces(rest: list[tuple[MissingChunks, ChunkBorders, ChunkRange]]) -> tuple[FileRanges, ...]:
-    """Runs as the request names them, those of one file together; the order stays."""
+    """The runs as byte ranges, in the same order; neighbouring runs of the same file are combined."""
     pieces: list[tuple[str, list[tuple[int, int]]]] = []
     for want, edges, run in rest:
         span = (edges.offset(run[0]), edges.offset(run[1]))

@@ -1,16 +1,16 @@
-"""`island://OWNER/NAME[@SNAPSHOT]/path` for everything that speaks fsspec: pandas, pyarrow, dask, polars, fastavro.
+"""`island://OWNER/NAME[@SNAPSHOT]/path` for programs that use fsspec: pandas, pyarrow, dask, polars, fastavro.
 
-A read-only filesystem over the user port of an island, whose daemon fetches, verifies and
-keeps what is read. Below OWNER/NAME stand the published relative paths. The class is
-synchronous, safe in threads, may be pickled and used after a fork; it holds no event loop.
+A read-only filesystem over the user port of an island. The daemon fetches, verifies and
+stores what is read. Paths below OWNER/NAME are the published relative paths. The class is
+synchronous and thread-safe, can be pickled, and works after a fork; it has no event loop.
 
-Storage options: `home` (the island's home; default `ISLAND_HOME`, then `~/.island`), or
-`url` and `token` (default for the token: `ISLAND_TOKEN`). `endpoint` is another name of
-`url`, for pandas: there, `url` collides with an argument of fsspec's own.
+Storage options: `home` (the home folder; default `ISLAND_HOME`, then `~/.island`), or `url`
+and `token` (default for the token: `ISLAND_TOKEN`). `endpoint` is an alias of `url` for
+pandas, where `url` collides with an argument of fsspec itself.
 
-A filesystem pins OWNER/NAME to the snapshot that was the newest when the dataset was listed,
-and reads from that snapshot until the dataset is listed again, so that one read sees one
-version; `invalidate_cache()` lets go of the pins, `@SNAPSHOT` names a version for ever.
+A filesystem pins OWNER/NAME to the snapshot that was the newest when the dataset was listed.
+It reads from that snapshot until the dataset is listed again, so that one read sees one
+version. `invalidate_cache()` releases the pins. `OWNER/NAME@SNAPSHOT` always reads that snapshot.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ from island.kernel.ports import SystemClock
 from island.private_files import secret_text
 
 PIN_REFRESH_S = 2.0
-"""A listing of a dataset that is older than this many seconds is asked for again by the next `ls` of the dataset."""
+"""Maximum age of a listing, in seconds. If it is older, the next `ls` of the dataset requests it again."""
 TIMEOUT_S = 90.0
-"""Longer than the daemon takes to say that no holder answers."""
+"""Timeout of a request. It is longer than the time after which the daemon reports that no holder answers."""
 
 _CACHE_BYTES = 4 * 2**20
 _SMALL = 2**20
 _READ_AHEAD = 2 * 2**20
 _LIST_PAGE = 5000
 _PROBE = 64 * 1024
-"""With how many bytes Arrow's Parquet reader begins, at the end of the file."""
+"""Bytes of the first read of Arrow's Parquet reader, at the end of the file."""
 SETTLE_S = 2.0
-"""The longest that the end of a program waits for Arrow's threads."""
+"""Maximum number of seconds that a program waits for Arrow's threads when it exits."""
 PROBED = frozenset({"26"})
-"""Major versions of pyarrow whose first read was found to serve the footer only; any other gets the true bytes."""
+"""Major versions of pyarrow that are known to use only the footer from their first read. Others get the real bytes."""
 
 
 class IslandFileSystem(AbstractFileSystem):
-    """The datasets of an archipelago as files; read only."""
+    """The datasets of an archipelago as files. Read-only."""
 
     protocol = "island"
     root_marker = ""
@@ -83,10 +83,10 @@ class IslandFileSystem(AbstractFileSystem):
         pins = {name: dataset.snapshot for name, dataset in self._datasets.items()}
         return _restore, (type(self), self.storage_args, self.storage_options, pins)
 
-    # --- what is there ------------------------------------------------------------------------
+    # --- listing ------------------------------------------------------------------------------
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        """The entries directly below a folder (or the file itself), as fsspec describes them."""
+        """The entries of a folder, or the file itself, as fsspec's dicts, or as names if not `detail`."""
         name, relative = self._split(path)
         if "/" not in name:
             entries = self._above(name)
@@ -97,7 +97,7 @@ class IslandFileSystem(AbstractFileSystem):
         return entries if detail else sorted(entry["name"] for entry in entries)
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """What stands at a path; raises `FileNotFoundError`."""
+        """The entry of a path as fsspec's dict. Raises `FileNotFoundError`."""
         name, relative = self._split(path)
         if "/" not in name:
             self._above(name)
@@ -106,7 +106,7 @@ class IslandFileSystem(AbstractFileSystem):
         return {**entry, "name": _join(name, relative)}
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Forget listings and the snapshots that names are pinned to."""
+        """Discard the listing and the pinned snapshot of the dataset of `path`, or of all datasets."""
         with self._lock:
             name = self._split(path)[0] if path else ""
             for known in [key for key in self._datasets if not name or key == name]:
@@ -114,11 +114,11 @@ class IslandFileSystem(AbstractFileSystem):
             self._wanted.clear()
 
     def ukey(self, path: str) -> str:
-        """The hash of a file's content."""
+        """The hash of a file's content; empty for a folder."""
         return str(self.info(path).get("hash", ""))
 
     def checksum(self, path: str) -> int:
-        """A number that changes with the content."""
+        """The first 15 hexadecimal digits of `ukey` as a number."""
         return int(self.ukey(path)[:15] or "0", 16)
 
     # --- reading ------------------------------------------------------------------------------
@@ -134,11 +134,11 @@ class IslandFileSystem(AbstractFileSystem):
         **_: Any,
     ) -> IslandFile:
         if mode != "rb":
-            raise OSError(errno.EROFS, f"island:// is read only, it cannot be opened with mode {mode!r}", path)
+            raise OSError(errno.EROFS, f"island:// is read-only: it cannot be opened with mode {mode!r}", path)
         return IslandFile(self, path, block_size or 2**20, cache_type, cache_options, autocommit)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
-        """The bytes of a file from `start` to `end` (not included; negative counts from the end)."""
+        """The bytes of a file from `start` to `end` (exclusive). Negative offsets count from the end of the file."""
         location = self._locate(path)
         first, last, _step = slice(start, end).indices(location.size)
         return location.read(first, last) if first < last else b""
@@ -152,15 +152,18 @@ class IslandFileSystem(AbstractFileSystem):
         on_error: str = "return",
         **_: Any,
     ) -> list[Any]:
-        """Many ranges at once, several of them in flight."""
+        """Many ranges of files, fetched by up to eight threads.
+
+        An `OSError` is returned in place of the range if `on_error` is "return", else raised.
+        """
         if not isinstance(starts, list):
             starts = [starts] * len(paths)
         if not isinstance(ends, list):
             ends = [ends] * len(paths)
         if not len(paths) == len(starts) == len(ends):
-            raise ValueError("cat_ranges takes as many starts and ends as paths")
+            raise ValueError("cat_ranges needs one start and one end for each path")
 
-        def one(item: tuple[str, int | None, int | None]) -> Any:
+        def cat(item: tuple[str, int | None, int | None]) -> Any:
             try:
                 return self.cat_file(*item)
             except OSError as error:
@@ -169,35 +172,35 @@ class IslandFileSystem(AbstractFileSystem):
                 raise
 
         with ThreadPoolExecutor(8, thread_name_prefix="island-cat") as pool:
-            return list(pool.map(one, zip(paths, starts, ends, strict=True)))
+            return list(pool.map(cat, zip(paths, starts, ends, strict=True)))
 
     def _rm(self, path: str) -> None:
-        raise OSError(errno.EROFS, "island:// is read only", path)
+        raise OSError(errno.EROFS, "island:// is read-only", path)
 
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
-        """Refused: the filesystem is read only."""
-        raise OSError(errno.EROFS, "island:// is read only", path)
+        """Raises `OSError` (EROFS): the filesystem is read-only."""
+        raise OSError(errno.EROFS, "island:// is read-only", path)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Refused, unless the folder is there and may be."""
+        """Raises `OSError` (EROFS), unless the folder exists and `exist_ok` is true."""
         if not (exist_ok and self.isdir(path)):
-            raise OSError(errno.EROFS, "island:// is read only", path)
+            raise OSError(errno.EROFS, "island:// is read-only", path)
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
-        """Refused: the filesystem is read only."""
-        raise OSError(errno.EROFS, "island:// is read only", path2)
+        """Raises `OSError` (EROFS): the filesystem is read-only."""
+        raise OSError(errno.EROFS, "island:// is read-only", path2)
 
-    # --- inside -------------------------------------------------------------------------------
+    # --- private ------------------------------------------------------------------------------
 
     def _split(self, path: str) -> tuple[str, str]:
-        """`OWNER/NAME[@SNAPSHOT]` and what follows."""
+        """A path as (`OWNER/NAME[@SNAPSHOT]`, path within the dataset)."""
         parts = str(self._strip_protocol(path)).strip("/").split("/")
         return "/".join(parts[:2]), "/".join(parts[2:])
 
     def _locate(self, path: str) -> _Location:
         name, relative = self._split(path)
         if "/" not in name:
-            raise IsADirectoryError(errno.EISDIR, "not a file: use island://OWNER/NAME/PATH", path)
+            raise IsADirectoryError(errno.EISDIR, "this is not a file: use island://OWNER/NAME/PATH", path)
         dataset = self._dataset(name, refresh=False)
         entry = dataset.tree[relative]
         if entry["type"] != "file":
@@ -223,7 +226,7 @@ class IslandFileSystem(AbstractFileSystem):
         return _Dataset(about["snapshot"], url, bool(snapshot), _Tree(self._client.pages(f"{url}/list")))
 
     def _above(self, owner: str) -> list[dict[str, Any]]:
-        """The owners, or the datasets of one."""
+        """The owners of datasets; for a given `owner`, its datasets."""
         rows = self._client.json("/api/v1/files")
         if not owner:
             names = {row["island"] for row in rows}
@@ -237,7 +240,7 @@ class IslandFileSystem(AbstractFileSystem):
 def _restore(
     kind: type[IslandFileSystem], args: tuple[Any, ...], options: dict[str, Any], pins: dict[str, str]
 ) -> IslandFileSystem:
-    """A filesystem from its pickle: the same options, reading the same snapshots."""
+    """Restore a pickled filesystem with the same options and the same pinned snapshots."""
     made = kind(*args, **options)
     with made._lock:
         for name, snapshot in pins.items():
@@ -247,7 +250,7 @@ def _restore(
 
 
 class IslandFile(AbstractBufferedFile):
-    """One open file. By default it asks for exactly what is read, rounded to the chunks that the daemon has anyway."""
+    """One open file. By default, small reads request whole chunks, which the daemon fetches in any case."""
 
     def __init__(
         self,
@@ -271,13 +274,13 @@ class IslandFile(AbstractBufferedFile):
         )
         self._unread = True
         if cache_type is None:
-            # Not a method of this file: a cycle would keep it open until the garbage is collected.
+            # Not a method of this file: a reference cycle would keep it open until the next garbage collection.
             self.cache = _ChunkCache(block_size, self.location.read, self.location)
         if "pyarrow" in sys.modules:
             _read_by_arrow.set()
 
     def read(self, length: int = -1) -> bytes:
-        """The next bytes; all that are left for a negative `length`."""
+        """The next `length` bytes; all remaining bytes if `length` is negative."""
         unread, self._unread = self._unread, False
         if unread and self._is_footer_probe(length) and _called_by_arrow():
             footer = self._footer()
@@ -291,12 +294,12 @@ class IslandFile(AbstractBufferedFile):
         return self.location.format == "parquet" and length == _PROBE < self.size and self.loc == self.size - length
 
     def _footer(self) -> bytes | None:
-        """The end of a Parquet file from its footer on; None if it is no footer that lies within a probe.
+        """The Parquet footer with its length and magic bytes; None if it does not fit into Arrow's first read.
 
-        Arrow's Parquet reader begins with the last 64 KiB of a file and looks at nothing there
-        but the footer. In a file of a few hundred KiB these are more bytes than the columns
-        that are wanted, and other columns: so it, and nobody else, gets only the footer, after
-        zeros. `protocols/decisions/0004-footer-probe.md` says why that is safe.
+        Arrow's Parquet reader first reads the last 64 KiB of a file and uses only the footer
+        from them. In a file of a few hundred KiB, the rest of these bytes are columns that may
+        not be needed. Therefore Arrow, and no other caller, gets zeros followed by the footer.
+        `protocols/decisions/0004-footer-probe.md` explains why this is safe.
         """
         tail = self.cache._fetch(self.size - 8, self.size)
         length = int.from_bytes(tail[:4], "little") + 8
@@ -310,13 +313,13 @@ class IslandFile(AbstractBufferedFile):
 
 
 def _called_by_arrow() -> bool:
-    """Whether the caller of the caller is Arrow itself, of a version in `PROBED`: its own thread or Python code."""
+    """Whether the caller's caller is Arrow, of a version in `PROBED`: one of its threads or its Python code."""
     version = str(getattr(sys.modules.get("pyarrow"), "__version__", ""))
     if version.partition(".")[0] not in PROBED:
         return False
     try:
         caller = sys._getframe(2)
-    except ValueError:  # no Python below: one of Arrow's threads
+    except ValueError:  # there is no such Python frame: the call comes from one of Arrow's threads
         return True
     return str(caller.f_globals.get("__name__", "")).partition(".")[0] == "pyarrow"
 
@@ -326,12 +329,12 @@ _read_by_arrow = threading.Event()
 
 @atexit.register
 def _settle() -> None:
-    """Let Arrow's threads finish before the interpreter ends.
+    """Let Arrow's threads finish before the interpreter exits.
 
-    They drop files, and what was read of them, after the reader has its rows, and need the
-    interpreter for that. One that asks for it while it ends aborts a program that has done its
-    work ("terminate called without an active exception"). Arrow offers nothing to wait for, so
-    this waits until all other threads sleep, which with nothing to do they do at once.
+    They release files and buffers after the reader has its rows, and need the interpreter for
+    that. A thread that does this while the interpreter exits aborts the program ("terminate
+    called without an active exception"). Arrow has no function that waits for its threads, so
+    this waits until all other threads sleep, at most `SETTLE_S` seconds.
     """
     if not _read_by_arrow.is_set():
         return
@@ -343,7 +346,7 @@ def _settle() -> None:
 
 
 def _others_sleep() -> bool:
-    """Whether no other thread of this process runs (Linux; elsewhere it is not known, and taken to be so)."""
+    """Whether no other thread of this process is running. Always true on systems without /proc."""
     me = str(threading.get_native_id())
     for stat in Path("/proc/self/task").glob("*/stat"):
         with contextlib.suppress(OSError):  # the thread has ended
@@ -353,10 +356,10 @@ def _others_sleep() -> bool:
 
 
 class _ChunkCache(BaseCache):
-    """Keeps the chunks of the last small reads, so that a reader of a few bytes at a time costs few requests.
+    """Caches the chunks of the most recent small reads, so that many short reads need few requests.
 
-    Never more bytes than the daemon has to fetch for the read itself; only in files that
-    are read from front to back and are not Parquet, some ahead.
+    It requests only whole chunks, which the daemon must fetch for the read in any case. It
+    reads ahead only in files that are read sequentially and are not Parquet.
     """
 
     name = "island-chunks"
@@ -404,7 +407,7 @@ class _ChunkCache(BaseCache):
         return self._ahead
 
     def _expected_start(self) -> int:
-        """Where a reader that goes from front to back needs the next extent."""
+        """The offset at which a sequential reader needs the next extent."""
         if not self._extents:
             return -1
         offset, data = next(reversed(self._extents.items()))
@@ -412,7 +415,7 @@ class _ChunkCache(BaseCache):
 
 
 class _Location:
-    """One file of one snapshot, as the daemon serves it."""
+    """One file of one snapshot at the daemon."""
 
     def __init__(self, client: _Client, url: str, entry: dict[str, Any]) -> None:
         self.client, self.url = client, url
@@ -424,7 +427,7 @@ class _Location:
         return self.client.range(self.url, start, end)[1]
 
     def read_chunks(self, start: int, end: int) -> tuple[int, bytes]:
-        """The whole chunks that hold `start` to `end`: (offset, bytes)."""
+        """The whole chunks that contain the bytes from `start` to `end`: (offset, bytes)."""
         return self.client.range(f"{self.url}?align=chunk", start, end)
 
 
@@ -475,7 +478,7 @@ class _Dataset:
 
 
 class _Client:
-    """Requests to the daemon over kept connections, from any thread."""
+    """HTTP requests to the daemon over persistent connections. Thread-safe."""
 
     def __init__(self, home: str | None, url: str | None, token: str | None) -> None:
         self._options = (home, url, token)
@@ -486,7 +489,7 @@ class _Client:
         weakref.finalize(self, _close_all, self._idle)
 
     def json(self, target: str) -> Any:
-        """The answer to a GET, decoded."""
+        """The decoded JSON response to a GET request."""
         _, data = self._get(target, {})
         return json.loads(data)
 
@@ -500,10 +503,10 @@ class _Client:
                 return
 
     def range(self, target: str, start: int, end: int) -> tuple[int, bytes]:
-        """Bytes `start` to `end`, or the chunks around them where the target asks so: (offset, bytes).
+        """The bytes from `start` to `end`, or whole chunks if `target` requests them: (offset, bytes).
 
-        A transfer that breaks off is taken up where it stopped; it fails when a new try
-        brings nothing.
+        An interrupted transfer is resumed up to five times. Raises `OSError` if an attempt
+        returns no data or the attempts are used up.
         """
         received = bytearray()
         first = start
@@ -519,10 +522,13 @@ class _Client:
                 return first, bytes(received)
             if not data:
                 break
-        raise OSError(errno.EIO, "the transfer was interrupted", target)
+        raise OSError(errno.EIO, "the transfer was interrupted, and no more data arrived when it was resumed", target)
 
     def _get(self, target: str, headers: dict[str, str], partial: bool = False) -> tuple[dict[str, str], bytes]:
-        """One GET; raises what its error means. `partial`: a body that breaks off is returned as far as it came."""
+        """One GET request: (headers, body). Raises the `OSError` that fits the status.
+
+        With `partial`, the received part of an interrupted body is returned.
+        """
         host, token = self._daemon()
         headers = {"Authorization": f"Bearer {token}", **headers}
         while True:
@@ -535,10 +541,10 @@ class _Client:
                 connection.close()
                 if partial:
                     return dict(response.getheaders()), error.partial
-                raise OSError(errno.EIO, "the island interrupted its answer", target) from error
+                raise OSError(errno.EIO, "the connection to the island was lost during its answer", target) from error
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
-                if kept:  # the daemon closed an idle connection meanwhile, or was restarted
+                if kept:  # the daemon has closed the idle connection, or was restarted
                     continue
                 raise self._unreachable(error, host) from error
             self._give(connection, response)
@@ -548,7 +554,7 @@ class _Client:
 
     def _take(self, host: str) -> tuple[http.client.HTTPConnection, bool]:
         with self._lock:
-            if self._pid != os.getpid():  # after a fork the connections are the parent's
+            if self._pid != os.getpid():  # after a fork the connections belong to the parent process
                 self._idle.clear()
                 self._pid = os.getpid()
             if self._idle:
@@ -565,7 +571,7 @@ class _Client:
         connection.close()
 
     def _daemon(self) -> tuple[str, str]:
-        """Where the daemon is and the token for it, as the commands find them."""
+        """URL of the daemon and the token, found in the same way as by the `island` command."""
         if self._found is None:
             home, url, token = self._options
             place = Home.find(home)
@@ -573,7 +579,7 @@ class _Client:
                 url = url or place.url()
                 token = token or os.environ.get("ISLAND_TOKEN", "") or _token(place)
             except IslandError as error:
-                # Not FileNotFoundError: pyarrow would take it for a missing dataset, and drop these words.
+                # Not FileNotFoundError: pyarrow would report a missing dataset and drop this message.
                 raise ConnectionError(errno.ENOTCONN, error.line, str(place.path)) from error
             self._found = (url.rstrip("/"), token)
         return self._found
@@ -594,13 +600,13 @@ def _join(dataset: str, relative: str) -> str:
 
 
 def _token(home: Home) -> str:
-    """The user's token of a home, or the administrator's where the user's cannot be read."""
+    """The user token of a home folder, or the administrator token if the user token cannot be read."""
     for path in (home.user_token, home.token):
         with contextlib.suppress(FileNotFoundError, PermissionError):
             return secret_text(path, "a token")
     raise PermissionError(
         errno.EACCES,
-        "there is no token that can be read: give storage option `token`, or set ISLAND_TOKEN",
+        "no readable token in this home folder: set the storage option `token` or ISLAND_TOKEN",
         str(home.path),
     )
 
@@ -610,12 +616,12 @@ def _content_range(text: str, target: str) -> tuple[int, int]:
     unit, _, rest = text.partition(" ")
     first, _, last = rest.partition("/")[0].partition("-")
     if unit != "bytes" or not (first.isdigit() and last.isdigit()):
-        raise OSError(errno.EIO, f"the island answered a range with Content-Range {text[:80]!r}", target)
+        raise OSError(errno.EIO, f"the island answered with an invalid Content-Range {text[:80]!r}", target)
     return int(first), int(last) + 1
 
 
 def _error(status: int, data: bytes, target: str) -> OSError:
-    """The exception that a program expects for an answer of the API, with the island's own words."""
+    """The `OSError` for an error response of the API, with the island's message and hint."""
     try:
         found = json.loads(data)
         text = ". ".join(part.rstrip(".") for part in (found["message"], found["hint"]) if part)

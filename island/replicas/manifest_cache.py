@@ -1,4 +1,4 @@
-"""Manifests and chunk hashes of what is read: had from here or from a holder, kept along with a replica."""
+"""Cache of manifests and chunk hashes: loaded from this island or a holder, and stored with the replica."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ Key = tuple[IslandId, str, str]
 """Owner, name and snapshot."""
 
 _MANIFESTS = 64
+"""Maximum number of manifests in memory."""
 _HASHES = 128
-"""Files whose last chunk hashes stay decoded, at most four pages of each."""
+"""Maximum number of files whose most recently used chunk hashes stay in memory, with up to four pages each."""
 _WAITING = 4 * 2**20
-"""Bytes of pages of one manifest that wait for something of its snapshot to be kept."""
+"""Maximum bytes of pages of one manifest that are held in memory until its snapshot has a replica."""
 
 
 class ManifestCache:
-    """The manifests of any snapshot, own ones included.
+    """The manifests of snapshots of all islands, this one included.
 
-    Pages of a snapshot of which something is kept are kept along in `chunks.db`, so that it
-    can be verified, and served on, while its owner is down.
+    The manifest pages of a replica are stored in `chunks.db`, so that the replica can be
+    verified and served to other islands while its owner is down.
     """
 
     def __init__(
@@ -49,14 +50,20 @@ class ManifestCache:
         patience: float,
         display: Callable[[IslandId], str],
     ) -> None:
-        self._db, self._held, self._catalog, self._fetcher, self._clock = db, chunk_store, catalog, fetcher, clock
+        self._db, self._chunk_store, self._catalog, self._fetcher, self._clock = (
+            db,
+            chunk_store,
+            catalog,
+            fetcher,
+            clock,
+        )
         self._me, self._patience, self._display = me, patience, display
         self._known: OrderedDict[Key, ManifestReader] = OrderedDict()
         self._hashes: OrderedDict[tuple[str, str], list[FileHashes]] = OrderedDict()
         self._waiting: dict[Key, dict[str, bytes]] = {}
 
     async def get(self, owner: IslandId, name: str, snapshot: str) -> ManifestReader:
-        """The manifest of a snapshot. Raises `Unreachable` that says who holds it."""
+        """The manifest of a snapshot. Raises `Unreachable` with the list of holders."""
         key = (owner, name, snapshot)
         found = self._known.get(key)
         if found is None:
@@ -67,7 +74,7 @@ class ManifestCache:
         return found
 
     async def hashes(self, manifest: ManifestReader, entry: FileEntry, start: int, end: int) -> FileHashes:
-        """Borders and hashes of the chunks from `start` to `end` of a file."""
+        """Borders and hashes of the chunks that contain the bytes from `start` to `end` of a file."""
         key = (manifest.snapshot, entry.path)
         for known in self._hashes.get(key, ()):
             if known.start <= start and end <= known.end:
@@ -83,16 +90,16 @@ class ManifestCache:
         return found
 
     def forget(self, key: Key) -> None:
-        """A snapshot is kept no longer."""
+        """Remove a snapshot from the cache, because its replica was deleted."""
         self._known.pop(key, None)
         self._waiting.pop(key, None)
 
     async def page(self, name: str) -> bytes | None:
-        """A page that is kept with some snapshot."""
+        """The page with this hash, if it is stored with any replica; else None."""
         return await self._db.read(lambda conn: store.page(conn, name))
 
     async def keep(self, replica: ReplicaSnapshot) -> None:
-        """Write the pages that were loaded of a manifest, now that something of its snapshot is kept."""
+        """Write the loaded pages of the manifest of a replica to the database."""
         pages = dict(self._waiting.get(replica.key, {}))
         if not pages:
             return
@@ -111,19 +118,19 @@ class ManifestCache:
         await self._db.write(write, then=kept)
 
     async def keep_all(self) -> None:
-        """`keep` for every snapshot of which something is kept."""
+        """Call `keep` for every replica that has pages in memory."""
         for key in list(self._waiting):
-            if replica := self._held.get(*key):
+            if replica := self._chunk_store.get(*key):
                 await self.keep(replica)
 
     async def _load(self, key: Key) -> ManifestReader:
         owner, name, snapshot = key
         if owner == self._me:
             return await self._catalog.manifest(owner, snapshot, name)
-        found = await self._patiently(key, lambda: self._catalog.manifest(owner, snapshot, name))
+        found = await self._retry(key, lambda: self._catalog.manifest(owner, snapshot, name))
 
         async def load(page: str) -> bytes:
-            data = await self._patiently(key, lambda: found.load(page))
+            data = await self._retry(key, lambda: found.load(page))
             waiting = self._waiting.setdefault(key, {})
             if sum(map(len, waiting.values())) < _WAITING:
                 waiting[page] = data
@@ -132,8 +139,8 @@ class ManifestCache:
         await load(snapshot)
         return ManifestReader(owner, snapshot, found.root, load)
 
-    async def _patiently(self, key: Key, ask: Callable[[], Awaitable[T]]) -> T:
-        """What `ask` brings; it is asked again for a while when nobody can be reached."""
+    async def _retry(self, key: Key, ask: Callable[[], Awaitable[T]]) -> T:
+        """The result of `ask`, which is repeated for `patience` seconds while no holder can be reached."""
         owner, name, snapshot = key
         until = self._clock.monotonic() + self._patience
         while True:
@@ -147,6 +154,6 @@ class ManifestCache:
                     raise Unreachable(
                         f"the manifest of {self._display(owner)}/{name} cannot be read: "
                         + self._fetcher.who_holds(holders, {}),
-                        hint="Ask again when a holder is back.",
+                        hint="Try again when a holder is up.",
                     ) from error
             await self._fetcher.changed.after(version, 0.5)

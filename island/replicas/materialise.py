@@ -1,9 +1,9 @@
-"""Datasets as paths that `spark.read.parquet` reads: in place, as a folder of links, or converted from Avro.
+"""Datasets as paths for `spark.read.parquet`: a file in place, a folder of links, or a copy converted from Avro.
 
-Spark makes columns of folders named `KEY=VALUE`, skips names that begin with `_` or `.`, and
-reads whatever else lies in a folder. So a dataset of several files is shown as a flat folder
-of links to exactly the data files of its snapshot, HOME/views/SNAPSHOT; Avro is converted
-once a snapshot, to HOME/converted/SNAPSHOT. Both appear whole or not at all.
+Spark turns folders named `KEY=VALUE` into columns, skips names that begin with `_` or `.`, and
+reads every other file in a folder. Therefore a dataset of several files is presented as a flat
+folder of symbolic links to the data files of its snapshot, HOME/views/SNAPSHOT. Avro is
+converted once per snapshot, to HOME/converted/SNAPSHOT. Both folders are created atomically.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from island.kernel.work import Workers
 from island.replicas.chunk_files import explained
 
 _PLAIN = re.compile(r"/[^{}\[\]*?\\%:]*/[^._{}\[\]*?\\%:/][^{}\[\]*?\\%:/]*\Z")
-"""Absolute paths that no reader takes for a pattern, an escape or something hidden."""
+"""Absolute paths that readers do not interpret as a glob pattern, an escape or a hidden file."""
 
 
 class DatasetFolders:
@@ -39,14 +39,17 @@ class DatasetFolders:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def path(self, snapshot: str, form: str, files: Sequence[Path], progress: Progress) -> str:
-        """A path at which Spark reads the rows of `files`, whose format is `form`."""
+        """A path at which Spark can read the rows of `files`, whose format is `form`.
+
+        Raises `Unsupported` for formats other than Parquet and Avro.
+        """
         lock = self._locks.setdefault(snapshot, asyncio.Lock())
         async with lock:
             if form == "avro":
                 return str(await self._convert(snapshot, files, progress))
             if form != "parquet":
                 raise Unsupported(
-                    f"files of format {form!r} cannot be read by Spark here", hint="Publish them as Parquet or Avro."
+                    f"sessions cannot read files of the format {form!r}", hint="Publish them as Parquet or Avro."
                 )
             if len(files) == 1 and _PLAIN.match(str(files[0])):
                 return str(files[0])
@@ -58,15 +61,15 @@ class DatasetFolders:
             self._converted.mkdir(exist_ok=True)
             try:
                 await self._write(files, target, progress)
-            finally:  # of a process that was ended, the unfinished folder is left
+            finally:  # a process that was killed leaves an unfinished folder
                 await self._workers.disk(partial(shutil.rmtree, staging_of(target), ignore_errors=True))
         return target
 
     async def _write(self, files: Sequence[Path], target: Path, progress: Progress) -> None:
-        """Avro as Parquet in a child process: it takes minutes of one core, and the files may be others'."""
+        """Convert Avro to Parquet in a child process: it can take minutes, and other islands' files are not trusted."""
         steps = self._processes.stream(to_parquet_in_steps, list(files), target, self._limits)
-        async with aclosing(steps) as told:
-            async for step in told:
+        async with aclosing(steps) as reports:
+            async for step in reports:
                 progress(*step)
 
     def _link(self, snapshot: str, files: Sequence[Path]) -> Path:
@@ -87,17 +90,17 @@ class DatasetFolders:
         return folder
 
     def drop(self, snapshot: str) -> None:
-        """Delete what was made for a snapshot."""
+        """Delete the folders made for a snapshot."""
         for folder in (self._links / snapshot, self._converted / snapshot):
             shutil.rmtree(folder, ignore_errors=True)
 
     def snapshots(self) -> set[str]:
-        """The snapshots for which something was made."""
+        """The snapshots that have a folder of links or a converted copy."""
         roots = [root for root in (self._links, self._converted) if root.is_dir()]
         return {folder.name for root in roots for folder in root.iterdir() if not folder.name.startswith(".")}
 
     def sweep(self, keep: set[str]) -> None:
-        """Delete what a broken off run left, and what was made for snapshots that are not in `keep`."""
+        """Delete unfinished folders of an earlier run, and the folders of snapshots that are not in `keep`."""
         for root in (self._links, self._converted):
             for folder in sorted(root.iterdir()) if root.is_dir() else ():
                 if folder.name not in keep:
@@ -108,5 +111,5 @@ class DatasetFolders:
         return sum(path.stat().st_size for path in self._converted.rglob("*.parquet"))
 
     def is_converted(self, snapshot: str) -> bool:
-        """Whether the Parquet form of an Avro snapshot is here."""
+        """Whether the converted copy of an Avro snapshot exists."""
         return (self._converted / snapshot).is_dir()

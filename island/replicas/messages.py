@@ -1,7 +1,7 @@
-"""What islands ask of one another for data: the request of the bulk kind `chunks`.
+"""The request for chunks of another island: bulk kind `chunks`.
 
 The answer is the bytes of all ranges, in the order of the request, in blocks of any size
-up to the limit of the session, and nothing else. `protocols/replicas-v1.md` has it all.
+up to the limit of the session. `protocols/replicas-v1.md` specifies the protocol.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from island.kernel.codec import Message
 from island.kernel.ids import IslandId
 
 KIND = "chunks"
-"""The bulk kind under which chunks are asked for."""
+"""The bulk kind of a request for chunks."""
 
 MAX_PIECES = 512
-"""Files in one request."""
+"""Maximum number of files in one request."""
 MAX_RANGES = 512
-"""Ranges in one request, over all of its files."""
+"""Maximum number of ranges in one request, over all of its files."""
 MAX_BYTES = 32 * 2**20
-"""Bytes that one request may ask for."""
+"""Maximum number of bytes that one request may ask for."""
 
 Offset = Annotated[int, Meta(ge=0, le=1 << 50)]
 Hash = Annotated[str, Meta(max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class FileRanges(Message, frozen=True):
-    """Ranges of one file: (start, end) in bytes, end not included, each beginning and ending at a chunk's border."""
+    """Ranges of one file: (start, end) in bytes, end exclusive. Each range begins and ends at a chunk border."""
 
     path: Annotated[str, Meta(min_length=1, max_length=1024)]
     ranges: Annotated[tuple[tuple[Offset, Offset], ...], Meta(min_length=1, max_length=MAX_RANGES)]
 
 
 class ChunkRequest(Message, frozen=True):
-    """Some ranges of some files of one snapshot of `owner`'s dataset `name`."""
+    """Request for ranges of files of one snapshot of the dataset `name` of `owner`."""
 
     owner: Hash
     name: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -44,9 +44,9 @@ class ChunkRequest(Message, frozen=True):
 
     @property
     def owner_id(self) -> IslandId:
-        """The island whose dataset it is."""
+        """The id of the island that owns the dataset."""
         return IslandId(self.owner)
 
     def size(self) -> int:
-        """Bytes asked for."""
+        """Number of requested bytes."""
         return sum(max(0, end - start) for piece in self.pieces for start, end in piece.ranges)

@@ -1,8 +1,8 @@
-"""Datasets of the whole archipelago as verified bytes: read through, kept, fetched whole, served on.
+"""The service that reads, fetches, stores and serves datasets of the archipelago.
 
-This island's own datasets are read in place; others' through the chunk store. Every byte is
-verified up to the snapshot's hash before anyone sees it, own ones included, because files
-may change under a dataset.
+The island's own datasets are read in place, those of other islands through the chunk store.
+Every byte is verified against the snapshot's hash before it is returned or sent. This
+includes the island's own files, because they may be changed after publication.
 """
 
 from __future__ import annotations
@@ -51,24 +51,26 @@ T = TypeVar("T")
 log = structlog.get_logger("island")
 
 FLUSH_S = 0.5
-"""Seconds between two write-backs of bitmaps; what came later is fetched again after a crash."""
+"""Seconds between two write-backs of bitmaps. Chunks that arrived since the last one are lost in a crash."""
 WINDOW = 2**20
-"""Bytes that a reader gets at a time."""
+"""Maximum number of bytes in one block of a read."""
 AHEAD = 8 * 2**20
-"""Bytes that are asked for before a reader of a long range needs them."""
+"""Bytes that are requested ahead of the reader of a long range."""
 GROUP_BYTES = 8 * 2**20
+"""Maximum number of bytes in one group of missing chunks of a fetch, and size of the windows of large files."""
 GROUPS = 4
-"""A fetch has so many groups of files and chunks under way."""
+"""Maximum number of groups that a fetch has in progress."""
 GROUP_FILES = 192
+"""Maximum number of files in one group."""
 AT_ONCE = 24
-"""Small files whose hashes are asked for at the same time."""
+"""Number of small files whose hashes are requested concurrently."""
 KEPT_FOR_S = 24 * 3600.0
-"""For how long a session may read a replica by its path; it is not evicted before."""
+"""Seconds for which a replica is not evicted after its path was given to a session."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicasDependencies:
-    """What `Replicas` needs of the rest of the island."""
+    """The parts of the island that `Replicas` uses."""
 
     chunks: Database
     catalog: Catalog
@@ -87,10 +89,9 @@ class ReplicasDependencies:
 
 
 class Replicas:
-    """The chunk store and its ways in and out. Implements `catalog.ports.Inputs` and `Replication`."""
+    """Reads, fetches, stores and serves datasets. Implements `catalog.ports.Inputs` and `Replication`."""
 
     def __init__(self, needs: ReplicasDependencies) -> None:
-        """Avro is converted in `processes`; None converts it in this process, as tests on files of their own do."""
         self._db, self._state = needs.chunks, needs.state
         self._catalog, self._gossip, self._membership, self._trust = (
             needs.catalog,
@@ -134,12 +135,12 @@ class Replicas:
         self._fetching: dict[tuple[IslandId, str, str], asyncio.Lock] = {}
         self._tasks: Tasks | None = None
         self._faults: list[tuple[IslandId, str]] = []
-        self._untold: dict[tuple[IslandId, str], None] = {}
-        """Datasets of which the own log may say something else than what is held: told again by the next write-back."""
+        self._unannounced: dict[tuple[IslandId, str], None] = {}
+        """Datasets whose replica record may be out of date. The next write-back publishes it again."""
         self._stopping = asyncio.Event()
 
     async def start(self, tasks: Tasks) -> None:
-        """Reconcile the store with its database, then serve."""
+        """Load the chunk store, delete leftovers, correct the replica records, and start the write-back loop."""
         self._tasks = tasks
         self._fetcher.start(tasks)
         await self.held.start()
@@ -148,8 +149,8 @@ class Replicas:
         tasks.forever("replicas.flush", self._flush, rng=self._rng, pause=FLUSH_S)
 
     async def _sweep_views(self) -> None:
-        """Delete what was made for Spark of snapshots that are neither kept nor published here any more."""
-        keep = {held.snapshot for held in self.held.snapshots.values()}
+        """Delete the folders made for Spark whose snapshots are no longer stored or published at this island."""
+        keep = {replica.snapshot for replica in self.held.snapshots.values()}
         for snapshot in await self.held.run(self._views.snapshots):
             if snapshot not in keep:
                 with contextlib.suppress(IslandError):
@@ -159,85 +160,89 @@ class Replicas:
         self.space.other_bytes = await self.held.run(self._views.converted_bytes)
 
     async def stop(self) -> None:
-        """Write back what is known, once nobody reads any more."""
+        """Cancel the transfers, write back bitmaps, counters and records, and close the store."""
         self._stopping.set()
         await self._fetcher.stop()
         await self._write_back()
         self.held.close()
 
-    # --- what there is ------------------------------------------------------------------------
+    # --- manifests and status -----------------------------------------------------------------
 
     async def listing(self, resolved: ResolvedDataset) -> list[FileEntry]:
-        """Every file of a snapshot, by path."""
+        """All files of a snapshot, sorted by path."""
         return await (await self.manifest(resolved)).listing()
 
     async def files_after(self, resolved: ResolvedDataset, after: str, limit: int) -> AsyncIterator[FileEntry]:
-        """At most `limit` files whose paths come after `after`."""
+        """At most `limit` files whose paths sort after `after`."""
         manifest, wanted = await self.manifest(resolved), after.encode()
-        behind: PageRef | None = None
+        previous: PageRef | None = None
         async for ref in manifest.pages():
-            if behind and ref.first.encode() > wanted:
-                for entry in await manifest.page(behind):
+            if previous and ref.first.encode() > wanted:
+                for entry in await manifest.page(previous):
                     if limit > 0 and entry.path.encode() > wanted:
                         limit -= 1
                         yield entry
             if limit <= 0:
                 return
-            behind = ref
-        for entry in await manifest.page(behind) if behind else ():
+            previous = ref
+        for entry in await manifest.page(previous) if previous else ():
             if limit > 0 and entry.path.encode() > wanted:
                 limit -= 1
                 yield entry
 
     async def find(self, resolved: ResolvedDataset, path: str) -> FileEntry:
-        """One file of a snapshot; raises `NotFound`."""
+        """One file of a snapshot. Raises `NotFound`."""
         return await (await self.manifest(resolved)).find(path)
 
     async def manifest(self, resolved: ResolvedDataset) -> ManifestReader:
-        """The manifest of a snapshot, from here, from its owner or from a holder."""
+        """The manifest of a snapshot: the local one, or that of the owner or another holder.
+
+        Raises `Unreachable` with the list of holders.
+        """
         return await self._manifests.get(resolved.owner, resolved.name, resolved.snapshot)
 
     async def status(self, resolved: ResolvedDataset) -> ReplicaStatus:
-        """How much of a snapshot is here, and how many bytes of it came from other islands."""
+        """Size of a snapshot, its local bytes, and the bytes of it that were received from other islands."""
         size = await self._size(resolved)
         received, _ = await self.held.moved((resolved.owner, resolved.name, resolved.snapshot))
         if resolved.owner == self._trust.me:
             return ReplicaStatus(size, size, received)
-        held = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
-        return ReplicaStatus(size, held.bytes_local if held else 0, received)
+        replica = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
+        return ReplicaStatus(size, replica.bytes_local if replica else 0, received)
 
     async def sent(self, resolved: ResolvedDataset) -> int:
         """Bytes of a snapshot that this island has sent to others."""
         return (await self.held.moved((resolved.owner, resolved.name, resolved.snapshot)))[1]
 
     async def faults(self) -> dict[IslandId, tuple[int, float, str]]:
-        """Islands that sent wrong bytes: how often, when last, and what."""
+        """Islands that sent wrong bytes: (number of times, Unix time of the last one, its description)."""
         return await self._db.read(store.faults)
 
     async def _size(self, resolved: ResolvedDataset) -> int:
-        held = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
-        if held:
-            return held.bytes
+        replica = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
+        if replica:
+            return replica.bytes
         return resolved.record.size if resolved.newest else (await self.manifest(resolved)).root.size
 
     async def missing(self, resolved: ResolvedDataset) -> int:
-        """Bytes of a snapshot that are not on this island; 0 for its own."""
+        """Bytes of a snapshot that are not stored at this island; 0 for the island's own datasets."""
         if resolved.owner == self._trust.me:
             return 0
-        held = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
-        return max(0, held.bytes - held.bytes_local) if held else await self._size(resolved)
+        replica = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
+        return max(0, replica.bytes - replica.bytes_local) if replica else await self._size(resolved)
 
     # --- reading ------------------------------------------------------------------------------
 
     async def read(self, resolved: ResolvedDataset, path: str, start: int, end: int) -> bytes:
-        """Verified bytes `start` to `end` of a file; fetches what is not here.
+        """The verified bytes from `start` to `end` of a file; missing chunks are fetched.
 
-        Raises `NotFound`, `Unreachable` that says who holds them, `FilesChanged`, `PeerMisbehaved`, `Full`.
+        Raises `NotFound`, `Unreachable` with the list of holders, `FilesChanged`,
+        `PeerMisbehaved`, `PeerRefused` or `Full`.
         """
         return b"".join([block async for block in self.stream(resolved, path, start, end)])
 
     async def stream(self, resolved: ResolvedDataset, path: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """The same in blocks of at most `WINDOW` bytes, in bounded memory."""
+        """Like `read`, in blocks of at most `WINDOW` bytes."""
         manifest = await self.manifest(resolved)
         entry = await manifest.find(path)
         end = min(end, entry.size)
@@ -245,21 +250,21 @@ class Replicas:
             for at in range(start, end, WINDOW):
                 yield await self._own_bytes(manifest, entry, at, min(at + WINDOW, end))
             return
-        held = await self._open(resolved, manifest)
-        with held:
-            file = await self.held.file(held, entry)
-            asked = start
+        replica = await self._open(resolved, manifest)
+        with replica:
+            file = await self.held.file(replica, entry)
+            requested = start
             while start < end:
                 stop = min(start + WINDOW, end)
-                if asked < min(start + AHEAD // 2, end) and end - start > WINDOW:
+                if requested < min(start + AHEAD // 2, end) and end - start > WINDOW:
                     until = min(start + AHEAD, end)
-                    self._fetcher.begin(held, [await self._want(manifest, file, asked, until)])
-                    asked = until
-                yield await self._held_bytes(held, manifest, file, start, stop)
+                    self._fetcher.begin(replica, [await self._want(manifest, file, requested, until)])
+                    requested = until
+                yield await self._replica_bytes(replica, manifest, file, start, stop)
                 start = stop
 
     async def span(self, resolved: ResolvedDataset, path: str, start: int, end: int) -> tuple[int, int]:
-        """The borders of the chunks that hold `start` to `end`."""
+        """Offsets of the first and last border of the chunks that contain the bytes from `start` to `end`."""
         manifest = await self.manifest(resolved)
         entry = await manifest.find(path)
         hashes = await self._manifests.hashes(manifest, entry, start, min(end, entry.size))
@@ -268,16 +273,16 @@ class Replicas:
         return edges.offset(first), edges.offset(last)
 
     async def _open(self, resolved: ResolvedDataset, manifest: ManifestReader) -> ReplicaSnapshot:
-        held = await self.held.open(resolved.owner, resolved.name, resolved.snapshot, manifest.root.size)
-        held.used_at = self._clock.wall()
-        await self._manifests.keep(held)
-        return held
+        replica = await self.held.open(resolved.owner, resolved.name, resolved.snapshot, manifest.root.size)
+        replica.used_at = self._clock.wall()
+        await self._manifests.keep(replica)
+        return replica
 
     async def _want(self, manifest: ManifestReader, file: ReplicaFile, start: int, end: int) -> MissingChunks:
         hashes = await self._manifests.hashes(manifest, file.entry, start, end)
         return MissingChunks(file, hashes, edges_of(hashes).cover(start, end))
 
-    async def _held_bytes(
+    async def _replica_bytes(
         self, replica: ReplicaSnapshot, manifest: ManifestReader, file: ReplicaFile, start: int, end: int
     ) -> bytes:
         for _ in range(3):
@@ -287,12 +292,12 @@ class Replicas:
             if data is not None:
                 return data
         raise IslandError(
-            f"{file.entry.path} cannot be kept: the disk does not give back what was written to it",
-            hint="Check the disk under the home of this island.",
+            f"{file.entry.path} cannot be read: chunks that were just written do not match their hashes",
+            hint="Check the disk of this island's home folder, then try again.",
         )
 
     async def _own_bytes(self, manifest: ManifestReader, entry: FileEntry, start: int, end: int) -> bytes:
-        """Bytes of a published file in place, hashed; raises `FilesChanged` when they are not what was published."""
+        """Verified bytes of a published file, read in place. Raises `FilesChanged` if the file has changed."""
         hashes = await self._manifests.hashes(manifest, entry, start, end)
         edges = edges_of(hashes)
         run = edges.cover(start, end)
@@ -313,8 +318,8 @@ class Replicas:
         data = await self.held.run(read)
         if data is None:
             raise FilesChanged(
-                f"{path} is not what was published as {entry.path!r} (snapshot {manifest.snapshot[:12]}):"
-                " it was changed, moved or deleted since",
+                f"{path} was changed, moved or deleted after it was published as {entry.path!r}"
+                f" (snapshot {manifest.snapshot[:12]})",
                 hint="Publish the dataset again: `island dataset publish PATH --name NAME` makes a new snapshot.",
             )
         return data
@@ -322,19 +327,19 @@ class Replicas:
     async def _own_path(self, snapshot: str, entry: FileEntry) -> Path:
         own = await self._catalog.own_file(snapshot, entry.path)
         if own is None:
-            raise NotFound(f"{entry.path!r} of snapshot {snapshot[:12]} is not published here any more")
+            raise NotFound(f"this island no longer publishes {entry.path!r} of snapshot {snapshot[:12]}")
         return own.path
 
-    # --- whole datasets -----------------------------------------------------------------------
+    # --- complete replicas --------------------------------------------------------------------
 
     async def fetch(self, resolved: ResolvedDataset, progress: Progress = no_progress, *, pin: bool = True) -> None:
-        """Make a complete, verified replica; takes up what an earlier try has left.
+        """Fetch a complete, verified replica. Chunks that are already local are not transferred again.
 
-        `pin` keeps it from eviction. Raises as `read` does, before anything is moved if it
-        cannot fit.
+        A pinned replica is not evicted. Raises the same errors as `read`, `Conflict` for the
+        island's own dataset, and `Full` before the first transfer if the dataset does not fit.
         """
         if resolved.owner == self._trust.me:
-            raise Conflict(f"{resolved.dataset} is this island's own", hint="There is nothing to fetch.")
+            raise Conflict(f"{resolved.dataset} is a dataset of this island", hint="There is nothing to fetch.")
         manifest = await self.manifest(resolved)
         key = (resolved.owner, resolved.name, resolved.snapshot)
         async with self._fetching.setdefault(key, asyncio.Lock()):
@@ -345,7 +350,7 @@ class Replicas:
                 if not replica.complete:
                     await self._announce(replica)
                 while not await self._fetch_all(replica, manifest, progress, what):
-                    log.warning("replicas.fetch_again", dataset=what)
+                    log.warning("replicas.fetch_repeated", dataset=what)
                 await self.held.update(replica, complete=True, used_at=self._clock.wall(), pinned=True if pin else None)
                 await self._announce(replica)
                 if pin:
@@ -353,7 +358,7 @@ class Replicas:
                 progress(replica.bytes, replica.bytes, what)
 
     async def _unpin_older(self, newest: ReplicaSnapshot) -> None:
-        """Who fetches a dataset again wants the new snapshot; the old one may make room."""
+        """Unpin the other snapshots of a dataset of which a newer one was fetched, so that they can be evicted."""
         for replica in list(self.held.snapshots.values()):
             if (
                 (replica.owner, replica.name) == (newest.owner, newest.name)
@@ -365,7 +370,7 @@ class Replicas:
     async def _fetch_all(
         self, replica: ReplicaSnapshot, manifest: ManifestReader, progress: Progress, what: str
     ) -> bool:
-        """One pass over all files; whether everything is here and unchanged afterwards."""
+        """Fetch the missing chunks of all files, once; returns whether every file is complete afterwards."""
         under_way: deque[list[MissingChunks]] = deque()
 
         async def settle(most: int) -> None:
@@ -383,7 +388,7 @@ class Replicas:
         return await self._settle_files(replica, manifest)
 
     async def _groups(self, replica: ReplicaSnapshot, manifest: ManifestReader) -> AsyncIterator[list[MissingChunks]]:
-        """What is missing, in the order of the files, in portions that are under way together."""
+        """The missing chunks in groups that are requested together, in the order of the files."""
         group: list[MissingChunks] = []
         size = 0
         async for want in self._wants(replica, manifest):
@@ -396,7 +401,7 @@ class Replicas:
             yield group
 
     async def _wants(self, replica: ReplicaSnapshot, manifest: ManifestReader) -> AsyncIterator[MissingChunks]:
-        """The windows of all files in which something is missing; small files are looked at several at once."""
+        """The windows of all files that have missing chunks. Several small files are examined concurrently."""
         small: list[FileEntry] = []
 
         async def of_small() -> list[MissingChunks]:
@@ -420,7 +425,7 @@ class Replicas:
     async def _wants_of(
         self, replica: ReplicaSnapshot, manifest: ManifestReader, entry: FileEntry, start: int = 0
     ) -> list[MissingChunks]:
-        """The window of a file that begins at `start`, if something of it is missing."""
+        """The window of a file that begins at `start`, if it has missing chunks; else an empty list."""
         file = await self.held.file(replica, entry)
         if start == 0:
             await self._distrust(replica, manifest, file)
@@ -431,7 +436,7 @@ class Replicas:
         return [want] if core.missing(file.present, want.run) else []
 
     async def _distrust(self, replica: ReplicaSnapshot, manifest: ManifestReader, file: ReplicaFile) -> None:
-        """A complete file that was touched since it was synced is hashed again; what is wrong in it is dropped."""
+        """Hash a complete file again if it was modified since it was synced; drop chunks that do not match."""
         entry = file.entry
         if not (file.complete and entry.size) or file.dirty:
             return
@@ -448,22 +453,22 @@ class Replicas:
             await self.held.get_bytes(replica, file, hashes, start, end)
 
     async def _settle_files(self, replica: ReplicaSnapshot, manifest: ManifestReader) -> bool:
-        """Bring everything to the disk; whether every file is there whole."""
-        whole = True
+        """Sync all files and write back their bitmaps; returns whether every file is complete."""
+        complete = True
         batch: list[ReplicaFile] = []
         async for entry in manifest.files():
             file = await self.held.file(replica, entry)
-            whole = whole and file.complete
+            complete = complete and file.complete
             if file.dirty or file.mtime_ns is None:
                 batch.append(file)
             if len(batch) >= 16:
                 await self.held.flush_files(replica, batch)
                 batch = []
         await self.held.flush_files(replica, batch)
-        return whole
+        return complete
 
     async def materialise(self, resolved: ResolvedDataset, progress: Progress = no_progress) -> LocalInput:
-        """The dataset whole, verified and readable for Spark; see `catalog.ports.Inputs`."""
+        """A complete, verified copy of the dataset at a path that Spark can read; see `catalog.ports.Inputs`."""
         manifest = await self.manifest(resolved)
         if resolved.owner == self._trust.me:
             path = await self._materialise_own(manifest, progress)
@@ -497,7 +502,11 @@ class Replicas:
     ) -> str:
         forms = {entry.format for entry in data}
         if len(forms) != 1:
-            raise BadInput("a dataset for Spark has data files of one format", hint="Publish the others apart.")
+            found = ", ".join(sorted(forms)) or "none"
+            raise BadInput(
+                f"Spark can read a dataset only if its data files have one format (found: {found})",
+                hint="Publish the files of each format as a dataset of their own.",
+            )
         form = forms.pop()
         if form == "avro" and not self._views.is_converted(manifest.snapshot):
             await self.space.check(sum(entry.size for entry in data), "the conversion to Parquet")
@@ -506,22 +515,28 @@ class Replicas:
         return path
 
     async def note(self, user: str, act: str, resolved: ResolvedDataset, outcome: str, **detail: object) -> None:
-        """Write into the journal what a user of this island did with a dataset."""
+        """Add a row to the journal: an action of a user of this island on a dataset, and its outcome."""
         what, at = f"{resolved.owner_name}/{resolved.name}", self._clock.wall()
-        who, told = self._trust.who(user), {"snapshot": resolved.snapshot, **detail}
+        who, details = self._trust.who(user), {"snapshot": resolved.snapshot, **detail}
         await self._state.write(
-            lambda conn: journal.append(conn, at=at, who=who, act=act, what=what, outcome=outcome, detail=told)
+            lambda conn: journal.append(conn, at=at, who=who, act=act, what=what, outcome=outcome, detail=details)
         )
 
     async def drop(self, resolved: ResolvedDataset) -> int:
-        """Delete what is here of another island's snapshot; the bytes that became free."""
+        """Delete the replica of another island's snapshot; returns the number of bytes freed.
+
+        Raises `NotFound` if there is none, and `Conflict` while it is in use or reserved for a session.
+        """
         replica = self.held.get(resolved.owner, resolved.name, resolved.snapshot)
         if replica is None:
-            raise NotFound(f"nothing of {resolved.dataset} is kept here")
+            raise NotFound(f"this island has no replica of {resolved.dataset}")
         if replica.users or replica.kept_until > self._clock.wall():
-            raise Conflict(f"{resolved.dataset} is being read", hint="Close the sessions that use it, or wait a day.")
+            raise Conflict(
+                f"{resolved.dataset} is in use, or was given to a session in the last 24 hours",
+                hint="Try again later: 24 hours after the last session began to use it.",
+            )
         freed = replica.bytes_local
-        self._untold[replica.owner, replica.name] = None
+        self._unannounced[replica.owner, replica.name] = None
         await self.held.drop(replica)
         await self._on_dropped(replica)
         return freed
@@ -534,9 +549,9 @@ class Replicas:
         if owner != self._trust.me:
             replica = self.held.get(owner, request.name, request.snapshot)
             if replica is None:
-                raise NotFound(f"this island holds nothing of {request.name}@{request.snapshot[:12]}")
+                raise NotFound(f"this island has no replica of {request.name}@{request.snapshot[:12]}")
             with replica:
-                yield await self._held_blocks(replica, path)
+                yield await self._replica_blocks(replica, path)
             return
         manifest = await self._manifests.get(owner, request.name, request.snapshot)
         entry = await manifest.find(path)
@@ -547,7 +562,7 @@ class Replicas:
 
         yield own_blocks
 
-    async def _held_blocks(self, replica: ReplicaSnapshot, path: str) -> Blocks:
+    async def _replica_blocks(self, replica: ReplicaSnapshot, path: str) -> Blocks:
         manifest = await self._manifests.get(replica.owner, replica.name, replica.snapshot)
         entry = await manifest.find(path)
         file = await self.held.file(replica, entry)
@@ -557,7 +572,7 @@ class Replicas:
                 hashes = await self._manifests.hashes(manifest, entry, low, high)
                 data = await self.held.get_bytes(replica, file, hashes, low, high)
                 if data is None:
-                    raise NotFound(f"this island does not hold {path!r} from {low} to {high}")
+                    raise NotFound(f"this island does not have the bytes {low} to {high} of {path!r}")
                 yield data
 
         return blocks
@@ -565,7 +580,7 @@ class Replicas:
     async def _aligned(
         self, manifest: ManifestReader, entry: FileEntry, start: int, end: int
     ) -> AsyncIterator[tuple[int, int]]:
-        """[start, end), which must lie at borders of chunks, in portions of about `WINDOW` bytes."""
+        """Split [start, end) into portions of about `WINDOW` bytes. Raises `BadInput` if it is not on chunk borders."""
         if end > entry.size:
             raise BadInput(f"{entry.path!r} has {entry.size} bytes, not {end}")
         while start < end:
@@ -574,7 +589,7 @@ class Replicas:
             run = edges.cover(start, min(end, start + WINDOW))
             low, high = edges.offset(run[0]), edges.offset(run[1])
             if low != start or high > end:
-                raise BadInput(f"{entry.path!r}: {start} to {end} does not lie at the borders of chunks")
+                raise BadInput(f"{entry.path!r}: the range {start} to {end} does not begin and end at chunk borders")
             yield low, high
             start = high
 
@@ -583,8 +598,11 @@ class Replicas:
         return [i for i in self._catalog.holders(replica.owner, replica.name, replica.snapshot) if i != me]
 
     async def _is_elsewhere(self, replica: ReplicaSnapshot) -> bool:
-        """Whether what is here of a snapshot can be had again: parts are a cache; a whole replica must be held
-        whole by another one, or still be what its owner publishes."""
+        """Whether a replica can be fetched again after its eviction.
+
+        True for a partial replica, which is only a cache. A complete replica must have another
+        holder than its owner, or be the newest snapshot of its owner.
+        """
         others = [island for island in self._holders(replica) if island != replica.owner]
         if others or not replica.complete:
             return True
@@ -594,46 +612,48 @@ class Replicas:
             return False
         return newest.snapshot == replica.snapshot
 
-    # --- what others are told -----------------------------------------------------------------
+    # --- replica records ----------------------------------------------------------------------
 
     def _record(self, owner: IslandId, name: str) -> ReplicaRecord | None:
-        """What this island says of its replicas of one dataset: complete ones, and those being fetched."""
+        """The record of this island's replicas of one dataset: complete ones, and those being fetched; None if none."""
         rows = sorted(
             (replica for replica in self.held.snapshots.values() if (replica.owner, replica.name) == (owner, name)),
             key=lambda replica: (not replica.complete, -replica.used_at),
         )
-        told = [
+        holdings = [
             SnapshotHolding(
                 snapshot=replica.snapshot, state="complete" if replica.complete else "begun", size=replica.bytes
             )
             for replica in rows
             if replica.complete or (replica.owner, replica.name, replica.snapshot) in self._fetching
         ]
-        return ReplicaRecord(held=tuple(told[:16])) if told else None
+        return ReplicaRecord(held=tuple(holdings[:16])) if holdings else None
 
     async def _announce(self, replica: ReplicaSnapshot) -> None:
-        self._untold[replica.owner, replica.name] = None
-        await self._tell(replica.owner, replica.name)
+        self._unannounced[replica.owner, replica.name] = None
+        await self._publish_record(replica.owner, replica.name)
 
-    async def _tell(self, owner: IslandId, name: str) -> None:
+    async def _publish_record(self, owner: IslandId, name: str) -> None:
         key, record = record_key(owner, name), self._record(owner, name)
 
-        def told(_: None) -> None:
-            self._untold.pop((owner, name), None)
+        def published(_: None) -> None:
+            self._unannounced.pop((owner, name), None)
             self._gossip.poke()
 
         if record:
             data = codec.encode(record)
-            await self._state.write(lambda conn: self._gossip.put(conn, key, data), then=told)
+            await self._state.write(lambda conn: self._gossip.put(conn, key, data), then=published)
         else:
-            await self._state.write(lambda conn: self._gossip.delete(conn, key), then=told)
+            await self._state.write(lambda conn: self._gossip.delete(conn, key), then=published)
 
     async def _reconcile_records(self) -> None:
-        """After a crash between the two databases, or a restore of one: say again what is true."""
-        told = await self._state.read(lambda conn: self._gossip.own(conn, "replica/"))
+        """Publish records that differ from the chunk store, after a crash or a restore of one of the databases."""
+        published = await self._state.read(lambda conn: self._gossip.own(conn, "replica/"))
         names = {(replica.owner, replica.name) for replica in self.held.snapshots.values()}
         wanted = {record_key(*name): codec.encode(record) for name in names if (record := self._record(*name))}
-        changes = {key: wanted.get(key) for key in told.keys() | wanted.keys() if told.get(key) != wanted.get(key)}
+        changes = {
+            key: wanted.get(key) for key in published.keys() | wanted.keys() if published.get(key) != wanted.get(key)
+        }
         if not changes:
             return
 
@@ -663,8 +683,8 @@ class Replicas:
     async def _write_back(self) -> None:
         await self.held.flush()
         await self._manifests.keep_all()
-        for owner, name in list(self._untold):
-            await self._tell(owner, name)
+        for owner, name in list(self._unannounced):
+            await self._publish_record(owner, name)
         faults, self._faults = self._faults, []
         if faults:
             now = self._clock.wall()
@@ -684,5 +704,5 @@ class Replicas:
 
 
 def record_key(owner: IslandId, name: str) -> str:
-    """The key of this island's record of a replica."""
+    """The gossip key of this island's replica record of a dataset."""
     return f"replica/{owner}/{name}"

@@ -1,4 +1,4 @@
-"""Room for what is fetched: the quota and the reserve of the disk, checked before bytes are taken; eviction."""
+"""Disk space of the chunk store: checks the quota and the reserve before data are fetched, and evicts replicas."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from island.replicas.chunk_store import ChunkStore, ReplicaSnapshot
 
 log = structlog.get_logger("island")
 
-_EVICTED = telemetry.counter("replica_evicted_bytes", "Bytes of replicas that were dropped to make room")
+_EVICTED = telemetry.counter("replica_evicted_bytes", "Bytes of replicas that were evicted to free space")
 
 
 class SpaceClaim:
-    """Room that is held; `spend` what of it was written, which then counts as kept."""
+    """Disk space that is reserved for data about to be written. `spend` reduces it as data are written."""
 
     def __init__(self, size: int) -> None:
         self.left = size
 
     def spend(self, size: int) -> None:
-        """So many bytes of the claim were written."""
+        """Release `size` bytes of the claim, because they were written."""
         self.left = max(0, self.left - size)
 
 
 class DiskQuota:
-    """Says whether bytes may be taken, and makes room where it may.
+    """Enforces the quota and the disk reserve, and evicts replicas when space is needed.
 
-    `await elsewhere(held)` says whether another island holds a snapshot whole; `dropped(held)` is
-    awaited after one was evicted. `other_bytes` are bytes of converted copies.
+    `await elsewhere(replica)` returns whether a replica can be fetched again from another island.
+    `dropped(replica)` is awaited after an eviction. `other_bytes` is the size of the converted
+    copies of Avro datasets, which count towards the quota.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class DiskQuota:
         elsewhere: Callable[[ReplicaSnapshot], Awaitable[bool]],
         dropped: Callable[[ReplicaSnapshot], Awaitable[None]],
     ) -> None:
-        self._held, self._clock = chunk_store, clock
+        self._chunk_store, self._clock = chunk_store, clock
         self._quota, self._reserve = quota, reserve
         self._elsewhere, self._dropped = elsewhere, dropped
         self._claims: set[SpaceClaim] = set()
@@ -57,14 +58,14 @@ class DiskQuota:
 
     @property
     def used(self) -> int:
-        """Bytes of the quota that are in use, those under way included."""
-        return self._held.total + self.other_bytes + self._claimed()
+        """Bytes of the quota that are in use or claimed."""
+        return self._chunk_store.total + self.other_bytes + self._claimed()
 
     @contextlib.asynccontextmanager
     async def claim(self, size: int, what: str) -> AsyncIterator[SpaceClaim]:
-        """Hold room for `size` bytes that are about to be written.
+        """Reserve space for `size` bytes that are about to be written, for the length of the context.
 
-        Raises `Full` that says what to do when they do not fit, even after eviction.
+        Raises `Full` if they do not fit, even after eviction. `what` begins the error message.
         """
         async with self._lock:
             await self._make_room(size, what)
@@ -79,7 +80,7 @@ class DiskQuota:
         return sum(claim.left for claim in self._claims)
 
     async def check(self, size: int, what: str) -> None:
-        """Make room for `size` bytes that will be claimed in portions; raises `Full`."""
+        """Free space for `size` bytes that will be claimed in portions. Raises `Full`."""
         async with self._lock:
             await self._make_room(size, what)
 
@@ -87,46 +88,46 @@ class DiskQuota:
         over = self.used + size - self._quota
         if over > 0 and not await self._evict(over):
             raise Full(
-                f"{what} needs {format_bytes(size)} more, and the chunk store holds {format_bytes(self.used)}"
-                f" of the {format_bytes(self._quota)} that it may use",
-                hint="Raise `quota` under [replicas] in island.toml, or drop replicas that are not needed"
+                f"{what} needs {format_bytes(size)} more, but the chunk store uses {format_bytes(self.used)}"
+                f" of its quota of {format_bytes(self._quota)}",
+                hint="Raise `quota` under [replicas] in island.toml, or delete replicas that are not needed"
                 " (`island dataset drop OWNER/NAME`).",
             )
-        short = size + self._claimed() + self._reserve - await self._held.run(self._held.files.free)
+        short = size + self._claimed() + self._reserve - await self._chunk_store.run(self._chunk_store.files.free)
         if short > 0 and not await self._evict(short):
             raise Full(
-                f"{what} needs {format_bytes(size)} more, and the disk would be left with less than"
-                f" the reserve of {format_bytes(self._reserve)}",
-                hint="Free some space, or lower `reserve` under [replicas] in island.toml; what is here is kept.",
+                f"{what} needs {format_bytes(size)} more, but less than the reserve of"
+                f" {format_bytes(self._reserve)} would stay free on the disk",
+                hint="Free disk space, or lower `reserve` under [replicas] in island.toml.",
             )
 
     async def _evict(self, needed: int) -> bool:
         now = self._clock.wall()
-        by_id = {chunk_store.id: chunk_store for chunk_store in list(self._held.snapshots.values())}
+        by_id = {replica.id: replica for replica in list(self._chunk_store.snapshots.values())}
         kept = [
             core.EvictionCandidate(
-                id=chunk_store.id,
-                bytes_local=chunk_store.bytes_local,
-                used_at=chunk_store.used_at,
-                pinned=chunk_store.pinned,
-                in_use=chunk_store.users > 0 or chunk_store.kept_until > now,
-                elsewhere=chunk_store.bytes_local > 0 and await self._elsewhere(chunk_store),
+                id=replica.id,
+                bytes_local=replica.bytes_local,
+                used_at=replica.used_at,
+                pinned=replica.pinned,
+                in_use=replica.users > 0 or replica.kept_until > now,
+                elsewhere=replica.bytes_local > 0 and await self._elsewhere(replica),
             )
-            for chunk_store in by_id.values()
+            for replica in by_id.values()
         ]
         chosen = core.evict(kept, needed)
         for ident in chosen:
-            chunk_store = by_id[ident]
-            if chunk_store.users:  # taken into use while another one was being dropped
+            replica = by_id[ident]
+            if replica.users:  # a reader opened it while another replica was being dropped
                 return False
             log.info(
-                "replicas.evict",
-                owner=chunk_store.owner,
-                name=chunk_store.name,
-                bytes=chunk_store.bytes_local,
+                "replicas.evicting",
+                owner=replica.owner,
+                name=replica.name,
+                bytes=replica.bytes_local,
                 needed=needed,
             )
-            _EVICTED.inc(chunk_store.bytes_local)
-            await self._held.drop(chunk_store)
-            await self._dropped(chunk_store)
+            _EVICTED.inc(replica.bytes_local)
+            await self._chunk_store.drop(replica)
+            await self._dropped(replica)
         return bool(chosen)

@@ -1,4 +1,4 @@
-"""SQL of the chunk store, in `chunks.db`. Every function takes a connection and runs in the caller's transaction."""
+"""SQL of the chunk store's database, `chunks.db`. Every function runs in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from island.kernel.ids import IslandId
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSnapshotRow:
-    """One snapshot of another island, as far as it is here."""
+    """A row of the table `snapshot`: the replica of a snapshot of another island."""
 
     id: int
     owner: IslandId
@@ -28,7 +28,7 @@ class ReplicaSnapshotRow:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFileRow:
-    """One file of a snapshot, as far as it is here."""
+    """A row of the table `file`: one file of a replica, with the bitmap of its local chunks."""
 
     id: int
     path: str
@@ -39,7 +39,7 @@ class ReplicaFileRow:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFileState:
-    """What is written back of one file after its data were synced."""
+    """The columns of one file that are written back after its data were synced."""
 
     id: int
     bytes_local: int
@@ -50,7 +50,7 @@ class ReplicaFileState:
 def add_snapshot(
     conn: sqlite3.Connection, owner: IslandId, name: str, snapshot: str, folder: str, size: int, now: float
 ) -> ReplicaSnapshotRow:
-    """The row of a snapshot, made where there is none."""
+    """The row of a snapshot; inserted if there is none."""
     conn.execute(
         "INSERT INTO snapshot (owner, name, snapshot, folder, bytes, used_at) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (owner, name, snapshot) DO NOTHING",
@@ -62,7 +62,7 @@ def add_snapshot(
 
 
 def find_snapshot(conn: sqlite3.Connection, owner: IslandId, name: str, snapshot: str) -> ReplicaSnapshotRow | None:
-    """The row of a snapshot, if something of it is here."""
+    """The row of a snapshot, or None."""
     row = conn.execute(
         "SELECT * FROM snapshot WHERE owner = ? AND name = ? AND snapshot = ?", (owner, name, snapshot)
     ).fetchone()
@@ -70,12 +70,12 @@ def find_snapshot(conn: sqlite3.Connection, owner: IslandId, name: str, snapshot
 
 
 def snapshots(conn: sqlite3.Connection) -> list[ReplicaSnapshotRow]:
-    """All snapshots, the least recently used first."""
+    """All snapshots, least recently used first."""
     return [_snapshot(row) for row in conn.execute("SELECT * FROM snapshot ORDER BY used_at, id")]
 
 
 def drop_snapshot(conn: sqlite3.Connection, ident: int) -> None:
-    """Forget a snapshot and all of its files."""
+    """Delete the row of a snapshot and, by cascade, its files and pages."""
     conn.execute("DELETE FROM snapshot WHERE id = ?", (ident,))
 
 
@@ -88,7 +88,7 @@ def update_snapshot(
     complete: bool | None = None,
     pinned: bool | None = None,
 ) -> None:
-    """Change what is given. Times only go forward, a pin is not taken back by None."""
+    """Change the given columns; None leaves a column unchanged. Times are never set back."""
     conn.execute(
         "UPDATE snapshot SET used_at = MAX(used_at, COALESCE(?, used_at)),"
         " kept_until = MAX(kept_until, COALESCE(?, kept_until)),"
@@ -98,7 +98,7 @@ def update_snapshot(
 
 
 def add_file(conn: sqlite3.Connection, snapshot: int, path: str) -> ReplicaFileRow:
-    """The row of a file, made where there is none."""
+    """The row of a file; inserted if there is none."""
     conn.execute(
         "INSERT INTO file (snapshot, path, bits) VALUES (?, ?, x'') ON CONFLICT (snapshot, path) DO NOTHING",
         (snapshot, path),
@@ -109,7 +109,7 @@ def add_file(conn: sqlite3.Connection, snapshot: int, path: str) -> ReplicaFileR
 
 
 def find_file(conn: sqlite3.Connection, snapshot: int, path: str) -> ReplicaFileRow | None:
-    """The row of a file, if something of it is here."""
+    """The row of a file, or None."""
     row = conn.execute(
         "SELECT id, path, bytes_local, bits, mtime_ns FROM file WHERE snapshot = ? AND path = ?",
         (snapshot, path),
@@ -118,7 +118,7 @@ def find_file(conn: sqlite3.Connection, snapshot: int, path: str) -> ReplicaFile
 
 
 def files(conn: sqlite3.Connection, snapshot: int) -> list[ReplicaFileRow]:
-    """All files of a snapshot of which something is here, by path."""
+    """All files of a snapshot that have a row, sorted by path."""
     rows = conn.execute(
         "SELECT id, path, bytes_local, bits, mtime_ns FROM file WHERE snapshot = ? ORDER BY path", (snapshot,)
     )
@@ -126,7 +126,7 @@ def files(conn: sqlite3.Connection, snapshot: int) -> list[ReplicaFileRow]:
 
 
 def save_files(conn: sqlite3.Connection, snapshot: int, states: Iterable[ReplicaFileState], now: float) -> None:
-    """Write back bitmaps of files whose data are on the disk, and what follows for their snapshot."""
+    """Write the bitmaps of files whose data were synced, and the sums of their snapshot."""
     conn.executemany(
         "UPDATE file SET bytes_local = ?, bits = ?, mtime_ns = ? WHERE id = ?",
         [(state.bytes_local, state.bits, state.mtime_ns, state.id) for state in states],
@@ -139,7 +139,7 @@ def save_files(conn: sqlite3.Connection, snapshot: int, states: Iterable[Replica
 
 
 def add_page(conn: sqlite3.Connection, snapshot: int, page: str, data: bytes) -> None:
-    """Keep a page of a snapshot's manifest as long as the snapshot is kept."""
+    """Store a manifest page of a snapshot; it is deleted with the snapshot."""
     conn.execute(
         "INSERT INTO page (snapshot, hash, data) SELECT id, ?, ? FROM snapshot WHERE id = ? ON CONFLICT DO NOTHING",
         (bytes.fromhex(page), data, snapshot),
@@ -147,7 +147,7 @@ def add_page(conn: sqlite3.Connection, snapshot: int, page: str, data: bytes) ->
 
 
 def page(conn: sqlite3.Connection, name: str) -> bytes | None:
-    """A kept page by its hash."""
+    """A stored page by its hash, or None."""
     row = conn.execute("SELECT data FROM page WHERE hash = ? LIMIT 1", (bytes.fromhex(name),)).fetchone()
     return row[0] if row else None
 
@@ -155,7 +155,7 @@ def page(conn: sqlite3.Connection, name: str) -> bytes | None:
 def add_moved(
     conn: sqlite3.Connection, owner: IslandId, name: str, snapshot: str, *, received: int = 0, sent: int = 0
 ) -> None:
-    """Count bytes that moved between islands."""
+    """Add to the counters of bytes transferred between islands."""
     conn.execute(
         "INSERT INTO moved (owner, name, snapshot, received, sent) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (owner, name, snapshot) DO UPDATE SET"
@@ -165,7 +165,7 @@ def add_moved(
 
 
 def moved(conn: sqlite3.Connection, owner: IslandId, name: str, snapshot: str) -> tuple[int, int]:
-    """(received, sent) of a snapshot, in bytes."""
+    """Bytes (received, sent) of a snapshot."""
     row = conn.execute(
         "SELECT received, sent FROM moved WHERE owner = ? AND name = ? AND snapshot = ?", (owner, name, snapshot)
     ).fetchone()
@@ -173,7 +173,7 @@ def moved(conn: sqlite3.Connection, owner: IslandId, name: str, snapshot: str) -
 
 
 def add_fault(conn: sqlite3.Connection, holder: IslandId, what: str, now: float) -> None:
-    """Remember that an island sent bytes that do not match their hash."""
+    """Record that an island sent bytes that do not match their hash."""
     conn.execute(
         "INSERT INTO fault (holder, times, last_at, what) VALUES (?, 1, ?, ?) ON CONFLICT (holder) DO UPDATE SET"
         " times = times + 1, last_at = excluded.last_at, what = excluded.what",
@@ -182,7 +182,7 @@ def add_fault(conn: sqlite3.Connection, holder: IslandId, what: str, now: float)
 
 
 def faults(conn: sqlite3.Connection) -> dict[IslandId, tuple[int, float, str]]:
-    """Holder → (times, unix seconds of the last time, what it was)."""
+    """Holder → (number of times, Unix time of the last one, its description)."""
     rows = conn.execute("SELECT holder, times, last_at, what FROM fault ORDER BY holder")
     return {IslandId(row[0]): (row[1], row[2], row[3]) for row in rows}
 

@@ -1,1 +1,1 @@
-"""Sources, channels and subscriptions."""
+"""Sources of new data, subscriptions to them, and the channels that deliver their rows."""

@@ -1,8 +1,8 @@
-"""The subscriber's side of a channel: receives deliveries, makes them durable, then acknowledges them.
+"""The subscriber's side of a channel: receives deliveries, commits them, then acknowledges them.
 
-The order is: the file whole on disk; then one transaction on state.db with the
-segment, the position and the snapshot; then the acknowledgement. Whatever happens in between,
-the next attempt begins at the committed position and sweeps files that no commit names.
+A commit writes the complete file to disk; then the segment, the position and the snapshot in one
+transaction on state.db; then it sends the acknowledgement. After a failure at any point, the next
+attempt begins at the committed position and deletes files that do not belong to a commit.
 """
 
 from __future__ import annotations
@@ -33,37 +33,38 @@ from island.streams.tasks import raise_first
 
 log = structlog.get_logger("island")
 
-ROWS = counter("streams_rows_committed", "Rows that subscriptions made durable")
-COMMIT_SECONDS = histogram("streams_commit_seconds", "From the begin of a commit with rows to its acknowledgement")
+ROWS = counter("streams_rows_committed", "Rows that subscriptions committed")
+COMMIT_SECONDS = histogram("streams_commit_seconds", "Duration of a commit with rows, up to its transaction")
 
 SILENCE = 30.0
-"""Seconds without a message after which the source is taken for lost; it sends one every five."""
+"""Seconds without a message after which the source counts as unreachable. It sends one every five seconds."""
 
 PLAIN = 64 * 1024 * 1024
-"""Bytes of rows, unpacked, above which nothing more is received before they are committed: the window bounds
-what travels, and that may be packed a thousandfold."""
+"""Bytes of uncommitted rows, decompressed, above which no further delivery is received before a commit.
+
+The window limits only the compressed bytes, which may be a thousand times smaller."""
 
 Checkpoint = Callable[[str], None]
-"""Told at each step of a commit; tests make it the moment of a crash."""
+"""Called with the name of each step of a commit. Tests use it to simulate crashes."""
 
 OpenBulk = Callable[[IslandId, str, bytes], contextlib.AbstractAsyncContextManager[BulkStream]]
 
 
 class DatasetPublisher(Protocol):
-    """What a channel needs of the catalog: `prepare` without, `commit` within the caller's transaction."""
+    """The part of the catalog that a channel uses. `commit` runs in the caller's transaction, `prepare` outside."""
 
     async def prepare(self, path: Path, name: str, *, title: str, description: str) -> Any:
-        """Describe the folder's files; only new ones are read."""
+        """Describe the files of the folder. Only new files are read."""
 
     def commit(self, conn: sqlite3.Connection, prepared: Any, who: str, now: float, *, journaled: bool = True) -> str:
-        """Make the prepared snapshot the dataset's newest; returns its hash."""
+        """Make the prepared snapshot the newest of the dataset; returns its hash."""
 
     def committed(self) -> None:
-        """The transaction is done: tell others."""
+        """Called after the transaction was committed: inform other islands."""
 
 
 class _Halted(Exception):
-    """The source has sent its last message."""
+    """The source has ended the stream, with a state and a reason."""
 
     def __init__(self, state: core.ChannelState, reason: str) -> None:
         super().__init__(reason)
@@ -72,7 +73,7 @@ class _Halted(Exception):
 
 @dataclass(slots=True)
 class ChannelStatus:
-    """What `channel ls` tells of a channel, beyond what is stored."""
+    """The state of a channel that is not stored, for `channel ls`."""
 
     state: core.ChannelState = "starting"
     since: float = 0.0
@@ -83,7 +84,7 @@ class ChannelStatus:
 
 @dataclass(slots=True)
 class _Pending:
-    """What was received and is not committed."""
+    """Rows that were received and not committed. `bytes` is their size on the wire, `plain` in memory."""
 
     to: bytes
     batches: list[Any]
@@ -93,7 +94,7 @@ class _Pending:
 
 
 class Channel:
-    """One subscription, kept flowing for ever."""
+    """Receives the rows of one subscription, and reconnects with backoff until the subscription stops."""
 
     def __init__(
         self,
@@ -116,7 +117,7 @@ class Channel:
         self.meter = core.RateMeter()
         self.redial = Signal()
         self._state, self._publisher, self._open_bulk, self._segments = state, publisher, open_bulk, segments
-        self._who, self._window, self._clock, self._rng, self._at = who, window, clock, rng, checkpoint
+        self._who, self._window, self._clock, self._rng, self._checkpoint = who, window, clock, rng, checkpoint
         self._schema = tables.schema_from_bytes(row.columns) if row.columns else None
         self._attempt = self._failures = 0
         self._expected = row.position
@@ -126,9 +127,10 @@ class Channel:
         self._committing = asyncio.Lock()
 
     async def step(self) -> object:
-        """Flow until something ends it, then wait to begin again; `ENDED` once the source is another one.
+        """Receive rows until the stream ends or fails, then wait for the next attempt.
 
-        Raises what nobody foresaw, once it is the state of the channel: the loop that repeats this step logs it.
+        Returns `ENDED` if the subscription has stopped for good. Unexpected exceptions are shown
+        in the state of the channel, then raised; the loop that repeats this step logs them.
         """
         if self.row.halted:
             self._set("stopped", self.row.reason)
@@ -144,7 +146,7 @@ class Channel:
             self._set("error", str(error))
             log.warning("channel.failed", subscription=self.row.id, error=str(error))
         except Exception as error:
-            self._set("error", f"a fault in island itself: {type(error).__name__}: {error}")
+            self._set("error", f"internal error: {type(error).__name__}: {error}")
             self._end_if_cancelled()
             raise
         self._end_if_cancelled()
@@ -162,7 +164,7 @@ class Channel:
 
     @staticmethod
     def _end_if_cancelled() -> None:
-        # A task group that ends with an error forgets that its task was cancelled meanwhile.
+        # A task group that ends with an error does not raise the cancellation of its task.
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise asyncio.CancelledError
 
@@ -185,7 +187,7 @@ class Channel:
                 async with asyncio.TaskGroup() as group:
                     committer = group.create_task(self._commit_all(stream))
                     halted = await self._receive(stream)
-                    async with self._committing:  # a commit that has begun is finished
+                    async with self._committing:  # wait for the end of a commit that has begun
                         committer.cancel()
             except BaseExceptionGroup as several:
                 raise_first(several, unless=asyncio.CancelledError)
@@ -193,8 +195,8 @@ class Channel:
         raise halted or Unreachable(f"{self.row.owner_name} ended the stream")
 
     async def _resume(self) -> bool:
-        """Take up what is committed and sweep what is not; False where the subscription is gone."""
-        # Through the writer, so that a commit of the attempt before is either done or never happens.
+        """Load the committed state and delete uncommitted files; returns False if the subscription was removed."""
+        # In a write transaction, so that a commit of the previous attempt is done or will not happen.
         row, named = await self._state.write(
             lambda conn: (store.subscription(conn, self.row.id), store.segment_files(conn, self.row.id))
         )
@@ -209,7 +211,7 @@ class Channel:
         return True
 
     async def _receive(self, stream: BulkStream) -> _Halted | None:
-        """Take messages until the source ends; its last word, if it had one."""
+        """Receive messages until the stream ends; returns the reason that the source gave, or None."""
         opened = False
         while (block := await self._next(stream)) is not None:
             message = decode_down(block)
@@ -218,7 +220,7 @@ class Channel:
                 opened = True
             elif isinstance(message, Delivery):
                 if not opened:
-                    raise PeerMisbehaved(f"{self.row.owner_name} sent rows before their columns")
+                    raise PeerMisbehaved(f"{self.row.owner_name} sent rows before the schema")
                 await self._take(stream, message)
             elif isinstance(message, Heartbeat):
                 self._follow(message.behind)
@@ -231,10 +233,10 @@ class Channel:
             async with asyncio.timeout(SILENCE):
                 return await stream.receive()
         except TimeoutError as error:
-            raise Unreachable(f"{self.row.owner_name} has been silent for {SILENCE:.0f} s") from error
+            raise Unreachable(f"{self.row.owner_name} sent nothing for {SILENCE:.0f} s") from error
 
     async def _agree(self, columns: bytes) -> None:
-        """The source's columns are the dataset's; the first time they are known the dataset is made."""
+        """Check that the columns of the stream are those of the dataset; create the dataset if there is none."""
         schema = tables.schema_from_bytes(columns)
         if self._schema is None:
             self._schema = schema
@@ -250,18 +252,20 @@ class Channel:
                 workers=self._workers,
             )
         elif not self._schema.equals(schema, check_metadata=False):
-            raise PeerMisbehaved(f"{self.row.owner_name}/{self.row.source} has other columns than before")
+            raise PeerMisbehaved(f"the columns of {self.row.owner_name}/{self.row.source} have changed")
 
     async def _take(self, stream: BulkStream, delivery: Delivery) -> None:
         while self._pending is not None and self._pending.plain > PLAIN:
             await self._taken.wait()
         if delivery.frm != self._expected:
-            raise PeerMisbehaved(f"{self.row.owner_name} sent a delivery that does not begin at the committed position")
+            raise PeerMisbehaved(f"{self.row.owner_name} sent a delivery that does not begin at the expected position")
         payload = bytearray()
         while len(payload) < delivery.size:
             block = await self._next(stream)
             if block is None or len(payload) + len(block) > delivery.size:
-                raise PeerMisbehaved(f"{self.row.owner_name} sent a delivery of another size than it said")
+                raise PeerMisbehaved(
+                    f"{self.row.owner_name} sent a delivery whose size differs from that in its header"
+                )
             payload += block
         batches: list[Any] = []
         if delivery.size:
@@ -279,7 +283,7 @@ class Channel:
         pending.bytes += delivery.size
         pending.plain += sum(batch.nbytes for batch in batches)
         if pending.bytes > 2 * self._window + delivery.size:
-            raise PeerMisbehaved(f"{self.row.owner_name} sends more than the window allows")
+            raise PeerMisbehaved(f"{self.row.owner_name} sent more than the window allows")
         self._pending, self._expected = pending, delivery.to
         self._follow(delivery.behind)
         self._wake.set()
@@ -288,7 +292,7 @@ class Channel:
         self.status.behind, self.status.behind_at = behind, self._clock.monotonic()
         self._set("live" if behind.files == 0 or behind.seconds < 5.0 else "backfill")
 
-    # --- making it durable ---------------------------------------------------------------------
+    # --- commits -------------------------------------------------------------------------------
 
     async def _commit_all(self, stream: BulkStream) -> None:
         while True:
@@ -307,7 +311,7 @@ class Channel:
         return core.commit_in(now=now, last=self._last_commit, pending_bytes=size, window=self._window, every=every)
 
     async def _commit(self, stream: BulkStream) -> None:
-        """File, transaction, acknowledgement; in this order."""
+        """Commit the pending rows: write the file, run the transaction, send the acknowledgement."""
         pending, self._pending = self._pending, None
         self._taken.set()
         if pending is None:
@@ -316,23 +320,23 @@ class Channel:
         segment: tuple[str, int, int] | None = None
         prepared: Any = None
         if pending.rows:
-            self._at("received")
+            self._checkpoint("received")
             number = self.row.segments
             segment = await self._workers.disk(
                 self._segments.write, self._attempt, number, pending.batches, self._schema
             )
-            self._at("written")
+            self._checkpoint("written")
             prepared = await self._publisher.prepare(self._segments.folder, self.row.name, **about(self.row))
-            self._at("prepared")
+            self._checkpoint("prepared")
         frm, now = self.row.position, self._clock.wall()
 
         def write(conn: sqlite3.Connection) -> None:
             if not store.advance(conn, self.row.id, frm, pending.to, now):
-                raise Unreachable("the committed position is another one")
+                raise Unreachable("the committed position was changed by another attempt")
             if segment is not None:
                 file, rows, size = segment
                 store.add_segment(conn, self.row.id, self.row.segments, file, rows, size, now)
-                # The subscription is in the journal; each of its many snapshots would drown the rest.
+                # The journal has a row for the subscription. Rows for its many snapshots would hide other rows.
                 self._publisher.commit(conn, prepared, self._who, now, journaled=False)
 
         def committed(_: None) -> None:
@@ -341,10 +345,10 @@ class Channel:
                 self._count(segment)
 
         await self._state.write(write, then=committed)
-        self._at("committed")
-        with contextlib.suppress(Unreachable):  # what is durable stays so; the receiver tells of the loss
+        self._checkpoint("committed")
+        with contextlib.suppress(Unreachable):  # the rows are committed; the receiver reports the lost stream
             await stream.send(encode(Ack(position=pending.to)))
-        self._at("acknowledged")
+        self._checkpoint("acknowledged")
 
     def _count(self, segment: tuple[str, int, int]) -> None:
         _, rows, size = segment
@@ -356,11 +360,11 @@ class Channel:
         ROWS.inc(rows)
         COMMIT_SECONDS.observe(max(0.0, self._clock.monotonic() - self._last_commit))
 
-    # --- what people see -----------------------------------------------------------------------
+    # --- state ---------------------------------------------------------------------------------
 
     def _set(self, state: core.ChannelState, reason: str = "") -> None:
         if self.status.state != state:
-            log.info("channel.state", subscription=self.row.id, into=self.row.name, state=state, reason=reason)
+            log.info("channel.state_changed", subscription=self.row.id, into=self.row.name, state=state, reason=reason)
             self.status.since = self._clock.wall()
         self.status.state, self.status.reason = state, reason
 
@@ -373,14 +377,14 @@ class Channel:
 
 
 def about(row: SubscriptionRow) -> dict[str, str]:
-    """Title and description of a subscription's dataset."""
+    """Title and description of the dataset of a subscription."""
     which = " and ".join(part for part in (row.predicate, row.region) if part)
     title = f"{row.owner_name}/{row.source}" + (f" where {which}" if which else "")
     return {
         "title": title[:200],
         "description": f"Rows of the source {row.owner_name}/{row.source}"
         + (f" where {which}" if which else "")
-        + f", from {'its beginning' if row.start == 'beginning' else 'the time of the subscription'} on.",
+        + f", {'from its beginning' if row.start == 'beginning' else 'since the subscription was added'}.",
     }
 
 
@@ -398,9 +402,9 @@ async def begin(
     workers: Workers,
     then: Callable[[SubscriptionRow], None] = lambda _: None,
 ) -> SubscriptionRow:
-    """Publish the dataset of a subscription without rows yet, in one transaction with `also`.
+    """Publish the dataset of a subscription, without rows, in one transaction with `also`.
 
-    Returns the row as it is then; `then(row)` follows the commit as in `Database.write`.
+    Returns the updated row. `then(row)` is called after the commit, as in `Database.write`.
     """
     schema = tables.schema_from_bytes(columns)
     file, _, size = await workers.disk(segments.write, attempt, 0, [], schema)

@@ -1,4 +1,4 @@
-"""Decisions of streams, pure: which files are complete, what may be sent, when to commit, what a channel says."""
+"""Pure decisions of streams: which files are complete, whether to send, when to commit and when to retry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from island.errors import PeerMisbehaved
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
-    """What tells, without reading, that a file may have changed."""
+    """The attributes of a file that show, without reading it, that it may have changed."""
 
     size: int
     mtime_ns: int
@@ -23,7 +23,11 @@ class FileStat:
 
 @dataclass(frozen=True, slots=True)
 class UnsettledFile:
-    """A file that is not known yet: its last stat, since when (monotonic) it is so, and whether it was tried."""
+    """A file that has not been added yet.
+
+    `stat` is unchanged since the monotonic time `since`. `tried` is true if it could not be
+    decoded and is not tried again before it changes; `problem` is the reason.
+    """
 
     stat: FileStat
     since: float
@@ -33,18 +37,18 @@ class UnsettledFile:
 
 @dataclass(frozen=True, slots=True)
 class FolderScan:
-    """What one look at a folder asks for."""
+    """The result of one scan of a folder."""
 
     read: tuple[str, ...]
-    """Paths to read now, in the order in which they are to be journaled."""
+    """Paths to read now, in the order in which they are added to the source journal."""
     vanished: tuple[str, ...]
-    """Known paths that are no longer there."""
+    """Known paths that no longer exist."""
     resting: Mapping[str, UnsettledFile]
-    """Every unknown path, for the next look."""
+    """All paths that have not been added yet, for the next scan."""
 
 
 OLD = 10.0
-"""Seconds since the last change after which a file that is seen for the first time has rested already."""
+"""Age in seconds since the last change at which a file counts as settled when it is seen for the first time."""
 
 
 def scan_folder(
@@ -57,17 +61,18 @@ def scan_folder(
     settle: float,
     tells_its_end: Callable[[str], bool],
 ) -> FolderScan:
-    """Compare a folder with what is known of it; `now` is monotonic, `wall` dates the files.
+    """Compare the listing of a folder with the known files. `now` is monotonic time, `wall` is Unix time.
 
-    A new or changed file whose format tells its own end (the footer of Parquet is the last thing
-    that is written) is tried at each look until it can be decoded. Any other (an Avro container
-    can grow by further blocks at any time) is tried once it has rested for `settle` seconds. One
-    that was tried in vain waits until it changes. Files are read in the order of their last
-    change, then by name, so that the order of the rows does not depend on the folder's.
+    A new or changed file is read at each scan until it can be decoded, if its format has an end
+    marker (`tells_its_end`; Parquet writes its footer last). Other files (an Avro container may get
+    further blocks at any time) are read when they have been unchanged for `settle` seconds. A file
+    that could not be decoded is not read again until it changes. Files are read in the order of
+    their modification times, then by name, so the order of rows does not depend on the order of
+    the listing.
     """
     resting: dict[str, UnsettledFile] = {}
     gone = tuple(sorted(path for path in known if path not in listing))
-    # What was complete under another name is complete under this one.
+    # A file that was renamed is complete if it was complete under its old name.
     moved = {known[path] for path in gone}
     for path, stat in listing.items():
         if known.get(path) == stat:
@@ -87,23 +92,23 @@ def scan_folder(
 
 
 def has_settled(rest: UnsettledFile, now: float, settle: float) -> bool:
-    """Whether a file has stood unchanged for `settle` seconds."""
+    """Whether a file has been unchanged for `settle` seconds."""
     return now - rest.since >= settle
 
 
 def undecodable_file(rest: UnsettledFile, problem: str, now: float, settle: float) -> UnsettledFile:
-    """A file that could not be decoded: still being written while it is young, a problem once it has rested."""
+    """The state of a file that could not be decoded: unchanged before it has settled, afterwards a problem."""
     if has_settled(rest, now, settle):
         return replace(rest, tried=True, problem=problem)
     return rest
 
 
-# --- what is under way to one subscriber --------------------------------------------------------
+# --- flow control to one subscriber -------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Window:
-    """Bytes sent and not yet acknowledged. One delivery may always be under way, whatever its size."""
+    """Limits the bytes that are sent and not acknowledged. One delivery of any size is always allowed."""
 
     limit: int
     sent: deque[tuple[bytes, int]] = field(default_factory=deque)
@@ -114,14 +119,14 @@ class Window:
         return not self.sent or self.size < self.limit
 
     def send(self, to: bytes, size: int) -> None:
-        """A delivery up to `to` goes out."""
+        """Record that a delivery of `size` bytes up to the position `to` was sent."""
         self.sent.append((to, size))
         self.size += size
 
     def acknowledge(self, position: bytes) -> None:
-        """Everything up to `position` is durable there; raises `PeerMisbehaved` for one never sent."""
+        """Record that everything up to `position` is durable. Raises `PeerMisbehaved` for an unknown position."""
         if not any(to == position for to, _ in self.sent):
-            raise PeerMisbehaved("a position was acknowledged that is not under way")
+            raise PeerMisbehaved("acknowledged a position that was not sent, or was already acknowledged")
         while True:
             to, size = self.sent.popleft()
             self.size -= size
@@ -133,12 +138,15 @@ class Window:
 
 
 def commit_every(segments: int) -> float:
-    """Seconds between two commits under load: the more files a dataset has, the fewer small ones are added."""
+    """Seconds between two commits under load. It grows with the number of files, to avoid many small files."""
     return min(10.0, max(0.1, segments / 10_000))
 
 
 def commit_in(*, now: float, last: float, pending_bytes: int, window: int, every: float) -> float:
-    """Seconds until what is pending should be committed: at once when idle or when half the window is full."""
+    """Seconds until pending rows should be committed; 0 if they take half of the window or more.
+
+    `now` and `last`, the time of the last commit, are monotonic; `every` is the result of `commit_every`.
+    """
     if pending_bytes * 2 >= window:
         return 0.0
     return max(0.0, last + every - now)
@@ -150,13 +158,13 @@ FINAL: tuple[ChannelState, ...] = ("stopped",)
 
 @dataclass(slots=True)
 class RateMeter:
-    """Rows and bytes a second over the last minute or so, in steps of a second."""
+    """Rows and bytes per second over the last `span` seconds, in steps of one second."""
 
     span: int = 30
     steps: deque[tuple[int, int, int]] = field(default_factory=deque)
 
     def add(self, now: float, rows: int, size: int) -> None:
-        """`rows` and `size` bytes became durable at monotonic time `now`."""
+        """Record that `rows` rows and `size` bytes were committed at monotonic time `now`."""
         second = int(now)
         if self.steps and self.steps[-1][0] == second:
             _, had, bytes_ = self.steps.pop()
@@ -165,7 +173,7 @@ class RateMeter:
         self._forget(now)
 
     def rate(self, now: float) -> tuple[float, float]:
-        """(rows, bytes) a second over the span that ends at `now`."""
+        """(rows, bytes) per second over the span that ends at monotonic time `now`."""
         self._forget(now)
         return sum(r for _, r, _ in self.steps) / self.span, sum(b for _, _, b in self.steps) / self.span
 
@@ -175,10 +183,10 @@ class RateMeter:
 
 
 def retry_after(state: ChannelState, failures: int) -> float:
-    """Ceiling in seconds of the wait before a channel tries again, by why it ended.
+    """Maximum number of seconds before a channel tries again, with exponential backoff.
 
-    A lost source is redialled soon and for ever; an error or a gap lasts until a person acts
-    (puts a file back, mends one), so it is looked at again now and then.
+    The limit is 15 s if the source is unreachable. After an error or a gap it is 60 s, because
+    these last until somebody acts, for example puts a file back.
     """
     if state in ("error", "gap"):
         return min(60.0, 2.0 * float(2 ** min(failures, 5)))
@@ -186,7 +194,7 @@ def retry_after(state: ChannelState, failures: int) -> float:
 
 
 def shorten(texts: Iterable[str], limit: int = 480) -> str:
-    """Several texts as one of at most `limit` characters, the number of the rest told."""
+    """Join texts to one of at most `limit` characters; the number of omitted texts is appended."""
     listed = list(texts)
     shown: list[str] = []
     for text in listed:

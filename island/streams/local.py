@@ -1,4 +1,4 @@
-"""Streams to oneself: a subscription of an island to its own source runs through the same code, without a network."""
+"""In-memory bulk streams: a subscription of an island to its own source runs through the same code, without network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _End = IslandError | None
 
 
 class LocalStream:
-    """One end of a pair in memory, with a few blocks of room."""
+    """One end of an in-memory stream with a buffer of a few blocks."""
 
     def __init__(self, peer: IslandId, inbox: asyncio.Queue[bytes | _End], outbox: asyncio.Queue[bytes | _End]) -> None:
         self.peer, self.sent, self.received = peer, 0, 0
@@ -25,14 +25,14 @@ class LocalStream:
         self.closed = asyncio.Event()
 
     async def send(self, block: bytes) -> None:
-        """Hand a block over; waits while the other end has no room. Raises `Unreachable` once closed."""
+        """Send a block; waits while the buffer is full. Raises `Unreachable` if the stream is closed."""
         if self.closed.is_set():
             raise Unreachable("the stream is closed")
         await self._outbox.put(block)
         self.sent += len(block)
 
     async def receive(self) -> bytes | None:
-        """The next block, or None at the end; raises what the other end failed with."""
+        """The next block, or None at the end. Raises `PeerRefused` with the error of the other end."""
         if self._ended is False:
             item = await self._inbox.get()
             if isinstance(item, bytes):
@@ -44,7 +44,7 @@ class LocalStream:
         return None
 
     async def finish(self) -> None:
-        """Say that nothing more follows."""
+        """Send the end of the stream."""
         await self._outbox.put(None)
 
 
@@ -60,8 +60,8 @@ async def open_local(me: IslandId, handler: BulkHandler, body: bytes, tasks: Tas
             await handler(me, body, far)
         except IslandError as error:
             await down.put(error)
-        except Exception as error:  # the other end must hear of it; the task logs it whole
-            await down.put(IslandError(f"the source failed: {error}", hint="It is read again."))
+        except Exception as error:  # reported to the other end, and logged by the task
+            await down.put(IslandError(f"the source failed: {error}", hint="The channel tries again by itself."))
             raise
         else:
             await down.put(None)

@@ -1,7 +1,7 @@
-"""What crosses the wire between a source and a subscriber, and what reaches the disk.
+"""Messages between a source and a subscriber, positions, and the gossip record of a source.
 
-Described in `protocols/streams-v1.md`. A position is opaque to the subscriber: it stores
-and returns the bytes that the source gave it.
+`protocols/streams-v1.md` specifies them. A position is opaque to the subscriber, which stores
+the bytes and returns them to the source.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from msgspec import Meta
 from island.kernel.codec import BULK_LIMIT, Message, decode, encode
 
 DESCRIBE = "stream.describe"
-"""Bulk kind: what a source offers, and the position at which a subscription begins."""
+"""Bulk kind: request the schema of a source and the position at which a subscription begins."""
 
 READ = "stream.read"
-"""Bulk kind: the rows of a source from a position on."""
+"""Bulk kind: read the rows of a source from a position on."""
 
 MAX_POSITION = 4096
 MAX_SCHEMA = 192 * 1024
 MAX_PREDICATE = 4096
 MAX_REGION = 512
 BLOCK = 240 * 1024
-"""Rows travel in blocks of at most this many bytes, below the limit of a bulk block."""
+"""Maximum number of bytes in a block of rows; it is below the limit of a bulk block."""
 
 RECORD_LIMIT = 4096
-"""The largest record of a source."""
+"""Maximum size of the gossip record of a source, in bytes."""
 
 MAX_PAYLOAD = 64 * 1024 * 1024
-"""The largest delivery: a single row may be this large and no larger."""
+"""Maximum size of a delivery in bytes, and therefore of a single row."""
 
 SourceName = Annotated[str, Meta(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Incarnation = Annotated[str, Meta(max_length=16, pattern=r"^[0-9a-f]{16}\Z")]
@@ -43,10 +43,11 @@ Stopped = Literal["error", "gap", "stopped"]
 
 
 class StreamPosition(Message, frozen=True):
-    """Where in a folder source a reader stands: the next row is `row` (before the predicate) of file `seq`.
+    """A position in a folder source: the next row to read is number `row` (before filtering) of file `seq`.
 
-    Files that had vanished by change `since` of the journal are not owed to this reader: it
-    came after them. The content of the opaque bytes; only the source reads it.
+    Files that were removed by change `since` of the source journal are not delivered to this
+    reader, and are not a gap: its subscription began later. This is the content of the opaque
+    bytes; only the source decodes it.
     """
 
     MAX_BYTES = MAX_POSITION
@@ -57,7 +58,7 @@ class StreamPosition(Message, frozen=True):
 
 
 class DescribeRequest(Message, frozen=True):
-    """May this be subscribed to, and where would it begin?"""
+    """Request to check a subscription and to return its first position."""
 
     MAX_BYTES = 32 * 1024
 
@@ -68,7 +69,7 @@ class DescribeRequest(Message, frozen=True):
 
 
 class DescribeAnswer(Message, frozen=True):
-    """The answer: the schema (Arrow IPC; empty while no file has arrived) and the first position."""
+    """Answer to DescribeRequest: the schema (Arrow IPC; empty before the first file) and the first position."""
 
     MAX_BYTES = BULK_LIMIT
 
@@ -78,7 +79,7 @@ class DescribeAnswer(Message, frozen=True):
 
 
 class ReadRequest(Message, frozen=True):
-    """Send me the rows from `position` on that satisfy the predicate and lie in the region."""
+    """Request for the rows from `position` on that satisfy the condition `where` and lie in the region."""
 
     MAX_BYTES = 32 * 1024
 
@@ -91,7 +92,7 @@ class ReadRequest(Message, frozen=True):
 
 
 class Lag(Message, frozen=True):
-    """What lies beyond a position at the source: complete files, their rows, seconds since the oldest arrived."""
+    """The data beyond a position at the source: complete files, their rows, seconds since the oldest arrived."""
 
     files: Count = 0
     rows: Count = 0
@@ -99,7 +100,7 @@ class Lag(Message, frozen=True):
 
 
 class StreamSchema(Message, tag_field="t", tag="opened", frozen=True):
-    """The schema of every row that follows; sent before the first delivery."""
+    """The schema of all deliveries of the stream; sent before the first one."""
 
     MAX_BYTES = BULK_LIMIT
 
@@ -107,7 +108,7 @@ class StreamSchema(Message, tag_field="t", tag="opened", frozen=True):
 
 
 class Delivery(Message, tag_field="t", tag="delivery", frozen=True):
-    """The rows between two positions; `size` bytes of Arrow IPC follow in blocks (none if `size` is 0)."""
+    """The rows between two positions. `size` bytes of Arrow IPC follow in blocks (none if `size` is 0)."""
 
     MAX_BYTES = 32 * 1024
 
@@ -119,7 +120,7 @@ class Delivery(Message, tag_field="t", tag="delivery", frozen=True):
 
 
 class Heartbeat(Message, tag_field="t", tag="heartbeat", frozen=True):
-    """The source is alive and the reader has everything up to `position`."""
+    """Message without rows: the source has sent everything up to `position`."""
 
     MAX_BYTES = 32 * 1024
 
@@ -128,7 +129,7 @@ class Heartbeat(Message, tag_field="t", tag="heartbeat", frozen=True):
 
 
 class EndOfStream(Message, tag_field="t", tag="stop", frozen=True):
-    """The source will send nothing more, and why."""
+    """The last message of a source, with the reason why it ends the stream."""
 
     MAX_BYTES = 32 * 1024
 
@@ -140,7 +141,7 @@ Down = StreamSchema | Delivery | Heartbeat | EndOfStream
 
 
 class Ack(Message, frozen=True):
-    """Everything up to `position` is durable at the subscriber."""
+    """Acknowledgement: everything up to `position` is on the subscriber's disk."""
 
     MAX_BYTES = 8 * 1024
 
@@ -148,14 +149,14 @@ class Ack(Message, frozen=True):
 
 
 class ColumnSummary(Message, frozen=True):
-    """A column as the gossiped record of a source lists it."""
+    """A column in the gossip record of a source."""
 
     name: Annotated[str, Meta(max_length=256)]
     type: Annotated[str, Meta(max_length=256)]
 
 
 class SourceRecord(Message, frozen=True):
-    """The gossiped record `source/NAME` (≤ 4 KiB): columns are cut to what fits, `more` counts the rest."""
+    """The gossip record `source/NAME`, at most 4 KiB. `columns` are the first that fit, `more` counts the others."""
 
     MAX_BYTES = RECORD_LIMIT
 
@@ -179,12 +180,12 @@ def encode_position(position: StreamPosition) -> bytes:
 
 
 def decode_position(data: bytes) -> StreamPosition:
-    """The position that this source once gave out; empty bytes mean the beginning. Raises `Malformed`."""
+    """Decode a position of this source. Empty bytes are the beginning. Raises `Malformed`."""
     return decode(data, StreamPosition) if data else StreamPosition(seq=0)
 
 
 def fit_record(record: SourceRecord, limit: int = RECORD_LIMIT) -> bytes:
-    """The record in at most `limit` bytes: as many of its columns, from the first, as fit."""
+    """Encode the record in at most `limit` bytes, with as many of the first columns as fit."""
     columns = record.columns[:1000]
     low, high = 0, len(columns)
     while low < high:
@@ -203,6 +204,6 @@ def _cut(record: SourceRecord, columns: tuple[ColumnSummary, ...], count: int) -
 
 
 def decode_down(data: bytes) -> Down:
-    """One message of a source to a subscriber; raises `Malformed`."""
-    message: Down = decode(data, Down, limit=BULK_LIMIT)  # type: ignore[arg-type]  # a union is not a type to mypy
+    """Decode a message of a source to a subscriber. Raises `Malformed`."""
+    message: Down = decode(data, Down, limit=BULK_LIMIT)  # type: ignore[arg-type]  # mypy does not accept a union here
     return message

@@ -1,4 +1,4 @@
-"""The files of a subscription's dataset: written whole, and swept where no commit names them. Blocking."""
+"""The files of a subscription's dataset: written atomically, and deleted if no commit contains them. Blocking."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from island.streams import tables
 
 
 class StaleAttempt(IslandError):
-    """The write belongs to an attempt that was given up meanwhile; nothing was written."""
+    """The write belongs to an attempt that has been replaced by a newer one. Nothing was written."""
 
 
 class SegmentFolder:
     """The folder `HOME/streams/NAME`.
 
-    A write goes on in its thread when the task that wanted it is cancelled. So every attempt has a
-    number that `sweep` raises, and both hold one lock: an old write ends before the sweep, or never
-    happens.
+    A write continues in its thread when its task is cancelled. Therefore each attempt has a number,
+    which `sweep` increments, and both methods hold the same lock: a write of an old attempt ends
+    before the sweep, or raises `StaleAttempt`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,18 +30,18 @@ class SegmentFolder:
         self._attempt = 0
 
     def create(self) -> None:
-        """Make the folder; raises `Conflict` where something stands there already."""
+        """Create the folder. Raises `Conflict` if it already exists."""
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir()
         except FileExistsError as error:
             raise Conflict(
-                f"{self.folder} exists already, from an earlier subscription",
-                hint="Move it away or delete it, or choose another name with --into.",
+                f"{self.folder} already exists, from an earlier subscription",
+                hint="Move or delete it, or choose another name with --into.",
             ) from error
 
     def sweep(self, named: set[str]) -> tuple[int, list[str]]:
-        """Begin an attempt: delete every file that is not `named`; (attempt, what was deleted)."""
+        """Begin an attempt: delete all files except the `named` ones; returns (attempt, names of deleted files)."""
         with self._lock:
             self._attempt += 1
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,16 +57,16 @@ class SegmentFolder:
         name = f"part-{number:08d}.parquet"
         with self._lock:
             if attempt != self._attempt:
-                raise StaleAttempt("this attempt was given up")
+                raise StaleAttempt("a newer attempt has begun")
             try:
                 count, size = rows.write_parquet(batches, self.folder / name, schema=schema)
             except tables.WRITE_ERRORS as error:
-                raise PeerMisbehaved(f"the rows have no Parquet form: {str(error)[:200]}") from error
+                raise PeerMisbehaved(f"the rows cannot be written as Parquet: {str(error)[:200]}") from error
         return name, count, size
 
     def remove_empty(self) -> None:
-        """Take the folder back where it holds nothing."""
+        """Delete the folder if it is empty."""
         try:
             self.folder.rmdir()
-        except OSError:  # it holds files, or is gone: either is as it should be
+        except OSError:  # the folder has files, or does not exist
             return

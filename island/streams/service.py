@@ -1,4 +1,4 @@
-"""Streams of one island: its sources and who reads them, its subscriptions and what flows into them."""
+"""The streams of one island: its sources, its subscriptions, and the channels in both directions."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ DESCRIBE_SECONDS = 20.0
 
 @dataclass(slots=True)
 class _Running:
-    """Something of this service that runs, and the task that runs it."""
+    """The running loop of a source or a channel."""
 
     task: asyncio.Task[None]
 
     async def stop(self) -> None:
-        """End it and wait until it has ended."""
+        """Cancel the task and wait until it has ended."""
         self.task.cancel()
         await asyncio.wait({self.task})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamsDependencies:
-    """What `Streams` needs of the rest of the island."""
+    """The parts of the island that `Streams` uses."""
 
     state: Database
     gossip_db: Database
@@ -91,7 +91,7 @@ class StreamsDependencies:
 
 
 class Streams:
-    """Sources, subscriptions and channels. The constructor registers handlers; `start` loads and runs."""
+    """Sources, subscriptions and channels. The constructor registers handlers; `start` runs the loops."""
 
     def __init__(self, needs: StreamsDependencies) -> None:
         self._workers, self._limits = needs.workers, needs.limits
@@ -125,7 +125,7 @@ class Streams:
         self._tasks: Tasks | None = None
 
     async def start(self, tasks: Tasks) -> None:
-        """Load sources and subscriptions and set them going."""
+        """Load sources and subscriptions, and start their loops."""
         self._tasks = tasks
         sources, subscriptions = await self._state.read(lambda conn: (store.sources(conn), store.subscriptions(conn)))
         for source in sources:
@@ -135,7 +135,7 @@ class Streams:
             self._flow(subscription)
 
     async def stop(self) -> None:
-        """End every channel and source and wait for them."""
+        """Stop all channels and sources, and wait until they have ended."""
         for running in list(self._running.values()):
             running.task.cancel()
         if self._running:
@@ -145,12 +145,15 @@ class Streams:
     # --- sources -------------------------------------------------------------------------------
 
     async def add_source(self, caller: Principal, path: Path, name: str) -> SourceView:
-        """Watch a folder as source `name`. Raises BadInput, Conflict, Full."""
+        """Add a source `name` that watches a folder. Raises BadInput, Conflict, Full."""
         ids.check_name(name, "source name")
         folder = _folder(path, self._home)
         async with self._changing:
             if len(self._sources) >= MAX_SOURCES:
-                raise Full(f"this island has {MAX_SOURCES} sources, the most it may have", hint="Remove one first.")
+                raise Full(
+                    f"this island has {MAX_SOURCES} sources, the maximum",
+                    hint="Remove a source first: `island source rm`.",
+                )
             now = self._clock.wall()
             incarnation = self._rng.bytes(8).hex()
             row = SourceRow(
@@ -172,7 +175,8 @@ class Streams:
             def write(conn: sqlite3.Connection) -> None:
                 if store.source(conn, name) is not None:
                     raise Conflict(
-                        f"there is a source {name} already", hint="Choose another name, or remove that one first."
+                        f"this island already has a source {name}",
+                        hint="Choose another name, or remove the existing source first.",
                     )
                 store.insert_source(conn, row)
                 self._announce(conn, name, _record(row))
@@ -187,10 +191,10 @@ class Streams:
         return self._own_view(row)
 
     async def remove_source(self, caller: Principal, name: str) -> None:
-        """Stop watching; the files stay. Subscribers are told that the source is no longer there."""
+        """Remove a source; its files are not deleted. Its subscriptions stop. Raises NotFound."""
         async with self._changing:
             if name not in self._sources:
-                raise NotFound(f"there is no source {name} on this island", hint=_nearest(name, list(self._sources)))
+                raise NotFound(f"this island has no source {name}", hint=_nearest(name, list(self._sources)))
 
             def write(conn: sqlite3.Connection) -> None:
                 store.delete_source(conn, name)
@@ -213,13 +217,13 @@ class Streams:
         log.info("source.removed", source=name)
 
     async def sources(self) -> list[SourceView]:
-        """Every source of the archipelago, by island and name."""
+        """All sources of the archipelago, sorted by island and name."""
         changes = await self._gossip_db.read(lambda conn: list(self._gossip.read_records(conn, "source/")))
         rows = {row.name: row for row in await self._state.read(store.sources)}
         views = [self._own_view(row) for row in rows.values()]
         for change in changes:
             if change.origin != self._trust.me and change.value is not None:
-                with contextlib.suppress(Malformed):  # of a version that says more than is understood here
+                with contextlib.suppress(Malformed):  # a record of a newer version
                     record = decode(change.value, SourceRecord)
                     name = change.key.removeprefix("source/")
                     if ids.is_name(name):
@@ -276,7 +280,7 @@ class Streams:
         self._gossip.put(conn, f"source/{name}", fit_record(record))
 
     def _records(self, conn: sqlite3.Connection) -> dict[str, bytes]:
-        """What this island's log should say of its sources, from its own tables."""
+        """The records of this island's sources, from the tables in state.db."""
         return {f"source/{row.name}": fit_record(_record(row)) for row in store.sources(conn)}
 
     # --- subscriptions -------------------------------------------------------------------------
@@ -284,11 +288,12 @@ class Streams:
     async def subscribe(
         self, caller: Principal, source: str, *, where: str = "", region: str = "", start: Start = "now", into: str
     ) -> SubscriptionView:
-        """Subscribe to `OWNER/SOURCE`: its rows that satisfy `where` and lie in `region` become the dataset ME/`into`.
+        """Subscribe to `source` (OWNER/SOURCE): add its rows that satisfy `where` and lie in `region` to a new dataset.
 
-        `start` is `now` (what arrives after this call) or `beginning` (what the source still has).
-        Raises BadInput (syntax, unknown column), NotFound, Conflict, Full, and Unreachable where the
-        source does not answer: what `now` means is for it to say.
+        The dataset is `into` of this island. `start` is `now` (rows that arrive after this call) or
+        `beginning` (all rows that the source still has). Raises BadInput (syntax, unknown column),
+        NotFound, Conflict, Full, and Unreachable if the source does not answer, because the source
+        determines the start position.
         """
         ids.check_name(into, "dataset name")
         owner, name = self._parse(source)
@@ -297,7 +302,7 @@ class Streams:
         Predicate.parse(where or None, region or None)
         await self._check_known(owner, name)
         await self._check_free(into)
-        # Asked before the lock is taken: a source that is slow to answer holds up nobody else.
+        # Done before the lock is acquired: a source that is slow to answer must not block other calls.
         described = await self._describe(owner, DescribeRequest(source=name, where=where, region=region, start=start))
         async with self._changing:
             await self._check_free(into)
@@ -324,12 +329,12 @@ class Streams:
                 updated=now,
             )
             row = await self._insert(caller, row, described.columns)
-        await self._gossip.flush()  # the dataset is listed from now on
+        await self._gossip.flush()  # afterwards the dataset is listed
         log.info("subscription.added", subscription=row.id, source=f"{row.owner_name}/{name}", into=into)
         return self._subscription_view(row)
 
     async def _insert(self, caller: Principal, row: SubscriptionRow, columns: bytes) -> SubscriptionRow:
-        """Store a subscription and set it going; returns it as it is stored."""
+        """Store a subscription and start its channel; returns the stored row."""
         segments = SegmentFolder(self._home / "streams" / row.name)
         detail = {"where": row.predicate, "region": row.region, "from": row.start, "into": row.name}
 
@@ -347,7 +352,7 @@ class Streams:
 
         await self._workers.disk(segments.create)
         try:
-            if not columns:  # the dataset is made when the first file tells its columns
+            if not columns:  # the dataset is created when the first file has arrived and the columns are known
                 return await self._state.write(write, then=then)
             attempt, _ = await self._workers.disk(segments.sweep, set())
             return await channels.begin(
@@ -364,17 +369,20 @@ class Streams:
                 workers=self._workers,
             )
         except BaseException:
-            if stored is None:  # else it was only the caller that went away
+            if stored is None:  # else the subscription is stored, and only the caller was cancelled
                 await asyncio.shield(self._workers.disk(_discard, segments))
             raise
 
     async def unsubscribe(self, caller: Principal, ident: str) -> SubscriptionView:
-        """End a subscription; what it delivered stays as a dataset. A user may end only own ones."""
+        """Remove a subscription; its dataset stays. A user may remove only subscriptions of the same user.
+
+        Raises NotFound, Ambiguous, Denied.
+        """
         async with self._changing:
             row = self._find(await self._state.read(store.subscriptions), ident)
             if caller.role != "administrator" and row.user != caller.user:
                 raise Denied(
-                    f"subscription {row.id} belongs to {row.user}", hint="The administrator's token can remove it."
+                    f"subscription {row.id} belongs to {row.user}", hint="Use the administrator's token to remove it."
                 )
             view = self._subscription_view(row)
             removed = False
@@ -405,11 +413,11 @@ class Streams:
         return view
 
     async def subscriptions(self) -> list[SubscriptionView]:
-        """Every subscription of this island, oldest first."""
+        """All subscriptions of this island, oldest first."""
         return [self._subscription_view(row) for row in await self._state.read(store.subscriptions)]
 
     async def channels(self) -> list[ChannelView]:
-        """What flows into this island, then what flows out of it."""
+        """The channels into this island, then those out of it."""
         now = self._clock.monotonic()
         views = []
         for row in await self._state.read(store.subscriptions):
@@ -467,25 +475,25 @@ class Streams:
             if served.peer != self._trust.me
         ]
 
-    # --- inside --------------------------------------------------------------------------------
+    # --- private -------------------------------------------------------------------------------
 
     def _parse(self, text: str) -> tuple[IslandId, str]:
         owner, slash, name = text.strip().partition("/")
         if not slash:
             raise BadInput(
-                f"'{text[:200]}' does not name a source", hint="Write OWNER/SOURCE; `island source ls` shows them."
+                f"'{text[:200]}' is not the name of a source", hint="Write OWNER/SOURCE; `island source ls` lists them."
             )
         return self._membership.resolve(ids.check_owner(owner)), ids.check_name(name, "source name")
 
     async def _check_known(self, owner: IslandId, name: str) -> None:
-        """A name that the owner does not list is refused with what it does list."""
+        """Raise NotFound for a source that is not in the owner's records, with similar names in the hint."""
         if owner == self._trust.me:
             known = list(self._sources)
         else:
             changes = await self._gossip_db.read(lambda conn: list(self._gossip.read_records(conn, "source/", owner)))
             known = [change.key.removeprefix("source/") for change in changes if change.value is not None]
             if not known:
-                return  # its records may still be on their way: the owner itself is asked
+                return  # its records may not have arrived yet: the owner itself will be asked
         if name not in known:
             raise NotFound(f"{self._membership.display(owner)} has no source {name}", hint=_nearest(name, known))
 
@@ -493,14 +501,15 @@ class Streams:
         rows = await self._state.read(store.subscriptions)
         if len(rows) >= MAX_SUBSCRIPTIONS:
             raise Full(
-                f"this island has {MAX_SUBSCRIPTIONS} subscriptions, the most it may have", hint="Remove one first."
+                f"this island has {MAX_SUBSCRIPTIONS} subscriptions, the maximum",
+                hint="Remove a subscription first: `island subscription rm`.",
             )
         taken = any(row.name == into for row in rows)
         if not taken:
             mine = [view for view in await self._catalog.datasets() if view.owner == self._trust.me]
             taken = any(view.name == into for view in mine)
         if taken:
-            raise Conflict(f"there is a dataset {into} on this island already", hint="Choose another name with --into.")
+            raise Conflict(f"this island already has a dataset {into}", hint="Choose another name with --into.")
 
     async def _describe(self, owner: IslandId, request: DescribeRequest) -> DescribeAnswer:
         display = self._membership.display(owner)
@@ -514,8 +523,8 @@ class Streams:
             view = self._membership.view(owner)
             since = datetime.fromtimestamp(view.since, UTC).isoformat(timespec="seconds")
             raise Unreachable(
-                f"{display} does not answer ({view.state} since {since}), and the start position comes from its source",
-                hint="Add the subscription again when that island is up; nothing was stored.",
+                f"{display} does not answer ({view.state} since {since}): its source must supply the start position",
+                hint="Nothing was stored. Add the subscription again when that island is up.",
             ) from error
         except PeerRefused as error:
             raise _same(error) from error
@@ -579,7 +588,7 @@ class Streams:
         return found[0]
 
     def _linked(self, island: IslandId, up: bool) -> None:
-        """Whoever waits for an island that is back tries at once."""
+        """Let channels that wait for an island connect at once when a session with it begins."""
         if up:
             for channel in self._channels.values():
                 if channel.row.owner == island:
@@ -604,22 +613,26 @@ class Streams:
     @property
     def _started(self) -> Tasks:
         if self._tasks is None:
-            raise IslandError("streams are not started yet", hint="Try again in a moment.")
+            raise IslandError("the island is starting", hint="Try again in a moment.")
         return self._tasks
 
 
 def _folder(path: Path, home: Path) -> Path:
     if not path.is_absolute():
-        raise BadInput(f"{path} is not an absolute path", hint="Name the folder from the root.")
+        raise BadInput(f"{path} is not an absolute path", hint="Give the absolute path of the folder.")
     try:
         folder = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(f"there is no folder {path}", hint="It is looked for on the island's machine.") from error
+        raise BadInput(
+            f"there is no folder {path}", hint="Check the path. It must be a path on the island's machine."
+        ) from error
     if not folder.is_dir():
-        raise BadInput(f"{folder} is not a folder", hint="Name the folder into which files are put.")
+        raise BadInput(f"{folder} is not a folder", hint="Give the path of the folder that receives the files.")
     own = home.resolve()
     if folder == own or (own in folder.parents and folder.parts[len(own.parts)] != "streams") or folder in own.parents:
-        raise BadInput(f"{folder} holds the island's own files", hint="Watch a folder outside of the island's home.")
+        raise BadInput(
+            f"{folder} contains files of the island itself", hint="Watch a folder outside of the island's home folder."
+        )
     return folder
 
 
@@ -640,21 +653,21 @@ def _record(row: SourceRow) -> SourceRecord:
 
 def _check_length(what: str, text: str, limit: int) -> None:
     if len(text) > limit:
-        raise BadInput(f"--{what} has {len(text)} characters, and {limit} at most are allowed")
+        raise BadInput(f"--{what} has {len(text)} characters; the limit is {limit}", hint="Shorten it.")
 
 
 def _nearest(name: str, known: list[str]) -> str:
     import difflib
 
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:5]
-    return f"There is {', '.join(near)}." if near else "It has none."
+    return f"Its sources include {', '.join(near)}." if near else "It has no sources."
 
 
 _BLAME: dict[str, Callable[..., IslandError]] = {"bad_input": BadInput, "not_found": NotFound, "full": Full}
 
 
 def _same(error: PeerRefused) -> IslandError:
-    """The other side's error as it would be here: a wrong predicate is the caller's fault on any island."""
+    """The error of the other island as a local error, if the caller caused it, for example by a wrong predicate."""
     kind = _BLAME.get(error.code)
     return kind(error.message, hint=error.hint) if kind else error
 

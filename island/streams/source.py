@@ -1,4 +1,4 @@
-"""One folder source of this island: scans its folder, registers complete files, gives its rows to readers."""
+"""A folder source of this island: scans its folder, adds complete files to the source journal, returns their rows."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ from island.streams.store import SourceFileRow, SourceRow
 log = structlog.get_logger("island")
 
 Announce = Callable[[sqlite3.Connection, str, SourceRecord], None]
-"""Put a source's record into the island's own log, in a transaction on state.db."""
+"""Writes a source's record to the island's log, in a transaction on state.db."""
 
 SETTLE = 1.0
-"""Seconds, at least, that a file which does not tell its own end must rest."""
+"""Minimum number of seconds that a file without an end marker must be unchanged before it is read."""
 
 GROUP_FILES, GROUP_SECONDS = 64, 0.05
-"""Complete files are journaled together, but none waits long for the next."""
+"""Complete files are added in groups: at most this many files, collected for at most this many seconds."""
 
 
-FILES = counter("streams_files_journaled", "Complete files that sources of this island journaled")
+FILES = counter("streams_files_journaled", "Complete files that sources of this island added to their source journals")
 
 LOOKS = 2
-"""Sources that read new files at one time; others wait their turn."""
+"""Maximum number of sources that read new files concurrently. Others wait."""
 
 CHILDREN = LOOKS + 1
-"""Child processes for streams: one more than sources can fill with new files, for who reads what is there."""
+"""Child processes for streams: one more than can be busy with new files, so that one is free for subscribers."""
 
 
 class SourceFileMissing(IslandError):
-    """A journaled content does not stand where it was; the next look says whether it is gone."""
+    """A file of the source journal is missing or changed on disk. The next scan shows whether it was removed."""
 
 
 class DecodedFileCache:
-    """The decoded rows of small files that were read lately, for all who read along; bounded in bytes.
+    """Cache of the decoded rows of small files that were read recently, shared by all readers; bounded in bytes.
 
-    What was not asked for in `IDLE` seconds gives way, nothing else: were the newest to push out the
-    oldest, a reader that is a little behind would find none of what it needs next.
+    Only entries that were not used for `IDLE` seconds are evicted. If new entries evicted old
+    ones, a reader that is slightly behind would never find the entries that it needs next.
     """
 
     IDLE = 5.0
@@ -66,7 +66,7 @@ class DecodedFileCache:
         self._files: OrderedDict[tuple[str, str], tuple[list[Any], int, float]] = OrderedDict()
 
     def put(self, incarnation: str, digest: str, batches: list[Any]) -> None:
-        """Keep the rows of one content if there is room."""
+        """Add the rows of one content, if there is space."""
         key, now = (incarnation, digest), self._clock.monotonic()
         size = sum(batch.nbytes for batch in batches)
         if key in self._files or size > self._budget // 4:
@@ -81,7 +81,7 @@ class DecodedFileCache:
         self._bytes += size
 
     def get(self, incarnation: str, digest: str) -> list[Any] | None:
-        """The rows of one content, if they are kept."""
+        """The rows of one content, or None if they are not in the cache."""
         key = (incarnation, digest)
         if (found := self._files.get(key)) is None:
             return None
@@ -92,7 +92,7 @@ class DecodedFileCache:
 
 
 class FolderSource:
-    """A watched folder. `changed` is touched when files were journaled, `looked` after every look."""
+    """A watched folder. `changed` is touched when files were added or removed, `looked` after every scan."""
 
     def __init__(
         self,
@@ -125,30 +125,31 @@ class FolderSource:
         """Seconds that the last listing of the folder took."""
 
     async def step(self) -> None:
-        """Look, and wait for the next look. What went wrong is told in `problem` and tried again.
+        """Scan the folder once, publish the record, and wait until the next scan is due.
 
-        Raises what nobody foresaw, once it is told: the loop that repeats this step logs it.
+        A failure is shown in `problem`, and the next scan tries again. Unexpected exceptions are
+        shown too, then raised; the loop that repeats this step logs them.
         """
         outside, fault = "", None
         try:
             await self.look()
         except EXPECTED as error:
             outside = error.message if isinstance(error, IslandError) else str(error)
-            log.warning("source.look_failed", source=self.name, error=outside)
+            log.warning("source.scan_failed", source=self.name, error=outside)
         except Exception as error:  # noqa: BLE001 - raised below
-            outside, fault = f"a fault in island itself: {type(error).__name__}: {error}", error
+            outside, fault = f"internal error: {type(error).__name__}: {error}", error
         try:
-            await self._tell(outside)
+            await self._publish_record(outside)
         except EXPECTED as error:
-            log.warning("source.not_announced", source=self.name, error=str(error))
+            log.warning("source.announce_failed", source=self.name, error=str(error))
         self.looked.touch()
         if fault is not None:
             raise fault
-        # A folder that takes long to list is not listed all the time.
+        # A folder that takes long to list is listed less often.
         await self.wake.wait(max(self._poll, 5 * self._listing))
 
     async def look(self) -> None:
-        """One look: journal what is complete, forget what vanished."""
+        """Scan the folder once: add complete files to the source journal, and mark missing ones as removed."""
         if self._known is None:
             self._known = await self._state.read(lambda conn: store.names(conn, self.name))
         began = self._clock.monotonic()
@@ -164,14 +165,14 @@ class FolderSource:
             tells_its_end=watched_folder.tells_its_end,
         )
         self._resting = dict(plan.resting)
-        # New names first: a content that was renamed is never without one.
+        # New paths are added first, so that the content of a renamed file always has a path.
         await self._read_all(plan.read)
         if plan.vanished:
             now = self._clock.wall()
             await self._state.write(lambda conn: store.forget_names(conn, self.name, plan.vanished, now))
             for path in plan.vanished:
                 self._known.pop(path, None)
-            log.info("source.vanished", source=self.name, files=len(plan.vanished))
+            log.info("source.files_removed", source=self.name, files=len(plan.vanished))
             self.changed.touch()
 
     async def _read_all(self, paths: tuple[str, ...]) -> None:
@@ -194,8 +195,11 @@ class FolderSource:
     async def _outcomes(
         self, paths: tuple[str, ...]
     ) -> AsyncGenerator[watched_folder.DecodedFile | watched_folder.Refused, None]:
-        """What becomes of each file, in order. One that ends the process that reads it is refused; the others
-        are read by another process."""
+        """Read files in child processes; yields the result for each file, in order.
+
+        A file that exceeds a limit, or whose process dies, is refused. Another process reads the
+        remaining files.
+        """
         wanted = [watched_folder.Wanted(path, self._resting[path].stat) for path in paths]
         while wanted:
             group, answered = wanted[:GROUP_FILES], 0
@@ -205,7 +209,7 @@ class FolderSource:
                         answered += 1
                         yield outcome
                 if answered < len(group):
-                    raise ProcessDied(f"the process that read {group[answered].path} ended without an answer")
+                    raise ProcessDied(f"the process that read {group[answered].path} ended without a result")
             except (OverLimit, ProcessDied) as error:
                 if answered == len(group):
                     raise
@@ -220,7 +224,7 @@ class FolderSource:
         return self._processes.stream(watched_folder.read_all, self.root, group, self.columns, self._limits)
 
     def _refuse(self, refused: watched_folder.Refused) -> None:
-        """Remember why a file was not read: it waits until it changes, or, while it is young, for the next look."""
+        """Store why a file was refused. It is read again when it changes, or at the next scan if it has not settled."""
         path, now = refused.path, self._clock.monotonic()
         rest = self._resting[path]
         if refused.why == "changed":
@@ -233,12 +237,12 @@ class FolderSource:
             if self._resting[path].tried:
                 log.warning("source.unreadable", source=self.name, file=path, error=text)
         elif refused.why == "limit":
-            # It was not cut short, so that waiting would help: it is not read twice.
+            # The file is not truncated, so waiting does not help: it is not read again before it changes.
             self._resting[path] = core.undecodable_file(rest, text, now, 0.0)
             log.warning("source.over_limit", source=self.name, file=path, error=text)
-        else:  # one odd file must not take the island down; it is logged whole, once
+        else:  # an unexpected error with one file must not stop the others; it is logged once, with its traceback
             self._resting[path] = core.undecodable_file(rest, text, now, 0.0)
-            log.error("source.bug", source=self.name, file=path, traceback=refused.detail)
+            log.error("source.unexpected_error", source=self.name, file=path, traceback=refused.detail)
 
     def _accept(self, reading: watched_folder.DecodedFile) -> None:
         if self.schema is None and not reading.problem:
@@ -249,40 +253,42 @@ class FolderSource:
 
         def write(conn: sqlite3.Connection) -> list[SourceFileRow]:
             new = []
-            for one in group:
-                if not one.problem:
-                    store.set_columns(conn, self.name, one.format, self.columns)
+            for decoded in group:
+                if not decoded.problem:
+                    store.set_columns(conn, self.name, decoded.format, self.columns)
                 row = store.journal_file(
                     conn,
                     self.name,
-                    one.path,
-                    one.stat,
-                    digest=one.hash,
-                    format_=one.format,
-                    rows=one.rows,
+                    decoded.path,
+                    decoded.stat,
+                    digest=decoded.hash,
+                    format_=decoded.format,
+                    rows=decoded.rows,
                     now=now,
-                    problem=one.problem,
-                    note=one.note,
+                    problem=decoded.problem,
+                    note=decoded.note,
                 )
                 new += [row] if row else []
             return new
 
         new = await self._state.write(write)
-        for one in group:
-            if one.kept and not one.problem:
-                self._decoded.put(
-                    self.incarnation, one.hash, await self._workers.cpu(tables.from_child, one.payload, self.schema)
-                )
-            self._resting.pop(one.path, None)
+        for decoded in group:
+            if decoded.kept and not decoded.problem:
+                batches = await self._workers.cpu(tables.from_child, decoded.payload, self.schema)
+                self._decoded.put(self.incarnation, decoded.hash, batches)
+            self._resting.pop(decoded.path, None)
             if self._known is not None:
-                self._known[one.path] = one.stat
+                self._known[decoded.path] = decoded.stat
         if new:
             FILES.inc(len(new))
-            log.info("source.arrived", source=self.name, files=len(new), rows=sum(row.rows for row in new))
+            log.info("source.files_added", source=self.name, files=len(new), rows=sum(row.rows for row in new))
         self.changed.touch()
 
-    async def _tell(self, outside: str) -> None:
-        """Bring the gossiped record and `problem` up to date, where anything changed."""
+    async def _publish_record(self, outside: str) -> None:
+        """Update `problem` and `note`, and publish the gossip record if it has changed.
+
+        `outside` is a problem of the scan as a whole, or empty.
+        """
 
         def read(conn: sqlite3.Connection) -> tuple[SourceRow | None, list[str], list[str]]:
             texts = store.file_texts(conn, self.name, "problem"), store.file_texts(conn, self.name, "note")
@@ -303,7 +309,7 @@ class FolderSource:
         self._poke()
 
     def record(self, row: SourceRow) -> SourceRecord:
-        """What the archipelago is told of this source."""
+        """The gossip record of this source."""
         return SourceRecord(
             kind=row.kind,
             incarnation=row.incarnation,
@@ -319,10 +325,10 @@ class FolderSource:
         )
 
     async def rows(self, file: SourceFileRow, first: int) -> AsyncIterator[tuple[int, Any]]:
-        """(number of its first row, batch) of a journaled file from row `first` on.
+        """The rows of a file from row `first` on: (number of the first row, batch).
 
-        Raises `SourceFileMissing` where the content is not where the journal says: what was yielded before
-        is the journaled content all the same.
+        Raises `SourceFileMissing` if the file is missing or has changed. Batches that were yielded
+        before the error are valid.
         """
         kept = self._decoded.get(self.incarnation, file.hash)
         if kept is None:
@@ -349,14 +355,14 @@ class FolderSource:
                 yield start, batch
                 start += batch.num_rows
         if start != file.rows:
-            raise SourceFileMissing(f"{path} has {start} rows now and had {file.rows} when it arrived")
+            raise SourceFileMissing(f"{path} has {start} rows, but had {file.rows} when it arrived")
         if keep and first == 0:
             self._decoded.put(self.incarnation, file.hash, keep)
 
     async def _portion(self, file: SourceFileRow, wanted: watched_folder.Wanted, first: int) -> tuple[list[Any], bool]:
-        """Some rows from `first` on, and whether they are the last.
+        """Rows of a file from `first` on, about `watched_folder.PORTION_BYTES`, and whether they are the last ones.
 
-        Raises `SourceFileMissing` where they are not the journaled ones.
+        Raises `SourceFileMissing` if the file is missing or has changed, `OverLimit` over a limit.
         """
         try:
             portion = await self._processes.run(
@@ -365,23 +371,23 @@ class FolderSource:
         except OverLimit:
             raise
         except (Corrupt, BadInput, ProcessDied, OSError) as error:
-            raise SourceFileMissing(f"{wanted.path} cannot be read any more: {error}") from error
-        # Only what was read before anything changed is the content that was journaled.
+            raise SourceFileMissing(f"{wanted.path} can no longer be read: {error}") from error
+        # The rows are valid only if the file is still unchanged after they were read.
         if watched_folder.stat_of(self.root / wanted.path) != wanted.stat:
             raise SourceFileMissing(f"{wanted.path} changed while it was read")
         batches = await self._workers.cpu(tables.from_child, portion.payload, self.schema)
         if not batches and not portion.ended:
-            raise SourceFileMissing(f"{wanted.path} gives no more rows at row {first}")
+            raise SourceFileMissing(f"{wanted.path} returned no rows at row {first}, before its end")
         return batches, portion.ended
 
     async def _locate(self, file: SourceFileRow) -> tuple[str, core.FileStat]:
         for path, stat in await self._state.read(lambda conn: store.locations(conn, self.name, file.hash)):
             if watched_folder.stat_of(self.root / path) == stat:
                 return path, stat
-        raise SourceFileMissing(f"{file.path} is not where it was")
+        raise SourceFileMissing(f"{file.path} is missing or was changed")
 
 
 def columns_of(schema: Any) -> tuple[ColumnSummary, ...]:
-    """Names and types of columns as a record lists them, fields of records by dotted path."""
+    """Names and types of the columns of a schema for a gossip record. Record fields have dotted paths."""
     listed = column_types.of_schema(schema)[:1000]
     return tuple(ColumnSummary(name=column.name[:256], type=column.type[:256]) for column in listed)

@@ -1,6 +1,6 @@
 """The source's side of a channel: answers `stream.describe` and sends the rows of `stream.read`.
 
-Nothing is kept about a subscriber beyond the life of its stream: it says where it stands.
+The source stores nothing about subscribers. Each request contains the subscriber's position.
 """
 
 from __future__ import annotations
@@ -51,24 +51,24 @@ log = structlog.get_logger("island")
 STREAMS_A_PEER = 64
 STREAMS = 256
 HEARTBEAT = 5.0
-"""Seconds between two messages to a subscriber that has everything."""
+"""Seconds between two messages to a subscriber that has received everything."""
 
 PIECE = 1024 * 1024
-"""Rows are looked at and sent in pieces of about this many bytes."""
+"""Approximate number of bytes of the pieces in which rows are filtered and sent."""
 
 LINGER = 30.0
-"""Seconds for which the last acknowledgements are waited for after the last message."""
+"""Seconds for which the source waits for the last acknowledgements after its last message."""
 
 SEND_EVERY = 0.5
-"""Seconds for which rows, or a position without any, are gathered while there is more to read."""
+"""Maximum number of seconds for which rows are collected before they are sent, while there is more to read."""
 
 DECODERS, DECODERS_A_PEER = 3, 2
-"""Subscribers, in all and of one island, for whom rows are sifted at one time; others wait their turn."""
+"""Maximum number of streams whose rows are filtered concurrently, in total and for one island. Others wait."""
 
 
 @dataclass(slots=True)
 class ServedStream:
-    """One stream being served, as `channel ls` shows it."""
+    """The state of one stream that is being served, for `channel ls`."""
 
     peer: IslandId
     source: str
@@ -80,7 +80,7 @@ class ServedStream:
 
 
 class SourceServer:
-    """Serves the sources of this island to subscribers, its own included."""
+    """Serves the sources of this island to subscribers, including subscriptions of this island."""
 
     def __init__(self, state: Database, sources: Mapping[str, FolderSource], clock: Clock, workers: Workers) -> None:
         self._workers = workers
@@ -90,10 +90,10 @@ class SourceServer:
         self._per_peer: Counter[IslandId] = Counter()
         self.served: list[ServedStream] = []
         self.ready = asyncio.Event()
-        """Set once the sources are loaded: before, nobody is told that one is not there."""
+        """Set when the sources are loaded. Requests wait for it, so that no source is reported as missing too early."""
 
     def register(self, on_bulk: Callable[[str, Any], None]) -> None:
-        """Answer the two bulk kinds."""
+        """Register the handlers of both bulk kinds."""
         on_bulk(DESCRIBE, self.describe)
         on_bulk(READ, self.read)
 
@@ -101,21 +101,27 @@ class SourceServer:
         source = self._sources.get(name)
         if source is None:
             raise NotFound(
-                f"there is no source {name} here", hint="`island source ls` shows the sources of all islands."
+                f"this island has no source {name}", hint="`island source ls` lists the sources of all islands."
             )
         return source
 
     async def describe(self, peer: IslandId, body: bytes, stream: BulkStream) -> None:
-        """Check a subscription before it is made, and say where it begins."""
+        """Answer `stream.describe`: check the predicate, and send the schema and the first position.
+
+        Raises BadInput for an invalid predicate, NotFound for an unknown source.
+        """
         request = decode(body, DescribeRequest)
         await self.ready.wait()
         source = self._source(request.source)
-        sieve = Predicate.parse(request.where or None, request.region or None)
+        predicate = Predicate.parse(request.where or None, request.region or None)
         if source.schema is not None:
-            sieve.bind(source.schema)
+            predicate.bind(source.schema)
         head = await self._state.read(lambda conn: store.head(conn, source.name))
         if head is None:
-            raise NotFound(f"there is no source {request.source} here")
+            raise NotFound(
+                f"this island has no source {request.source}",
+                hint="`island source ls` lists the sources of all islands.",
+            )
         begin = head if request.start == "now" else StreamPosition(seq=0, since=head.since)
         described = DescribeAnswer(
             incarnation=source.incarnation, position=encode_position(begin), columns=source.columns
@@ -124,13 +130,17 @@ class SourceServer:
         await stream.finish()
 
     async def read(self, peer: IslandId, body: bytes, stream: BulkStream) -> None:
-        """Send rows until the subscriber ends the stream or nothing more can be sent."""
+        """Answer `stream.read`: send rows until the subscriber ends the stream, or the source cannot send more.
+
+        Raises Full if too many streams are being served.
+        """
         request = decode(body, ReadRequest)
         await self.ready.wait()
         if self._per_peer[peer] >= STREAMS_A_PEER or sum(self._per_peer.values()) >= STREAMS:
             raise Full(
-                f"this island serves {self._per_peer[peer]} streams to yours, and {STREAMS_A_PEER} at most",
-                hint="Remove subscriptions that nobody needs any more.",
+                f"too many streams: this island serves {self._per_peer[peer]} to your island (limit {STREAMS_A_PEER})"
+                f" and {sum(self._per_peer.values())} in total (limit {STREAMS})",
+                hint="Remove subscriptions that are no longer needed.",
             )
         self._per_peer[peer] += 1
         try:
@@ -141,21 +151,22 @@ class SourceServer:
     async def _read(self, peer: IslandId, request: ReadRequest, stream: BulkStream) -> None:
         source = self._sources.get(request.source)
         if source is None:
-            await _stop(stream, "stopped", f"the source {request.source} is no longer there")
+            await _stop(stream, "stopped", f"the source {request.source} no longer exists")
             return
         if source.incarnation != request.incarnation:
-            reason = f"the source {request.source} was removed and added again: it is another source now"
+            reason = f"the source {request.source} was removed and added again: positions of the old one are not valid"
             await _stop(stream, "stopped", reason)
             return
         try:
-            sieve = Predicate.parse(request.where or None, request.region or None)
+            predicate = Predicate.parse(request.where or None, request.region or None)
         except BadInput as error:
             await _stop(stream, "error", error.line)
             return
         head = await self._state.read(lambda conn: store.head(conn, source.name))
         if head is None or decode_position(request.position).seq > head.seq:
             reason = (
-                f"the journal of {request.source} was restored from before this position: rows could be lost unseen"
+                f"the database of the source {request.source} was restored from a backup older than this position:"
+                " rows could be lost without notice"
             )
             await _stop(stream, "stopped", reason)
             return
@@ -165,25 +176,33 @@ class SourceServer:
         self.served.append(served)
         try:
             await _Reader(
-                self._state, source, request, sieve, stream, served, self._clock, (turns, self._decoders), self._workers
+                self._state,
+                source,
+                request,
+                predicate,
+                stream,
+                served,
+                self._clock,
+                (turns, self._decoders),
+                self._workers,
             ).run()
         finally:
             self.served.remove(served)
 
 
 class _Ended(Exception):
-    """The subscriber has ended its side; not an error."""
+    """The subscriber has ended its side of the stream. This is not an error."""
 
 
 class _Reader:
-    """One stream: where it stands, what is gathered, what is under way."""
+    """One stream to a subscriber: its position, the rows collected but not sent, and the window."""
 
     def __init__(
         self,
         state: Database,
         source: FolderSource,
         request: ReadRequest,
-        sieve: Predicate,
+        predicate: Predicate,
         stream: BulkStream,
         served: ServedStream,
         clock: Clock,
@@ -191,7 +210,7 @@ class _Reader:
         workers: Workers,
     ) -> None:
         self._workers = workers
-        self._state, self._source, self._sieve, self._stream = state, source, sieve, stream
+        self._state, self._source, self._predicate, self._stream = state, source, predicate, stream
         self._served, self._clock, self._turns = served, clock, turns
         self._bound: Any = None
         self._at = decode_position(request.position)
@@ -201,16 +220,16 @@ class _Reader:
         self._gathered: list[Any] = []
         self._gathered_bytes = 0
         self._moved_at: float | None = None
-        self._behind_at = float("-inf")
-        self._behind = Lag()
+        self._lag_at = float("-inf")
+        self._lag = Lag()
 
     async def run(self) -> None:
-        """Send and take acknowledgements, until either ends."""
+        """Send rows and receive acknowledgements until one of the two ends."""
         try:
             async with asyncio.TaskGroup() as group:
                 acknowledgements = group.create_task(self._take_acknowledgements())
                 await self._send()
-                # The last deliveries are still being made durable: the stream is the subscriber's to end.
+                # The subscriber is still committing the last deliveries, and ends the stream afterwards.
                 await asyncio.wait({acknowledgements}, timeout=LINGER)
                 acknowledgements.cancel()
         except BaseExceptionGroup as several:
@@ -238,7 +257,7 @@ class _Reader:
                 continue
             if file.gone is not None:
                 reason = (
-                    f"{file.path} ({file.rows} rows) was taken away at the source before it was delivered: "
+                    f"{file.path} ({file.rows} rows) was removed at the source before it was delivered: "
                     "put it back, or remove the subscription and add a new one"
                 )
                 await self._end("gap", reason)
@@ -257,14 +276,14 @@ class _Reader:
             except SourceFileMissing as error:
                 attempts += 1
                 if attempts > 3:
-                    await self._end("error", f"{error.message}, and is still in its journal")
+                    await self._end("error", f"{error.message}, but the source still lists it")
                     return
-                # The next look at the folder finds where the content is now, or that it is gone.
+                # The next scan of the folder finds the content under another path, or marks it as removed.
                 self._source.wake.set()
                 await self._source.looked.after(looked, HEARTBEAT)
 
     async def _open(self) -> bool:
-        """Send the schema once there is one; False where the predicate does not fit it."""
+        """Wait for the schema and send it; returns False if the source was removed or the predicate does not fit."""
         while self._source.schema is None:
             version = self._source.changed.version
             if self._source.removed:
@@ -274,7 +293,7 @@ class _Reader:
             if self._source.schema is None:
                 await self._source.changed.after(version, HEARTBEAT)
         try:
-            self._bound = self._sieve.bind(self._source.schema)
+            self._bound = self._predicate.bind(self._source.schema)
         except BadInput as error:
             await self._stream.send(encode(StreamSchema(columns=self._source.columns)))
             await self._end("error", error.line)
@@ -287,8 +306,8 @@ class _Reader:
             self._moved_at = self._clock.monotonic()
         async for first, batch in self._source.rows(file, self._at.row):
             async with self._turns[0], self._turns[1]:
-                sifted = await self._workers.cpu(self._sift, batch)
-            for count, kept in sifted:
+                filtered = await self._workers.cpu(self._filter, batch)
+            for count, kept in filtered:
                 first += count
                 self._at = StreamPosition(seq=file.seq, row=first, since=self._at.since)
                 if kept is not None:
@@ -303,38 +322,44 @@ class _Reader:
                 await self._flush()
         self._at = StreamPosition(seq=file.seq + 1, since=self._at.since)
 
-    def _sift(self, batch: Any) -> list[tuple[int, Any]]:
-        """(rows looked at, those that satisfy the predicate) in pieces that are not too large to send."""
+    def _filter(self, batch: Any) -> list[tuple[int, Any]]:
+        """Pieces of about PIECE bytes: (number of rows, the rows that satisfy the predicate, None if none does)."""
         found = []
         for _, piece in tables.slices(batch, PIECE):
             try:
                 kept = self._bound.filter(piece)
             except tables.WRITE_ERRORS as error:
-                raise BadInput(f"the condition cannot be computed: {str(error)[:200]}") from error
+                raise BadInput(
+                    f"the condition cannot be evaluated: {str(error)[:200]}",
+                    hint="Remove the subscription and add one with another condition.",
+                ) from error
             found.append((piece.num_rows, kept if kept.num_rows else None))
         return found
 
     async def _at_head(self, version: int) -> None:
-        """Everything is sent: say so, and wait for more."""
-        self._behind, self._behind_at = Lag(), self._clock.monotonic()
+        """Send the collected rows and a heartbeat, then wait for new files."""
+        self._lag, self._lag_at = Lag(), self._clock.monotonic()
         await self._flush()
         await self._stream.send(encode(Heartbeat(position=self._sent)))
         await self._source.changed.after(version, HEARTBEAT)
 
     async def _flush(self) -> None:
-        """Send what is gathered and where that leads to, as soon as the window allows."""
+        """Send the collected rows with the position after them, as soon as the window allows."""
         to = encode_position(self._at)
         if to == self._sent:
             return
         batches, self._gathered, self._gathered_bytes = self._gathered, [], 0
         payload = await self._workers.cpu(formats_rows.to_ipc, batches) if batches else b""
         if len(payload) > MAX_PAYLOAD:
-            raise Unsupported(f"a row takes {len(payload)} bytes, and {MAX_PAYLOAD} at most may travel")
+            raise Unsupported(
+                f"a row has {len(payload)} bytes; the limit is {MAX_PAYLOAD}",
+                hint="Store large values in separate files, and their names in the table.",
+            )
         while not self._window.open():
             self._acknowledged.clear()
             await self._acknowledged.wait()
         count = sum(batch.num_rows for batch in batches)
-        behind = await self._look_behind()
+        behind = await self._current_lag()
         self._window.send(to, len(payload))
         delivery = Delivery(frm=self._sent, to=to, rows=count, size=len(payload), behind=behind)
         await self._stream.send(encode(delivery))
@@ -345,13 +370,13 @@ class _Reader:
         self._served.bytes += len(payload)
         self._served.under_way, self._served.behind = self._window.size, behind
 
-    async def _look_behind(self) -> Lag:
-        # Counting a long backlog costs more than it tells: once a second is enough.
-        if self._clock.monotonic() - self._behind_at >= 1.0:
+    async def _current_lag(self) -> Lag:
+        # Counting a long backlog is expensive, so it is done at most once per second.
+        if self._clock.monotonic() - self._lag_at >= 1.0:
             at, now = self._at, self._clock.wall()
-            self._behind = await self._state.read(lambda conn: store.lag(conn, self._source.name, at, now))
-            self._behind_at = self._clock.monotonic()
-        return self._behind
+            self._lag = await self._state.read(lambda conn: store.lag(conn, self._source.name, at, now))
+            self._lag_at = self._clock.monotonic()
+        return self._lag
 
     async def _end(self, state: Stopped, reason: str) -> None:
         await self._flush()

@@ -1,4 +1,7 @@
-"""SQL of the streams' tables in `state.db`: sources with their journals, subscriptions with their segments."""
+"""SQL of the tables for streams in `state.db`: sources with their source journals, subscriptions with their segments.
+
+Every function runs in the caller's transaction.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ Connection = sqlite3.Connection
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One source of this island; `columns` is its Arrow schema as IPC bytes, None before the first file."""
+    """A source of this island. `columns` is its Arrow schema as IPC bytes, None before the first file."""
 
     name: str
     kind: str
@@ -34,7 +37,7 @@ class SourceRow:
 
 @dataclass(frozen=True, slots=True)
 class SourceFileRow:
-    """One journaled content; `gone` is the change at which its last name vanished."""
+    """A file in a source journal, identified by its content. `gone` is the change that removed its last path."""
 
     source: str
     seq: int
@@ -51,7 +54,7 @@ class SourceFileRow:
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionRow:
-    """One subscription; `halted` is `stopped` where it will never go on by itself, and `reason` says why."""
+    """A subscription. `halted` is `stopped` if it will not continue by itself; `reason` is the reason."""
 
     id: str
     name: str
@@ -78,7 +81,7 @@ class SubscriptionRow:
 
 
 def insert_source(conn: Connection, row: SourceRow) -> None:
-    """A new source."""
+    """Insert a source."""
     conn.execute(
         "INSERT INTO stream_sources VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
         tuple(getattr(row, name) for name in SourceRow.__slots__),
@@ -86,29 +89,29 @@ def insert_source(conn: Connection, row: SourceRow) -> None:
 
 
 def delete_source(conn: Connection, name: str) -> bool:
-    """Forget a source and its journal; False if there is none."""
+    """Delete a source and its source journal; returns False if there is none."""
     return conn.execute("DELETE FROM stream_sources WHERE name=?", (name,)).rowcount > 0
 
 
 def sources(conn: Connection) -> list[SourceRow]:
-    """Every source, by name."""
+    """All sources, sorted by name."""
     return [SourceRow(**dict(row)) for row in conn.execute("SELECT * FROM stream_sources ORDER BY name")]
 
 
 def source(conn: Connection, name: str) -> SourceRow | None:
-    """One source."""
+    """The source with this name, or None."""
     row = conn.execute("SELECT * FROM stream_sources WHERE name=?", (name,)).fetchone()
     return SourceRow(**dict(row)) if row else None
 
 
 def names(conn: Connection, name: str) -> dict[str, FileStat]:
-    """The known paths of a source with their stat."""
+    """The known paths of a source, with the FileStat of each."""
     rows = conn.execute("SELECT path, size, mtime_ns, inode FROM stream_names WHERE source=?", (name,))
     return {row["path"]: FileStat(row["size"], row["mtime_ns"], row["inode"]) for row in rows}
 
 
 def locations(conn: Connection, name: str, digest: str) -> list[tuple[str, FileStat]]:
-    """The paths at which a content stands now."""
+    """The current paths of the files with this content, with the FileStat of each."""
     rows = conn.execute(
         "SELECT path, size, mtime_ns, inode FROM stream_names WHERE source=? AND hash=? ORDER BY path", (name, digest)
     )
@@ -116,7 +119,7 @@ def locations(conn: Connection, name: str, digest: str) -> list[tuple[str, FileS
 
 
 def set_columns(conn: Connection, name: str, format_: str, columns: bytes) -> None:
-    """The schema of a source, from its first file; kept for ever."""
+    """Set the schema of a source, if it has none. It is never changed afterwards."""
     conn.execute(
         "UPDATE stream_sources SET format=?, columns=? WHERE name=? AND columns IS NULL", (format_, columns, name)
     )
@@ -140,9 +143,10 @@ def journal_file(
     problem: str = "",
     note: str = "",
 ) -> SourceFileRow | None:
-    """A complete file stands at `path`: journal its content unless it is known; the new row, or None.
+    """Record a complete file at `path`; returns the new row, or None if its content is already known.
 
-    The path's former content loses this name; a known content that had vanished is back.
+    If the path had another content before, that content loses the path. A known content that was
+    marked as removed is available again.
     """
     former = conn.execute("SELECT hash FROM stream_names WHERE source=? AND path=?", (name, path)).fetchone()
     conn.execute(
@@ -172,7 +176,7 @@ def journal_file(
 
 
 def forget_names(conn: Connection, name: str, paths: tuple[str, ...], now: float) -> None:
-    """Paths that are no longer in the folder; a content that loses its last name is gone."""
+    """Delete paths that are no longer in the folder, and mark contents without any path as removed."""
     for path in paths:
         row = conn.execute("SELECT hash FROM stream_names WHERE source=? AND path=?", (name, path)).fetchone()
         if row:
@@ -188,13 +192,13 @@ def _mark_gone(conn: Connection, name: str, digest: str, now: float) -> None:
         )
 
 
-# Owed to a reader: files from its position on, but not those that had vanished before it came,
-# nor those with a problem that were taken away.
+# Files to be delivered to a reader: those from its position on, except files that were removed
+# before its subscription began, and removed files with a problem.
 _OWED = "source=? AND seq>=? AND (rows>0 OR problem<>'') AND (gone IS NULL OR (gone>? AND problem=''))"
 
 
 def next_file(conn: Connection, name: str, position: StreamPosition) -> SourceFileRow | None:
-    """The file that a reader at `position` needs next: there, gone (a gap), or with a problem."""
+    """The next file for a reader at `position`, or None. It may be removed (a gap) or have a problem."""
     row = conn.execute(
         f"SELECT * FROM stream_files WHERE {_OWED} ORDER BY seq LIMIT 1", (name, position.seq, position.since)
     ).fetchone()
@@ -202,13 +206,13 @@ def next_file(conn: Connection, name: str, position: StreamPosition) -> SourceFi
 
 
 def head(conn: Connection, name: str) -> StreamPosition | None:
-    """The position after everything that is journaled; None without such a source."""
+    """The position after the last file of the source journal; None if there is no such source."""
     row = conn.execute("SELECT changes FROM stream_sources WHERE name=?", (name,)).fetchone()
     return StreamPosition(seq=row["changes"] + 1, since=row["changes"]) if row else None
 
 
 def lag(conn: Connection, name: str, position: StreamPosition, now: float) -> Lag:
-    """What a reader at `position` has not been sent yet."""
+    """The files and rows after `position`, and the seconds since the oldest of these files arrived."""
     row = conn.execute(
         "SELECT count(*) AS files, coalesce(sum(rows), 0) AS rows, min(arrived) AS oldest"
         f" FROM stream_files WHERE {_OWED}",
@@ -220,7 +224,7 @@ def lag(conn: Connection, name: str, position: StreamPosition, now: float) -> La
 
 
 def file_texts(conn: Connection, name: str, what: Literal["problem", "note"]) -> list[str]:
-    """What is to be told of journaled files that are still there."""
+    """The problems or notes of at most 50 files that have not been removed."""
     rows = conn.execute(
         f"SELECT {what} FROM stream_files WHERE source=? AND gone IS NULL AND {what}<>'' ORDER BY seq LIMIT 50", (name,)
     )
@@ -231,7 +235,7 @@ def file_texts(conn: Connection, name: str, what: Literal["problem", "note"]) ->
 
 
 def insert_subscription(conn: Connection, row: SubscriptionRow) -> None:
-    """A new subscription."""
+    """Insert a subscription."""
     conn.execute(
         "INSERT INTO subscriptions VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         tuple(getattr(row, name) for name in SubscriptionRow.__slots__),
@@ -239,29 +243,29 @@ def insert_subscription(conn: Connection, row: SubscriptionRow) -> None:
 
 
 def delete_subscription(conn: Connection, ident: str) -> bool:
-    """Forget a subscription; its dataset stays."""
+    """Delete a subscription; returns False if there is none. Its dataset stays."""
     return conn.execute("DELETE FROM subscriptions WHERE id=?", (ident,)).rowcount > 0
 
 
 def subscriptions(conn: Connection) -> list[SubscriptionRow]:
-    """Every subscription, oldest first."""
+    """All subscriptions, oldest first."""
     rows = conn.execute("SELECT * FROM subscriptions ORDER BY created, id")
     return [SubscriptionRow(**dict(row)) for row in rows]
 
 
 def subscription(conn: Connection, ident: str) -> SubscriptionRow | None:
-    """One subscription."""
+    """The subscription with this id, or None."""
     row = conn.execute("SELECT * FROM subscriptions WHERE id=?", (ident,)).fetchone()
     return SubscriptionRow(**dict(row)) if row else None
 
 
 def segment_files(conn: Connection, ident: str) -> set[str]:
-    """The names of the files that commits of a subscription name."""
+    """The names of the committed files of a subscription."""
     return {row["file"] for row in conn.execute("SELECT file FROM stream_segments WHERE subscription=?", (ident,))}
 
 
 def add_segment(conn: Connection, ident: str, number: int, file: str, rows: int, size: int, now: float) -> None:
-    """One more file of a subscription's dataset."""
+    """Add a committed file to a subscription."""
     conn.execute("INSERT INTO stream_segments VALUES (?,?,?,?,?,?)", (ident, number, file, rows, size, now))
     conn.execute(
         "UPDATE subscriptions SET segments=segments+1, rows=rows+?, bytes=bytes+?, updated=? WHERE id=?",
@@ -270,12 +274,12 @@ def add_segment(conn: Connection, ident: str, number: int, file: str, rows: int,
 
 
 def set_subscription_columns(conn: Connection, ident: str, columns: bytes) -> None:
-    """The schema of a subscription's dataset; kept for ever."""
+    """Set the schema of a subscription's dataset, if it has none. It is never changed afterwards."""
     conn.execute("UPDATE subscriptions SET columns=? WHERE id=? AND columns IS NULL", (columns, ident))
 
 
 def advance(conn: Connection, ident: str, frm: bytes, to: bytes, now: float) -> bool:
-    """Advance the committed position from `frm` to `to`; False if it is not at `frm`."""
+    """Advance the committed position from `frm` to `to`; returns False if it is not `frm`."""
     moved = conn.execute(
         "UPDATE subscriptions SET position=?, updated=? WHERE id=? AND position=?", (to, now, ident, frm)
     )
@@ -283,5 +287,5 @@ def advance(conn: Connection, ident: str, frm: bytes, to: bytes, now: float) -> 
 
 
 def halt(conn: Connection, ident: str, state: str, reason: str, now: float) -> None:
-    """The subscription will not go on by itself."""
+    """Record that a subscription will not continue by itself."""
     conn.execute("UPDATE subscriptions SET halted=?, reason=?, updated=? WHERE id=?", (state, reason, now, ident))

@@ -1,8 +1,8 @@
-"""Rows as Arrow: one file as bounded batches in the source's schema, and batches as bytes on the wire.
+"""Rows as Arrow: reads files as bounded batches in the source's schema, and encodes batches for the wire.
 
-The schema of a source is that of its first file, every column nullable. A later file may lack
-columns (their values are null), have further ones (left out, and said), and have narrower types
-(widened without loss); anything else is incompatible.
+The schema of a source is that of its first file, with every column nullable. A later file may
+lack columns (their values are null), have additional ones (ignored, with a note), and have
+narrower types (widened without loss). Any other difference is incompatible.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ ArrowBatch = Any
 
 BATCH_BYTES = 4 * 1024 * 1024
 WRITE_ERRORS = (pa.ArrowException, ValueError, OverflowError, TypeError, NotImplementedError)
-"""What pyarrow raises for values or types that have no Parquet form."""
+"""Exceptions of pyarrow for values or types that cannot be written as Parquet."""
 
 
 class IncompatibleColumns(Unsupported):
-    """A file whose columns cannot be those of its source; names the column."""
+    """The columns of a file cannot be converted to those of its source."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenTable:
-    """One open file: its format, its schema with every column nullable, and its rows, once, in order."""
+    """An open file: its format, its schema with every column nullable, and an iterator over its rows."""
 
     format: str
     schema: Schema
@@ -42,9 +42,9 @@ class OpenTable:
 
 
 def open_table(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> OpenTable:
-    """Open a Parquet or Avro file for one pass in bounded memory.
+    """Open a Parquet or Avro file for one pass in bounded memory. Blocking.
 
-    Raises Corrupt, Unsupported or BadInput, here or from the iterator; blocking.
+    Raises Corrupt, Unsupported, BadInput or OverLimit, here or from the iterator.
     """
     kind = files.sniff(path)
     batch_rows = _batch_rows(path) if kind == "parquet" else rows.MAX_BATCH_ROWS
@@ -53,7 +53,7 @@ def open_table(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> OpenTable:
 
 
 def _batch_rows(path: Path) -> int:
-    """How many rows of a Parquet file take about `BATCH_BYTES` when decoded: many may be read at one time."""
+    """Number of rows of a Parquet file that take about `BATCH_BYTES` when decoded. Many files may be open."""
     metadata = parquet.open_file(path).metadata
     groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
     widest = max((2 * group.total_byte_size // max(1, group.num_rows) for group in groups), default=1)
@@ -67,9 +67,10 @@ def _checked(stream: Iterator[tuple[Any, int]], path: Path) -> Iterator[ArrowBat
 
 
 def relaxed(schema: Schema) -> Schema:
-    """The schema with everything nullable, dictionaries resolved and file-level metadata dropped.
+    """The schema with all fields nullable, without dictionary and extension types.
 
-    Raises Unsupported for two columns of one name and for schemas too large for the wire.
+    Of the file-level metadata, only VOTable and astropy headers are kept. Raises Unsupported for
+    two columns with the same name.
     """
     if len(set(schema.names)) != len(schema.names):
         twice = next(name for name in schema.names if schema.names.count(name) > 1)
@@ -79,8 +80,8 @@ def relaxed(schema: Schema) -> Schema:
 
 
 def _kept_metadata(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes] | None:
-    # Units and UCDs of VOTable and astropy headers stand beside the columns; other keys
-    # (pandas' index, Spark's own schema) would describe another file.
+    # VOTable and astropy headers contain units and UCDs of the columns. Other keys (the index of
+    # pandas, the schema of Spark) describe the file and may not fit the rows that are sent.
     keys = (b"IVOA.VOTable-Parquet.version", b"IVOA.VOTable-Parquet.content", b"table_meta_yaml")
     kept = {key: value for key, value in (metadata or {}).items() if key in keys and len(value) <= MAX_SCHEMA // 2}
     return kept or None
@@ -113,9 +114,9 @@ def _relaxed_type(kind: Any) -> Any:
 
 
 def check_fits(found: Schema, target: Schema, file: str) -> str:
-    """Whether the rows of a relaxed schema can take the columns of `target`; a note of what is left out, or "".
+    """Check that rows of a relaxed schema can be converted to `target`; returns a note on ignored columns, or "".
 
-    Raises `IncompatibleColumns` that names file and column.
+    Raises `IncompatibleColumns` with the file and the column.
     """
     extra = [name for name in found.names if name not in set(target.names)]
     for field in target:
@@ -124,11 +125,11 @@ def check_fits(found: Schema, target: Schema, file: str) -> str:
     if not extra:
         return ""
     shown = ", ".join(extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
-    return f"{file}: left out, for the source's first file has no such columns: {shown}"
+    return f"{file}: columns that the source's first file does not have are ignored: {shown}"
 
 
 def _check_type(have: Any, want: Any, path: str, file: str) -> list[str]:
-    """Dotted paths that are left out; raises where `have` cannot become `want` without loss."""
+    """Dotted paths of ignored fields. Raises `IncompatibleColumns` if `have` cannot be converted to `want`."""
     types = pa.types
     if have.equals(want):
         return []
@@ -147,7 +148,7 @@ def _check_type(have: Any, want: Any, path: str, file: str) -> list[str]:
     if not _widens(have, want):
         here, there = columns.type_name(have), columns.type_name(want)
         raise IncompatibleColumns(
-            f"{file}: column {path} is {here}, and {there} in the source's first file",
+            f"{file}: column {path} is {here}, but {there} in the source's first file",
             hint="Write the file again with the source's types, or remove it; the channel then continues.",
         )
     return []
@@ -158,7 +159,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _widens(have: Any, want: Any) -> bool:
-    """Whether every value of one plain type is exactly a value of the other."""
+    """Whether every value of the type `have` can be represented exactly in the type `want`."""
     types = pa.types
     if types.is_null(have):
         return True
@@ -187,7 +188,7 @@ def _widens(have: Any, want: Any) -> bool:
 
 
 def fit(batch: ArrowBatch, target: Schema, file: str) -> ArrowBatch:
-    """The rows in the columns of `target`, after `check_fits` found that they have room there."""
+    """Convert rows to the columns of `target`, after `check_fits`. Raises `IncompatibleColumns`."""
     arrays = []
     for field in target:
         index = batch.schema.get_field_index(field.name)
@@ -201,14 +202,14 @@ def fit(batch: ArrowBatch, target: Schema, file: str) -> ArrowBatch:
             raise
         except pa.ArrowException as error:
             raise IncompatibleColumns(
-                f"{file}: column {field.name} has a value that is no {columns.type_name(field.type)}: {error}",
+                f"{file}: column {field.name} has a value that does not fit {columns.type_name(field.type)}: {error}",
                 hint="Write the file again with the source's types, or remove it; the channel then continues.",
             ) from error
     return pa.RecordBatch.from_arrays(arrays, schema=target)
 
 
 def slices(batch: ArrowBatch, target_bytes: int) -> Iterator[tuple[int, ArrowBatch]]:
-    """(index of its first row, rows) of pieces of about `target_bytes`, each of one row at least."""
+    """Split a batch into pieces of about `target_bytes` and at least one row: (index of the first row, rows)."""
     if batch.num_rows == 0:
         return
     per_row = max(1, batch.nbytes // batch.num_rows)
@@ -221,18 +222,21 @@ def slices(batch: ArrowBatch, target_bytes: int) -> Iterator[tuple[int, ArrowBat
 
 
 def to_parent(batches: Sequence[ArrowBatch], schema: Schema) -> bytes:
-    """Batches as bytes for the process that asked; Unsupported for types that do not travel."""
+    """Encode batches for the parent process. Raises Unsupported for types that cannot be sent."""
     return rows.to_ipc(batches, schema=schema, compress=False)
 
 
 def from_child(data: bytes, schema: Schema) -> list[ArrowBatch]:
-    """What `to_parent` gave, every array validated: the child read bytes of strangers. Raises Corrupt."""
+    """Decode the result of `to_parent` and validate every array, because the child read untrusted files.
+
+    Raises Corrupt.
+    """
     try:
         batches = rows.from_ipc(data, rows.RowLimits(wire_bytes=len(data), plain_bytes=len(data), rows=8 * len(data)))
     except PeerMisbehaved as error:
-        raise Corrupt(f"a process that read a file answered with {error.message}") from error
+        raise Corrupt(f"the process that read a file returned {error.message}") from error
     if any(not batch.schema.equals(schema) for batch in batches):
-        raise Corrupt("a process that read a file answered with other columns than it was asked for")
+        raise Corrupt("the process that read a file returned other columns than were requested")
     return batches
 
 
@@ -240,55 +244,57 @@ def from_child(data: bytes, schema: Schema) -> list[ArrowBatch]:
 
 
 def schema_to_bytes(schema: Schema) -> bytes:
-    """A schema as Arrow IPC. Raises Unsupported where it is too large for the wire."""
+    """Encode a schema as Arrow IPC. Raises Unsupported if it is too large, or cannot be sent or written."""
     try:
         rows.from_ipc(rows.to_ipc([], schema=schema))
         _check_writable(schema)
     except PeerMisbehaved as error:
-        raise Unsupported(f"the columns cannot travel: {error.message}", hint="Write them as plain types.") from error
+        raise Unsupported(
+            f"the columns cannot be sent: {error.message}", hint="Write the file again with plain types."
+        ) from error
     data: bytes = schema.serialize().to_pybytes()
     if len(data) > MAX_SCHEMA:
         raise Unsupported(
-            f"the columns take {len(data)} bytes to describe; a source's take at most {MAX_SCHEMA}",
-            hint="Write fewer columns, or shorter descriptions.",
+            f"the schema of the columns has {len(data)} bytes; the limit is {MAX_SCHEMA}",
+            hint="Write fewer columns, or shorter descriptions of columns.",
         )
     return data
 
 
 def schema_from_bytes(data: bytes) -> Schema:
-    """The schema that a peer described. Raises PeerMisbehaved for anything else."""
+    """Decode a schema from a peer. Raises PeerMisbehaved if it is invalid or cannot be used."""
     if len(data) > MAX_SCHEMA:
-        raise PeerMisbehaved("a schema is too large")
+        raise PeerMisbehaved("the schema is too large")
     try:
         schema = pa.ipc.read_schema(pa.py_buffer(data))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise PeerMisbehaved(f"a schema is not Arrow: {str(error)[:200]}") from error
+        raise PeerMisbehaved(f"the schema is not in Arrow format: {str(error)[:200]}") from error
     try:
         if not relaxed(schema).equals(schema):
-            raise PeerMisbehaved("a schema has columns that must not be null")
+            raise PeerMisbehaved("the schema has columns that are not nullable, or types that are not plain")
     except Unsupported as error:
-        raise PeerMisbehaved(f"a schema cannot be used: {error.message}") from error
+        raise PeerMisbehaved(f"the schema cannot be used: {error.message}") from error
     _check_writable(schema)
     return schema
 
 
 def _check_writable(schema: Schema) -> None:
-    """Raise PeerMisbehaved where the columns have no Parquet form (a record without fields)."""
+    """Raise PeerMisbehaved if the columns cannot be written as Parquet (for example, a record without fields)."""
     try:
         pq.write_table(schema.empty_table(), pa.BufferOutputStream())
     except WRITE_ERRORS as error:
-        raise PeerMisbehaved(f"they cannot be written as Parquet: {str(error)[:200]}") from error
+        raise PeerMisbehaved(f"the columns cannot be written as Parquet: {str(error)[:200]}") from error
 
 
 def rows_from_bytes(data: bytes, schema: Schema, count: int) -> list[ArrowBatch]:
-    """The batches of a peer's delivery, fully validated.
+    """Decode and validate the batches of a peer's delivery.
 
-    Raises PeerMisbehaved where they are malformed, of another schema, or of another number of rows.
+    Raises PeerMisbehaved if they are malformed, or have another schema or number of rows.
     """
     limits = rows.RowLimits(wire_bytes=MAX_PAYLOAD, plain_bytes=4 * MAX_PAYLOAD)
     batches = rows.from_ipc(data, limits)
     if any(not batch.schema.equals(schema) for batch in batches):
-        raise PeerMisbehaved("a delivery has other columns than were agreed")
+        raise PeerMisbehaved("the columns of a delivery differ from the schema of the stream")
     if sum(batch.num_rows for batch in batches) != count:
-        raise PeerMisbehaved("a delivery holds another number of rows than it says")
+        raise PeerMisbehaved("the number of rows of a delivery differs from that in its header")
     return batches

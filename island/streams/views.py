@@ -1,4 +1,4 @@
-"""What people see of sources, subscriptions and channels: flat, with stable keys."""
+"""Sources, subscriptions and channels as shown by the operator API: flat structs with stable keys."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from island.streams.core import ChannelState
 
 @dataclass(frozen=True, slots=True)
 class SourceView:
-    """One source of any island.
+    """A source of any island.
 
-    `state`: `watching`; `empty` before the first file; `problem` where some file or the folder
-    cannot be read; `down` where its island does not answer. `columns` are `name type` pairs, as many
-    as its record holds; `path` is known of own sources only.
+    `state`: `watching`; `empty` before the first file; `problem` if a file or the folder cannot be
+    read; `down` if its island is not up. `columns` are `name type` pairs, as many as are in its
+    record; `columns_hidden` is the number of the others. `path` is None for sources of other islands.
     """
 
     island: str
@@ -40,7 +40,7 @@ class SourceView:
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionView:
-    """One subscription of this island's people."""
+    """A subscription of this island."""
 
     id: str
     island: str
@@ -58,9 +58,10 @@ class SubscriptionView:
 
 @dataclass(frozen=True, slots=True)
 class ChannelView:
-    """One active flow. `in`: into this island; `out`: to a subscriber elsewhere, as far as the source sees it.
+    """A channel. Direction `in`: into this island; `out`: to a subscriber on another island, as seen by the source.
 
-    `rate` is rows a second over the last 30 s; `lag_*` is what the source has and the subscriber has not yet.
+    `rate` is rows per second over the last 30 s. `lag_*` are the rows and files that the source has
+    not sent yet, and the seconds since the oldest of them arrived.
     """
 
     id: str

@@ -1,6 +1,7 @@
-"""A watched folder on disk: what is in it, and its files read whole or by portions.
+"""A watched folder on disk: lists its files, and reads them completely or in portions.
 
-Blocking. Folders are listed in threads; files, which others made, are read in child processes.
+All functions block. Folders are listed in threads. Files are not trusted, and are read in child
+processes.
 """
 
 from __future__ import annotations
@@ -26,26 +27,29 @@ from island.streams.core import FileStat
 
 MAX_FILES = 200_000
 KEEP_BYTES = 16 * 1024 * 1024
-"""A file whose decoded rows take no more than this is kept decoded for those who read along."""
+"""Maximum size of the decoded rows of a file that are kept in memory for its readers."""
 
 PORTION_BYTES = 8 * 1024 * 1024
-"""Rows of larger files are read in portions of about this many bytes."""
+"""Approximate size of the portions in which larger files are read."""
 
 MAX_PAUSED = 4
+"""Maximum number of files that a child process keeps open between two portions."""
 _HASH_BLOCK = 1024 * 1024
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """A file to be read, and the stat that it must keep."""
+    """A file to be read, and its FileStat, which must not change while it is read."""
 
     path: str
     stat: FileStat
 
 
 class DecodedFile(msgspec.Struct, frozen=True, tag="read"):
-    """One complete file: its content's hash, its rows counted, and the rows themselves where they are few.
+    """A complete file: the hash of its content, its number of rows, and the rows themselves if they are few.
 
-    `columns` is its schema as bytes; `payload` (see `tables.from_child`) is empty where the rows were not `kept`.
+    `columns` is its schema as bytes if the source has no schema yet, else empty. `payload` (see
+    `tables.from_child`) has the rows if `kept` is true. `problem` is set if its schema does not fit
+    that of the source.
     """
 
     path: str
@@ -61,8 +65,12 @@ class DecodedFile(msgspec.Struct, frozen=True, tag="read"):
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """One file that could not be read. `why`: it `changed` meanwhile, is `foreign` (no data by name nor by content),
-    is `broken`, is over a `limit`, or met a `bug`, of which `detail` is the traceback."""
+    """A file that could not be read.
+
+    `why`: it `changed` while it was read; is `foreign` (neither its name nor its content is that of a
+    data file); is `broken`; exceeds a `limit`; or caused an unexpected error (`bug`), with the
+    traceback in `detail`.
+    """
 
     path: str
     why: Literal["changed", "foreign", "broken", "limit", "bug"]
@@ -71,14 +79,14 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 class Portion(msgspec.Struct, frozen=True):
-    """Some rows of a file (see `tables.from_child`), and whether they are its last."""
+    """Consecutive rows of a file (see `tables.from_child`), and whether the file ends after them."""
 
     payload: bytes
     ended: bool
 
 
 def stat_of(path: Path) -> FileStat | None:
-    """The stat of a regular file, None where there is none (any more)."""
+    """The FileStat of a file, or None if it does not exist."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -87,11 +95,11 @@ def stat_of(path: Path) -> FileStat | None:
 
 
 def listing(root: Path) -> dict[str, FileStat]:
-    """Every file below a folder that may be data, by its relative POSIX path.
+    """All files below a folder that may be data, by relative POSIX path.
 
-    Hidden folders are skipped and links to folders are not followed. A file is data by its suffix,
-    or by its first bytes where it has none that is known. Raises BadInput where the folder is not
-    there or cannot be read, or holds more than MAX_FILES files: then nothing is known to be gone.
+    Hidden and temporary files and folders are skipped, and symbolic links to folders are not
+    followed. Raises BadInput if the folder does not exist, cannot be read, or contains more than
+    MAX_FILES files; in these cases no file counts as removed.
     """
     found: dict[str, FileStat] = {}
 
@@ -99,7 +107,7 @@ def listing(root: Path) -> dict[str, FileStat]:
         if not isinstance(error, FileNotFoundError) or Path(error.filename) == root:
             raise BadInput(
                 f"folder {error.filename} cannot be read: {error.strerror}",
-                hint="Mount it or correct its permissions; nothing is lost meanwhile.",
+                hint="Mount it or correct its permissions. No data are lost.",
             ) from error
 
     for folder, subfolders, names in os.walk(root, onerror=refuse):
@@ -112,7 +120,7 @@ def listing(root: Path) -> dict[str, FileStat]:
                 found[full.relative_to(root).as_posix()] = stat
         if len(found) > MAX_FILES:
             raise BadInput(
-                f"{root} holds more than {MAX_FILES} files", hint="Watch its subfolders as sources of their own."
+                f"{root} contains more than {MAX_FILES} files", hint="Watch its subfolders as separate sources."
             )
     return found
 
@@ -126,17 +134,17 @@ def _is_text(name: str) -> bool:
 
 
 def tells_its_end(path: str) -> bool:
-    """Whether a half-written file of this name cannot be mistaken for a whole one."""
+    """Whether the format of a file with this name has an end marker, so that an incomplete file is detected."""
     return files.format_by_name(path) == "parquet"
 
 
 def is_known_name(path: str) -> bool:
-    """Whether the suffix promises a format; other files are data if their first bytes say so."""
+    """Whether the suffix of a path is that of a format. Other files are data if their first bytes are."""
     return files.format_by_name(path) is not None
 
 
 def hash_file(path: Path) -> str:
-    """BLAKE3 of a file's bytes."""
+    """The BLAKE3 hash of a file's content."""
     hasher = blake3.blake3()
     with files.open_binary(path) as file:
         while block := file.read(_HASH_BLOCK):
@@ -148,9 +156,9 @@ def hash_file(path: Path) -> str:
 def read_all(
     emit: Emit[DecodedFile | Refused], root: Path, wanted: list[Wanted], columns: bytes, limits: ReadLimits
 ) -> None:
-    """Hash and decode files to their ends, in the columns of a schema (the first file's where there is none).
+    """Hash and decode files completely. Their rows are converted to the schema `columns`, or to that of the first file.
 
-    Each file is emitted in order, as what was read or as why it was refused. Raises OSError where the disk fails.
+    For each file, in order, a DecodedFile or Refused is emitted. Raises OSError if the disk fails.
     """
     schema = tables.schema_from_bytes(columns) if columns else None
     for file in wanted:
@@ -159,7 +167,7 @@ def read_all(
         except FilesChanged:
             emit(Refused(file.path, "changed"))
         except (Corrupt, Unsupported, BadInput) as error:
-            # A README beside the data is not a problem.
+            # Other files in the folder, such as a README, are not a problem.
             foreign = isinstance(error, Unsupported) and not is_known_name(file.path)
             why = "foreign" if foreign else "limit" if isinstance(error, OverLimit) else "broken"
             emit(Refused(file.path, why, error.message))  # type: ignore[arg-type]  # mypy takes it for a plain str
@@ -167,7 +175,7 @@ def read_all(
             raise
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - one odd file must not keep the others; the parent logs it whole
+        except Exception as error:  # noqa: BLE001 - the other files must still be read; the parent logs the traceback
             text = f"{file.path} could not be read: {type(error).__name__}"
             emit(Refused(file.path, "bug", text, traceback.format_exc()[-4000:]))
         else:
@@ -177,17 +185,17 @@ def read_all(
 
 
 def read_file(root: Path, file: Wanted, schema: Any | None, limits: ReadLimits) -> DecodedFile:
-    """Hash and decode one file to its end, in the columns of `schema` (its own where that is None).
+    """Hash and decode one file completely, and convert its rows to `schema`, if it is not None.
 
-    Raises Corrupt, Unsupported or BadInput where it cannot be decoded, `FilesChanged` where it changed
-    meanwhile. An incompatible schema is no exception: it is the reading's `problem`.
+    Raises Corrupt, Unsupported or BadInput if it cannot be decoded, `FilesChanged` if it changed
+    while it was read. An incompatible schema does not raise; it is the `problem` of the result.
     """
     full = root / file.path
     limits.begin(full)
     hashed = hash_file(full)
     table = tables.open_table(full, limits)
     target = table.schema if schema is None else schema
-    # The columns of a source were checked when they were new.
+    # The columns of a source were checked when its first file was read.
     columns = tables.schema_to_bytes(target) if schema is None else b""
     reading = DecodedFile(file.path, file.stat, hashed, table.format, columns)
     try:
@@ -202,7 +210,7 @@ def read_file(root: Path, file: Wanted, schema: Any | None, limits: ReadLimits) 
 
 
 def _count(table: tables.OpenTable, schema: Any, path: str) -> tuple[int, list[Any] | None]:
-    """The number of rows, and the rows where they take no more than KEEP_BYTES. Raises `Incompatible`."""
+    """The number of rows, and the rows if they take at most KEEP_BYTES. Raises `IncompatibleColumns`."""
     rows = size = 0
     batches: list[Any] | None = []
     for batch in table.batches:
@@ -217,13 +225,13 @@ def _count(table: tables.OpenTable, schema: Any, path: str) -> tuple[int, list[A
 
 
 _paused: OrderedDict[tuple[str, FileStat, bytes, int], Iterator[Any]] = OrderedDict()
-"""Files of which a portion was read here, by where each stands: the next portion needs no reading from the start."""
+"""Open files in this process, by position, so that the next portion need not be read from the start of the file."""
 
 
 def read_portion(root: Path, file: Wanted, columns: bytes, first: int, limits: ReadLimits) -> Portion:
     """The rows of a file from row `first` on, about `PORTION_BYTES` of them.
 
-    Raises Corrupt, Unsupported or BadInput where they cannot be decoded any more.
+    Raises Corrupt, Unsupported or BadInput if they cannot be decoded.
     """
     full, schema = root / file.path, tables.schema_from_bytes(columns)
     limits.begin(full)
@@ -246,7 +254,7 @@ def read_portion(root: Path, file: Wanted, columns: bytes, first: int, limits: R
 
 
 def _pieces(full: Path, path: str, schema: Any, first: int, limits: ReadLimits) -> Iterator[Any]:
-    """The rows from `first` on, in pieces that are not too large to travel."""
+    """The rows from `first` on, in pieces of about `tables.BATCH_BYTES`."""
     start = 0
     for batch in tables.open_table(full, limits).batches:
         skip = max(0, first - start)

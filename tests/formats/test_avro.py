@@ -88,14 +88,14 @@ def test_many_files_make_one_folder(shared_data: Path, tmp_path: Path) -> None:
     assert [path.name for path in files] == [f"part-{i:05d}.parquet" for i in range(4)]
     assert sum(pq.read_metadata(path).num_rows for path in files) == 4
     assert told[-1][:2] == (told[-1][1], sum(path.stat().st_size for path in sources))
-    with pytest.raises(BadInput, match="exists already"):
+    with pytest.raises(BadInput, match="already exists"):
         avro.to_parquet(sources, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_differing_schemas_name_the_file(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "alerts" / "ztf"
-    with pytest.raises(BadInput, match=r"avro_multi_alerts.avro has another schema"):
+    with pytest.raises(BadInput, match=r"avro_multi_alerts.avro does not have the schema"):
         avro.to_parquet([folder / "ZTF19acihgng.avro", folder / "avro_multi_alerts.avro"], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -158,7 +158,7 @@ def block(count: int, data: bytes, sync: bytes = b"s" * 16) -> bytes:
 def test_bombs_are_unsupported_before_they_unfold(tmp_path: Path, codec: str, data: bytes) -> None:
     path = tmp_path / "bomb.avro"
     path.write_bytes(header(record(("x", "long")), codec) + block(1, data))
-    with pytest.raises(Unsupported, match="over 256 MiB"):
+    with pytest.raises(Unsupported, match=r"(larger|more) than 256 MiB"):
         list(rows.read_batches(path))
 
 
@@ -209,8 +209,8 @@ def test_hostile_headers(tmp_path: Path) -> None:
         ("string", "not records"),
         (record(("self", ["null", "r"])), "column self refers to itself"),
         (record(("nothing", {"type": "record", "name": "e", "fields": []})), "column nothing is a record without"),
-        (record(("x", {"type": "array", "items": "null"})), r"column x is an array of items without content"),
-        (record(("x", "null")), "records without content"),
+        (record(("x", {"type": "array", "items": "null"})), r"column x is an array of empty items"),
+        (record(("x", "null")), "only empty records"),
     ],
 )
 def test_what_has_no_table_is_unsupported(tmp_path: Path, schema: Any, words: str) -> None:

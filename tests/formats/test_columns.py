@@ -170,7 +170,7 @@ def test_duplicate_and_nested_limits() -> None:
     kind: Any = pa.int64()
     for _ in range(60):
         kind = pa.struct([("x", kind)])
-    with pytest.raises(BadInput, match="nests deeper"):
+    with pytest.raises(BadInput, match="is nested deeper"):
         schema_columns(("a", kind))
 
 

@@ -184,7 +184,7 @@ def test_parquet_corner_cases(shared_data: Path) -> None:
 
 def test_a_row_of_a_gigabyte_is_unsupported_before_it_is_decompressed(shared_data: Path) -> None:
     """4 KiB on disk, two rows of 1 GiB each."""
-    with pytest.raises(Unsupported, match="256 MiB a row"):
+    with pytest.raises(Unsupported, match="256 MiB per row"):
         describe(shared_data / "parquet" / "large_string_map.brotli.parquet")
 
 
@@ -224,7 +224,7 @@ def test_halves_are_told_as_cut(shared_data: Path, tmp_path: Path) -> None:
         whole = (shared_data / name).read_bytes()
         half = tmp_path / Path(name).name
         half.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(Corrupt, match=r"cut short") as caught:
+        with pytest.raises(Corrupt, match=r"truncated") as caught:
             describe(half)
         assert str(half) in caught.value.message
         assert caught.value.hint
@@ -245,7 +245,7 @@ def test_missing_empty_and_strange(tmp_path: Path) -> None:
     with pytest.raises(Corrupt, match="is empty"):
         detect(tmp_path / "empty.parquet")
     (tmp_path / "text.parquet").write_text("hello, world")
-    with pytest.raises(Corrupt, match="does not begin like it"):
+    with pytest.raises(Corrupt, match="does not begin like parquet"):
         detect(tmp_path / "text.parquet")
     (tmp_path / "a.fits").write_text("SIMPLE  =                    T")
     with pytest.raises(Unsupported, match="neither Parquet nor Avro"):
@@ -254,7 +254,7 @@ def test_missing_empty_and_strange(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="encrypted"):
         detect(tmp_path / "sealed.parquet")
     (tmp_path / "none").mkdir()
-    with pytest.raises(BadInput, match="holds no data"):
+    with pytest.raises(BadInput, match="contains no data"):
         detect(tmp_path / "none")
 
 
@@ -276,7 +276,7 @@ def test_mixed_folder_and_mixed_schemas(tmp_path: Path, shared_data: Path) -> No
     write(tmp_path / "two" / "b.parquet", {"x": [1], "y": ["s"]})
     write(tmp_path / "two" / "c.parquet", {"x": [1], "y": [2]})
     with pytest.raises(
-        BadInput, match=r"c.parquet has another schema than a.parquet: column y is int64 and not string"
+        BadInput, match=r"c.parquet does not have the schema of a.parquet: column y is int64, not string"
     ):
         describe(tmp_path / "two")
     write(tmp_path / "two" / "c.parquet", {"x": [1]})
@@ -309,7 +309,7 @@ def test_flipped_bytes_never_pass_as_something_else(shared_data: Path, tmp_path:
 def test_text_that_is_not_utf8_is_corrupt(tmp_path: Path) -> None:
     bad = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
     pq.write_table(pa.table({"s": bad}), tmp_path / "a.parquet")
-    with pytest.raises(Corrupt, match="column s holds values"):
+    with pytest.raises(Corrupt, match="column s contains values"):
         describe(tmp_path / "a.parquet")
 
 
@@ -319,7 +319,7 @@ def test_text_that_is_not_utf8_is_corrupt(tmp_path: Path) -> None:
 def test_radians_without_a_unit_are_questioned(tmp_path: Path) -> None:
     columns = {"ra": [0.1, 3.0, 6.28], "dec": [-1.5, 0.0, 1.5]}
     said = describe(write(tmp_path / "a.parquet", columns))
-    assert any("never exceeds 2π and has no unit" in warning and "unit" in warning for warning in said.warnings)
+    assert any("has no unit and no value above 2π" in warning for warning in said.warnings)
     in_degrees = describe(write(tmp_path / "b.parquet", columns, {"ra": {"unit": "deg"}, "dec": {"unit": "deg"}}))
     assert in_degrees.warnings == ()
     assert in_degrees.coverage == said.coverage
@@ -352,7 +352,7 @@ def test_named_positions(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="there is no column alpa") as caught:
         describe(path, ra="alpa", dec="delta")
     assert "alpha" in caught.value.hint
-    with pytest.raises(BadInput, match="no number"):
+    with pytest.raises(BadInput, match="is not numeric"):
         describe(path, ra="name", dec="delta")
     with pytest.raises(BadInput, match="together"):
         describe(path, ra="alpha")
@@ -399,9 +399,9 @@ def test_hats_contradictions_are_told(shared_data: Path, tmp_path: Path) -> None
     assert said.rows == 113
     text = "\n".join(said.problems)
     assert "42 rows of small_sky_order1 lie outside the HEALPix cell" in text
-    assert "hats_nrows=131 and its files hold 113" in text
+    assert "hats_nrows=131, but its files have 113" in text
     assert "partition_info.csv" in text
-    assert "_metadata of small_sky_order1 says 131" in text
+    assert "_metadata of small_sky_order1 states 131" in text
 
 
 def test_hats_collection_that_points_outside_is_refused(tmp_path: Path) -> None:

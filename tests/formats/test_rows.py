@@ -82,11 +82,11 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_no_rows_need_a_schema(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no schema"):
+    with pytest.raises(BadInput, match="neither rows nor a schema"):
         rows.write_parquet([], tmp_path / "a.parquet")
     assert rows.write_parquet([], tmp_path / "a.parquet", schema=sample().schema)[0] == 0
     assert pq.read_table(tmp_path / "a.parquet").num_rows == 0
-    with pytest.raises(BadInput, match="no schema"):
+    with pytest.raises(BadInput, match="neither rows nor a schema"):
         to_ipc([])
     assert from_ipc(to_ipc([], schema=sample().schema)) == []
 
@@ -109,7 +109,7 @@ def test_dictionaries_travel_as_plain_columns() -> None:
 
 def test_what_would_be_refused_is_not_sent() -> None:
     batch = pa.RecordBatch.from_arrays([pa.array([[None]], pa.list_(pa.null()))], ["x"])
-    with pytest.raises(Unsupported, match="list of nothing"):
+    with pytest.raises(Unsupported, match="list of values that take no bytes"):
         to_ipc([batch])
     (found,) = from_ipc(to_ipc([pa.RecordBatch.from_arrays([pa.array([b"0" * 16], pa.uuid())], ["u"])]))
     assert found.to_pydict() == {"u": [b"0" * 16]}
@@ -153,7 +153,7 @@ def test_dictionary_messages_are_refused() -> None:
 
 
 def test_counts_that_lie_are_refused() -> None:
-    with pytest.raises(PeerMisbehaved, match="row count"):
+    with pytest.raises(PeerMisbehaved, match="number of rows"):
         from_ipc(frame(stream(sample()), 4))
     nulls = pa.RecordBatch.from_arrays([pa.nulls(2_000_000)], ["n"])
     with pytest.raises(PeerMisbehaved, match="too many rows"):

@@ -99,6 +99,6 @@ async def test_readers_are_told_of_the_disk_that_did_not_keep_what_they_wait_for
     file = ReplicaFile(1, entry, bytearray(1), 0, None)
     waiting = file.arriving[0] = asyncio.get_running_loop().create_future()
     _arrived(file, (0, 1), OSError(5, "Input/output error"))
-    with pytest.raises(IslandError, match=r"cannot be kept: OSError: .*Input/output error") as told:
+    with pytest.raises(IslandError, match=r"cannot be stored: OSError: .*Input/output error") as told:
         await waiting
     assert is_transient(told.value)

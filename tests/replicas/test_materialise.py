@@ -172,7 +172,7 @@ async def test_a_fetch_that_was_cut_is_taken_up_and_told_to_others(there: Archip
             return block
 
         there.network.change[owner.me] = die
-        with pytest.raises(IslandError, match="held by owner"):
+        with pytest.raises(IslandError, match="held only by owner"):
             await reader.replicas.fetch(resolved)
         status = await reader.replicas.status(resolved)
         assert 0 < status.bytes_local < size

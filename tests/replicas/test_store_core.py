@@ -102,8 +102,8 @@ def test_nobody_is_chosen_while_all_rest() -> None:
 
 def test_the_error_says_who_and_since_when() -> None:
     clusters = FailedHolder("clusters", "down", 43_391.0)
-    assert core.explain_absence([clusters]) == "held by clusters (down since 12:03:11 UTC), and nobody else"
-    assert "held by no island" in core.explain_absence([])
+    assert core.explain_absence([clusters]) == "held only by clusters (down since 12:03:11 UTC)"
+    assert "no known island holds it" in core.explain_absence([])
     assert "sent bytes" in core.explain_absence([FailedHolder("x", "up", 0.0, "sent bytes that do not match")])
 
 

@@ -66,8 +66,8 @@ async def test_readers_that_take_nothing_keep_nobody_else_waiting(
             async with opened(mallory, "chunks", codec.encode(request), 60):
                 async with asyncio.timeout(20):
                     assert await read(honest, request) == request.size()
-                await until(lambda: len(logs.of("replicas.not_taken")) >= 8)
-            assert {line["peer"] for line in logs.of("replicas.not_taken")} == {mallory.id[:10]}
+                await until(lambda: len(logs.of("replicas.answer_stalled")) >= 8)
+            assert {line["peer"] for line in logs.of("replicas.answer_stalled")} == {mallory.id[:10]}
             await well(daemon)
 
 

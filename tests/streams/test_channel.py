@@ -184,7 +184,7 @@ async def test_another_incarnation_stops_the_subscription(tmp_path: Path) -> Non
         async with running(a, wire, ALPHA) as source:
             await source.watch(incarnation="11" * 8)
             await until(lambda: channel.status.state == "stopped")
-            assert "another source" in channel.status.reason
+            assert "removed and added again" in channel.status.reason
     async with running(b, wire, BETA) as subscriber:
         channel = await subscriber.subscribe(ALPHA)
         await until(lambda: channel.status.state == "stopped")

@@ -76,7 +76,7 @@ def test_from_a_folder_to_a_dataset_by_commands(places: tuple[DemoIsland, DemoIs
 
     for words, said in (
         (("--where", "nope < 3"), "nope"),
-        (("--where", "mag <"), "not SQL"),
+        (("--where", "mag <"), "not valid SQL"),
         (("--where", "1=1; DROP TABLE x"), "semicolon"),
         (("--where", "mag < (SELECT 1)"), "island:"),
         (("--region", "circle 1"), "circle"),

@@ -404,7 +404,7 @@ def test_a_removal_that_the_disk_refuses_changes_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("error", [sqlite3.OperationalError("disk I/O error"), ValueError("odd")], ids=repr)
-@pytest.mark.parametrize("where", ["look", "_tell", "_flow"])
+@pytest.mark.parametrize("where", ["look", "_publish_record", "_flow"])
 def test_a_source_and_a_channel_survive_any_error(tmp_path: Path, where: str, error: Exception) -> None:
     async def scenario(archipelago: Archipelago) -> None:
         scene = await two(archipelago, tmp_path)
