@@ -36,7 +36,6 @@ async def pump(requester: SessionStream, server: SessionStream) -> None:
 
     Raises the `IslandError` with which `server` ended.
     """
-    forward = asyncio.Event()
 
     async def carry_there() -> None:
         try:
@@ -44,7 +43,6 @@ async def pump(requester: SessionStream, server: SessionStream) -> None:
         except IslandError:
             # The requester has left, or its stream failed: stop fetching from the server.
             requester_gone.set()
-        forward.set()
 
     requester_gone = asyncio.Event()
     async with asyncio.TaskGroup() as group:
