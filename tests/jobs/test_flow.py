@@ -320,7 +320,7 @@ def test_places_are_limited_and_the_next_in_line_is_served() -> None:
         first = await world.settled(home, await world.open(home))
         second = await world.settled(home, await world.open(home), within=20)
         assert (first.state, second.state) == ("idle", "starting")
-        assert "waits for a place: 1 of 1 are taken" in await world.log(home, second)
+        assert "waiting for a place: 1 of 1 are taken" in await world.log(home, second)
         await world.jobs["home"].end(first, deleted=True)
         assert (await world.settled(home, second)).state == "idle"
 
