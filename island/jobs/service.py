@@ -148,8 +148,8 @@ class Jobs:
         kind = {"pyspark3": "pyspark"}.get(request.kind or "shared", request.kind or "shared")
         if kind in ("spark", "sparkr") and not self._config.livy.url:
             raise rejected(
-                f"kind '{kind}' does not run on the embedded engine; it has pyspark and sql.",
-                hint="Open a session of kind pyspark or sql, or set [livy] url to a Livy that has the kind.",
+                f"the embedded engine does not support kind '{kind}'; it supports pyspark and sql.",
+                hint="Open a session of kind pyspark or sql, or set [livy] url to a Livy that supports the kind.",
             )
         shown = {"kind": kind, **msgspec.to_builtins(msgspec.structs.replace(request, proxy_user=None, kind=kind))}
         work = JobSpec(
@@ -439,7 +439,7 @@ class Jobs:
             raise BadInput(f"the code has more than {MAX_CODE} bytes", hint="Submit it as the file of a batch.")
         language = {"pyspark3": "pyspark"}.get(language or "", language or "")
         if language in ("spark", "sparkr") and not self._config.livy.url:
-            raise rejected(f"kind '{language}' does not run on the embedded engine; it has pyspark and sql.")
+            raise rejected(f"the embedded engine does not support kind '{language}'; it supports pyspark and sql.")
         if not language and job.work.language == "shared":
             raise rejected("Code type should be specified if session kind is shared")
         limit = self._config.jobs.max_statements

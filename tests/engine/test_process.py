@@ -1,4 +1,4 @@
-"""Processes and their warden, the log's tail, and what the engine remembers; no Spark."""
+"""Processes and their supervisor, the tail of the log, and the engine's store, without Spark."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def _follow(process: JobProcess, order: int) -> tuple[list[int], int]:
 
 
 @pytest.mark.parametrize(("order", "code"), [(0, 137), (1, 7), (2, 139)])
-async def test_the_warden_leaves_nothing_and_tells_the_code(tmp_path: Path, order: int, code: int) -> None:
+async def test_the_supervisor_leaves_no_process_and_returns_the_code(tmp_path: Path, order: int, code: int) -> None:
     log = ProcessLog()
     process = await _start(tmp_path, log)
     async with asyncio.timeout(120), asyncio.TaskGroup() as group:

@@ -79,7 +79,7 @@ async def test_cancel_of_a_waiting_statement(session: Opened) -> None:
 async def test_output_is_bounded(session: Opened) -> None:
     text = await session.text("for i in range(2_000_000): print('a line of text')")
     assert len(text) < 301_000
-    assert "more characters were printed; a statement keeps 300000" in text[-200:]
+    assert "more characters were printed; the limit is 300000" in text[-200:]
     view = await session.run("'x' * 2_000_000")
     assert view.output is not None and view.output.status == "ok" and len(view.output.text) < 301_000
     view = await session.run("big = ['x' * 1000] * 1000\n%json big")
@@ -240,17 +240,17 @@ async def test_a_session_ends_with_its_java(client: LivyClient, engine: RunningE
     async with asyncio.timeout(60):
         while (await client.session(view.id)).state != "dead":
             await asyncio.sleep(0.05)
-    assert "Spark's Java ended" in "\n".join((await client.session_log(view.id)).log)
+    assert "Spark's Java exited" in "\n".join((await client.session_log(view.id)).log)
     await client.delete_session(view.id)
 
 
-async def test_a_session_ends_with_its_warden(client: LivyClient, engine: RunningEngine) -> None:
+async def test_a_session_ends_with_its_supervisor(client: LivyClient, engine: RunningEngine) -> None:
     before = set(engine.below())
     view = await client.create_session(SessionRequest(kind="pyspark"))
     opened = Opened(client, (await client.wait_session(view.id)).id)
     await client.post_statement(view.id, "while True: pass")
     started = sorted(set(engine.below()) - before)
-    os.kill(next(pid for pid in started if "warden.py" in _command(pid)), signal.SIGKILL)
+    os.kill(next(pid for pid in started if "supervisor.py" in _command(pid)), signal.SIGKILL)
     async with asyncio.timeout(60):
         while (await client.session(opened.id)).state != "dead" or alive(started):
             await asyncio.sleep(0.05)
@@ -308,22 +308,22 @@ async def test_times_end_sessions(client: LivyClient) -> None:
         while not all(s.state == "dead" for s in (await client.sessions()).sessions if s.id in ours):
             await asyncio.sleep(0.05)
     logs = ["\n".join((await client.session_log(view.id)).log) for view in views]
-    assert "its ttl of 1s is over" in logs[0]
+    assert "its ttl of 1s has expired" in logs[0]
     assert "idle for" in logs[1]
-    assert "no request of its client for 1 s" in logs[2]
+    assert "its client sent no request for 1 s" in logs[2]
     for view in views:
         await client.delete_session(view.id)
 
 
 async def test_refusals(client: LivyClient, engine: RunningEngine) -> None:
-    with pytest.raises(BadInput, match="it has pyspark and sql"):
+    with pytest.raises(BadInput, match="it supports pyspark and sql"):
         await client.create_session(SessionRequest(kind="spark"))
     with pytest.raises(BadInput, match=r"Blacklisted.*spark\.master"):
         await client.create_session(SessionRequest(kind="pyspark", conf={"spark.master": "local[7]"}))
     with pytest.raises(BadInput, match="driver memory"):
         await client.create_session(SessionRequest(kind="pyspark", driver_memory="900g"))
     async with LivyClient(engine.url, "not the token") as other:
-        with pytest.raises(Exception, match="token is needed"):
+        with pytest.raises(Exception, match="token is required"):
             await other.version()
 
 

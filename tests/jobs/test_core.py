@@ -89,11 +89,13 @@ def envelope(**change: Any) -> Envelope:
 
 def test_envelopes_that_are_not_acceptable() -> None:
     assert core.envelope_problem(envelope(), HOME, ME) == ""
-    assert "home only" in core.envelope_problem(envelope(), "c" * 64, ME)
-    assert "here already" in core.envelope_problem(envelope(path=(HOME, ME)), HOME, ME)
-    assert "begins at its home" in core.envelope_problem(envelope(path=(ME,)), HOME, ME)
-    assert "no more islands" in core.envelope_problem(envelope(hops=0), HOME, ME)
-    assert "not of that home" in core.envelope_problem(envelope(home="c" * 64, path=("c" * 64,)), "c" * 64, ME)
+    assert "only its home" in core.envelope_problem(envelope(), "c" * 64, ME)
+    assert "already passed through" in core.envelope_problem(envelope(path=(HOME, ME)), HOME, ME)
+    assert "does not begin at its home" in core.envelope_problem(envelope(path=(ME,)), HOME, ME)
+    assert "not pass through more islands" in core.envelope_problem(envelope(hops=0), HOME, ME)
+    assert "not belong" in core.envelope_problem(
+        envelope(home="c" * 64, path=("c" * 64,)), "c" * 64, ME
+    )
 
 
 def test_a_short_output_is_left_as_it_is() -> None:

@@ -78,7 +78,7 @@ def test_the_end_of_a_run_is_stored_however_long_the_disk_does_not_take_it() -> 
         fault.mend()
         ended = await world.ended(home, job)
         assert ended.state == "dead"
-        assert "what was in it is lost" in ended.reason
+        assert "its variables and views are lost" in ended.reason
         assert world.jobs["there"].executor._driver.live == {}
 
     simulate(3, scenario)
@@ -103,7 +103,7 @@ def test_a_bug_ends_the_job_with_a_reason(bug: Callable[[World, PlayedEngine], N
         bug(world, engine)
         ended = await world.ended(home, job)
         assert ended.state == state
-        assert "a fault in island itself" in ended.reason
+        assert "internal error in island" in ended.reason
         assert "ValueError: odd" in ended.reason
         with pytest.raises(IslandError):
             await world.jobs["home"].post(ended, "later", None)

@@ -106,7 +106,7 @@ async def test_a_session_from_open_to_close(http: Http) -> None:
         ("/sessions", {"conf": {"spark.island.inputs": "a/b/c"}}, "not a valid dataset name"),
         ("/sessions", {"conf": {"spark.master": "yarn"}}, "spark.master"),
         ("/sessions", {"queue": "island:nowhere"}, "nowhere"),
-        ("/sessions", {"kind": "spark"}, "does not run on the embedded engine"),
+        ("/sessions", {"kind": "spark"}, "embedded engine does not support"),
         ("/batches", {"file": "/etc/passwd"}, "cannot be added"),
         ("/batches", {"file": "hdfs://x/y.py"}, "not a local path"),
     ],
@@ -140,7 +140,7 @@ async def test_the_operator_api_shows_the_same_job(http: Http) -> None:
     assert (await http("GET", "/api/v1/jobs/0/statements/x"))[0] == 400
     assert (await http("GET", "/api/v1/jobs/0/wait?timeout=never"))[0] == 400
     wrong = await http("GET", f"/api/v1/jobs/{row['job']}", X_Island_Job_Key="0" * 32)
-    assert wrong[0] in (403, 502) and "does not fit" in wrong[1]["message"]
+    assert wrong[0] in (403, 502) and "not the key of this job" in wrong[1]["message"]
     assert (await http("POST", "/api/v1/jobs/0/cancel"))[1]["state"] in ("shutting_down", "dead")
     batch = await http("POST", "/api/v1/batches?file=a.txt", raw=b"print(1)")
     assert batch[0] == 400 and ".py" in batch[1]["message"]

@@ -119,7 +119,7 @@ async def test_an_id_that_is_none_of_its_home_is_refused(tmp_path: Path, job: st
         head = envelope(mallory, job.format(mallory.id[:10]))
         asked = OfferRequest(envelope=head, kind="batch", language="batch")
         offer = codec.decode(await mallory.ask("job.offer", codec.encode(asked)), Offer)
-        assert not offer.reservation and "id is not of that home" in offer.refusal
+        assert not offer.reservation and "does not belong to that home" in offer.refusal
         with pytest.raises(PeerRefused):
             await mallory.ask("job.stop", codec.encode(StopRequest(job=head.job, epoch=1)))
 
