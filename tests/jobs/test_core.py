@@ -93,9 +93,7 @@ def test_envelopes_that_are_not_acceptable() -> None:
     assert "already passed through" in core.envelope_problem(envelope(path=(HOME, ME)), HOME, ME)
     assert "does not begin at its home" in core.envelope_problem(envelope(path=(ME,)), HOME, ME)
     assert "not pass through more islands" in core.envelope_problem(envelope(hops=0), HOME, ME)
-    assert "not belong" in core.envelope_problem(
-        envelope(home="c" * 64, path=("c" * 64,)), "c" * 64, ME
-    )
+    assert "not belong" in core.envelope_problem(envelope(home="c" * 64, path=("c" * 64,)), "c" * 64, ME)
 
 
 def test_a_short_output_is_left_as_it_is() -> None:

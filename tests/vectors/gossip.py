@@ -1,7 +1,7 @@
-"""Writes protocols/vectors/gossip-*.json, once: `python -m tests.vectors.gossip`.
+"""Writes protocols/vectors/gossip-*.json: `python -m tests.vectors.gossip`.
 
-The files are checked for ever by test_vectors.py; running this again must not change them
-unless the format has changed, and then it has another name.
+`tests/gossip/test_vectors.py` checks the files. The output must not change as long as the format
+does not change; a new format has another version.
 """
 
 from __future__ import annotations

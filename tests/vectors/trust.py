@@ -1,6 +1,6 @@
-"""Writes `protocols/vectors/trust-*.json` and `session-*.json`: run once, then checked for ever.
+"""Writes protocols/vectors/trust-*.json and session-*.json: `python -m tests.vectors.trust`.
 
-`python -m tests.vectors.trust` overwrites them; a difference means that the protocol has changed.
+A difference to the existing files means that the protocol has changed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "protocols" / "vectors"
 
 
 class _Fixed(SeededRng):
-    """Bytes that another implementation can write down: the same byte over and over."""
+    """Repeats one byte, so that other implementations can produce the same bytes."""
 
     def __init__(self, byte: int) -> None:
         super().__init__(byte)
@@ -47,7 +47,7 @@ NETWORK = core.network_id(GENESIS)
 
 
 def signatures() -> dict[str, Any]:
-    """What is signed, and how."""
+    """Signatures and the bytes that are signed."""
     cases = []
     for kind, payload in (("admission", b""), ("session", b"payload"), ("journal", bytes(range(256)))):
         cases.append(
@@ -67,7 +67,7 @@ def signatures() -> dict[str, Any]:
 
 
 def chain_to(depth: int) -> Chain:
-    """From the founder, island 1, to island 1 + depth."""
+    """The chain from the founder, island 1, to island 1 + depth."""
     chain = core.founder_chain(GENESIS, ISLANDS[0].id)
     for n in range(depth):
         chain = core.admit_key(chain, ISLANDS[n], ISLANDS[n + 1].id, f"island-{n + 2}")
@@ -88,7 +88,7 @@ def _chain(*links: Admission, founder: int = 0) -> bytes:
 
 
 def chains() -> dict[str, Any]:
-    """Chains that are believed, and such that are not."""
+    """Valid chains, and chains that must be refused."""
     valid = []
     for depth in (0, 1, 2, 8):
         chain = chain_to(depth)
@@ -151,7 +151,7 @@ def chains() -> dict[str, Any]:
 
 
 def invitations() -> dict[str, Any]:
-    """Invitations as words."""
+    """Invitations as text."""
     invitation = Invitation(
         genesis=GENESIS,
         inviter=key_bytes(ISLANDS[0].id),
@@ -189,7 +189,7 @@ def invitations() -> dict[str, Any]:
 
 
 def journals() -> dict[str, Any]:
-    """Rows and their hashes."""
+    """Rows of a journal and their hashes."""
 
     def fill(conn: sqlite3.Connection) -> list[dict[str, Any]]:
         for n in range(1, 4):
@@ -216,7 +216,7 @@ def _head(by: int, generation: int, seq: int, mark: int, network: NetworkId = NE
 
 
 def journal_heads() -> dict[str, Any]:
-    """Heads that island 1 offers one after the other, and what the receiver holds after each."""
+    """Heads that island 1 offers one after the other, and the head that the receiver keeps after each."""
     offers = [
         ("the first head is kept", HeadOffer(head=_head(0, 1, 10, 1))),
         ("a higher row that is not linked to the one held changes nothing", HeadOffer(head=_head(0, 1, 12, 2))),
@@ -281,7 +281,7 @@ def _hello(n: int, **more: Any) -> bytes:
 
 
 def handshakes() -> dict[str, Any]:
-    """What both sides of a handshake sign."""
+    """The bytes that both sides of a handshake sign."""
     dialler, listener = _hello(1), _hello(0, addresses=("island.example.org:8991",))
     certificate = bytes([0xCE]) * 32
     payloads = {
@@ -302,7 +302,7 @@ def handshakes() -> dict[str, Any]:
 
 
 def framing() -> dict[str, Any]:
-    """Frames as bytes."""
+    """Encoded frames."""
 
     def one(kind: FrameType, number: int, payload: bytes) -> str:
         return b"".join(frames.pack_frame(kind, number, payload)).hex()
