@@ -190,9 +190,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--dir", type=Path, default=Path("~/.island/engine"), help="folder of the engine (default %(default)s)"
     )
-    p.add_argument(
-        "--token-file", type=Path, help=f"file with the token, instead of {TOKEN_VARIABLE} or a new token"
-    )
+    p.add_argument("--token-file", type=Path, help=f"file with the token, instead of {TOKEN_VARIABLE} or a new token")
     p.add_argument("--allow-files", type=Path, action="append", default=[], help="folder whose files clients may use")
     p.add_argument("--pass-env", action="append", default=[], help="environment variable to pass to sessions")
     p.add_argument("--parent-pipe", action="store_true", help="exit when standard input is closed")

