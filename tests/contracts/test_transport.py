@@ -1,8 +1,8 @@
-"""The contract of `kernel.ports.Peers`, which every transport keeps.
+"""The contract of `kernel.ports.Peers`, which every transport must fulfil.
 
-A subject runs a number of islands that all know each other, lets `register` put handlers
-on each before its sessions start, and can cut one off without a goodbye. To add a subject,
-write such a class and put it into `SUBJECTS`.
+A subject runs several islands that know each other, has `register` add handlers to each island
+before its sessions start, and can remove an island abruptly. To add a subject, write such a class
+and add it to `SUBJECTS`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Subject(Protocol):
         """`count` islands, all linked with each other."""
 
     def cut(self, peers: Peers) -> None:
-        """Take one island off the network without a goodbye."""
+        """Remove one island from the network abruptly."""
 
 
 class Tls:
-    """The real sessions, on loopback."""
+    """Real sessions on loopback."""
 
     @contextlib.asynccontextmanager
     async def islands(self, folder: Path, count: int, register: Register) -> AsyncIterator[list[Peers]]:
@@ -63,7 +63,7 @@ class Tls:
 
 
 class Simulated:
-    """The network of the simulations, with good weather."""
+    """The simulated network without faults."""
 
     @contextlib.asynccontextmanager
     async def islands(self, folder: Path, count: int, register: Register) -> AsyncIterator[list[Peers]]:
@@ -123,7 +123,7 @@ async def test_links_are_sorted_and_say_who(subject: Subject, tmp_path: Path) ->
             assert peers.link(peers.me) is None
         first, second, _ = islands
         async with asyncio.timeout(5):
-            while True:  # two that dial at once agree on one session a moment later
+            while True:  # two islands that dial at the same time agree on one session later
                 one, other = first.link(second.me), second.link(first.me)
                 if one is not None and other is not None and one.dialled != other.dialled:
                     break
@@ -157,7 +157,7 @@ async def test_errors_of_handlers_reach_the_caller(subject: Subject, tmp_path: P
 
 
 async def test_a_bug_in_a_handler_is_the_islands_own_affair(tmp_path: Path) -> None:
-    # Of the real sessions only: a simulation fails at a bug, so that nobody overlooks it.
+    # For real sessions only: a simulation fails at a bug.
     async with Tls().islands(tmp_path, 2, lambda peers: peers.on_request("bug", bug)) as (a, b):
         with pytest.raises(PeerRefused) as internal:
             await a.request(b.me, "bug", b"")

@@ -48,7 +48,7 @@ async def _start(tmp_path: Path, log: ProcessLog) -> JobProcess:
 
 
 async def _follow(process: JobProcess, order: int) -> tuple[list[int], int]:
-    """Read the pids that the child tells, give it an order, and wait for the end."""
+    """Read the pids that the child prints, send it an order, and wait for its end."""
     pids: list[int] = []
     async for message in process.frames():
         assert isinstance(message, LogNote)
@@ -74,7 +74,7 @@ async def test_the_supervisor_leaves_no_process_and_returns_the_code(tmp_path: P
 
 
 async def test_a_session_writes_with_the_umask_of_the_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon closes its own: what people's code writes elsewhere is not for the daemon to decide."""
+    """The daemon restricts its own files only. User code writes files with the usual modes of the account."""
     monkeypatch.setenv(UMASK, "0027")
     before = os.umask(0o077)
     try:
@@ -153,7 +153,7 @@ def test_admission(tmp_path: Path) -> None:
     assert check_launch(SessionRequest(), limits).memory == "1g"
     admitted = check_launch(SessionRequest(conf={"spark.driver.memory": "1GB", "livy.x": "1"}), limits)
     assert (admitted.memory, admitted.conf) == ("1g", {})
-    # Such a jar is read where it lies, and not served to others.
+    # Spark reads such a jar in place and does not serve it on its port.
     jars = check_launch(SessionRequest(jars=[f"{tmp_path}/a+b.jar", f"file:{tmp_path}/c.jar"]), limits).conf[
         "spark.jars"
     ]

@@ -46,7 +46,7 @@ async def test_cancel_of_a_spark_job_ends_it_in_spark(session: Opened) -> None:
     statement = await session.client.post_statement(session.id, slow)
     status = "len(sc.statusTracker().getActiveJobsIds())"
     await _until_state(session, statement.id, "running")
-    await asyncio.sleep(1)  # the job, not only the statement, is to run; nothing tells that from outside
+    await asyncio.sleep(1)  # the Spark job must be running, not only the statement; no event reports that
     await session.client.cancel_statement(session.id, statement.id)
     async with asyncio.timeout(60):
         view = await session.client.wait_statement(session.id, statement.id)
@@ -130,7 +130,7 @@ async def test_spark_stopped_and_started_again(client: LivyClient) -> None:
     assert await opened.text(again) == "3"
     rows = await opened.run("select 1 as one", "sql")
     assert rows.output is not None and rows.output.status == "ok"
-    # Code that closes the engine's pipes ends its session, and nothing else.
+    # Code that closes the pipes to the engine ends only its own session.
     ended = await opened.run("import os; os.closerange(3, 200)")
     assert ended.state == "error"
     assert (await client.session(view.id)).state == "dead"
@@ -225,7 +225,7 @@ async def test_a_process_that_dies_says_so(client: LivyClient, engine: RunningEn
     assert state.state == "dead" and "code 3" in "\n".join(state.log)
     with pytest.raises(BadInput, match="dead"):
         await client.post_statement(view.id, "1")
-    # The name of a dead session is free.
+    # The name of a dead session can be used again.
     again = await client.create_session(SessionRequest(kind="pyspark", name="mortal"))
     assert again.id > view.id and (await client.session("mortal")).id == again.id
     await client.delete_session(again.id)
@@ -302,7 +302,7 @@ async def test_times_end_sessions(client: LivyClient) -> None:
         await client.create_session(SessionRequest(kind="pyspark", idle_timeout="200ms")),
         await client.create_session(SessionRequest(kind="pyspark", heartbeat_timeout_in_second=1)),
     ]
-    # A listing is no heartbeat; a request for the session would be one.
+    # A listing does not count as a heartbeat; a request for the session does.
     ours = {view.id for view in views}
     async with asyncio.timeout(240):
         while not all(s.state == "dead" for s in (await client.sessions()).sessions if s.id in ours):
@@ -375,7 +375,7 @@ def test_a_killed_engine_or_parent_leaves_nothing(tmp_path: Path, how: str) -> N
     assert running.process.wait(30) == (-signal.SIGKILL if how == "sigkill" else 0)
     running.close()
 
-    # What was lost is said; ids go on; the name can be used again.
+    # The log says that the session was lost; ids are not reused; the name can be used again.
     after = RunningEngine(tmp_path / "home")
     try:
         assert after.instance != running.instance
@@ -388,7 +388,7 @@ async def _open(running: RunningEngine) -> None:
     async with LivyClient(running.url, running.token) as client:
         view = await client.create_session(SessionRequest(kind="pyspark", name="isl-1"))
         await client.wait_session(view.id)
-        # Java and Python alike are busy when the end comes.
+        # Both Java and Python are busy at the end.
         await client.post_statement(view.id, "sc.parallelize([1], 1).map(lambda x: [0 for i in iter(int, 1)]).count()")
         assert client.instance == running.instance
 

@@ -1,4 +1,4 @@
-"""Python statements as Livy runs them, without Spark."""
+"""Python statements with the behaviour of Livy, without Spark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from island.livy.messages import Output
 
 
 class Runner:
-    """A shell whose output goes nowhere between statements."""
+    """A shell that drops text printed between statements."""
 
     def __init__(self) -> None:
         self.outside: list[str] = []

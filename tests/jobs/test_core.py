@@ -1,4 +1,4 @@
-"""Decisions about jobs: settings, views, policies, results, and what is told of what was lost."""
+"""Decisions about jobs: settings, views, policies, results, and reports about lost work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of a disk, and bugs, under a job: its drivers go on or end it with a reason, and never die without a word."""
+"""Disk errors and bugs during a job: its drivers continue or end the job with a reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def _open(a: Archipelago) -> tuple[World, SimIsland, SimIsland, PlayedEngi
 
 
 async def _out_of_order(*databases: Database, seconds: float) -> None:
-    """Nothing can be read or written for a while."""
+    """Make all reads and writes fail for a while."""
     faults = [Fault(database, what=what, times=None) for database in databases for what in ("read", "write")]
     await asyncio.sleep(seconds)
     for fault in faults:
@@ -71,7 +71,7 @@ def test_a_session_that_is_being_started_goes_on_after_the_disk_failed(when: flo
 def test_the_end_of_a_run_is_stored_however_long_the_disk_does_not_take_it() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, engine, job = await _open(a)
-        engine.start_anew("two")  # what ran there is lost, and its end is to be stored
+        engine.start_anew("two")  # the session is lost, and its end must be stored
         fault = Fault(there.state, times=None)
         await asyncio.sleep(20)
         assert fault.met > 1
@@ -198,7 +198,7 @@ def test_a_commit_and_a_statement_count_although_their_home_goes_away() -> None:
         await world.linked()
         Gone(there.state)  # the first write there is that of the commit
         job = await world.open(home)
-        await a.until(lambda: len(engine.created) == 1, within=10)  # home itself asks again after 15 s only
+        await a.until(lambda: len(engine.created) == 1, within=10)  # home repeats its request only after 15 s
         await world.settled(home, job)
         Gone(there.state)
         assert (await world.run(home, job, "first")).state == "available"

@@ -147,7 +147,7 @@ def test_bad_requests_are_refused_at_once() -> None:
         with pytest.raises(NotFound):
             await world.open(home, queue="island:nowhere")
         assert await jobs.listing(ADMINISTRATOR, 10) == []
-        # No id was spent on any of them, and a name is borne by one living session.
+        # None of them used an id, and only one live session may have a name.
         first = await world.open(home, name="one", proxy_user="root")
         assert first.local == 0 and "proxyUser" not in first.request
         with pytest.raises(LivyRefusal, match="Duplicate session name"):
@@ -216,7 +216,7 @@ def test_a_cancel_while_a_statement_is_being_sent_leaves_nothing_running(after: 
         long = await jobs.post(job, "sleep", None)
         if after:
             await asyncio.sleep(after)
-        home.disk.slow = 0.6  # a disk that is busy just then
+        home.disk.slow = 0.6  # a slow disk
         await jobs.cancel_statement(job, long.number)
         home.disk.slow = 0.0
         assert text(await world.run(home, job, "next", within=20)) == "did next"
@@ -248,7 +248,7 @@ def test_statements_run_in_order_and_can_be_cancelled() -> None:
         assert (await jobs.finished_statement(job, long.number, 5))[0].state == "cancelled"
         assert (await jobs.finished_statement(job, third.number, 5))[0].state == "available"
         assert engine.ran == ["early", "sleep", "third"]
-        await jobs.cancel_statement(job, 99)  # Livy says "canceled" to this too
+        await jobs.cancel_statement(job, 99)  # Livy answers "canceled" to this as well
 
     simulate(8, scenario)
 
@@ -280,7 +280,7 @@ def test_a_batch_travels_with_its_file() -> None:
         await world.island("big", engine=PlayedEngine(), jobs=OPEN)
         await world.linked()
         jobs = world.jobs["laptop"]
-        code = b"print('x')\n" * 30_000  # far beyond what fits a control message
+        code = b"print('x')\n" * 30_000  # much larger than a control message
         job = await jobs.submit_batch(USER, BatchRequest(file="x.py", args=["a"]), file=BatchFile("x.py", code))
         await a.until(lambda: bool(world.engines["big"].alive()), within=30)  # type: ignore[union-attr]  # it has one
         path = world.engines["big"].alive()[0].body["file"]  # type: ignore[union-attr]  # it has one

@@ -1,4 +1,4 @@
-"""The router: filters with reasons, terms with numbers, and a choice that each term alone can flip."""
+"""The router: filters with reasons, and estimates in which each term can change the choice."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_job_goes_to_the_data_unless_fetching_is_cheaper() -> None:
     assert chosen(candidate(HOME, missing=1_000), candidate(NEAR, rtt=0.2)) == HOME
 
 
-# Each case differs from the base by one number, and the choice differs.
+# Each case differs from the base by one number, which changes the choice.
 BASE = (candidate(NEAR), candidate(FAR, rtt=0.05))
 FLIPS = [
     ("round trip", {"rtt": 0.9}),
@@ -99,7 +99,7 @@ def test_one_number_of_an_input_flips_the_choice(term: str, change: dict[str, An
 
 
 def test_measured_bandwidth_flips_the_choice() -> None:
-    """The same bytes are missing at both; only the rate to their source differs."""
+    """The same bytes are missing at both islands; only the bandwidth to the source differs."""
     near, far = candidate(NEAR, missing=100_000_000), candidate(FAR, missing=100_000_000, rtt=0.05)
     assert chosen(near, far) == NEAR
     slow = msgspec.structs.replace(near.parts[0], bandwidth=1e6)

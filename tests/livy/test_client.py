@@ -1,4 +1,4 @@
-"""The client against servers that answer as Livys do, well and badly."""
+"""The client with servers that send correct and incorrect answers of Livy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def livy(handler: Handler) -> AsyncIterator[str]:
-    """A server that gives every request to `handler`; its URL."""
+    """Run a server that passes every request to `handler`. Yields its URL."""
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.1)

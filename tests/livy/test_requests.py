@@ -1,4 +1,4 @@
-"""Requests as Livy reads them, and its refusals."""
+"""Decoding of requests as in Livy, and its refusals."""
 
 from __future__ import annotations
 

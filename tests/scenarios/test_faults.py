@@ -1,4 +1,4 @@
-"""Faults of a whole island over real TLS: a session that is lost during a commit, and what its status says."""
+"""Faults of a complete island over real TLS: a session that is lost during a commit, and problems in its status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a lying peer can do: be named, lose its session, and nothing else."""
+"""A peer that sends false gossip is reported and loses its session, and has no other effect."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _other_use(liar: Stranger) -> bytes:
 
 
 def _forged_own(liar: Stranger) -> bytes:
-    """A batch in the name of the very island that it is sent to."""
+    """A batch in the name of the island to which it is sent."""
     victim = liar.world.islands[0]
     (body,) = core.cut_batches(victim.id, victim.g.head(victim.id), [("test/a", b"1")])
     signed = codec.encode(SignedBatch(body=body, signature=liar.trust.sign(SIGNATURE, body)))
@@ -161,7 +161,7 @@ def test_a_false_push_is_named_and_leaves_nothing(attack: Callable[[Stranger], b
         assert world.islands[0].peers is not None
         assert [who for who, _ in world.islands[0].peers.misbehaved] == [liar.id]
         assert [island.g.digest() for island in world.islands] == before
-        # The island goes on, and does not blame those who are honest.
+        # The island continues, and does not report honest islands.
         await world.islands[0].put("test/life", b"goes on")
         await world.until(lambda: all(len(i.records("test/")) == 1 for i in world.islands), within=10)
         assert all(not island.peers.misbehaved for island in world.islands[1:] if island.peers)

@@ -1,4 +1,4 @@
-"""A member that offers, commits and asks about jobs as no honest home does, and an executor that lies to its home."""
+"""A member that sends invalid requests about jobs as their home."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def envelope(mallory: Member, job: str = "", **changes: Any) -> Envelope:
 
 
 async def reserved(mallory: Member, head: Envelope, language: str = "batch") -> str:
-    """A place for a job; fails the test if there is none."""
+    """Reserve a place for a job. Fails if it is refused."""
     asked = OfferRequest(envelope=head, kind="batch" if language == "batch" else "session", language=language)
     offer = codec.decode(await mallory.ask("job.offer", codec.encode(asked)), Offer)
     assert offer.reservation, offer.refusal
@@ -142,7 +142,7 @@ async def test_only_the_home_of_a_job_may_say_anything_about_it(tmp_path: Path) 
             member(daemon, tmp_path) as mallory,
         ):
             job = job_of(home.id)
-            # It knows the id before the executor does, and would have it refused there.
+            # The member knows the id before the executor does, and tries to have the job refused there.
             with pytest.raises(PeerRefused, match="only its home"):
                 await mallory.ask("job.stop", codec.encode(StopRequest(job=job, epoch=1)))
             assert (await committed(home, envelope(home), SESSION, b"")).accepted
@@ -185,7 +185,7 @@ async def test_who_may_not_run_anything_leaves_nothing_behind(tmp_path: Path, jo
         for epoch in range(200):
             await mallory.ask("job.stop", codec.encode(StopRequest(job=head.job, epoch=epoch)))
         assert await daemon.state.read(lambda conn: conn.execute("SELECT count(*) FROM run").fetchone()[0]) == 0
-        # A name that nobody has yet is not one to be taken: the policy knows keys.
+        # A member cannot get access by taking an unused name: the policy compares keys.
         await mallory.told(("island/self", packed(name="mallory")))
         assert codec.decode(await mallory.ask("job.offer", codec.encode(asked)), Offer).refusal
 

@@ -1,4 +1,4 @@
-"""A member that reads as no honest one does, and others who are served all the same."""
+"""A member with abusive reads, while other members are still served."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.standins.member import Member, logged, member, packed, resident, unti
 
 
 async def published(daemon: Daemon, folder: Path) -> tuple[ResolvedDataset, ChunkRequest]:
-    """A dataset of the victim, and a request for all of its one file."""
+    """Publish a dataset at the victim. Returns the dataset and a request for its only file."""
     folder.mkdir()
     table = pa.table({"x": np.random.default_rng(1).integers(0, 2**62, 200_000)})
     pq.write_table(table, folder / "part.parquet")
@@ -37,7 +37,7 @@ async def published(daemon: Daemon, folder: Path) -> tuple[ResolvedDataset, Chun
 
 
 async def read(reader: Member, request: ChunkRequest) -> int:
-    """How many bytes come."""
+    """The number of bytes that are received."""
     size = 0
     async with reader.peers.bulk(reader.to, "chunks", codec.encode(request)) as stream:
         while (block := await stream.receive()) is not None:
@@ -47,7 +47,7 @@ async def read(reader: Member, request: ChunkRequest) -> int:
 
 @contextlib.asynccontextmanager
 async def opened(reader: Member, kind: str, body: bytes, count: int) -> AsyncIterator[list[BulkStream]]:
-    """Streams that are opened and left alone."""
+    """Open streams and leave them idle."""
     async with contextlib.AsyncExitStack() as stack:
         yield [await stack.enter_async_context(reader.peers.bulk(reader.to, kind, body)) for _ in range(count)]
 
