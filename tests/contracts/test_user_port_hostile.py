@@ -224,7 +224,7 @@ def test_a_body_that_grows_when_it_is_unpacked_is_refused(place: DemoIsland, tar
 
 
 def raw(place: DemoIsland, data: bytes) -> bytes:
-    """Send any bytes, and return the answer when the daemon closes the connection. Fails after `ANSWER_S` of silence."""
+    """Send any bytes, and return the answer until the daemon closes. Fails after `ANSWER_S` of silence."""
     parts = urlsplit(place.url)
     got = b""
     with socket.create_connection((parts.hostname, parts.port), timeout=ANSWER_S) as connection:
