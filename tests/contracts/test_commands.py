@@ -15,7 +15,7 @@ from island.cli.demo.demo_island import ISLAND, DemoIsland, free_ports
 from tests.contracts import commands, document
 
 
-def test_the_page_is_what_the_program_says() -> None:
+def test_the_page_is_up_to_date() -> None:
     assert commands.PAGE.read_text("utf-8") == commands.render(), "run: python -m tests.contracts.commands"
 
 

@@ -109,7 +109,7 @@ async def test_what_is_documented_is_what_is_served(routes: list[web.AbstractRou
     assert served == set(document.operations())
 
 
-async def test_every_handler_says_what_it_does(routes: list[web.AbstractRoute]) -> None:
+async def test_every_handler_has_a_docstring(routes: list[web.AbstractRoute]) -> None:
     for route in routes:
         said = inspect.getdoc(route.handler)
         assert said and said.splitlines()[0].endswith((".", ":", "`.")), route
@@ -420,7 +420,7 @@ def test_malformed_bodies_are_refused(admin: Caller, body: bytes) -> None:
             assert admin.call(method, target, body, status=400)["error"] == "bad_input", target
 
 
-def test_paths_and_methods_that_are_none(admin: Caller) -> None:
+def test_unknown_paths_and_methods(admin: Caller) -> None:
     for method, path, status, code in (
         ("GET", "/api/v1/nothing", 404, "not_found"),
         ("PUT", "/api/v1/peers", 405, "method_not_allowed"),

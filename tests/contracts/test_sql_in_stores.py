@@ -47,7 +47,7 @@ def test_statements_are_found(source: str, lines: list[int]) -> None:
     assert list(statements(source)) == lines
 
 
-def test_sql_stands_in_stores() -> None:
+def test_sql_is_in_stores_only() -> None:
     found = {
         path.relative_to(ISLAND).as_posix()
         for path in ISLAND.rglob("*.py")

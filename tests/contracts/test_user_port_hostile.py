@@ -191,7 +191,7 @@ def still_whole(place: DemoIsland) -> None:
     assert "api.bug" not in said and "Traceback" not in said, said[said.find("Traceback") - 500 :][:4000]
 
 
-def test_what_is_no_file_is_not_published(place: DemoIsland) -> None:
+def test_only_regular_files_are_published(place: DemoIsland) -> None:
     """Devices, pipes and circular links give an error at once."""
     root = place.home.parent
     os.mkfifo(root / "pipe.parquet")
@@ -258,7 +258,7 @@ def raw(place: DemoIsland, data: bytes) -> bytes:
         b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xc3\xa9\r\n\r\n",
     ],
 )
-def test_what_is_no_request_ends_the_connection_only(place: DemoIsland, data: bytes) -> None:
+def test_invalid_requests_end_only_their_connection(place: DemoIsland, data: bytes) -> None:
     got = raw(place, data)
     assert b"Traceback" not in got and b" 500 " not in got.partition(b"\r\n")[0]
     assert not got or got.startswith((b"HTTP/1.", b"HTTP/9")), got[:300]

@@ -89,7 +89,7 @@ async def test_a_session_writes_with_the_umask_of_the_account(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("order", [3, 4])
-async def test_what_is_no_frame_ends_the_session(tmp_path: Path, order: int) -> None:
+async def test_an_invalid_frame_ends_the_session(tmp_path: Path, order: int) -> None:
     process = await _start(tmp_path, ProcessLog())
     try:
         with pytest.raises(EngineFailed, match="frame"):
@@ -99,7 +99,7 @@ async def test_what_is_no_frame_ends_the_session(tmp_path: Path, order: int) -> 
     until(lambda: not alive([process.pid]), 5)
 
 
-def test_the_tail_is_bounded_and_whole() -> None:
+def test_the_tail_of_the_log_is_limited() -> None:
     tail = LogTail(keep=3)
     for part in (b"one\ntw", b"o\r\nthree\n", "tři \xff".encode(), b"\xff\n", b"open"):
         tail.feed(part)
@@ -116,7 +116,7 @@ def test_environment_has_no_more_than_it_needs(tmp_path: Path) -> None:
     assert not {"ISLAND_TOKEN", "AWS_SECRET"} & set(env)
 
 
-def test_ids_are_never_given_twice_and_ends_are_remembered(tmp_path: Path) -> None:
+def test_ids_are_not_reused_and_ends_are_stored(tmp_path: Path) -> None:
     path = tmp_path / "engine.db"
     store = EngineStore(path)
     assert [store.begin("session", "a", "sql", "i1"), store.begin("session", "a", "pyspark", "i1")] == [0, 1]
@@ -133,7 +133,7 @@ def test_ids_are_never_given_twice_and_ends_are_remembered(tmp_path: Path) -> No
     store.close()
 
 
-def test_a_store_of_a_newer_version_or_of_rubbish_is_refused(tmp_path: Path) -> None:
+def test_a_store_of_a_newer_version_or_an_invalid_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "engine.db"
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")

@@ -26,7 +26,7 @@ async def test_statement_text_and_numbers(session: Opened) -> None:
     assert 0 < second.started <= second.completed
 
 
-async def test_cancel_of_plain_python_is_prompt_and_the_session_goes_on(session: Opened) -> None:
+async def test_cancel_of_plain_python_is_prompt_and_the_session_continues(session: Opened) -> None:
     for code in (
         "import time\ntime.sleep(300)",
         "while True: pass",
@@ -86,7 +86,7 @@ async def test_output_is_bounded(session: Opened) -> None:
     assert view.output is not None and view.output.ename == "ResultTooLarge"
 
 
-async def test_what_programs_write_goes_to_the_log_and_is_bounded(session: Opened) -> None:
+async def test_output_of_programs_goes_to_the_log_and_is_limited(session: Opened) -> None:
     flood = "import os\nos.system('yes a long flood of output | head -c 30000000; echo; echo last word')"
     assert await session.text(flood) == "0"
     async with asyncio.timeout(120):
@@ -96,7 +96,7 @@ async def test_what_programs_write_goes_to_the_log_and_is_bounded(session: Opene
     assert all(len(line) < 5000 for line in page.log)
 
 
-async def test_input_is_empty_and_exit_does_no_harm(session: Opened) -> None:
+async def test_standard_input_is_empty_and_exit_does_not_end_the_session(session: Opened) -> None:
     view = await session.run("input()")
     assert view.output is not None and view.output.ename == "EOFError"
     view = await session.run("exit()")
@@ -106,7 +106,7 @@ async def test_input_is_empty_and_exit_does_no_harm(session: Opened) -> None:
     assert await session.text("3") == "3"
 
 
-async def test_odd_code_and_results(session: Opened) -> None:
+async def test_unusual_code_and_results(session: Opened) -> None:
     assert await session.text("print('a\\ud800b')") == "a\\ud800b"
     failed = await session.run("raise ValueError('\\udcff')")
     assert failed.output is not None and failed.output.evalue == "\\udcff"
@@ -215,7 +215,7 @@ async def test_an_input_that_cannot_be_read_is_named(client: LivyClient, work: P
     await client.delete_session(view.id)
 
 
-async def test_a_process_that_dies_says_so(client: LivyClient, engine: RunningEngine) -> None:
+async def test_the_end_of_a_process_is_reported(client: LivyClient, engine: RunningEngine) -> None:
     view = await client.create_session(SessionRequest(kind="pyspark", name="mortal"))
     opened = Opened(client, (await client.wait_session(view.id)).id)
     died = await opened.run("import os\nos._exit(3)")

@@ -150,7 +150,7 @@ def refuse_everything(account: pwd.struct_passwd, engine: RunningEngine, told: d
     assert readable == []
 
 
-def test_a_spark_as_it_comes_serves_every_account(account: pwd.struct_passwd, folder: Path) -> None:
+def test_spark_with_default_settings_serves_every_account(account: pwd.struct_passwd, folder: Path) -> None:
     place = folder / "stock"
     place.mkdir()
     os.mkfifo(place / "asked")
@@ -196,7 +196,7 @@ async def test_a_session_serves_no_other_account(
             await client.delete_session(view.id)
 
 
-async def test_a_batch_serves_no_other_account_whatever_its_code_asks_for(
+async def test_a_batch_serves_no_other_account_with_any_settings(
     account: pwd.struct_passwd, engine: RunningEngine, folder: Path
 ) -> None:
     place = folder / "work" / "batch"

@@ -102,7 +102,7 @@ def test_a_short_output_is_left_as_it_is() -> None:
 
 
 @given(st.integers(1000, 20_000), st.sampled_from(["text", "rows", "error", "png"]))
-def test_a_big_output_is_cut_and_says_so(size: int, kind: str) -> None:
+def test_a_large_output_is_cut_with_a_notice(size: int, kind: str) -> None:
     shapes: dict[str, Any] = {
         "text": {"status": "ok", "data": {"text/plain": "é" * size}},
         "rows": {"status": "ok", "data": {"application/json": {"schema": {}, "data": [[n] for n in range(size)]}}},
@@ -126,7 +126,7 @@ def not_found(evalue: str) -> str:
     return json.dumps({"status": "error", "ename": "Error", "evalue": evalue, "traceback": []})
 
 
-def test_the_missing_table_is_read_from_sparks_words() -> None:
+def test_the_missing_table_is_found_in_sparks_message() -> None:
     message = "[TABLE_OR_VIEW_NOT_FOUND] The table or view `a`.`b c` cannot be found."
     assert core.missing_table(not_found(message)) == "a.b c"
     assert core.missing_table(not_found("Table or view not found: a.b; line 1")) == "a.b"
@@ -168,7 +168,7 @@ def test_how_statements_of_a_lost_session_end() -> None:
     assert core.lost_statement(done, "why") is done
 
 
-def test_the_log_begins_as_livys() -> None:
+def test_the_log_begins_as_in_livy() -> None:
     assert core.livy_log([], ["a"]) == ["stdout: ", "\nstderr: ", "\nisland: ", "a"]
     assert core.livy_log(["stdout: ", "x", "\nstderr: "], [])[:2] == ["stdout: ", "x"]
     assert len(core.short_log([str(n) for n in range(50)])) == 10

@@ -39,7 +39,7 @@ async def _out_of_order(*databases: Database, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("where", ["home", "there", "both"])
-def test_a_session_goes_on_after_the_disk_failed(where: str) -> None:
+def test_a_session_continues_after_disk_errors(where: str) -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, engine, job = await _open(a)
         broken = {"home": [home.state], "there": [there.state], "both": [home.state, there.state]}[where]
@@ -54,7 +54,7 @@ def test_a_session_goes_on_after_the_disk_failed(where: str) -> None:
 
 
 @pytest.mark.parametrize("when", [0.0, 0.02, 0.3, 1.0])
-def test_a_session_that_is_being_started_goes_on_after_the_disk_failed(when: float) -> None:
+def test_a_starting_session_continues_after_disk_errors(when: float) -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         engine = PlayedEngine()
@@ -68,7 +68,7 @@ def test_a_session_that_is_being_started_goes_on_after_the_disk_failed(when: flo
     simulate(2, scenario)
 
 
-def test_the_end_of_a_run_is_stored_however_long_the_disk_does_not_take_it() -> None:
+def test_the_end_of_a_run_is_stored_after_long_disk_errors() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, engine, job = await _open(a)
         engine.start_anew("two")  # the session is lost, and its end must be stored
@@ -133,7 +133,7 @@ def test_a_statement_whose_cancel_could_not_be_stored_runs() -> None:
     simulate(5, scenario)
 
 
-def test_a_statement_that_the_disk_did_not_take_is_sent_again() -> None:
+def test_a_statement_that_could_not_be_stored_is_sent_again() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, engine, job = await _open(a)
         fault = Fault(there.state)
@@ -144,7 +144,7 @@ def test_a_statement_that_the_disk_did_not_take_is_sent_again() -> None:
     simulate(6, scenario)
 
 
-def test_a_late_wish_does_not_undo_the_end_of_a_run() -> None:
+def test_a_late_request_does_not_undo_the_end_of_a_run() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, engine, job = await _open(a)
         (live,) = world.jobs["there"].executor._driver.live.values()
@@ -158,7 +158,7 @@ def test_a_late_wish_does_not_undo_the_end_of_a_run() -> None:
     simulate(10, scenario)
 
 
-def test_a_session_whose_client_goes_away_while_it_is_accepted_is_started() -> None:
+def test_a_session_starts_if_its_client_disconnects_while_it_is_accepted() -> None:
     async def scenario(a: Archipelago) -> None:
         world, engine = World(a), PlayedEngine()
         home = await world.island("home", engine=engine)
@@ -170,7 +170,7 @@ def test_a_session_whose_client_goes_away_while_it_is_accepted_is_started() -> N
     simulate(7, scenario)
 
 
-def test_what_a_client_asked_for_before_it_went_away_happens_at_once() -> None:
+def test_requests_of_a_disconnected_client_take_effect_at_once() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, _there, engine, job = await _open(a)
         jobs = world.jobs["home"]
@@ -190,7 +190,7 @@ def test_what_a_client_asked_for_before_it_went_away_happens_at_once() -> None:
     simulate(8, scenario)
 
 
-def test_a_commit_and_a_statement_count_although_their_home_goes_away() -> None:
+def test_a_commit_and_a_statement_are_accepted_if_home_disconnects() -> None:
     async def scenario(a: Archipelago) -> None:
         world, engine = World(a), PlayedEngine()
         home = await world.island("home")

@@ -83,7 +83,7 @@ def test_a_session_runs_where_its_input_is() -> None:
     simulate(2, scenario)
 
 
-def test_a_refused_place_is_left_for_another_and_the_reason_is_kept() -> None:
+def test_a_refused_job_is_placed_elsewhere_and_the_reason_is_logged() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("laptop", engine=PlayedEngine())
@@ -109,7 +109,7 @@ def test_a_refused_place_is_left_for_another_and_the_reason_is_kept() -> None:
         ({"accept_from": ["members"], "foreign_code": "any"}, "jobs.same_user"),
     ],
 )
-def test_a_job_that_nobody_may_run_says_why_for_each_island(policy: dict[str, Any], key: str) -> None:
+def test_a_job_that_no_island_may_run_has_a_reason_for_each_island(policy: dict[str, Any], key: str) -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("laptop")
@@ -253,7 +253,7 @@ def test_statements_run_in_order_and_can_be_cancelled() -> None:
     simulate(8, scenario)
 
 
-def test_a_table_that_is_no_input_is_answered_with_the_line_to_add() -> None:
+def test_an_error_for_a_table_that_is_not_an_input_has_the_line_to_add() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         engine = PlayedEngine()
@@ -273,7 +273,7 @@ def test_a_table_that_is_no_input_is_answered_with_the_line_to_add() -> None:
     simulate(9, scenario)
 
 
-def test_a_batch_travels_with_its_file() -> None:
+def test_a_batch_is_sent_with_its_file() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("laptop")
@@ -299,7 +299,7 @@ def test_a_batch_travels_with_its_file() -> None:
     simulate(10, scenario)
 
 
-def test_a_pinned_job_waits_for_nobody_else() -> None:
+def test_a_pinned_job_does_not_wait_for_other_islands() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("home", engine=PlayedEngine())
@@ -350,7 +350,7 @@ def test_a_lost_link_gives_unknown_and_then_the_result() -> None:
     simulate(13, scenario)
 
 
-def test_what_is_waited_for_is_said_once() -> None:
+def test_a_wait_is_logged_once() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("home", engine=PlayedEngine())
@@ -367,7 +367,7 @@ def test_what_is_waited_for_is_said_once() -> None:
     simulate(15, scenario)
 
 
-def test_an_executor_ends_a_session_whose_home_is_gone_for_long() -> None:
+def test_an_executor_ends_a_session_when_its_lease_expires() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("home")
@@ -385,7 +385,7 @@ def test_an_executor_ends_a_session_whose_home_is_gone_for_long() -> None:
     simulate(14, scenario)
 
 
-def test_what_an_engine_took_with_it_is_said_and_what_was_finished_stays() -> None:
+def test_a_restarted_engine_loses_sessions_but_not_finished_results() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         engine = PlayedEngine()
@@ -441,7 +441,7 @@ def test_an_owner_follows_a_job_from_another_island_by_its_key() -> None:
     simulate(16, scenario)
 
 
-def test_an_executor_answers_a_jobs_home_only() -> None:
+def test_an_executor_answers_only_the_home_of_a_job() -> None:
     async def scenario(a: Archipelago) -> None:
         from island.jobs.messages import RunStatementRequest, StatusRequest, StopRequest
 
@@ -465,7 +465,7 @@ def test_an_executor_answers_a_jobs_home_only() -> None:
     simulate(17, scenario)
 
 
-def test_an_input_that_cannot_be_had_ends_the_session_with_the_reason() -> None:
+def test_an_input_that_cannot_be_fetched_ends_the_session_with_the_reason() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("home", engine=PlayedEngine())
@@ -479,7 +479,7 @@ def test_an_input_that_cannot_be_had_ends_the_session_with_the_reason() -> None:
     simulate(18, scenario)
 
 
-def test_a_foreign_job_may_set_less() -> None:
+def test_a_foreign_job_may_set_fewer_keys() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("home")
@@ -496,7 +496,7 @@ def test_a_foreign_job_may_set_less() -> None:
     simulate(19, scenario)
 
 
-def test_the_administrator_ends_what_others_run_here() -> None:
+def test_the_administrator_ends_runs_of_other_homes() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("home")

@@ -116,7 +116,7 @@ async def test_a_laptop_runs_code_where_the_data_are(tmp_path: Path) -> None:
         assert batch.state == "success" and "ARGS ['a b']" in await laptop.jobs.log(batch)
 
 
-async def test_missing_inputs_are_brought_before_the_session_is_idle(tmp_path: Path) -> None:
+async def test_missing_inputs_are_fetched_before_the_session_is_idle(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(engine_for(tmp_path / "home"))
         home = await stack.enter_async_context(site(tmp_path / "home", "home", LivyClient(engine.url, engine.token)))
@@ -150,7 +150,7 @@ class StockEngine(LivyEngine):
         return await super().create(kind, {**body, "conf": conf})
 
 
-async def test_views_reach_a_stock_livy_by_statements_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_views_are_created_in_a_stock_livy_by_statements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(engine_for(tmp_path / "home"))
         livy = LivyClient(engine.url, engine.token)
@@ -164,7 +164,7 @@ async def test_views_reach_a_stock_livy_by_statements_of_ours(tmp_path: Path, mo
         assert [s.number for s, _ in await home.jobs.statements(job)] == [0]
 
 
-async def test_a_killed_engine_takes_the_session_along_and_the_results_stay(tmp_path: Path) -> None:
+async def test_results_are_kept_when_a_killed_engine_ends_the_session(tmp_path: Path) -> None:
     async with engine_for(tmp_path / "home") as first:
         clients = [LivyClient(first.url, first.token)]
         async with site(tmp_path / "home", "home", clients[0]) as home:

@@ -109,7 +109,7 @@ def _scenario(trouble: Trouble, *, refuses: bool) -> Callable[[Archipelago], Any
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("trouble", "refuses"), [(_full, True), (_slow, False), (_broken, True)])
-def test_an_island_recovers_from_a_disk_in_trouble(trouble: Trouble, refuses: bool, seed: int) -> None:
+def test_an_island_recovers_from_disk_faults(trouble: Trouble, refuses: bool, seed: int) -> None:
     simulate(seed, _scenario(trouble, refuses=refuses))
 
 

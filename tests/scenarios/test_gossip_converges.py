@@ -124,7 +124,7 @@ async def _restarts(world: Archipelago) -> None:
 
 
 @pytest.mark.parametrize("weather", [Weather(), BAD], ids=["fair", "bad"])
-def test_a_third_restarts_thrice_the_last_time_without_gossip_db(weather: Weather) -> None:
+def test_a_third_restarts_three_times_and_loses_gossip_db(weather: Weather) -> None:
     simulate(31, _restarts, weather)
 
 
@@ -178,7 +178,7 @@ async def _alone(world: Archipelago) -> None:
     assert island.g.head(island.id).seq == 2  # there is no other island to wait for
 
 
-def test_alone_nothing_waits() -> None:
+def test_a_single_island_signs_without_delay() -> None:
     simulate(52, _alone)
 
 
@@ -291,7 +291,7 @@ async def _two_of_one_key(world: Archipelago) -> None:
     await world.until(lambda: all(len(i.records("test/life")) == 3 for i in world.islands), within=60)
 
 
-def test_two_stories_of_one_key_freeze_it_everywhere() -> None:
+def test_a_fork_freezes_a_log_at_all_islands() -> None:
     simulate(71, _two_of_one_key)
 
 

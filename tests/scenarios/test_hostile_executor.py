@@ -95,7 +95,7 @@ OFFERS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("what", OFFERS)
-async def test_an_offer_that_is_none_is_a_reason_to_look_elsewhere(tmp_path: Path, what: str) -> None:
+async def test_a_job_is_placed_elsewhere_after_an_invalid_offer(tmp_path: Path, what: str) -> None:
     liar = Liar()
     liar.offer = OFFERS[what]
     with logged():
@@ -139,7 +139,7 @@ REPORTS: dict[str, Callable[[str, int], bytes]] = {
 
 
 @pytest.mark.parametrize("what", REPORTS)
-async def test_a_report_that_is_none_is_not_taken(tmp_path: Path, what: str) -> None:
+async def test_an_invalid_report_is_refused(tmp_path: Path, what: str) -> None:
     liar = Liar()
     with logged():
         async with committed(tmp_path, liar) as (daemon, _, session):
@@ -170,7 +170,7 @@ async def _has(daemon: Daemon, session: int, output: Any) -> bool:
     return bool(statement["state"] == "available" and statement["output"] == output)
 
 
-async def test_news_of_a_job_is_taken_from_its_executor_only(tmp_path: Path) -> None:
+async def test_pushes_about_a_job_are_accepted_from_its_executor_only(tmp_path: Path) -> None:
     liar = Liar()
     async with committed(tmp_path, liar) as (daemon, mallory, session), member(daemon, tmp_path, "eve") as eve:
         await until_async(lambda: _is(daemon, session, "idle"))

@@ -114,7 +114,7 @@ async def test_work_that_no_honest_home_sends_is_refused(tmp_path: Path) -> None
         "01890a5d-ac96-774b-bcce-b302099a8057.0123456789",
     ],
 )
-async def test_an_id_that_is_none_of_its_home_is_refused(tmp_path: Path, job: str) -> None:
+async def test_an_id_of_another_home_is_refused(tmp_path: Path, job: str) -> None:
     async with victim(tmp_path, OPEN) as daemon, member(daemon, tmp_path) as mallory:
         head = envelope(mallory, job.format(mallory.id[:10]))
         asked = OfferRequest(envelope=head, kind="batch", language="batch")
@@ -125,7 +125,7 @@ async def test_an_id_that_is_none_of_its_home_is_refused(tmp_path: Path, job: st
 
 
 @pytest.mark.parametrize("lease", [math.inf, math.nan, -1.0, 1e9])
-async def test_a_lease_without_end_ends_the_session(tmp_path: Path, lease: float) -> None:
+async def test_a_lease_without_limit_ends_the_peer_session(tmp_path: Path, lease: float) -> None:
     with logged() as logs:
         async with victim(tmp_path, OPEN) as daemon, member(daemon, tmp_path) as mallory:
             with pytest.raises((PeerRefused, Unreachable)):
@@ -134,7 +134,7 @@ async def test_a_lease_without_end_ends_the_session(tmp_path: Path, lease: float
     assert logs.of("peer.misbehaved")[0]["key"] == mallory.id
 
 
-async def test_only_the_home_of_a_job_may_say_anything_about_it(tmp_path: Path) -> None:
+async def test_only_the_home_of_a_job_may_send_requests_about_it(tmp_path: Path) -> None:
     with logged():
         async with (
             victim(tmp_path, OPEN) as daemon,
@@ -175,7 +175,7 @@ async def test_only_the_home_of_a_job_may_say_anything_about_it(tmp_path: Path) 
         {},
     ],
 )
-async def test_who_may_not_run_anything_leaves_nothing_behind(tmp_path: Path, jobs: dict[str, Any]) -> None:
+async def test_refused_requests_leave_no_rows(tmp_path: Path, jobs: dict[str, Any]) -> None:
     async with victim(tmp_path, {"jobs": jobs}) as daemon, member(daemon, tmp_path) as mallory:
         head = envelope(mallory)
         asked = OfferRequest(envelope=head, kind="batch", language="batch")
@@ -190,7 +190,7 @@ async def test_who_may_not_run_anything_leaves_nothing_behind(tmp_path: Path, jo
         assert codec.decode(await mallory.ask("job.offer", codec.encode(asked)), Offer).refusal
 
 
-async def test_places_are_not_all_reserved_by_one(tmp_path: Path) -> None:
+async def test_reservations_of_one_home_are_limited(tmp_path: Path) -> None:
     async with (
         victim(tmp_path, OPEN) as daemon,
         member(daemon, tmp_path, "honest") as honest,

@@ -108,7 +108,7 @@ async def test_a_record_that_decoders_read_differently_does_not_end_the_daemon(t
 
 
 @pytest.mark.parametrize("name", ["victim\n", "vi\u0441tim", "victim ", "\x1b[2Jvictim", "", "x" * 65])
-async def test_a_name_that_would_look_like_another_is_none(tmp_path: Path, name: str) -> None:
+async def test_a_name_that_looks_like_another_is_replaced_by_the_key_prefix(tmp_path: Path, name: str) -> None:
     async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
         await mallory.told(("island/self", packed(name=name)))
         await mallory.told(("dataset/x", packed(**dataset())))
@@ -121,14 +121,14 @@ async def _lists(daemon: Any, key: str) -> bool:
     return any(row["key"] == key for row in await get(daemon, "/api/v1/datasets"))
 
 
-async def test_who_takes_anothers_name_makes_it_ambiguous_and_no_more(tmp_path: Path) -> None:
+async def test_a_name_used_twice_becomes_ambiguous(tmp_path: Path) -> None:
     async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
         await mallory.told(("island/self", packed(name="victim")))
         await until(lambda: daemon.membership.display(mallory.id) == f"victim.{mallory.id[:10]}")
         assert daemon.membership.display(daemon.trust.me) == f"victim.{daemon.trust.me[:10]}"
 
 
-async def test_addresses_that_nothing_can_have_are_said_to_be_unreachable(tmp_path: Path) -> None:
+async def test_invalid_addresses_are_logged_as_unreachable(tmp_path: Path) -> None:
     with logged() as logs:
         async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
             await mallory.told(("island/self", packed(name="x", addresses=["a..b:80", "x" * 250 + ":1"])))
@@ -137,7 +137,7 @@ async def test_addresses_that_nothing_can_have_are_said_to_be_unreachable(tmp_pa
             await until(lambda: bool(logs.of("peer.dial_failed")))
 
 
-async def test_cards_as_large_as_they_may_be_are_indexed_a_few_at_a_time(
+async def test_cards_of_maximum_size_are_indexed_in_small_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     column = {"name": "x" * 4000, "type": "int", "description": "y" * 4000}
@@ -195,7 +195,7 @@ async def test_a_flood_of_forged_batches_is_not_compared_with_all_that_is_stored
     assert looked == 0 and logs.of("peer.misbehaved")[0]["key"] == mallory.id
 
 
-async def test_who_signs_two_stories_freezes_its_own_log_and_no_other(tmp_path: Path) -> None:
+async def test_a_fork_freezes_only_the_log_of_its_origin(tmp_path: Path) -> None:
     with logged() as logs:
         async with (
             victim(tmp_path) as daemon,
@@ -280,7 +280,7 @@ async def _push(mallory: Member, kind: str, body: bytes) -> None:
 # --- strangers --------------------------------------------------------------------------------------
 
 
-async def test_strangers_hold_nothing_and_keep_members_out_for_no_longer_than_a_handshake(tmp_path: Path) -> None:
+async def test_strangers_block_members_for_at_most_a_handshake(tmp_path: Path) -> None:
     async with victim(tmp_path) as daemon, member(daemon, tmp_path, "honest") as honest:
         port = daemon.peers.port
         before = len(os.listdir("/proc/self/fd"))

@@ -52,9 +52,7 @@ async def opened(reader: Member, kind: str, body: bytes, count: int) -> AsyncIte
         yield [await stack.enter_async_context(reader.peers.bulk(reader.to, kind, body)) for _ in range(count)]
 
 
-async def test_readers_that_take_nothing_keep_nobody_else_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stalled_readers_do_not_block_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk_server, "STALL_S", 2.0)
     with logged() as logs:
         async with (
@@ -71,7 +69,7 @@ async def test_readers_that_take_nothing_keep_nobody_else_waiting(
             await well(daemon)
 
 
-async def test_what_is_asked_for_and_is_not_there_is_not_remembered(tmp_path: Path) -> None:
+async def test_requests_for_unknown_data_use_no_memory(tmp_path: Path) -> None:
     async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
         _, request = await published(daemon, tmp_path / "data")
         before = len(daemon.replicas.held._moved)
@@ -124,7 +122,7 @@ RANGES: dict[str, tuple[tuple[int, int], ...]] = {
 }
 
 
-async def test_ranges_that_are_none_are_refused(tmp_path: Path) -> None:
+async def test_invalid_ranges_are_refused(tmp_path: Path) -> None:
     with logged():
         async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
             _, request = await published(daemon, tmp_path / "data")
@@ -146,7 +144,7 @@ async def test_ranges_that_are_none_are_refused(tmp_path: Path) -> None:
                     assert refused.code != "internal_error", what
 
 
-async def test_long_requests_that_never_end_hold_no_more_than_their_turn(tmp_path: Path) -> None:
+async def test_unfinished_long_requests_use_limited_memory(tmp_path: Path) -> None:
     block = bytes(200 * 1024)
     with logged():
         async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
@@ -167,7 +165,7 @@ async def test_long_requests_that_never_end_hold_no_more_than_their_turn(tmp_pat
             await well(daemon)
 
 
-async def test_blocks_of_nothing_end_a_long_request(tmp_path: Path) -> None:
+async def test_too_many_empty_blocks_end_a_long_request(tmp_path: Path) -> None:
     with logged() as logs:
         async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
             opening = codec.encode(JobBulkRequest(kind="commit", size=MAX_MESSAGE))
