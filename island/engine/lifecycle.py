@@ -149,7 +149,7 @@ class EngineJob:
             self.place.store.end(self.what, self.id, self.state, self.log.lines())
         except sqlite3.Error as error:
             # The job has ended nevertheless. A later instance will show it as lost.
-            log.error("engine.not_remembered", what=self.what, id=self.id, error=str(error))
+            log.error("engine.end_not_stored", what=self.what, id=self.id, error=str(error))
         shutil.rmtree(self.scratch, ignore_errors=True)
         log.info("engine.ended", what=self.what, id=self.id, name=self.name, state=self.state, code=code)
         self.gone.set()

@@ -148,7 +148,7 @@ class EngineApi:
         except web.HTTPRequestEntityTooLarge:
             return answer(f"The body has more than {requests.MAX_BODY} bytes", 413)
         except sqlite3.Error as error:
-            log.error("engine.store", path=request.path, error=str(error))
+            log.error("engine.store_failed", path=request.path, error=str(error))
             return answer(
                 ResponseMessage(f"The engine cannot write to its directory: {error}. Nothing was started."), 507
             )

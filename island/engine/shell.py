@@ -166,10 +166,10 @@ def _traceback(error: BaseException) -> list[str]:
         return list(summary.format_exception_only())
     todo = [summary]
     while todo:
-        seen = todo.pop()
-        kept = [f for f in seen.stack if f.filename != __file__ and (f.filename, f.name) != (FILENAME, "<module>")]
-        seen.stack = traceback.StackSummary.from_list(kept)
-        todo += [below for below in (seen.__cause__, seen.__context__) if below is not None]
+        part = todo.pop()
+        kept = [f for f in part.stack if f.filename != __file__ and (f.filename, f.name) != (FILENAME, "<module>")]
+        part.stack = traceback.StackSummary.from_list(kept)
+        todo += [below for below in (part.__cause__, part.__context__) if below is not None]
     lines = list(summary.format())
     if not summary.stack:
         # Python omits the heading if there are no frames, but Livy clients expect it.

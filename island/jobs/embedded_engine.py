@@ -64,7 +64,7 @@ class EmbeddedEngine:
             return
         if not self.installed:
             self.problem = "Spark is not installed: install astrolab-island[spark], or set [livy] url"
-            log.warning("engine.absent", reason=self.problem)
+            log.warning("engine.not_installed", reason=self.problem)
             return
         tasks.forever("engine", self._run_once, rng=self._rng)
 

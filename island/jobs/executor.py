@@ -104,8 +104,8 @@ class Executor:
 
     def decline(self, sender: IslandId, reservation: str) -> None:
         """Cancel a reservation that its home does not use."""
-        held = self._reservations.get(reservation)
-        if held is not None and held.home == sender:
+        place = self._reservations.get(reservation)
+        if place is not None and place.home == sender:
             del self._reservations[reservation]
 
     def _refusal(self, sender: IslandId, request: OfferRequest) -> str:
@@ -149,7 +149,7 @@ class Executor:
             if error.code == "no_engine":
                 return ()
             # An engine that is still starting will run the job later. If it never starts, the job ends with the reason.
-            log.info("jobs.engine_silent", error=error.message)
+            log.info("jobs.engine_unavailable", error=error.message)
             return core.EMBEDDED_LANGUAGES if not self._config.livy.url else core.STOCK_LANGUAGES
 
     async def _part(self, ref: InputRef) -> tuple[OfferedInput, str]:
@@ -191,28 +191,28 @@ class Executor:
 
     def _wait(self, job: str) -> float:
         now = self._clock.monotonic()
-        for key in [key for key, held in self._reservations.items() if held.expires <= now]:
+        for key in [key for key, place in self._reservations.items() if place.expires <= now]:
             del self._reservations[key]
-        taken = len(self._driver.live) + sum(1 for held in self._reservations.values() if held.job != job)
+        taken = len(self._driver.live) + sum(1 for place in self._reservations.values() if place.job != job)
         return max(0, taken + 1 - self._config.livy.max_sessions) * WAIT_S
 
     def _reserve(self, job: str, home: IslandId) -> Reservation:
-        for key in [key for key, held in self._reservations.items() if held.job == job and held.home == home]:
+        for key in [key for key, place in self._reservations.items() if place.job == job and place.home == home]:
             del self._reservations[key]
-        if len(self._reservations) >= 1000 or sum(held.home == home for held in self._reservations.values()) >= 200:
+        if len(self._reservations) >= 1000 or sum(place.home == home for place in self._reservations.values()) >= 200:
             raise Conflict("too many places are reserved at this island", hint="Reservations expire after 30 s.")
-        held = Reservation(self._rng.bytes(8).hex(), job, home, self._clock.monotonic() + RESERVATION_S)
-        self._reservations[held.id] = held
-        return held
+        place = Reservation(self._rng.bytes(8).hex(), job, home, self._clock.monotonic() + RESERVATION_S)
+        self._reservations[place.id] = place
+        return place
 
     # --- commits ----------------------------------------------------------------------------
 
     async def commit(self, sender: IslandId, request: CommitRequest) -> CommitAnswer:
         """Accept a job and store it, or refuse it for this epoch. Repeating the request gives the same answer."""
         problem = self._commit_problem(sender, request)
-        held = self._reservations.get(request.reservation)
-        reserved = held is not None and held.home == sender and held.job == request.envelope.job
-        fresh = reserved and held is not None and held.expires > self._clock.monotonic()
+        place = self._reservations.get(request.reservation)
+        reserved = place is not None and place.home == sender and place.job == request.envelope.job
+        fresh = reserved and place is not None and place.expires > self._clock.monotonic()
 
         def then(accepted: tuple[CommitAnswer, JobRun | None]) -> None:
             _, run = accepted

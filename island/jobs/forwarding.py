@@ -91,7 +91,7 @@ class TrackedJob:
     """Numbers of the statements that are being cancelled before they are sent."""
     overlay: dict[int, StatementReport] = field(default_factory=dict)
     """Progress of unfinished statements. Results are read from the database."""
-    seen: int = 0
+    last_version: int = 0
     """Version of the last report that was stored."""
     state: str = ""
     refused: dict[str, str] = field(default_factory=dict)
@@ -565,7 +565,7 @@ class JobForwarder:
     async def _refresh(self, driven: TrackedJob, job: JobRow) -> bool:
         """Request the executor's report and store the changes. True when the job has ended."""
         waiting = await self._state.read(lambda conn: store.first_open(conn, job.id))
-        request = StatusRequest(job=job.id, epoch=job.epoch, acknowledged=waiting, seen=driven.seen)
+        request = StatusRequest(job=job.id, epoch=job.epoch, acknowledged=waiting, seen=driven.last_version)
         answer = await self._exchange.ask(IslandId(job.executor), "status", request, JobReport)
         report = core.checked_report(answer, job.id, job.epoch)
         # A statement that the executor does not have did not arrive, and may be sent again.
@@ -587,7 +587,7 @@ class JobForwarder:
             now = self._clock.wall()
             await self._state.write(lambda conn: store.apply_report(conn, job.id, job.epoch, stored, now))
             self.changed.touch()
-        driven.last, driven.seen = stored, report.version
+        driven.last, driven.last_version = stored, report.version
         return False
 
     async def _hinted(self, job: JobRow, report: JobReport) -> tuple[StatementReport, ...]:

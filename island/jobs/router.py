@@ -230,7 +230,7 @@ def _choose(wanted: JobRequirements, candidates: Sequence[Candidate], seconds: d
 
 
 def _behind(terms: tuple[CostTerm, ...], seconds: float, best: tuple[tuple[CostTerm, ...], float]) -> str:
-    gaps = [(mine.seconds - theirs.seconds, mine) for mine, theirs in zip(terms, best[0], strict=True)]
+    gaps = [(own.seconds - other.seconds, own) for own, other in zip(terms, best[0], strict=True)]
     gap, term = max(gaps, key=lambda pair: pair[0])
     if gap <= 0 or seconds <= best[1]:
         return f"{format_seconds(seconds)}: no better than the chosen place"

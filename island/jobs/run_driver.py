@@ -68,7 +68,7 @@ class LiveRun:
     cancel_sent: bool = False
     placed: bool = False
     """Whether the run has one of the engine's places."""
-    spoke: float = -1e9
+    progress_noted: float = -1e9
     """Monotonic time of the last notification of home about progress only."""
     evicted: bool = False
     """Ended by this island's administrator, not by its owner."""
@@ -250,8 +250,8 @@ class RunDriver:
     def _progress(self, live: LiveRun, ref: InputRef) -> Callable[[int, int, str], None]:
         def progress(done: int, total: int, what: str) -> None:
             now = self._clock.monotonic()
-            if now - live.spoke >= 2.0 and done < total:
-                live.spoke = now
+            if now - live.progress_noted >= 2.0 and done < total:
+                live.progress_noted = now
                 self._note(live, f"{ref}: {format_bytes(done)} of {format_bytes(total)} ({what})")
 
         return progress
@@ -365,8 +365,8 @@ class RunDriver:
         if remote.log and remote.log != run.log:
             run.log = remote.log
             live.version += 1
-            if run.work.kind == "batch" and self._clock.monotonic() - live.spoke >= 1.0:
-                live.spoke = self._clock.monotonic()
+            if run.work.kind == "batch" and self._clock.monotonic() - live.progress_noted >= 1.0:
+                live.progress_noted = self._clock.monotonic()
                 self._changed(IslandId(run.home), run.job, run.epoch)
         before = (run.state, run.app_id, run.app_info)
         state = remote.state if remote.state != "busy" or run.work.kind == "batch" else "idle"

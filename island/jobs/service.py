@@ -364,20 +364,20 @@ class Jobs:
 
     async def log(self, job: JobRow) -> list[str]:
         """The log as a Livy client sees it: the output streams of the engine, then the notes of island."""
-        return (await self._state.read(lambda conn: _seen(conn, job))).log
+        return (await self._state.read(lambda conn: _summary(conn, job))).log
 
     async def seen(self, jobs: Sequence[JobRow]) -> list[JobSummary]:
         """Jobs with their logs and states, in one read transaction."""
-        return await self._state.read(lambda conn: [_seen(conn, job) for job in jobs])
+        return await self._state.read(lambda conn: [_summary(conn, job) for job in jobs])
 
     async def find_summary(self, caller: Principal, kind: str, key: int | str) -> JobSummary:
         """`find` with log and state, in one read transaction and cached, for polling Livy clients."""
 
         def read(conn: sqlite3.Connection) -> JobSummary | None:
             job = _named(conn, kind, key)
-            return None if job is None else _seen(conn, job)
+            return None if job is None else _summary(conn, job)
 
-        found: JobSummary | None = await self._polled((kind, key), read, _seen_size)
+        found: JobSummary | None = await self._polled((kind, key), read, _summary_size)
         if found is None or found.job.deleted or not _may(caller, found.job):
             raise session_not_found(key)
         return found
@@ -766,13 +766,13 @@ def _state(conn: sqlite3.Connection, job: JobRow) -> str:
     return core.session_state(job.state, job.state == "idle" and store.is_busy(conn, job.id))
 
 
-def _seen(conn: sqlite3.Connection, job: JobRow) -> JobSummary:
+def _summary(conn: sqlite3.Connection, job: JobRow) -> JobSummary:
     notes = [text for _, text in store.log_lines(conn, job.id)]
     return JobSummary(job, _state(conn, job), core.livy_log(job.engine_log, notes))
 
 
-def _seen_size(seen: JobSummary | None) -> int:
-    return 0 if seen is None else sum(map(len, seen.log))
+def _summary_size(summary: JobSummary | None) -> int:
+    return 0 if summary is None else sum(map(len, summary.log))
 
 
 def _statement_size(found: tuple[JobRow | None, StatementRow | None]) -> int:
