@@ -1,7 +1,9 @@
-"""The embedded Livy-compatible Spark engine: a program of its own, `island engine`.
+"""The embedded Livy-compatible Spark engine, a separate program: `island engine`.
 
-Parts: `main` (the program), `server` (REST), `sessions` and `batches` (their lives),
-`store` (what outlives a restart), `process` (one session's or batch's processes),
-`warden` (ends them all), and in the session's own process `child`, `script`, `shell`,
-`table`, `views`, `jvm`.
+Modules in the engine's process: `main` (the program), `rest_api` (Livy's REST API), `service`
+(all sessions and batches), `admission` (checks of requests), `lifecycle`, `sessions` and
+`batches` (the life cycle of each), `process` (the processes of one session or batch), `protocol`
+(messages to them), `limits`, and `store` (data that persist across restarts). `supervisor` is
+the parent process of each session or batch and ends all its processes. Modules in the process of
+a session or batch: `session_child`, `batch_child`, `shell`, `table`, `input_views`, `spark`, `jvm`.
 """

@@ -1,4 +1,4 @@
-"""`python -m island.engine`."""
+"""Entry point of `python -m island.engine`."""
 
 from island.engine.main import main
 

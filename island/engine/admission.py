@@ -1,4 +1,4 @@
-"""Whether a request may run here, and with what. No process is started for one that may not."""
+"""Checks of a request before a process is started: files, settings, inputs, memory and kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HERE = ("pyspark", "pyspark3", "sql", "shared")
 
 
 class LaunchSpec(msgspec.Struct, frozen=True):
-    """What a request comes to: Spark's settings, inputs, memory, and Python files, all checked."""
+    """The checked settings of a request: Spark's conf, inputs, memory and Python files."""
 
     conf: dict[str, str]
     views: dict[str, str]
@@ -31,7 +31,7 @@ class LaunchSpec(msgspec.Struct, frozen=True):
 
 
 def check_launch(request: SessionRequest | BatchRequest, limits: EngineLimits) -> LaunchSpec:
-    """Check files, settings, memory and kind, in Livy's order. Raises `LivyRefusal`."""
+    """Check files, settings, inputs, kind and memory of a request. Raises `LivyRefusal`."""
     lists = [request.jars, request.files, request.archives, request.py_files]
     jars, files, archives, py_files = ([local_file(item, limits.allow_files) for item in items] for items in lists)
     file = ""
@@ -40,7 +40,7 @@ def check_launch(request: SessionRequest | BatchRequest, limits: EngineLimits) -
         if request.class_name or not file.endswith(".py"):
             raise rejected(
                 "requirement failed: this engine runs Python files (.py) only.",
-                hint="Send jars to a server that has Spark's Scala side, such as a Livy of the site's own.",
+                hint="Run jars at a stock Livy server.",
             )
     if refusal := refused_conf(request.conf):
         raise refusal
@@ -62,10 +62,10 @@ def check_launch(request: SessionRequest | BatchRequest, limits: EngineLimits) -
 
 
 def unsupported_kind(kind: str) -> LivyRefusal:
-    """A kind that Livy knows and this engine has not."""
+    """Refusal of a kind of code that Livy has and this engine does not support."""
     return rejected(
-        f"kind '{kind}' does not run on this engine; it has pyspark and sql.",
-        hint="Open a session of kind pyspark or sql, or use a Livy that has the kind.",
+        f"this engine does not support kind '{kind}'; it supports pyspark and sql.",
+        hint="Open a session of kind pyspark or sql, or use a Livy server that supports the kind.",
     )
 
 
@@ -75,14 +75,15 @@ def statement_kind(asked: str | None, session: str) -> str:
     if kind in ("spark", "sparkr"):
         raise unsupported_kind(kind)
     if kind == "shared":
-        raise bad_body("A statement in a session of kind shared names its kind: pyspark or sql")
+        raise bad_body("A statement in a session of kind shared must have a kind: pyspark or sql")
     return "sql" if kind == "sql" else "pyspark"
 
 
 def local_file(path: str, allowed: Iterable[Path]) -> str:
-    """A local file that a client may name. Raises `LivyRefusal` if relative, remote or elsewhere.
+    """The local path of a file that a client names.
 
-    That it exists is not asked: Livy finds that out when the job starts.
+    Raises `LivyRefusal` if the path is relative, remote or outside the allowed folders. The file
+    need not exist: as in Livy, a missing file is an error when the job starts.
     """
     parts = urlsplit(path)
     if parts.scheme not in ("", "file"):
@@ -100,9 +101,10 @@ def local_file(path: str, allowed: Iterable[Path]) -> str:
 
 
 def _unserved(jar: str) -> str:
-    """A jar as Spark reads it where it lies: any other is served to whoever asks at Spark's port, without a secret.
+    """The `local:` URI of a jar, which Spark reads in place.
 
-    Raises `LivyRefusal` for a path that Spark's Java cannot read back from a URI.
+    Spark would serve a jar with another URI on its port, to any client and without authentication.
+    Raises `LivyRefusal` for a path with characters that URIs escape, which Spark cannot read back.
     """
     if quote(jar, safe="/!$&'()*+;=:@~") != jar:
         raise rejected(
@@ -113,11 +115,11 @@ def _unserved(jar: str) -> str:
 
 
 def _check_input(name: str, path: str) -> None:
-    """Refuse at once what cannot be read later. Raises `LivyRefusal`."""
+    """Check the path or list of paths of an input. Raises `LivyRefusal`."""
     try:
         items = json.loads(path) if path.startswith("[") else [path]
     except ValueError as error:
-        raise rejected(f"requirement failed: the list of files of input {name} is no JSON: {error}") from error
+        raise rejected(f"requirement failed: the list of files of input {name} is not valid JSON: {error}") from error
     for item in items:
         local = unquote(urlsplit(item).path) if isinstance(item, str) and item.startswith("file:") else item
         if not isinstance(local, str) or not os.path.isabs(local):
@@ -126,7 +128,7 @@ def _check_input(name: str, path: str) -> None:
 
 def _memory(text: str, limits: EngineLimits) -> str:
     if memory_bytes(text) > memory_bytes(limits.max_memory):
-        raise rejected(f"requirement failed: {text} of driver memory; this engine grants {limits.max_memory}.")
-    # The JVM knows no trailing b and reads a bare number as bytes, Spark as MiB.
+        raise rejected(f"requirement failed: {text} of driver memory; the limit of this engine is {limits.max_memory}.")
+    # The JVM does not accept a trailing b, and reads a number without unit as bytes; Spark reads it as MiB.
     text = text.strip().lower().removesuffix("b")
     return text + "m" if text.isdigit() else text

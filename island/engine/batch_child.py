@@ -1,4 +1,4 @@
-"""The process of one batch: the user's Python file, in which Spark has the batch's settings and inputs."""
+"""The process of one batch. It runs the user's Python file with Spark, its settings and its inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from island.errors import IslandError
 
 
 def main(argv: list[str]) -> int:
-    """Be the process of a batch: start Java, hook pyspark, run the file as the main program."""
+    """Start Java, hook pyspark, and run the file as the main program. Returns the exit code."""
     incoming, outgoing = private_fds(int(argv[1]), int(argv[2]))
     start, order = read_to_child(incoming), read_to_child(incoming)
     if not isinstance(start, StartChild) or not isinstance(order, ExecuteScript):
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         print(f"python: can't open file '{order.file}': No such file or directory", file=sys.stderr)
         return 2
     for stream in (sys.stdout, sys.stderr):
-        # A person follows the log while the batch runs.
+        # The log must be up to date while the batch runs.
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # both are TextIOWrapper at start
     sys.argv = [order.file, *order.args]
     sys.path[:0] = [os.path.dirname(order.file), *start.py_files]

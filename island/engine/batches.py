@@ -1,4 +1,4 @@
-"""Batches: one Python file, run to its end."""
+"""Batches. Each runs one Python file to its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from island.livy.messages import BatchRequest, BatchView
 
 
 class EngineBatch(EngineJob):
-    """One batch. Its states: starting, running, success, dead, killed."""
+    """One batch. Its states are starting, running, success, dead and killed."""
 
     what = "batch"
     module = "island.engine.batch_child"
@@ -21,19 +21,19 @@ class EngineBatch(EngineJob):
         self.request = request
 
     def first_frames(self) -> list[Any]:
-        """The settings, then the file and its arguments."""
+        """The frame with the settings, then the frame with the file and its arguments."""
         return [self.start_frame(), ExecuteScript(self.admitted.file, self.request.args)]
 
     def started(self) -> None:
-        """A batch runs from its process's first moment."""
+        """Set the state to running as soon as the process has started."""
         self.state = "running"
 
     def finish(self, code: int) -> str:
-        """Success is exit code 0."""
+        """The last state: success for exit code 0, killed if the end was requested, else dead."""
         if self._ending is not None:
             return "killed"
         return "success" if code == 0 else "dead"
 
     def view(self) -> BatchView:
-        """As Livy shows it."""
+        """The batch as Livy shows it."""
         return BatchView(id=self.id, name=self.name, state=self.state, log=self.short_log())

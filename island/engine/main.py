@@ -1,7 +1,7 @@
-"""The program `island engine`: arguments, the directory, the port, and an orderly end.
+"""The program `island engine`: arguments, folder, port and shutdown.
 
-It prints one JSON line when it is ready, `{"url": ..., "instance": ..., "pid": ...}`, and
-ends at SIGINT, SIGTERM, or (with `--parent-pipe`) when its standard input ends.
+It prints one line of JSON when it is ready, `{"url": ..., "instance": ..., "pid": ...}`. It ends
+on SIGINT, on SIGTERM, and with `--parent-pipe` when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ def run_engine(
     limits: EngineLimits | None = None,
     parent_pipe: bool = False,
 ) -> int:
-    """Run an engine until it is told to end; the exit code.
+    """Run an engine until it is stopped. Returns the exit code.
 
-    `token` is what every request must carry; else the one in `token_file`, in the variable
-    ISLAND_ENGINE_TOKEN, or a new one, written to DIRECTORY/token with mode 0600.
-    Raises `IslandError` when it cannot start.
+    Every request must have the token. It is `token`, or else read from `token_file`, or else the
+    value of the variable ISLAND_ENGINE_TOKEN, or else generated and written to DIRECTORY/token
+    with mode 0600. `limits` defaults to `EngineLimits()`. Raises `IslandError` if the engine cannot start.
     """
     if host not in LOOPBACK:
         raise ConfigError(
-            f"the engine listens on loopback only, not on {host}",
-            hint="Clients from elsewhere come through the island's own port.",
+            f"the engine cannot listen on {host}; it listens on loopback addresses only",
+            hint="Use 127.0.0.1. Remote clients connect through an island.",
         )
     folder = Path(directory).expanduser().absolute()
     with _locked(folder):
@@ -111,7 +111,7 @@ async def _serve(place: EngineContext, listening: socket.socket, token: str, par
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """The listening socket. Raises `ConfigError` when the port is taken."""
+    """The listening socket. Raises `ConfigError` if the port cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)
@@ -119,12 +119,12 @@ def _bound(host: str, port: int) -> socket.socket:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(
             f"port {port} on {host} cannot be used: {reason}",
-            hint="Choose another with --port; 0 takes any free one.",
+            hint="Choose another port with --port; 0 selects a free port.",
         ) from error
 
 
 async def _watch_parent(stop: asyncio.Event) -> None:
-    """Set `stop` when standard input ends: whoever started us is gone."""
+    """Set `stop` when standard input is closed, because the parent process is gone."""
 
     class Watch(asyncio.Protocol):
         def connection_lost(self, _error: Exception | None) -> None:
@@ -133,33 +133,34 @@ async def _watch_parent(stop: asyncio.Event) -> None:
     try:
         await asyncio.get_running_loop().connect_read_pipe(Watch, sys.stdin)
     except ValueError as error:
-        raise ConfigError("with --parent-pipe the engine's standard input must be a pipe") from error
+        raise ConfigError("standard input is not a pipe, which --parent-pipe requires") from error
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The directory, made with mode 0700 and held by this engine alone; what an earlier one left is cleared."""
+    """Create the folder with mode 0700, lock it for this engine, and delete temporary files of an earlier engine."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
         file = (folder / "lock").open("w")
     except OSError as error:
         raise ConfigError(
-            f"{folder} cannot be the engine's directory: {error.strerror or error}", hint="Give another with --dir."
+            f"{folder} cannot be used as the engine's folder: {error.strerror or error}",
+            hint="Choose another folder with --dir.",
         ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(
-                f"another engine runs in {folder}", hint="Give this one another directory with --dir."
+                f"another engine is running in {folder}", hint="Choose another folder with --dir."
             ) from error
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         yield
 
 
 def _token(token: str, file: Path | str | None, folder: Path) -> str:
-    """The token, and nothing of it in the environment that children inherit."""
+    """The token. It is removed from the environment, which child processes inherit."""
     named = os.environ.pop(TOKEN_VARIABLE, "")
     if not token and file is not None:
         try:
@@ -167,7 +168,7 @@ def _token(token: str, file: Path | str | None, folder: Path) -> str:
         except OSError as error:
             raise ConfigError(f"the token file {file} cannot be read: {error.strerror or error}") from error
         if not token:
-            raise ConfigError(f"the token file {file} is empty", hint="Put one line of [A-Za-z0-9_-] into it.")
+            raise ConfigError(f"the token file {file} is empty", hint="Write the token to it, as one line.")
     token = token or named
     if not token:
         token = secrets.token_urlsafe(32)
@@ -176,32 +177,34 @@ def _token(token: str, file: Path | str | None, folder: Path) -> str:
             out.write(token + "\n")
         print(f"island engine: the token is in {path}", file=sys.stderr)
     if not re.fullmatch(r"[\x21-\x7e]{8,512}", token):
-        raise ConfigError("the engine's token must have 8 to 512 printable characters, no spaces")
+        raise ConfigError("the token must have 8 to 512 printable ASCII characters without spaces")
     return token
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of `python -m island.engine`."""
+    """The argument parser of `python -m island.engine`."""
     base = EngineLimits()
     p = argparse.ArgumentParser(prog="island engine", description="A Livy-compatible Spark engine on this machine.")
     p.add_argument("--host", default="127.0.0.1", help="loopback address to listen on (default %(default)s)")
-    p.add_argument("--port", type=int, default=8998, help="port; 0 takes a free one (default %(default)s)")
-    p.add_argument("--dir", type=Path, default=Path("~/.island/engine"), help="its directory (default %(default)s)")
-    p.add_argument("--token-file", type=Path, help=f"file with the token; else {TOKEN_VARIABLE}, else a new one")
-    p.add_argument("--allow-files", type=Path, action="append", default=[], help="folder whose files clients may name")
-    p.add_argument("--pass-env", action="append", default=[], help="variable that sessions get from the environment")
-    p.add_argument("--parent-pipe", action="store_true", help="end when standard input ends")
+    p.add_argument("--port", type=int, default=8998, help="port; 0 selects a free port (default %(default)s)")
+    p.add_argument(
+        "--dir", type=Path, default=Path("~/.island/engine"), help="folder of the engine (default %(default)s)"
+    )
+    p.add_argument("--token-file", type=Path, help=f"file with the token, instead of {TOKEN_VARIABLE} or a new token")
+    p.add_argument("--allow-files", type=Path, action="append", default=[], help="folder whose files clients may use")
+    p.add_argument("--pass-env", action="append", default=[], help="environment variable to pass to sessions")
+    p.add_argument("--parent-pipe", action="store_true", help="exit when standard input is closed")
     for name, kind, text in (
-        ("max_sessions", int, "living sessions"),
-        ("max_batches", int, "living batches"),
-        ("max_queued", int, "statements that wait in a session"),
-        ("max_output", int, "characters of output kept of a statement"),
-        ("memory", str, "a session's driver memory when it asks for none"),
-        ("max_memory", str, "driver memory that a session may ask for"),
-        ("cores", int, "cores of a session"),
-        ("idle_timeout_s", float, "seconds after which an idle session ends; 0 is never"),
-        ("start_timeout_s", float, "seconds within which Spark must start"),
-        ("retain_s", float, "seconds for which an ended session stays listed"),
+        ("max_sessions", int, "maximum number of live sessions"),
+        ("max_batches", int, "maximum number of live batches"),
+        ("max_queued", int, "maximum number of waiting statements in a session"),
+        ("max_output", int, "maximum number of characters of a statement's output"),
+        ("memory", str, "default driver memory of a session"),
+        ("max_memory", str, "maximum driver memory of a session"),
+        ("cores", int, "number of cores of a session"),
+        ("idle_timeout_s", float, "seconds after which an idle session ends; 0 for never"),
+        ("start_timeout_s", float, "maximum seconds for the start of Spark"),
+        ("retain_s", float, "seconds for which an ended session remains listed"),
     ):
         flag = "--" + name.removesuffix("_s").replace("_", "-")
         p.add_argument(flag, dest=name, type=kind, default=getattr(base, name), help=f"{text} (default %(default)s)")
@@ -209,7 +212,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run an engine as a program. Exit codes: 0 ended in order, 1 failed, 2 usage."""
+    """Run an engine as a program. Exit codes: 0 regular end, 1 error, 2 wrong usage."""
     args = vars(parser().parse_args(argv))
     telemetry.configure()
     settings = {name: args[name] for name in EngineLimits.__struct_fields__ if name in args}

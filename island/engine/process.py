@@ -1,7 +1,7 @@
-"""The processes of one session or batch, as the engine sees them: frames, log, end.
+"""The processes of one session or batch: start, frames, log and end.
 
-Python (and its JVM) runs under a warden in a process group of its own. Its environment is
-made here from nothing: no secret of the engine's is in it.
+Python and its JVM run under a supervisor in their own process group. Their environment is built
+from a list of allowed variables, so it has no secret of the engine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from island.private_files import outer_umask
 MAX_LINE: Final = 4_000
 CHUNK: Final = 65_536
 FLOOD_PAUSE_S: Final = 0.005
-"""Pause after a full chunk of log: a flood of output must not starve the engine's other sessions."""
+"""Pause in seconds after a full chunk of log output, so that other sessions are served during a flood of output."""
 END_S: Final = 15.0
 PASSED: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -39,15 +39,15 @@ class LogTail:
         self._partial = b""
 
     def feed(self, data: bytes) -> None:
-        """Take bytes as they come."""
+        """Add bytes of the stream."""
         *whole, self._partial = (self._partial + data).split(b"\n")
-        # A line without an end must not grow for ever.
+        # A line without an end must not grow without limit.
         self._partial = self._partial[: 4 * MAX_LINE]
         keep = self._lines.maxlen or 0
         self._lines.extend(self._text(line) for line in whole[-keep:])
 
     def add(self, line: str) -> None:
-        """Add one line of the engine's own."""
+        """Add a line that is not from the stream."""
         self._lines.append(line[:MAX_LINE])
 
     @staticmethod
@@ -62,27 +62,27 @@ class LogTail:
 
 
 class ProcessLog:
-    """What a session's processes wrote, and the engine's own remarks among the errors."""
+    """The output of a session's or batch's processes. Notes of the engine are added to the error stream."""
 
     def __init__(self) -> None:
         self.out, self.err = LogTail(), LogTail()
 
     def note(self, text: str) -> None:
-        """Add the engine's own remark, one entry a line."""
+        """Add a note of the engine, line by line."""
         for line in text.splitlines():
             self.err.add(f"island: {line}")
 
     def lines(self) -> list[str]:
-        """Everything kept, with Livy's headings."""
+        """All lines that are kept, with Livy's headings."""
         return livy_log_lines(self.out, self.err)
 
     def short(self, lines: int) -> list[str]:
-        """The last lines of each stream, for a session's view."""
+        """The last `lines` lines of each stream, with Livy's headings."""
         return livy_log_lines(list(self.out)[-lines:], list(self.err)[-lines:])
 
 
 def environment(scratch: Path, java_home: str, passed: Mapping[str, str], also: tuple[str, ...] = ()) -> dict[str, str]:
-    """The environment of a session: a few names of the engine's own, none with a secret in it."""
+    """The environment of a session: the variables `PASSED` and `also` of `passed`, and fixed values."""
     env = {name: passed[name] for name in (*PASSED, *also) if name in passed}
     env.setdefault("PATH", os.defpath)
     root = Path(__file__).resolve().parents[2]
@@ -105,7 +105,7 @@ def environment(scratch: Path, java_home: str, passed: Mapping[str, str], also: 
 
 
 class JobProcess:
-    """One warden with what it holds. `start`, then `frames` until they end, then `wait`."""
+    """The supervisor of a session or batch, with its processes. Call `start`, read all `frames`, then `wait`."""
 
     def __init__(self, child: asyncio.subprocess.Process, incoming: int, outgoing: int, log: ProcessLog) -> None:
         self._child = child
@@ -115,14 +115,14 @@ class JobProcess:
 
     @property
     def pid(self) -> int:
-        """The warden's process id."""
+        """The process id of the supervisor."""
         return self._child.pid
 
     @classmethod
     async def start(
         cls, module: str, scratch: Path, env: Mapping[str, str], log: ProcessLog, *first: Any
     ) -> JobProcess:
-        """Start `python -m module` in `scratch` under a warden; it finds the frames `first` waiting."""
+        """Start `python -m module` in `scratch` under a supervisor, and send it the frames `first`."""
         child_in, to_child = os.pipe()
         from_child_fd, child_out = os.pipe()
         try:
@@ -138,7 +138,7 @@ class JobProcess:
                 pass_fds=(child_in, child_out),
                 cwd=scratch,
                 env=env,
-                umask=outer_umask(),  # what a session writes elsewhere is as its user's account has it
+                umask=outer_umask(),  # files that a session writes outside have the usual modes of the account
                 start_new_session=True,
             )
         except OSError:
@@ -157,12 +157,12 @@ class JobProcess:
         return process
 
     def send(self, message: Any) -> None:
-        """Send a frame. One that comes after the process ended is lost, as its receiver is."""
+        """Send a frame. It is dropped if the process has ended."""
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(frame(message))
 
     async def frames(self) -> AsyncIterator[FromChild]:
-        """Frames from the process until it closes their pipe. Raises `EngineFailed` for one that is none."""
+        """The frames from the process until it closes the pipe. Raises `EngineFailed` for an invalid frame."""
         reader = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_read_pipe(
@@ -172,11 +172,11 @@ class JobProcess:
             while True:
                 size = int.from_bytes(await reader.readexactly(4), "big")
                 if size > MAX_FRAME:
-                    raise EngineFailed(f"the session's process sent a frame of {size} bytes")
+                    raise EngineFailed(f"the session's process sent a frame of {size} bytes; the limit is {MAX_FRAME}")
                 try:
                     message = from_child(await reader.readexactly(size))
                 except ValueError as error:
-                    raise EngineFailed(f"the session's process sent what is no frame: {error}") from error
+                    raise EngineFailed(f"the session's process sent an invalid frame: {error}") from error
                 yield message
         except asyncio.IncompleteReadError:
             return
@@ -198,12 +198,12 @@ class JobProcess:
                 await asyncio.sleep(FLOOD_PAUSE_S)
 
     def kill(self) -> None:
-        """Order the end of every process; the warden sees to it."""
+        """Have the supervisor kill all processes."""
         if self._child.stdin is not None and not self._child.stdin.is_closing():
             self._child.stdin.close()
 
     async def wait(self) -> int:
-        """The exit code, once every process is gone (128 + signal for a signal)."""
+        """Wait until all processes have ended, and return the exit code (128 + signal number after a signal)."""
         try:
             code = await self._child.wait()
         finally:
@@ -212,7 +212,7 @@ class JobProcess:
         return 128 - code if code < 0 else code
 
     async def end(self) -> None:
-        """Kill and wait; a warden that does not answer is killed with its group."""
+        """Kill all processes and wait. A supervisor that does not end in time is killed with its group."""
         self.kill()
         try:
             async with asyncio.timeout(END_S):
@@ -222,6 +222,6 @@ class JobProcess:
                 os.killpg(self._child.pid, signal.SIGKILL)
             await self._child.wait()
         finally:
-            # Whatever should still be alive reads its end here.
+            # A process that is still alive ends when this pipe is closed.
             if self._writer is not None:
                 self._writer.close()

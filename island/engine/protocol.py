@@ -1,7 +1,7 @@
-"""What the engine and a session's process say to each other, over two pipes.
+"""The protocol between the engine and the process of a session or batch, over two pipes.
 
-A frame is four bytes of length, big-endian, and one JSON object with a `t`. The engine
-trusts nothing of what it reads: user code shares the process at the other end.
+A frame is a length of four bytes, big-endian, followed by a JSON object with the key `t`. The
+engine validates every frame that it reads, because user code runs in the same process as the sender.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from island.livy.messages import Output
 
 MAX_FRAME: Final = 64 * 1024 * 1024
 EXIT_STARTING: Final = 70
-"""Exit code of a session whose Spark did not start."""
+"""Exit code of a session or batch in which Spark did not start."""
 EXIT_JAVA: Final = 71
-"""Exit code of a session whose JVM ended."""
+"""Exit code of a session in which the JVM ended."""
 
 
 class StartChild(msgspec.Struct, frozen=True, tag="start", tag_field="t"):
-    """First frame to a child: all it needs to know. Nothing of it is on a command line or in an environment."""
+    """First frame to a child: all its settings. They are not passed on a command line or in the environment."""
 
     scratch: str
     java_home: str
@@ -36,7 +36,7 @@ class StartChild(msgspec.Struct, frozen=True, tag="start", tag_field="t"):
 
 
 class ExecuteStatement(msgspec.Struct, frozen=True, tag="run", tag_field="t"):
-    """Run a statement; `kind` is pyspark or sql."""
+    """Run a statement. `kind` is pyspark or sql."""
 
     id: int
     code: str
@@ -44,7 +44,7 @@ class ExecuteStatement(msgspec.Struct, frozen=True, tag="run", tag_field="t"):
 
 
 class CancelStatement(msgspec.Struct, frozen=True, tag="cancel", tag_field="t"):
-    """Interrupt this statement if it is the one that runs."""
+    """Interrupt this statement if it is running."""
 
     id: int
 
@@ -57,17 +57,17 @@ class ExecuteScript(msgspec.Struct, frozen=True, tag="script", tag_field="t"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="t"):
-    """The session is idle: Spark runs and the input views exist."""
+    """The session is idle: Spark is running and the views of the inputs exist."""
 
 
 class LogNote(msgspec.Struct, frozen=True, tag="note", tag_field="t"):
-    """A line for the session's log, of the engine's own making."""
+    """A note of island for the log of the session or batch."""
 
     text: str
 
 
 class StatementDone(msgspec.Struct, frozen=True, tag="done", tag_field="t"):
-    """A statement ended; `output` is None when it was cancelled."""
+    """A statement has ended. `output` is None if it was cancelled."""
 
     id: int
     output: Output | None
@@ -81,13 +81,13 @@ _from_child: msgspec.json.Decoder[FromChild] = msgspec.json.Decoder(FromChild)
 
 
 def frame(message: Any) -> bytes:
-    """A message as bytes."""
+    """A message encoded as a frame."""
     body = msgspec.json.encode(message)
     return len(body).to_bytes(4, "big") + body
 
 
 def from_child(body: bytes) -> FromChild:
-    """A frame's message. Raises `msgspec.DecodeError` for anything else."""
+    """The message in the body of a frame. Raises `msgspec.DecodeError` if it is invalid."""
     return _from_child.decode(body)
 
 
@@ -103,12 +103,12 @@ def _read_exactly(fd: int, count: int) -> bytes:
 
 
 def read_to_child(fd: int) -> ToChild:
-    """The next frame from the engine. Raises `EOFError` at its end."""
+    """The next frame from the engine. Raises `EOFError` at the end of the pipe."""
     return _to_child.decode(_read_exactly(fd, int.from_bytes(_read_exactly(fd, 4), "big")))
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write everything, however small the pipe."""
+    """Write all data, with several writes if the buffer of the pipe is small."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -1,4 +1,4 @@
-"""The engine's REST: Livy's, on aiohttp, behind one token."""
+"""The engine's REST API: Livy's API on aiohttp, with one token for all clients."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from island.livy.rest import (
 
 log = structlog.get_logger("island.engine")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-JOB_API: Final = "the job API (pickled functions) is not served here; send statements or batches."
+JOB_API: Final = "this engine does not support the job API (pickled functions); send statements or batches."
 UI: Final = (
     "<!doctype html><title>island engine</title><h1>island engine</h1><p>{sessions} sessions, {batches} batches.</p>"
 )
@@ -62,7 +62,7 @@ def empty(status: int, kind: str = JSON_HEADERS["Content-Type"], **headers: str)
 
 
 def is_allowed(header: str, token: str) -> bool:
-    """Whether an Authorization header carries the token, as Bearer or as the password of Basic."""
+    """Whether an Authorization header has the token, as Bearer or as the password of Basic."""
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "basic":
         try:
@@ -75,7 +75,7 @@ def is_allowed(header: str, token: str) -> bool:
 
 
 class EngineApi:
-    """Livy's resources over one engine."""
+    """The HTTP resources of Livy for one engine."""
 
     def __init__(self, engine: EngineService, token: str) -> None:
         self.engine = engine
@@ -120,7 +120,7 @@ class EngineApi:
         route.add_get(one + "/log", self.batch_log)
         return app
 
-    # -- what every answer has ----------------------------------------------------------
+    # -- for every answer ---------------------------------------------------------------
 
     async def _sign(self, _request: web.Request, response: web.StreamResponse) -> None:
         response.headers[ENGINE_HEADER] = self.engine.place.instance
@@ -129,7 +129,7 @@ class EngineApi:
     @web.middleware
     async def _authorised(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if not is_allowed(request.headers.get("Authorization", ""), self.token):
-            response = answer(ResponseMessage("A token is needed: as Bearer, or as the password of HTTP Basic."), 401)
+            response = answer(ResponseMessage("A token is required, as Bearer or as the password of HTTP Basic."), 401)
             response.headers["WWW-Authenticate"] = 'Basic realm="island engine"'
             return response
         return await handler(request)
@@ -146,9 +146,9 @@ class EngineApi:
             inside = request.path.startswith(("/sessions", "/batches"))
             return empty(404, JSON_HEADERS["Content-Type"] if inside else HTML_TYPE)
         except web.HTTPRequestEntityTooLarge:
-            return answer(f"The body is over {requests.MAX_BODY} bytes", 413)
+            return answer(f"The body has more than {requests.MAX_BODY} bytes", 413)
         except sqlite3.Error as error:
-            log.error("engine.store", path=request.path, error=str(error))
+            log.error("engine.store_failed", path=request.path, error=str(error))
             return answer(
                 ResponseMessage(f"The engine cannot write to its directory: {error}. Nothing was started."), 507
             )
@@ -159,28 +159,31 @@ class EngineApi:
     # -- the root -----------------------------------------------------------------------
 
     async def root(self, request: web.Request) -> web.Response:
-        """Livy sends people to its page."""
+        """Redirect to the HTML page, as Livy does."""
         return empty(302, HTML_TYPE, Location=f"{request.scheme}://{request.host}/ui")
 
     async def ui(self, _request: web.Request) -> web.Response:
-        """A page, so that a browser sees something."""
+        """A short HTML page for browsers."""
         text = UI.format(sessions=len(self.engine.sessions), batches=len(self.engine.batches))
         return web.Response(text=text, headers={"Content-Type": HTML_TYPE, **SECURITY_HEADERS})
 
     async def version(self, _request: web.Request) -> web.Response:
-        """The Livy whose REST this is."""
+        """`GET /version`: the version of Livy's API."""
         return answer(version_view("astrolab-island", self.engine.place.instance))
 
     # -- sessions -----------------------------------------------------------------------
 
     def _session(self, request: web.Request) -> EngineSession:
-        """The session of the path; a request for it is its client's heartbeat."""
+        """The session in the path. Every request for it counts as a heartbeat of its client."""
         session = self.engine.session(id_or_name(request.match_info["key"]))
         session.beaten = time.monotonic()
         return session
 
     def _live_session(self, request: web.Request) -> EngineSession:
-        """The session of the path, whose statements exist. One of before has none: 400, as an ended one in Livy."""
+        """The session in the path, for requests about its statements.
+
+        A session of an earlier instance has no statements: status 400, as for an ended one in Livy.
+        """
         try:
             session = self._session(request)
         except LivyRefusal:
@@ -202,7 +205,7 @@ class EngineApi:
         return answer(session.view(), 201, f"/sessions/{session.id}")
 
     async def show_session(self, request: web.Request) -> web.Response:
-        """`GET /sessions/N`, also of an earlier instance."""
+        """`GET /sessions/N`, also for sessions of earlier instances."""
         try:
             return answer(self._session(request).view())
         except LivyRefusal:
@@ -227,7 +230,7 @@ class EngineApi:
         return answer(log_page(session.id, session.log.lines(), request.query))
 
     async def delete_session(self, request: web.Request) -> web.Response:
-        """`DELETE /sessions/N`: answered when every process of it is gone."""
+        """`DELETE /sessions/N`. The answer is sent when all its processes are gone."""
         return await self._delete(request, "session", self.engine.session)
 
     async def _delete(self, request: web.Request, what: str, find: Callable[[int | str], EngineJob]) -> web.Response:
@@ -241,18 +244,18 @@ class EngineApi:
         return answer(DELETED)
 
     async def connect(self, request: web.Request) -> web.Response:
-        """`POST /sessions/N/connect`: the session is in use."""
+        """`POST /sessions/N/connect`: restarts the idle timeout."""
         session = self._session(request)
         session.touched = time.monotonic()
         return answer(session.view())
 
     async def interrupt(self, request: web.Request) -> web.Response:
-        """`POST /sessions/N/interrupt`: cancels its statements; the session stays."""
+        """`POST /sessions/N/interrupt`: cancels its statements. The session stays open."""
         self._session(request).interrupt()
         return answer(INTERRUPTED)
 
     async def stop(self, request: web.Request) -> web.Response:
-        """`POST /sessions/N/stop`: ends the session, which stays listed for a while."""
+        """`POST /sessions/N/stop`: ends the session, which remains listed for `retain_s` seconds."""
         session = self._session(request)
         if not session.ended:
             session.state = "shutting_down"
@@ -260,7 +263,7 @@ class EngineApi:
         return empty(204)
 
     async def complete(self, request: web.Request) -> web.Response:
-        """`POST /sessions/N/completion`: as Livy's, it knows nothing of Python and SQL."""
+        """`POST /sessions/N/completion`: no candidates, as in Livy for Python and SQL."""
         self._session(request)
         requests.completion_request(await request.read())
         return answer(CompletionResponse())
@@ -274,7 +277,7 @@ class EngineApi:
         return answer(StatementPage(len(kept), [statement.view() for statement in shown]))
 
     async def post_statement(self, request: web.Request) -> web.Response:
-        """`POST /sessions/N/statements`: answered at once."""
+        """`POST /sessions/N/statements`. The answer is sent before the statement runs."""
         session = self._live_session(request)
         statement = session.post(requests.statement_request(await request.read()))
         return answer(statement.view(), 201, f"/sessions/{session.id}/statements/{statement.id}")
@@ -290,10 +293,10 @@ class EngineApi:
         session.cancel(integer(request.match_info["statement"]))
         return answer(CANCELED)
 
-    # -- the job API: known, not served -------------------------------------------------
+    # -- the job API: not supported -----------------------------------------------------
 
     async def submit_job(self, request: web.Request) -> web.Response:
-        """Refused, as Livy refuses a call without a job."""
+        """`POST .../submit-job` and `run-job`: refused, with Livy's message if the job is missing."""
         self._session(request)
         try:
             body = msgspec.json.decode(await request.read() or b"{}")
@@ -302,14 +305,14 @@ class EngineApi:
         raise requirement(JOB_API if isinstance(body, dict) and body.get("job") else "no job provided.")
 
     async def upload(self, request: web.Request) -> web.Response:
-        """Refused, as Livy refuses a call without a file."""
+        """`POST .../upload-*` and `add-*`: refused, with Livy's message if the file is missing."""
         self._session(request)
         if request.content_type.startswith("multipart/") or await request.read():
             raise requirement(JOB_API)
         raise LivyRefusal(400, "No file sent!")
 
     async def show_job(self, request: web.Request) -> web.Response:
-        """No job was ever submitted."""
+        """`GET /sessions/N/jobs/M`: always status 404, or 400 if the session has ended."""
         if self._session(request).ended:
             raise not_active()
         raise session_not_found(request.match_info["job"])
@@ -328,7 +331,7 @@ class EngineApi:
         return answer(batch.view(), 201, f"/batches/{batch.id}")
 
     async def show_batch(self, request: web.Request) -> web.Response:
-        """`GET /batches/N`, also of an earlier instance."""
+        """`GET /batches/N`, also for batches of earlier instances."""
         key = id_or_name(request.match_info["key"])
         try:
             return answer(self.engine.batch(key).view())
@@ -356,5 +359,5 @@ class EngineApi:
         return answer(log_page(batch.id, batch.log.lines(), request.query))
 
     async def delete_batch(self, request: web.Request) -> web.Response:
-        """`DELETE /batches/N`."""
+        """`DELETE /batches/N`. The answer is sent when all its processes are gone."""
         return await self._delete(request, "batch", self.engine.batch)

@@ -1,4 +1,4 @@
-"""The engine itself: its sessions and batches, found by id or name, ended in time."""
+"""The engine's service: starts, finds and ends sessions and batches, and enforces their time limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ J = TypeVar("J", bound=EngineJob)
 
 
 class EngineService:
-    """All sessions and batches of one engine. `run` is its life; its end is the end of all of them."""
+    """All sessions and batches of one engine. `run` enforces time limits; `close` ends all of them."""
 
     def __init__(self, place: EngineContext, group: asyncio.TaskGroup) -> None:
         self.place = place
@@ -37,7 +37,7 @@ class EngineService:
     # -- beginning ----------------------------------------------------------------------
 
     def open_session(self, request: SessionRequest) -> EngineSession:
-        """Admit and start a session; its name and id are on disk when this returns. Raises `Refusal`."""
+        """Check and start a session. Its name and id are stored on return. Raises `LivyRefusal`."""
         self._check_name(request.name, self.sessions)
         admitted = check_launch(request, self.place.limits)
         self._check_room(self.sessions, self.place.limits.max_sessions, "sessions")
@@ -47,7 +47,7 @@ class EngineService:
         return session
 
     def start_batch(self, request: BatchRequest) -> EngineBatch:
-        """Admit and start a batch, as `open_session` does. Raises `Refusal`."""
+        """Check and start a batch. Its name and id are stored on return. Raises `LivyRefusal`."""
         self._check_name(request.name, self.batches)
         admitted = check_launch(request, self.place.limits)
         self._check_room(self.batches, self.place.limits.max_batches, "batches")
@@ -67,32 +67,32 @@ class EngineService:
 
     def _check_room(self, jobs: Mapping[int, EngineJob], limit: int, what: str) -> None:
         if self._closing:
-            raise rejected("the engine is ending.")
-        # One that is ending still holds its memory.
+            raise rejected("the engine is shutting down.")
+        # A job that is ending still uses memory.
         living = sum(not job.gone.is_set() for job in jobs.values())
         if living >= limit:
             raise rejected(
-                f"too many {what}: {living} are alive on this engine, the limit is {limit}.",
+                f"too many {what}: {living} are live on this engine; the limit is {limit}.",
                 hint=f"Delete {what} that are not needed, or wait for one to end.",
             )
 
     # -- finding ------------------------------------------------------------------------
 
     def session(self, key: int | str) -> EngineSession:
-        """A session of this instance that still is in memory. Raises `Refusal`."""
+        """A session of this instance that is still in memory. Raises `LivyRefusal`."""
         return _find(self.sessions, key)
 
     def batch(self, key: int | str) -> EngineBatch:
-        """A batch of this instance that still is in memory. Raises `Refusal`."""
+        """A batch of this instance that is still in memory. Raises `LivyRefusal`."""
         return _find(self.batches, key)
 
     def past_session(self, key: int | str) -> SessionView:
-        """A session of before, as remembered on disk. Raises `Refusal`."""
+        """A session that is only in the store; its state is dead. Raises `LivyRefusal`."""
         past = self._past("session", key)
         return SessionView(id=past.id, name=past.name, state="dead", kind=past.kind, log=past.log)
 
     def past_batch(self, key: int | str) -> BatchView:
-        """A batch of before. One that an earlier instance left unfinished is dead."""
+        """A batch that is only in the store; dead if an earlier instance left it unfinished. Raises `LivyRefusal`."""
         past = self._past("batch", key)
         return BatchView(id=past.id, name=past.name, state=past.state, log=past.log)
 
@@ -101,14 +101,14 @@ class EngineService:
         if past is None:
             raise session_not_found(key)
         if past.state in ("starting", "running"):
-            why = f"island: this {what} was lost: instance {past.instance} of the engine ended while it ran"
+            why = f"island: this {what} was lost: instance {past.instance} of the engine ended while it was running"
             return EndedJob(past.id, past.name, past.kind, past.instance, "dead", [*livy_log_lines([], []), why])
         return past
 
     # -- ending -------------------------------------------------------------------------
 
     async def delete(self, job: EngineJob) -> None:
-        """End a session or batch and forget it; when this returns every process of it is gone."""
+        """End and delete a session or batch. On return all its processes are gone, or 30 s are over."""
         if not job.ended:
             if isinstance(job, EngineSession):
                 job.state = "shutting_down"
@@ -120,12 +120,12 @@ class EngineService:
         self.place.store.forget(job.what, job.id)
 
     def forget_past(self, what: str, key: int | str) -> None:
-        """Delete a job of before. Raises `Refusal`."""
+        """Delete a job that is only in the store. Raises `LivyRefusal`."""
         past = self._past(what, key)
         self.place.store.forget("session" if what == "session" else "batch", past.id)
 
     async def run(self) -> None:
-        """End sessions whose time is over, and let go of those that ended long ago; for ever."""
+        """End overdue sessions, and remove jobs that ended long ago from memory. Runs until it is cancelled."""
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
@@ -137,7 +137,7 @@ class EngineService:
                     del jobs[number]
 
     async def close(self) -> None:
-        """End everything at once, and wait for it."""
+        """End all sessions and batches at the same time, and wait up to 10 s until they are gone."""
         self._closing = True
         jobs: list[EngineJob] = [*self.sessions.values(), *self.batches.values()]
         for job in jobs:
@@ -152,7 +152,7 @@ def _is_old(job: EngineJob, now: float, retain_s: float) -> bool:
 
 
 def _find(jobs: Mapping[int, J], key: int | str) -> J:
-    """By id; by name the living one, else the newest. Raises `Refusal`."""
+    """The job with this id; or the live job with this name, else the newest one. Raises `LivyRefusal`."""
     if isinstance(key, int):
         if key in jobs:
             return jobs[key]

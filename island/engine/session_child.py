@@ -1,8 +1,8 @@
-"""The process of one session: Spark, and the statements that the engine sends, one at a time.
+"""The process of one session. It starts Spark and runs the statements that the engine sends, one at a time.
 
-Frames come on descriptor argv[1] and go on argv[2]. Whatever user code does with standard
-input, output and error stays off them: input is empty, output goes to the session's log.
-The main thread runs statements, a second one reads frames, so that a cancel always arrives.
+Frames are read from descriptor argv[1] and written to argv[2], so they are separate from the
+standard streams of user code: its input is empty, and its output goes to the session's log. The
+main thread runs statements. A second thread reads frames, so a cancel is read at any time.
 """
 
 from __future__ import annotations
@@ -37,19 +37,20 @@ from island.errors import IslandError
 from island.livy.messages import Output
 
 JOB_CANCEL_S = 2.0
-"""How long Spark gets to end a cancelled job before the Python side is interrupted in the midst of a call."""
+"""Seconds that Spark has to end a cancelled job before Python is interrupted within a call to Spark."""
 AGAIN_S = 0.5
+"""Maximum seconds between repeated interrupts of a cancelled statement."""
 
 
 class FrameWriter:
-    """The engine's end: frames out, from any thread."""
+    """Sends frames to the engine, from any thread."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lock = threading.Lock()
 
     def send(self, message: Any) -> None:
-        """Send one frame; if the engine is gone, or user code closed the pipe, there is nobody to tell."""
+        """Send a frame. The process exits if the pipe is closed, by the end of the engine or by user code."""
         with self._lock:
             try:
                 write_all(self._fd, frame(message))
@@ -58,7 +59,7 @@ class FrameWriter:
 
 
 class StatementRunner:
-    """Runs statements in the main thread, and interrupts the one that runs from another."""
+    """Runs statements in the main thread. Other threads can cancel the running statement."""
 
     def __init__(self, channel: FrameWriter, start: StartChild) -> None:
         self.channel = channel
@@ -73,7 +74,7 @@ class StatementRunner:
         self._in_call_until = 0.0
 
     def open(self) -> None:
-        """Start Spark, make the views, name what statements see."""
+        """Start Spark, create the views, and define `spark`, `sc` and `sqlContext`. Raises `EngineFailed`."""
         driver = SparkDriver(self.start)
         driver.install()
         sys.path[:0] = self.start.py_files
@@ -83,21 +84,21 @@ class StatementRunner:
         self.shell.names.update(spark=spark, sc=context, sqlContext=sql)
 
     def _end_with_java(self, driver: SparkDriver) -> None:
-        """A session whose JVM is gone is of no use: end, saying so."""
+        """End the process, with a note in the log, when its JVM has ended."""
         code = driver.jvm.process.wait()
-        self.channel.send(LogNote(f"Spark's Java ended with code {code}: out of memory, or killed"))
+        self.channel.send(LogNote(f"Spark's Java exited with code {code}: it was out of memory, or was killed"))
         os._exit(EXIT_JAVA)
 
     def serve(self) -> None:
-        """Run statements for ever."""
+        """Run statements until the process ends."""
         while True:
             self.run(self.queue.get())
 
     def run(self, order: ExecuteStatement) -> None:
-        """One statement, and its result to the engine."""
+        """Run one statement and send its result to the engine."""
         output: Output | None = None
         self.running = order.id
-        # Spark's own handler, or one that user code set, would end this process at a cancel.
+        # The handler of Spark or of user code would end this process when a statement is cancelled.
         signal.signal(signal.SIGINT, self._interrupt)
         try:
             self._interruptible = True
@@ -129,14 +130,14 @@ class StatementRunner:
         else:
             output = self.shell.run(order.code, number)
         if (size := size_of(output)) > 2 * self.start.max_output:
-            text = f"the result has {size} characters; the limit is {2 * self.start.max_output}: ask for less of it"
+            text = f"the result has {size} characters; the limit is {2 * self.start.max_output}. Select less data."
             output = Output("error", number, ename="ResultTooLarge", evalue=text, traceback=[])
         return output
 
-    # -- cancelling, called in the reading thread ---------------------------------------
+    # -- cancelling, called by the thread that reads frames -----------------------------
 
     def cancel(self, number: int) -> None:
-        """End the statement: Spark's jobs first, then Python, again until it ends."""
+        """Cancel a statement: Spark's jobs, then Python, repeatedly until it has ended."""
         self.cancelled.add(number)
         self._in_call_until = time.monotonic() + JOB_CANCEL_S
         threading.Thread(target=self._cancel, args=(number,), daemon=True).start()
@@ -150,13 +151,13 @@ class StatementRunner:
             try:
                 if (context := _active_context()) is not None:
                     context.cancelJobGroup(f"island-{number}")
-            except Exception as error:  # noqa: BLE001 - Spark may be stopped or broken; Python is interrupted anyhow
-                self.channel.send(LogNote(f"cancel: Spark did not take it: {error}"))
+            except Exception as error:  # noqa: BLE001 - Spark may be stopped or broken; Python is interrupted nevertheless
+                self.channel.send(LogNote(f"cancel: Spark did not cancel its jobs: {error}"))
             time.sleep(pause)
             pause = min(AGAIN_S, pause * 1.5)
 
     def _interrupt(self, _number: int, at: types.FrameType | None) -> None:
-        """SIGINT, in the main thread. In the midst of a call to Spark it waits for Spark's own answer first."""
+        """Handle SIGINT in the main thread. Within a call to Spark, wait for Spark to cancel its jobs first."""
         if not self._interruptible or self.running not in self.cancelled:
             return
         if _in_spark_call(at) and time.monotonic() < self._in_call_until:
@@ -164,7 +165,7 @@ class StatementRunner:
         raise StatementCancelled
 
     def _forget_connection(self) -> None:
-        """Drop this thread's connection to the JVM: an answer to the interrupted call may still be on its way."""
+        """Close this thread's connection to the JVM, on which the answer to the interrupted call may still arrive."""
         try:
             from pyspark import SparkContext
 
@@ -172,12 +173,12 @@ class StatementRunner:
             connection = client.get_thread_connection()
             if connection is not None:
                 connection.close()
-        except Exception as error:  # noqa: BLE001 - py4j's inside; without it the next call opens its own anyway
-            self.channel.send(LogNote(f"cancel: the connection to Spark was not renewed: {error}"))
+        except Exception as error:  # noqa: BLE001 - internals of py4j, which may change
+            self.channel.send(LogNote(f"cancel: the connection to Spark could not be renewed: {error}"))
 
 
 def _sendable(output: Output | None, number: int) -> Output | None:
-    """The output, or what is left of one that JSON cannot hold (half a surrogate pair, for example)."""
+    """The output, or a replacement if it cannot be encoded as JSON (for example because of a lone surrogate)."""
     try:
         frame(output)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -189,7 +190,7 @@ def _sendable(output: Output | None, number: int) -> Output | None:
 
 
 def _active_context() -> Any:
-    """The SparkContext that lives now (user code may stop it and start another), or None."""
+    """The current SparkContext, or None. User code may stop it and start another one."""
     from pyspark import SparkContext
 
     context = SparkContext._active_spark_context
@@ -205,14 +206,15 @@ def _in_spark_call(at: types.FrameType | None) -> bool:
 
 
 def _to_log(text: str) -> None:
-    """What is printed between statements (by threads that one of them left) goes to the session's log."""
+    """Write text that is printed between statements, by threads of user code, to the session's log."""
     write_all(1, text.encode("utf-8", "backslashreplace"))
 
 
 def private_fds(incoming: int, outgoing: int) -> tuple[int, int]:
-    """Keep the frames' descriptors for this process, and give user code an empty standard input.
+    """Make the descriptors of the frames private to this process, and standard input empty.
 
-    Should the warden be killed, this process goes too, and with it the JVM, whose input ends.
+    If the supervisor is killed, the kernel kills this process as well, which closes the input of the
+    JVM and so ends it.
     """
     die_with_parent(signal.SIGKILL)
     os.set_inheritable(incoming, False)
@@ -224,7 +226,7 @@ def private_fds(incoming: int, outgoing: int) -> tuple[int, int]:
 
 
 def read_orders(fd: int, session: StatementRunner) -> None:
-    """Take frames until the pipe ends (or user code closed it); then end, whatever the main thread does."""
+    """Read frames until the pipe is closed, by the engine or by user code; then end the process."""
     try:
         while True:
             order = read_to_child(fd)
@@ -237,7 +239,7 @@ def read_orders(fd: int, session: StatementRunner) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Be the process of a session."""
+    """Run the process of a session. Returns the exit code."""
     incoming, outgoing = private_fds(int(argv[1]), int(argv[2]))
     channel = FrameWriter(outgoing)
     start = read_to_child(incoming)

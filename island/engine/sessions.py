@@ -1,4 +1,4 @@
-"""Interactive sessions: their statements, queued and run one at a time."""
+"""Interactive sessions. Their statements are queued and run one at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def now_ms() -> int:
 
 
 class EngineStatement:
-    """One statement of a session."""
+    """One statement of a session. Times are milliseconds since 1970, 0 if not reached; `size` is in characters."""
 
     def __init__(self, number: int, code: str, kind: str) -> None:
         self.id, self.code, self.kind = number, code, kind
@@ -37,18 +37,18 @@ class EngineStatement:
         self.started = self.completed = self.size = 0
 
     def finish(self, state: str, output: Output | None) -> None:
-        """It ended."""
+        """Record the end of the statement."""
         self.state, self.output, self.completed = state, output, now_ms()
         self.size = len(self.code) + (size_of(output) if output is not None else 0)
 
     def view(self) -> StatementView:
-        """As Livy shows it."""
+        """The statement as Livy shows it."""
         progress = 1.0 if self.state in STATEMENT_ENDED else 0.0
         return StatementView(self.id, self.code, self.state, self.output, progress, self.started, self.completed)
 
 
 class EngineSession(EngineJob):
-    """One session. Its states: starting, idle, busy, shutting_down, dead."""
+    """One session. Its states are starting, idle, busy, shutting_down and dead."""
 
     what = "session"
     module = "island.engine.session_child"
@@ -76,7 +76,8 @@ class EngineSession(EngineJob):
         if len(self._queue) >= self.place.limits.max_queued:
             raise LivyRefusal(
                 429,
-                f"{len(self._queue)} statements wait in session {self.id}; the limit is {self.place.limits.max_queued}",
+                f"session {self.id} has {len(self._queue)} waiting statements;"
+                f" the limit is {self.place.limits.max_queued}",
             )
         statement = EngineStatement(self._next, request.code, kind)
         self._next += 1
@@ -87,13 +88,13 @@ class EngineSession(EngineJob):
         return statement
 
     def statement(self, number: int) -> EngineStatement:
-        """A kept statement. Raises `LivyRefusal`."""
+        """The statement with this number. Raises `LivyRefusal` if it is unknown or no longer kept."""
         if number not in self.statements:
             raise statement_not_found()
         return self.statements[number]
 
     def cancel(self, number: int) -> None:
-        """Cancel a statement: a waiting one at once, a running one is interrupted; an ended one stays as it is."""
+        """Cancel a waiting statement at once, or interrupt a running one. No effect on a statement that has ended."""
         statement = self.statement(number)
         if statement.state == "waiting":
             self._queue.remove(statement)
@@ -103,12 +104,12 @@ class EngineSession(EngineJob):
             self._process.send(CancelStatement(number))
 
     def interrupt(self) -> None:
-        """Cancel everything; the session lives on (in Livy it ends)."""
+        """Cancel all statements. The session stays open; in Livy it ends."""
         for number in [s.id for s in self.statements.values() if s.state in ("waiting", "running")]:
             self.cancel(number)
 
     def _pump(self) -> None:
-        """Send the next statement if none runs."""
+        """Send the next statement to the process if none is running."""
         if self._current is None and self._queue and self.state in ("idle", "busy") and self._process is not None:
             statement = self._current = self._queue.popleft()
             statement.state, statement.started = "running", now_ms()
@@ -116,7 +117,7 @@ class EngineSession(EngineJob):
             self._process.send(ExecuteStatement(statement.id, statement.code, statement.kind))
 
     def _forget_old(self) -> None:
-        """Keep the last statements, fewer of them when their results are large; never one that is not done."""
+        """Delete the oldest statements that have ended, beyond the limits of number and size; keep at least one."""
         total = sum(statement.size for statement in self.statements.values())
         for number, statement in list(self.statements.items()):
             if len(self.statements) <= KEPT_STATEMENTS and total <= self.place.limits.max_kept_output:
@@ -125,10 +126,10 @@ class EngineSession(EngineJob):
                 total -= statement.size
                 del self.statements[number]
 
-    # -- life ---------------------------------------------------------------------------
+    # -- life cycle ---------------------------------------------------------------------
 
     def take(self, message: FromChild) -> None:
-        """A frame of the session's process."""
+        """Handle a frame from the session's process."""
         super().take(message)
         if isinstance(message, Ready) and self.state in SESSION_STARTING:
             self.state, self.was_idle = "idle", True
@@ -143,7 +144,7 @@ class EngineSession(EngineJob):
             self._pump()
 
     def finish(self, code: int) -> str:
-        """The processes are gone: what ran has an error that says so, what waited is cancelled."""
+        """After the end of the processes, end the running statement with an error and cancel the waiting ones."""
         for statement in self._queue:
             statement.finish("cancelled", None)
         self._queue.clear()
@@ -158,21 +159,21 @@ class EngineSession(EngineJob):
         return "dead"
 
     def overdue(self, now: float) -> str | None:
-        """Why the session is to end by itself, or None. `now` is monotonic seconds."""
+        """Why the session must end (ttl, start, idle or heartbeat timeout), or None. `now` is monotonic seconds."""
         limits = self.place.limits
         if self._ttl_s is not None and now - self.born > self._ttl_s:
-            return f"its ttl of {self.request.ttl} is over"
+            return f"its ttl of {self.request.ttl} has expired"
         if self.state == "starting" and now - self.born > limits.start_timeout_s:
             return f"Spark did not start within {limits.start_timeout_s:.0f} s"
         if self.state == "idle" and self._idle_s is not None and now - self.touched > self._idle_s:
             return f"idle for {self._idle_s:.0f} s"
         beat = self.request.heartbeat_timeout_in_second
         if beat > 0 and now - self.beaten > beat:
-            return f"no request of its client for {beat} s (heartbeatTimeoutInSecond)"
+            return f"its client sent no request for {beat} s (heartbeatTimeoutInSecond)"
         return None
 
     def view(self) -> SessionView:
-        """As Livy shows it."""
+        """The session as Livy shows it."""
         r = self.request
         return SessionView(
             id=self.id,

@@ -1,10 +1,10 @@
-"""Python statements as Livy runs them: what is shown, what an error looks like, the magics.
+"""Python statements with the behaviour of Livy: output, errors and magics.
 
-- Of the expressions of a statement the value of the last one is shown, after what was printed.
-- An error drops what was printed; its traceback leaves out the statement's own module frame.
-- `%json NAME`, `%table NAME`, `%matplot NAME` on lines of their own.
+- The output is the printed text, followed by the value of the last expression of the statement.
+- If a statement fails, its printed text is dropped. The traceback omits the statement's module frame.
+- `%json NAME`, `%table NAME` and `%matplot NAME` are supported on separate lines.
 
-Knows nothing of Spark: the names that a statement sees are given.
+This module is independent of Spark; the caller sets the names that statements can use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class StatementCancelled(BaseException):
 
 
 class MagicError(Exception):
-    """A magic was given something that it cannot show; `ename` is the error's name for the client."""
+    """A magic cannot show its argument. `ename` is the name of the error for the client."""
 
     def __init__(self, ename: str, text: str) -> None:
         super().__init__(text)
@@ -42,7 +42,7 @@ class MagicError(Exception):
 
 
 class OutputCapture(io.TextIOBase):
-    """Standard output of statements, at most `limit` characters of each; between statements the process's own."""
+    """Standard output of statements, at most `limit` characters of each. Text between statements goes to `outside`."""
 
     def __init__(self, limit: int, outside: Callable[[str], object]) -> None:
         self.limit = limit
@@ -54,15 +54,15 @@ class OutputCapture(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # typeshed has an attribute here, io a property
-        """What code that asks is told."""
+        """The encoding that user code sees."""
         return "utf-8"
 
     def writable(self) -> bool:
-        """Text is taken."""
+        """Always True."""
         return True
 
     def write(self, text: str) -> int:
-        """Keep `text` as far as it fits; the rest is counted and dropped."""
+        """Add `text`. Characters beyond the limit are dropped and counted."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if not self._active:
@@ -70,7 +70,7 @@ class OutputCapture(io.TextIOBase):
         elif (room := self.limit - self._size) >= len(text):
             self._parts.append(text)
             self._size += len(text)
-            # Many tiny writes cost more than their text.
+            # The list of many tiny parts needs more memory than their text.
             if len(self._parts) > 10_000:
                 self._parts = ["".join(self._parts)]
         else:
@@ -80,34 +80,34 @@ class OutputCapture(io.TextIOBase):
         return len(text)
 
     def begin(self) -> None:
-        """A statement starts."""
+        """Start capturing the output of a statement."""
         self._parts, self._size, self._dropped, self._active = [], 0, 0, True
 
     def end(self) -> str:
-        """The statement ended; what it printed, and a last line where some of it was dropped."""
+        """Stop capturing, and return the output. If characters were dropped, the last line says how many."""
         self._active = False
         text = "".join(self._parts)
         self._parts = []
         if self._dropped:
-            text += f"\n... {self._dropped} more characters were printed; a statement keeps {self.limit}"
+            text += f"\n... {self._dropped} more characters were printed; the limit is {self.limit}"
         return text
 
 
 class PythonShell:
-    """One Python namespace in which statements run, one after another."""
+    """Runs statements in one Python namespace."""
 
     def __init__(self, capture: OutputCapture) -> None:
         self.capture = capture
-        # Functions of a module named __main__ travel to Spark's workers by value.
+        # Functions of a module named __main__ are sent to Spark's workers by value.
         self.module = types.ModuleType("__main__")
         self.module.__dict__["__builtins__"] = __builtins__
         sys.modules["__main__"] = self.module
         self.names = self.module.__dict__
 
     def run(self, code: str, number: int) -> Output:
-        """Run one statement. `number` is the execution count. Raises `StatementCancelled` only."""
+        """Run one statement. `number` is the execution count. Raises only `StatementCancelled`."""
         self.capture.begin()
-        # A statement before this one may have closed or replaced them.
+        # An earlier statement may have closed or replaced the streams.
         sys.stdin, sys.stdout, sys.stderr = io.StringIO(""), self.capture, self.capture
         data: dict[str, Any] = {}
         try:
@@ -123,7 +123,7 @@ class PythonShell:
             self.capture.end()
             line = f"{error.ename}: {error}\n"
             return Output("error", number, ename=error.ename, evalue=str(error), traceback=[line])
-        except BaseException as error:  # noqa: BLE001 - the statement's error, whatever it is, is its result
+        except BaseException as error:  # noqa: BLE001 - any error of the statement is its result
             self.capture.end()
             return error_output(error, number)
         text = self.capture.end().rstrip()
@@ -132,7 +132,7 @@ class PythonShell:
         return Output("ok", number, data=data)
 
     def _execute(self, code: str) -> None:
-        """Run `code`; its last line as an interactive one, which shows its value."""
+        """Run `code`. The last statement is compiled as an interactive one, which prints its value."""
         tree: ast.Module = compile(code, FILENAME, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)  # type: ignore[assignment]  # of "exec" it is a module
         for node in tree.body[:-1]:
             exec(compile(ast.Module([node], []), FILENAME, "exec", dont_inherit=True), self.names)
@@ -150,12 +150,12 @@ class PythonShell:
 
 
 def error_output(error: BaseException, number: int) -> Output:
-    """An error as Livy shows it."""
+    """The output of a failed statement, as Livy shows it."""
     name = type(error).__name__
     try:
         value = str(error)
     except Exception:  # noqa: BLE001 - the user's own __str__ may fail in any way
-        value = f"<{name} whose text cannot be made>"
+        value = f"<{name}: its __str__ failed>"
     return Output("error", number, ename=name, evalue=value, traceback=_traceback(error))
 
 
@@ -166,19 +166,19 @@ def _traceback(error: BaseException) -> list[str]:
         return list(summary.format_exception_only())
     todo = [summary]
     while todo:
-        seen = todo.pop()
-        kept = [f for f in seen.stack if f.filename != __file__ and (f.filename, f.name) != (FILENAME, "<module>")]
-        seen.stack = traceback.StackSummary.from_list(kept)
-        todo += [below for below in (seen.__cause__, seen.__context__) if below is not None]
+        part = todo.pop()
+        kept = [f for f in part.stack if f.filename != __file__ and (f.filename, f.name) != (FILENAME, "<module>")]
+        part.stack = traceback.StackSummary.from_list(kept)
+        todo += [below for below in (part.__cause__, part.__context__) if below is not None]
     lines = list(summary.format())
     if not summary.stack:
-        # Python leaves the heading out where no frame is left; Livy's clients look for it.
+        # Python omits the heading if there are no frames, but Livy clients expect it.
         lines.insert(len(lines) - len(list(summary.format_exception_only())), "Traceback (most recent call last):\n")
     return lines
 
 
 def _parts(code: str) -> Iterator[str]:
-    """The statement cut into code and magic lines. Code that is Python as it stands is one part."""
+    """The statement, split into code and magic lines. Valid Python code is not split."""
     lines = code.split("\n")
     if not any(line.startswith("%") for line in lines) or _is_python(code):
         yield code
@@ -205,9 +205,9 @@ def _is_python(code: str) -> bool:
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """`value` as JSON has it: NaN and infinities are null, dates ISO 8601, keys strings.
+    """`value` converted to JSON types: NaN and infinities become null, dates ISO 8601 text, and keys strings.
 
-    Raises `TypeError` for what JSON cannot hold, and for nesting over 100 levels.
+    Raises `TypeError` for objects without a JSON form, and for nesting deeper than 100 levels.
     """
     if depth > MAX_DEPTH:
         raise TypeError(f"nested deeper than {MAX_DEPTH} levels")
@@ -223,7 +223,7 @@ def plain(value: Any, depth: int = 0) -> Any:
         return plain(float(value)) if value.is_finite() else None
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
-    # numpy's scalars and arrays, pandas' timestamps: whatever can say itself in Python's own types.
+    # Scalars and arrays of numpy, timestamps of pandas, and others that convert themselves to Python's types.
     for method in ("tolist", "item", "isoformat"):
         if callable(convert := getattr(value, method, None)):
             return plain(convert(), depth + 1)
@@ -251,7 +251,7 @@ _TABLE_TYPES: Final = (
 
 
 def _table_magic(value: Any) -> dict[str, Any]:
-    """Rows (lists or dicts) as a table, with one type a column. Raises `MagicError` where they differ."""
+    """Rows (lists or dicts) as a table with one type per column. Raises `MagicError` if a column has several types."""
     if not isinstance(value, list | tuple) or not all(isinstance(row, list | tuple | dict) for row in value):
         raise MagicError("TypeError", "%table shows a list of rows, each a list or a dict")
     types_: dict[str, str] = {}
@@ -286,7 +286,7 @@ def _matplot_magic(value: Any) -> dict[str, Any]:
 
 
 def cleaned(output: Output) -> Output:
-    """The output with what is no text (lone surrogates) shown as escapes."""
+    """The output with lone surrogates, which UTF-8 cannot encode, replaced by escapes."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):
@@ -299,7 +299,7 @@ def cleaned(output: Output) -> Output:
 
 
 def size_of(output: Output) -> int:
-    """About how many characters an output has, for the limits."""
+    """The approximate number of characters of an output, for the limits."""
     if output.status == "ok":
         return sum(
             len(value) if isinstance(value, str) else len(json.dumps(value)) for value in (output.data or {}).values()

@@ -1,6 +1,6 @@
-"""Spark in this process: its JVM, its settings, and the hook that makes the input views.
+"""Spark in the process of a session or batch: its JVM, its settings, and the hook that creates the input views.
 
-Imported in the processes of sessions and batches only.
+Imported only in the processes of sessions and batches.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ CLOSED: Final = {
     "spark.network.crypto.enabled": "true",
     "spark.network.crypto.saslFallback": "false",
 }
-"""What keeps other accounts of the machine out of Spark's ports, also where code begins a context of its own.
+"""Settings that close Spark's ports to other accounts of the machine, also for contexts that user code starts.
 
-With a local master Spark makes a random secret for each context and keeps it in Java's memory: it is in no file, no
-environment and no command line.
+With a local master, Spark generates a random secret for each context and keeps it in Java's memory. It is not in a
+file, in the environment or on a command line.
 """
 
 
 def spark_home() -> str:
-    """Where the package pyspark has Spark. Raises `EngineFailed` when it is not installed."""
+    """The folder of Spark in the package pyspark. Raises `EngineFailed` if pyspark is not installed."""
     spec = importlib.util.find_spec("pyspark")
     if spec is None or not spec.origin:
         raise EngineFailed(
@@ -42,7 +42,7 @@ def spark_home() -> str:
 
 
 def settings(start: StartChild) -> dict[str, str]:
-    """Spark's settings: defaults fit for a laptop, then the client's, then what the engine insists on."""
+    """Spark's settings: defaults for a laptop, then the settings of the client, then those that the engine enforces."""
     scratch = Path(start.scratch)
     return {
         "spark.app.name": "island",
@@ -60,14 +60,14 @@ def settings(start: StartChild) -> dict[str, str]:
 
 
 class SparkDriver:
-    """The JVM of this process. Started early, joined when Python first needs it."""
+    """The Spark JVM of this process. It is started at once; Python waits for it when it first uses it."""
 
     def __init__(self, start: StartChild) -> None:
         self.start = start
         self.jvm = Jvm(start.java_home, spark_home(), Path(start.scratch), settings(start), start.memory)
 
     def install(self) -> None:
-        """Import pyspark (while the JVM starts) and make its sessions ours."""
+        """Import pyspark while the JVM starts, and hook it: use this JVM, create the input views, enforce `CLOSED`."""
         import pyspark.context
         import pyspark.sql.session
 
@@ -82,7 +82,7 @@ class SparkDriver:
             try:
                 return launch(*args, **kwargs)
             finally:
-                # The secret is for this process, not for those that user code starts.
+                # Processes that user code starts must not inherit the secret.
                 del os.environ["PYSPARK_GATEWAY_PORT"], os.environ["PYSPARK_GATEWAY_SECRET"]
 
         def init(this: Any, *args: Any, **kwargs: Any) -> None:
@@ -99,7 +99,7 @@ class SparkDriver:
         session.__init__ = init
 
     def session(self) -> tuple[Any, Any, Any]:
-        """(spark, sc, sqlContext), the inputs' views made."""
+        """Start Spark and create the input views. Returns `spark`, `sc` and `sqlContext`."""
         from pyspark.sql import SparkSession, SQLContext
 
         spark = SparkSession.builder.getOrCreate()

@@ -1,7 +1,7 @@
-"""What the engine remembers across restarts: ids that were given, names, how each job ended.
+"""The data of the engine that persist across restarts: ids, names, and how each job ended.
 
-One small SQLite file with one writer, the event loop: a session's beginning and end are
-two rows a minute, and an answer must not go out before its row is on disk.
+One small SQLite file, written by the event loop itself: writes are rare (start and end of a
+session), and an answer must not be sent before its row is on disk.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INSERT OR IGNORE INTO next_id VALUES ('session', 0), ('batch', 0);
 
 
 class EndedJob(msgspec.Struct, frozen=True):
-    """A session or batch as it is remembered. `log` is its last lines."""
+    """A stored session or batch. `log` has its last lines."""
 
     id: int
     name: str | None
@@ -41,7 +41,7 @@ class EndedJob(msgspec.Struct, frozen=True):
 
 
 class EngineStore:
-    """The file of one engine directory. Raises `ConfigError` when it is of a newer version or not a database."""
+    """The database of an engine's folder. Raises `ConfigError` if it is not usable, or of a newer version."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -49,16 +49,18 @@ class EngineStore:
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA:
                 raise ConfigError(
-                    f"{path} is of a newer version of island ({version}, this one knows {SCHEMA})",
-                    hint="Run the newer version, or give the engine another directory.",
+                    f"{path} was written by a newer version of island (schema {version}, this version: {SCHEMA})",
+                    hint="Run the newer version, or choose another folder for the engine.",
                 )
             self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {_CREATE}")
             self._db.execute(f"PRAGMA user_version={SCHEMA}")
         except sqlite3.DatabaseError as error:
-            raise ConfigError(f"{path} is not usable: {error}", hint="Give the engine another directory.") from error
+            raise ConfigError(
+                f"{path} cannot be used: {error}", hint="Choose another folder for the engine."
+            ) from error
 
     def begin(self, what: Table, name: str | None, kind: str, instance: str) -> int:
-        """The id of a new job; no id is ever given twice."""
+        """Insert a new job and return its id. Ids are never reused."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             (number,) = self._db.execute(
@@ -72,7 +74,7 @@ class EngineStore:
         return int(number)
 
     def end(self, what: Table, number: int, state: str, log: list[str]) -> None:
-        """Remember how a job ended, with the end of its log."""
+        """Store the last state of a job and the end of its log."""
         kept: list[str] = []
         room = KEPT_LOG_CHARS
         for line in reversed(log):
@@ -84,11 +86,11 @@ class EngineStore:
         self._db.execute("UPDATE job SET state = ?, log = ? WHERE what = ? AND id = ?", (state, text, what, number))
 
     def forget(self, what: Table, number: int) -> None:
-        """A client deleted the job: it is not found any more; its id stays used."""
+        """Delete a job. Its id is not used again."""
         self._db.execute("DELETE FROM job WHERE what = ? AND id = ?", (what, number))
 
     def find(self, what: Table, key: int | str) -> EndedJob | None:
-        """A job by id, or the newest one of this name."""
+        """The job with this id, or the newest one with this name; None if there is none."""
         column = "id" if isinstance(key, int) else "name"
         row = self._db.execute(
             f"SELECT id, name, kind, instance, state, log FROM job WHERE what = ? AND {column} = ? ORDER BY id DESC",
@@ -100,5 +102,5 @@ class EngineStore:
         return EndedJob(number, known, kind, instance, state, msgspec.json.decode(lines, type=list[str]))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database."""
         self._db.close()

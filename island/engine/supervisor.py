@@ -1,16 +1,16 @@
-"""The parent of one session's processes, which ends every one of them.
+"""The supervisor: parent process of one session or batch, which ends all its processes.
 
-Run as a file (`python -I -S warden.py FD FD -- COMMAND...`), on the standard library
-alone: it must start fast, run none of the user's code and never be busy. It starts
-COMMAND with the two descriptors, waits, and leaves nothing behind:
+Run as a file (`python -I -S supervisor.py FD FD -- COMMAND...`) with the standard library only,
+because it must start fast, run no user code and never be busy. It starts COMMAND with the two
+descriptors, waits, and leaves no process behind:
 
-- COMMAND ends → what it left running is killed; the warden exits with COMMAND's code
-  (128 + signal for a signal, as a shell has it).
-- standard input ends (the engine closed it, or died however) → all are killed.
-- SIGTERM → all are killed.
+- COMMAND ends: the processes that it left are killed. The supervisor exits with COMMAND's code
+  (128 + signal number after a signal, as in a shell).
+- Standard input is closed, by the engine or by its death: all processes are killed.
+- SIGTERM: all processes are killed.
 
-On Linux it is the subreaper of everything below it, so that a process which left its
-group or its parent is found as well. Elsewhere the command's process group is all that is killed.
+On Linux it is the subreaper of its descendants, so it also finds processes that left their group
+or their parent. On other systems only the process group of COMMAND is killed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PATIENCE_S = 20.0
 
 
 def become_subreaper() -> bool:
-    """Have orphans below us become our children (Linux); whether that worked."""
+    """Become the parent of orphaned descendants (Linux only). Returns whether that succeeded."""
     if not sys.platform.startswith("linux"):
         return False
     libc = ctypes.CDLL(None, use_errno=True)
@@ -38,13 +38,13 @@ def become_subreaper() -> bool:
 
 
 def die_with_parent(number: int) -> None:
-    """Have the kernel send this process a signal when the thread that started it ends (Linux)."""
+    """Have the kernel send this process a signal when the thread that started it ends (Linux only)."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def descendants(root: int) -> list[int]:
-    """Processes below `root`, zombies left out. Reads /proc."""
+    """The ids of all descendants of the process `root`, without zombies. Reads /proc."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -53,8 +53,8 @@ def descendants(root: int) -> list[int]:
             with open(f"/proc/{entry}/stat", "rb") as file:
                 stat = file.read()
         except OSError:
-            continue  # it ended meanwhile
-        # The name stands in parentheses and may hold anything; the fields follow the last one.
+            continue  # the process has ended
+        # The name is in parentheses and may have any characters; the fields follow the last parenthesis.
         fields = stat[stat.rindex(b")") + 2 :].split()
         if fields[0] != b"Z":
             children.setdefault(int(fields[1]), []).append(int(entry))
@@ -68,7 +68,7 @@ def descendants(root: int) -> list[int]:
 
 
 def reap() -> bool:
-    """Collect ended children; whether any child is left."""
+    """Reap ended children. Returns whether any child is left."""
     while True:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -79,11 +79,11 @@ def reap() -> bool:
 
 
 def kill_all(group: int, subreaper: bool) -> None:
-    """Kill the command's group and, where they can be found, all below this process, until nothing is left."""
+    """Kill the command's process group and, as subreaper, all descendants, until none is left or time is up."""
     try:
         os.killpg(group, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        pass  # nothing of the group is left
+        pass  # no process of the group is left
     if not subreaper:
         return
     end = time.monotonic() + PATIENCE_S
@@ -92,12 +92,12 @@ def kill_all(group: int, subreaper: bool) -> None:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
-                continue  # it ended meanwhile
+                continue  # the process has ended
         time.sleep(POLL_S)
 
 
 def main(argv: list[str]) -> int:
-    """Start the command, wait for it or for the order to end, and clear up."""
+    """Start the command, wait until it ends or must be ended, and kill what is left. Returns the exit code."""
     split = argv.index("--")
     passed = tuple(int(fd) for fd in argv[:split])
     subreaper = become_subreaper()
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     command = subprocess.Popen(argv[split + 1 :], stdin=subprocess.DEVNULL, pass_fds=passed, process_group=0)
-    # Ours would keep the engine from seeing the ends of the command's pipes.
+    # Copies in this process would keep the command's pipes open after its end.
     for fd in passed:
         os.close(fd)
     null = os.open(os.devnull, os.O_RDWR)
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
             os.read(wake_r, 4096)
         if 0 in ready and not os.read(0, 4096):
             break
-        # Only the command is asked for here: its own orphans are collected by `reap`.
+        # This checks the command only; `reap` collects its orphans.
         code = command.poll()
     if code is None:
         command.kill()

@@ -1,4 +1,4 @@
-"""SQL statements: rows and schema in the JSON that Livy gives, errors in its form."""
+"""SQL statements. Results and errors have the same JSON form as in Livy."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ MAX_FRAMES = 200
 
 
 def run_sql(spark: Any, code: str, number: int, rows: int) -> Output:
-    """Run one SQL statement and give at most `rows` rows of its result. `KeyboardInterrupt`s pass."""
+    """Run one SQL statement and return at most `rows` rows of its result. Raises only `StatementCancelled`."""
     try:
         frame = spark.sql(code.strip().removesuffix(";") if code.rstrip().endswith(";") else code)
         schema = json.loads(frame.schema.json())
         taken = frame.take(rows) if schema["fields"] else []
         data = [[cell(value, field.dataType) for value, field in zip(row, frame.schema, strict=True)] for row in taken]
         result = {"schema": schema, "data": data}
-    except Exception as error:  # noqa: BLE001 - the statement's error, whatever it is, is its result
+    except Exception as error:  # noqa: BLE001 - any error of the statement is its result
         return sql_error(error, number)
     return Output("ok", number, data={"application/json": result})
 
 
 def cell(value: Any, kind: Any) -> Any:
-    """One value as Livy's JSON has it; `kind` is its Spark type, which tells structs and maps apart."""
+    """One value in Livy's JSON form. `kind` is its Spark type, which distinguishes structs from maps."""
     name = kind.typeName()
     if value is None:
         return None
     if name == "struct":
-        # Livy shows a nested row as the Scala object that it is; its clients know this form.
+        # Livy encodes a nested row as a Scala object, and clients expect this form.
         fields = [
             {"name": f.name, "dataType": {}, "nullable": f.nullable, "metadata": {"map": plain(f.metadata)}}
             for f in kind.fields
@@ -58,12 +58,12 @@ def cell(value: Any, kind: Any) -> Any:
 
 
 def _key(key: Any) -> str:
-    """A map's key as JSON's string."""
+    """The key of a map as a string."""
     return key if isinstance(key, str) else json.dumps(plain(key))
 
 
 def sql_error(error: Exception, number: int) -> Output:
-    """An error of a SQL statement: always named Error, with the text and the frames of Spark's own."""
+    """The output of a failed SQL statement. Its name is always Error; text and frames are those of Spark."""
     java = getattr(error, "_origin", None) or getattr(error, "java_exception", None)
     if java is None:
         return Output("error", number, ename="Error", evalue=str(error), traceback=[])

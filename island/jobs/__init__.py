@@ -1,1 +1,1 @@
-"""Sessions and batches of the archipelago: routing, offers, forwarding, results."""
+"""Sessions and batches of the archipelago: routing, offers, forwarding and results."""

@@ -1,6 +1,6 @@
-"""Decisions about jobs, pure: what may run, under which names, and what is reported about lost work.
+"""Pure decisions about jobs: what may run, which settings are allowed, and how lost work is reported.
 
-No I/O, clock, randomness or logging. The choice of the place is in `router`.
+No I/O, clock, randomness or logging. `router` chooses the island that runs a job.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ EMBEDDED_LANGUAGES: Final = ("batch", "pyspark", "shared", "sql")
 STOCK_LANGUAGES: Final = ("batch", "pyspark", "shared", "spark", "sparkr", "sql")
 
 MAX_SESSIONS_OF_USER: Final = 50
-"""Live sessions and batches of one user at one home."""
+"""Maximum number of live sessions and batches of one user at one home."""
 
-# What a client may never set, beyond what the engine refuses: where data come from and how
-# names are looked up outside Spark, and everything of ours but the inputs.
+# Keys that a client may never set, in addition to those that the engine refuses: where data come
+# from, how names are resolved outside Spark, and all island settings except the inputs.
 _REFUSED_PREFIXES: Final = ("spark.hadoop.", "spark.hive.", "spark.island.", "spark.jars", "spark.submit.")
 
-# What a foreign job may set: how its own computation is cut and sized, nothing that names a
-# class, a path, an address or a catalog.
+# Keys that a job of another home may set: partitioning and sizes of its own computation, and
+# nothing that names a class, a path, an address or a catalog.
 _FOREIGN: Final = re.compile(
     r"spark\.(app\.name|default\.parallelism|rdd\.compress|speculation|serializer\.objectStreamReset"
     r"|(driver|executor)\.(memory|cores|memoryOverhead)|driver\.maxResultSize|executor\.instances"
@@ -63,7 +63,7 @@ RESOURCES: Final = (
     "ttl",
     "idleTimeout",
 )
-"""What of Livy's own fields travels with a job, beside its conf."""
+"""The fields of Livy's requests, besides `conf`, that are sent to the executor."""
 
 _VIEW: Final = re.compile(r"[A-Za-z0-9_]{1,200}")
 _SCRIPT: Final = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}\.py")
@@ -73,41 +73,41 @@ _NO_TABLE: Final = re.compile(
 )
 
 
-# --- what a client asks -------------------------------------------------------------------
+# --- requests of clients ------------------------------------------------------------------
 
 
 def refused_keys(conf: Mapping[str, str]) -> list[str]:
-    """Keys of `conf` that no client may set, sorted."""
+    """The keys of `conf` that no client may set, sorted."""
     return sorted(key for key in conf if is_protected(key) or (key.startswith(_REFUSED_PREFIXES) and key != INPUTS_KEY))
 
 
 def refused_foreign_keys(conf: Mapping[str, str]) -> list[str]:
-    """Keys that a job from another island may not set here, sorted."""
+    """The keys of `conf` that a job of another home may not set, sorted."""
     return sorted(key for key in conf if key != INPUTS_KEY and not _FOREIGN.fullmatch(key))
 
 
 def named_inputs(conf: Mapping[str, str]) -> list[str]:
-    """The dataset names in `spark.island.inputs`, in order, each once."""
+    """The dataset names in `spark.island.inputs`, in order, without duplicates. Raises `BadInput` above 64 names."""
     names = [part.strip() for part in conf.get(INPUTS_KEY, "").split(",")]
     found = list(dict.fromkeys(name for name in names if name))
     if len(found) > 64:
-        raise BadInput(f"{len(found)} inputs; the limit is 64", hint="Join them in fewer datasets.")
+        raise BadInput(f"{len(found)} inputs; the limit is 64", hint="Combine them into fewer datasets.")
     return found
 
 
 def pinned(queue: str | None) -> str:
-    """The island named by `queue = "island:NAME"`, or ""."""
+    """The island that `queue = "island:NAME"` names, or ""."""
     return queue[len(QUEUE_PREFIX) :].strip() if queue and queue.startswith(QUEUE_PREFIX) else ""
 
 
 def request_hash(kind: str, request: Any) -> str:
-    """The hash by which two requests are the same: SHA-256 of kind and canonical JSON."""
+    """The SHA-256 of the kind and canonical JSON of a request. Equal hashes mean equal requests."""
     text = json.dumps([kind, request], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def input_conf(inputs: Iterable[tuple[InputRef, str]]) -> dict[str, str]:
-    """The settings by which inputs, each with its local path, reach a session: one for each of their views."""
+    """The settings that pass inputs, given with their local paths, to a session: one for each view."""
     return {PATH_PREFIX + view: path for ref, path in inputs for view in ref.views}
 
 
@@ -115,9 +115,9 @@ def input_conf(inputs: Iterable[tuple[InputRef, str]]) -> dict[str, str]:
 
 
 def policy_refusal(jobs: JobsSection, home: str, home_name: str, *, is_home: bool, named: bool) -> str:
-    """Why a job of `home` may not run here, naming the key of island.toml; "" if it may.
+    """Why this island does not run a job of `home`, naming the key of island.toml; "" if it does.
 
-    `named` says that an entry of `accept_from` means `home`.
+    `named`: an entry of `accept_from` names `home`.
     """
     if is_home:
         return ""
@@ -134,50 +134,50 @@ def policy_refusal(jobs: JobsSection, home: str, home_name: str, *, is_home: boo
 
 
 def envelope_problem(envelope: Envelope, sender: str, me: str) -> str:
-    """Why an envelope is not acceptable from `sender`, or ""."""
+    """Why an envelope from `sender` is refused, or ""."""
     if envelope.home != sender:
-        return "a job is offered by its home only"
+        return "only its home may offer a job"
     if not envelope.path or envelope.path[0] != envelope.home:
-        return "the path of a job begins at its home"
+        return "the path of the job does not begin at its home"
     if me != envelope.home and me in envelope.path:
-        return "the job was here already"
+        return "the job has already passed through this island"
     if len(envelope.path) > MAX_HOPS:
         return "the job passed through too many islands"
     if envelope.hops < 1 and me != envelope.home:
-        return "the job may pass through no more islands"
+        return "the job may not pass through more islands"
     return job_problem(envelope.job, envelope.home)
 
 
 def job_problem(job: str, home: str) -> str:
-    """Why `job` is no id of a job of `home`, or ""."""
-    # It becomes part of a path and of a name at the engine.
-    return "" if is_job_id(job) and job.endswith("." + home[:10]) else "the job's id is not of that home"
+    """Why `job` is not the id of a job of `home`, or ""."""
+    # The id becomes part of a path and of a session name at the engine.
+    return "" if is_job_id(job) and job.endswith("." + home[:10]) else "the id of the job does not belong to that home"
 
 
 def work_problem(work: JobSpec) -> str:
-    """Why the work of another home cannot be what an honest one sends, or ""."""
+    """Why the work of another home is refused, or "". An honest home never sends such work."""
     if bad := refused_foreign_keys(work.conf):
-        return f"a foreign job may not set {', '.join(bad)[:500]} there"
+        return f"a job of another island may not set {', '.join(bad)[:500]} there"
     if any(not value.isprintable() for value in work.conf.values()):
-        return "a setting in its conf is not one line of text"
+        return "a setting in its conf has unprintable characters or several lines"
     if bad := sorted(set(work.resources) - set(RESOURCES)):
-        return f"a foreign job may not ask for {', '.join(bad)[:500]} there"
+        return f"a job of another island may not request {', '.join(bad)[:500]} there"
     if any(not ref.views or not all(_VIEW.fullmatch(view) for view in ref.views) for ref in work.inputs):
-        return "an input has no view, or one whose name is none"
+        return "an input has no view, or a view with an invalid name"
     if work.kind == "batch" and not (_SCRIPT.fullmatch(work.file_name) and work.file_hash):
-        return "its file is not a Python file with a plain name"
+        return "its file is missing, or its name is not the plain name of a Python file"
     if work.kind == "session" and (work.file_name or work.file_hash):
-        return "a session has no file"
+        return "a session cannot have a file"
     if work.language not in STOCK_LANGUAGES or (work.language == "batch") != (work.kind == "batch"):
         return f"a {work.kind} cannot be of kind '{work.language[:40]}'"
     return ""
 
 
-# --- what an executor says --------------------------------------------------------------------
+# --- reports of executors ---------------------------------------------------------------------
 
 
 class _Result(msgspec.Struct):
-    """Livy's output object as far as its readers count on it."""
+    """The keys of Livy's output object that clients rely on."""
 
     status: Literal["ok", "error"]
     data: dict[str, Any] = {}
@@ -191,22 +191,25 @@ _STATEMENT_STATES: Final = STATEMENT_ENDED | {"waiting", "running", "cancelling"
 
 
 def checked_report(report: JobReport, job: str, epoch: int) -> JobReport:
-    """A report on this job under this epoch that can be stored and shown; raises `Malformed` for what is none."""
+    """The report, with progress limited to 0..1, after all checks that are needed to store and show it.
+
+    Raises `Malformed` if it is about another job or epoch, or has an unknown state or an output that is not Livy's.
+    """
     if (report.job, report.epoch) != (job, epoch):
-        raise Malformed("a report about another job than was asked for")
+        raise Malformed("the report is about another job than the requested one")
     if report.state not in (SESSION_ENDED if report.ended else SESSION_ENDED | SESSION_ALIVE):
-        raise Malformed(f"a report with the state {report.state[:40]!r}")
+        raise Malformed(f"the report has the unexpected state {report.state[:40]!r}")
     return msgspec.structs.replace(report, statements=tuple(_checked_statement(each) for each in report.statements))
 
 
 def _checked_statement(report: StatementReport) -> StatementReport:
     if report.state not in _STATEMENT_STATES:
-        raise Malformed(f"a statement with the state {report.state[:40]!r}")
+        raise Malformed(f"a statement has the unexpected state {report.state[:40]!r}")
     if report.output:
         try:
             _RESULT.decode(report.output)
         except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-            raise Malformed(f"a result that is not Livy's: {str(error)[:200]}") from error
+            raise Malformed(f"the output of a statement is not in Livy's format: {str(error)[:200]}") from error
     return msgspec.structs.replace(report, progress=min(1.0, max(0.0, report.progress)))  # NaN becomes 0
 
 
@@ -214,7 +217,7 @@ def _checked_statement(report: StatementReport) -> StatementReport:
 
 
 def cut_output(output: str, limit: int = MAX_OUTPUT) -> str:
-    """Livy's output object as JSON of at most about `limit` bytes; what is left out is said in it."""
+    """Livy's output object as JSON of at most about `limit` bytes. A notice in it says what was cut."""
     size = len(output.encode("utf-8", "surrogatepass"))
     if size <= limit:
         return output
@@ -250,7 +253,7 @@ def _cut_content(kind: str, content: Any, room: int, size: int) -> dict[str, Any
 
 
 def missing_table(output: str) -> str:
-    """The table or view that a failed statement did not find, or ""."""
+    """The name of the table or view that a failed statement did not find, or ""."""
     if '"error"' not in output[:4096] or ("NOT_FOUND" not in output and "not found" not in output):
         return ""
     value = json.loads(output)
@@ -261,7 +264,7 @@ def missing_table(output: str) -> str:
 
 
 def suggest(table: str, datasets: Sequence[tuple[str, str]]) -> tuple[str, bool]:
-    """The dataset `OWNER/NAME` that `table` is the view of (exactly: True) or may be (False); "" for none."""
+    """The dataset `OWNER/NAME` that `table` probably names, or "". The flag is True if exactly one dataset matches."""
     wanted = plain_name(table).lower()
     names: dict[str, list[str]] = {}
     for owner, name in datasets:
@@ -274,50 +277,53 @@ def suggest(table: str, datasets: Sequence[tuple[str, str]]) -> tuple[str, bool]
 
 
 def views_meant(table: str, inputs: Sequence[InputRef]) -> list[str]:
-    """The views of the inputs whose bare name is `table`, where several are: none of them has that name then."""
+    """The full view names of the inputs whose dataset name is `table`, if several inputs share that name.
+
+    In that case no view has the short name.
+    """
     wanted = plain_name(table).lower()
     return [ref.views[0] for ref in inputs if len(ref.views) == 1 and plain_name(ref.name).lower() == wanted]
 
 
 def with_hint(output: str, table: str, dataset: str, exact: bool, inputs: Sequence[str]) -> str:
-    """The output of a failed statement with the line that would make its table an input."""
+    """The output of a failed statement, with the line of the conf that would make its table an input."""
     value = json.loads(output)
     line = f"{INPUTS_KEY} = {','.join([*inputs, dataset])}"
     which = f"`{table}` is the dataset {dataset}" if exact else f"`{table}` may mean the dataset {dataset}"
     text = f"{which}, which is not an input of this session. Open a session with this line in its conf: {line}"
-    return _json(_told(value, text))
+    return _json(_with_message(value, text))
 
 
 def with_views(output: str, table: str, views: Sequence[str]) -> str:
-    """The output of a failed statement whose table may be several inputs, with the names that are clear."""
+    """The output of a failed statement whose table name is ambiguous, with the unambiguous view names."""
     text = f"several inputs of this session are called `{table}`: write {' or '.join(views)}"
-    return _json(_told(json.loads(output), text))
+    return _json(_with_message(json.loads(output), text))
 
 
-def _told(value: dict[str, Any], said: str) -> dict[str, Any]:
-    text = f"island: {said}"
+def _with_message(value: dict[str, Any], message: str) -> dict[str, Any]:
+    text = f"island: {message}"
     value["evalue"] = f"{str(value.get('evalue', '')).rstrip()}\n{text}"
     value["traceback"] = [*value.get("traceback", []), f"{text}\n"]
     return value
 
 
 def error_output(name: str, text: str) -> str:
-    """An output object of Livy's that says an error of ours."""
+    """A Livy output object for an error of island itself."""
     return _json({"status": "error", "execution_count": 0, "ename": name, "evalue": text, "traceback": [text + "\n"]})
 
 
 def lost_statement(report: StatementReport, why: str) -> StatementReport:
-    """How a statement ends whose session is lost: a running one in error, a waiting one cancelled."""
+    """The last report of a statement whose session is lost: `error` if it was running, `cancelled` if it waited."""
     if report.state in STATEMENT_ENDED:
         return report
     if report.state == "waiting":
-        text = f"it was never run: {why}"
+        text = f"the statement was never run: {why}"
         return StatementReport(
             number=report.number, state="cancelled", output=error_output("NeverRun", text), progress=1.0
         )
     if report.state == "cancelling":
         return StatementReport(number=report.number, state="cancelled", progress=1.0, started=report.started)
-    text = f"it was running when its session was lost, and its result is lost with it: {why}"
+    text = f"the statement was running when its session was lost; its result is lost: {why}"
     return StatementReport(
         number=report.number,
         state="error",
@@ -328,23 +334,23 @@ def lost_statement(report: StatementReport, why: str) -> StatementReport:
 
 
 def session_state(executor_state: str, has_open_statements: bool) -> str:
-    """The Livy state that home shows: a session with a statement that home has not finished is busy."""
+    """The Livy state that home shows: an idle session with unfinished statements is `busy`."""
     return "busy" if executor_state == "idle" and has_open_statements else executor_state
 
 
 def has_ended(state: str) -> bool:
-    """Whether a session or batch in this Livy state will never run anything again."""
+    """Whether this Livy state is final: the session or batch will not run code again."""
     return state in SESSION_ENDED and state != "shutting_down"
 
 
 def livy_log(engine_log: Sequence[str], notes: Sequence[str]) -> list[str]:
-    """The log that a Livy client sees: the engine's streams, then what island did, newest last."""
+    """The log that a Livy client sees: the output streams of the engine, then the notes of island, newest last."""
     streams = list(engine_log) or ["stdout: ", "\nstderr: "]
     return [*streams, "\nisland: ", *notes[-LOG_LINES:]]
 
 
 def short_log(lines: Sequence[str]) -> list[str]:
-    """The ten lines of a session's view, the headings among them."""
+    """The last ten lines, including the headings, as a session's view shows them."""
     return list(lines[-10:])
 
 

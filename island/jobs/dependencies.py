@@ -1,4 +1,4 @@
-"""What home's side and the executor's side of jobs need of the rest of the island."""
+"""The services that jobs use, at home and at the executor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from island.trust.service import Trust
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobsDependencies:
-    """What `Jobs` needs of the rest of the island."""
+    """The services that `Jobs` uses."""
 
     state: Database
     catalog: Datasets
@@ -27,7 +27,7 @@ class JobsDependencies:
     peers: Peers
     config: Config
     livy: EnginePort | None
-    """None where this island has no engine."""
+    """None if this island has no engine."""
     clock: Clock
     rng: Rng
     home: Path

@@ -1,8 +1,8 @@
-"""The embedded engine as a child process of the daemon: started, watched, started again, ended.
+"""The embedded engine as a child process of the daemon: start, supervision, restart, end.
 
-The child holds the read end of a pipe as its standard input, so that it ends by itself
-when the daemon is gone, however that ended. Its token is made anew at each start of the
-daemon and passed in the environment, never in the process list.
+The standard input of the child is the read end of a pipe. The child ends itself when the pipe
+is closed, which also happens when the daemon is killed. A new token is generated at each start
+of the daemon and passed in the environment, where the process list does not show it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ STOP_SECONDS: Final = 12.0
 
 
 class EmbeddedEngine:
-    """`island engine` beside the daemon. `url` and `token` are valid once `running`.
+    """The child process `island engine`. `url` and `token` are valid while `running` is true.
 
-    Where the extra `spark` is not installed there is no engine; `problem` says so, and jobs
-    run at other islands.
+    Without the extra `spark` there is no engine: `problem` has the reason, and jobs run at
+    other islands.
     """
 
     def __init__(self, home: Path, config: Config, rng: Rng) -> None:
@@ -49,7 +49,7 @@ class EmbeddedEngine:
 
     @property
     def installed(self) -> bool:
-        """Whether Spark is here at all."""
+        """Whether PySpark is installed."""
         return importlib.util.find_spec("pyspark") is not None
 
     @property
@@ -58,18 +58,18 @@ class EmbeddedEngine:
         return bool(self.url) and self._process is not None and self._process.returncode is None
 
     async def start(self, tasks: Tasks) -> None:
-        """Start the engine in the background, unless the site has a Livy of its own."""
+        """Start the engine in the background, unless `[livy] url` names a Livy of the site."""
         if self._config.livy.url:
             self.problem = ""
             return
         if not self.installed:
-            self.problem = "no Spark here: install astrolab-island[spark], or set [livy] url"
-            log.warning("engine.absent", reason=self.problem)
+            self.problem = "Spark is not installed: install astrolab-island[spark], or set [livy] url"
+            log.warning("engine.not_installed", reason=self.problem)
             return
         tasks.forever("engine", self._run_once, rng=self._rng)
 
     async def _run_once(self) -> None:
-        """Run one engine until it ends; raises `EngineFailed` so that the loop starts it anew."""
+        """Run one engine process until it ends. Raises `EngineFailed`, and the loop starts the next one."""
         livy = self._config.livy
         arguments = [
             *("--host", "127.0.0.1", "--port", str(self._port), "--dir", str(self._folder), "--parent-pipe"),
@@ -77,7 +77,7 @@ class EmbeddedEngine:
             *("--memory", livy.driver_memory, "--idle-timeout", str(livy.idle_timeout)),
             *("--max-queued", str(self._config.jobs.max_statements)),
         ]
-        # Files of batches travel with their jobs and are placed here; `jobs.allow_files` is read by the gateway.
+        # The file of a batch is sent with its job and written to this folder. `jobs.allow_files` is for the gateway.
         arguments += ["--allow-files", str(self._folder.parent / "jobs")]
         environment = {k: v for k, v in os.environ.items() if k != "ISLAND_TOKEN"}
         process = await asyncio.create_subprocess_exec(
@@ -95,7 +95,7 @@ class EmbeddedEngine:
             self.url = ""
             await self._end(process)
         if not self._stopping:
-            self.problem = f"the engine ended with status {process.returncode}; it is started again"
+            self.problem = f"the engine exited with status {process.returncode}; it will be restarted"
             raise EngineFailed(self.problem)
         await asyncio.Event().wait()  # until the daemon's task group is cancelled
 
@@ -107,13 +107,13 @@ class EmbeddedEngine:
             answer = json.loads(line)
             self._port = int(str(answer["url"]).rpartition(":")[2])
         except (TimeoutError, ValueError, KeyError) as error:
-            self.problem = "the engine did not start; the log above says why"
-            raise EngineFailed(self.problem, hint="Is Java 17 there? The extra `spark` brings it.") from error
+            self.problem = "the engine did not start; the lines of the log before this one show the cause"
+            raise EngineFailed(self.problem, hint="It needs Java 17, which the extra `spark` installs.") from error
         self.url, self.problem = answer["url"], ""
         log.info("engine.ready", url=self.url, instance=answer.get("instance"), pid=process.pid)
 
     async def stop(self) -> None:
-        """End the engine and everything in it; returns when it is gone."""
+        """Stop the engine with its sessions and batches, and wait for the process to exit."""
         self._stopping = True
         if self._process is not None:
             await self._end(self._process)

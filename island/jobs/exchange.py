@@ -1,7 +1,7 @@
-"""How requests about jobs travel: on the control session, or through a bulk stream when they are long.
+"""Transport of requests about jobs: on the control session, or through a bulk stream when they are long.
 
-To this island itself they are plain calls, so that home and executor need not know whether
-they are one. A refusal is `PeerRefused` in both cases.
+Requests to this island itself are plain calls, so home and executor use the same code whether
+or not they are the same island. A refusal raises `PeerRefused` in both cases.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ PREFIX = "job."
 BULK = "job"
 _ROOM = codec.CONTROL_LIMIT - 1024
 _SIZE = 4
-"""Bytes of the length that goes before an answer in a bulk stream: an answer that broke off is no answer."""
+"""Bytes of the length prefix of an answer in a bulk stream. The length shows whether an answer is complete."""
 
 _BLOCK = codec.BULK_LIMIT - 1024
 _AT_ONCE = 8
-"""Long requests of one island that are taken and answered at a time; others wait their turn."""
+"""Maximum number of long requests of one island that are handled at a time; more of them wait."""
 _PARTS = 1024
-"""Blocks of one long message: empty ones are free for who sends them, and not for who keeps them."""
+"""Maximum number of blocks of one long message. Empty blocks cost the sender nothing, but the receiver memory."""
 _LONG_S = 60.0
-"""Seconds in which a long request has come and its answer is taken; homes ask again."""
+"""Time limit in seconds for receiving a long request, and again for sending its answer; homes repeat requests."""
 
 
 class JobExchange:
-    """Serves and asks `job.*`."""
+    """Sends and answers the requests `job.*`."""
 
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
@@ -49,7 +49,7 @@ class JobExchange:
         peers.on_bulk(BULK, self._on_bulk)
 
     def serve(self, kind: str, request: type[R], handler: Callable[[IslandId, R], Awaitable[Message]]) -> None:
-        """Answer requests of a kind; `handler(sender, request)`."""
+        """Answer requests of a kind with what `handler(sender, request)` returns."""
         self._served[kind] = (request, handler)
 
         async def answer(sender: IslandId, body: bytes) -> bytes:
@@ -59,7 +59,11 @@ class JobExchange:
         self._peers.on_request(PREFIX + kind, answer)
 
     async def ask(self, to: IslandId, kind: str, request: Message, answer: type[A], *, timeout: float = 10.0) -> A:
-        """Ask an island, or this one. Raises `Unreachable`, or `PeerRefused` with the refusal's code."""
+        """Send a request to an island, which may be this one, and return its answer.
+
+        `timeout` is in seconds; 50 s are added for a request or an answer that needs a bulk stream.
+        Raises `Unreachable`, or `PeerRefused` with the code of the refusal.
+        """
         if to == self._peers.me:
             return await self._ask_here(kind, request, answer)
         body = codec.encode(request)
@@ -96,14 +100,14 @@ class JobExchange:
         head = codec.decode(opening, JobBulkRequest)
         served = self._served.get(head.kind)
         if served is None:
-            raise Malformed(f"an unknown request about jobs: '{head.kind[:50]}'")
+            raise Malformed(f"unknown request about jobs: '{head.kind[:50]}'")
         if (turns := self._turns.get(sender)) is None:
             turns = self._turns[sender] = asyncio.Semaphore(_AT_ONCE)
         async with turns:
             async with _within(_LONG_S):
                 body = await _receive(stream, head.size)
             if len(body) < head.size:
-                return  # the asker is gone; nothing was understood and nothing is done
+                return  # the sender closed the stream before the request was complete
             request = codec.decode(body, served[0])
             answer = codec.encode(await served[1](sender, request))
             async with _within(_LONG_S):
@@ -130,15 +134,15 @@ async def _receive(stream: BulkStream, limit: int) -> bytes:
     while (block := await stream.receive()) is not None:
         size += len(block)
         if size > limit:
-            raise Malformed(f"more than {limit} bytes in one message about jobs")
+            raise Malformed(f"a message about jobs has more than {limit} bytes")
         parts.append(block)
         if len(parts) > _PARTS:
-            raise Malformed(f"more than {_PARTS} blocks in one message about jobs")
+            raise Malformed(f"a message about jobs has more than {_PARTS} blocks")
     return b"".join(parts)
 
 
 def _large(encoded: bytes) -> int | None:
-    # Only this one struct is a map of the single key "large": anything longer cannot be it.
+    # `AnswerTooLarge` is the only struct with the single key "large"; a longer answer is another struct.
     if len(encoded) > 16 or b"large" not in encoded:
         return None
     return codec.decode(encoded, AnswerTooLarge).large

@@ -1,6 +1,6 @@
-"""The executor: offers places, accepts commits, and answers homes about their runs.
+"""The executor: offers places, accepts commits, and answers requests of homes about their runs.
 
-A run is a row before the engine hears of it. What happens to it then is in `carrier`.
+A run is stored in the database before the engine gets a request for it. `run_driver` then runs it.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ from island.trust.signing import verify
 log = structlog.get_logger("island")
 
 MAX_WAITING = 100
-"""Runs that may wait for a place here."""
+"""Maximum number of runs that wait for a place at this island."""
 
 WAIT_S = 60.0
-"""Seconds that a place is expected to stay taken."""
+"""Seconds for which a place is assumed to stay occupied; used for the estimated wait in offers."""
 
 _ENDED_VERSION = 2**52
 
 
 @dataclass(slots=True)
 class Reservation:
-    """A place that is held for a job until `expires` (monotonic)."""
+    """A place that is kept for a job until `expires` (seconds on the monotonic clock)."""
 
     id: str
     job: str
@@ -65,7 +65,7 @@ class Reservation:
 
 
 class Executor:
-    """Runs jobs at this island's Livy, for this home and for others that the administrator allows."""
+    """Runs jobs at this island's engine, for this island as home and for other homes that the administrator allows."""
 
     def __init__(self, needs: JobsDependencies, *, changed: Callable[[IslandId, str, int], None]) -> None:
         self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
@@ -75,13 +75,13 @@ class Executor:
         self._driver = RunDriver(needs, changed=changed)
 
     async def start(self, tasks: Tasks) -> None:
-        """Take up every run that had not ended."""
+        """Resume every run that has not ended."""
         await self._driver.start(tasks)
 
     # --- offers -----------------------------------------------------------------------------
 
     async def offer(self, sender: IslandId, request: OfferRequest) -> Offer:
-        """A place for a job with this island's own terms, or a refusal that says why."""
+        """Answer a request for an offer: a reservation with this island's own estimates, or a refusal with a reason."""
         refusal = self._refusal(sender, request) or self._capacity_refusal(sender)
         if refusal:
             return Offer(refusal=refusal)
@@ -103,9 +103,9 @@ class Executor:
         )
 
     def decline(self, sender: IslandId, reservation: str) -> None:
-        """The reservation is not wanted."""
-        held = self._reservations.get(reservation)
-        if held is not None and held.home == sender:
+        """Cancel a reservation that its home does not use."""
+        place = self._reservations.get(reservation)
+        if place is not None and place.home == sender:
             del self._reservations[reservation]
 
     def _refusal(self, sender: IslandId, request: OfferRequest) -> str:
@@ -128,7 +128,7 @@ class Executor:
         try:
             return self._membership.resolve(entry) == home
         except IslandError:
-            return False  # a name that nobody bears, or two: it admits nobody
+            return False  # the name is unknown or ambiguous
 
     def _capacity_refusal(self, sender: IslandId) -> str:
         if self._engine is None:
@@ -148,8 +148,8 @@ class Executor:
         except EngineFailed as error:
             if error.code == "no_engine":
                 return ()
-            # An engine that is still coming up will run the job; one that never comes fails it with a reason.
-            log.info("jobs.engine_silent", error=error.message)
+            # An engine that is still starting will run the job later. If it never starts, the job ends with the reason.
+            log.info("jobs.engine_unavailable", error=error.message)
             return core.EMBEDDED_LANGUAGES if not self._config.livy.url else core.STOCK_LANGUAGES
 
     async def _part(self, ref: InputRef) -> tuple[OfferedInput, str]:
@@ -191,28 +191,28 @@ class Executor:
 
     def _wait(self, job: str) -> float:
         now = self._clock.monotonic()
-        for key in [key for key, held in self._reservations.items() if held.expires <= now]:
+        for key in [key for key, place in self._reservations.items() if place.expires <= now]:
             del self._reservations[key]
-        taken = len(self._driver.live) + sum(1 for held in self._reservations.values() if held.job != job)
+        taken = len(self._driver.live) + sum(1 for place in self._reservations.values() if place.job != job)
         return max(0, taken + 1 - self._config.livy.max_sessions) * WAIT_S
 
     def _reserve(self, job: str, home: IslandId) -> Reservation:
-        for key in [key for key, held in self._reservations.items() if held.job == job and held.home == home]:
+        for key in [key for key, place in self._reservations.items() if place.job == job and place.home == home]:
             del self._reservations[key]
-        if len(self._reservations) >= 1000 or sum(held.home == home for held in self._reservations.values()) >= 200:
-            raise Conflict("too many places are reserved here", hint="Reservations expire within 30 s.")
-        held = Reservation(self._rng.bytes(8).hex(), job, home, self._clock.monotonic() + RESERVATION_S)
-        self._reservations[held.id] = held
-        return held
+        if len(self._reservations) >= 1000 or sum(place.home == home for place in self._reservations.values()) >= 200:
+            raise Conflict("too many places are reserved at this island", hint="Reservations expire after 30 s.")
+        place = Reservation(self._rng.bytes(8).hex(), job, home, self._clock.monotonic() + RESERVATION_S)
+        self._reservations[place.id] = place
+        return place
 
     # --- commits ----------------------------------------------------------------------------
 
     async def commit(self, sender: IslandId, request: CommitRequest) -> CommitAnswer:
-        """Accept a job for good (durably), or refuse it for good under this epoch. Repeatable."""
+        """Accept a job and store it, or refuse it for this epoch. Repeating the request gives the same answer."""
         problem = self._commit_problem(sender, request)
-        held = self._reservations.get(request.reservation)
-        reserved = held is not None and held.home == sender and held.job == request.envelope.job
-        fresh = reserved and held is not None and held.expires > self._clock.monotonic()
+        place = self._reservations.get(request.reservation)
+        reserved = place is not None and place.home == sender and place.job == request.envelope.job
+        fresh = reserved and place is not None and place.expires > self._clock.monotonic()
 
         def then(accepted: tuple[CommitAnswer, JobRun | None]) -> None:
             _, run = accepted
@@ -230,7 +230,7 @@ class Executor:
         if problem := core.envelope_problem(envelope, sender, self._trust.me) or self._policy(sender):
             return problem
         if request.work.file_hash and hashlib.sha256(request.file).hexdigest() != request.work.file_hash:
-            return "the file of the batch is not the one that its hash names"
+            return "the file of the batch does not match its hash"
         if sender == self._trust.me:
             return ""
         if problem := core.work_problem(request.work):
@@ -238,7 +238,7 @@ class Executor:
         network = self._trust.network
         payload = codec.encode(envelope.on_behalf())
         if network is None or not verify(sender, "on-behalf", network, payload, envelope.signature):
-            return "home's signature for its user does not verify"
+            return "the signature of its home on behalf of the user is invalid"
         return ""
 
     def _accept(
@@ -249,14 +249,14 @@ class Executor:
             if run.home != sender:
                 raise Denied(f"job {envelope.job} does not belong to this island")
             if not run.request_hash:
-                return CommitAnswer(accepted=False, reason="it was stopped before it began"), None
+                return CommitAnswer(accepted=False, reason="the job was stopped before it began"), None
             if run.request_hash != envelope.request_hash:
-                raise Conflict(f"job {envelope.job} was committed here under this epoch with another request")
+                raise Conflict(f"another request was committed for job {envelope.job} and this epoch")
             return CommitAnswer(accepted=True), run
         if problem:
             return CommitAnswer(accepted=False, reason=problem), None
         if run_store.newest_epoch(conn, envelope.job) > envelope.epoch:
-            return CommitAnswer(accepted=False, reason="a later epoch of this job was committed here"), None
+            return CommitAnswer(accepted=False, reason="a later epoch of this job was already committed"), None
         if not fresh:
             return CommitAnswer(accepted=False, reason="the reservation has expired"), None
         now = self._clock.wall()
@@ -281,7 +281,7 @@ class Executor:
     # --- requests of home --------------------------------------------------------------------
 
     async def statement(self, sender: IslandId, request: RunStatementRequest) -> EmptyAnswer:
-        """Accept a statement durably. Again the same: nothing more happens."""
+        """Accept and store a statement. Repeating the request has no effect."""
         live = self._mine(sender, request.job, request.epoch)
         live.renewed = self._clock.boottime()
         async with live.accepting:
@@ -302,11 +302,11 @@ class Executor:
         return EmptyAnswer()
 
     async def status(self, sender: IslandId, request: StatusRequest) -> JobReport:
-        """The run as it is now; also renews its lease."""
+        """Report the current state of the run, and renew its lease."""
         live = self._driver.live.get((request.job, request.epoch))
         run = live.run if live else await self._state.read(lambda conn: run_store.get(conn, request.job, request.epoch))
         if run is None:
-            raise NotFound(f"this island knows no run of {request.job} under epoch {request.epoch}")
+            raise NotFound(f"this island has no run of {request.job} with epoch {request.epoch}")
         self._check_home(run, sender)
         version = live.version if live else _ENDED_VERSION
         statements: list[StatementReport] = []
@@ -337,13 +337,13 @@ class Executor:
         )
 
     async def stop(self, sender: IslandId, request: StopRequest) -> EmptyAnswer:
-        """Cancel a statement or end the run. What never began never will."""
+        """Cancel a statement or end the run. A run that has not begun is recorded as ended and will not begin."""
         live = self._driver.live.get((request.job, request.epoch))
         if live is None:
             if problem := core.job_problem(request.job, sender):
-                raise Denied(f"{problem}: only its home may stop it")
+                raise Denied(f"{problem}; only its home may stop a job")
             if self._policy(sender):
-                return EmptyAnswer()  # nothing of that home is under way, and nothing of it would begin
+                return EmptyAnswer()  # a commit of that home would be refused, so there is nothing to prevent
             await self._state.write(
                 lambda conn: run_store.insert_refused(
                     conn, request.job, request.epoch, sender, "stopped before it began", self._clock.wall()
@@ -363,7 +363,7 @@ class Executor:
         return EmptyAnswer()
 
     async def release(self, sender: IslandId, request: ReleaseRequest) -> EmptyAnswer:
-        """Home has everything: forget all but that the run was."""
+        """Delete the results of a run, which its home has stored. The row of the run itself is kept."""
         run = await self._state.read(lambda conn: run_store.get(conn, request.job, request.epoch))
         if run is not None:
             self._check_home(run, sender)
@@ -371,7 +371,7 @@ class Executor:
         return EmptyAnswer()
 
     async def complete(self, sender: IslandId, request: CodeCompletionRequest) -> CodeCompletionAnswer:
-        """Code completion by the engine."""
+        """Ask the engine for code completion candidates."""
         live = self._mine(sender, request.job, request.epoch)
         if live.run.remote is None or self._engine is None:
             return CodeCompletionAnswer()
@@ -379,13 +379,13 @@ class Executor:
         return CodeCompletionAnswer(candidates=tuple(text[:4096] for text in found[:1000]))
 
     async def newest(self, limit: int) -> list[JobRun]:
-        """The newest runs at this island, for its administrator."""
+        """The newest runs at this island."""
         return await self._state.read(lambda conn: run_store.newest(conn, limit))
 
     async def evict(self, run: JobRun, record: Callable[[sqlite3.Connection], None]) -> None:
-        """This island's administrator wants another home's run ended; its home is told who ended it.
+        """End a run of another home at the request of this island's administrator; the report to its home says so.
 
-        `record(conn)` writes that into the journal, in the same transaction.
+        `record(conn)` writes the journal entry, in the same transaction.
         """
         live = self._driver.live.get((run.job, run.epoch))
         if live is None:
@@ -402,7 +402,7 @@ class Executor:
     def _mine(self, sender: IslandId, job: str, epoch: int) -> LiveRun:
         live = self._driver.live.get((job, epoch))
         if live is None:
-            raise NotFound(f"no run of {job} under epoch {epoch} is alive here")
+            raise NotFound(f"no run of {job} with epoch {epoch} is alive at this island")
         self._check_home(live.run, sender)
         return live
 

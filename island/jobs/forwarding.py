@@ -1,14 +1,14 @@
-"""Home's side of a job: find a place, commit, send statements, bring results home.
+"""Home's side of a job: find a place, commit, send statements, fetch and store results.
 
-Each job that is not finished has one driver. It does what the stored phase says, and
-nothing that is not stored first:
+Each unfinished job has one driver. It does what the stored phase requires, and it stores each
+decision before it acts on it:
 
     routing ──(decision stored)──► committing ──(accepted)──► placed ──(last report stored)──► ended
        ▲                               │                                                        │
        └────────────(refused)──────────┘                                      released ◄────────┘
 
-A driver that is started again after a crash goes on from the phase it finds; every request
-that it may repeat is idempotent at the executor.
+After a crash, a new driver continues from the stored phase. Every request that it may repeat
+is idempotent at the executor.
 """
 
 from __future__ import annotations
@@ -56,57 +56,58 @@ from island.trust import journal
 log = structlog.get_logger("island")
 
 ASKED = 3
-"""Islands, beside home, that are asked for an offer at a time."""
+"""Maximum number of islands, besides home, that are asked for an offer at a time."""
 
 POLL_S = 20.0
-"""Seconds between two questions about a quiet job; changes are pushed."""
+"""Average seconds between status requests for a job without news; executors push changes."""
 
 PATIENCE_S = 30.0
-"""Seconds that a job waits for an island that was there just now, when no other can run it."""
+"""Seconds for which a job waits for an island that was up recently, when no other island can run it."""
 
 MAX_EPOCHS = 20
-"""Places that are tried before a job is given up."""
+"""Maximum number of attempts to place a job; then it fails."""
 
 DECLINE = "job.decline"
 
 
 @dataclass(slots=True)
 class TrackedJob:
-    """What home knows of a live job beyond its rows."""
+    """The state of an unfinished job that home keeps in memory only."""
 
     id: str
     executor: str = ""
     signal: Signal = field(default_factory=Signal)
     dirty: bool = True
-    """The executor has news, or may have: nothing was heard since the start."""
+    """The executor may have news, so its status must be requested. True at the start."""
     confirmed: bool = False
-    """The executor has said which statements it has."""
+    """The executor has reported which statements it has."""
     lost_since: float | None = None
-    """Wall time since which the executor does not answer."""
+    """Unix time since which the executor does not answer; None while it answers."""
     sent: int = -1
-    """The last statement that was sent, or is being sent."""
+    """Number of the last statement that was sent or is being sent."""
     stop_sent: bool = False
     cancels: set[int] = field(default_factory=set)
     withheld: set[int] = field(default_factory=set)
-    """Statements that are being cancelled before they were sent."""
+    """Numbers of the statements that are being cancelled before they are sent."""
     overlay: dict[int, StatementReport] = field(default_factory=dict)
-    """Progress of the running statement; results are read from the database."""
-    seen: int = 0
+    """Progress of unfinished statements. Results are read from the database."""
+    last_version: int = 0
+    """Version of the last report that was stored."""
     state: str = ""
     refused: dict[str, str] = field(default_factory=dict)
-    """Islands that refused a commit, with their reasons."""
+    """Keys of islands that refused a commit, with their reasons."""
     failures: int = 0
     faults: int = 0
-    """Rounds in a row that failed through this island's own fault."""
+    """Consecutive rounds that failed because of an error at this island."""
     patience: float | None = None
-    """Until when (monotonic) it waits for islands that are not linked yet."""
-    said_waiting: bool = False
-    said_asking: str = ""
+    """Monotonic time until which the job waits for islands that are not linked yet."""
+    logged_waiting: bool = False
+    logged_asking: str = ""
     last: JobReport | None = None
 
 
 class JobForwarder:
-    """Drives the jobs of this home."""
+    """Runs the drivers of the jobs of this home."""
 
     def __init__(
         self, needs: JobsDependencies, exchange: JobExchange, *, decline: Callable[[IslandId, str], None]
@@ -118,11 +119,11 @@ class JobForwarder:
         self._tracked: dict[str, TrackedJob] = {}
         self._tasks: Tasks | None = None
         self.changed = Topic()
-        """Touched when any job's rows have changed."""
+        """Touched when the rows of any job have changed."""
         needs.peers.on_link(self._on_link)
 
     async def start(self, tasks: Tasks) -> None:
-        """Take up every job that is not finished."""
+        """Start a driver for every unfinished job."""
         self._tasks = tasks
         for job in await self._state.read(store.unfinished):
             self.drive(job.id)
@@ -135,23 +136,23 @@ class JobForwarder:
             self._tasks.spawn(f"job {job}", self._drive(driven))
 
     def poke(self, job: str) -> None:
-        """The owner has asked for something: a statement, a cancel, the end."""
+        """Wake the driver of a job: its owner has posted or cancelled a statement, or ended the job."""
         if (driven := self._tracked.get(job)) is not None:
             driven.signal.set()
 
     def news(self, sender: IslandId, job: str, epoch: int) -> None:
-        """An executor says that there is something to ask for. Only a hint: the epoch is checked when asking."""
+        """Handle the push of an executor that a job has changed. It is a hint: the status request checks the epoch."""
         if (driven := self._tracked.get(job)) is not None and driven.executor == sender:
             driven.dirty = True
             driven.signal.set()
 
     def lost_since(self, job: str) -> float | None:
-        """Since when the executor of a job does not answer; None while it does."""
+        """Unix time since which the executor of a job does not answer; None while it answers."""
         driven = self._tracked.get(job)
         return driven.lost_since if driven else None
 
     def overlay(self, job: str, number: int) -> StatementReport | None:
-        """How far the running statement is; None when the database knows it better."""
+        """Progress of an unfinished statement; None if the database has the newest state."""
         driven = self._tracked.get(job)
         if driven is None:
             return None
@@ -160,10 +161,10 @@ class JobForwarder:
         return StatementReport(number=number, state="running") if number == driven.sent else None
 
     def withhold(self, job: str, number: int) -> bool:
-        """Do not send this statement; False if it may have reached the executor already.
+        """Prevent a statement from being sent. False if the executor may already have it.
 
-        Asked before the cancel is stored: were it only looked at, the driver could begin to
-        send while the disk is written, and something would run that home calls cancelled.
+        Called before the cancel is stored. Otherwise the driver could send the statement while
+        the cancel is being written, and a statement would run that home shows as cancelled.
         """
         driven = self._tracked.get(job)
         if driven is None:
@@ -174,7 +175,7 @@ class JobForwarder:
         return True
 
     def unwithhold(self, job: str, number: int) -> None:
-        """The cancel could not be stored: the statement may be sent after all."""
+        """Undo `withhold` after the cancel could not be stored: the statement may be sent."""
         if (driven := self._tracked.get(job)) is not None:
             driven.withheld.discard(number)
             driven.signal.set()
@@ -182,7 +183,7 @@ class JobForwarder:
     # --- the driver ---------------------------------------------------------------------------
 
     async def _drive(self, driven: TrackedJob) -> None:
-        """Do what the stored phase says, again and again; no error leaves a job without a driver before its end."""
+        """Run the step of the stored phase repeatedly until the job is released. Errors do not end the driver early."""
         while True:
             job: JobRow | None = None
             try:
@@ -192,7 +193,7 @@ class JobForwarder:
                 driven.executor = job.executor
                 await self._do_step(driven, job)
                 driven.faults = 0
-            except Exception as error:  # noqa: BLE001 - told by `_survive`
+            except Exception as error:  # noqa: BLE001 - `_survive` logs it
                 if not await self._survive(driven, job, error):
                     break
         self._tracked.pop(driven.id, None)
@@ -209,15 +210,16 @@ class JobForwarder:
             await steps[job.phase](driven, job)
             await self._found_again(driven, job)
         except (Unreachable, PeerMisbehaved) as error:
-            # What an executor answers badly counts as no answer: the blame is its own, the job goes on.
+            # An invalid answer of an executor counts as no answer. The job continues.
             await self._lost(driven, job, error)
         except PeerRefused as error:
             await self._refused(driven, job, error)
 
     async def _survive(self, driven: TrackedJob, job: JobRow | None, error: Exception) -> bool:
-        """Wait after a fault of the disk, end a job after a fault of the program; whether its driver is still wanted.
+        """Handle an unexpected error. Returns whether the driver must continue.
 
-        A fault of the program must not leave a job hanging without a word: it is said in the job's log.
+        After a transient error (disk, database) the driver waits and tries again. After a bug in
+        island the job ends, with the error in its log, instead of hanging.
         """
         driven.faults += 1
         driven.dirty = True
@@ -226,24 +228,24 @@ class JobForwarder:
         else:
             log.error("jobs.driver_bug", job=driven.id, exc_info=error)
             if job is not None and job.phase == "ended":
-                return False  # its results are here; the executor is told at the next start
+                return False  # the results are stored at home; the executor is released after the next start
             if job is not None and await self._give_up(job, error):
                 return True
         await driven.signal.wait(backoff(driven.faults, self._rng))
         return True
 
     async def _give_up(self, job: JobRow, error: Exception) -> bool:
-        """End a job, here and at its executor; False if that fails too."""
+        """End a job at home and at its executor. False if home could not store the end."""
         try:
             if job.executor:
                 request = StopRequest(job=job.id, epoch=job.epoch)
                 await self._exchange.ask(IslandId(job.executor), "stop", request, EmptyAnswer)
-        except Exception as silent:  # noqa: BLE001 - logged; its lease ends it
-            log.warning("jobs.not_stopped", job=job.id, error=str(silent))
+        except Exception as stop_error:  # noqa: BLE001 - logged; the run ends when its lease expires
+            log.warning("jobs.not_stopped", job=job.id, error=str(stop_error))
         try:
-            await self._end(job, "error", f"a fault in island itself: {type(error).__name__}: {error}")
-        except Exception as again:  # noqa: BLE001 - logged; the driver tries again
-            log.warning("jobs.not_ended", job=job.id, error=str(again))
+            await self._end(job, "error", f"internal error in island: {type(error).__name__}: {error}")
+        except Exception as end_error:  # noqa: BLE001 - logged; the driver tries again
+            log.warning("jobs.not_ended", job=job.id, error=str(end_error))
             return False
         return True
 
@@ -253,10 +255,10 @@ class JobForwarder:
         if driven.lost_since is None:
             driven.lost_since = self._clock.wall()
             name = self._membership.display(IslandId(job.executor))
-            await self._say(
+            await self._add_log(
                 job, f"{name} does not answer ({error.message}); the job may still be running there; retrying"
             )
-        # A new session with the executor wakes the driver; without one there is no hurry to ask.
+        # A new session with the executor wakes the driver, so the wait may be long while there is none.
         linked = job.executor == self._trust.me or self._peers.link(IslandId(job.executor)) is not None
         await driven.signal.wait(backoff(driven.failures, self._rng, cap=15.0 if linked else 300.0))
 
@@ -264,7 +266,7 @@ class JobForwarder:
         driven.failures = 0
         if driven.lost_since is not None:
             driven.lost_since = None
-            await self._say(job, f"{self._membership.display(IslandId(job.executor))} answers again")
+            await self._add_log(job, f"{self._membership.display(IslandId(job.executor))} answers again")
 
     async def _refused(self, driven: TrackedJob, job: JobRow, error: PeerRefused) -> None:
         name = self._membership.display(IslandId(job.executor))
@@ -284,10 +286,10 @@ class JobForwarder:
 
     async def _route(self, driven: TrackedJob, job: JobRow) -> None:
         if job.stop:
-            await self._end(job, "killed", f"ended by its owner ({job.user}) before it had a place")
+            await self._end(job, "killed", f"ended by its owner ({job.user}) before it was placed")
             return
         if job.epoch >= MAX_EPOCHS:
-            await self._end(job, "error", f"{job.epoch} places were tried; none kept its offer")
+            await self._end(job, "error", f"the job was refused at all {job.epoch} places that were tried")
             return
         try:
             guesses = await self._guesses(driven, job)
@@ -305,31 +307,34 @@ class JobForwarder:
             self._decline(IslandId(island), reservation)
 
     async def _wait_for_links(self, driven: TrackedJob, job: JobRow, guesses: list[Candidate]) -> bool:
-        """Whether to look again: an island that was up a moment ago may be linked in the next."""
+        """Wait for islands that were up recently. False if there are none, or `PATIENCE_S` is over."""
         now = self._clock.monotonic()
         if driven.patience is None:
             driven.patience = now + PATIENCE_S
         absent = [g for g in guesses if not g.up and job.pin in ("", g.island) and self._is_new(IslandId(g.island))]
         if not absent or now >= driven.patience:
             return False
-        if not driven.said_waiting:
-            driven.said_waiting = True
+        if not driven.logged_waiting:
+            driven.logged_waiting = True
             names = ", ".join(guess.name for guess in absent)
-            await self._say(
-                job, f"no island can run it yet; waiting up to {PATIENCE_S:.0f} s for a session with {names}"
+            await self._add_log(
+                job, f"no island can run the job yet; waiting up to {PATIENCE_S:.0f} s for a session with {names}"
             )
         await driven.signal.wait(min(2.0, driven.patience - now))
         return True
 
     def _is_new(self, island: IslandId) -> bool:
-        """Whether an island that has no session with this one was there less than a minute ago."""
+        """Whether an island is not down, or has been down for less than `2 * PATIENCE_S` seconds."""
         view = next((view for view in self._membership.views() if view.island == island), None)
         return view is not None and (view.state != "down" or self._clock.wall() - view.since < 2 * PATIENCE_S)
 
     async def _choose(
         self, driven: TrackedJob, job: JobRow, wanted: JobRequirements, guesses: list[Candidate]
     ) -> tuple[RoutingDecision, dict[str, str]]:
-        """Ask the few that look best, and home; while none offers a place, the next few."""
+        """Ask the best candidates and home for offers, and the next best ones until a place is offered.
+
+        Returns the decision, and the reservations by the key of the island.
+        """
         known = {guess.island: guess for guess in guesses}
         reservations: dict[str, str] = {}
         while True:
@@ -341,9 +346,9 @@ class JobForwarder:
             if wanted.home in unasked and wanted.home not in asked:
                 asked.append(wanted.home)
             names = ", ".join(known[island].name for island in asked)
-            if names != driven.said_asking:  # said once, however often they are asked while one waits
-                driven.said_asking = names
-                await self._say(job, f"asking {names} for an offer")
+            if names != driven.logged_asking:  # one log line, however often the same islands are asked
+                driven.logged_asking = names
+                await self._add_log(job, f"asking {names} for an offer")
             answers = await asyncio.gather(*(self._ask_offer(job, known[island]) for island in asked))
             for candidate, reservation in answers:
                 known[candidate.island] = candidate
@@ -351,7 +356,7 @@ class JobForwarder:
                     reservations[candidate.island] = reservation
 
     async def _guesses(self, driven: TrackedJob, job: JobRow) -> list[Candidate]:
-        """Every island as home sees it, before asking."""
+        """All known islands as candidates, with estimates from what home knows before it asks them."""
         inputs = [(ref, await self._resolved(ref)) for ref in job.work.inputs]
         candidates = []
         for view in self._membership.views():
@@ -378,8 +383,8 @@ class JobForwarder:
 
     async def _why_down(self, state: str, since: float) -> str:
         if state == "up":
-            return "there is no session with it at this moment"
-        return f"it is {state}, for {router.format_seconds(max(0.0, self._clock.wall() - since))}"
+            return "there is no session with it at the moment"
+        return f"it has been {state} for {router.format_seconds(max(0.0, self._clock.wall() - since))}"
 
     async def _part(self, ref: InputRef, resolved: ResolvedDataset, island: IslandId) -> InputTransfer:
         holders = self._catalog.holders(resolved.owner, resolved.name, resolved.snapshot)
@@ -503,7 +508,7 @@ class JobForwarder:
     # --- following --------------------------------------------------------------------------------
 
     async def _follow(self, driven: TrackedJob, job: JobRow) -> None:
-        """One round: news from the executor, the owner's wishes, the next statement; then wait."""
+        """One round: get the executor's report, forward stop and cancels, send the next statement; or wait."""
         if driven.dirty:
             driven.dirty = False
             try:
@@ -558,12 +563,12 @@ class JobForwarder:
             raise
 
     async def _refresh(self, driven: TrackedJob, job: JobRow) -> bool:
-        """Ask the executor and store what is new; True when the job has ended."""
+        """Request the executor's report and store the changes. True when the job has ended."""
         waiting = await self._state.read(lambda conn: store.first_open(conn, job.id))
-        request = StatusRequest(job=job.id, epoch=job.epoch, acknowledged=waiting, seen=driven.seen)
+        request = StatusRequest(job=job.id, epoch=job.epoch, acknowledged=waiting, seen=driven.last_version)
         answer = await self._exchange.ask(IslandId(job.executor), "status", request, JobReport)
         report = core.checked_report(answer, job.id, job.epoch)
-        # What the executor does not know was never sent, whatever became of the request: it may go again.
+        # A statement that the executor does not have did not arrive, and may be sent again.
         driven.sent = max((statement.number for statement in report.statements), default=waiting - 1)
         if report.statements:
             report = msgspec.structs.replace(report, statements=await self._hinted(job, report))
@@ -582,11 +587,11 @@ class JobForwarder:
             now = self._clock.wall()
             await self._state.write(lambda conn: store.apply_report(conn, job.id, job.epoch, stored, now))
             self.changed.touch()
-        driven.last, driven.seen = stored, report.version
+        driven.last, driven.last_version = stored, report.version
         return False
 
     async def _hinted(self, job: JobRow, report: JobReport) -> tuple[StatementReport, ...]:
-        """Statements that failed for want of a table get the line that would bring it."""
+        """The statements of a report. A message is added to those that failed because a table is missing."""
         out = []
         for statement in report.statements:
             table = core.missing_table(statement.output) if statement.state in STATEMENT_ENDED else ""
@@ -632,7 +637,7 @@ class JobForwarder:
         await self._state.write(write)
 
     async def _end(self, job: JobRow, state: str, reason: str) -> None:
-        """Give a job its last state without an executor's report."""
+        """Give a job its last state without a report of an executor."""
 
         def write(conn: sqlite3.Connection) -> None:
             now = self._clock.wall()
@@ -665,12 +670,12 @@ class JobForwarder:
             detail={"reason": reason[:500]},
         )
 
-    async def _say(self, job: JobRow, line: str) -> None:
+    async def _add_log(self, job: JobRow, line: str) -> None:
         await self._state.write(lambda conn: store.add_log(conn, job.id, self._clock.wall(), [line]))
         self.changed.touch()
 
     def _on_link(self, island: IslandId, _made: bool) -> None:
-        # Made or lost, there is something to find out: results of meanwhile, or that it does not answer.
+        # A new session may bring results that are waiting there; after a loss, the status request detects the silence.
         for driven in self._tracked.values():
             if driven.executor in (island, ""):
                 driven.dirty = True
@@ -678,7 +683,7 @@ class JobForwarder:
 
 
 def _differs(last: JobReport | None, now: JobReport) -> bool:
-    """Whether a report says anything that is not stored yet."""
+    """Whether a report has anything that is not stored yet."""
     if last is None:
         return True
     keep = ("state", "reason", "app_id", "app_info", "moved")

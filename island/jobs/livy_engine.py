@@ -1,4 +1,4 @@
-"""What an executor needs of a Livy server: the port, and its one implementation over `island.livy`."""
+"""The port by which an executor uses a Livy server, and its implementation over `island.livy`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class EngineLost(EngineFailed):
-    """What ran is gone for good: the engine was started anew, or no longer knows it."""
+    """The session, batch or statement is lost: the engine was restarted, or no longer knows it."""
 
     code = "engine_lost"
 
@@ -33,48 +33,54 @@ class RemoteJob:
 
 
 class EnginePort(Protocol):
-    """One Livy server. Every method raises `EngineFailed` when it does not answer (what was asked
-    may or may not have happened), `EngineLost` when the session or batch is gone, and
-    `BadInput` when the engine refuses."""
+    """One Livy server. `kind` is `session` or `batch`; `remote` is the id at the engine.
+
+    Every method raises `EngineFailed` when the engine does not answer (the request may or may
+    not have been carried out), `EngineLost` when the session or batch is gone, and `BadInput`
+    when the engine refuses the request.
+    """
 
     @property
     def seen(self) -> str:
-        """The instance that gave the newest answer; "" for a stock Livy, or before any answer."""
+        """The instance id in the latest answer; "" for a stock Livy, or before the first answer."""
 
     async def instance(self) -> str:
-        """The instance id of an embedded engine, "" for a stock Livy; asks it."""
+        """Request and return the instance id of an embedded engine; "" for a stock Livy."""
 
     async def create(self, kind: str, body: Mapping[str, Any]) -> RemoteJob:
-        """Start a session or batch; `body` is Livy's, with a name that nothing else has."""
+        """Start a session or batch. `body` is Livy's request; its name must be unique."""
 
     async def find(self, kind: str, name: str) -> RemoteJob | None:
-        """The session or batch of that name that the engine still shows."""
+        """The session or batch with this name, or None if the engine does not show one."""
 
     async def show(self, kind: str, remote: int) -> RemoteJob:
-        """Its state now."""
+        """The current state of a session or batch."""
 
     async def log(self, kind: str, remote: int) -> list[str]:
-        """All lines of its log that the engine keeps."""
+        """All log lines of a session or batch that the engine keeps."""
 
     async def post(self, remote: int, code: str, language: str) -> int:
-        """Post a statement; returns its id there."""
+        """Post a statement to a session, and return its id at the engine."""
 
     async def statement(self, remote: int, number: int) -> dict[str, Any] | None:
-        """A statement as Livy shows it, or None if there is none of that id."""
+        """A statement as Livy shows it, or None if the session has no statement with this id."""
 
     async def cancel(self, remote: int, number: int) -> None:
         """Cancel a statement."""
 
     async def end(self, kind: str, remote: int) -> None:
-        """End it, whatever it does. One that is gone already is no error."""
+        """End a session or batch in any state. It is not an error if it is already gone."""
 
     async def complete(self, remote: int, code: str, language: str, cursor: int) -> list[str]:
-        """Completion candidates."""
+        """Code completion candidates at the offset `cursor` of `code`."""
 
 
 class LivyEngine:
-    """`EnginePort` over a `LivyClient`. `client` gives the one of now (an embedded engine that is started
-    anew has another address); it may raise `EngineFailed` while there is none."""
+    """`EnginePort` over a `LivyClient`.
+
+    `client` returns the current client, because a restarted embedded engine may have another
+    address. It may raise `EngineFailed` while no engine is running.
+    """
 
     def __init__(self, client: Callable[[], LivyClient]) -> None:
         self._client = client

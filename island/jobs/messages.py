@@ -1,8 +1,8 @@
-"""What islands say to each other about jobs, and what is kept of a job on disk.
+"""Messages between islands about jobs. Some of them are also stored in the database.
 
-`protocols/jobs-v1.md` is the specification. Requests travel on the control session when
-they fit, and through a bulk stream of kind `job` when they do not; both carry the same
-bytes. Every request may be repeated: the answer is the same and nothing happens twice.
+`protocols/jobs-v1.md` is the specification. Requests are sent on the control session if they
+fit, else through a bulk stream of kind `job`; the bytes are the same. Every request is
+idempotent: a repetition gives the same answer and has no further effect.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from msgspec import Meta
 from island.kernel.codec import Message
 
 MAX_CODE = 1024 * 1024
-"""Bytes of one statement's code."""
+"""Maximum size of the code of one statement, in bytes."""
 
 MAX_FILE = 1024 * 1024
-"""Bytes of a batch's file that travels with its commit."""
+"""Maximum size of the file of a batch, in bytes. It is sent with the commit."""
 
 MAX_OUTPUT = 2 * 1024 * 1024
-"""Bytes of one statement's output as JSON; what is longer is cut with a notice."""
+"""Maximum size of the output of one statement as JSON, in bytes. Longer outputs are cut, with a notice."""
 
 MAX_MESSAGE = 4 * 1024 * 1024
-"""Bytes of the largest request or answer about jobs, through a bulk stream."""
+"""Maximum size of a request or answer about jobs through a bulk stream, in bytes."""
 
 MAX_SHORT_MESSAGE = 512 * 1024
-"""Bytes of the largest offer, or request for one: they name inputs, and carry no code and no results."""
+"""Maximum size of an offer or a request for an offer, in bytes. They have no code and no results."""
 
 MAX_HOPS = 4
-"""Islands that a job may pass through."""
+"""Maximum number of islands that a job may pass through."""
 
 LOG_LINES = 200
-"""Lines of log that are kept of a job, as Livy does."""
+"""Maximum number of log lines that are kept of a job, as in Livy."""
 
 RESERVATION_S = 30.0
-"""Seconds that an offered place is held."""
+"""Seconds for which an offered place is reserved."""
 
 LEASE_S = 600.0
-"""Seconds after which an executor ends a job whose home is silent, unless the commit says otherwise."""
+"""Default lease: seconds after which an executor ends a job whose home is silent."""
 
 Hex = Annotated[str, Meta(max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
 JobId = Annotated[str, Meta(max_length=64, min_length=40)]
@@ -50,7 +50,7 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class InputRef(Message, frozen=True, kw_only=True):
-    """One input: a dataset at one snapshot, and the names of its views in the session."""
+    """One input: a dataset at a snapshot, and the names of its views in the session."""
 
     owner: Hex
     owner_name: Short
@@ -63,13 +63,13 @@ class InputRef(Message, frozen=True, kw_only=True):
 
 
 class JobSpec(Message, frozen=True, kw_only=True):
-    """What is to be run, as it was checked by home."""
+    """What to run, as checked by home."""
 
     MAX_BYTES = MAX_MESSAGE
 
     kind: Annotated[str, Meta(max_length=7, pattern=r"^(session|batch)\Z")]
     language: Short = ""
-    """The session's kind, `batch` for a batch."""
+    """The kind of the session; `batch` for a batch."""
     inputs: Annotated[tuple[InputRef, ...], Meta(max_length=64)] = ()
     conf: Annotated[dict[Short, Text], Meta(max_length=200)] = msgspec.field(default_factory=dict)
     resources: Annotated[dict[Short, Short | int], Meta(max_length=16)] = msgspec.field(default_factory=dict)
@@ -80,18 +80,18 @@ class JobSpec(Message, frozen=True, kw_only=True):
 
 
 class OnBehalf(Message, frozen=True, kw_only=True):
-    """For whom home asks: signed by home, so that an executor can show it later."""
+    """The statement that home requests a job for a user. Home signs it as evidence for the executor."""
 
     job: JobId
     home: Hex
     user: Short
     request_hash: Hex
     delegation: Short = ""
-    """Reserved: a user's own key for this job."""
+    """Reserved for a user's own key for this job."""
 
 
 class Envelope(Message, frozen=True, kw_only=True):
-    """What goes with every job that is offered or committed."""
+    """Data that identify a job in every request for an offer and every commit."""
 
     job: JobId
     epoch: Count
@@ -99,18 +99,19 @@ class Envelope(Message, frozen=True, kw_only=True):
     user: Short
     request_hash: Hex
     path: Annotated[tuple[Hex, ...], Meta(max_length=MAX_HOPS)]
-    """The islands that the job passed through, home first; no island may be there twice."""
+    """Keys of the islands that the job passed through, home first, without duplicates."""
     hops: Annotated[int, Meta(ge=0, le=MAX_HOPS)] = MAX_HOPS
-    """How many more islands it may pass through."""
+    """Number of further islands that the job may pass through."""
     signature: Annotated[bytes, Meta(max_length=64)] = b""
-    """Home's signature (kind `on-behalf`) over the encoded `OnBehalf`; empty when home runs the job itself."""
+    """Home's signature (kind `on-behalf`) of the encoded `OnBehalf`; empty if home runs the job itself."""
 
     def on_behalf(self) -> OnBehalf:
+        """The message that home signs."""
         return OnBehalf(job=self.job, home=self.home, user=self.user, request_hash=self.request_hash)
 
 
 class OfferRequest(Message, frozen=True, kw_only=True):
-    """May this job run at yours, and what would it cost? Holds a place for `RESERVATION_S`."""
+    """Request for an offer: may this job run at the candidate, and at what cost? Reserves a place if it may."""
 
     MAX_BYTES = MAX_SHORT_MESSAGE
 
@@ -121,7 +122,10 @@ class OfferRequest(Message, frozen=True, kw_only=True):
 
 
 class OfferedInput(Message, frozen=True, kw_only=True):
-    """How one input would reach the candidate, as the candidate measures it."""
+    """How the candidate would get one input: sizes in bytes, and its own measurements.
+
+    `rtt` is in seconds and `bandwidth` in bytes per second, both to `source`; None if not measured.
+    """
 
     dataset: Short
     bytes: Count
@@ -133,7 +137,10 @@ class OfferedInput(Message, frozen=True, kw_only=True):
 
 
 class Offer(Message, frozen=True, kw_only=True):
-    """The answer: a reservation with the candidate's own terms, or a refusal with its reason."""
+    """Answer to `OfferRequest`: a reservation with the candidate's own estimates, or a refusal with its reason.
+
+    `wait` is the number of seconds until a place is free.
+    """
 
     MAX_BYTES = MAX_SHORT_MESSAGE
 
@@ -145,7 +152,7 @@ class Offer(Message, frozen=True, kw_only=True):
 
 
 class CommitRequest(Message, frozen=True, kw_only=True):
-    """The only permission to start. Durable at home before it is sent."""
+    """Permission for an executor to start a job. Home stores it before it sends it."""
 
     MAX_BYTES = MAX_MESSAGE
 
@@ -157,14 +164,14 @@ class CommitRequest(Message, frozen=True, kw_only=True):
 
 
 class CommitAnswer(Message, frozen=True, kw_only=True):
-    """Accepted (durably), or refused for good under this epoch."""
+    """Whether the executor has accepted and stored the job, or refuses it for this epoch."""
 
     accepted: bool
     reason: Text = ""
 
 
 class RunStatementRequest(Message, frozen=True, kw_only=True):
-    """Run this statement. One at a time; `number` is home's id of it."""
+    """Request to run a statement. Only one may be unfinished at a time. `number` is its id at home."""
 
     MAX_BYTES = MAX_MESSAGE
 
@@ -176,33 +183,33 @@ class RunStatementRequest(Message, frozen=True, kw_only=True):
 
 
 class StatusRequest(Message, frozen=True, kw_only=True):
-    """How is it? Also renews the lease, and acknowledges results that are durable at home."""
+    """Request for a `JobReport`. It also renews the lease, and acknowledges results that home has stored."""
 
     MAX_BYTES = 4096
 
     job: JobId
     epoch: Count
     acknowledged: Count = 0
-    """Results of statements with smaller numbers may be forgotten."""
+    """Results of statements with smaller numbers may be deleted."""
     seen: Count = 0
-    """Version of the last report that home has stored: its log and results are not sent again."""
+    """Version of the last report that home has stored. If it is the current one, the log is not sent again."""
 
 
 class StatementReport(Message, frozen=True, kw_only=True):
-    """One statement as the executor knows it."""
+    """The state of one statement at the executor. Times are milliseconds since 1970; 0 if not reached."""
 
     number: Count
     state: Short
-    """Livy's: waiting, running, available, error, cancelling, cancelled."""
+    """Livy's state: waiting, running, available, error, cancelling, cancelled."""
     output: Annotated[str, Meta(max_length=MAX_OUTPUT + 4096)] = ""
-    """Livy's output object as JSON, or "" for none."""
+    """Livy's output object as JSON, or "" if there is none."""
     progress: float = 0.0
     started: Count = 0
     completed: Count = 0
 
 
 class JobReport(Message, frozen=True, kw_only=True):
-    """A job as its executor knows it."""
+    """The state of a run at its executor."""
 
     MAX_BYTES = MAX_MESSAGE
 
@@ -216,16 +223,16 @@ class JobReport(Message, frozen=True, kw_only=True):
     app_id: Text = ""
     app_info: Annotated[dict[Short, Text], Meta(max_length=8)] = msgspec.field(default_factory=dict)
     notes: Annotated[tuple[Text, ...], Meta(max_length=LOG_LINES)] = ()
-    """What the executor did, line by line, from the first."""
+    """Log lines about the actions of the executor, from the first."""
     log: Annotated[tuple[Text, ...], Meta(max_length=LOG_LINES + 50)] | None = None
-    """The engine's log; None when it has not changed since `seen`."""
+    """The engine's log; None if it has not changed since the version `seen`."""
     statements: Annotated[tuple[StatementReport, ...], Meta(max_length=200)] = ()
     moved: Count = 0
-    """Bytes of inputs that were fetched for this job."""
+    """Number of bytes of inputs that were fetched for this run."""
 
 
 class StopRequest(Message, frozen=True, kw_only=True):
-    """Cancel statement `number`, or end the whole job when `number` is None."""
+    """Request to cancel the statement `number`, or to end the whole job if `number` is None."""
 
     MAX_BYTES = 4096
 
@@ -235,7 +242,7 @@ class StopRequest(Message, frozen=True, kw_only=True):
 
 
 class ReleaseRequest(Message, frozen=True, kw_only=True):
-    """Home has stored everything of an ended job; the executor may forget all but its id."""
+    """Home has stored all results of an ended job; the executor may delete them and keeps only the row of the run."""
 
     MAX_BYTES = 4096
 
@@ -244,7 +251,7 @@ class ReleaseRequest(Message, frozen=True, kw_only=True):
 
 
 class Decline(Message, frozen=True, kw_only=True):
-    """Pushed to a candidate that was not chosen: its reservation is free again."""
+    """Push to a candidate that was not chosen: it may release the reservation."""
 
     MAX_BYTES = 4096
 
@@ -252,7 +259,7 @@ class Decline(Message, frozen=True, kw_only=True):
 
 
 class CodeCompletionRequest(Message, frozen=True, kw_only=True):
-    """Livy's code completion."""
+    """Request for code completion, as in Livy."""
 
     MAX_BYTES = MAX_MESSAGE
 
@@ -264,7 +271,7 @@ class CodeCompletionRequest(Message, frozen=True, kw_only=True):
 
 
 class CodeCompletionAnswer(Message, frozen=True, kw_only=True):
-    """The candidates."""
+    """Answer to `CodeCompletionRequest`: the candidates."""
 
     MAX_BYTES = MAX_MESSAGE
 
@@ -272,13 +279,13 @@ class CodeCompletionAnswer(Message, frozen=True, kw_only=True):
 
 
 class EmptyAnswer(Message, frozen=True, kw_only=True):
-    """An answer that says no more than that it was done."""
+    """Answer without content: the request was carried out."""
 
     MAX_BYTES = 4096
 
 
 class JobChanged(Message, frozen=True, kw_only=True):
-    """Pushed to home: there is something new to ask for."""
+    """Push to home: the report on a run has changed."""
 
     MAX_BYTES = 4096
 
@@ -287,7 +294,7 @@ class JobChanged(Message, frozen=True, kw_only=True):
 
 
 class ReattachRequest(Message, frozen=True, kw_only=True):
-    """Asked of home by an island where the job's owner sits now; `key` proves the owner."""
+    """Request to home by another island, at which the owner of the job works now. `key` is the job's key."""
 
     MAX_BYTES = 4096
 
@@ -297,7 +304,7 @@ class ReattachRequest(Message, frozen=True, kw_only=True):
 
 
 class ReattachAnswer(Message, frozen=True, kw_only=True):
-    """JSON as home's own operator API would give it."""
+    """Answer to `ReattachRequest`: the same JSON as home's operator API returns."""
 
     MAX_BYTES = MAX_MESSAGE
 
@@ -305,7 +312,7 @@ class ReattachAnswer(Message, frozen=True, kw_only=True):
 
 
 class AnswerTooLarge(Message, frozen=True, kw_only=True):
-    """The answer is too long for the control session: ask again through a bulk stream."""
+    """The answer has `large` bytes, too many for the control session: repeat the request through a bulk stream."""
 
     MAX_BYTES = 4096
 
@@ -313,7 +320,7 @@ class AnswerTooLarge(Message, frozen=True, kw_only=True):
 
 
 class JobBulkRequest(Message, frozen=True, kw_only=True):
-    """Request of a bulk stream of kind `job`: the request's kind and the size of its bytes, which follow."""
+    """Opening of a bulk stream of kind `job`: kind of the request, and size in bytes of its body, which follows."""
 
     MAX_BYTES = 4096
 

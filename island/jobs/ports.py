@@ -1,4 +1,4 @@
-"""What jobs need of the catalog and of membership: the services themselves satisfy these."""
+"""Protocols for the parts of the catalog and of membership that jobs use. The services implement them."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from island.membership.service import IslandView
 
 
 class Datasets(Protocol):
-    """`catalog.service.Catalog`, as far as jobs know it."""
+    """The methods of `catalog.service.Catalog` that jobs use."""
 
     async def resolve(self, name: DatasetName | str) -> ResolvedDataset:
-        """Whose dataset a name means, and which snapshot; raises `NotFound` with the nearest names, `Ambiguous`."""
+        """The owner and snapshot that a name means. Raises `NotFound` with similar names, or `Ambiguous`."""
 
     async def datasets(self) -> list[DatasetView]:
         """All datasets of the archipelago."""
 
     def holders(self, owner: IslandId, name: str, snapshot: str) -> Sequence[IslandId]:
-        """Who has the whole snapshot, the owner first."""
+        """The islands that have the complete snapshot, the owner first."""
 
 
 class Islands(Protocol):
-    """`membership.service.Membership`, as far as jobs know it."""
+    """The methods of `membership.service.Membership` that jobs use."""
 
     def views(self) -> list[IslandView]:
-        """Every island that is known, this one first."""
+        """All known islands, this one first."""
 
     def display(self, island: IslandId) -> str:
-        """What people see of an island."""
+        """The display name of an island."""
 
     def resolve(self, text: str) -> IslandId:
-        """The island that a text names; raises `NotFound` or `Ambiguous`."""
+        """The island that a name or key prefix means. Raises `NotFound` or `Ambiguous`."""
 
     def is_up(self, island: IslandId) -> bool:
-        """Whether it is worth asking."""
+        """Whether the island is up."""

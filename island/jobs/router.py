@@ -1,9 +1,9 @@
-"""Where a job runs: hard filters with their reasons, then estimated seconds, every term with its number.
+"""The choice of the island that runs a job: hard filters, then an estimate in seconds as a sum of terms.
 
-Pure. The service describes the islands (`Candidate`), first from what this island knows by
-itself, then from their own offers; `decide` filters, estimates and chooses. A `RoutingDecision`
-holds all that went into it, so that `decide(decision.wanted, decision.candidates)` gives
-the same decision again: that is what `island job explain` replays.
+Pure. The service describes the islands (`Candidate`), first from what this island knows itself,
+then from their own offers; `decide` filters, estimates and chooses. A `RoutingDecision` has all
+its inputs, and `decide(decision.wanted, decision.candidates)` returns the same decision again.
+`island job explain` replays decisions in this way.
 """
 
 from __future__ import annotations
@@ -15,49 +15,49 @@ import msgspec
 from island.kernel.units import format_bytes
 
 ASSUMED_BANDWIDTH = 10_000_000.0
-"""Bytes a second, where nothing was measured yet."""
+"""Bytes per second, if nothing has been measured yet."""
 
 ASSUMED_RTT = 0.05
-"""Seconds, where nothing was measured yet."""
+"""Seconds, if nothing has been measured yet."""
 
 EXCHANGES = 8
-"""Control round trips between home and executor in the life of a small job (offer, commit, statement, result)."""
+"""Number of control round trips between home and executor for a small job (offer, commit, statement, result)."""
 
 COMPUTE_S = 1.0
-"""Seconds of computing at speed 1; the same everywhere until speeds are measured."""
+"""Assumed compute time in seconds at speed 1. It is the same at all islands until speeds are measured."""
 
 OUTPUT_BYTES = 100_000
-"""Bytes of results that travel home, until results are measured."""
+"""Assumed size in bytes of the results that are sent home, until results are measured."""
 
 FETCH_S = 0.2
-"""Seconds that bringing one input costs whatever its size: manifest, hashes, streams, syncing to disk, preparing."""
+"""Fixed cost in seconds of fetching one input: manifest, hashes, streams, syncing to disk, preparing."""
 
 HOME_FACTOR, HOME_SECONDS = 1.1, 0.05
-"""Home is kept unless another island is better by more than 10 % and 50 ms: what a measured round trip varies by."""
+"""Home is preferred unless another island is better by more than 10 % and 50 ms, the variation of measurements."""
 
 TIE = 0.01
-"""Estimates that differ by less than this (seconds) are equal; the draw decides."""
+"""Estimates that differ by at most this many seconds count as equal; the random draw decides."""
 
 
 class InputTransfer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How one input would reach an island."""
+    """How an island would get one input."""
 
     dataset: str
     bytes: int
-    """Size of the whole input."""
+    """Size of the complete input in bytes."""
     missing: int
-    """Bytes of it that are not there."""
+    """Number of bytes of the input that the island does not have."""
     files: int = 1
     source: str = ""
-    """Name of the island that they would come from; "" when nothing is missing."""
+    """Name of the island from which the missing bytes would be fetched; "" if nothing is missing."""
     rtt: float | None = None
-    """Measured round trip to the source, seconds; None: not measured."""
+    """Measured round-trip time to the source in seconds; None if not measured."""
     bandwidth: float | None = None
-    """Measured bytes a second from the source; None: not measured."""
+    """Measured bytes per second from the source; None if not measured."""
 
 
 class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One island as the router sees it."""
+    """One island as a candidate for a job."""
 
     island: str
     """Its key."""
@@ -65,33 +65,33 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
     """Its display name."""
     up: bool = True
     state: str = ""
-    """Why it is not up, with since when."""
+    """If it is not up: the reason, and for how long."""
     rtt: float | None = None
-    """Measured round trip from home, seconds; 0 for home itself."""
+    """Measured round-trip time from home in seconds; 0 for home itself."""
     bandwidth: float | None = None
-    """Measured bytes a second between home and this island."""
+    """Measured bytes per second between home and this island."""
     wait: float = 0.0
     """Seconds until a place is free."""
     speed: float = 1.0
     parts: tuple[InputTransfer, ...] = ()
     languages: tuple[str, ...] | None = None
-    """Kinds of code that its engine runs; () when it has no engine; None: not known."""
+    """Kinds of code that its engine runs; () if it has no engine; None if not known."""
     refusal: str = ""
-    """Why it said no itself (its policy, its limits); the text names what would have to change."""
+    """The island's own reason for a refusal (policy or limits), with the setting that would have to change."""
     offered: bool = False
-    """Whether these numbers are its own offer, and not this island's guess."""
+    """Whether these numbers are the island's own offer, not an estimate of home."""
     draw: float = 0.0
-    """A random number, drawn once, that decides between equals."""
+    """A random number, drawn once, that decides between equal estimates."""
 
 
 class JobRequirements(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the job needs of a place."""
+    """The requirements of a job that candidates must meet."""
 
     home: str
     language: str
     """`pyspark`, `sql`, `spark`, `sparkr`, `shared`, or `batch`."""
     pin: str = ""
-    """Key of the only island that the user wants (`queue = "island:NAME"`), or ""."""
+    """Key of the island that the user requires (`queue = "island:NAME"`), or ""."""
 
 
 class CostTerm(msgspec.Struct, frozen=True):
@@ -103,11 +103,11 @@ class CostTerm(msgspec.Struct, frozen=True):
 
 
 TERMS = ("wait", "transfer", "preparing", "round trips", "control", "compute", "output")
-"""The terms of every estimate, in order."""
+"""Names of the terms of every estimate, in order."""
 
 
 class Assessment(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was found of one island: `rejected` with the reason, or its estimate."""
+    """The result for one candidate: `rejected` with the reason, or its estimate in seconds."""
 
     island: str
     name: str
@@ -119,18 +119,18 @@ class Assessment(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RoutingDecision(msgspec.Struct, frozen=True):
-    """The choice, what it was made from, and why each of the others was not taken."""
+    """The chosen island, the inputs of the decision, and the assessment of each candidate."""
 
     wanted: JobRequirements
     candidates: tuple[Candidate, ...]
     chosen: str
-    """Key of the island, or "" when none can run the job."""
+    """Key of the chosen island, or "" if no island can run the job."""
     why: str
     verdicts: tuple[Assessment, ...]
 
 
 def reject(wanted: JobRequirements, candidate: Candidate) -> str:
-    """The first hard reason against an island, or ""."""
+    """The first reason why an island cannot run the job, or ""."""
     if wanted.pin and candidate.island != wanted.pin:
         return "the job is pinned to another island (queue)"
     if not candidate.up:
@@ -145,7 +145,7 @@ def reject(wanted: JobRequirements, candidate: Candidate) -> str:
 
 
 def estimate(wanted: JobRequirements, candidate: Candidate) -> tuple[CostTerm, ...]:
-    """The terms, in seconds, of running the job at an island."""
+    """The terms of the estimated time, in seconds, of running the job at an island."""
     at_home = candidate.island == wanted.home
     missing = [part for part in candidate.parts if part.missing > 0]
     rtt = 0.0 if at_home else _or(candidate.rtt, ASSUMED_RTT)
@@ -163,14 +163,14 @@ def estimate(wanted: JobRequirements, candidate: Candidate) -> tuple[CostTerm, .
         CostTerm(
             "output",
             0.0 if at_home else OUTPUT_BYTES / _or(candidate.bandwidth, ASSUMED_BANDWIDTH),
-            "stays here" if at_home else f"{format_bytes(OUTPUT_BYTES)} at {_bandwidth(candidate.bandwidth)}",
+            "stays at home" if at_home else f"{format_bytes(OUTPUT_BYTES)} at {_bandwidth(candidate.bandwidth)}",
         ),
     ]
     return tuple(terms)
 
 
 def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingDecision:
-    """Choose among islands: the smallest estimate, home favoured, equals by their draw."""
+    """Choose the island with the smallest estimate. Home is preferred; between equal estimates the draw decides."""
     costs: dict[str, tuple[tuple[CostTerm, ...], float]] = {}
     reasons: dict[str, str] = {}
     for candidate in candidates:
@@ -179,7 +179,7 @@ def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingD
         else:
             terms = estimate(wanted, candidate)
             costs[candidate.island] = (terms, sum(term.seconds for term in terms))
-    # Once islands have answered, only those that offered a place can be chosen.
+    # After the first offers, only islands that offered a place can be chosen.
     offered = {c.island for c in candidates if c.offered and c.island in costs}
     choosable = {island: seconds for island, (_, seconds) in costs.items() if not offered or island in offered}
     chosen, why = _choose(wanted, candidates, choosable)
@@ -194,7 +194,7 @@ def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingD
             verdict, reason = "chosen", why
         elif candidate.island not in choosable:
             reason = (
-                f"{format_seconds(seconds)} by what home knows; not asked for an offer, others had better estimates"
+                f"{format_seconds(seconds)}, estimated by home; not asked for an offer, others had better estimates"
             )
         verdicts.append(Assessment(candidate.island, candidate.name, verdict, reason, terms, seconds))
     order = {"chosen": 0, "considered": 1, "rejected": 2}
@@ -203,7 +203,7 @@ def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingD
 
 
 def ranking(decision: RoutingDecision) -> list[str]:
-    """The islands that may run the job, best first."""
+    """Keys of the islands that can run the job, best first."""
     return [v.island for v in decision.verdicts if v.verdict != "rejected"]
 
 
@@ -230,7 +230,7 @@ def _choose(wanted: JobRequirements, candidates: Sequence[Candidate], seconds: d
 
 
 def _behind(terms: tuple[CostTerm, ...], seconds: float, best: tuple[tuple[CostTerm, ...], float]) -> str:
-    gaps = [(mine.seconds - theirs.seconds, mine) for mine, theirs in zip(terms, best[0], strict=True)]
+    gaps = [(own.seconds - other.seconds, own) for own, other in zip(terms, best[0], strict=True)]
     gap, term = max(gaps, key=lambda pair: pair[0])
     if gap <= 0 or seconds <= best[1]:
         return f"{format_seconds(seconds)}: no better than the chosen place"
@@ -243,7 +243,7 @@ def _transfer(candidate: Candidate) -> str:
     total = sum(part.bytes for part in candidate.parts)
     missing = [part for part in candidate.parts if part.missing > 0]
     if not missing:
-        return f"all {format_bytes(total)} of input are there"
+        return f"all {format_bytes(total)} of input are already there"
     return "; ".join(
         f"{format_bytes(p.missing)} of {format_bytes(p.bytes)} of {p.dataset} are missing,"
         f" from {p.source or 'a holder'} at {_bandwidth(p.bandwidth)}"
@@ -276,7 +276,7 @@ def _bandwidth(value: float | None) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """`0.35 s`, `12 s`, `3 min`."""
+    """Format a duration: `0.35 s`, `12 s`, `3 min`."""
     if seconds < 10:
         return f"{seconds:.2f} s"
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

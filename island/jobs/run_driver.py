@@ -1,9 +1,9 @@
-"""The life of a run at its executor: inputs, submission, statements, the end.
+"""The life cycle of a run at its executor: inputs, submission, statements, end.
 
-Every call to the engine that makes something happen is preceded by its durable intent. So a
-crash at any moment leads to the same session and the same statement again: the engine is
-asked for what bears our name (sessions, batches) or stands at the expected number
-(statements) before anything is sent a second time.
+The intent of every call that changes something at the engine is stored before the call. After
+a crash the run therefore finds the same session and the same statement again: before anything
+is sent a second time, the engine is asked for the session or batch with the run's name, or for
+the statement with the expected number.
 """
 
 from __future__ import annotations
@@ -38,45 +38,45 @@ from island.livy.messages import STATEMENT_ENDED
 log = structlog.get_logger("island")
 
 CLEARS = 8
-"""Attempts to end at the engine what has ended here."""
+"""Maximum number of attempts to end a session or batch at the engine after its run has ended."""
 
 TRIES = 10
-"""Faults of the disk in a row after which a run is given up; those of the database are waited for."""
+"""Consecutive disk errors after which a run fails. Database errors are retried without limit."""
 
 _QUIET_S = 300.0
-"""Seconds after which a fault of the disk is no longer one of a row."""
+"""Seconds without an error after which the count of consecutive disk errors starts again."""
 
 _POLL_FAST, _POLL_SLOW, _POLL_IDLE = 0.004, 0.5, 3.0
 
 
 @dataclass(slots=True)
 class LiveRun:
-    """A run that has not ended, with what is known only now."""
+    """A run that has not ended, with the state that is kept in memory only."""
 
     run: JobRun
     version: int
     renewed: float
-    """When its home was last heard, on the clock of leases."""
+    """Time of the last request of its home, in seconds since the machine was started (boottime)."""
     next_remote: int = 0
     current: RunStatement | None = None
     last_number: int = -1
     signal: Signal = field(default_factory=Signal)
     accepting: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while a statement is being accepted: it counts only when it is stored."""
+    """Held while a statement is being accepted, until it is stored."""
     adopted: bool = False
-    """The current statement was accepted in an earlier life of this program: it may have been posted."""
+    """The current statement was loaded from the database, so it may have been posted already."""
     cancel_sent: bool = False
     placed: bool = False
-    """Whether it holds one of the engine's places."""
-    spoke: float = -1e9
-    """When home was last told of mere progress (monotonic)."""
+    """Whether the run has one of the engine's places."""
+    progress_noted: float = -1e9
+    """Monotonic time of the last notification of home about progress only."""
     evicted: bool = False
     """Ended by this island's administrator, not by its owner."""
     ending: bool = False
-    """Its end is being stored: it takes no statement any more."""
+    """The end is being stored: no more statements are accepted."""
 
     def take_up(self, statements: Sequence[RunStatement]) -> None:
-        """Go on from what is stored of its statements: the last one may have been posted."""
+        """Continue from the stored statements. The last one may have been posted already."""
         if statements:
             self.last_number, self.next_remote = statements[-1].number, statements[-1].remote + 1
             self.current = None if statements[-1].ended else statements[-1]
@@ -84,7 +84,7 @@ class LiveRun:
 
 
 class RunEnded(Exception):
-    """The run has come to its end: state, and the reason in words."""
+    """Raised when a run has ended, with its last state and the reason."""
 
     def __init__(self, state: str, reason: str) -> None:
         super().__init__(reason)
@@ -92,20 +92,20 @@ class RunEnded(Exception):
 
 
 class RunDriver:
-    """Carries runs through one engine."""
+    """Runs the jobs of this executor at one engine."""
 
     def __init__(self, needs: JobsDependencies, *, changed: Callable[[IslandId, str, int], None]) -> None:
         self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
         self._trust, self._config, self._engine = needs.trust, needs.config, needs.livy
         self._clock, self._rng, self._folder, self._changed = needs.clock, needs.rng, needs.home / "jobs", changed
         self.live: dict[tuple[str, int], LiveRun] = {}
-        """The runs that have not ended, in the order in which they were accepted."""
+        """The runs that have not ended, by job and epoch, in the order in which they were accepted."""
         self.places = Topic()
         """Touched when a place may have become free."""
         self._tasks: Tasks | None = None
 
     async def start(self, tasks: Tasks) -> None:
-        """Take up every run that had not ended."""
+        """Resume every run that has not ended, and clear up after runs that have."""
         self._tasks = tasks
         for run in await self._state.read(run_store.uncleared):
             tasks.spawn(f"clear {run.job} {run.epoch}", self._clear(run))
@@ -114,10 +114,11 @@ class RunDriver:
             self.begin(run).take_up(statements)
 
     def run_folder(self, job: str, epoch: int) -> Path:
-        """Where the file of a batch is placed."""
+        """The folder to which the file of a batch is written."""
         return self._folder / f"{job.partition('.')[0]}-{epoch}"
 
     def begin(self, run: JobRun) -> LiveRun:
+        """Start the driver of a stored run."""
         assert self._tasks is not None
         live = LiveRun(run, int(self._clock.wall() * 1000), self._clock.boottime(), next_remote=run.hidden)
         self.live[run.job, run.epoch] = live
@@ -125,19 +126,19 @@ class RunDriver:
         return live
 
     def stir(self, live: LiveRun) -> None:
-        """The owner or the administrator has asked for something: look at it now."""
+        """Wake the driver of a run after a request of its owner or of the administrator."""
         live.signal.set()
         self.places.touch()
 
     async def _carry(self, live: LiveRun) -> None:
-        """Carry a run to its end. After a fault of the disk it is taken up again from its rows, as after a crash."""
+        """Drive a run to its end. After a disk error the run is reloaded from the database, as after a crash."""
         failures, failed_at = 0, 0.0
         while True:
             try:
                 if failures:
                     await self._reload(live)
                 await self._live_through(live)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the run must not stay without an end
+            except Exception as error:  # noqa: BLE001 - after any error the run must get an end
                 now = self._clock.monotonic()
                 failures, failed_at = 1 if now - failed_at > _QUIET_S else failures + 1, now
                 if not is_transient(error) or (failures >= TRIES and not is_database(error)):
@@ -145,33 +146,33 @@ class RunDriver:
                     return
                 log.warning("jobs.run_retry", job=live.run.job, error=str(error), failures=failures)
                 if failures == 1:
-                    self._note(live, f"the disk failed ({error}); trying again")
+                    self._note(live, f"disk error: {error}; retrying")
                 await asyncio.sleep(backoff(failures, self._rng))
 
     def _verdict(self, live: LiveRun, error: Exception) -> tuple[str, str]:
-        """The last state of a run that `error` ended, and the reason in words."""
+        """The last state of a run that `error` ended, and the reason as text."""
         if isinstance(error, RunEnded):
             return error.state, error.reason
         if isinstance(error, EngineLost):
-            return "dead", f"{error.message}; what was in it is lost, finished results are kept"
+            return "dead", f"{error.message}; its variables and views are lost, finished results are kept"
         if isinstance(error, BadInput):
-            return "dead", f"the engine refused it: {error.message}"
+            return "dead", f"the engine refused the job: {error.message}"
         if isinstance(error, IslandError):
             return "dead", error.line
         if is_transient(error):
-            return "dead", f"the disk at {self._trust.name} failed {TRIES} times: {error}"
+            return "dead", f"{TRIES} disk errors at {self._trust.name}; the last one: {error}"
         log.error("jobs.run_bug", job=live.run.job, epoch=live.run.epoch, exc_info=error)
-        return "dead", f"a fault in island itself at {self._trust.name}: {type(error).__name__}: {error}"
+        return "dead", f"internal error in island at {self._trust.name}: {type(error).__name__}: {error}"
 
     async def _reload(self, live: LiveRun) -> None:
-        """Forget what memory knows better than the rows: it may not have been stored."""
+        """Replace the state in memory by the rows of the database, because changes may not have been stored."""
         job, epoch = live.run.job, live.run.epoch
         async with live.accepting:
             run, statements = await self._state.read(
                 lambda conn: (run_store.get(conn, job, epoch), run_store.statements(conn, job, epoch))
             )
             if run is None:
-                raise RunEnded("dead", "its row is gone")
+                raise RunEnded("dead", "its row is missing in the database")
             run.stop, run.notes, run.log = run.stop or live.run.stop, live.run.notes, live.run.log
             live.run, live.cancel_sent, live.next_remote = run, False, run.hidden
             live.current, live.adopted, live.last_number = None, False, -1
@@ -194,7 +195,7 @@ class RunDriver:
             await self._serve_session(live)
 
     async def _take_place(self, live: LiveRun) -> None:
-        said = False
+        noted = False
         while True:
             self._check_stop(live)
             version = self.places.version
@@ -205,13 +206,13 @@ class RunDriver:
                 live.placed = True
                 self.places.touch()
                 return
-            if not said:
-                said = True
-                self._note(live, f"waits for a place: {limit} of {limit} are taken (livy.max_sessions)")
+            if not noted:
+                noted = True
+                self._note(live, f"waiting for a place: {limit} of {limit} are taken (livy.max_sessions)")
             await self.places.after(version, timeout=30.0)
 
     async def _body(self, live: LiveRun) -> dict[str, Any]:
-        """Livy's request, with every input fetched, verified and named in its conf."""
+        """Fetch and verify all inputs, and return Livy's request with their paths in its conf."""
         run, work = live.run, live.run.work
         paths = []
         moved = 0
@@ -220,16 +221,16 @@ class RunDriver:
             resolved = await self._catalog.resolve(DatasetName(ref.owner, ref.name, ref.snapshot))
             missing = await self._inputs.missing(resolved)
             if missing:
-                self._note(live, f"fetches {format_bytes(missing)} of {ref}")
+                self._note(live, f"fetching {format_bytes(missing)} of {ref}")
             local = await self._inputs.materialise(resolved, self._progress(live, ref))
             if missing:
                 moved += missing
-                self._note(live, f"{ref} is here: {format_bytes(missing)} fetched and verified")
+                self._note(live, f"{ref} is complete: {format_bytes(missing)} fetched and verified")
             paths.append((ref, local.path))
         live.run.moved = max(live.run.moved, moved)
         if work.inputs and live.run.step == "accepted":
             views = ", ".join(ref.views[-1] for ref in work.inputs)
-            self._note(live, f"inputs are ready as views: {views}")
+            self._note(live, f"inputs are available as views: {views}")
         conf = {key: value for key, value in work.conf.items() if not key.startswith("spark.island.")}
         conf |= core.input_conf(paths)
         body: dict[str, Any] = {"name": run.name, "conf": conf, **work.resources}
@@ -239,7 +240,7 @@ class RunDriver:
         return {"file": str(file), "args": list(work.args), **body}
 
     async def _place_file(self, run: JobRun) -> Path:
-        """The file of a batch in a folder of its own, where its Livy can read it."""
+        """Write the file of a batch to a folder of its own, where the engine can read it."""
         data = await self._state.read(lambda conn: store.file(conn, run.work.file_hash))
         path = self.run_folder(run.job, run.epoch) / run.work.file_name
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -249,14 +250,14 @@ class RunDriver:
     def _progress(self, live: LiveRun, ref: InputRef) -> Callable[[int, int, str], None]:
         def progress(done: int, total: int, what: str) -> None:
             now = self._clock.monotonic()
-            if now - live.spoke >= 2.0 and done < total:
-                live.spoke = now
+            if now - live.progress_noted >= 2.0 and done < total:
+                live.progress_noted = now
                 self._note(live, f"{ref}: {format_bytes(done)} of {format_bytes(total)} ({what})")
 
         return progress
 
     async def _submit(self, live: LiveRun, body: Mapping[str, Any]) -> None:
-        """Create the session or batch, once: after a lost answer it is looked for by its name."""
+        """Create the session or batch once. If the answer is lost, look for it by its name before another attempt."""
         run = live.run
         assert self._engine is not None
         failures = 0
@@ -275,7 +276,7 @@ class RunDriver:
             except EngineFailed as error:
                 failures += 1
                 if failures == 1:
-                    self._note(live, f"the engine does not answer ({error.message}); trying again")
+                    self._note(live, f"the engine does not answer ({error.message}); retrying")
                 await live.signal.wait(backoff(failures, self._rng))
         run.step, run.remote = "running", remote.id
         self._note(live, f"Spark is starting at {self._trust.name}")
@@ -287,19 +288,19 @@ class RunDriver:
         try:
             return await self._engine.create(kind, body)
         except BadInput:
-            # The first attempt, whose answer was lost, may have come through only now: its name is taken by us.
+            # An earlier attempt, whose answer was lost, may have succeeded since: then the name is taken by this run.
             if (found := await self._engine.find(kind, live.run.name)) is not None:
                 return found
             raise
 
     async def _adopted(self, live: LiveRun, instance: str) -> RemoteJob | None:
-        """What an earlier attempt, whose answer was lost, has started already."""
+        """The session or batch that an earlier attempt, whose answer was lost, has started; None if there is none."""
         run = live.run
         if run.step != "submitting":
             return None
         assert self._engine is not None
         if instance != run.engine:
-            # A session in which nothing ran yet loses nothing by being started again; a batch may have run.
+            # A session in which nothing has run can be started again without loss. A batch may have run.
             if run.work.kind == "batch":
                 raise EngineLost("the engine was restarted while the batch was being submitted")
             return None
@@ -308,7 +309,7 @@ class RunDriver:
         if not instance and run.work.kind == "batch":
             raise RunEnded(
                 "dead",
-                "it is unknown whether the batch ran: Livy's answer was lost, and Livy no longer shows it",
+                "Livy's answer was lost and Livy no longer shows the batch; it is unknown whether the batch ran",
             )
         return None
 
@@ -338,7 +339,7 @@ class RunDriver:
         if not run.engine and run.work.inputs and not run.hidden:
             await self._preamble(live)
         run.state = "idle"
-        await self._tell(live)
+        await self._save_and_notify(live)
         while True:
             if live.current is not None:
                 await self._run_statement(live)
@@ -348,7 +349,7 @@ class RunDriver:
                     await live.signal.wait(_POLL_IDLE * (0.75 + 0.5 * self._rng.random()))
 
     async def _look(self, live: LiveRun) -> None:
-        """Ask the engine how the session or batch is; obey the owner; tell home what changed."""
+        """Handle stop and lease, request the state of the session or batch, and notify home of changes."""
         run = live.run
         assert self._engine is not None and run.remote is not None
         self._check_stop(live)
@@ -364,23 +365,23 @@ class RunDriver:
         if remote.log and remote.log != run.log:
             run.log = remote.log
             live.version += 1
-            if run.work.kind == "batch" and self._clock.monotonic() - live.spoke >= 1.0:
-                live.spoke = self._clock.monotonic()
+            if run.work.kind == "batch" and self._clock.monotonic() - live.progress_noted >= 1.0:
+                live.progress_noted = self._clock.monotonic()
                 self._changed(IslandId(run.home), run.job, run.epoch)
         before = (run.state, run.app_id, run.app_info)
         state = remote.state if remote.state != "busy" or run.work.kind == "batch" else "idle"
         if core.has_ended(remote.state):
             run.log = await self._last_log(live) or run.log
-            reason = "" if remote.state == "success" else _last_words(run.log) or f"the {run.work.kind} ended by itself"
+            reason = "" if remote.state == "success" else _last_line(run.log) or f"the {run.work.kind} ended by itself"
             raise RunEnded(remote.state, reason)
         if run.work.kind == "session" and run.state == "starting" and state == "idle":
             state = "starting" if not run.engine and run.work.inputs and not run.hidden else "idle"
             if state == "starting":
-                run.state = "busy"  # the engine is up; our views come first
+                run.state = "busy"  # the engine is ready, but the views of the inputs must be created first
                 return
         run.state, run.app_id, run.app_info = state, remote.app_id, remote.app_info
         if before != (run.state, run.app_id, run.app_info):
-            await self._tell(live)
+            await self._save_and_notify(live)
 
     async def _last_log(self, live: LiveRun) -> list[str]:
         run = live.run
@@ -388,14 +389,14 @@ class RunDriver:
         try:
             return await self._engine.log(run.work.kind, run.remote)
         except EngineFailed:
-            return []  # the short log of the last look is what remains
+            return []  # the short log of the last answer is kept
 
     def _silent(self, live: LiveRun, error: EngineFailed) -> None:
         if live.run.notes[-1:] != [text := f"the engine does not answer: {error.message}"]:
             self._note(live, text)
 
     async def _preamble(self, live: LiveRun) -> None:
-        """Views of the inputs in a stock Livy, by statements of ours before the user's first."""
+        """Create the views of the inputs in a stock Livy, with statements that run before the user's first one."""
         run = live.run
         assert self._engine is not None and run.remote is not None
         statements = _view_statements(await self._body(live), run.work.inputs)
@@ -405,7 +406,7 @@ class RunDriver:
             view = await self._await_remote(live, run.remote, number)
             output = view.get("output") or {}
             if output.get("status") == "error":
-                raise RunEnded("dead", f"an input could not be made a view: {output.get('evalue', '')}"[:1000])
+                raise RunEnded("dead", f"the view of an input could not be created: {output.get('evalue', '')}"[:1000])
         run.hidden = live.next_remote = len(statements)
         await self.save(live)
 
@@ -423,7 +424,7 @@ class RunDriver:
     # --- statements ---------------------------------------------------------------------------
 
     async def _run_statement(self, live: LiveRun) -> None:
-        """Post the current statement, unless it is there already, and follow it to its end."""
+        """Post the current statement, unless the engine has it already, and follow it to its end."""
         run, statement = live.run, live.current
         assert statement is not None and run.remote is not None and self._engine is not None
         posted, wait, failures = False, _POLL_FAST, 0
@@ -498,7 +499,7 @@ class RunDriver:
     async def _finish(
         self, live: LiveRun, statement: RunStatement, state: str, output: str, started: int, completed: int
     ) -> None:
-        """The result is durable here before home can hear of it."""
+        """Store the result, then notify home."""
         statement.state, statement.output = state, output
         statement.started, statement.completed = started, completed
         await self._state.write(lambda conn: run_store.save_statement(conn, live.run, statement))
@@ -519,36 +520,37 @@ class RunDriver:
 
     def _check_stop(self, live: LiveRun) -> None:
         if live.run.stop:
-            # As in Livy: a session that was stopped is dead, a batch that was stopped is killed.
+            # As in Livy, a stopped session is dead, and a stopped batch is killed.
             state = "killed" if live.run.work.kind == "batch" else "dead"
             by = f"the administrator of {self._trust.name}" if live.evicted else f"its owner ({live.run.user})"
             raise RunEnded(state, f"ended by {by}")
 
     def _check_stop_silent(self, live: LiveRun) -> None:
-        # While the engine is silent nothing can be ended there; its own watch over idle sessions will.
+        # While the engine does not answer, the session cannot be ended there. Its idle timeout will end it.
         self._check_stop(live)
         self._check_lease(live)
 
     def _check_lease(self, live: LiveRun) -> None:
         silent = self._clock.boottime() - live.renewed
         if live.run.home != self._trust.me and silent > live.run.lease:
-            raise RunEnded("killed", f"its home was silent for {silent:.0f} s, longer than its lease")
+            raise RunEnded("killed", f"its lease expired: its home was silent for {silent:.0f} s")
 
     async def _end(self, live: LiveRun, state: str, reason: str) -> None:
-        """Store the end of a run, however long the disk does not take it; then home hears of it."""
+        """Store the end of a run, with retries until it succeeds; then notify home."""
         live.ending = True
         if reason:
-            self._note(live, f"{live.run.work.kind} {state}: {reason}", tell=False)
+            self._note(live, f"{live.run.work.kind} {state}: {reason}", notify=False)
         run = replace(live.run, step="ended", state=state, reason=reason[:4000])
         failures = 0
         while live.run is not run:
             try:
                 await self._store_end(live, run)
-            except Exception as error:  # a run without an end would hold its place for ever
+            except Exception as error:  # a run without an end would keep its place without limit
                 failures += 1
                 if not is_transient(error):
                     log.error("jobs.end_bug", job=run.job, epoch=run.epoch, exc_info=error)
-                    run.reason, run.notes, run.log = "a fault in island itself", [], []  # what it said cannot be stored
+                    # Its texts may be the reason why it cannot be stored.
+                    run.reason, run.notes, run.log = "internal error in island", [], []
                 log.warning("jobs.end_retry", job=run.job, error=str(error), failures=failures)
                 await asyncio.sleep(backoff(failures, self._rng))
         await self._clear(run)
@@ -575,7 +577,7 @@ class RunDriver:
         await self._state.write(write, then=then)
 
     async def _clear(self, run: JobRun) -> None:
-        """Leave nothing at the engine or in the folder, also of a submission whose answer was lost."""
+        """Remove the session or batch at the engine, also after a lost answer to its submission, and the file."""
         for failures in range(1, CLEARS + 1):
             try:
                 await self._clear_engine(run)
@@ -589,43 +591,44 @@ class RunDriver:
 
     async def _clear_engine(self, run: JobRun) -> None:
         if self._engine is None or await self._engine.instance() != run.engine:
-            return  # it went with the engine
+            return  # the instance of the engine that had it is gone
         remote = run.remote
         if remote is None and (found := await self._engine.find(run.work.kind, run.name)) is not None:
             remote = found.id
         if remote is not None:
             await self._engine.end(run.work.kind, remote)
 
-    # --- odds ---------------------------------------------------------------------------------
+    # --- notes for home -----------------------------------------------------------------------
 
-    def _note(self, live: LiveRun, text: str, *, tell: bool = True) -> None:
+    def _note(self, live: LiveRun, text: str, *, notify: bool = True) -> None:
         if len(live.run.notes) < 150:
             live.run.notes.append(f"{self._trust.name}: {text}"[:4000])
-        if tell:
+        if notify:
             live.version += 1
             self._changed(IslandId(live.run.home), live.run.job, live.run.epoch)
 
-    async def _tell(self, live: LiveRun) -> None:
+    async def _save_and_notify(self, live: LiveRun) -> None:
         await self.save(live)
         live.version += 1
         self._changed(IslandId(live.run.home), live.run.job, live.run.epoch)
 
     async def save(self, live: LiveRun) -> None:
+        """Write the row of a run."""
         await self._state.write(lambda conn: run_store.save(conn, live.run))
 
 
 def _as_running(statement: RunStatement) -> StatementReport:
-    """An accepted statement may have been posted: it counts as running."""
+    """The report on an unfinished statement. An accepted one counts as running, because it may have been posted."""
     report = statement.report()
     if report.state == "waiting":
         return StatementReport(number=report.number, state="running")
     return report
 
 
-def _last_words(lines: list[str]) -> str:
-    """The last line of a log that says something."""
-    said = [line.strip() for line in lines if line.strip() and line.strip() not in ("stdout:", "stderr:")]
-    return said[-1][:500] if said else ""
+def _last_line(lines: list[str]) -> str:
+    """The last line of a log that is neither empty nor a heading."""
+    found = [line.strip() for line in lines if line.strip() and line.strip() not in ("stdout:", "stderr:")]
+    return found[-1][:500] if found else ""
 
 
 def _remove(folder: Path) -> None:
@@ -636,7 +639,7 @@ def _remove(folder: Path) -> None:
 
 
 def _view_statements(body: Mapping[str, Any], inputs: tuple[InputRef, ...]) -> list[str]:
-    """SQL that makes the views of the inputs, for a Livy that knows nothing of them."""
+    """SQL statements that create the views of the inputs in a stock Livy."""
     conf, statements = body["conf"], []
     for ref in inputs:
         path = conf[PATH_PREFIX + ref.views[0]]

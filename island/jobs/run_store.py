@@ -1,4 +1,4 @@
-"""SQL of the tables by which an executor knows its runs: run, run_statement."""
+"""SQL of the executor's tables: run, run_statement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from island.livy.messages import STATEMENT_ENDED
 
 @dataclass(slots=True)
 class JobRun:
-    """One job at its executor, under one epoch: the row, and what is known only while it lives."""
+    """One row of `run`: a job at its executor under one epoch. Times are Unix seconds."""
 
     job: str
     epoch: int
@@ -39,17 +39,18 @@ class JobRun:
 
     @property
     def ended(self) -> bool:
+        """Whether the run has ended."""
         return self.step == "ended"
 
     @property
     def name(self) -> str:
-        """The name under which the engine knows it: what makes a lost answer harmless."""
+        """The name of its session or batch at the engine, by which it is found after a lost answer."""
         return f"isl-{self.job.partition('.')[0]}-{self.epoch}"
 
 
 @dataclass(slots=True)
 class RunStatement:
-    """One row of `run_statement`."""
+    """One row of `run_statement`. Times are milliseconds since 1970; 0 if not reached."""
 
     number: int
     code: str
@@ -64,9 +65,11 @@ class RunStatement:
 
     @property
     def ended(self) -> bool:
+        """Whether the statement has its last state."""
         return self.state in STATEMENT_ENDED
 
     def report(self) -> StatementReport:
+        """The statement as a message for home."""
         return StatementReport(
             number=self.number,
             state=self.state,
@@ -78,7 +81,7 @@ class RunStatement:
 
 
 def insert(conn: sqlite3.Connection, request: CommitRequest, now: float) -> None:
-    """A run that was accepted; its engine knows nothing of it yet."""
+    """Insert an accepted run that has not been submitted to the engine yet."""
     envelope = request.envelope
     conn.execute(
         "INSERT INTO run (job, epoch, home, user, request_hash, work, signature, file_hash, lease, accepted, step)"
@@ -99,7 +102,7 @@ def insert(conn: sqlite3.Connection, request: CommitRequest, now: float) -> None
 
 
 def insert_refused(conn: sqlite3.Connection, job: str, epoch: int, home: str, reason: str, now: float) -> None:
-    """Remember that this epoch of a job never starts here, whatever arrives late."""
+    """Insert a run that is ended from the start, so that a late commit of this epoch is refused."""
     conn.execute(
         "INSERT OR IGNORE INTO run (job, epoch, home, user, request_hash, work, signature, lease, accepted, step,"
         " state, reason, stop, cleared) VALUES (?, ?, ?, '', '', ?, x'', 0, ?, 'ended', 'killed', ?, 1, 1)",
@@ -108,13 +111,13 @@ def insert_refused(conn: sqlite3.Connection, job: str, epoch: int, home: str, re
 
 
 def get(conn: sqlite3.Connection, job: str, epoch: int) -> JobRun | None:
-    """A run by job and epoch."""
+    """The run of a job under an epoch, or None."""
     row = conn.execute("SELECT * FROM run WHERE job = ? AND epoch = ?", (job, epoch)).fetchone()
     return None if row is None else _run(row)
 
 
 def newest_epoch(conn: sqlite3.Connection, job: str) -> int:
-    """The highest epoch of a job that this executor has seen; 0 for none."""
+    """The highest epoch of a job at this executor; 0 if there is none."""
     return int(conn.execute("SELECT coalesce(max(epoch), 0) FROM run WHERE job = ?", (job,)).fetchone()[0])
 
 
@@ -124,22 +127,22 @@ def unended(conn: sqlite3.Connection) -> list[JobRun]:
 
 
 def uncleared(conn: sqlite3.Connection) -> list[JobRun]:
-    """The runs that have ended and may have left something at the engine."""
+    """The runs that have ended and may still have a session or batch at the engine."""
     return [_run(row) for row in conn.execute("SELECT * FROM run WHERE step = 'ended' AND cleared = 0")]
 
 
 def set_cleared(conn: sqlite3.Connection, job: str, epoch: int) -> None:
-    """Nothing of the run is left at the engine."""
+    """Record that the run has no session or batch at the engine."""
     conn.execute("UPDATE run SET cleared = 1 WHERE job = ? AND epoch = ?", (job, epoch))
 
 
 def newest(conn: sqlite3.Connection, limit: int) -> list[JobRun]:
-    """The newest runs here, for the administrator."""
+    """The newest runs, newest first."""
     return [_run(row) for row in conn.execute("SELECT * FROM run ORDER BY accepted DESC LIMIT ?", (limit,))]
 
 
 def save(conn: sqlite3.Connection, run: JobRun) -> None:
-    """Write what may change of a run. One that has ended stays as it is: a late request changes nothing."""
+    """Write the columns of a run that can change. A run that has ended is not changed."""
     conn.execute(
         "UPDATE run SET step = ?, engine = ?, remote = ?, hidden = ?, state = ?, reason = ?, app_id = ?, app_info = ?,"
         " notes = ?, log = ?, moved = ?, stop = max(stop, ?), released = ?"
@@ -165,13 +168,13 @@ def save(conn: sqlite3.Connection, run: JobRun) -> None:
 
 
 def release(conn: sqlite3.Connection, job: str, epoch: int) -> None:
-    """Forget what home has stored; the row itself stays, so that nothing late starts it again."""
+    """Delete the statements and the log of a run. Its row is kept, so that a late request cannot start it again."""
     conn.execute("DELETE FROM run_statement WHERE job = ? AND epoch = ?", (job, epoch))
     conn.execute("UPDATE run SET released = 1, log = '[]' WHERE job = ? AND epoch = ? AND step = 'ended'", (job, epoch))
 
 
 def add_statement(conn: sqlite3.Connection, run: JobRun, statement: RunStatement) -> None:
-    """Accept a statement, and record the intent to post it. Results before it are home's now."""
+    """Insert an accepted statement before it is posted, and delete earlier ones, whose results home has stored."""
     conn.execute(
         "DELETE FROM run_statement WHERE job = ? AND epoch = ? AND number < ?", (run.job, run.epoch, statement.number)
     )
@@ -182,7 +185,7 @@ def add_statement(conn: sqlite3.Connection, run: JobRun, statement: RunStatement
 
 
 def save_statement(conn: sqlite3.Connection, run: JobRun, statement: RunStatement) -> None:
-    """Write what may change of a statement."""
+    """Write the columns of a statement that can change."""
     conn.execute(
         "UPDATE run_statement SET remote = ?, state = ?, output = ?, started = ?, completed = ?,"
         " cancel = max(cancel, ?) WHERE job = ? AND epoch = ? AND number = ?",
@@ -201,7 +204,7 @@ def save_statement(conn: sqlite3.Connection, run: JobRun, statement: RunStatemen
 
 
 def statements(conn: sqlite3.Connection, job: str, epoch: int, since: int = 0) -> list[RunStatement]:
-    """The statements of a run that are kept, from number `since`, in order."""
+    """The stored statements of a run from number `since`, in order."""
     rows = conn.execute(
         "SELECT * FROM run_statement WHERE job = ? AND epoch = ? AND number >= ? ORDER BY number", (job, epoch, since)
     )

@@ -1,4 +1,4 @@
-"""Jobs of one island: what its gateway and its operator API call, over home's side and the executor's."""
+"""The jobs service of an island, which the gateway and the operator API call. It joins home's side and the executor."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ from island.trust.users import Principal
 
 log = structlog.get_logger("island")
 
-ACCEPTED = counter("jobs_accepted", "Sessions and batches accepted here as home", ("kind",))
-STATEMENTS = counter("jobs_statements", "Statements accepted here as home")
+ACCEPTED = counter("jobs_accepted", "Sessions and batches accepted by this island as home", ("kind",))
+STATEMENTS = counter("jobs_statements", "Statements accepted by this island as home")
 
 CHANGED = "job.changed"
 _MAX_KEY = 200
 _KEPT, _KEPT_SIZE = 1000, 32 * 1024
-"""Answers to polling clients that are kept in memory: how many, and how large each."""
+"""Cache of answers to polling clients: maximum number of entries, and maximum characters of each."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class BatchFile:
-    """A batch's file as bytes: what travels, and under which name."""
+    """The file of a batch: name and content."""
 
     name: str
     data: bytes
@@ -78,7 +78,7 @@ class BatchFile:
 
 @dataclass(frozen=True, slots=True)
 class JobSummary:
-    """A job with what a Livy client sees of it: its state now, and its log."""
+    """A job with its current Livy state and its log, as a Livy client sees them."""
 
     job: JobRow
     state: str
@@ -86,7 +86,7 @@ class JobSummary:
 
 
 class Jobs:
-    """Sessions, statements and batches. `livy` is None where this island has no Livy."""
+    """Sessions, statements and batches of this home, and runs of other homes at this island."""
 
     def __init__(self, needs: JobsDependencies) -> None:
         self._state, self._catalog, self._membership = needs.state, needs.catalog, needs.membership
@@ -113,13 +113,13 @@ class Jobs:
         self._peers.on_push(DECLINE, self._on_decline)
 
     async def start(self, tasks: Tasks) -> None:
-        """Take up what was under way: runs first, so that home's questions find them."""
+        """Resume unfinished runs, then unfinished jobs, whose drivers ask for their runs."""
         await self._state.write(store.drop_files)
         await self.executor.start(tasks)
         await self.forwarding.start(tasks)
 
     async def stop(self) -> None:
-        """Nothing to close: what is under way is stored, and goes on at the next start."""
+        """Do nothing: unfinished work is stored, and resumes at the next start."""
 
     def _tell_home(self, home: IslandId, job: str, epoch: int) -> None:
         if home == self._trust.me:
@@ -137,17 +137,19 @@ class Jobs:
     # --- accept -------------------------------------------------------------------------------
 
     async def open_session(self, caller: Principal, request: SessionRequest, *, key: str | None = None) -> JobRow:
-        """Accept a session: journaled before this returns; it is placed and started in the background.
+        """Accept a session. It is stored and journaled on return, then placed and started in the background.
 
-        Raises `Refusal` (Livy's words), `NotFound` for an unknown input with the nearest names,
-        `Conflict` for an idempotency key that was used for something else.
+        `key` is an idempotency key: a repeated request returns the job of the first one.
+        Raises `LivyRefusal` with Livy's message, `NotFound` for an unknown input with similar names,
+        `BadInput` for a request that is too large, and `Conflict` for an idempotency key that was used
+        for another request.
         """
         _check_files([*request.jars, *request.py_files, *request.files, *request.archives])
         kind = {"pyspark3": "pyspark"}.get(request.kind or "shared", request.kind or "shared")
         if kind in ("spark", "sparkr") and not self._config.livy.url:
             raise rejected(
-                f"kind '{kind}' does not run on the embedded engine; it has pyspark and sql.",
-                hint="Open a session of kind pyspark or sql, or set [livy] url to a Livy that has the kind.",
+                f"the embedded engine does not support kind '{kind}'; it supports pyspark and sql.",
+                hint="Open a session of kind pyspark or sql, or set [livy] url to a Livy that supports the kind.",
             )
         shown = {"kind": kind, **msgspec.to_builtins(msgspec.structs.replace(request, proxy_user=None, kind=kind))}
         work = JobSpec(
@@ -162,9 +164,9 @@ class Jobs:
     async def submit_batch(
         self, caller: Principal, request: BatchRequest, *, file: BatchFile | None = None, key: str | None = None
     ) -> JobRow:
-        """Accept a batch, its file given as bytes or named by a path that the administrator allows.
+        """Accept a batch. Its file is given as bytes, or as a path that the administrator allows.
 
-        Raises as `open_session` does, and `BadInput` for a file that is too large.
+        Raises the same errors as `open_session`, and `BadInput` for a file that is too large.
         """
         _check_files([*request.jars, *request.py_files, *request.files, *request.archives])
         if request.class_name:
@@ -179,7 +181,7 @@ class Jobs:
         shown = msgspec.to_builtins(msgspec.structs.replace(request, proxy_user=None))
         if len(content.data) > MAX_FILE:
             raise BadInput(
-                f"the file has {len(content.data)} bytes; the limit is {MAX_FILE}", hint="Use inputs for data."
+                f"the file has {len(content.data)} bytes; the limit is {MAX_FILE}", hint="Pass data as inputs."
             )
         digest = hashlib.sha256(content.data).hexdigest()
         work = JobSpec(
@@ -214,14 +216,14 @@ class Jobs:
         if bad := core.refused_keys(work.conf):
             raise rejected(f"Blacklisted configuration values in session config: {', '.join(bad)}")
         if key is not None and not 0 < len(key) <= _MAX_KEY:
-            raise BadInput(f"an idempotency key has 1 to {_MAX_KEY} characters")
+            raise BadInput(f"an idempotency key must have 1 to {_MAX_KEY} characters")
         pin = self._membership.resolve(text) if (text := core.pinned(queue)) else ""
         now = self._clock.wall()
         job = job_id(now, self._rng.bytes(10), self._trust.me)
         digest = core.request_hash(work.kind, shown)
         reattach = self._rng.bytes(16).hex()
         if len(codec.encode(work)) > MAX_CODE:
-            raise BadInput("the request is too large", hint="Put long arguments into a file.")
+            raise BadInput("the settings and arguments are too large", hint="Put long arguments into a file.")
 
         def write(conn: sqlite3.Connection) -> tuple[JobRow, bool]:
             if key is not None and (earlier := store.repeated(conn, caller.user, key, digest)) is not None:
@@ -291,7 +293,10 @@ class Jobs:
     # --- a batch's file --------------------------------------------------------------------------
 
     def _read_file(self, path: str) -> tuple[BatchFile, str]:
-        """The file of a batch that names a path here; a missing one makes a job that fails, as in Livy."""
+        """Read the file of a batch at a path of this machine. If it cannot be read, the job fails later, as in Livy.
+
+        Returns the file, and the problem or "". Raises `LivyRefusal` for a path that is not allowed.
+        """
         local = _local_path(path)
         real = Path(os.path.realpath(local))
         if not any(real.is_relative_to(os.path.realpath(folder)) for folder in self._config.jobs.allow_files):
@@ -310,15 +315,17 @@ class Jobs:
     # --- look up ------------------------------------------------------------------------------------
 
     async def find(self, caller: Principal, kind: str, key: int | str) -> JobRow:
-        """A job as a Livy client names it. Raises `Refusal` 404 also for what is another's or deleted."""
+        """A job by local id or name, as Livy clients name it.
 
+        Raises `LivyRefusal` with status 404, also for deleted jobs and jobs of other users.
+        """
         job = await self._state.read(lambda conn: _named(conn, kind, key))
         if job is None or job.deleted or not _may(caller, job):
             raise session_not_found(key)
         return job
 
     async def named(self, caller: Principal, text: str, kind: str | None = None) -> JobRow:
-        """A job of this home by local id, public id, unique prefix of it, or name.
+        """A job of this home by local id, public id, unique prefix of the public id, or name.
 
         Raises `NotFound`, or `Ambiguous` with the candidates.
         """
@@ -337,8 +344,8 @@ class Jobs:
         found = [job for job in await self._state.read(read) if _may(caller, job) and kind in (None, job.kind)]
         if not found:
             raise NotFound(
-                f"no {kind or 'job'} '{text[:100]}' of yours is known at {self._trust.name}",
-                hint="`island job ls` shows them; one of another home is shown with --key-file.",
+                f"you have no {kind or 'job'} '{text[:100]}' at {self._trust.name}",
+                hint="`island job ls` lists your jobs. For a job of another home use --key-file.",
             )
         if len(found) > 1:
             listed = ", ".join(f"{job.id} ({job.kind} {job.local})" for job in found)
@@ -346,31 +353,31 @@ class Jobs:
         return found[0]
 
     async def page(self, caller: Principal, kind: str, start: int, size: int) -> tuple[int, list[JobRow]]:
-        """How many jobs of a kind a Livy client sees, and a page of them."""
+        """The number of jobs of a kind that a Livy client sees, and a page of them."""
         user = None if caller.is_administrator else caller.user
         return await self._state.read(lambda conn: store.page(conn, kind, user, start, size))
 
     async def newest(self, caller: Principal, limit: int, *, live_only: bool = False) -> list[JobRow]:
-        """The newest jobs of this home that one may see."""
+        """The newest jobs of this home that the caller may see."""
         user = None if caller.is_administrator else caller.user
         return await self._state.read(lambda conn: store.newest(conn, user, limit, live_only=live_only))
 
     async def log(self, job: JobRow) -> list[str]:
-        """The log as a Livy client sees it: the engine's streams, then what island did."""
-        return (await self._state.read(lambda conn: _seen(conn, job))).log
+        """The log as a Livy client sees it: the output streams of the engine, then the notes of island."""
+        return (await self._state.read(lambda conn: _summary(conn, job))).log
 
     async def seen(self, jobs: Sequence[JobRow]) -> list[JobSummary]:
-        """Jobs with their logs and states, in one read."""
-        return await self._state.read(lambda conn: [_seen(conn, job) for job in jobs])
+        """Jobs with their logs and states, in one read transaction."""
+        return await self._state.read(lambda conn: [_summary(conn, job) for job in jobs])
 
     async def find_summary(self, caller: Principal, kind: str, key: int | str) -> JobSummary:
-        """`find`, with log and state, in one read: what a Livy client polls."""
+        """`find` with log and state, in one read transaction and cached, for polling Livy clients."""
 
         def read(conn: sqlite3.Connection) -> JobSummary | None:
             job = _named(conn, kind, key)
-            return None if job is None else _seen(conn, job)
+            return None if job is None else _summary(conn, job)
 
-        found: JobSummary | None = await self._polled((kind, key), read, _seen_size)
+        found: JobSummary | None = await self._polled((kind, key), read, _summary_size)
         if found is None or found.job.deleted or not _may(caller, found.job):
             raise session_not_found(key)
         return found
@@ -378,7 +385,10 @@ class Jobs:
     async def find_statement(
         self, caller: Principal, key: int | str, number: int
     ) -> tuple[JobRow, StatementRow, StatementReport]:
-        """A session's statement as a Livy client names it, in one read."""
+        """A statement by session and number, as Livy clients name it, in one read transaction and cached.
+
+        Raises `LivyRefusal` with status 404.
+        """
 
         def read(conn: sqlite3.Connection) -> tuple[JobRow | None, StatementRow | None]:
             job = _named(conn, "session", key)
@@ -395,11 +405,11 @@ class Jobs:
         return job, statement, self._progress(job, statement)
 
     async def _polled(self, key: object, read: Callable[[sqlite3.Connection], T], size: Callable[[T], int]) -> T:
-        """What `read` gives, kept until a row of any job changes: clients ask the same again and again.
+        """The result of `read`, cached until a row of any job changes, because clients repeat the same requests.
 
-        Every write to the job tables of this home touches `changed` before anyone is told of
-        it, and the version is taken before the read: what is kept is never older than what
-        was answered.
+        Every write to the job tables of this home touches `changed` before its result is
+        returned, and the version is taken before the read. A cached result is therefore never
+        older than an earlier answer.
         """
         version = self.changed.version
         kept = self._kept.get(key)
@@ -414,18 +424,22 @@ class Jobs:
         return found
 
     async def state_of(self, job: JobRow) -> str:
-        """The Livy state of a job: a session whose statements are not finished is busy."""
+        """The Livy state of a job. An idle session with unfinished statements is busy."""
         return await self._state.read(lambda conn: _state(conn, job))
 
     # --- statements ------------------------------------------------------------------------------------
 
     async def post(self, job: JobRow, code: str, language: str | None) -> StatementRow:
-        """Accept a statement, stored before this returns. Raises `Refusal` when the session has ended."""
+        """Accept and store a statement.
+
+        Raises `BadInput` for code that is too long, and `LivyRefusal` if the session has ended, its
+        queue is full, or the kind of the code is missing or not supported.
+        """
         if len(code.encode("utf-8", "surrogatepass")) > MAX_CODE:
-            raise BadInput(f"the code has more than {MAX_CODE} bytes", hint="Put it into a file of a batch.")
+            raise BadInput(f"the code has more than {MAX_CODE} bytes", hint="Submit it as the file of a batch.")
         language = {"pyspark3": "pyspark"}.get(language or "", language or "")
         if language in ("spark", "sparkr") and not self._config.livy.url:
-            raise rejected(f"kind '{language}' does not run on the embedded engine; it has pyspark and sql.")
+            raise rejected(f"the embedded engine does not support kind '{language}'; it supports pyspark and sql.")
         if not language and job.work.language == "shared":
             raise rejected("Code type should be specified if session kind is shared")
         limit = self._config.jobs.max_statements
@@ -436,7 +450,7 @@ class Jobs:
                 raise not_active(now.state if now else "dead")
             number = store.add_statement(conn, job.id, code, language, limit)
             if number is None:
-                raise rejected(f"{limit} statements wait in this session (jobs.max_statements).")
+                raise rejected(f"{limit} statements are waiting in this session, the maximum (jobs.max_statements).")
             stored = store.statement(conn, job.id, number)
             assert stored is not None
             return stored
@@ -448,19 +462,19 @@ class Jobs:
         return await self._state.write(write, then=then)
 
     def _touched(self, job: JobRow) -> None:
-        """Rows of a job were changed for its owner: tell its driver, and whoever waits."""
+        """Wake the driver of a job and all waiting requests after its rows have changed."""
         self.changed.touch()
         self.forwarding.poke(job.id)
 
     async def statement(self, job: JobRow, number: int) -> tuple[StatementRow, StatementReport]:
-        """A statement and how far it is. Raises `Refusal` 404."""
+        """A statement and its progress. Raises `LivyRefusal` with status 404."""
         found = await self._state.read(lambda conn: store.statement(conn, job.id, number))
         if found is None:
             raise statement_not_found()
         return found, self._progress(job, found)
 
     async def statements(self, job: JobRow) -> list[tuple[StatementRow, StatementReport]]:
-        """All statements of a session in order."""
+        """All statements of a session in order, with their progress."""
         found = await self._state.read(lambda conn: store.statements(conn, job.id))
         return [(statement, self._progress(job, statement)) for statement in found]
 
@@ -470,7 +484,7 @@ class Jobs:
         return self.forwarding.overlay(job.id, statement.number) or statement.report()
 
     async def cancel_statement(self, job: JobRow, number: int) -> None:
-        """Cancel a statement. One that ended, or never was, is left as it is."""
+        """Cancel a statement. No effect if it has ended or does not exist."""
         sent, stored = not self.forwarding.withhold(job.id, number), False
 
         def then(_: object) -> None:
@@ -485,12 +499,12 @@ class Jobs:
                 self.forwarding.unwithhold(job.id, number)
 
     async def cancel_open_statements(self, job: JobRow) -> None:
-        """Cancel everything that waits or runs in a session; the session stays."""
+        """Cancel all waiting and running statements of a session. The session stays open."""
         for statement in await self._state.read(lambda conn: store.open_statements(conn, job.id)):
             await self.cancel_statement(job, statement.number)
 
     async def end(self, job: JobRow, *, deleted: bool) -> JobRow:
-        """The owner wants a job ended; with `deleted`, Livy's clients no longer see it either. Returns it as it is."""
+        """Request the end of a job; with `deleted`, Livy clients no longer see it either. Returns the current row."""
 
         def write(conn: sqlite3.Connection) -> JobRow | None:
             store.want_stop(conn, job.id, deleted=deleted)
@@ -499,7 +513,10 @@ class Jobs:
         return await self._state.write(write, then=lambda _: self._touched(job)) or job
 
     async def settled(self, job: JobRow, timeout: float) -> JobRow:
-        """The job once it has ended, or as a session is idle with nothing waiting; as it is after `timeout` seconds."""
+        """Wait until a job has ended or, if it is a session, is idle without waiting statements.
+
+        Returns the current row, after `timeout` seconds at the latest.
+        """
         end = self._clock.monotonic() + timeout
         while True:
             version = self.changed.version
@@ -514,7 +531,7 @@ class Jobs:
     async def finished_statement(
         self, job: JobRow, number: int, timeout: float
     ) -> tuple[StatementRow, StatementReport]:
-        """A statement once it has ended; as it is after `timeout` seconds."""
+        """Wait until a statement has ended. Returns its current state, after `timeout` seconds at the latest."""
         end = self._clock.monotonic() + timeout
         while True:
             version = self.changed.version
@@ -525,17 +542,17 @@ class Jobs:
             await self.changed.after(version, timeout=left)
 
     async def complete(self, job: JobRow, code: str, language: str, cursor: int) -> list[str]:
-        """Completion candidates of the engine that runs a session."""
+        """Code completion candidates from the engine that runs a session; empty if it is not placed."""
         if job.phase != "placed":
             return []
         request = CodeCompletionRequest(job=job.id, epoch=job.epoch, code=code, language=language, cursor=cursor)
         answer = await self._exchange.ask(IslandId(job.executor), "complete", request, CodeCompletionAnswer)
         return list(answer.candidates)
 
-    # --- what people see ---------------------------------------------------------------------------------
+    # --- rows for the operator API -----------------------------------------------------------------------
 
     async def row(self, job: JobRow) -> dict[str, Any]:
-        """A job as `island job ls` and `show` print it: flat, with stable keys."""
+        """A job as a flat row with stable keys, as `island job ls` and `show` print it."""
         lost = self.forwarding.lost_since(job.id)
         return {
             "id": job.local,
@@ -583,7 +600,7 @@ class Jobs:
         }
 
     async def listing(self, caller: Principal, limit: int, *, live_only: bool = False) -> list[dict[str, Any]]:
-        """The jobs of this home, and for the administrator those that others run here; newest first."""
+        """The jobs of this home, and for the administrator also the runs of other homes; newest first."""
         rows = [await self.row(job) for job in await self.newest(caller, limit, live_only=live_only)]
         if caller.is_administrator:
             foreign = [run for run in await self.executor.newest(limit) if run.home != self._trust.me]
@@ -591,7 +608,10 @@ class Jobs:
         return sorted(rows, key=lambda row: -row["created"])[:limit]
 
     async def guest(self, caller: Principal, text: str) -> JobRun | None:
-        """The job of another home that runs or ran here, by its public id or a unique prefix; for the administrator."""
+        """A run of another home at this island, by the public id of its job or a unique prefix.
+
+        None if there is none, or the caller is not the administrator. Raises `Ambiguous`.
+        """
         if not caller.is_administrator or len(text) < 4:
             return None
         runs = await self.executor.newest(10_000)
@@ -602,7 +622,7 @@ class Jobs:
         return found[0] if found else None
 
     async def evict(self, caller: Principal, run: JobRun) -> dict[str, Any]:
-        """End a job of another home that runs here. Returns its row as it is."""
+        """End a run of another home at this island. Returns its current row."""
 
         def write(conn: sqlite3.Connection) -> None:
             journal.append(
@@ -619,11 +639,11 @@ class Jobs:
         return self.run_row(run)
 
     async def show(self, job: JobRow) -> dict[str, Any]:
-        """One job for its owner, with the key by which it can be followed from another island."""
+        """A job as a row for its owner, with the key that gives access to it from another island."""
         return {**await self.row(job), "key": job.reattach}
 
     async def explain(self, job: JobRow) -> list[dict[str, Any]]:
-        """Every island that was considered, in each decision, with the terms; flat rows."""
+        """All candidates of each routing decision, with the terms of their estimates, as flat rows."""
         stored = await self._state.read(lambda conn: store.decisions(conn, job.id))
         rows = []
         for attempt, (at, text) in enumerate(stored, 1):
@@ -635,25 +655,28 @@ class Jobs:
     # --- from another island -------------------------------------------------------------------------------
 
     async def elsewhere(self, text: str, key: str, what: str) -> Any:
-        """Ask the home of a job for it, on behalf of whoever knows the job's key. `text` is its whole public id."""
+        """Send a request about a job to its home, authorized by the key of the job. `text` is its full public id.
+
+        Raises `BadInput`, `NotFound` for an unknown home, and `Denied` for a wrong key.
+        """
         if not is_job_id(text):
             raise BadInput(
-                f"'{text[:100]}' is not a whole public id of a job", hint="`island job show` at its home shows it."
+                f"'{text[:100]}' is not the full public id of a job", hint="`island job show` at its home shows it."
             )
         prefix = text.rpartition(".")[2]
         homes = [view.island for view in self._membership.views() if view.island.startswith(prefix)]
         if not homes:
             raise NotFound(
-                f"no island whose key begins with {prefix} is known here", hint="`island peer ls` shows all."
+                f"no known island has a key that begins with {prefix}", hint="`island peer ls` lists all islands."
             )
         request = ReattachRequest(job=text, key=key, what=what)
         try:
             answer = await self._exchange.ask(homes[0], "reattach", request, ReattachAnswer)
         except PeerRefused as error:
-            if error.code == Denied.code:  # the caller's key is wrong, not the other home
+            if error.code == Denied.code:  # the key that the caller gave is wrong
                 raise Denied(error.message, hint=error.hint) from error
             raise
-        return _told(what, answer.body)
+        return _decode_answer(what, answer.body)
 
     async def _reattach(self, sender: IslandId, request: ReattachRequest) -> ReattachAnswer:
         job = await self._state.read(lambda conn: store.get(conn, request.job))
@@ -661,7 +684,7 @@ class Jobs:
         if not hmac.compare_digest(known.encode(), request.key.encode("utf-8", "replace")) or job is None:
             raise Denied(
                 "the key is not the key of this job",
-                hint="`island job show ID` at the job's home shows its key to the owner.",
+                hint="`island job show ID` at its home shows the key to its owner.",
             )
         log.info("jobs.reattached", job=job.id, island=self._membership.display(sender), what=request.what)
         if request.what == "cancel":
@@ -674,7 +697,7 @@ class Jobs:
         elif request.what == "statements":
             body = [statement_row(*pair) for pair in await self.statements(job)]
             while len(text := msgspec.json.encode(body)) > codec.BULK_LIMIT * 12:
-                body = body[1:]  # the newest are what one comes back for
+                body = body[1:]  # drop the oldest statements if the answer is too large
             return ReattachAnswer(body=text.decode())
         else:
             body = await self.row(job)
@@ -695,15 +718,15 @@ def statement_row(statement: StatementRow, progress: StatementReport) -> dict[st
     }
 
 
-_TOLD: dict[str, Any] = {"logs": list[str], "explain": list[dict[str, Any]], "statements": list[dict[str, Any]]}
+_ANSWER_TYPES: dict[str, Any] = {"logs": list[str], "explain": list[dict[str, Any]], "statements": list[dict[str, Any]]}
 
 
-def _told(what: str, text: str) -> Any:
-    """What another home answered to a question; raises `PeerMisbehaved` if it is no such thing."""
+def _decode_answer(what: str, text: str) -> Any:
+    """Decode the answer of another home to a request. Raises `PeerMisbehaved` if it has another type."""
     try:
-        return msgspec.json.decode(text, type=_TOLD.get(what, dict[str, Any]))
+        return msgspec.json.decode(text, type=_ANSWER_TYPES.get(what, dict[str, Any]))
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        raise PeerMisbehaved(f"the job's home answered what is no {what}: {error}") from error
+        raise PeerMisbehaved(f"the home of the job sent an invalid answer to '{what}': {error}") from error
 
 
 def _rows(decision: RoutingDecision) -> list[dict[str, Any]]:
@@ -720,7 +743,7 @@ def _rows(decision: RoutingDecision) -> list[dict[str, Any]]:
                 "chosen": verdict.verdict == "chosen",
                 "reason": verdict.reason,
                 "seconds": verdict.seconds,
-                # A rejected island has no estimate; its row has the keys all the same.
+                # The row of a rejected island has the same keys, without values.
                 **{f"{what.replace(' ', '_')}_s": seconds.get(what) for what in router.TERMS},
                 "terms": "; ".join(f"{t.what} {router.format_seconds(t.seconds)} ({t.why})" for t in verdict.terms),
                 "round_trip_s": candidate.rtt,
@@ -743,13 +766,13 @@ def _state(conn: sqlite3.Connection, job: JobRow) -> str:
     return core.session_state(job.state, job.state == "idle" and store.is_busy(conn, job.id))
 
 
-def _seen(conn: sqlite3.Connection, job: JobRow) -> JobSummary:
+def _summary(conn: sqlite3.Connection, job: JobRow) -> JobSummary:
     notes = [text for _, text in store.log_lines(conn, job.id)]
     return JobSummary(job, _state(conn, job), core.livy_log(job.engine_log, notes))
 
 
-def _seen_size(seen: JobSummary | None) -> int:
-    return 0 if seen is None else sum(map(len, seen.log))
+def _summary_size(summary: JobSummary | None) -> int:
+    return 0 if summary is None else sum(map(len, summary.log))
 
 
 def _statement_size(found: tuple[JobRow | None, StatementRow | None]) -> int:
@@ -765,12 +788,12 @@ def _resources(shown: dict[str, Any]) -> dict[str, str | int]:
 
 
 def _check_files(paths: list[str]) -> None:
-    """Files beside the code do not travel in this version; refused in Livy's words."""
+    """Refuse further files, with Livy's message: this version does not send them to other islands."""
     if paths:
         _local_path(paths[0])
         raise rejected(
             f"requirement failed: Local path {paths[0][:1000]} cannot be added to user sessions.",
-            hint="Name datasets as inputs; files beside the code do not travel to other islands yet.",
+            hint="Pass data as inputs. This version does not send further files to other islands.",
         )
 
 

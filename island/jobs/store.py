@@ -1,4 +1,4 @@
-"""SQL of the tables by which a home knows its jobs: job, job_log, job_statement, job_decision."""
+"""SQL of home's tables: job, job_log, job_statement, job_decision, job_file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from island.livy.messages import STATEMENT_ENDED
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """One row of `job`. Times are unix seconds."""
+    """One row of `job`. Times are Unix seconds."""
 
     id: str
     kind: str
@@ -48,13 +48,13 @@ class JobRow:
 
     @property
     def live(self) -> bool:
-        """Whether it may still run something."""
+        """Whether the job has not ended."""
         return self.phase != "ended"
 
 
 @dataclass(frozen=True, slots=True)
 class StatementRow:
-    """One row of `job_statement`. Times are milliseconds since 1970, 0 while not reached."""
+    """One row of `job_statement`. Times are milliseconds since 1970; 0 if not reached."""
 
     number: int
     code: str
@@ -67,10 +67,11 @@ class StatementRow:
 
     @property
     def ended(self) -> bool:
-        """Whether it has its last state."""
+        """Whether the statement has its last state."""
         return self.state in STATEMENT_ENDED
 
     def report(self) -> StatementReport:
+        """The stored statement in the form of a report."""
         return StatementReport(
             number=self.number,
             state=self.state,
@@ -129,9 +130,9 @@ def _statement(row: sqlite3.Row) -> StatementRow:
 
 
 def repeated(conn: sqlite3.Connection, user: str, key: str, request_hash: str) -> JobRow | None:
-    """The job that this user's idempotency key already made.
+    """The job that was created with this user's idempotency key, or None.
 
-    Raises `Conflict` when it was made by another request.
+    Raises `Conflict` if another request created it.
     """
     row = conn.execute("SELECT * FROM job WHERE user = ? AND idempotency = ?", (user, key)).fetchone()
     if row is None:
@@ -145,13 +146,13 @@ def repeated(conn: sqlite3.Connection, user: str, key: str, request_hash: str) -
 
 
 def next_local(conn: sqlite3.Connection) -> int:
-    """The next local id, of a session or a batch; never given twice."""
+    """The next local id. Sessions and batches share the counter, and ids are never reused."""
     row = conn.execute("UPDATE job_counter SET next = next + 1 RETURNING next - 1").fetchone()
     return int(row[0])
 
 
 def living_name(conn: sqlite3.Connection, kind: str, name: str) -> int | None:
-    """The local id of the living job of this name."""
+    """The local id of the live job with this name, or None."""
     row = conn.execute(
         "SELECT local FROM job WHERE kind = ? AND name = ? AND deleted = 0 AND phase != 'ended'", (kind, name)
     ).fetchone()
@@ -159,7 +160,7 @@ def living_name(conn: sqlite3.Connection, kind: str, name: str) -> int | None:
 
 
 def living_of(conn: sqlite3.Connection, user: str) -> int:
-    """How many live jobs a user has."""
+    """The number of live jobs of a user."""
     return int(conn.execute("SELECT count(*) FROM job WHERE user = ? AND phase != 'ended'", (user,)).fetchone()[0])
 
 
@@ -179,7 +180,7 @@ def insert(
     reattach: str,
     created: float,
 ) -> None:
-    """A new job, to be routed."""
+    """Insert a new job in phase `routing`."""
     conn.execute(
         "INSERT INTO job (id, kind, local, user, name, idempotency, request_hash, request, work, file_hash, pin,"
         " reattach, created, phase, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'routing', 'starting')",
@@ -202,18 +203,18 @@ def insert(
 
 
 def keep_file(conn: sqlite3.Connection, digest: str, data: bytes) -> None:
-    """Keep the file of a batch under its SHA-256."""
+    """Store the file of a batch under its SHA-256."""
     conn.execute("INSERT OR IGNORE INTO job_file (hash, data) VALUES (?, ?)", (digest, data))
 
 
 def file(conn: sqlite3.Connection, digest: str) -> bytes:
-    """The file of a batch; empty for no file."""
+    """The file with this SHA-256; empty if there is none."""
     row = conn.execute("SELECT data FROM job_file WHERE hash = ?", (digest,)).fetchone()
     return b"" if row is None else bytes(row["data"])
 
 
 def drop_files(conn: sqlite3.Connection) -> None:
-    """Forget the files that no living job and no living run needs."""
+    """Delete the files that no live job and no live run needs."""
     conn.execute(
         "DELETE FROM job_file WHERE hash NOT IN (SELECT file_hash FROM job WHERE phase != 'ended')"
         " AND hash NOT IN (SELECT file_hash FROM run WHERE step != 'ended')"
@@ -224,19 +225,19 @@ def drop_files(conn: sqlite3.Connection) -> None:
 
 
 def get(conn: sqlite3.Connection, job: str) -> JobRow | None:
-    """A job by its public id."""
+    """The job with this public id, or None."""
     row = conn.execute("SELECT * FROM job WHERE id = ?", (job,)).fetchone()
     return None if row is None else _job(row)
 
 
 def by_local(conn: sqlite3.Connection, kind: str, local: int) -> JobRow | None:
-    """A job by the id that Livy's clients use."""
+    """The job with this local id, which Livy clients use, or None."""
     row = conn.execute("SELECT * FROM job WHERE kind = ? AND local = ?", (kind, local)).fetchone()
     return None if row is None else _job(row)
 
 
 def by_name(conn: sqlite3.Connection, kind: str, name: str) -> JobRow | None:
-    """The newest job of a name that Livy's clients still see, living ones first."""
+    """The newest job with this name that Livy clients see, live jobs first, or None."""
     row = conn.execute(
         "SELECT * FROM job WHERE kind = ? AND name = ? AND deleted = 0 ORDER BY phase = 'ended', local DESC LIMIT 1",
         (kind, name),
@@ -245,7 +246,7 @@ def by_name(conn: sqlite3.Connection, kind: str, name: str) -> JobRow | None:
 
 
 def by_prefix(conn: sqlite3.Connection, prefix: str, user: str | None, limit: int = 6) -> list[JobRow]:
-    """Jobs whose public id begins with `prefix`, of one user or of all."""
+    """Jobs whose public id begins with `prefix`, of one user, or of all if `user` is None."""
     rows = conn.execute(
         "SELECT * FROM job WHERE id >= ? AND id < ? AND (? IS NULL OR user = ?) ORDER BY id LIMIT ?",
         (prefix, prefix + "\x7f", user, user, limit),
@@ -254,7 +255,7 @@ def by_prefix(conn: sqlite3.Connection, prefix: str, user: str | None, limit: in
 
 
 def page(conn: sqlite3.Connection, kind: str, user: str | None, start: int, size: int) -> tuple[int, list[JobRow]]:
-    """How many jobs of a kind Livy's clients see, and a page of them by local id."""
+    """The number of jobs of a kind that Livy clients see, and a page of them in the order of local ids."""
     where = "kind = ? AND deleted = 0 AND (? IS NULL OR user = ?)"
     total = conn.execute(f"SELECT count(*) FROM job WHERE {where}", (kind, user, user)).fetchone()[0]
     if size <= 0 or start + size <= 0:
@@ -267,7 +268,7 @@ def page(conn: sqlite3.Connection, kind: str, user: str | None, start: int, size
 
 
 def newest(conn: sqlite3.Connection, user: str | None, limit: int, *, live_only: bool = False) -> list[JobRow]:
-    """The newest jobs, of one user or of all, deleted ones included."""
+    """The newest jobs, including deleted ones, of one user, or of all if `user` is None."""
     rows = conn.execute(
         "SELECT * FROM job WHERE (? IS NULL OR user = ?) AND (? = 0 OR phase != 'ended')"
         " ORDER BY created DESC, id DESC LIMIT ?",
@@ -277,7 +278,7 @@ def newest(conn: sqlite3.Connection, user: str | None, limit: int, *, live_only:
 
 
 def unfinished(conn: sqlite3.Connection) -> list[JobRow]:
-    """The jobs that home still has something to do for, oldest first."""
+    """The jobs that have not ended or are not released at their executor, oldest first."""
     rows = conn.execute("SELECT * FROM job WHERE phase != 'ended' OR released = 0 ORDER BY created, id")
     return [_job(row) for row in rows]
 
@@ -286,7 +287,7 @@ def unfinished(conn: sqlite3.Connection) -> list[JobRow]:
 
 
 def add_log(conn: sqlite3.Connection, job: str, at: float, lines: Iterable[str]) -> None:
-    """Append lines to what a job's log says that island did; the oldest beyond a limit go."""
+    """Append notes of island to the log of a job. The newest `LOG_LINES` are kept."""
     number = conn.execute("SELECT coalesce(max(number) + 1, 0) FROM job_log WHERE job = ?", (job,)).fetchone()[0]
     for line in lines:
         conn.execute("INSERT INTO job_log (job, number, at, text) VALUES (?, ?, ?, ?)", (job, number, at, line[:4000]))
@@ -296,18 +297,18 @@ def add_log(conn: sqlite3.Connection, job: str, at: float, lines: Iterable[str])
 
 
 def log_lines(conn: sqlite3.Connection, job: str) -> list[tuple[float, str]]:
-    """What island did for a job, as (time, line)."""
+    """The notes of island in the log of a job, as (Unix time, line)."""
     rows = conn.execute("SELECT at, text FROM job_log WHERE job = ? ORDER BY number", (job,))
     return [(row["at"], row["text"]) for row in rows]
 
 
 def first_log(conn: sqlite3.Connection, job: str, at: float, line: str) -> None:
-    """The first line of a new job's log."""
+    """Insert the first line of the log of a new job."""
     conn.execute("INSERT INTO job_log (job, number, at, text) VALUES (?, 0, ?, ?)", (job, at, line[:4000]))
 
 
 def add_decision(conn: sqlite3.Connection, job: str, at: float, decision: str) -> None:
-    """Keep a decision of the router (JSON)."""
+    """Store a routing decision (JSON)."""
     conn.execute(
         "INSERT INTO job_decision (job, number, at, decision)"
         " SELECT ?, coalesce(max(number) + 1, 0), ?, ? FROM job_decision WHERE job = ?",
@@ -316,7 +317,7 @@ def add_decision(conn: sqlite3.Connection, job: str, at: float, decision: str) -
 
 
 def decisions(conn: sqlite3.Connection, job: str) -> list[tuple[float, str]]:
-    """The decisions made for a job, oldest first, as (time, JSON)."""
+    """The routing decisions of a job, oldest first, as (Unix time, JSON)."""
     rows = conn.execute("SELECT at, decision FROM job_decision WHERE job = ? ORDER BY number", (job,))
     return [(row["at"], row["decision"]) for row in rows]
 
@@ -325,7 +326,7 @@ def decisions(conn: sqlite3.Connection, job: str) -> list[tuple[float, str]]:
 
 
 def place(conn: sqlite3.Connection, job: str, executor: str, reservation: str) -> int:
-    """Record the permission to start at `executor`; returns the new epoch. The commit may be sent after this."""
+    """Store the choice of the executor before the commit is sent, and return the new epoch. Raises `Conflict`."""
     row = conn.execute(
         "UPDATE job SET phase = 'committing', epoch = epoch + 1, executor = ?, reservation = ?, notes = 0"
         " WHERE id = ? AND phase = 'routing' RETURNING epoch",
@@ -337,7 +338,7 @@ def place(conn: sqlite3.Connection, job: str, executor: str, reservation: str) -
 
 
 def set_phase(conn: sqlite3.Connection, job: str, epoch: int, phase: str) -> bool:
-    """Move a job of this epoch to another phase; False if it has gone on since."""
+    """Set the phase of a job. False if the job has ended or has another epoch by now."""
     changed = conn.execute(
         "UPDATE job SET phase = ? WHERE id = ? AND epoch = ? AND phase != 'ended'", (phase, job, epoch)
     )
@@ -345,9 +346,9 @@ def set_phase(conn: sqlite3.Connection, job: str, epoch: int, phase: str) -> boo
 
 
 def apply_report(conn: sqlite3.Connection, job: str, epoch: int, report: JobReport, at: float) -> bool:
-    """Store what the executor of this epoch says; False (and nothing stored) if the epoch has passed.
+    """Store the report of an executor. False, and nothing is stored, if the job has ended or has another epoch.
 
-    Results are written once: a statement that has its last state keeps it.
+    Results are written once: a statement in its last state is not changed.
     """
     row = conn.execute("SELECT epoch, notes, phase FROM job WHERE id = ?", (job,)).fetchone()
     if row is None or row["epoch"] != epoch or row["phase"] == "ended":
@@ -375,7 +376,7 @@ def apply_report(conn: sqlite3.Connection, job: str, epoch: int, report: JobRepo
 
 
 def apply_statement(conn: sqlite3.Connection, job: str, report: StatementReport) -> None:
-    """Store a statement's state and result, unless it has its last state already."""
+    """Store the state and result of a statement, unless it already has its last state."""
     conn.execute(
         "UPDATE job_statement SET state = ?, output = ?, started = ?, completed = ?"
         " WHERE job = ? AND number = ? AND state IN ('waiting', 'running', 'cancelling')",
@@ -384,7 +385,10 @@ def apply_statement(conn: sqlite3.Connection, job: str, report: StatementReport)
 
 
 def end(conn: sqlite3.Connection, job: str, at: float, state: str, reason: str, *, released: bool) -> bool:
-    """Give a job its last state; False if it had one. Without an executor it is released at once."""
+    """Store the last state of a job. False if it had already ended.
+
+    `released`: there is no executor that must release its run.
+    """
     changed = conn.execute(
         "UPDATE job SET phase = 'ended', state = ?, reason = ?, ended = ?, released = ?"
         " WHERE id = ? AND phase != 'ended'",
@@ -394,17 +398,17 @@ def end(conn: sqlite3.Connection, job: str, at: float, state: str, reason: str, 
 
 
 def set_released(conn: sqlite3.Connection, job: str) -> None:
-    """The executor was told that everything of this job is stored here."""
+    """Record that the executor has released the run of this job."""
     conn.execute("UPDATE job SET released = 1 WHERE id = ?", (job,))
 
 
 def want_stop(conn: sqlite3.Connection, job: str, *, deleted: bool) -> None:
-    """The owner wants a job ended, and perhaps no longer shown to Livy's clients."""
+    """Record that the owner ends a job and, with `deleted`, that Livy clients no longer see it."""
     conn.execute("UPDATE job SET stop = 1, deleted = max(deleted, ?) WHERE id = ?", (int(deleted), job))
 
 
 def wants_stop(conn: sqlite3.Connection, job: str) -> bool:
-    """Whether the owner wants a job ended."""
+    """Whether the owner has requested the end of a job."""
     row = conn.execute("SELECT stop FROM job WHERE id = ?", (job,)).fetchone()
     return bool(row and row["stop"])
 
@@ -413,7 +417,7 @@ def wants_stop(conn: sqlite3.Connection, job: str) -> bool:
 
 
 def add_statement(conn: sqlite3.Connection, job: str, code: str, language: str, limit: int) -> int | None:
-    """Append a statement and return its number; None when `limit` statements wait already."""
+    """Append a statement and return its number; None if `limit` statements are already unfinished."""
     waiting = conn.execute(
         "SELECT count(*) FROM job_statement WHERE job = ? AND state IN ('waiting', 'running', 'cancelling')", (job,)
     ).fetchone()[0]
@@ -430,13 +434,13 @@ def add_statement(conn: sqlite3.Connection, job: str, code: str, language: str, 
 
 
 def statement(conn: sqlite3.Connection, job: str, number: int) -> StatementRow | None:
-    """One statement of a job."""
+    """A statement of a job by number, or None."""
     row = conn.execute("SELECT * FROM job_statement WHERE job = ? AND number = ?", (job, number)).fetchone()
     return None if row is None else _statement(row)
 
 
 def statements(conn: sqlite3.Connection, job: str, numbers: Sequence[int] | None = None) -> list[StatementRow]:
-    """The statements of a job in order, all or those with these numbers."""
+    """The statements of a job in order: all, or those with these numbers."""
     if numbers is None:
         rows = conn.execute("SELECT * FROM job_statement WHERE job = ? ORDER BY number", (job,)).fetchall()
         return [_statement(row) for row in rows]
@@ -445,7 +449,7 @@ def statements(conn: sqlite3.Connection, job: str, numbers: Sequence[int] | None
 
 
 def is_busy(conn: sqlite3.Connection, job: str) -> bool:
-    """Whether a statement has no last state yet."""
+    """Whether the job has an unfinished statement."""
     row = conn.execute(
         "SELECT 1 FROM job_statement WHERE job = ? AND state IN ('waiting', 'running', 'cancelling') LIMIT 1", (job,)
     ).fetchone()
@@ -453,7 +457,7 @@ def is_busy(conn: sqlite3.Connection, job: str) -> bool:
 
 
 def open_statements(conn: sqlite3.Connection, job: str) -> list[StatementRow]:
-    """The statements that have no last state yet, in order."""
+    """The unfinished statements of a job, in order."""
     rows = conn.execute(
         "SELECT * FROM job_statement WHERE job = ? AND state IN ('waiting', 'running', 'cancelling') ORDER BY number",
         (job,),
@@ -462,7 +466,7 @@ def open_statements(conn: sqlite3.Connection, job: str) -> list[StatementRow]:
 
 
 def first_open(conn: sqlite3.Connection, job: str) -> int:
-    """The number of the first statement that has no last state yet, or of the one that comes next."""
+    """The number of the first unfinished statement, or the number that the next statement will get."""
     pending = open_statements(conn, job)
     if pending:
         return pending[0].number
@@ -471,9 +475,9 @@ def first_open(conn: sqlite3.Connection, job: str) -> int:
 
 
 def cancel_statement(conn: sqlite3.Connection, job: str, number: int, *, sent: bool) -> str | None:
-    """The owner wants a statement cancelled; returns the state before, None if there is no such statement.
+    """Cancel a statement that was not sent, or record the request if it was sent.
 
-    One that was not sent is cancelled here and now; for one that was, the wish is kept.
+    Returns the previous state; None if there is no such statement.
     """
     row = conn.execute("SELECT state FROM job_statement WHERE job = ? AND number = ?", (job, number)).fetchone()
     if row is None:

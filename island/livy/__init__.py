@@ -1,1 +1,1 @@
-"""Livy's wire types, its REST rules, and a typed client of it."""
+"""Livy's wire types, the rules of its REST API, and a typed client."""

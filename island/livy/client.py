@@ -1,8 +1,8 @@
-"""A typed client of Livy's REST: the embedded engine, a stock Livy 0.7 to 0.9, island's own gateway.
+"""A typed client of Livy's REST API: for the embedded engine, a stock Livy 0.7 to 0.9, and island's gateway.
 
-Every answer is bounded in size and time and checked against its type. Only GETs are
-retried. Of a POST whose answer did not come nobody knows whether it was accepted: that is
-`EngineUncertain`, and the caller finds out by name or by its own journal.
+Every answer is limited in size and time and checked against its type. Only GET requests are
+retried. If the answer to a POST request is lost, the request may have been accepted or not. The
+client raises `EngineUncertain`, and the caller finds out, for example by the name of the session.
 """
 
 from __future__ import annotations
@@ -54,17 +54,20 @@ REFUSALS: Final[dict[int, type[IslandError]]] = {
 
 
 class EngineUncertain(EngineFailed):
-    """The request was sent and no answer came: it may have been accepted, or not."""
+    """The request was sent but its answer was lost: it may or may not have been accepted."""
 
     code = "engine_uncertain"
 
 
 class LivyClient:
-    """One Livy. `auth` is a token (sent as Bearer), a (user, password), or None; a URL may carry user and password.
+    """A client of one Livy server.
 
-    `instance` is the instance id of an embedded engine as of the newest answer, None for a stock Livy.
-    All methods raise `IslandError`: `NotFound`, `BadInput`, ... with Livy's own words,
-    `EngineFailed` when Livy fails or cannot be reached, `EngineUncertain` as said above.
+    `auth` is a token (sent as Bearer), a pair of user and password, or None. The URL may also
+    contain user and password. `timeout_s` is in seconds, `max_answer` in bytes.
+
+    `instance` is the instance id of an embedded engine in the latest answer; None for a stock Livy.
+    All methods raise `IslandError`: `NotFound`, `BadInput` and others with Livy's own message,
+    `EngineFailed` if Livy fails or cannot be reached, and `EngineUncertain` if an answer is lost.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class LivyClient:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadInput(f"{url!r} is not the URL of a Livy", hint="It looks like http://HOST:8998.")
+            raise BadInput(f"{url!r} is not the URL of a Livy server", hint="Use a URL such as http://HOST:8998.")
         if auth is None and parts.password is not None:
             auth = (unquote(parts.username or ""), unquote(parts.password))
         netloc = parts.netloc.rpartition("@")[2]
@@ -99,7 +102,7 @@ class LivyClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections that this client opened."""
+        """Close the connections of this client, unless the HTTP session was passed to it."""
         if self._own and self._session is not None:
             await self._session.close()
             self._session = None
@@ -107,7 +110,7 @@ class LivyClient:
     # -- the server ---------------------------------------------------------------------
 
     async def version(self) -> Version:
-        """Which Livy this is."""
+        """The version of the Livy server."""
         return await self._get("/version", Version)
 
     # -- sessions -----------------------------------------------------------------------
@@ -117,40 +120,40 @@ class LivyClient:
         return await self._get(f"/sessions?from={start}&size={size}", SessionPage)
 
     async def session(self, key: int | str) -> SessionView:
-        """A session by id or name (names since Livy 0.7)."""
+        """A session by id or name. Livy has names since 0.7."""
         return await self._get(f"/sessions/{quote(str(key), safe='')}", SessionView)
 
     async def create_session(self, request: SessionRequest) -> SessionView:
-        """Open a session; it is `starting`."""
+        """Open a session. Its first state is `starting`."""
         return await self._post("/sessions", request, SessionView)
 
     async def delete_session(self, key: int | str) -> None:
-        """End a session and forget it."""
+        """End and delete a session."""
         await self._call("DELETE", f"/sessions/{quote(str(key), safe='')}")
 
     async def session_log(self, key: int | str, start: int | None = None, size: int = 100) -> LogPage:
-        """A page of a session's log; its tail without `start`."""
+        """A page of a session's log; without `start`, the last lines."""
         return await self._get(_log_path("sessions", key, start, size), LogPage)
 
     async def interrupt(self, key: int | str) -> None:
-        """Interrupt a session. A stock Livy ends it by that."""
+        """Interrupt a session. In a stock Livy this ends the session."""
         await self._call("POST", f"/sessions/{quote(str(key), safe='')}/interrupt")
 
     async def wait_session(self, key: int | str, timeout_s: float = 300.0) -> SessionView:
-        """The session once it has started. Raises `EngineFailed` if it ended instead, or did not in time."""
+        """Wait until a session has started. Raises `EngineFailed` if it ended, or did not start within `timeout_s`."""
 
         def has_started(view: SessionView) -> bool:
             return view.state not in SESSION_STARTING
 
         view = await self._wait(lambda: self.session(key), has_started, timeout_s, f"session {key} to start")
         if view.state in SESSION_ENDED:
-            raise EngineFailed(f"session {key} is {view.state}: {_last_words(view.log)}")
+            raise EngineFailed(f"session {key} is {view.state}: {_last_lines(view.log)}")
         return view
 
     # -- statements ---------------------------------------------------------------------
 
     async def statements(self, key: int | str) -> StatementPage:
-        """The statements that the session keeps."""
+        """The statements that a session still has."""
         return await self._get(f"/sessions/{quote(str(key), safe='')}/statements", StatementPage)
 
     async def statement(self, key: int | str, number: int) -> StatementView:
@@ -158,16 +161,16 @@ class LivyClient:
         return await self._get(f"/sessions/{quote(str(key), safe='')}/statements/{number}", StatementView)
 
     async def post_statement(self, key: int | str, code: str, kind: str | None = None) -> StatementView:
-        """Send a statement; it waits or runs."""
+        """Post a statement. It is then waiting or running."""
         path = f"/sessions/{quote(str(key), safe='')}/statements"
         return await self._post(path, StatementRequest(code, kind), StatementView)
 
     async def cancel_statement(self, key: int | str, number: int) -> None:
-        """Cancel a statement; it ends some time later, as `cancelled`."""
+        """Cancel a statement. Its state becomes `cancelled` some time later."""
         await self._call("POST", f"/sessions/{quote(str(key), safe='')}/statements/{number}/cancel")
 
     async def wait_statement(self, key: int | str, number: int, timeout_s: float = 3600.0) -> StatementView:
-        """The statement once it has ended."""
+        """Wait until a statement has ended. Raises `EngineFailed` if it has not ended within `timeout_s`."""
 
         def has_ended(view: StatementView) -> bool:
             return view.state in STATEMENT_ENDED
@@ -177,7 +180,7 @@ class LivyClient:
         )
 
     async def complete(self, key: int | str, request: CompletionRequest) -> CompletionResponse:
-        """Candidates for the code before the cursor."""
+        """Code completion candidates for the code before the cursor."""
         return await self._post(f"/sessions/{quote(str(key), safe='')}/completion", request, CompletionResponse)
 
     # -- batches ------------------------------------------------------------------------
@@ -195,11 +198,11 @@ class LivyClient:
         return await self._post("/batches", request, BatchView)
 
     async def delete_batch(self, key: int | str) -> None:
-        """End a batch and forget it."""
+        """End and delete a batch."""
         await self._call("DELETE", f"/batches/{quote(str(key), safe='')}")
 
     async def batch_log(self, key: int | str, start: int | None = None, size: int = 100) -> LogPage:
-        """A page of a batch's log; its tail without `start`."""
+        """A page of a batch's log; without `start`, the last lines."""
         return await self._get(_log_path("batches", key, start, size), LogPage)
 
     # -- HTTP ---------------------------------------------------------------------------
@@ -222,7 +225,7 @@ class LivyClient:
             raise EngineUncertain(error.message, hint=error.hint) from error
 
     async def _call(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        """One request; the body of its answer. Raises `IslandError` for any status but 2xx."""
+        """Send one request and return the body of its answer. Raises `IslandError` for any status other than 2xx."""
         headers = {**self._headers, "Content-Type": "application/json", "X-Requested-By": "island"}
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout)
@@ -236,7 +239,7 @@ class LivyClient:
         except aiohttp.ClientConnectorError as error:
             raise EngineFailed(
                 f"Livy at {self.url} cannot be reached: {error.strerror or error}",
-                hint="Is it running? Its address is `[livy] url`.",
+                hint="Check that it is running, and `[livy] url` in island.toml.",
                 code="engine_unreachable",
             ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -249,7 +252,7 @@ class LivyClient:
         return data
 
     async def _bounded(self, response: aiohttp.ClientResponse) -> bytes:
-        """The body, refused beyond the limit. Raises `EngineFailed`."""
+        """The body of an answer. Raises `EngineFailed` if it is larger than the limit."""
         parts, size = [], 0
         async for part in response.content.iter_any():
             size += len(part)
@@ -259,7 +262,7 @@ class LivyClient:
         return b"".join(parts)
 
     async def _wait(self, ask: Callable[[], Awaitable[T]], ends: Callable[[T], bool], timeout_s: float, what: str) -> T:
-        """Ask again and again, ever more slowly (5 ms to 0.5 s), until `ends`."""
+        """Repeat `ask` with growing pauses (5 ms to 0.5 s) until `ends` returns True."""
         pause = 0.005
         try:
             async with asyncio.timeout(timeout_s):
@@ -285,17 +288,18 @@ def _log_path(what: str, key: int | str, start: int | None, size: int) -> str:
 
 
 def _typed(data: bytes, kind: type[T], url: str) -> T:
-    """The answer as its type. Raises `EngineFailed` where it is not of it."""
+    """The answer decoded as `kind`. Raises `EngineFailed` if it has another type."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineFailed(
-            f"{url} answered with what is not Livy's {kind.__name__}: {error}", hint="Is this the URL of a Livy?"
+            f"the answer of {url} is not Livy's {kind.__name__}: {error}",
+            hint="Check that this is the URL of a Livy server.",
         ) from error
 
 
 def _refusal(status: int, data: bytes, what: str) -> IslandError:
-    """Livy's refusal as an error of ours, in Livy's words."""
+    """An `IslandError` for Livy's refusal, with Livy's message."""
     try:
         body = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -306,7 +310,7 @@ def _refusal(status: int, data: bytes, what: str) -> IslandError:
     return kind(message) if kind is not EngineFailed else EngineFailed(f"Livy answered {status} to {what}: {message}")
 
 
-def _last_words(log: list[str]) -> str:
-    """The end of a log, for an error."""
-    said = [line for line in log if line.strip() and line not in ("stdout: ", "\nstderr: ")]
-    return " / ".join(said[-3:]) or "its log is empty"
+def _last_lines(log: list[str]) -> str:
+    """The last three lines of a log that are neither empty nor headings, for an error message."""
+    lines = [line for line in log if line.strip() and line not in ("stdout: ", "\nstderr: ")]
+    return " / ".join(lines[-3:]) or "its log is empty"

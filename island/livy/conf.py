@@ -1,7 +1,7 @@
-"""Which Spark settings a client may send, and those by which inputs reach a session.
+"""The Spark settings that a client may send, and the settings that pass inputs to a session.
 
-A client of a shared Livy decides what its own job does, not where Spark runs, which
-addresses it opens, which programs it starts, or where it writes its scratch.
+A client of a shared Livy controls its own job. It does not control where Spark runs, which
+addresses Spark listens on, which programs it starts, or where it writes temporary files.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Final
 from island.livy.rest import LivyRefusal, rejected
 
 PATH_PREFIX: Final = "spark.island.path."
-"""`spark.island.path.VIEW` is the path that the view VIEW reads: a Parquet file or folder."""
+"""`spark.island.path.VIEW` is the path that the view VIEW reads: a Parquet file, a folder, or a JSON list of files."""
 
 ALIAS_PREFIX: Final = "spark.island.view."
-"""`spark.island.view.ALIAS` is the name of the view that ALIAS stands for."""
+"""`spark.island.view.ALIAS` is the name of the view of which ALIAS is another name."""
 
 INPUTS_KEY: Final = "spark.island.inputs"
 
@@ -24,7 +24,7 @@ MAX_KEYS: Final = 1_000
 MAX_KEY: Final = 256
 MAX_VALUE: Final = 65_536
 
-# Where and as whom Spark runs, what it listens on, what it starts, where it writes.
+# Where and under which account Spark runs, its addresses, the programs it starts, its folders.
 PROTECTED: Final = frozenset(
     {
         "spark.master",
@@ -94,14 +94,14 @@ def protected_keys(conf: Mapping[str, str]) -> list[str]:
 
 
 def refused_conf(conf: Mapping[str, str]) -> LivyRefusal | None:
-    """Why these settings are refused, or None: protected, too many, too large, or not of one line."""
+    """The refusal of these settings, or None. Reasons: protected or invalid keys, too many settings, long values."""
     if len(conf) > MAX_KEYS:
-        return rejected(f"{len(conf)} settings in conf; the limit is {MAX_KEYS}.")
+        return rejected(f"conf has {len(conf)} settings; the limit is {MAX_KEYS}.")
     for key, value in conf.items():
         if not re.fullmatch(r"[A-Za-z0-9_.\-/]+", key) or len(key) > MAX_KEY:
             return rejected(f"Invalid configuration key: {key[:MAX_KEY]!r}")
         if len(value) > MAX_VALUE or "\0" in value:
-            return rejected(f"The value of {key} is over {MAX_VALUE} characters, or has a NUL.")
+            return rejected(f"The value of {key} has more than {MAX_VALUE} characters or a NUL character.")
     if bad := protected_keys(conf):
         return rejected(
             f"Blacklisted configuration values in session config: {', '.join(bad)}",
@@ -111,10 +111,10 @@ def refused_conf(conf: Mapping[str, str]) -> LivyRefusal | None:
 
 
 def input_views(conf: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """(view → path, alias → view) of the inputs in `conf`.
+    """The inputs in `conf` as two mappings: view to path, and alias to view.
 
-    Raises `LivyRefusal` for a name that is no identifier, a path that is not absolute, and an
-    alias of nothing.
+    Raises `LivyRefusal` for an invalid name, a path that is not absolute, and an alias of an
+    unknown view.
     """
     paths = {key[len(PATH_PREFIX) :]: path for key, path in conf.items() if key.startswith(PATH_PREFIX)}
     aliases = {key[len(ALIAS_PREFIX) :]: view for key, view in conf.items() if key.startswith(ALIAS_PREFIX)}
@@ -126,5 +126,5 @@ def input_views(conf: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]
             raise rejected(f"requirement failed: Path '{path}' of the input view {view} is not absolute.")
     for alias, view in aliases.items():
         if view not in paths:
-            raise rejected(f"The view {alias} is to stand for {view}, which is no input ({PATH_PREFIX}{view}).")
+            raise rejected(f"The view {alias} is an alias of {view}, which is not an input ({PATH_PREFIX}{view}).")
     return paths, aliases

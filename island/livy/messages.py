@@ -1,9 +1,8 @@
-"""Livy's wire types: what crosses between a Livy client and a Livy server.
+"""Livy's wire types: requests and answers between a Livy client and a Livy server.
 
-The field names are Livy's own (camelCase on the wire); the shapes follow Livy 0.9.0, and
-every answer also decodes from Livy 0.7 and 0.8, which leave some keys out. Requests and
-their refusals are decoded in `island.livy.requests`; the words of the REST surface
-(paging, headers, error bodies) stand in `island.livy.rest`.
+The field names are Livy's (camelCase on the wire). The types follow Livy 0.9.0; answers of Livy
+0.7 and 0.8, which omit some keys, decode as well. `island.livy.requests` decodes requests and
+refuses invalid ones. `island.livy.rest` has paging, headers and error bodies.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 KINDS: Final = ("spark", "pyspark", "pyspark3", "sparkr", "sql", "shared")
-"""Kinds that Livy knows, for sessions; a statement may name each but `shared`."""
+"""The kinds of sessions in Livy. A statement may have each of them except `shared`."""
 
 SESSION_STARTING: Final = frozenset({"not_started", "starting", "recovering"})
 SESSION_ALIVE: Final = frozenset({"not_started", "starting", "recovering", "idle", "running", "busy"})
@@ -22,7 +21,7 @@ STATEMENT_ENDED: Final = frozenset({"available", "cancelled", "error"})
 
 
 class AppInfo(msgspec.Struct, frozen=True, rename="camel"):
-    """Addresses of the Spark application; each None where there is none."""
+    """URLs of the Spark application; None if there is none."""
 
     driver_log_url: str | None = None
     spark_ui_url: str | None = None
@@ -30,9 +29,9 @@ class AppInfo(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SessionView(msgspec.Struct, frozen=True, rename="camel"):
-    """One interactive session as `GET /sessions/N` shows it: 23 keys, in Livy's order.
+    """One interactive session as in `GET /sessions/N`: 23 keys, in Livy's order.
 
-    Unset cores and executors are 0; `log` is the short log, at most ten lines of each stream.
+    Unset cores and executors are 0. `log` is the short log, at most ten lines of each stream.
     """
 
     id: int
@@ -61,7 +60,7 @@ class SessionView(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class BatchView(msgspec.Struct, frozen=True, rename="camel"):
-    """One batch as `GET /batches/N` shows it."""
+    """One batch as in `GET /batches/N`."""
 
     id: int
     name: str | None = None
@@ -74,7 +73,7 @@ class BatchView(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Output(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a statement gave: `data` by MIME type when `status` is ok, else the error's three keys."""
+    """The output of a statement: `data` by MIME type if `status` is ok, else the three keys of the error."""
 
     status: str
     execution_count: int
@@ -85,7 +84,7 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        """The plain text for a person: the result, or the error and its traceback."""
+        """The output as plain text: the result, or the error and its traceback."""
         if self.status == "ok":
             data = self.data or {}
             plain = data.get("text/plain")
@@ -96,7 +95,7 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class StatementView(msgspec.Struct, frozen=True):
-    """One statement. Times are milliseconds since 1970, 0 while not reached; progress from 0 to 1."""
+    """One statement. Times are milliseconds since 1970, 0 if not reached; progress is from 0 to 1."""
 
     id: int
     code: str = ""
@@ -108,7 +107,7 @@ class StatementView(msgspec.Struct, frozen=True):
 
 
 class SessionPage(msgspec.Struct, frozen=True, rename={"start": "from"}):
-    """A page of sessions; `total` counts all of them."""
+    """A page of sessions. `total` is the number of all sessions."""
 
     start: int
     total: int
@@ -116,7 +115,7 @@ class SessionPage(msgspec.Struct, frozen=True, rename={"start": "from"}):
 
 
 class BatchPage(msgspec.Struct, frozen=True, rename={"start": "from"}):
-    """A page of batches; Livy calls the list `sessions` here too."""
+    """A page of batches. Livy calls this list `sessions` as well."""
 
     start: int
     total: int
@@ -124,14 +123,14 @@ class BatchPage(msgspec.Struct, frozen=True, rename={"start": "from"}):
 
 
 class StatementPage(msgspec.Struct, frozen=True):
-    """The statements that a session still keeps."""
+    """The statements that a session still has."""
 
     total_statements: int
     statements: list[StatementView]
 
 
 class LogPage(msgspec.Struct, frozen=True, rename={"start": "from"}):
-    """Lines of a log from `start`; `total` counts the lines that are kept."""
+    """Lines of a log from `start`. `total` is the number of lines that are kept."""
 
     id: int
     start: int
@@ -147,7 +146,7 @@ class StateView(msgspec.Struct, frozen=True):
 
 
 class ResponseMessage(msgspec.Struct, frozen=True):
-    """Livy's `{"msg": ...}`."""
+    """Livy's answer `{"msg": ...}`."""
 
     msg: str
 
@@ -192,7 +191,7 @@ class SessionRequest(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
 
 
 class BatchRequest(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The body of `POST /batches`; `file` is required, though Livy says so only after parsing."""
+    """The body of `POST /batches`. `file` is required, but Livy checks this only after parsing."""
 
     file: str | None = None
     args: list[str] = []
@@ -213,14 +212,14 @@ class BatchRequest(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
 
 
 class StatementRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of `POST /sessions/N/statements`; without a kind the session's own is meant."""
+    """The body of `POST /sessions/N/statements`. The default kind is that of the session."""
 
     code: str
     kind: str | None = None
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of `POST /sessions/N/completion`; `cursor` is an offset in characters."""
+    """The body of `POST /sessions/N/completion`. `cursor` is an offset in characters."""
 
     code: str
     kind: str

@@ -1,8 +1,7 @@
-"""Requests of Livy clients: from bytes to structs, with Livy's refusals.
+"""Decoding of the requests of Livy clients, with Livy's error messages.
 
-Livy reads JSON as Jackson does: unknown fields are refused, numbers and booleans become
-strings where a string is meant, null means absent. Parsing never raises anything but
-`LivyRefusal`.
+Livy reads JSON as Jackson does: unknown fields are refused, numbers and booleans are converted
+to strings where a string is required, and null means absent. Parsing raises only `LivyRefusal`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _UNITS = {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_60
 
 
 def session_request(raw: bytes) -> SessionRequest:
-    """The body of `POST /sessions`. Checks its form only: name, times and kind of course, files and conf not."""
+    """Decode the body of `POST /sessions`. Checks kind, name and times, but not files and conf."""
     fields = _fields(raw, _SESSION, SessionRequest)
     _check_kind(fields.get("kind"), f'{_SESSION}["kind"]')
     request = msgspec.convert(fields, SessionRequest)
@@ -45,7 +44,7 @@ def session_request(raw: bytes) -> SessionRequest:
 
 
 def batch_request(raw: bytes) -> BatchRequest:
-    """The body of `POST /batches`."""
+    """Decode the body of `POST /batches`."""
     request = msgspec.convert(_fields(raw, _BATCH, BatchRequest), BatchRequest)
     if not request.file:
         raise rejected("requirement failed: File is required.")
@@ -54,7 +53,7 @@ def batch_request(raw: bytes) -> BatchRequest:
 
 
 def statement_request(raw: bytes) -> StatementRequest:
-    """The body of a statement. A missing code is 400 here (Livy: 500)."""
+    """Decode the body of a statement. Missing code gives status 400 (500 in Livy)."""
     fields = _fields(raw, _STATEMENT, StatementRequest, also=("msg_type",))
     _check_kind(fields.get("kind"), f'{_STATEMENT}["kind"]')
     _need_code(fields)
@@ -62,17 +61,17 @@ def statement_request(raw: bytes) -> StatementRequest:
 
 
 def completion_request(raw: bytes) -> CompletionRequest:
-    """The body of a completion. A missing code or kind is 400 here (Livy: 500)."""
+    """Decode the body of a completion. Missing code or kind gives status 400 (500 in Livy)."""
     fields = _fields(raw, _COMPLETION, CompletionRequest)
     _need_code(fields)
     if fields.get("kind") is None:
-        raise bad_body("Invalid kind: null (a completion names the kind of its code)")
+        raise bad_body("Invalid kind: null (the field 'kind' of a completion is required)")
     _check_kind(fields["kind"], f'{_COMPLETION}["kind"]')
     return CompletionRequest(code=fields["code"], kind=fields["kind"], cursor=fields.get("cursor"))
 
 
 def milliseconds(text: str) -> int:
-    """A time string of Livy's (`90s`, `10m`, `1h`; milliseconds without a unit). Raises `LivyRefusal`."""
+    """The milliseconds in a Livy time string (`90s`, `10m`, `1h`; milliseconds without unit). Raises `LivyRefusal`."""
     found = re.fullmatch(r"([0-9]{1,12})([a-z]*)", text.strip().lower())
     if not found or (found[2] or "ms") not in _UNITS:
         raise rejected(f"Invalid time string: {text[:100]}")
@@ -80,7 +79,7 @@ def milliseconds(text: str) -> int:
 
 
 def memory_bytes(text: str) -> int:
-    """A JVM memory string (`512m`, `2g`; MiB without a unit, as Spark reads it). Raises `LivyRefusal`."""
+    """The bytes in a JVM memory string (`512m`, `2g`; MiB without unit, as in Spark). Raises `LivyRefusal`."""
     found = re.fullmatch(r"([0-9]{1,12})([kmgt]?)b?", text.strip().lower())
     if not found:
         raise rejected(f"Invalid memory string: {text[:100]}")
@@ -89,7 +88,7 @@ def memory_bytes(text: str) -> int:
 
 def _need_code(fields: Mapping[str, Any]) -> None:
     if not isinstance(fields.get("code"), str):
-        raise bad_body("A statement needs its code: a string in the field 'code'")
+        raise bad_body("The field 'code' is required and must be a string")
 
 
 def _check_kind(kind: Any, where: str) -> None:
@@ -105,7 +104,7 @@ def _check_name(name: str | None) -> None:
 
 
 def _fields(raw: bytes, java: str, struct: type[msgspec.Struct], also: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The object in `raw`, its fields known and of the right type, nulls left out. Raises `LivyRefusal`."""
+    """The JSON object in `raw` without null fields. Raises `LivyRefusal` for unknown fields and wrong types."""
     body = _decoded(raw, java)
     known = (*struct.__struct_encode_fields__, *also)
     for key in body:
@@ -130,16 +129,16 @@ def _decoded(raw: bytes, java: str) -> dict[str, Any]:
     if isinstance(body, dict):
         return body
     kind = "Array" if isinstance(body, list) else "String" if isinstance(body, str) else type(body).__name__
-    raise bad_body(f"Cannot deserialize value of type `{java}` from {kind} value: an object is meant")
+    raise bad_body(f"Cannot deserialize value of type `{java}` from {kind} value: an object is required")
 
 
 def _coerced(key: str, value: Any) -> Any:
-    """One field's value, scalars made strings as Jackson does. Raises `LivyRefusal` where the type is wrong."""
+    """The value of a field, with scalars converted to strings as in Jackson. Raises `LivyRefusal` for a wrong type."""
     if key in _LISTS:
         if not isinstance(value, list):
             _wrong_type(key, value, "scala.collection.immutable.List<java.lang.String>")
         if len(value) > MAX_LIST:
-            raise bad_body(f"{len(value)} items in '{key}'; the limit is {MAX_LIST}")
+            raise bad_body(f"The field '{key}' has {len(value)} items; the limit is {MAX_LIST}")
         return [_string(key, item) for item in value]
     if key in _MAPS:
         if not isinstance(value, dict):

@@ -1,7 +1,6 @@
-"""The words of Livy's REST surface that are neither a request nor a view.
+"""The rules of Livy's REST API: headers, Allow lists, paging, refusals with their bodies, and path segments.
 
-Headers, Allow lists, paging, refusals and their bodies, how a path segment names a
-session. Source of each rule: the recording of Livy 0.9.0 that the contract test plays.
+The source of each rule is the recording of Livy 0.9.0 that the contract test replays.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ JSON_HEADERS: Final = {"Content-Type": JSON_TYPE, **SECURITY_HEADERS}
 """Headers of every JSON answer."""
 
 ENGINE_HEADER: Final = "X-Island-Engine"
-"""Carries the instance id of an embedded engine; a stock Livy does not send it."""
+"""Header with the instance id of an embedded engine. A stock Livy does not send it."""
 
 PAGE_SIZE: Final = 100
 SHORT_LOG_LINES: Final = 10
@@ -46,7 +45,7 @@ T = TypeVar("T")
 
 
 class LivyRefusal(BadInput):
-    """A refusal as Livy words it. `body` goes on the wire: a string, a `ResponseMessage`, or None for no body."""
+    """A refusal with Livy's status and message. `body` is sent: a string, a `ResponseMessage`, or None for no body."""
 
     def __init__(
         self, status: int, body: str | ResponseMessage | None, *, hint: str = "", code: str = "refused"
@@ -58,47 +57,47 @@ class LivyRefusal(BadInput):
         self.body = body
 
     def json(self) -> bytes:
-        """The encoded body; empty where Livy sends none."""
+        """The encoded body; empty if Livy sends none."""
         return b"" if self.body is None else msgspec.json.encode(self.body)
 
 
 def bad_body(text: str) -> LivyRefusal:
-    """A body that does not parse: 400 with a plain JSON string."""
+    """Refusal of a body that cannot be parsed: status 400 with a plain JSON string."""
     return LivyRefusal(400, text, code="bad_body")
 
 
 def rejected(reason: str, *, hint: str = "") -> LivyRefusal:
-    """A request that parses and is refused: 400 with `{"msg": "Rejected, Reason: ..."}`."""
+    """Refusal of a well-formed request: status 400 with `{"msg": "Rejected, Reason: ..."}`."""
     return LivyRefusal(400, ResponseMessage(f"Rejected, Reason: {reason}"), hint=hint, code="rejected")
 
 
 def requirement(text: str) -> LivyRefusal:
-    """A precondition that does not hold: 400 with `{"msg": "requirement failed: ..."}`."""
+    """Refusal because a precondition is not met: status 400 with `{"msg": "requirement failed: ..."}`."""
     return LivyRefusal(400, ResponseMessage(f"requirement failed: {text}"), code="requirement")
 
 
 def session_not_found(name: int | str) -> LivyRefusal:
-    """No session or batch of this id or name: 404."""
+    """There is no session or batch with this id or name: status 404."""
     return LivyRefusal(404, ResponseMessage(f"Session '{name}' not found."), code="not_found")
 
 
 def statement_not_found() -> LivyRefusal:
-    """No statement of this id, or no longer kept: 404 with a plain JSON string."""
+    """There is no statement with this id, or it is no longer kept: status 404 with a plain JSON string."""
     return LivyRefusal(404, "Statement not found", code="not_found")
 
 
 def duplicate_name(name: str, holder: int) -> LivyRefusal:
-    """The name is borne by a living session or batch: 400."""
+    """A live session or batch already has this name: status 400."""
     return rejected(f"Duplicate session name: Some({name}) for session {holder}")
 
 
 def not_active(state: str = "") -> LivyRefusal:
-    """Something that only a living session can do: 400 (Livy answers 500 to some of these)."""
+    """The request requires a live session: status 400. Livy sends 500 for some of these."""
     return requirement("Session isn't active." if not state else f"Session isn't active: its state is {state}.")
 
 
 def integer(text: str) -> int:
-    """A number as Java's Integer reads it. Raises `LivyRefusal` with Livy's words."""
+    """Parse an integer as Java's Integer does. Raises `LivyRefusal` with Livy's message."""
     if re.fullmatch(r"[+-]?[0-9]{1,10}", text):
         value = int(text)
         if -INT_MAX - 1 <= value <= INT_MAX:
@@ -107,29 +106,29 @@ def integer(text: str) -> int:
 
 
 def id_or_name(segment: str) -> int | str:
-    """The session that a path segment means: digits are always an id. Raises `LivyRefusal` if over an int."""
+    """The id or name in a path segment. Digits are always an id. Raises `LivyRefusal` if the id exceeds 32 bits."""
     return integer(segment) if re.fullmatch(r"-?[0-9]+", segment) else segment
 
 
 def page_bounds(query: Mapping[str, str], *, size: int = PAGE_SIZE) -> tuple[int, int]:
-    """`from` and `size` of a listing, as the caller wrote them. Raises `LivyRefusal` for `from=abc`."""
+    """The parameters `from` and `size` of a listing. Raises `LivyRefusal` if they are not integers."""
     return integer(query.get("from", "0")), integer(query.get("size", str(size)))
 
 
 def slice_page(items: Sequence[T], start: int, size: int) -> list[T]:
-    """The items from `start`, at most `size`. Out of range, negative or empty: no items, never an error."""
+    """At most `size` items from `start`. An empty list if the range is invalid or empty; never an error."""
     end = start + size
     return list(items[max(start, 0) : end]) if end > 0 and size > 0 else []
 
 
 def statement_page(ids: Sequence[T], query: Mapping[str, str]) -> list[T]:
-    """The page of a session's statements, which come in order; `order=desc` turns them round first."""
+    """A page of the statements of a session, which are in order; `order=desc` reverses them first."""
     start, size = page_bounds(query, size=INT_MAX)
     return slice_page(list(reversed(ids)) if query.get("order", "").lower() == "desc" else ids, start, size)
 
 
 def log_page(number: int, lines: Sequence[str], query: Mapping[str, str]) -> LogPage:
-    """A page of a log. Without `from` it is the tail; a negative size means all."""
+    """A page of a log. Without `from` it is the last lines; a negative size means all lines."""
     size = integer(query.get("size", str(PAGE_SIZE)))
     start = integer(query.get("from", "-1"))
     if size < 0:
@@ -140,17 +139,17 @@ def log_page(number: int, lines: Sequence[str], query: Mapping[str, str]) -> Log
 
 
 def livy_log_lines(stdout: Iterable[str], stderr: Iterable[str]) -> list[str]:
-    """The two streams as one log, with Livy's headings."""
+    """The two output streams as one log, with Livy's headings."""
     return ["stdout: ", *stdout, "\nstderr: ", *stderr]
 
 
 def allow(methods: Iterable[str]) -> str:
-    """The value of `Allow`, in Livy's order."""
+    """The value of the header `Allow`, in Livy's order."""
     order = ("POST", "GET", "HEAD", "DELETE")
     known = set(methods)
     return ", ".join([m for m in order if m in known] + sorted(known.difference(order)))
 
 
 def version_view(url: str, revision: str) -> dict[str, Any]:
-    """The answer to `GET /version`, in the keys that Livy has."""
+    """The answer to `GET /version`, with Livy's keys."""
     return {"url": url, "branch": "main", "revision": revision, "version": VERSION, "date": "", "user": "island"}

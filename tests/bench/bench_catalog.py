@@ -1,8 +1,8 @@
-"""Search by words and sky over many datasets, against a bare tantivy query on the same index.
+"""Search by words and sky over many datasets, compared with a plain tantivy query on the same index.
 
-Run `python -m tests.bench.bench_catalog [DATASETS]` in the checkout (default 100,000). One
-island with its own services; records are written into its projection as gossip would.
-Each figure is the median and the worst of the runs, in milliseconds.
+Run `python -m tests.bench.bench_catalog [DATASETS]` in the checkout (default 100,000). It starts
+one island with its services and writes records into its projection, as gossip does. The output is
+the median and the maximum of the runs, in milliseconds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COMMON = ["galaxies", "stars", "quasars", "survey", "spectra"]
 
 
 def fill(conn: sqlite3.Connection, count: int) -> None:
-    """Datasets of 1,000 islands, with titles of ten words and a patch of sky each."""
+    """Write datasets of 1,000 islands, with titles of ten words and a sky coverage each."""
     rng = random.Random(1)
     for number in range(count):
         start, length = rng.randrange(12_288), rng.randrange(1, 60)
@@ -54,7 +54,7 @@ def fill(conn: sqlite3.Connection, count: int) -> None:
 
 
 async def timed(name: str, work: Callable[[], Awaitable[int]], runs: int = 50) -> float:
-    """Print how long `work` takes; returns the median in milliseconds."""
+    """Measure and print the duration of `work`. Returns the median in milliseconds."""
     took = []
     found = await work()
     for _ in range(runs):

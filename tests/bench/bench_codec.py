@@ -1,11 +1,11 @@
-"""What it costs to decode the worst message of each kind, and honest ones, against msgpack's way in the same run.
+"""Time and memory to decode honest messages and the worst ones of each type, compared with msgpack in the same run.
 
     python -m tests.bench.bench_codec [--size 16384] [--rounds 7]
 
-msgpack's way is to unpack to plain values, under limits derived from the size of the message,
-and then to convert them to the type. Times are the least of all rounds, memory is the highest
-that Python allocated. A ratio of 0.1 says that the codec needs a tenth of what msgpack's way
-needs. Hostile bytes stand where a `Hello`, which anybody may send, is expected.
+The reference unpacks a message to plain values with msgpack, under limits derived from its size,
+and then converts them to the type. Times are the minimum of all rounds. Memory is the peak that
+Python allocated. A ratio of 0.1 means that the codec needs a tenth of what the reference needs.
+Hostile bytes are decoded as a `Hello`, which anybody may send.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T", bound=Message)
 
 
 def by_msgpack(data: bytes, kind: type[T]) -> T:
-    """`data` as a `kind`, through plain values."""
+    """`data` decoded as a `kind` with msgpack, through plain values."""
     size = len(data)
     try:
         plain = msgpack.unpackb(
@@ -45,12 +45,12 @@ def by_msgpack(data: bytes, kind: type[T]) -> T:
 
 
 def by_codec(data: bytes, kind: type[T]) -> T:
-    """`data` as a `kind`, of any size."""
+    """`data` of any size decoded as a `kind` with the codec."""
     return codec.decode(data, kind, limit=len(data))
 
 
 def least(rounds: int, decode: Callable[[], Any]) -> float:
-    """Seconds of the quickest round."""
+    """Seconds of the fastest round."""
     found = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -63,7 +63,7 @@ def least(rounds: int, decode: Callable[[], Any]) -> float:
 
 
 def row(name: str, data: bytes, kind: type[Message], rounds: int) -> None:
-    """Print how the two compare on these bytes."""
+    """Print the comparison for these bytes."""
     ours, theirs = (lambda: by_codec(data, kind)), (lambda: by_msgpack(data, kind))
     times = least(rounds, ours), least(rounds, theirs)
     sizes = peak(ours), peak(theirs)
@@ -74,7 +74,7 @@ def row(name: str, data: bytes, kind: type[Message], rounds: int) -> None:
 
 
 def batches(count: int, entries: int) -> list[bytes]:
-    """Signed batches with records of the size of real ones: about 240 bytes."""
+    """Signed log batches with records of a realistic size: about 240 bytes."""
     changes = [(f"dataset/survey-{n:05d}", os.urandom(240)) for n in range(count * entries)]
     head, found = Head(), []
     for number in range(count):
@@ -85,7 +85,7 @@ def batches(count: int, entries: int) -> list[bytes]:
 
 
 def honest() -> list[tuple[str, bytes, type[Message]]]:
-    """What islands send each other all day."""
+    """Typical messages between islands."""
     one, many = batches(1, 1), batches(4, 50)
     deltas = tuple(Delta(origin=key_bytes(ME), chain=bytes(700), batches=(each,)) for each in many)
     heads = tuple(HeadAt(epoch=1, seq=n + 1000, head=os.urandom(8)) for n in range(800))
@@ -122,7 +122,7 @@ def main() -> None:
         for name, data in attacks(Hello, options.size):
             if name.endswith(place):
                 row(name.removesuffix(f", {place}"), data, Hello, options.rounds)
-    print("valid, of as many and as small values as the type allows (the ten that grow most)")
+    print("valid, with the maximum number of small values (the ten with the highest ratio of memory to size)")
     crowded = [(data, kind, field) for kind in message_types() for field, data in densest(kind)]
     crowded.sort(key=lambda each: -peak(lambda: by_codec(each[0], each[1])) / (len(each[0]) + 1024))
     for data, kind, field in crowded[:10]:

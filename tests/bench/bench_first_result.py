@@ -1,7 +1,8 @@
-"""Time to the first result on an empty machine: init, run, a session, one statement.
+"""Time to the first result on an empty machine: init, run, a session and one statement.
 
-The install is not counted (goal: ≤ 15 s after it). The reference in the same run is bare
-PySpark: a Python that makes a SparkSession and counts. Run: python tests/bench/bench_first_result.py
+The time of the installation is not included; the goal is at most 15 s after it. The reference in
+the same run is plain PySpark: a program that creates a SparkSession and counts rows.
+Run: python -m tests.bench.bench_first_result
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ print(spark.range(1000).count())
 
 
 def bare() -> float:
-    """Seconds of a bare PySpark program that counts a thousand rows."""
+    """Seconds of a plain PySpark program that counts a thousand rows."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", BARE], check=True, capture_output=True, env={**os.environ})
     return time.perf_counter() - start
 
 
 def ours(root: Path) -> dict[str, float]:
-    """Seconds from nothing to: a home, a ready daemon, an idle session, a counted result."""
+    """Seconds from the start until there is a home folder, a ready daemon, an idle session and a result."""
     start = time.perf_counter()
     marks = {}
     place = DemoIsland(root, "empty")
@@ -52,16 +53,16 @@ def ours(root: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the medians and the ratio to bare PySpark."""
+    """Print the medians and the ratio to plain PySpark."""
     reference, runs = [], []
     for number in range(RUNS):
         reference.append(bare())
         with tempfile.TemporaryDirectory() as folder:
             runs.append(ours(Path(folder) / str(number)))
     for mark in ("init", "ready", "session", "result"):
-        print(f"{mark:<8} {statistics.median(run[mark] for run in runs):6.2f} s after nothing")
+        print(f"{mark:<8} {statistics.median(run[mark] for run in runs):6.2f} s after the start")
     result, base = statistics.median(run["result"] for run in runs), statistics.median(reference)
-    print(f"bare PySpark {base:.2f} s; ratio {result / base:.2f}; goal 15 s, reached {result / 15:.2f} of it")
+    print(f"plain PySpark {base:.2f} s; ratio {result / base:.2f}; goal 15 s, measured/goal {result / 15:.2f}")
 
 
 if __name__ == "__main__":

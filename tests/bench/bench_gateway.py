@@ -1,11 +1,11 @@
-"""The gateway against a bare aiohttp proxy, before the same upstream, in the same run.
+"""The gateway compared with a plain aiohttp proxy in front of the same upstream, in the same run.
 
     python -m tests.bench.bench_gateway [--seconds 3]
 
-Upstream, proxy and gateway are processes of their own; the upstream answers as a Livy
-whose statements are done at once, so that what is measured is what stands before it.
-Goals (docs/design.md): throughput at least 80 % of the proxy's; latency added by the
-gateway at most 2 ms at p50, by one hop at most 4 ms; at least 2,000 durable accepts a second.
+Upstream, proxy and gateway are separate processes. The upstream is a Livy whose statements end at
+once, so the benchmark measures the gateway and the proxy. Goals (docs/design.md): throughput at
+least 80 % of the proxy's; latency added by the gateway at most 2 ms at p50, by one hop at most
+4 ms; at least 2,000 durable accepts per second.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPEN = {"accept_from": ["members"], "foreign_code": "any", "same_user": True}
 
 
 def proxy(target: str) -> web.Application:
-    """What any gateway is compared with: every request goes to the upstream and its answer back."""
+    """The reference: a proxy that forwards every request to the upstream."""
 
     sessions: list[aiohttp.ClientSession] = []
 
@@ -58,7 +58,7 @@ def proxy(target: str) -> web.Application:
 
 
 async def serve(role: str, target: str) -> None:
-    """One process: prints its URLs as a JSON line, and serves until its input ends."""
+    """Run one process in a role. It prints its URLs as a line of JSON, and serves until its input is closed."""
     async with contextlib.AsyncExitStack() as stack:
         if role in ("upstream", "proxy"):
             runner = web.AppRunner(upstream() if role == "upstream" else proxy(target), access_log=None)
@@ -80,7 +80,7 @@ async def serve(role: str, target: str) -> None:
 
 
 async def linked(*sites: Site) -> None:
-    """Every island knows the others by name, and has a session with them."""
+    """Wait until every island has a session with each other one and knows its name."""
     while not all(len(s.peers.links()) == len(sites) - 1 for s in sites) or not all(
         view.name for s in sites for view in s.membership.views()
     ):
@@ -89,7 +89,7 @@ async def linked(*sites: Site) -> None:
 
 @contextlib.asynccontextmanager
 async def process(role: str, target: str = "") -> AsyncIterator[dict[str, str]]:
-    """A child in one role; its URLs."""
+    """Start a child process in a role. Yields its URLs."""
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.bench.bench_gateway", "--role", role, "--target", target),
         stdin=asyncio.subprocess.PIPE,
@@ -120,7 +120,7 @@ async def latency(call: Call, seconds: float) -> float:
 
 
 async def throughput(call: Call, seconds: float, clients: int = 16) -> float:
-    """Calls a second of `clients` at once."""
+    """Calls per second with `clients` concurrent clients."""
     end, done = time.monotonic() + seconds, 0
 
     async def client() -> None:
@@ -134,7 +134,7 @@ async def throughput(call: Call, seconds: float, clients: int = 16) -> float:
 
 
 async def alternated(calls: dict[str, Call], seconds: float) -> dict[str, float]:
-    """Throughput of each, the median of five turns: what else the machine does meets all alike."""
+    """Median throughput of each over five alternating turns, so that other load on the machine affects all equally."""
     turns: dict[str, list[float]] = {role: [] for role in calls}
     for _ in range(5):
         for role, call in calls.items():
@@ -143,7 +143,7 @@ async def alternated(calls: dict[str, Call], seconds: float) -> dict[str, float]
 
 
 class Subject:
-    """One server under measurement, with a session that is idle and has a finished statement."""
+    """A server to measure, with an idle session that has a finished statement."""
 
     def __init__(self, http: aiohttp.ClientSession, urls: dict[str, str]) -> None:
         self._http, self._url = http, urls["url"]
@@ -165,7 +165,7 @@ class Subject:
         await self.run()
 
     async def run(self) -> None:
-        """A statement from its post to its result."""
+        """Run a statement from its post to its result."""
         path = f"/sessions/{self.session}/statements"
         view = await self.call("POST", path, {"code": "1+1"})
         while view["state"] != "available":
@@ -179,7 +179,7 @@ class Subject:
 
 
 async def accepts(seconds: float) -> tuple[float, float]:
-    """Sessions journaled a second: by 256 callers of the service, and through HTTP by 64 clients."""
+    """Accepted sessions per second: with 256 callers of the service, and with 64 clients over HTTP."""
     core.MAX_SESSIONS_OF_USER = 10**9  # type: ignore[misc]  # one user opens them all
     with tempfile.TemporaryDirectory() as folder:
         async with site(Path(folder) / "home") as home, aiohttp.ClientSession() as http:

@@ -1,14 +1,13 @@
-"""How quickly a change reaches every island, and what idle islands send: simulated, with the real codec.
+"""Time for a change to reach every island, and traffic of idle islands: simulated, with the real codec.
 
     python -m tests.bench.bench_gossip [--islands 100] [--degree 16] [--changes 20]
 
-Time is virtual: a message takes 5 to 50 ms, and computing takes none, so that these are lower
-bounds of what real machines would show. The references were measured elsewhere, on real
-processes, and are not run here. Islands, trust, signatures, databases (in memory)
-and messages are the daemon's own. References of docs/design.md: serf with 40 agents
-1.4–2.0 s, memberlist with 100 members 0.8–1.0 s, chitchat with 100 nodes 2.7–2.9 s for a
-change to reach all; idle, sent by each: serf at 40 55–298 B/s, memberlist at 100 163 B/s,
-chitchat at 100 3,873 B/s.
+Time is virtual: a message takes 5 to 50 ms, and computing takes no time, so the results are lower
+bounds for real machines. Islands, trust, signatures, databases and messages are those of the
+daemon. The references were measured with real processes and are not run here (docs/design.md).
+Time for a change to reach all: serf with 40 agents 1.4–2.0 s, memberlist with 100 members
+0.8–1.0 s, chitchat with 100 nodes 2.7–2.9 s. Idle traffic sent by each: serf with 40 agents
+55–298 B/s, memberlist with 100 members 163 B/s, chitchat with 100 nodes 3,873 B/s.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from tests.sim.archipelago import Archipelago, SimIsland, names, simulate
 from tests.sim.network import OVERHEAD, Weather
 
 FULL_MESH = 32
-"""Up to so many islands, each keeps sessions with all others."""
+"""Maximum number of islands for which each island has sessions with all others."""
 
 KEEPALIVE = 10.0
-"""Seconds in which an idle session carries a ping from one side and its answer from the other."""
+"""Seconds between the pings of an idle session. Each ping is answered."""
 
 
 @dataclass
 class Figures:
-    """What one run measured: seconds, and bytes a second."""
+    """The results of one run, in seconds and bytes per second."""
 
     delays: list[float] = field(default_factory=list)
     lasts: list[float] = field(default_factory=list)
@@ -48,7 +47,7 @@ class Figures:
 
 
 def graph(islands: list[SimIsland], degree: int) -> dict[IslandId, set[IslandId]]:
-    """A ring, so that all are connected, and random chords up to about `degree` neighbours each."""
+    """A connected graph: a ring with random chords, with about `degree` neighbours of each island."""
     rng = SeededRng("graph")
     ids = [island.id for island in islands]
     found: dict[IslandId, set[IslandId]] = {i: set() for i in ids}
@@ -62,7 +61,7 @@ def graph(islands: list[SimIsland], degree: int) -> dict[IslandId, set[IslandId]
 
 
 def measure(count: int, degree: int, changes: int, loss: float) -> Figures:
-    """One archipelago: `changes` changes by random islands, then a minute of silence."""
+    """Simulate an archipelago: `changes` changes by random islands, then an idle minute."""
     arrived: dict[str, dict[IslandId, float]] = {}
     figures = Figures()
 
@@ -105,13 +104,13 @@ def measure(count: int, degree: int, changes: int, loss: float) -> Figures:
 
 
 async def change(world: Archipelago, island: SimIsland, key: str, arrived: dict[str, dict[IslandId, float]]) -> None:
-    """One change of 300 bytes, until every island has it."""
+    """Make a change of 300 bytes, and wait until every island has it."""
     await island.put(key, bytes(300))
     await world.until(lambda: len(arrived.get(key, {})) == len(world.islands), within=120, step=0.5)
 
 
 def show(count: int, loss: float, figures: Figures, took: float) -> None:
-    """One line a measure."""
+    """Print one line for each measurement."""
     delays = sorted(figures.delays)
     p50, p99 = (delays[int(len(delays) * part)] for part in (0.5, 0.99))
     keepalive = figures.links * OVERHEAD / KEEPALIVE
@@ -126,14 +125,14 @@ def show(count: int, loss: float, figures: Figures, took: float) -> None:
 
 
 def main() -> None:
-    """Run with each loss, print figures."""
+    """Run the benchmark without and with loss of messages, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--islands", type=int, default=100)
     parser.add_argument("--degree", type=int, default=16)
     parser.add_argument("--changes", type=int, default=20)
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    print("virtual time, in which computing takes none; references are quoted from docs/design.md, not run here")
+    print("virtual time, without time for computing; references are quoted from docs/design.md, not run here")
     for loss in (0.0, 0.3):
         begun = time.perf_counter()
         figures = measure(arguments.islands, arguments.degree, arguments.changes, loss)

@@ -1,10 +1,9 @@
-"""Bytes that a column-pruned read of a remote dataset moves, against the ideal.
+"""Bytes that are transferred for a read of some columns of a remote dataset, compared with the minimum.
 
-Run `python -m tests.bench.bench_pruned_read` in the checkout. Two islands with their own
-services over TLS on loopback. Several Parquet files in the form in which a catalogue is
-published; pandas reads some columns through `island://`, cold and then warm in a new
-process. The ideal is the footers and the column chunks of the columns that are read, to
-the byte.
+Run `python -m tests.bench.bench_pruned_read` in the checkout. It starts two islands with their
+services over TLS on loopback, and publishes Parquet files in the form of a catalogue. pandas reads
+some columns through `island://`, first without and then with local data, in a new process each
+time. The minimum is the exact size of the footers and of the chunks of these columns.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ print(len(pd.read_parquet(path, columns=columns, storage_options=options)))
 
 
 def write(folder: Path, count: int, rows: int, columns: int, compression: str) -> None:
-    """Files of a catalogue: an identifier, a type, positions, and magnitudes of which some are null."""
+    """Write the files of a catalogue: identifier, type, and columns of numbers with some nulls."""
     folder.mkdir()
     random = np.random.default_rng(1)
     for number in range(count):
@@ -51,7 +50,7 @@ def write(folder: Path, count: int, rows: int, columns: int, compression: str) -
 
 
 def ideal(folder: Path, columns: list[str]) -> int:
-    """Footers and column chunks of `columns` in all files, in bytes."""
+    """Size in bytes of the footers and of the column chunks of `columns` in all files."""
     total = 0
     for path in folder.rglob("*.parquet"):
         metadata = pq.read_metadata(path)
@@ -63,7 +62,7 @@ def ideal(folder: Path, columns: list[str]) -> int:
 
 
 async def read(path: str, columns: list[str], options: dict[str, Any]) -> int:
-    """Rows that pandas finds, in a process of its own."""
+    """The number of rows that pandas reads in a new process."""
     argument = json.dumps([path, columns, options])
     done = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", READ, argument], capture_output=True, text=True, check=False
@@ -74,7 +73,7 @@ async def read(path: str, columns: list[str], options: dict[str, Any]) -> int:
 
 
 async def main() -> None:
-    """Print one line a case."""
+    """Print one line for each case."""
     telemetry.configure("error")
     cases = [
         ("5 files of 1 MB", 5, 10_000, 25, "snappy", ["type", "c3", "c17"]),

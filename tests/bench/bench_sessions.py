@@ -1,4 +1,4 @@
-"""Peer sessions: requests and streams between two islands in one process, against bare TLS streams in the same run.
+"""Requests and streams between two islands in one process, compared with plain TLS streams in the same run.
 
 python -m tests.bench.bench_sessions
 """
@@ -26,7 +26,7 @@ BLOCK, COUNT = 64 * 1024, 6000
 
 
 def register(node: Node) -> None:
-    """An echo and a stream of random blocks."""
+    """Register handlers for an echo and for a stream of random blocks."""
     block = os.urandom(BLOCK)
 
     async def echo(_sender: IslandId, body: bytes) -> bytes:
@@ -63,7 +63,7 @@ async def bare() -> float:
 
 
 async def main() -> None:
-    """Print the figures."""
+    """Print the results."""
     reference = await bare()
     with tempfile.TemporaryDirectory() as folder:
         async with archipelago(Path(folder), 2, register=register) as (one, other):

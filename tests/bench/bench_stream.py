@@ -1,7 +1,7 @@
-"""How long from a file's arrival to durable rows at the subscriber, and how many alerts a second pass a predicate.
+"""Time from the arrival of a file to durable rows at the subscriber, and throughput of alerts with a predicate.
 
-`python -m tests.bench.bench_stream [--files N] [--alerts FOLDER] [--copies N]`. Two islands in two processes over
-real sessions; times are taken from the databases of both. Goals: docs/design.md.
+`python -m tests.bench.bench_stream [--files N] [--alerts FOLDER] [--copies N]`. It runs two islands in two
+processes over real sessions. The times are those in the databases of both. Goals: docs/design.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def port() -> int:
 
 @contextlib.contextmanager
 def islands(root: Path, where: str) -> Iterator[None]:
-    """A source that watches `root/drop` and a subscriber, until the block ends."""
+    """Run a source that watches `root/drop`, and a subscriber, until the end of the context."""
     (root / "drop").mkdir()
     python = [sys.executable, "-m", "tests.islands.subscribing_process"]
     log = (root / "log").open("ab")
@@ -62,7 +62,7 @@ def until(condition: Callable[[], bool], seconds: float = 300.0, pause: float = 
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            raise SystemExit("the bench got stuck")
+            raise SystemExit(f"the benchmark made no progress for {seconds:.0f} s")
         time.sleep(pause)
 
 
@@ -82,7 +82,7 @@ def committed(root: Path) -> int:
 
 
 def latency(files: int) -> None:
-    """One small file at a time, each after the one before is durable."""
+    """Write one small file at a time, each when the rows of the previous one are durable, and print the delays."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         home = Home(root)
@@ -106,11 +106,11 @@ def latency(files: int) -> None:
             ]
     published = [after - before for before, after in zip(arrived[1:], durable[1:], strict=True)]
     whole = [after - before for before, after in zip(dropped, durable[1:], strict=True)]
-    tell("journaled at the source → durable", published, goals=True)
-    tell("dropped → durable, poll of 50 ms included", whole, goals=False)
+    report("journaled at the source → durable", published, goals=True)
+    report("dropped → durable, including the poll of 50 ms", whole, goals=False)
 
 
-def tell(what: str, values: list[float], *, goals: bool) -> None:
+def report(what: str, values: list[float], *, goals: bool) -> None:
     ordered = sorted(values)
     p50, p99 = statistics.median(ordered), ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
     text = f"{what}: p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms ({len(values)} files)"
@@ -120,7 +120,7 @@ def tell(what: str, values: list[float], *, goals: bool) -> None:
 
 
 def alerts(folder: Path, copies: int, per_file: int) -> None:
-    """Real ZTF alert packets, each copy with a candid of its own, through a magnitude and sky predicate."""
+    """Send copies of real ZTF alert packets, each with its own candid, through a predicate, and print the rate."""
     source = sorted(folder.glob("ZTF*.avro"))
     records, schema = [], None
     for path in source:
@@ -170,7 +170,7 @@ def main() -> None:
     if options.alerts.is_dir():
         alerts(options.alerts, options.copies, options.per_file)
     else:
-        sys.stdout.write(f"{options.alerts} is absent: the alerts are not measured\n")
+        sys.stdout.write(f"{options.alerts} does not exist: the throughput of alerts is not measured\n")
 
 
 if __name__ == "__main__":

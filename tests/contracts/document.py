@@ -1,4 +1,4 @@
-"""`protocols/openapi.yaml` as the tests use it: operations by method and path, schemas by name, answers checked."""
+"""Access of the tests to `protocols/openapi.yaml`: operations by method and path, schemas, and checks of answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def document() -> dict[str, Any]:
 
 
 def resolved(node: Any) -> Any:
-    """A node, or what its `$ref` points to."""
+    """A node, or the target of its `$ref`."""
     while isinstance(node, dict) and set(node) == {"$ref"}:
         pointer = node["$ref"].removeprefix("#/").split("/")
         node = document()
@@ -46,7 +46,7 @@ def operations() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def operation(method: str, target: str) -> tuple[str, dict[str, Any]]:
-    """The documented path that a request target means, and its operation; constant paths win."""
+    """The documented path and operation of a request target. Constant paths have precedence."""
     path = target.partition("?")[0]
     for key, found in sorted(operations().items(), key=lambda pair: pair[0][1].count("{")):
         pattern = re.sub(r"\\{(\w+)\\}", lambda m: ".+" if m[1] == "path" else "[^/]+", re.escape(key[1]))
@@ -74,7 +74,7 @@ def check(schema: Any, value: Any, what: str) -> None:
 
 
 def check_answer(method: str, target: str, status: int, kind: str, data: bytes) -> Any:
-    """Fail unless an answer is as documented; its JSON (a list of the lines for JSON lines), else its bytes."""
+    """Fail if an answer is not as documented. Returns its JSON (a list for JSON lines), else its bytes."""
     path, found = operation(method, target)
     what = f"{method} {path} -> {status}"
     answer = resolved(found["responses"].get(str(status)) or found["responses"].get("default"))
@@ -103,7 +103,7 @@ def check_answer(method: str, target: str, status: int, kind: str, data: bytes) 
 
 
 def keys(name: str) -> list[str]:
-    """The keys of a schema, those of what it builds on first."""
+    """The keys of a schema, after those of the schemas on which it is based."""
     schema = document()["components"]["schemas"][name]
     above = keys(schema["$ref"].rpartition("/")[2]) if "$ref" in schema else []
     return above + list(schema.get("properties", {}))

@@ -1,4 +1,4 @@
-"""docs/commands.md names every command, option and key there is, and the commands print those keys."""
+"""docs/commands.md lists every command, option and key, and the commands print these keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from island.cli.demo.demo_island import ISLAND, DemoIsland, free_ports
 from tests.contracts import commands, document
 
 
-def test_the_page_is_what_the_program_says() -> None:
+def test_the_page_is_up_to_date() -> None:
     assert commands.PAGE.read_text("utf-8") == commands.render(), "run: python -m tests.contracts.commands"
 
 
@@ -41,7 +41,7 @@ def test_every_command_with_json_has_its_keys_on_the_page() -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
-    """An island with one of everything; its Livy is down, so that sessions need no Spark."""
+    """An island with one object of each kind. Its Livy is down, so sessions need no Spark."""
     made = DemoIsland(tmp_path_factory.mktemp("commands"), "kiso")
     made.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
     try:
@@ -53,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
 
 @pytest.fixture(scope="module")
 def printed(place: DemoIsland) -> dict[str, Any]:
-    """What each command prints with `--json`."""
+    """The output of each command with `--json`."""
     root = place.home.parent
     (root / "folder").mkdir()
     table = pa.table({"ra": [10.0, 187.0], "mag": [3.4, 8.6]})

@@ -1,8 +1,8 @@
-"""The recording of a real Livy 0.9.0, played against what answers as a Livy here.
+"""Replay of the recording of a real Livy 0.9.0 against the engine and the gateway.
 
-The player and the recording lie in the folder `livy` beside this file. A subject is a running
-server; each has its set of accepted differences, every one with its reason. The test fails both
-when something new differs and when something accepted now matches.
+The player and the recording are in the folder `livy` beside this file. A subject is a running
+server. Each has its accepted differences, with reasons. The test fails if there is a new
+difference, and if an accepted difference no longer occurs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BETTER = {
     "py: unknown job": "the session is alive after an interrupt, so that the job is not found (404)",
 }
 PY4J = {"py: analysis error": "the line number of a frame of py4j: pyspark 3.5.9 from PyPI has a newer one"}
-# Recorded under Python 3.11; other versions number lines and draw carets otherwise.
+# Recorded with Python 3.11; other versions have different line numbers and carets.
 PYTHON_3_11 = {"shared: exit()", "py: syntax error", "py: indentation error", "py: unclosed bracket"}
 MATPLOT = {"py: %matplot": "matplotlib is not installed"}
 
@@ -51,7 +51,7 @@ Subject = Callable[[Path, Path], AbstractContextManager[str]]
 
 @contextmanager
 def engine(home: Path, work: Path) -> Iterator[str]:
-    """The embedded engine by itself."""
+    """The embedded engine alone."""
     need_spark()
     running = RunningEngine(home, "--allow-files", str(work))
     try:
@@ -82,7 +82,7 @@ def gateway(home: Path, work: Path) -> Iterator[str]:
 
 
 def accepted_of_gateway() -> dict[str, str]:
-    """The differences of the gateway: the engine's, and what it does better."""
+    """The accepted differences of the gateway: those of the engine, and improvements."""
     return {**accepted(), "dead: statements": "what is stored of a session is readable when the session is gone"}
 
 
@@ -105,7 +105,7 @@ def test_livy_contract(subject: Subject, differs: Callable[[], dict[str, str]], 
 
 
 def play(url: str, work: Path, groups: str) -> str:
-    """Play groups of the recording against a server; the player's output."""
+    """Replay groups of the recording against a server. Returns the output of the player."""
     command = [sys.executable, str(RECORDING / "transcript.py"), url]
     command += ["--golden", str(RECORDING / "golden-livy-0.9.0.json"), "--only", groups, "--work", str(work)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)

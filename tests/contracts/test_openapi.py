@@ -1,4 +1,4 @@
-"""protocols/openapi.yaml says what the daemon serves, no more and no less, and the daemon answers as it says."""
+"""protocols/openapi.yaml documents exactly what the daemon serves, and the daemon answers as documented."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ async def test_what_is_documented_is_what_is_served(routes: list[web.AbstractRou
     assert served == set(document.operations())
 
 
-async def test_every_handler_says_what_it_does(routes: list[web.AbstractRoute]) -> None:
+async def test_every_handler_has_a_docstring(routes: list[web.AbstractRoute]) -> None:
     for route in routes:
         said = inspect.getdoc(route.handler)
         assert said and said.splitlines()[0].endswith((".", ":", "`.")), route
@@ -141,7 +141,7 @@ def user(place: DemoIsland) -> Caller:
 
 @pytest.fixture(scope="module")
 def script(place: DemoIsland) -> Path:
-    """A script where batches may name it by path."""
+    """A script in a folder from which batches may name files."""
     path = place.home.parent / "script.py"
     path.write_text("print(1)\n")
     return path
@@ -149,7 +149,7 @@ def script(place: DemoIsland) -> Path:
 
 @pytest.fixture(scope="module")
 def small(admin: Caller, place: DemoIsland) -> dict[str, Any]:
-    """A small published dataset, as its publication was answered."""
+    """The answer to the publication of a small dataset."""
     path = place.home.parent / "small.parquet"
     table = pa.table({"ra": [10.0, 187.0], "dec": [41.0, 12.0], "mag": [3.4, 8.6]})
     pq.write_table(table, path)
@@ -296,7 +296,7 @@ def test_streams(admin: Caller, user: Caller, place: DemoIsland) -> None:
 
 
 def test_jobs(admin: Caller, user: Caller, small: dict[str, Any]) -> None:
-    """As far as it goes without Spark: the session is pinned to the only island, and ended again."""
+    """The part that needs no Spark: the session is pinned to the only island, and ended again."""
     user.call("POST", "/api/v1/sessions", {"inputs": ["kiso/nothing"]}, status=404)
     user.call("POST", "/api/v1/sessions", {"inputs": ["nonsense"]}, status=400)
     user.call("POST", "/api/v1/sessions", {"at": "nowhere"}, status=404)
@@ -338,7 +338,7 @@ def test_jobs(admin: Caller, user: Caller, small: dict[str, Any]) -> None:
     closed = user.call("DELETE", one, status=200)
     assert closed["job"] == opened["job"]
 
-    # The administrator's job is not the user's to see.
+    # The user may not see the administrator's job.
     batch = admin.call("POST", "/api/v1/batches?file=a.py&arg=1&arg=2", b"print(1)", status=201)
     assert batch["kind"] == "batch"
     user.call("GET", f"/api/v1/jobs/{batch['job']}", status=404)
@@ -348,7 +348,7 @@ def test_jobs(admin: Caller, user: Caller, small: dict[str, Any]) -> None:
 
 
 def test_livy(user: Caller, small: dict[str, Any], script: Path) -> None:
-    """Livy's paths in Livy's words; its behaviour is the recording's to test."""
+    """Livy's paths and messages. The replay of the recording tests its behaviour."""
     user.call("GET", "/", status=302)
     user.call("GET", "/ui", status=200)
     for path in ("/sessions", "/sessions/", "/batches", "/batches/"):
@@ -416,11 +416,11 @@ def test_malformed_bodies_are_refused(admin: Caller, body: bytes) -> None:
         if method == "POST" and path.startswith("/api/v1/") and path.rpartition("/")[2] not in ("batches", "fetch"):
             target = path.replace("{id}", "nothing").replace("{number}", "0")
             if target.endswith("/statements/0/cancel"):
-                continue  # it takes no body
+                continue  # the operation has no body
             assert admin.call(method, target, body, status=400)["error"] == "bad_input", target
 
 
-def test_paths_and_methods_that_are_none(admin: Caller) -> None:
+def test_unknown_paths_and_methods(admin: Caller) -> None:
     for method, path, status, code in (
         ("GET", "/api/v1/nothing", 404, "not_found"),
         ("PUT", "/api/v1/peers", 405, "method_not_allowed"),
@@ -435,7 +435,7 @@ def test_paths_and_methods_that_are_none(admin: Caller) -> None:
 
 
 def test_with_another_island(admin: Caller, small: dict[str, Any], place: DemoIsland, tmp_path: Path) -> None:
-    """Joining, fetching, reading and dropping: what one island alone never answers."""
+    """Joining, fetching, reading and dropping, which need a second island."""
     other = DemoIsland(tmp_path, "nanten", dialled=False)
     try:
         other.start()
@@ -454,7 +454,7 @@ def test_with_another_island(admin: Caller, small: dict[str, Any], place: DemoIs
         there.call("DELETE", "/api/v1/datasets/small", status=404)
         assert there.call("DELETE", "/api/v1/files/kiso/small", status=200)["freed"] >= small["bytes"]
 
-        # Pinned to where foreign jobs are not allowed: rejected with the reason, its row with all keys.
+        # Pinned to an island that refuses foreign jobs: its row has the reason and all keys.
         job = there.call("POST", "/api/v1/sessions", {"inputs": ["kiso/small"], "at": "kiso"}, status=201)["job"]
 
         def considered() -> Any:
@@ -469,7 +469,7 @@ def test_with_another_island(admin: Caller, small: dict[str, Any], place: DemoIs
 
 
 def test_every_operation_was_called(admin: Caller, user: Caller) -> None:
-    """Runs last in this file: what is documented was also tried."""
+    """Runs last in this file: every documented operation was called."""
     tried = admin.seen | user.seen | {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/version")}
     if len(tried) < 20:
         pytest.skip("only a part of this file ran")

@@ -1,4 +1,4 @@
-"""A daemon under 1,000 connections that never finish what they begin: both ports go on serving."""
+"""A daemon with 1,000 connections that never complete their requests: both ports keep serving."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILES = 1024
 
 @pytest.fixture(scope="module", autouse=True)
 def descriptors() -> Iterator[None]:
-    """Enough descriptors for this side's ends of the connections."""
+    """Raise the limit of file descriptors of the test for its ends of the connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * COUNT + 500  # two sieges at once
     if hard != resource.RLIM_INFINITY and hard < wanted:
@@ -36,7 +36,7 @@ def descriptors() -> Iterator[None]:
 
 
 class Limited(DemoIsland):
-    """An island whose daemon may have `FILES` open files and no more, and whose Livy is down."""
+    """An island whose daemon may have at most `FILES` open files, and whose Livy is down."""
 
     def start(self) -> None:
         self.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
@@ -63,7 +63,7 @@ def islands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Limited]]
 
 @contextlib.contextmanager
 def half_open(address: tuple[str, int], *beginnings: bytes) -> Iterator[None]:
-    """`COUNT` connections on which a beginning was sent and nothing more will be."""
+    """Open `COUNT` connections that send only the beginning of a request."""
     with contextlib.ExitStack() as stack:
         for number in range(COUNT):
             connection = stack.enter_context(socket.create_connection(address, timeout=30))

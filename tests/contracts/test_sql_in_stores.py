@@ -1,4 +1,4 @@
-"""SQL stands in the stores of its concern, and nowhere else."""
+"""SQL statements are only in the store modules of their packages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|REPLACE|WITH|CREATE|ALT
 
 
 def statements(source: str) -> Iterator[int]:
-    """The lines of calls that execute an SQL statement; savepoints and the like are no statements here."""
+    """The lines of calls that execute an SQL statement, without savepoints and the like."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("execute"):
             first = node.args[0] if node.args else None
@@ -47,7 +47,7 @@ def test_statements_are_found(source: str, lines: list[int]) -> None:
     assert list(statements(source)) == lines
 
 
-def test_sql_stands_in_stores() -> None:
+def test_sql_is_in_stores_only() -> None:
     found = {
         path.relative_to(ISLAND).as_posix()
         for path in ISLAND.rglob("*.py")

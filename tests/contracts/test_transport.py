@@ -1,8 +1,8 @@
-"""The contract of `kernel.ports.Peers`, which every transport keeps.
+"""The contract of `kernel.ports.Peers`, which every transport must fulfil.
 
-A subject runs a number of islands that all know each other, lets `register` put handlers
-on each before its sessions start, and can cut one off without a goodbye. To add a subject,
-write such a class and put it into `SUBJECTS`.
+A subject runs several islands that know each other, has `register` add handlers to each island
+before its sessions start, and can remove an island abruptly. To add a subject, write such a class
+and add it to `SUBJECTS`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Subject(Protocol):
         """`count` islands, all linked with each other."""
 
     def cut(self, peers: Peers) -> None:
-        """Take one island off the network without a goodbye."""
+        """Remove one island from the network abruptly."""
 
 
 class Tls:
-    """The real sessions, on loopback."""
+    """Real sessions on loopback."""
 
     @contextlib.asynccontextmanager
     async def islands(self, folder: Path, count: int, register: Register) -> AsyncIterator[list[Peers]]:
@@ -63,7 +63,7 @@ class Tls:
 
 
 class Simulated:
-    """The network of the simulations, with good weather."""
+    """The simulated network without faults."""
 
     @contextlib.asynccontextmanager
     async def islands(self, folder: Path, count: int, register: Register) -> AsyncIterator[list[Peers]]:
@@ -114,7 +114,7 @@ def nothing(_: Peers) -> None:
     return
 
 
-async def test_links_are_sorted_and_say_who(subject: Subject, tmp_path: Path) -> None:
+async def test_links_are_sorted_and_have_the_island(subject: Subject, tmp_path: Path) -> None:
     async with subject.islands(tmp_path, 3, nothing) as islands:
         for peers in islands:
             links = peers.links()
@@ -123,7 +123,7 @@ async def test_links_are_sorted_and_say_who(subject: Subject, tmp_path: Path) ->
             assert peers.link(peers.me) is None
         first, second, _ = islands
         async with asyncio.timeout(5):
-            while True:  # two that dial at once agree on one session a moment later
+            while True:  # two islands that dial at the same time agree on one session later
                 one, other = first.link(second.me), second.link(first.me)
                 if one is not None and other is not None and one.dialled != other.dialled:
                     break
@@ -156,8 +156,8 @@ async def test_errors_of_handlers_reach_the_caller(subject: Subject, tmp_path: P
         assert a.link(b.me) is not None
 
 
-async def test_a_bug_in_a_handler_is_the_islands_own_affair(tmp_path: Path) -> None:
-    # Of the real sessions only: a simulation fails at a bug, so that nobody overlooks it.
+async def test_a_bug_in_a_handler_is_answered_as_an_internal_error(tmp_path: Path) -> None:
+    # For real sessions only: a simulation fails at a bug.
     async with Tls().islands(tmp_path, 2, lambda peers: peers.on_request("bug", bug)) as (a, b):
         with pytest.raises(PeerRefused) as internal:
             await a.request(b.me, "bug", b"")
@@ -202,7 +202,7 @@ async def test_pushes_arrive_in_order(subject: Subject, tmp_path: Path) -> None:
         assert not a.push(IslandId("ab" * 32), "news", b"nobody")
 
 
-async def test_nobody_is_unreachable(subject: Subject, tmp_path: Path) -> None:
+async def test_an_unknown_island_is_unreachable(subject: Subject, tmp_path: Path) -> None:
     async with subject.islands(tmp_path, 1, nothing) as (a,):
         with pytest.raises(Unreachable):
             await a.request(IslandId("ab" * 32), "echo", b"")
@@ -221,7 +221,7 @@ async def mirror(_sender: IslandId, _body: bytes, stream: BulkStream) -> None:
         await stream.send(block)
 
 
-async def test_a_stream_brings_blocks_in_order_to_its_end(subject: Subject, tmp_path: Path) -> None:
+async def test_a_stream_delivers_blocks_in_order(subject: Subject, tmp_path: Path) -> None:
     async with (
         subject.islands(tmp_path, 2, lambda peers: peers.on_bulk("count", count_up)) as (a, b),
         a.bulk(b.me, "count", b"500") as stream,
@@ -352,7 +352,7 @@ async def test_bad_bytes_end_the_session_of_their_sender_only(subject: Subject, 
         assert await c.request(b.me, "echo", b"") == c.me.encode() + b":"
 
 
-async def test_losing_an_island_is_told_at_once(subject: Subject, tmp_path: Path) -> None:
+async def test_the_loss_of_an_island_is_reported_at_once(subject: Subject, tmp_path: Path) -> None:
     def register(peers: Peers) -> None:
         peers.on_request("never", never)
         peers.on_bulk("pour", count_up)

@@ -1,4 +1,4 @@
-"""A web page of somebody else cannot use the user port; Livy's clients and curl can, as they are."""
+"""Web pages of other origins cannot use the user port, but unmodified Livy clients and curl can."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BROWSER = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
-    """An island whose Livy is down: a session is accepted and listed, and starts no Spark."""
+    """An island whose Livy is down: sessions are accepted and listed, but do not start Spark."""
     made = DemoIsland(tmp_path_factory.mktemp("browsers"), "kiso")
     made.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
     made.configure("allowed_hosts", json.dumps([ALLOWED]))
@@ -59,7 +59,7 @@ def send(
     *,
     cached: bool = True,
 ) -> tuple[int, dict[str, str], Any]:
-    """One request with exactly these headers (and the cached credentials): status, headers, JSON body."""
+    """Send a request with exactly these headers and the cached credentials. Returns status, headers and JSON body."""
     connection = http.client.HTTPConnection("127.0.0.1", port(place), timeout=15)
     try:
         connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
@@ -80,7 +80,7 @@ def send(
 
 
 def sessions(place: DemoIsland) -> int:
-    """How many sessions there are."""
+    """The number of sessions."""
     status, _, found = send(place, "GET", "/sessions", {})
     assert status == 200
     total: int = found["total"]
@@ -140,7 +140,7 @@ def test_every_route_refuses(place: DemoIsland) -> None:
      ALLOWED, ALLOWED.upper(), f"{ALLOWED}.", f"{ALLOWED}:443"],
 )  # fmt: skip
 def test_hosts_that_mean_this_island(place: DemoIsland, host: str) -> None:
-    """A tunnel (`ssh -L 9000:127.0.0.1:8990`) makes the port another than the listener's."""
+    """With a tunnel (`ssh -L 9000:127.0.0.1:8990`) the client uses another port than the listener's."""
     for origin in (f"http://{host}", f"https://{host}"):
         headers = {**BROWSER, "Host": host, "Origin": origin, "Sec-Fetch-Site": "same-origin"}
         assert send(place, "GET", "/sessions", headers)[0] == 200
@@ -159,7 +159,7 @@ def test_hosts_that_do_not(place: DemoIsland, host: str) -> None:
 
 
 def raw(place: DemoIsland, head: str) -> int:
-    """The status for a head that is sent as it is, over a connection that is closed afterwards."""
+    """Send the head of a request unchanged, over a connection that is closed afterwards. Returns the status."""
     connection = http.client.HTTPConnection("127.0.0.1", port(place), timeout=15)
     try:
         connection.connect()
@@ -172,7 +172,7 @@ def raw(place: DemoIsland, head: str) -> int:
 
 
 def test_a_request_without_a_host(place: DemoIsland) -> None:
-    """HTTP/1.0 has no Host, and no browser speaks it; HTTP/1.1 demands one."""
+    """HTTP/1.0 has no Host and is not used by browsers; HTTP/1.1 requires it."""
     login = f"Authorization: Bearer {place.user_token}"
     assert raw(place, f"GET /sessions HTTP/1.0\n{login}") == 200
     assert raw(place, f"GET /sessions HTTP/1.0\n{login}\nOrigin: http://evil.example") == 403
@@ -191,7 +191,7 @@ def test_two_hosts_and_a_host_in_the_target(place: DemoIsland) -> None:
 
 
 def test_a_browser_is_not_asked_for_a_password(place: DemoIsland) -> None:
-    """What a browser is asked for it keeps, and adds to the requests of every page."""
+    """A browser caches credentials for which it is asked, and adds them to the requests of every page."""
     plain = send(place, "GET", "/sessions", {"Accept": "*/*", "User-Agent": "Apache-HttpClient/4.5"}, cached=False)
     assert plain[0] == 401 and plain[1]["www-authenticate"] == 'Basic realm="island"'
     for mark in (
@@ -222,7 +222,7 @@ def test_pylivy_works_unmodified(place: DemoIsland) -> None:
 
 
 def test_sparkmagic_works_unmodified(place: DemoIsland) -> None:
-    """Its requests: JSON, X-Requested-By, credentials at once, no Origin."""
+    """Its requests have JSON, X-Requested-By and credentials from the start, and no Origin."""
     import requests
 
     headers = {"Content-Type": "application/json", "X-Requested-By": "any"}
@@ -241,7 +241,7 @@ def test_sparkmagic_works_unmodified(place: DemoIsland) -> None:
 
 @pytest.fixture
 def curl() -> str:
-    """The real curl; a missing one fails in CI and skips elsewhere."""
+    """The real curl. If it is missing, the test fails in CI and is skipped elsewhere."""
     found = shutil.which("curl")
     if found is None:
         reason = "curl is not installed: install it to run this test"
@@ -253,7 +253,7 @@ def curl() -> str:
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http1.0"])
 def test_curl_works_unmodified(place: DemoIsland, curl: str, version: str) -> None:
-    """`curl -d` says that its body is a form; what counts is the body."""
+    """`curl -d` declares its body as a form; the server decodes the body regardless."""
     for options in (
         ["-u", f"any:{place.user_token}"],
         ["--anyauth", "-u", f"any:{place.user_token}"],

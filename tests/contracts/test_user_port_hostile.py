@@ -1,4 +1,4 @@
-"""Whatever is sent to the user port: an answer in time, no 5xx that is a bug, no traceback, and the island goes on."""
+"""Any request to the user port is answered in time without an internal error, and the island keeps running."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tests.contracts import document
 pytestmark = pytest.mark.e2e
 
 SECONDS = 15.0
-"""How long the random attack lasts."""
+"""Duration of the random attack in seconds."""
 ANSWER_S = 15.0
-"""Within which every request is answered."""
+"""Seconds within which every request must be answered."""
 
 NASTY = st.sampled_from(
     ["", " ", "0", "1", "-1", "+1", "00", "٣", "²", "9" * 9, "9" * 19, "9" * 5000, "1e9", "nan", "inf", "-0", "0x1",
@@ -69,7 +69,7 @@ HEADERS = st.dictionaries(
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
-    """An island whose Livy is down, so that no session that an attack opens starts Spark."""
+    """An island whose Livy is down, so sessions that an attack opens do not start Spark."""
     made = DemoIsland(tmp_path_factory.mktemp("hostile"), "kiso")
     made.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
     try:
@@ -90,7 +90,7 @@ def token(place: DemoIsland) -> str:
 
 
 def send(place: DemoIsland, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
-    """One request, on a connection of its own; an answer later than `ANSWER_S` is a hang."""
+    """Send one request on its own connection. Fails if there is no answer within `ANSWER_S`."""
     parts = urlsplit(place.url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ANSWER_S)
     try:
@@ -109,7 +109,7 @@ def send(place: DemoIsland, method: str, target: str, body: bytes | None, header
 def check(what: str, status: int, data: bytes) -> None:
     assert b"Traceback" not in data and b'"bug"' not in data, f"{what}: {data[:1000]!r}"
     if status >= 500:
-        # A failure of others (the engine, a peer) may be one; it says so in the API's form.
+        # A failure of the engine or of a peer may give a 5xx, in the form of the API.
         answer = json.loads(data)
         assert status != 500 and answer["error"] in ("engine_failed", "unreachable", "peer_refused"), (
             f"{what}: {data!r}"
@@ -118,7 +118,7 @@ def check(what: str, status: int, data: bytes) -> None:
 
 @st.composite
 def bodies(draw: st.DrawFn, operation: dict[str, Any]) -> bytes | None:
-    """Nothing, nonsense, or an object with the documented keys and whatever values."""
+    """An empty body, an invalid one, or an object with the documented keys and any values."""
     content = operation.get("requestBody", {}).get("content", {})
     schema = document.resolved(content.get("application/json", {}).get("schema", {}))
     kind = draw(st.integers(0, 5))
@@ -154,7 +154,7 @@ def requests(draw: st.DrawFn) -> tuple[str, str, bytes | None, dict[str, str]]:
     known = [p["name"] for p in map(document.resolved, operation.get("parameters", [])) if p["in"] == "query"]
     pairs = draw(st.lists(st.tuples(st.sampled_from([*known, "kind", "timeout", "x"]), TEXT), max_size=3))
     if path.endswith("/wait") or "/statements/" in path:
-        pairs = [("timeout", "0"), *pairs]  # waiting is what these are for; the first value counts
+        pairs = [("timeout", "0"), *pairs]  # these operations wait; the first value is used
     query = "&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in pairs)
     return method, path + ("?" + query if query else ""), draw(bodies(operation)), draw(HEADERS)
 
@@ -185,14 +185,14 @@ def test_random_requests(place: DemoIsland) -> None:
 
 
 def still_whole(place: DemoIsland) -> None:
-    """The daemon serves, and logged no bug."""
+    """Check that the daemon answers and has logged no bug."""
     assert send(place, "GET", "/readyz", None, {})[0] == 200
     said = place.log.read_text("utf-8", "replace")
     assert "api.unexpected_error" not in said and "Traceback" not in said, said[said.find("Traceback") - 500 :][:4000]
 
 
-def test_what_is_no_file_is_not_published(place: DemoIsland) -> None:
-    """Devices, pipes, links in circles: an error, at once."""
+def test_only_regular_files_are_published(place: DemoIsland) -> None:
+    """Devices, pipes and circular links give an error at once."""
     root = place.home.parent
     os.mkfifo(root / "pipe.parquet")
     (root / "loop").symlink_to(root / "loop")
@@ -224,7 +224,7 @@ def test_a_body_that_grows_when_it_is_unpacked_is_refused(place: DemoIsland, tar
 
 
 def raw(place: DemoIsland, data: bytes) -> bytes:
-    """What comes back for bytes that need not be HTTP, until the other side closes or falls silent for a second."""
+    """Send any bytes, and return the answer until the daemon closes. Fails after `ANSWER_S` of silence."""
     parts = urlsplit(place.url)
     got = b""
     with socket.create_connection((parts.hostname, parts.port), timeout=ANSWER_S) as connection:
@@ -258,7 +258,7 @@ def raw(place: DemoIsland, data: bytes) -> bytes:
         b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xc3\xa9\r\n\r\n",
     ],
 )
-def test_what_is_no_request_ends_the_connection_only(place: DemoIsland, data: bytes) -> None:
+def test_invalid_requests_end_only_their_connection(place: DemoIsland, data: bytes) -> None:
     got = raw(place, data)
     assert b"Traceback" not in got and b" 500 " not in got.partition(b"\r\n")[0]
     assert not got or got.startswith((b"HTTP/1.", b"HTTP/9")), got[:300]

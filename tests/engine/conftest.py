@@ -38,7 +38,7 @@ async def client(engine: RunningEngine) -> AsyncIterator[LivyClient]:
 
 @pytest.fixture(scope="session")
 def shared_session(engine: RunningEngine) -> int:
-    """A session that tests share; they leave it usable."""
+    """A session that tests share. They must leave it usable."""
     import asyncio
 
     async def open_one() -> int:

@@ -1,7 +1,7 @@
-"""A Python file that is run in turn by stock Spark, as a batch and in a session: tells what Spark's ports are and hold.
+"""A Python file that reports Spark's ports and their content. It is run by stock Spark, as a batch and in a session.
 
-As a program (`ports_of_spark.py FOLDER`) it begins a context that asks for everything open, writes FOLDER/told, waits
-for a reader of the pipe FOLDER/asked, then writes FOLDER/uploaded, and stays.
+As a program (`ports_of_spark.py FOLDER`) it starts a context with all security settings off, writes FOLDER/told, waits
+for a reader of the pipe FOLDER/asked, then writes FOLDER/uploaded, and keeps running.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UPLOADED = "broadcast_4242_piece0"
 
 
 def told(spark: Any) -> dict[str, Any]:
-    """The ports, the name of a block with the session's data, and two messages that any Spark can make."""
+    """The ports, the name of a block with the session's data, and two messages that any Spark can create."""
     context = spark.sparkContext
     jvm = context._jvm
     env = jvm.org.apache.spark.SparkEnv.get()
@@ -50,14 +50,14 @@ def told(spark: Any) -> dict[str, Any]:
 
 
 def has_uploaded(spark: Any) -> bool:
-    """Whether Spark took the block that only a stranger sends."""
+    """Whether Spark accepted the block that only the stranger sends."""
     jvm = spark.sparkContext._jvm
     block = jvm.org.apache.spark.storage.BlockId.apply(UPLOADED)
     return bool(jvm.org.apache.spark.SparkEnv.get().blockManager().getStatus(block).isDefined())
 
 
 def main(folder: str) -> None:
-    """Tell, wait to be asked, tell again, stay."""
+    """Write the first report, wait for a reader, write the second one, and keep running."""
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder
@@ -72,7 +72,7 @@ def main(folder: str) -> None:
 
 
 def write(folder: str, name: str, value: Any) -> None:
-    """A file that is whole from its first moment."""
+    """Write a file atomically."""
     path = os.path.join(folder, name)
     with open(path + ".part", "w", encoding="utf-8") as file:
         json.dump(value, file)

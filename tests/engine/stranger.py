@@ -1,8 +1,8 @@
-"""Another account of this machine, at the ports and files of a Spark session.
+"""Attempts of another account of this machine to use the ports and files of a Spark session.
 
-Run as a file, as root: `python -I stranger.py UID GID` with a JSON object on standard input. It becomes that
-account first, tries what it is told, and prints for each attempt what it got; an empty text is a refusal.
-Messages are Spark's own transport protocol, in bytes: no Spark, and no secret, is needed to speak it.
+Run as a file, as root: `python -I stranger.py UID GID` with a JSON object on standard input. It first changes
+to that account, then makes the attempts, and prints the result of each; an empty text is a refusal.
+The messages are bytes of Spark's own transport protocol, so neither Spark nor a secret is needed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ SILENCE_S = 3.0
 
 
 def text(value: str) -> bytes:
-    """A string as Spark's messages have it."""
+    """A string in the encoding of Spark's messages."""
     return blob(value.encode())
 
 
 def blob(value: bytes) -> bytes:
-    """Bytes as Spark's messages have them."""
+    """Bytes in the encoding of Spark's messages."""
     return struct.pack(">i", len(value)) + value
 
 
 def java_text(value: str) -> bytes:
-    """A string as Java's `writeUTF` has it."""
+    """A string in the encoding of Java's `writeUTF`."""
     return struct.pack(">H", len(value)) + value.encode()
 
 
@@ -43,7 +43,7 @@ def request(kind: int, head: bytes, body: bytes = b"") -> bytes:
 
 
 def rpc(body: bytes) -> bytes:
-    """A call that wants an answer."""
+    """A request that requires an answer."""
     return request(RPC_REQUEST, struct.pack(">qi", 1, len(body)), body)
 
 
@@ -53,7 +53,7 @@ def connected(port: int) -> socket.socket:
 
 
 def exactly(connection: socket.socket, count: int) -> bytes:
-    """Bytes of a connection; fewer where it ends before."""
+    """Read `count` bytes of a connection; fewer if it ends before."""
     data = b""
     while len(data) < count:
         try:
@@ -67,7 +67,7 @@ def exactly(connection: socket.socket, count: int) -> bytes:
 
 
 def answer(connection: socket.socket, message: bytes) -> tuple[int, bytes]:
-    """Type and content of the frame that answers a frame; (-1, b"") where the connection is closed instead."""
+    """Type and content of the frame that answers a frame; (-1, b"") if the connection is closed instead."""
     connection.sendall(message)
     size = exactly(connection, 8)
     frame = exactly(connection, struct.unpack(">q", size)[0] - 8) if len(size) == 8 else b""
@@ -75,7 +75,7 @@ def answer(connection: socket.socket, message: bytes) -> tuple[int, bytes]:
 
 
 def ask_an_endpoint(port: int, task: dict[str, Any]) -> str:
-    """Whether an endpoint of the driver exists: the driver reads our message as Java objects to answer."""
+    """Ask whether an endpoint of the driver exists. The driver decodes the message as Java objects to answer it."""
     address = b"\x01" + java_text("localhost") + struct.pack(">i", port)
     body = b"\x00" + address + java_text("endpoint-verifier") + bytes.fromhex(task["check"])
     with connected(port) as connection:
@@ -84,27 +84,27 @@ def ask_an_endpoint(port: int, task: dict[str, Any]) -> str:
 
 
 def fetch_a_jar(port: int, task: dict[str, Any]) -> str:
-    """A jar of the session."""
+    """Fetch a jar of the session."""
     with connected(port) as connection:
         kind, got = answer(connection, request(STREAM_REQUEST, text(f"/jars/{task['jar']}")))
     return repr(got) if kind == STREAM else ""
 
 
 def read_a_block(port: int, task: dict[str, Any]) -> str:
-    """A block with the session's data."""
+    """Fetch a block with the session's data."""
     wanted = OPEN_BLOCKS + text("app") + text("1") + struct.pack(">i", 1) + text(task["block"])
     with connected(port) as connection:
         kind, got = answer(connection, rpc(wanted))
         if kind != RPC_ANSWER:
             return ""
-        # Request id, length, and the answer: its type, the stream's id, how many chunks it has.
+        # Request id, length, and the answer: its type, the id of the stream, the number of chunks.
         stream = struct.unpack_from(">q", got, 13)[0]
         kind, got = answer(connection, request(CHUNK_REQUEST, struct.pack(">qi", stream, 0)))
     return repr(got) if kind == CHUNK else ""
 
 
 def upload_a_block(port: int, task: dict[str, Any]) -> str:
-    """A block under a name that the session's tasks load their code from."""
+    """Upload a block under a name from which the session's tasks load code."""
     level, data = blob(bytes.fromhex(task["level"])), blob(b"a stranger's")
     with connected(port) as connection:
         kind, got = answer(
@@ -114,7 +114,7 @@ def upload_a_block(port: int, task: dict[str, Any]) -> str:
 
 
 def call_java(port: int, _task: dict[str, Any]) -> str:
-    """A call of a Java method through py4j."""
+    """Call a Java method through py4j."""
     with connected(port) as connection:
         connection.sendall(b"c\nz:java.lang.System\ngetProperty\nsuser.name\ne\n")
         got = exactly(connection, 2)
@@ -122,19 +122,19 @@ def call_java(port: int, _task: dict[str, Any]) -> str:
 
 
 def send_accumulators(port: int, _task: dict[str, Any]) -> str:
-    """An update of no accumulators, which is acknowledged by a byte."""
+    """Send an update without accumulators, which is acknowledged by one byte."""
     with connected(port) as connection:
         connection.settimeout(SILENCE_S)
         connection.sendall(bytes(4096))
         try:
             got = exactly(connection, 1)
         except TimeoutError:
-            return ""  # it serves one connection at a time, which is Java's
+            return ""  # it serves only one connection at a time, that of Java
     return repr(got) if got else ""
 
 
 def start_a_worker(port: int, _task: dict[str, Any]) -> str:
-    """A Python worker, for a word that is not the session's."""
+    """Connect to a Python worker with a wrong secret."""
     with connected(port) as connection:
         connection.sendall(text("a guess"))
         got = exactly(connection, 6)
@@ -142,7 +142,7 @@ def start_a_worker(port: int, _task: dict[str, Any]) -> str:
 
 
 def list_sessions(port: int, _task: dict[str, Any]) -> str:
-    """The engine's REST, without a token."""
+    """Call the engine's REST API without a token."""
     with connected(port) as connection:
         connection.sendall(b"GET /sessions HTTP/1.0\r\n\r\n")
         got = exactly(connection, 12)
@@ -172,7 +172,7 @@ def is_readable(path: str) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    """Become the account, try everything, tell."""
+    """Change to the account, make all attempts, and print the results."""
     task = json.load(sys.stdin)
     os.setgroups([])
     os.setgid(int(argv[2]))

@@ -84,7 +84,7 @@ async def test_deleting_a_batch_ends_every_process_of_it(client: LivyClient, eng
             await asyncio.sleep(0.05)
     assert (await client.batch(batch.id)).state == "running"
     started = sorted(set(engine.below()) - before)
-    assert len(started) >= 4  # warden, Python, Java, sleep
+    assert len(started) >= 4  # supervisor, Python, Java, sleep
     await client.delete_batch(batch.id)
     assert alive(started) == []
     with pytest.raises(NotFound):

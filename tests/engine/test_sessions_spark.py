@@ -26,7 +26,7 @@ async def test_statement_text_and_numbers(session: Opened) -> None:
     assert 0 < second.started <= second.completed
 
 
-async def test_cancel_of_plain_python_is_prompt_and_the_session_goes_on(session: Opened) -> None:
+async def test_cancel_of_plain_python_is_prompt_and_the_session_continues(session: Opened) -> None:
     for code in (
         "import time\ntime.sleep(300)",
         "while True: pass",
@@ -46,7 +46,7 @@ async def test_cancel_of_a_spark_job_ends_it_in_spark(session: Opened) -> None:
     statement = await session.client.post_statement(session.id, slow)
     status = "len(sc.statusTracker().getActiveJobsIds())"
     await _until_state(session, statement.id, "running")
-    await asyncio.sleep(1)  # the job, not only the statement, is to run; nothing tells that from outside
+    await asyncio.sleep(1)  # the Spark job must be running, not only the statement; no event reports that
     await session.client.cancel_statement(session.id, statement.id)
     async with asyncio.timeout(60):
         view = await session.client.wait_statement(session.id, statement.id)
@@ -79,14 +79,14 @@ async def test_cancel_of_a_waiting_statement(session: Opened) -> None:
 async def test_output_is_bounded(session: Opened) -> None:
     text = await session.text("for i in range(2_000_000): print('a line of text')")
     assert len(text) < 301_000
-    assert "more characters were printed; a statement keeps 300000" in text[-200:]
+    assert "more characters were printed; the limit is 300000" in text[-200:]
     view = await session.run("'x' * 2_000_000")
     assert view.output is not None and view.output.status == "ok" and len(view.output.text) < 301_000
     view = await session.run("big = ['x' * 1000] * 1000\n%json big")
     assert view.output is not None and view.output.ename == "ResultTooLarge"
 
 
-async def test_what_programs_write_goes_to_the_log_and_is_bounded(session: Opened) -> None:
+async def test_output_of_programs_goes_to_the_log_and_is_limited(session: Opened) -> None:
     flood = "import os\nos.system('yes a long flood of output | head -c 30000000; echo; echo last word')"
     assert await session.text(flood) == "0"
     async with asyncio.timeout(120):
@@ -96,7 +96,7 @@ async def test_what_programs_write_goes_to_the_log_and_is_bounded(session: Opene
     assert all(len(line) < 5000 for line in page.log)
 
 
-async def test_input_is_empty_and_exit_does_no_harm(session: Opened) -> None:
+async def test_standard_input_is_empty_and_exit_does_not_end_the_session(session: Opened) -> None:
     view = await session.run("input()")
     assert view.output is not None and view.output.ename == "EOFError"
     view = await session.run("exit()")
@@ -106,7 +106,7 @@ async def test_input_is_empty_and_exit_does_no_harm(session: Opened) -> None:
     assert await session.text("3") == "3"
 
 
-async def test_odd_code_and_results(session: Opened) -> None:
+async def test_unusual_code_and_results(session: Opened) -> None:
     assert await session.text("print('a\\ud800b')") == "a\\ud800b"
     failed = await session.run("raise ValueError('\\udcff')")
     assert failed.output is not None and failed.output.evalue == "\\udcff"
@@ -130,7 +130,7 @@ async def test_spark_stopped_and_started_again(client: LivyClient) -> None:
     assert await opened.text(again) == "3"
     rows = await opened.run("select 1 as one", "sql")
     assert rows.output is not None and rows.output.status == "ok"
-    # Code that closes the engine's pipes ends its session, and nothing else.
+    # Code that closes the pipes to the engine ends only its own session.
     ended = await opened.run("import os; os.closerange(3, 200)")
     assert ended.state == "error"
     assert (await client.session(view.id)).state == "dead"
@@ -215,7 +215,7 @@ async def test_an_input_that_cannot_be_read_is_named(client: LivyClient, work: P
     await client.delete_session(view.id)
 
 
-async def test_a_process_that_dies_says_so(client: LivyClient, engine: RunningEngine) -> None:
+async def test_the_end_of_a_process_is_reported(client: LivyClient, engine: RunningEngine) -> None:
     view = await client.create_session(SessionRequest(kind="pyspark", name="mortal"))
     opened = Opened(client, (await client.wait_session(view.id)).id)
     died = await opened.run("import os\nos._exit(3)")
@@ -225,7 +225,7 @@ async def test_a_process_that_dies_says_so(client: LivyClient, engine: RunningEn
     assert state.state == "dead" and "code 3" in "\n".join(state.log)
     with pytest.raises(BadInput, match="dead"):
         await client.post_statement(view.id, "1")
-    # The name of a dead session is free.
+    # The name of a dead session can be used again.
     again = await client.create_session(SessionRequest(kind="pyspark", name="mortal"))
     assert again.id > view.id and (await client.session("mortal")).id == again.id
     await client.delete_session(again.id)
@@ -240,7 +240,7 @@ async def test_a_session_ends_with_its_java(client: LivyClient, engine: RunningE
     async with asyncio.timeout(60):
         while (await client.session(view.id)).state != "dead":
             await asyncio.sleep(0.05)
-    assert "Spark's Java ended" in "\n".join((await client.session_log(view.id)).log)
+    assert "Spark's Java exited" in "\n".join((await client.session_log(view.id)).log)
     await client.delete_session(view.id)
 
 
@@ -302,28 +302,28 @@ async def test_times_end_sessions(client: LivyClient) -> None:
         await client.create_session(SessionRequest(kind="pyspark", idle_timeout="200ms")),
         await client.create_session(SessionRequest(kind="pyspark", heartbeat_timeout_in_second=1)),
     ]
-    # A listing is no heartbeat; a request for the session would be one.
+    # A listing does not count as a heartbeat; a request for the session does.
     ours = {view.id for view in views}
     async with asyncio.timeout(240):
         while not all(s.state == "dead" for s in (await client.sessions()).sessions if s.id in ours):
             await asyncio.sleep(0.05)
     logs = ["\n".join((await client.session_log(view.id)).log) for view in views]
-    assert "its ttl of 1s is over" in logs[0]
+    assert "its ttl of 1s has expired" in logs[0]
     assert "idle for" in logs[1]
-    assert "no request of its client for 1 s" in logs[2]
+    assert "its client sent no request for 1 s" in logs[2]
     for view in views:
         await client.delete_session(view.id)
 
 
 async def test_refusals(client: LivyClient, engine: RunningEngine) -> None:
-    with pytest.raises(BadInput, match="it has pyspark and sql"):
+    with pytest.raises(BadInput, match="it supports pyspark and sql"):
         await client.create_session(SessionRequest(kind="spark"))
     with pytest.raises(BadInput, match=r"Blacklisted.*spark\.master"):
         await client.create_session(SessionRequest(kind="pyspark", conf={"spark.master": "local[7]"}))
     with pytest.raises(BadInput, match="driver memory"):
         await client.create_session(SessionRequest(kind="pyspark", driver_memory="900g"))
     async with LivyClient(engine.url, "not the token") as other:
-        with pytest.raises(Exception, match="token is needed"):
+        with pytest.raises(Exception, match="token is required"):
             await other.version()
 
 
@@ -375,7 +375,7 @@ def test_a_killed_engine_or_parent_leaves_nothing(tmp_path: Path, how: str) -> N
     assert running.process.wait(30) == (-signal.SIGKILL if how == "sigkill" else 0)
     running.close()
 
-    # What was lost is said; ids go on; the name can be used again.
+    # The log says that the session was lost; ids are not reused; the name can be used again.
     after = RunningEngine(tmp_path / "home")
     try:
         assert after.instance != running.instance
@@ -388,7 +388,7 @@ async def _open(running: RunningEngine) -> None:
     async with LivyClient(running.url, running.token) as client:
         view = await client.create_session(SessionRequest(kind="pyspark", name="isl-1"))
         await client.wait_session(view.id)
-        # Java and Python alike are busy when the end comes.
+        # Both Java and Python are busy at the end.
         await client.post_statement(view.id, "sc.parallelize([1], 1).map(lambda x: [0 for i in iter(int, 1)]).count()")
         assert client.instance == running.instance
 

@@ -1,4 +1,4 @@
-"""Python statements as Livy runs them, without Spark."""
+"""Python statements with the behaviour of Livy, without Spark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from island.livy.messages import Output
 
 
 class Runner:
-    """A shell whose output goes nowhere between statements."""
+    """A shell that drops text printed between statements."""
 
     def __init__(self) -> None:
         self.outside: list[str] = []
@@ -89,7 +89,7 @@ def test_errors(run: Runner) -> None:
     assert not [line for line in chained if __file__ in line or "shell.py" in line]
     assert _error(run("class E(Exception):\n    def __str__(self): 1/0\nraise E()"))[:2] == (
         "E",
-        "<E whose text cannot be made>",
+        "<E: its __str__ failed>",
     )
     assert _error(run("\0"))[0] in ("ValueError", "SyntaxError")
     assert run("'goes on'").data == {"text/plain": "'goes on'"}
@@ -124,7 +124,7 @@ def test_magics(run: Runner) -> None:
 
 def test_output_is_bounded_and_counted(run: Runner) -> None:
     text = run("print('y' * 5000)").text
-    assert text == "y" * 1000 + "\n... 4001 more characters were printed; a statement keeps 1000"
+    assert text == "y" * 1000 + "\n... 4001 more characters were printed; the limit is 1000"
     many = run("for i in range(100_000): print(i)").text
     assert len(many) < 1100 and many.startswith("0\n1\n2\n")
     run.capture.write("between")

@@ -1,7 +1,7 @@
-"""What another account of this machine gets from a living session or batch: nothing.
+"""Another account of this machine gets nothing from a live session or batch.
 
-The ports of Spark and of pyspark are open to every process of the machine, so each of them must ask for a secret.
-The same attempts succeed against a Spark as it comes, which shows that they are made rightly.
+Every process of the machine can connect to the ports of Spark and pyspark, so each port must require a secret.
+The same attempts succeed against Spark with its default settings, which shows that they are correct.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LISTENING = "0A"
 
 @pytest.fixture(scope="module")
 def account() -> pwd.struct_passwd:
-    """The account `nobody`. Only root can become it: skipped for others; in CI that is a failure."""
+    """The account `nobody`. Only root can change to it, so the test is skipped for others; in CI it fails."""
     need_spark()
     if os.getuid() != 0:
         reason = "only root can try what another account gets: run this file's tests as root"
@@ -48,7 +48,7 @@ def account() -> pwd.struct_passwd:
 
 @pytest.fixture(scope="module")
 def folder(account: pwd.struct_passwd) -> Iterator[Path]:
-    """A folder that every account can enter (pytest's own cannot be entered, which would hide open files below)."""
+    """A folder that every account can enter. Folders of pytest cannot be entered, which would hide open files."""
     made = Path(tempfile.mkdtemp(prefix="strangers-"))
     made.chmod(0o755)
     (made / "work").mkdir()
@@ -68,7 +68,7 @@ def engine(folder: Path) -> Iterator[RunningEngine]:
 
 
 def listening(pids: list[int]) -> dict[int, tuple[int, bool]]:
-    """Each TCP port on which one of the processes listens: by which, and whether on loopback alone."""
+    """The TCP ports on which the processes listen, with the process and whether only on loopback."""
     owners: dict[str, int] = {}
     for pid in pids:
         for name in (Path("/proc") / str(pid) / "fd").iterdir():
@@ -88,7 +88,7 @@ def listening(pids: list[int]) -> dict[int, tuple[int, bool]]:
 
 
 def ports(pids: list[int], told: dict[str, int]) -> dict[str, int]:
-    """Every port of the processes by its name; one that nobody knows is a failure, as is one off loopback."""
+    """All ports of the processes by name. Fails for an unknown port and for a port that is not on loopback."""
     found = listening(pids)
     assert all(is_loopback for _, is_loopback in found.values()), found
     unknown = {port: pid for port, (pid, _) in found.items() if port not in told.values()}
@@ -113,7 +113,7 @@ def opened_for_writing(pids: list[int]) -> set[str]:
 
 
 def attempts(account: pwd.struct_passwd, task: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """What the account gets from the ports, and which paths it can read."""
+    """The results of the account's attempts at the ports and paths."""
     done = subprocess.run(
         [sys.executable, "-I", stranger.__file__, str(account.pw_uid), str(account.pw_gid)],
         input=json.dumps({"jar": JAR, **task}),
@@ -128,14 +128,14 @@ def attempts(account: pwd.struct_passwd, task: dict[str, Any]) -> tuple[dict[str
 
 
 def uploaded(folder: Path) -> bool:
-    """Whether its Spark took the stranger's block."""
+    """Whether Spark accepted the stranger's block."""
     (folder / "asked").write_text("")
     until((folder / "uploaded").exists, 60)
     return bool(json.loads((folder / "uploaded").read_text()))
 
 
 def refuse_everything(account: pwd.struct_passwd, engine: RunningEngine, told: dict[str, Any]) -> None:
-    """No port of the engine's tree serves the account, no file of it can be read."""
+    """Check that no port of the engine's processes serves the account, and that it can read none of their files."""
     below = [engine.process.pid, *engine.below()]
     url_port = int(engine.url.rpartition(":")[2])
     names = ports(below, told["ports"] | {"engine": url_port})
@@ -150,7 +150,7 @@ def refuse_everything(account: pwd.struct_passwd, engine: RunningEngine, told: d
     assert readable == []
 
 
-def test_a_spark_as_it_comes_serves_every_account(account: pwd.struct_passwd, folder: Path) -> None:
+def test_spark_with_default_settings_serves_every_account(account: pwd.struct_passwd, folder: Path) -> None:
     place = folder / "stock"
     place.mkdir()
     os.mkfifo(place / "asked")
@@ -196,7 +196,7 @@ async def test_a_session_serves_no_other_account(
             await client.delete_session(view.id)
 
 
-async def test_a_batch_serves_no_other_account_whatever_its_code_asks_for(
+async def test_a_batch_serves_no_other_account_with_any_settings(
     account: pwd.struct_passwd, engine: RunningEngine, folder: Path
 ) -> None:
     place = folder / "work" / "batch"

@@ -1,4 +1,4 @@
-"""Islands with real databases, trust, gossip, membership and catalog over the simulated network, in real time."""
+"""Islands with real databases, trust, gossip, membership and catalog, over the simulated network in real time."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Island:
 
 
 class Islands:
-    """Starts islands of one network; each ends with its context."""
+    """Starts islands of one archipelago. Each stops at the end of its context."""
 
     def __init__(self, folder: Path, processes: Processes | None = None) -> None:
         self.processes = processes
@@ -53,7 +53,7 @@ class Islands:
 
     @contextlib.asynccontextmanager
     async def island(self, name: str, *, alone: bool = False) -> AsyncIterator[Island]:
-        """An island; one that ran before finds its home again. `alone`: it belongs to no network."""
+        """A running island. Its home folder is kept for the next one with this name. `alone`: not in an archipelago."""
         home = self.folder / name
         home.mkdir(exist_ok=True)
         clock, rng = SystemClock(), SeededRng(name)
@@ -121,7 +121,7 @@ async def _tasks() -> AsyncIterator[Tasks]:
 
 
 async def until(island: Island, condition: Callable[[], Awaitable[bool]], *, within: float = 30.0) -> None:
-    """Wait until something holds, looking again whenever the island's catalog or gossip changes."""
+    """Wait until a condition is true. It is checked after each change of the catalog, and every 0.2 s."""
     async with asyncio.timeout(within):
         while True:
             version = island.catalog.changed.version

@@ -1,7 +1,7 @@
 """Islands in one process for the tests of replicas: a network in memory, and a catalog of folders.
 
-The network delivers what its handlers send, through bounded queues, and can be told to
-lose islands, to break streams off and to change bytes under way.
+The network delivers blocks through bounded queues. Tests can make islands unreachable, break
+streams and change bytes in transit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHORT = FetchTimeouts(nothing=1.0, block=0.6, open=0.5)
 
 
 class Stream:
-    """One end of a stream in memory; `change` may alter, break off or swallow what this end sends."""
+    """One end of a stream in memory. `change` may alter or drop a block that this end sends, or return an error."""
 
     def __init__(self, peer: IslandId, out: asyncio.Queue[Any], into: asyncio.Queue[Any]) -> None:
         self.peer, self._out, self._in = peer, out, into
@@ -66,19 +66,19 @@ class Stream:
 
 
 class Network:
-    """All islands of one test."""
+    """The network of all islands of a test."""
 
     def __init__(self) -> None:
         self.peers: dict[IslandId, MemoryPeers] = {}
         self.down: set[IslandId] = set()
         self.streams: list[tuple[IslandId, IslandId]] = []
-        """(who asked, who answered) of every stream."""
+        """The pairs (asking island, answering island) of all streams."""
         self.change: dict[IslandId, Callable[[bytes, int], bytes | Exception | None]] = {}
-        """What is done to the blocks that an island sends."""
+        """The changes to the blocks that an island sends."""
         self._live: dict[asyncio.Queue[Any], tuple[IslandId, IslandId]] = {}
 
     def kill(self, island: IslandId) -> None:
-        """Every stream with it breaks, and no new one can be made."""
+        """Make an island unreachable: its streams break, and no new ones can be opened."""
         self.down.add(island)
         for queue, ends in list(self._live.items()):
             if island in ends:
@@ -89,7 +89,7 @@ class Network:
         self._tell(island, False)
 
     def revive(self, island: IslandId) -> None:
-        """It can be reached again."""
+        """Make an island reachable again."""
         self.down.discard(island)
         self._tell(island, True)
 
@@ -132,7 +132,7 @@ async def _serve(handler: BulkHandler, asker: IslandId, body: bytes, stream: Str
 
 
 class MemoryPeers:
-    """`kernel.ports.Peers` as far as replicas use it."""
+    """The part of `kernel.ports.Peers` that replicas use."""
 
     def __init__(self, network: Network, me: IslandId) -> None:
         self.me, self._network = me, network
@@ -164,13 +164,13 @@ class OwnFile:
 
 
 class Catalog:
-    """Published folders; every island of a test shares one, and sees it through `of(me)`."""
+    """Published folders, shared by all islands of a test. `of(me)` is the view of one island."""
 
     def __init__(self) -> None:
         self.pages: dict[str, bytes] = {}
         self.published: dict[tuple[IslandId, str], ResolvedDataset] = {}
         self.versions: list[ResolvedDataset] = []
-        """Everything that was ever published, the newest first."""
+        """All versions that were published, newest first."""
         self.own: dict[tuple[IslandId, str, str], OwnFile] = {}
         self.complete: dict[tuple[IslandId, str, str], list[IslandId]] = {}
         self.changed = Topic()
@@ -216,7 +216,7 @@ class Catalog:
 
 
 class CatalogView:
-    """The catalog as one island sees it."""
+    """The catalog for one island."""
 
     def __init__(self, shared: Catalog, me: IslandId, gossip: Gossip, network: Network) -> None:
         self._shared, self._me, self._gossip, self._network = shared, me, gossip, network
@@ -262,7 +262,7 @@ class CatalogView:
 
 
 class Membership:
-    """Names of islands, and who is down since when."""
+    """Names and states of islands."""
 
     def __init__(self, network: Network, names: dict[IslandId, str]) -> None:
         self._network, self._names = network, names
@@ -287,7 +287,7 @@ class Membership:
 
 
 class Gossip:
-    """Keeps this island's records in memory."""
+    """Keeps the records of one island in memory."""
 
     def __init__(self) -> None:
         self.records: dict[str, bytes] = {}
@@ -333,7 +333,7 @@ def key_of(name: str) -> IslandId:
 
 
 def good_until(size: int) -> Callable[[bytes, int], bytes]:
-    """What an island does that sends `size` right bytes, over all streams, and then wrong ones."""
+    """A change of blocks that passes the first `size` bytes, over all streams, and corrupts the rest."""
     left = [size]
 
     def change(block: bytes, _: int) -> bytes:
@@ -354,7 +354,7 @@ class Archipelago:
     async def island(
         self, name: str, *, quota: str = "1GiB", reserve: str = "0", patience: FetchTimeouts = SHORT
     ) -> AsyncIterator[Island]:
-        """An island that runs until the end of the context; a second one of that name finds the first one's home."""
+        """A running island. Its home folder is kept for the next one with this name."""
         me, home = key_of(name), self.folder / name
         home.mkdir(exist_ok=True)
         self.names[me] = name
@@ -363,7 +363,7 @@ class Archipelago:
         state, chunks = Database.open(home, "state"), Database.open(home, "chunks")
         peers, gossip = MemoryPeers(self.network, me), Gossip()
         config = parse({"island": {"name": name}, "replicas": {"quota": quota, "reserve": reserve}}, "test")
-        needs: Any = ReplicasDependencies  # the parts stand in for services of other folders
+        needs: Any = ReplicasDependencies  # stand-ins, not the real services
         replicas = Replicas(
             needs(
                 chunks=chunks,
@@ -392,7 +392,7 @@ class Archipelago:
 
 @contextlib.asynccontextmanager
 async def user_port(there: Archipelago, island: Island) -> AsyncIterator[str]:
-    """The URL of an island's files over HTTP; its home has what `island://` looks for."""
+    """Serve an island's files over HTTP, and write the files that `island://` reads to its home. Yields the URL."""
     tokens: dict[Any, str] = {"administrator": "admin-token", "user": "user-token"}
     for name, token in (("token", "admin-token"), ("token.user", "user-token")):
         (island.home / name).write_text(token)
@@ -422,7 +422,7 @@ async def running(replicas: Replicas) -> AsyncIterator[None]:
 
 
 class _Stoppable(Tasks):
-    """Background tasks that the end of a test ends."""
+    """Background tasks that can be stopped at the end of a test."""
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         super().__init__(group)

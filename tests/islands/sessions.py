@@ -1,4 +1,4 @@
-"""Islands for tests of sessions: real trust, real TLS on loopback, nothing above."""
+"""Islands for tests of peer sessions: real trust and real TLS on loopback, without further services."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from island.trust.keys import Identity
 from island.trust.service import Trust
 
 QUICK = PeerLimits(redial_base_s=0.05, redial_cap_s=0.2, retire_s=0.2, connect_s=2.0)
-"""Redials fast, so that no test waits long; everything else as in production."""
+"""The default limits, with short redial intervals and timeouts."""
 
 Register = Callable[["Node"], None]
 
@@ -27,7 +27,7 @@ class _Stop(Exception):
 
 
 class Node:
-    """One island: trust in a folder of its own, sessions on a free port."""
+    """One island: trust in its own folder, and peer sessions on a free port."""
 
     def __init__(
         self,
@@ -63,11 +63,11 @@ class Node:
 
     @property
     def address(self) -> str:
-        """Where this island is dialled."""
+        """The address at which other islands dial this one."""
         return f"127.0.0.1:{self.peers.port}"
 
     def knows(self, *others: Node) -> None:
-        """Learn where others are, as membership would."""
+        """Set the addresses of other islands, as membership does."""
         for other in others:
             if other.peers.port is not None:
                 self.known[other.id] = [other.address]
@@ -75,7 +75,7 @@ class Node:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Node]:
-        """Run the sessions until the block is left."""
+        """Run the sessions until the end of the context."""
         try:
             async with asyncio.TaskGroup() as group:
                 await self.trust.load()
@@ -91,20 +91,20 @@ class Node:
             self.state.close()
 
     async def linked(self, *others: Node) -> None:
-        """Wait until there is a control session with each."""
+        """Wait until there is a control session with each of these islands."""
         async with asyncio.timeout(10):
             for other in others:
                 while self.peers.link(other.id) is None:
                     await self.peers._links_changed.after(self.peers._links_changed.version, 0.05)
 
     async def unlinked(self, other: Node) -> None:
-        """Wait until there is none."""
+        """Wait until there is no control session with an island."""
         async with asyncio.timeout(10):
             await self.peers.until_unlinked(other.id)
 
 
 async def admit(inviter: Node, *newcomers: Node) -> None:
-    """Let newcomers into the inviter's network, without a session; founds it where there is none."""
+    """Admit newcomers to the inviter's archipelago, without a session. Founds the archipelago if necessary."""
     await inviter.trust.invite(["127.0.0.1:1"])
     for newcomer in newcomers:
         word = await inviter.trust.invite(["127.0.0.1:1"])
@@ -124,7 +124,7 @@ async def archipelago(
     mesh: bool = True,
     listen: Callable[[int], str] = lambda _: "127.0.0.1:0",
 ) -> AsyncIterator[list[Node]]:
-    """`count` admitted islands, running; with `mesh` all linked with each other."""
+    """Run `count` admitted islands. With `mesh` they are all linked with each other."""
     nodes = [
         Node(folder / f"i{n}", f"island-{n}", register=register, limits=limits, listen=listen(n)) for n in range(count)
     ]

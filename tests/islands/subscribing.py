@@ -1,4 +1,4 @@
-"""One side of a channel in a test: a home with its database, as source, as subscriber, or both; killed at will."""
+"""One side of a channel in a test: a home folder with its database, as source, subscriber or both."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ SCHEMA = pa.schema([("id", pa.int64()), ("ra", pa.float64()), ("dec", pa.float64
 
 
 class Crash(Exception):
-    """The process ends here."""
+    """Simulates the end of the process."""
 
 
 class Shelf:
-    """Stands in for the catalog: every snapshot it is told of must name exactly the committed files."""
+    """Stand-in for the catalog. It checks that every snapshot has exactly the committed files."""
 
     def __init__(self) -> None:
         self.snapshots = 0
@@ -51,7 +51,7 @@ class Shelf:
 
     def commit(self, conn: sqlite3.Connection, prepared: Any, who: str, now: float, *, journaled: bool = True) -> str:
         named = {row["file"] for row in conn.execute("SELECT file FROM stream_segments")}
-        assert set(prepared) == named, "a snapshot holds a file that no commit names"
+        assert set(prepared) == named, "the files of the snapshot are not the committed files"
         self.snapshots += 1
         return "00" * 32
 
@@ -61,7 +61,7 @@ class Shelf:
 
 @dataclass
 class Home:
-    """A folder that outlives its process, with what is watched inside."""
+    """A home folder that is kept after its process ends. It contains the watched folder."""
 
     path: Path
 
@@ -73,7 +73,7 @@ class Home:
 
 
 class Running:
-    """One life of a process over a home."""
+    """The services of one process on a home folder."""
 
     def __init__(self, home: Home, peers: MemoryPeers, group: asyncio.TaskGroup, checkpoint: Callable[[str], None]):
         self.home, self.peers, self.group, self.checkpoint = home, peers, group, checkpoint
@@ -171,7 +171,7 @@ class Running:
 async def running(
     home: Home, wire: Wire, island: IslandId, checkpoint: Callable[[str], None] = lambda _: None
 ) -> AsyncIterator[Running]:
-    """A life that ends with the block: everything is cancelled at once, as when a process is killed."""
+    """Run services until the end of the context. Then they are cancelled at once, as when a process is killed."""
     home.path.mkdir(parents=True, exist_ok=True)
     peers = wire.join(island)
     try:
@@ -189,7 +189,7 @@ async def running(
 
 
 def write(home: Home, name: str, first: int, count: int, schema: pa.Schema = SCHEMA) -> None:
-    """Drop one Parquet file of `count` rows into the watched folder, whole."""
+    """Write a Parquet file of `count` rows, and rename it into the watched folder."""
     ids = range(first, first + count)
     values = {
         "id": list(ids),
@@ -205,14 +205,14 @@ def write(home: Home, name: str, first: int, count: int, schema: pa.Schema = SCH
 
 
 def delivered(home: Home) -> Counter[tuple[Any, ...]]:
-    """The multiset of rows that the committed files of the subscriber's dataset hold."""
+    """The multiset of rows in the committed files of the subscriber's dataset."""
     with contextlib.closing(sqlite3.connect(home.path / "state.db")) as conn:
         names = [row[0] for row in conn.execute("SELECT file FROM stream_segments ORDER BY number")]
     return rows_of([home.path / "streams" / "mine" / name for name in names])
 
 
 def rows_of(paths: Sequence[Path]) -> Counter[tuple[Any, ...]]:
-    """The multiset of rows of some Parquet files."""
+    """The multiset of rows of Parquet files."""
     found: Counter[tuple[Any, ...]] = Counter()
     for path in paths:
         for row in pq.read_table(path).to_pylist():
@@ -221,13 +221,13 @@ def rows_of(paths: Sequence[Path]) -> Counter[tuple[Any, ...]]:
 
 
 def total(home: Home) -> int:
-    """Rows delivered and committed."""
+    """The number of rows that were delivered and committed."""
     with contextlib.closing(sqlite3.connect(home.path / "state.db")) as conn:
         return int(conn.execute("SELECT coalesce(sum(rows), 0) FROM stream_segments").fetchone()[0])
 
 
 async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait for something that other processes or threads bring about."""
+    """Wait until a condition is true that other processes or threads change."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)

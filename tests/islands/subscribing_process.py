@@ -1,7 +1,7 @@
-"""A process to be killed: the daemon's services that streams stand on, over real sessions, and nothing else.
+"""A process for tests that kill it: the streams service and the services that it uses, over real sessions.
 
-`python -m tests.islands.subscribing_process HOME NAME PORT --watch FOLDER` (the source's side) or
-`... --where EXPR` (the subscriber's). Prints `ready` once it runs.
+`python -m tests.islands.subscribing_process HOME NAME PORT --watch FOLDER` runs the side of the source,
+`... --where EXPR` that of the subscriber. Prints `ready` when it is running.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SOURCE = "alerts"
 
 
 async def live(options: argparse.Namespace) -> None:
-    """Run until killed."""
+    """Run until the process is killed."""
     home: Path = options.home
     home.mkdir(exist_ok=True)
     clock, rng = SystemClock(), SystemRng()
@@ -98,7 +98,7 @@ async def live(options: argparse.Namespace) -> None:
 
 
 async def offer(options: argparse.Namespace, trust: Trust, peers: TlsPeers, streams: Streams) -> None:
-    """The first life founds the network and makes the source."""
+    """At the first start, add the source, found the archipelago and write the invitation."""
     invitation = options.home.parent / "invitation"
     if not invitation.exists():
         await streams.add_source(ADMIN, options.watch, SOURCE)
@@ -108,7 +108,7 @@ async def offer(options: argparse.Namespace, trust: Trust, peers: TlsPeers, stre
 
 
 async def subscribe(options: argparse.Namespace, trust: Trust, peers: TlsPeers, streams: Streams) -> None:
-    """The first life joins and subscribes."""
+    """At the first start, join the archipelago and subscribe."""
     if trust.network is None:
         await peers.join((options.home.parent / "invitation").read_text())
     while not await streams.subscriptions():
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--watch", type=Path)
     parser.add_argument("--where", default="")
-    if sys.platform == "linux":  # nothing stays behind when the test itself is killed
+    if sys.platform == "linux":  # ends this process when the test itself is killed
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     telemetry.configure("info")
     asyncio.run(live(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""A whole island in this process, with its user port and a real engine or none: what Livy clients talk to."""
+"""A complete island in this process with its user port, for Livy clients, with a Livy server or without one."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from tests.standins.livy import upstream
 
 
 class Stop(Exception):
-    """Ends a site's tasks."""
+    """Raised to end the tasks of a site."""
 
 
 class Site:
-    """One island: its services over real databases and sockets. Make with `site`."""
+    """One island: its services with real databases and sockets. Create it with `site`."""
 
     def __init__(self, home: Path, name: str, livy: LivyClient | None, sections: dict[str, Any]) -> None:
         home.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class Site:
             rng,
             listen="127.0.0.1:0",
             advertise=[],
-            addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is made after the peers
+            addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is created after the peers
         )
         self.gossip = Gossip(state, db, self.trust, self.peers, clock, rng)
         self.membership = Membership(state, db, self.gossip, self.trust, self.peers, clock, rng)
@@ -138,7 +138,7 @@ class Site:
         return (self.home / ("token" if role == "administrator" else "token.user")).read_text().strip()
 
     def url(self, role: str = "user") -> str:
-        """With the token in it, for clients that know only that."""
+        """The URL with the token in it, for clients that have no other setting for credentials."""
         return self.server.url.replace("http://", f"http://any:{self.token(role)}@")
 
 
@@ -146,7 +146,7 @@ class Site:
 async def site(
     home: Path, name: str = "home", livy: LivyClient | None = None, sections: dict[str, Any] | None = None
 ) -> AsyncIterator[Site]:
-    """A running island; everything of it is gone afterwards."""
+    """A running island. It is stopped at the end of the context."""
     made = Site(home, name, livy, sections or {})
     try:
         with contextlib.suppress(*()):
@@ -167,7 +167,7 @@ async def site(
 
 @asynccontextmanager
 async def played_livy() -> AsyncIterator[str]:
-    """A Livy without Spark, on a free port; gives its URL."""
+    """Run a Livy without Spark on a free port. Yields its URL."""
     runner = web.AppRunner(upstream(), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -179,7 +179,7 @@ async def played_livy() -> AsyncIterator[str]:
 
 @contextmanager
 def site_in_thread(home: Path, url: str, token: str, sections: dict[str, Any]) -> Iterator[str]:
-    """A site with its own event loop beside a blocking client; gives its URL with the user's token in it."""
+    """Run a site in a thread with its own event loop, for blocking clients. Yields its URL with the user's token."""
     ready, stop, found = Event(), asyncio.Event(), []
     loop = asyncio.new_event_loop()
 

@@ -1,4 +1,4 @@
-"""Decisions about jobs: settings, views, policies, results, and what is told of what was lost."""
+"""Decisions about jobs: settings, views, policies, results, and reports about lost work."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ def envelope(**change: Any) -> Envelope:
 
 def test_envelopes_that_are_not_acceptable() -> None:
     assert core.envelope_problem(envelope(), HOME, ME) == ""
-    assert "home only" in core.envelope_problem(envelope(), "c" * 64, ME)
-    assert "here already" in core.envelope_problem(envelope(path=(HOME, ME)), HOME, ME)
-    assert "begins at its home" in core.envelope_problem(envelope(path=(ME,)), HOME, ME)
-    assert "no more islands" in core.envelope_problem(envelope(hops=0), HOME, ME)
-    assert "not of that home" in core.envelope_problem(envelope(home="c" * 64, path=("c" * 64,)), "c" * 64, ME)
+    assert "only its home" in core.envelope_problem(envelope(), "c" * 64, ME)
+    assert "already passed through" in core.envelope_problem(envelope(path=(HOME, ME)), HOME, ME)
+    assert "does not begin at its home" in core.envelope_problem(envelope(path=(ME,)), HOME, ME)
+    assert "not pass through more islands" in core.envelope_problem(envelope(hops=0), HOME, ME)
+    assert "not belong" in core.envelope_problem(envelope(home="c" * 64, path=("c" * 64,)), "c" * 64, ME)
 
 
 def test_a_short_output_is_left_as_it_is() -> None:
@@ -102,7 +102,7 @@ def test_a_short_output_is_left_as_it_is() -> None:
 
 
 @given(st.integers(1000, 20_000), st.sampled_from(["text", "rows", "error", "png"]))
-def test_a_big_output_is_cut_and_says_so(size: int, kind: str) -> None:
+def test_a_large_output_is_cut_with_a_notice(size: int, kind: str) -> None:
     shapes: dict[str, Any] = {
         "text": {"status": "ok", "data": {"text/plain": "é" * size}},
         "rows": {"status": "ok", "data": {"application/json": {"schema": {}, "data": [[n] for n in range(size)]}}},
@@ -126,7 +126,7 @@ def not_found(evalue: str) -> str:
     return json.dumps({"status": "error", "ename": "Error", "evalue": evalue, "traceback": []})
 
 
-def test_the_missing_table_is_read_from_sparks_words() -> None:
+def test_the_missing_table_is_found_in_sparks_message() -> None:
     message = "[TABLE_OR_VIEW_NOT_FOUND] The table or view `a`.`b c` cannot be found."
     assert core.missing_table(not_found(message)) == "a.b c"
     assert core.missing_table(not_found("Table or view not found: a.b; line 1")) == "a.b"
@@ -168,7 +168,7 @@ def test_how_statements_of_a_lost_session_end() -> None:
     assert core.lost_statement(done, "why") is done
 
 
-def test_the_log_begins_as_livys() -> None:
+def test_the_log_begins_as_in_livy() -> None:
     assert core.livy_log([], ["a"]) == ["stdout: ", "\nstderr: ", "\nisland: ", "a"]
     assert core.livy_log(["stdout: ", "x", "\nstderr: "], [])[:2] == ["stdout: ", "x"]
     assert len(core.short_log([str(n) for n in range(50)])) == 10

@@ -1,8 +1,8 @@
-"""A crash between every two steps of offer, commit, statement and result: nothing is lost, nothing runs twice.
+"""Crashes between all steps of offer, commit, statement and result: nothing is lost, nothing runs twice.
 
-A step is a write to a database or a call to an engine. For each of them, one run in which
-the island that makes it dies before, and one in which it dies after; then it is started
-again on what it had written.
+A step is a write to a database or a call to an engine. For each step there is one run in which the
+island crashes before it, and one in which it crashes after it. Then the island is started again
+with the data that it had written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CODES = ["first", "second"]
 
 
 class Reaper:
-    """Kills one island at its n-th step, before it or after it; counts the steps."""
+    """Crashes one island before or after its n-th step, and counts the steps."""
 
     def __init__(self, world: World, victim: SimIsland, at: int, when: str) -> None:
         self.world, self.victim, self.at, self.when = world, victim, at, when
@@ -48,7 +48,7 @@ class Reaper:
 
     async def engine_step(self, what: str, when: str) -> None:
         if what in ("show", "instance", "statement", "log", "find"):
-            return  # questions change nothing
+            return  # read-only calls are not steps
         number = self._next() if when == "before" else self.steps
         await self._perhaps(number, when)
 
@@ -60,11 +60,11 @@ class Reaper:
         if self.active and number == self.at and when == self.when:
             self.active = False
             self.killed.set()
-            await asyncio.Event().wait()  # this task goes no further: the crash ends it
+            await asyncio.Event().wait()  # the task stops here until the crash cancels it
 
 
 async def client(world: World, home: SimIsland, call: Callable[[], Awaitable[T]]) -> T | None:
-    """One request of a client: None when the island died before it answered."""
+    """Send one request of a client. None if the island crashed before it answered."""
     answer: list[Any] = []
     task = home.tasks.loop("client", _caught(call, answer))
     await asyncio.wait([task])
@@ -86,7 +86,7 @@ async def _caught(call: Callable[[], Awaitable[Any]], answer: list[Any]) -> None
 def story(
     victim_name: str, at: int, when: str, *, engine_dies: bool, remote: bool, batch: bool = False, stock: bool = False
 ) -> int:
-    """A client opens a session, runs two statements and closes, or submits a batch; returns the number of steps."""
+    """Open a session, run two statements and close it, or submit a batch. Returns the number of steps."""
 
     async def scenario(a: Archipelago) -> int:
         world = World(a)
@@ -117,7 +117,7 @@ def story(
 
 
 async def bury(world: World, reaper: Reaper, engine: PlayedEngine, engine_dies: bool) -> None:
-    """The crash itself, and the new start."""
+    """Crash the island and start it again."""
     await reaper.killed.wait()
     await world.a.crash(reaper.victim)
     if engine_dies:
@@ -127,7 +127,7 @@ async def bury(world: World, reaper: Reaper, engine: PlayedEngine, engine_dies: 
 
 
 async def up(world: World, home: SimIsland) -> None:
-    """The client tries again until its island answers."""
+    """Repeat a request until the island answers."""
     while not home.up:
         await asyncio.sleep(0.1)
 
@@ -156,7 +156,7 @@ async def life(world: World, home: SimIsland, engine: PlayedEngine, *, engine_di
 
 
 async def batch_life(world: World, home: SimIsland, engine: PlayedEngine, *, engine_dies: bool) -> None:
-    """A client submits a batch once and waits for its end."""
+    """Submit a batch once and wait for its end."""
     job: JobRow | None = None
     file = BatchFile("x.py", b"print('x')" * 10_000)
     while job is None:
@@ -183,7 +183,7 @@ async def batch_life(world: World, home: SimIsland, engine: PlayedEngine, *, eng
 
 
 async def post(world: World, home: SimIsland, job: JobRow, code: str, acknowledged: dict[int, str]) -> None:
-    """Post once; without an answer the client looks whether it came through before it tries again."""
+    """Post a statement once. Without an answer, check whether it was accepted before posting it again."""
 
     async def post_once() -> StatementRow:
         return await world.jobs["home"].post(job, code, None)
@@ -197,7 +197,7 @@ async def post(world: World, home: SimIsland, job: JobRow, code: str, acknowledg
             arrived = [s for s, _ in known if s.code == code]
             statement = arrived[0] if arrived else await client(world, home, post_once)
         except IslandError:
-            return  # the session died with its engine, and says so
+            return  # the session ended with its engine, and its reason says so
         if statement is not None:
             acknowledged[statement.number] = code
 
@@ -217,7 +217,7 @@ async def settle(world: World, home: SimIsland, job: JobRow, acknowledged: dict[
 async def check(
     world: World, home: SimIsland, job: JobRow, acknowledged: dict[int, str], engine: PlayedEngine, engine_dies: bool
 ) -> None:
-    """Every statement that was acknowledged has its result, or says that its engine took it along."""
+    """Every acknowledged statement has its result, or an error that it was lost with its engine."""
     for number, code in acknowledged.items():
         found, _ = await world.jobs["home"].statement(job, number)
         assert found.code == code and found.ended
@@ -239,7 +239,7 @@ async def finish(world: World, home: SimIsland, job: JobRow) -> bool:
     return True
 
 
-# Who dies, whether its engine dies with it, whether the job is at another island, whether its Livy is a stock one.
+# Which island crashes, whether its engine crashes too, whether the job is at another island, whether Livy is stock.
 CASES = [
     ("home", False, False, False),
     ("home", True, False, False),
@@ -257,7 +257,7 @@ def test_crash_at_every_step(victim: str, engine_dies: bool, remote: bool, stock
     def at_step(at: int) -> int:
         return story(victim, at, when, engine_dies=engine_dies, remote=remote, batch=batch, stock=stock)
 
-    steps = at_step(0)  # nobody dies: how many steps are there?
+    steps = at_step(0)  # without a crash: count the steps
     assert steps > 5
     for at in range(1, steps + 1):
         at_step(at)

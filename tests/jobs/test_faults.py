@@ -1,4 +1,4 @@
-"""Faults of a disk, and bugs, under a job: its drivers go on or end it with a reason, and never die without a word."""
+"""Disk errors and bugs during a job: its drivers continue or end the job with a reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def _open(a: Archipelago) -> tuple[World, SimIsland, SimIsland, PlayedEngi
 
 
 async def _out_of_order(*databases: Database, seconds: float) -> None:
-    """Nothing can be read or written for a while."""
+    """Make all reads and writes fail for a while."""
     faults = [Fault(database, what=what, times=None) for database in databases for what in ("read", "write")]
     await asyncio.sleep(seconds)
     for fault in faults:
@@ -39,7 +39,7 @@ async def _out_of_order(*databases: Database, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("where", ["home", "there", "both"])
-def test_a_session_goes_on_after_the_disk_failed(where: str) -> None:
+def test_a_session_continues_after_disk_errors(where: str) -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, engine, job = await _open(a)
         broken = {"home": [home.state], "there": [there.state], "both": [home.state, there.state]}[where]
@@ -54,7 +54,7 @@ def test_a_session_goes_on_after_the_disk_failed(where: str) -> None:
 
 
 @pytest.mark.parametrize("when", [0.0, 0.02, 0.3, 1.0])
-def test_a_session_that_is_being_started_goes_on_after_the_disk_failed(when: float) -> None:
+def test_a_starting_session_continues_after_disk_errors(when: float) -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         engine = PlayedEngine()
@@ -68,17 +68,17 @@ def test_a_session_that_is_being_started_goes_on_after_the_disk_failed(when: flo
     simulate(2, scenario)
 
 
-def test_the_end_of_a_run_is_stored_however_long_the_disk_does_not_take_it() -> None:
+def test_the_end_of_a_run_is_stored_after_long_disk_errors() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, engine, job = await _open(a)
-        engine.start_anew("two")  # what ran there is lost, and its end is to be stored
+        engine.start_anew("two")  # the session is lost, and its end must be stored
         fault = Fault(there.state, times=None)
         await asyncio.sleep(20)
         assert fault.met > 1
         fault.mend()
         ended = await world.ended(home, job)
         assert ended.state == "dead"
-        assert "what was in it is lost" in ended.reason
+        assert "its variables and views are lost" in ended.reason
         assert world.jobs["there"].executor._driver.live == {}
 
     simulate(3, scenario)
@@ -103,7 +103,7 @@ def test_a_bug_ends_the_job_with_a_reason(bug: Callable[[World, PlayedEngine], N
         bug(world, engine)
         ended = await world.ended(home, job)
         assert ended.state == state
-        assert "a fault in island itself" in ended.reason
+        assert "internal error in island" in ended.reason
         assert "ValueError: odd" in ended.reason
         with pytest.raises(IslandError):
             await world.jobs["home"].post(ended, "later", None)
@@ -133,7 +133,7 @@ def test_a_statement_whose_cancel_could_not_be_stored_runs() -> None:
     simulate(5, scenario)
 
 
-def test_a_statement_that_the_disk_did_not_take_is_sent_again() -> None:
+def test_a_statement_that_could_not_be_stored_is_sent_again() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, engine, job = await _open(a)
         fault = Fault(there.state)
@@ -144,7 +144,7 @@ def test_a_statement_that_the_disk_did_not_take_is_sent_again() -> None:
     simulate(6, scenario)
 
 
-def test_a_late_wish_does_not_undo_the_end_of_a_run() -> None:
+def test_a_late_request_does_not_undo_the_end_of_a_run() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, engine, job = await _open(a)
         (live,) = world.jobs["there"].executor._driver.live.values()
@@ -158,7 +158,7 @@ def test_a_late_wish_does_not_undo_the_end_of_a_run() -> None:
     simulate(10, scenario)
 
 
-def test_a_session_whose_client_goes_away_while_it_is_accepted_is_started() -> None:
+def test_a_session_starts_if_its_client_disconnects_while_it_is_accepted() -> None:
     async def scenario(a: Archipelago) -> None:
         world, engine = World(a), PlayedEngine()
         home = await world.island("home", engine=engine)
@@ -170,7 +170,7 @@ def test_a_session_whose_client_goes_away_while_it_is_accepted_is_started() -> N
     simulate(7, scenario)
 
 
-def test_what_a_client_asked_for_before_it_went_away_happens_at_once() -> None:
+def test_requests_of_a_disconnected_client_take_effect_at_once() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, _there, engine, job = await _open(a)
         jobs = world.jobs["home"]
@@ -190,7 +190,7 @@ def test_what_a_client_asked_for_before_it_went_away_happens_at_once() -> None:
     simulate(8, scenario)
 
 
-def test_a_commit_and_a_statement_count_although_their_home_goes_away() -> None:
+def test_a_commit_and_a_statement_are_accepted_if_home_disconnects() -> None:
     async def scenario(a: Archipelago) -> None:
         world, engine = World(a), PlayedEngine()
         home = await world.island("home")
@@ -198,7 +198,7 @@ def test_a_commit_and_a_statement_count_although_their_home_goes_away() -> None:
         await world.linked()
         Gone(there.state)  # the first write there is that of the commit
         job = await world.open(home)
-        await a.until(lambda: len(engine.created) == 1, within=10)  # home itself asks again after 15 s only
+        await a.until(lambda: len(engine.created) == 1, within=10)  # home repeats its request only after 15 s
         await world.settled(home, job)
         Gone(there.state)
         assert (await world.run(home, job, "first")).state == "available"

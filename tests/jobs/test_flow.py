@@ -83,7 +83,7 @@ def test_a_session_runs_where_its_input_is() -> None:
     simulate(2, scenario)
 
 
-def test_a_refused_place_is_left_for_another_and_the_reason_is_kept() -> None:
+def test_a_refused_job_is_placed_elsewhere_and_the_reason_is_logged() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("laptop", engine=PlayedEngine())
@@ -95,7 +95,7 @@ def test_a_refused_place_is_left_for_another_and_the_reason_is_kept() -> None:
         assert world.materialised == [("laptop", "galaxies")]
         log = await world.log(home, job)
         assert 'jobs.foreign_code = "none" in its island.toml' in log
-        assert "laptop: fetches 858 MiB of big/galaxies" in log
+        assert "laptop: fetching 858 MiB of big/galaxies" in log
         assert job.moved == 900_000_000
 
     simulate(3, scenario)
@@ -109,7 +109,7 @@ def test_a_refused_place_is_left_for_another_and_the_reason_is_kept() -> None:
         ({"accept_from": ["members"], "foreign_code": "any"}, "jobs.same_user"),
     ],
 )
-def test_a_job_that_nobody_may_run_says_why_for_each_island(policy: dict[str, Any], key: str) -> None:
+def test_a_job_that_no_island_may_run_has_a_reason_for_each_island(policy: dict[str, Any], key: str) -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("laptop")
@@ -140,14 +140,14 @@ def test_bad_requests_are_refused_at_once() -> None:
         for conf in ({"spark.master": "x"}, {"spark.hadoop.fs.defaultFS": "x"}, {"spark.island.path.x": "/etc"}):
             with pytest.raises(LivyRefusal, match="Blacklisted"):
                 await jobs.open_session(USER, SessionRequest(kind="sql", conf=conf))
-        with pytest.raises(LivyRefusal, match="does not run on the embedded engine"):
+        with pytest.raises(LivyRefusal, match="embedded engine does not support"):
             await jobs.open_session(USER, SessionRequest(kind="spark"))
         with pytest.raises(LivyRefusal, match="cannot be added"):
             await jobs.open_session(USER, SessionRequest(kind="sql", jars=["/etc/passwd"]))
         with pytest.raises(NotFound):
             await world.open(home, queue="island:nowhere")
         assert await jobs.listing(ADMINISTRATOR, 10) == []
-        # No id was spent on any of them, and a name is borne by one living session.
+        # None of them used an id, and only one live session may have a name.
         first = await world.open(home, name="one", proxy_user="root")
         assert first.local == 0 and "proxyUser" not in first.request
         with pytest.raises(LivyRefusal, match="Duplicate session name"):
@@ -216,7 +216,7 @@ def test_a_cancel_while_a_statement_is_being_sent_leaves_nothing_running(after: 
         long = await jobs.post(job, "sleep", None)
         if after:
             await asyncio.sleep(after)
-        home.disk.slow = 0.6  # a disk that is busy just then
+        home.disk.slow = 0.6  # a slow disk
         await jobs.cancel_statement(job, long.number)
         home.disk.slow = 0.0
         assert text(await world.run(home, job, "next", within=20)) == "did next"
@@ -248,12 +248,12 @@ def test_statements_run_in_order_and_can_be_cancelled() -> None:
         assert (await jobs.finished_statement(job, long.number, 5))[0].state == "cancelled"
         assert (await jobs.finished_statement(job, third.number, 5))[0].state == "available"
         assert engine.ran == ["early", "sleep", "third"]
-        await jobs.cancel_statement(job, 99)  # Livy says "canceled" to this too
+        await jobs.cancel_statement(job, 99)  # Livy answers "canceled" to this as well
 
     simulate(8, scenario)
 
 
-def test_a_table_that_is_no_input_is_answered_with_the_line_to_add() -> None:
+def test_an_error_for_a_table_that_is_not_an_input_has_the_line_to_add() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         engine = PlayedEngine()
@@ -273,14 +273,14 @@ def test_a_table_that_is_no_input_is_answered_with_the_line_to_add() -> None:
     simulate(9, scenario)
 
 
-def test_a_batch_travels_with_its_file() -> None:
+def test_a_batch_is_sent_with_its_file() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("laptop")
         await world.island("big", engine=PlayedEngine(), jobs=OPEN)
         await world.linked()
         jobs = world.jobs["laptop"]
-        code = b"print('x')\n" * 30_000  # far beyond what fits a control message
+        code = b"print('x')\n" * 30_000  # much larger than a control message
         job = await jobs.submit_batch(USER, BatchRequest(file="x.py", args=["a"]), file=BatchFile("x.py", code))
         await a.until(lambda: bool(world.engines["big"].alive()), within=30)  # type: ignore[union-attr]  # it has one
         path = world.engines["big"].alive()[0].body["file"]  # type: ignore[union-attr]  # it has one
@@ -299,7 +299,7 @@ def test_a_batch_travels_with_its_file() -> None:
     simulate(10, scenario)
 
 
-def test_a_pinned_job_waits_for_nobody_else() -> None:
+def test_a_pinned_job_does_not_wait_for_other_islands() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("home", engine=PlayedEngine())
@@ -320,7 +320,7 @@ def test_places_are_limited_and_the_next_in_line_is_served() -> None:
         first = await world.settled(home, await world.open(home))
         second = await world.settled(home, await world.open(home), within=20)
         assert (first.state, second.state) == ("idle", "starting")
-        assert "waits for a place: 1 of 1 are taken" in await world.log(home, second)
+        assert "waiting for a place: 1 of 1 are taken" in await world.log(home, second)
         await world.jobs["home"].end(first, deleted=True)
         assert (await world.settled(home, second)).state == "idle"
 
@@ -350,7 +350,7 @@ def test_a_lost_link_gives_unknown_and_then_the_result() -> None:
     simulate(13, scenario)
 
 
-def test_what_is_waited_for_is_said_once() -> None:
+def test_a_wait_is_logged_once() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("home", engine=PlayedEngine())
@@ -362,12 +362,12 @@ def test_what_is_waited_for_is_said_once() -> None:
         job = await world.settled(home, await world.open(home, "there/stars"))
         assert job.state == "error" and "no holder (there) is up" in job.reason
         log = await world.log(home, job)
-        assert log.count("asks home for a place") == log.count("waits up to 30 s for a session with there") == 1
+        assert log.count("asking home for an offer") == log.count("waiting up to 30 s for a session with there") == 1
 
     simulate(15, scenario)
 
 
-def test_an_executor_ends_a_session_whose_home_is_gone_for_long() -> None:
+def test_an_executor_ends_a_session_when_its_lease_expires() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("home")
@@ -379,13 +379,13 @@ def test_an_executor_ends_a_session_whose_home_is_gone_for_long() -> None:
         await a.until(lambda: not world.engines["there"].alive(), within=700)  # type: ignore[union-attr]  # it has one
         await a.restart(home)
         job = await world.ended(home, job)
-        assert job.state == "killed" and "longer than its lease" in job.reason
+        assert job.state == "killed" and "lease expired" in job.reason
         assert text((await world.jobs["home"].statement(job, 0))[0]) == "did before"
 
     simulate(14, scenario)
 
 
-def test_what_an_engine_took_with_it_is_said_and_what_was_finished_stays() -> None:
+def test_a_restarted_engine_loses_sessions_but_not_finished_results() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         engine = PlayedEngine()
@@ -398,8 +398,8 @@ def test_what_an_engine_took_with_it_is_said_and_what_was_finished_stays() -> No
         engine.start_anew("two")
         job = await world.settled(home, job)
         for _ in range(2):
-            assert job.state == "dead" and "was started anew" in job.reason
-            assert "was started anew" in await world.log(home, job)
+            assert job.state == "dead" and "was restarted" in job.reason
+            assert "was restarted" in await world.log(home, job)
             lost = json.loads((await jobs.statement(job, running.number))[0].output)
             assert lost["ename"] == "SessionLost" and "its result is lost" in lost["evalue"]
             assert (await jobs.statement(job, running.number))[0].state == "error"
@@ -431,7 +431,7 @@ def test_an_owner_follows_a_job_from_another_island_by_its_key() -> None:
         assert any("runs at home" in line for line in await cafe.elsewhere(job.id, key, "logs"))
         assert "key" not in await cafe.elsewhere(job.id, key, "show")
         for wrong in ("0" * 32, "", key[:-1]):
-            with pytest.raises(Exception, match="does not fit"):
+            with pytest.raises(Exception, match="not the key of this job"):
                 await cafe.elsewhere(job.id, wrong, "show")
         with pytest.raises(BadInput):
             await cafe.elsewhere("not-an-id", key, "show")
@@ -441,7 +441,7 @@ def test_an_owner_follows_a_job_from_another_island_by_its_key() -> None:
     simulate(16, scenario)
 
 
-def test_an_executor_answers_a_jobs_home_only() -> None:
+def test_an_executor_answers_only_the_home_of_a_job() -> None:
     async def scenario(a: Archipelago) -> None:
         from island.jobs.messages import RunStatementRequest, StatusRequest, StopRequest
 
@@ -465,7 +465,7 @@ def test_an_executor_answers_a_jobs_home_only() -> None:
     simulate(17, scenario)
 
 
-def test_an_input_that_cannot_be_had_ends_the_session_with_the_reason() -> None:
+def test_an_input_that_cannot_be_fetched_ends_the_session_with_the_reason() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("home", engine=PlayedEngine())
@@ -479,7 +479,7 @@ def test_an_input_that_cannot_be_had_ends_the_session_with_the_reason() -> None:
     simulate(18, scenario)
 
 
-def test_a_foreign_job_may_set_less() -> None:
+def test_a_foreign_job_may_set_fewer_keys() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("home")
@@ -496,7 +496,7 @@ def test_a_foreign_job_may_set_less() -> None:
     simulate(19, scenario)
 
 
-def test_the_administrator_ends_what_others_run_here() -> None:
+def test_the_administrator_ends_runs_of_other_homes() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
         home = await world.island("home")

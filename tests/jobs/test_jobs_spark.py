@@ -1,4 +1,4 @@
-"""Jobs on real Spark: an unmodified Livy client, islands over TLS, a stock Livy's preamble, and lost engines."""
+"""Jobs on real Spark: an unmodified Livy client, islands over TLS, the preamble for a stock Livy, and lost engines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPEN = {"accept_from": ["members"], "foreign_code": "any", "same_user": True}
 
 @asynccontextmanager
 async def engine_for(home: Path) -> AsyncIterator[RunningEngine]:
-    """A real engine that may read what this home places for it."""
+    """A real engine that may read the files of batches in this home folder."""
     need_spark()
     home.mkdir(parents=True, exist_ok=True)
     running = await asyncio.to_thread(
@@ -57,7 +57,7 @@ async def run(place: Site, job: JobRow, code: str, kind: str | None = None) -> d
 
 
 async def linked(*sites: Site) -> None:
-    """Every island has a session with the others and knows their names and datasets."""
+    """Wait until every island has a session with the others and knows their names and datasets."""
     async with asyncio.timeout(30):
         while not all(len(s.peers.links()) == len(sites) - 1 for s in sites) or not all(
             view.name for s in sites for view in s.membership.views()
@@ -116,7 +116,7 @@ async def test_a_laptop_runs_code_where_the_data_are(tmp_path: Path) -> None:
         assert batch.state == "success" and "ARGS ['a b']" in await laptop.jobs.log(batch)
 
 
-async def test_missing_inputs_are_brought_before_the_session_is_idle(tmp_path: Path) -> None:
+async def test_missing_inputs_are_fetched_before_the_session_is_idle(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(engine_for(tmp_path / "home"))
         home = await stack.enter_async_context(site(tmp_path / "home", "home", LivyClient(engine.url, engine.token)))
@@ -135,7 +135,7 @@ async def test_missing_inputs_are_brought_before_the_session_is_idle(tmp_path: P
 
 
 class StockEngine(LivyEngine):
-    """The real engine as a stock Livy would be: no instance, and it knows nothing of inputs."""
+    """The real engine behaving like a stock Livy: it has no instance id and does not support inputs."""
 
     @property
     def seen(self) -> str:
@@ -150,7 +150,7 @@ class StockEngine(LivyEngine):
         return await super().create(kind, {**body, "conf": conf})
 
 
-async def test_views_reach_a_stock_livy_by_statements_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_views_are_created_in_a_stock_livy_by_statements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(engine_for(tmp_path / "home"))
         livy = LivyClient(engine.url, engine.token)
@@ -164,7 +164,7 @@ async def test_views_reach_a_stock_livy_by_statements_of_ours(tmp_path: Path, mo
         assert [s.number for s, _ in await home.jobs.statements(job)] == [0]
 
 
-async def test_a_killed_engine_takes_the_session_along_and_the_results_stay(tmp_path: Path) -> None:
+async def test_results_are_kept_when_a_killed_engine_ends_the_session(tmp_path: Path) -> None:
     async with engine_for(tmp_path / "home") as first:
         clients = [LivyClient(first.url, first.token)]
         async with site(tmp_path / "home", "home", clients[0]) as home:

@@ -1,4 +1,4 @@
-"""The router: filters with reasons, terms with numbers, and a choice that each term alone can flip."""
+"""The router: filters with reasons, and estimates in which each term can change the choice."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_job_goes_to_the_data_unless_fetching_is_cheaper() -> None:
     assert chosen(candidate(HOME, missing=1_000), candidate(NEAR, rtt=0.2)) == HOME
 
 
-# Each case differs from the base by one number, and the choice differs.
+# Each case differs from the base by one number, which changes the choice.
 BASE = (candidate(NEAR), candidate(FAR, rtt=0.05))
 FLIPS = [
     ("round trip", {"rtt": 0.9}),
@@ -99,7 +99,7 @@ def test_one_number_of_an_input_flips_the_choice(term: str, change: dict[str, An
 
 
 def test_measured_bandwidth_flips_the_choice() -> None:
-    """The same bytes are missing at both; only the rate to their source differs."""
+    """The same bytes are missing at both islands; only the bandwidth to the source differs."""
     near, far = candidate(NEAR, missing=100_000_000), candidate(FAR, missing=100_000_000, rtt=0.05)
     assert chosen(near, far) == NEAR
     slow = msgspec.structs.replace(near.parts[0], bandwidth=1e6)
@@ -119,17 +119,17 @@ def test_inputs_on_two_islands_go_to_the_cheaper_place() -> None:
     assert "transfer" in next(v for v in decision.verdicts if v.island == NEAR).reason
 
 
-def test_home_is_kept_while_it_is_hardly_worse() -> None:
+def test_home_is_preferred_unless_another_island_is_clearly_better() -> None:
     assert chosen(candidate(HOME, wait=0.1), candidate(NEAR, rtt=0.001)) == HOME
     assert chosen(candidate(HOME, wait=0.3), candidate(NEAR, rtt=0.001)) == NEAR
 
 
-def test_equals_are_drawn() -> None:
+def test_the_draw_decides_between_equal_estimates() -> None:
     assert chosen(candidate(NEAR, draw=0.2), candidate(FAR, draw=0.7)) == NEAR
     assert chosen(candidate(NEAR, draw=0.7), candidate(FAR, draw=0.2)) == FAR
 
 
-def test_what_was_not_asked_is_not_chosen_once_others_have_offered() -> None:
+def test_only_islands_with_an_offer_are_chosen_after_the_first_offer() -> None:
     guess = msgspec.structs.replace(candidate(NEAR), offered=False)
     decision = decide(WANTED, [guess, candidate(FAR, wait=60.0)])
     assert decision.chosen == FAR
@@ -137,7 +137,7 @@ def test_what_was_not_asked_is_not_chosen_once_others_have_offered() -> None:
     assert decide(WANTED, [guess, msgspec.structs.replace(candidate(FAR), offered=False)]).chosen == NEAR
 
 
-def test_every_term_says_its_number() -> None:
+def test_every_term_shows_its_number() -> None:
     slow = candidate(NEAR, missing=900_000_000, wait=60.0)
     terms = {term.what: term for term in estimate(WANTED, slow)}
     assert set(terms) == {"wait", "transfer", "preparing", "round trips", "control", "compute", "output"}
@@ -184,5 +184,5 @@ def test_a_stored_decision_replays(found: list[Candidate]) -> None:
         assert not reject(WANTED, next(c for c in found if c.island == decision.chosen))
 
 
-def test_numbers_as_people_read_them() -> None:
+def test_durations_are_formatted() -> None:
     assert [router.format_seconds(s) for s in (0.354, 12.4, 180)] == ["0.35 s", "12 s", "3 min"]

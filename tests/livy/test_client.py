@@ -1,4 +1,4 @@
-"""The client against servers that answer as Livys do, well and badly."""
+"""The client with servers that send correct and incorrect answers of Livy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def livy(handler: Handler) -> AsyncIterator[str]:
-    """A server that gives every request to `handler`; its URL."""
+    """Run a server that passes every request to `handler`. Yields its URL."""
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -108,7 +108,7 @@ async def test_a_post_without_an_answer_is_uncertain() -> None:
             await client.post_statement(1, "1")
 
 
-async def test_nobody_there_is_certain() -> None:
+async def test_a_refused_connection_is_not_uncertain() -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.Response()
 
@@ -144,7 +144,7 @@ async def test_waiting_for_a_session_that_dies_says_why() -> None:
             await client.wait_session(1)
 
 
-def test_a_url_must_be_one() -> None:
+def test_an_invalid_url_is_refused() -> None:
     for bad in ("livy", "ftp://x", "http://"):
         with pytest.raises(BadInput):
             LivyClient(bad)

@@ -1,4 +1,4 @@
-"""Requests as Livy reads them, and its refusals."""
+"""Decoding of requests as in Livy, and its refusals."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_times_and_memory() -> None:
         lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["kind", "conf", "jars", "code", "x"]), inner),
     )
 )
-def test_no_json_does_more_than_be_refused(value: Any) -> None:
+def test_any_json_is_decoded_or_refused(value: Any) -> None:
     raw = json.dumps(value).encode()
     for parse in (
         requests.session_request,

@@ -1,4 +1,4 @@
-"""Paging, ids, logs, settings: the rules of Livy's REST."""
+"""The rules of Livy's REST API: paging, ids, logs and settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that is full, slow, fails once or loses power: the island recovers by itself and loses nothing it accepted."""
+"""A disk that is full or slow, fails or loses power: the island recovers and loses no accepted data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.sim.archipelago import Archipelago, SimIsland, names, simulate
 
 
 class Writers:
-    """Two islands that put records until they are stopped; `accepted` is what one of them was told is stored."""
+    """Two islands that write records until they are stopped. `accepted` has the acknowledged records of one of them."""
 
     def __init__(self, world: Archipelago, victim: SimIsland, other: SimIsland) -> None:
         self.victim, self.other = victim, other
@@ -52,7 +52,7 @@ async def _three(world: Archipelago) -> SimIsland:
 
 
 async def _recovered(world: Archipelago, victim: SimIsland, accepted: set[str]) -> None:
-    """Everyone has the same, nothing accepted is missing anywhere, and the island goes on working."""
+    """Check that all islands have the same records, that no accepted one is missing, and that the island works."""
     await victim.put("test/end", b"end")
     await world.until(
         lambda: (
@@ -86,7 +86,7 @@ async def _slow(island: SimIsland) -> None:
 
 
 async def _broken(island: SimIsland) -> None:
-    """Every transaction fails for a while, reading or writing."""
+    """Make every transaction fail for a while, reading and writing."""
     island.disk.failures = 1_000_000
     await asyncio.sleep(20)
     island.disk.failures = 0
@@ -109,7 +109,7 @@ def _scenario(trouble: Trouble, *, refuses: bool) -> Callable[[Archipelago], Any
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("trouble", "refuses"), [(_full, True), (_slow, False), (_broken, True)])
-def test_an_island_recovers_from_a_disk_in_trouble(trouble: Trouble, refuses: bool, seed: int) -> None:
+def test_an_island_recovers_from_disk_faults(trouble: Trouble, refuses: bool, seed: int) -> None:
     simulate(seed, _scenario(trouble, refuses=refuses))
 
 
@@ -142,7 +142,7 @@ def test_a_power_cut_loses_what_gossip_db_had_not_synced_and_nothing_that_was_ac
         await writers.stop()
         await world.cut_power(victim)
         after = victim.records("test/")
-        assert len(after) < len(before)  # the power cut was felt
+        assert len(after) < len(before)  # the power cut lost data
         await world.restart(victim)
         await _recovered(world, victim, writers.accepted)
 

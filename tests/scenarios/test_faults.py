@@ -1,4 +1,4 @@
-"""Faults of a whole island over real TLS: a session that is lost during a commit, and what its status says."""
+"""Faults of a complete island over real TLS: a session that is lost during a commit, and problems in its status."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_an_island_hears_another_whose_session_was_lost_during_a_commit(tm
         assert (await get(daemon, "/api/v1/island"))["problems"] == []
 
 
-async def test_status_names_an_origin_that_cannot_be_stored_and_a_loop_that_fails(tmp_path: Path) -> None:
+async def test_status_shows_an_origin_that_cannot_be_stored_and_a_failing_loop(tmp_path: Path) -> None:
     async with victim(tmp_path) as daemon, member(daemon, tmp_path) as other:
         await other.told(("test/a", b"1"))
         fault = Fault(daemon.gossip_db, times=None)

@@ -1,4 +1,4 @@
-"""Islands that gossip over a bad network come to know the same, whatever the network and they do."""
+"""Islands that gossip over an unreliable network converge to the same records."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _knows_all(world: Archipelago, prefix: str, count: int) -> bool:
 
 
 async def few(world: Archipelago, count: int = 5) -> str:
-    """A small life: used to compare runs."""
+    """A short scenario, for the comparison of runs."""
     await _grow(world, count)
     for number, island in enumerate(world.islands):
         await island.put(f"test/{number}", b"x" * number)
@@ -124,7 +124,7 @@ async def _restarts(world: Archipelago) -> None:
 
 
 @pytest.mark.parametrize("weather", [Weather(), BAD], ids=["fair", "bad"])
-def test_a_third_restarts_thrice_the_last_time_without_gossip_db(weather: Weather) -> None:
+def test_a_third_restarts_three_times_and_loses_gossip_db(weather: Weather) -> None:
     simulate(31, _restarts, weather)
 
 
@@ -137,7 +137,7 @@ async def _newcomer(world: Archipelago) -> None:
     newcomer = await world.add("newcomer")
     took = await world.until(lambda: _knows_all(world, "bulk/", 300), within=900)
     assert newcomer.records("bulk/") == rich.records("bulk/")
-    # While it pulls, a push cuts in; nothing is pulled twice over and over.
+    # A push arrives during a pull. Nothing is pulled repeatedly.
     assert world.network.sent[rich.id] < 4 * 300 * 2100 * 3
     assert took < (60 if world.network.weather.loss == 0 else 900)
 
@@ -157,7 +157,7 @@ async def _coalesced(world: Archipelago) -> None:
         await one.put("test/often", b"%d" % number)
         await asyncio.sleep(0.5)
     await world.until(lambda: [v for _, _, v in two.records("test/")] == [b"49"], within=60)
-    # 25 s of changes: at once, and then no more than one in 10 s.
+    # 25 s of changes: the first is signed at once, then at most one in 10 s.
     assert 3 <= one.g.head(one.id).seq - before <= 4
     await one.put("test/never", b"seen")
     await one.put("test/never", None)
@@ -175,10 +175,10 @@ async def _alone(world: Archipelago) -> None:
     await island.g.flush()
     assert [value for _, _, value in island.records("test/")] == [b"1"]
     await asyncio.sleep(1)
-    assert island.g.head(island.id).seq == 2  # nobody to wait for
+    assert island.g.head(island.id).seq == 2  # there is no other island to wait for
 
 
-def test_alone_nothing_waits() -> None:
+def test_a_single_island_signs_without_delay() -> None:
     simulate(52, _alone)
 
 
@@ -249,7 +249,7 @@ def test_a_copy_that_contradicts_stops_the_signing() -> None:
 
 
 async def _sparse(world: Archipelago) -> None:
-    """Thirty islands in a ring with a few chords: nobody is linked with most."""
+    """Thirty islands in a ring with a few chords: no island is linked with most others."""
     world.network.neighbours({})
     islands = [await world.add(name) for name in names(30)]
     ids = [island.id for island in islands]
@@ -275,7 +275,7 @@ async def _two_of_one_key(world: Archipelago) -> None:
     others = [island for island in world.islands if island is not victim]
     await world.crash(victim)
     world.restore(victim, backup)
-    # Nobody who could tell it its own head can be reached for longer than it waits.
+    # No island that has its head can be reached for longer than it waits.
     world.network.partition([[victim.id], [island.id for island in others]])
     await world.restart(victim, lose_gossip=True)
     await victim.put("test/second", b"story")
@@ -291,7 +291,7 @@ async def _two_of_one_key(world: Archipelago) -> None:
     await world.until(lambda: all(len(i.records("test/life")) == 3 for i in world.islands), within=60)
 
 
-def test_two_stories_of_one_key_freeze_it_everywhere() -> None:
+def test_a_fork_freezes_a_log_at_all_islands() -> None:
     simulate(71, _two_of_one_key)
 
 

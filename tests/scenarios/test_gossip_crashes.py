@@ -1,4 +1,4 @@
-"""A crash before or after any write to either database: nothing lost, nothing signed twice, no fork."""
+"""A crash before or after any write to either database: nothing is lost, nothing is signed twice, no fork."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from tests.sim.archipelago import Archipelago, SimIsland, names, simulate
 
 
 class Crashed(Exception):
-    """The process died at this write."""
+    """Raised when the process crashes at a write."""
 
 
 def crash_at(database: Database, step: int, after: bool) -> Callable[[], bool]:
-    """Let the `step`-th write from now kill the island, before or after its commit; tells whether it happened."""
+    """Crash the island at its `step`-th write from now, before or after the commit.
+
+    Returns a function that removes the fault, and returns whether the crash has happened.
+    """
     original = database.write
     done = 0
 
@@ -43,7 +46,7 @@ def crash_at(database: Database, step: int, after: bool) -> Callable[[], bool]:
 
 
 async def _work(world: Archipelago, victim: SimIsland) -> int:
-    """Changes by the victim and another until the victim dies; returns how many of its own were committed."""
+    """Make changes at the victim and another island until the victim crashes. Returns the number of its commits."""
     committed = 0
     for number in range(8):
         try:

@@ -1,4 +1,4 @@
-"""What a lying peer can do: be named, lose its session, and nothing else."""
+"""A peer that sends false gossip is reported and loses its session, and has no other effect."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _other_use(liar: Stranger) -> bytes:
 
 
 def _forged_own(liar: Stranger) -> bytes:
-    """A batch in the name of the very island that it is sent to."""
+    """A batch in the name of the island to which it is sent."""
     victim = liar.world.islands[0]
     (body,) = core.cut_batches(victim.id, victim.g.head(victim.id), [("test/a", b"1")])
     signed = codec.encode(SignedBatch(body=body, signature=liar.trust.sign(SIGNATURE, body)))
@@ -152,7 +152,7 @@ ATTACKS: list[Callable[[Stranger], bytes]] = [
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__.strip("_"))
-def test_a_false_push_is_named_and_leaves_nothing(attack: Callable[[Stranger], bytes]) -> None:
+def test_a_false_push_is_reported_and_not_stored(attack: Callable[[Stranger], bytes]) -> None:
     async def scenario(world: Archipelago) -> None:
         liar = await _grow(world, 3)
         before = [island.g.digest() for island in world.islands]
@@ -161,7 +161,7 @@ def test_a_false_push_is_named_and_leaves_nothing(attack: Callable[[Stranger], b
         assert world.islands[0].peers is not None
         assert [who for who, _ in world.islands[0].peers.misbehaved] == [liar.id]
         assert [island.g.digest() for island in world.islands] == before
-        # The island goes on, and does not blame those who are honest.
+        # The island continues, and does not report honest islands.
         await world.islands[0].put("test/life", b"goes on")
         await world.until(lambda: all(len(i.records("test/")) == 1 for i in world.islands), within=10)
         assert all(not island.peers.misbehaved for island in world.islands[1:] if island.peers)
@@ -185,7 +185,7 @@ def test_without_a_chain_nothing_is_stored() -> None:
     simulate(2, scenario)
 
 
-def test_false_heads_cost_a_few_questions_only() -> None:
+def test_false_heads_cost_only_a_few_requests() -> None:
     async def scenario(world: Archipelago) -> None:
         liar = await _grow(world, 2)
         questions = 0
@@ -211,7 +211,7 @@ def test_false_heads_cost_a_few_questions_only() -> None:
     simulate(3, scenario)
 
 
-def test_an_origin_over_its_limit_is_refused_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_origin_over_its_limit_is_refused_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "MAX_KEYS", 20)
 
     async def scenario(world: Archipelago) -> None:
@@ -249,7 +249,7 @@ def test_signatures_checked_for_one_peer_are_bounded(monkeypatch: pytest.MonkeyP
     simulate(5, scenario)
 
 
-def test_kinds_and_fields_that_nobody_knows_travel_unread() -> None:
+def test_unknown_kinds_and_fields_are_relayed_unchanged() -> None:
     async def scenario(world: Archipelago) -> None:
         newer = await _grow(world, 4)
         body = {
@@ -274,7 +274,7 @@ def test_kinds_and_fields_that_nobody_knows_travel_unread() -> None:
     simulate(6, scenario)
 
 
-def test_endless_pages_that_bring_nothing_are_given_up() -> None:
+def test_endless_pages_without_new_batches_end_the_pull() -> None:
     async def scenario(world: Archipelago) -> None:
         liar = await _grow(world, 2)
         batch = liar.batch(Head(), [("test/a", b"1")])

@@ -1,4 +1,4 @@
-"""An executor that lies to the home of a job: its lies concern that job, and stop nothing else."""
+"""An executor that sends false reports to the home of a job: they affect only that job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.standins.member import Member, get, logged, member, packed, until, un
 
 
 class Liar:
-    """Answers a home as an executor, with whatever it likes."""
+    """Answers a home as an executor, with any answers."""
 
     def __init__(self) -> None:
         self.offer: bytes = codec.encode(Offer(reservation="x", languages=STOCK_LANGUAGES))
@@ -69,7 +69,7 @@ async def post(daemon: Daemon, path: str, body: Any) -> Any:
 
 @contextlib.asynccontextmanager
 async def committed(folder: Path, liar: Liar) -> AsyncIterator[tuple[Daemon, Member, int]]:
-    """A session of the victim's user that is pinned to the liar."""
+    """Open a session of the victim's user that is pinned to the hostile executor."""
     async with victim(folder) as daemon, member(daemon, folder, register=liar.serve) as mallory:
         await mallory.told(("island/self", packed(name="mallory")))
         await until(lambda: daemon.membership.display(mallory.id) == "mallory")
@@ -95,7 +95,7 @@ OFFERS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("what", OFFERS)
-async def test_an_offer_that_is_none_is_a_reason_to_look_elsewhere(tmp_path: Path, what: str) -> None:
+async def test_a_job_is_placed_elsewhere_after_an_invalid_offer(tmp_path: Path, what: str) -> None:
     liar = Liar()
     liar.offer = OFFERS[what]
     with logged():
@@ -124,14 +124,14 @@ DEEP = '{"status":"ok","data":' + '{"x":' * 5_000 + "1" + "}" * 5_001
 REPORTS: dict[str, Callable[[str, int], bytes]] = {
     "about another job": lambda job, epoch: honest("x" * 47, epoch),
     "of another epoch": lambda job, epoch: honest(job, epoch + 1),
-    "of a state that is none": lambda job, epoch: honest(job, epoch, state="\x1b[2J"),
-    "of an end that is none": lambda job, epoch: honest(job, epoch, state="idle", ended=True),
-    "with a result that is no JSON": result("garbage"),
+    "of an unknown state": lambda job, epoch: honest(job, epoch, state="\x1b[2J"),
+    "of an end with a live state": lambda job, epoch: honest(job, epoch, state="idle", ended=True),
+    "with a result that is not JSON": result("garbage"),
     "with a result that breaks out": result('{}, "state": "x", "y": {}'),
     "with a result of another shape": result('{"status":"error","evalue":{},"traceback":7}'),
     "with a list for a result": result("[]"),
     "with a deep result": result(DEEP),
-    "with a statement's state that is none": result("", state="exploded"),
+    "with an unknown state of a statement": result("", state="exploded"),
     "of garbage": lambda job, epoch: b"\xc1",
     "of nothing": lambda job, epoch: b"",
     "too long": lambda job, epoch: honest(job, epoch, notes=["x"] * 1000),
@@ -139,7 +139,7 @@ REPORTS: dict[str, Callable[[str, int], bytes]] = {
 
 
 @pytest.mark.parametrize("what", REPORTS)
-async def test_a_report_that_is_none_is_not_taken(tmp_path: Path, what: str) -> None:
+async def test_an_invalid_report_is_refused(tmp_path: Path, what: str) -> None:
     liar = Liar()
     with logged():
         async with committed(tmp_path, liar) as (daemon, _, session):
@@ -153,7 +153,7 @@ async def test_a_report_that_is_none_is_not_taken(tmp_path: Path, what: str) -> 
             [statement] = (await get(daemon, f"/sessions/{session}/statements"))["statements"]
             assert statement["state"] in ("waiting", "running") and statement["output"] is None
             await well(daemon)
-            # It was never more than that job: the truth is taken when it comes.
+            # Only that job was affected: a correct report is accepted later.
             output = {"status": "ok", "execution_count": 0, "data": {"text/plain": "1"}}
             liar.report = result(json.dumps(output), progress=math.nan)
             daemon.jobs.forwarding.news(_executor(daemon), liar.job, 1)
@@ -170,7 +170,7 @@ async def _has(daemon: Daemon, session: int, output: Any) -> bool:
     return bool(statement["state"] == "available" and statement["output"] == output)
 
 
-async def test_news_of_a_job_is_taken_from_its_executor_only(tmp_path: Path) -> None:
+async def test_pushes_about_a_job_are_accepted_from_its_executor_only(tmp_path: Path) -> None:
     liar = Liar()
     async with committed(tmp_path, liar) as (daemon, mallory, session), member(daemon, tmp_path, "eve") as eve:
         await until_async(lambda: _is(daemon, session, "idle"))

@@ -1,4 +1,4 @@
-"""A member that offers, commits and asks about jobs as no honest home does, and an executor that lies to its home."""
+"""A member that sends invalid requests about jobs as their home."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def envelope(mallory: Member, job: str = "", **changes: Any) -> Envelope:
 
 
 async def reserved(mallory: Member, head: Envelope, language: str = "batch") -> str:
-    """A place for a job; fails the test if there is none."""
+    """Reserve a place for a job. Fails if it is refused."""
     asked = OfferRequest(envelope=head, kind="batch" if language == "batch" else "session", language=language)
     offer = codec.decode(await mallory.ask("job.offer", codec.encode(asked)), Offer)
     assert offer.reservation, offer.refusal
@@ -114,18 +114,18 @@ async def test_work_that_no_honest_home_sends_is_refused(tmp_path: Path) -> None
         "01890a5d-ac96-774b-bcce-b302099a8057.0123456789",
     ],
 )
-async def test_an_id_that_is_none_of_its_home_is_refused(tmp_path: Path, job: str) -> None:
+async def test_an_id_of_another_home_is_refused(tmp_path: Path, job: str) -> None:
     async with victim(tmp_path, OPEN) as daemon, member(daemon, tmp_path) as mallory:
         head = envelope(mallory, job.format(mallory.id[:10]))
         asked = OfferRequest(envelope=head, kind="batch", language="batch")
         offer = codec.decode(await mallory.ask("job.offer", codec.encode(asked)), Offer)
-        assert not offer.reservation and "id is not of that home" in offer.refusal
+        assert not offer.reservation and "does not belong to that home" in offer.refusal
         with pytest.raises(PeerRefused):
             await mallory.ask("job.stop", codec.encode(StopRequest(job=head.job, epoch=1)))
 
 
 @pytest.mark.parametrize("lease", [math.inf, math.nan, -1.0, 1e9])
-async def test_a_lease_without_end_ends_the_session(tmp_path: Path, lease: float) -> None:
+async def test_a_lease_without_limit_ends_the_peer_session(tmp_path: Path, lease: float) -> None:
     with logged() as logs:
         async with victim(tmp_path, OPEN) as daemon, member(daemon, tmp_path) as mallory:
             with pytest.raises((PeerRefused, Unreachable)):
@@ -134,7 +134,7 @@ async def test_a_lease_without_end_ends_the_session(tmp_path: Path, lease: float
     assert logs.of("peer.misbehaved")[0]["key"] == mallory.id
 
 
-async def test_only_the_home_of_a_job_may_say_anything_about_it(tmp_path: Path) -> None:
+async def test_only_the_home_of_a_job_may_send_requests_about_it(tmp_path: Path) -> None:
     with logged():
         async with (
             victim(tmp_path, OPEN) as daemon,
@@ -142,7 +142,7 @@ async def test_only_the_home_of_a_job_may_say_anything_about_it(tmp_path: Path) 
             member(daemon, tmp_path) as mallory,
         ):
             job = job_of(home.id)
-            # It knows the id before the executor does, and would have it refused there.
+            # The member knows the id before the executor does, and tries to have the job refused there.
             with pytest.raises(PeerRefused, match="only its home"):
                 await mallory.ask("job.stop", codec.encode(StopRequest(job=job, epoch=1)))
             assert (await committed(home, envelope(home), SESSION, b"")).accepted
@@ -175,7 +175,7 @@ async def test_only_the_home_of_a_job_may_say_anything_about_it(tmp_path: Path) 
         {},
     ],
 )
-async def test_who_may_not_run_anything_leaves_nothing_behind(tmp_path: Path, jobs: dict[str, Any]) -> None:
+async def test_refused_requests_leave_no_rows(tmp_path: Path, jobs: dict[str, Any]) -> None:
     async with victim(tmp_path, {"jobs": jobs}) as daemon, member(daemon, tmp_path) as mallory:
         head = envelope(mallory)
         asked = OfferRequest(envelope=head, kind="batch", language="batch")
@@ -185,12 +185,12 @@ async def test_who_may_not_run_anything_leaves_nothing_behind(tmp_path: Path, jo
         for epoch in range(200):
             await mallory.ask("job.stop", codec.encode(StopRequest(job=head.job, epoch=epoch)))
         assert await daemon.state.read(lambda conn: conn.execute("SELECT count(*) FROM run").fetchone()[0]) == 0
-        # A name that nobody has yet is not one to be taken: the policy knows keys.
+        # A member cannot get access by taking an unused name: the policy compares keys.
         await mallory.told(("island/self", packed(name="mallory")))
         assert codec.decode(await mallory.ask("job.offer", codec.encode(asked)), Offer).refusal
 
 
-async def test_places_are_not_all_reserved_by_one(tmp_path: Path) -> None:
+async def test_reservations_of_one_home_are_limited(tmp_path: Path) -> None:
     async with (
         victim(tmp_path, OPEN) as daemon,
         member(daemon, tmp_path, "honest") as honest,

@@ -1,4 +1,4 @@
-"""What an admitted island with modified code can do to another: be refused, be named, and nothing else."""
+"""An admitted island with modified code is refused and reported, and has no other effect on another island."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.standins.member import Member, get, logged, member, packed, resident,
 
 
 def pairs(items: list[tuple[str, Any]]) -> bytes:
-    """A map that may have a key twice."""
+    """A map in which a key may occur twice."""
     return b"\xde" + struct.pack(">H", len(items)) + b"".join(msgpack.packb(k) + msgpack.packb(v) for k, v in items)
 
 
@@ -86,7 +86,7 @@ async def test_no_record_stops_a_listing_or_a_loop(tmp_path: Path) -> None:
                 await mallory.told(record)
                 await daemon.catalog.index()
                 await well(daemon)
-            # Words are searched in what the index made of them.
+            # A search by words reads the index that was built from these records.
             await get(daemon, "/api/v1/datasets/search?words=evil")
             await mallory.told(*((key, None) for key, _ in RECORDS.values()))
             await well(daemon)
@@ -96,7 +96,7 @@ async def test_no_record_stops_a_listing_or_a_loop(tmp_path: Path) -> None:
 async def test_a_record_that_decoders_read_differently_does_not_end_the_daemon(tmp_path: Path) -> None:
     with logged() as logs:
         async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
-            # Each value of a key that is given twice is checked, and the last one counts.
+            # If a key occurs twice, both values are checked and the last one is used.
             await mallory.told(RECORDS["a key twice, once of the wrong type"])
             await daemon.catalog.index()
             assert await get(daemon, "/api/v1/datasets") == []
@@ -108,7 +108,7 @@ async def test_a_record_that_decoders_read_differently_does_not_end_the_daemon(t
 
 
 @pytest.mark.parametrize("name", ["victim\n", "vi\u0441tim", "victim ", "\x1b[2Jvictim", "", "x" * 65])
-async def test_a_name_that_would_look_like_another_is_none(tmp_path: Path, name: str) -> None:
+async def test_a_name_that_looks_like_another_is_replaced_by_the_key_prefix(tmp_path: Path, name: str) -> None:
     async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
         await mallory.told(("island/self", packed(name=name)))
         await mallory.told(("dataset/x", packed(**dataset())))
@@ -121,14 +121,14 @@ async def _lists(daemon: Any, key: str) -> bool:
     return any(row["key"] == key for row in await get(daemon, "/api/v1/datasets"))
 
 
-async def test_who_takes_anothers_name_makes_it_ambiguous_and_no_more(tmp_path: Path) -> None:
+async def test_a_name_used_twice_becomes_ambiguous(tmp_path: Path) -> None:
     async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
         await mallory.told(("island/self", packed(name="victim")))
         await until(lambda: daemon.membership.display(mallory.id) == f"victim.{mallory.id[:10]}")
         assert daemon.membership.display(daemon.trust.me) == f"victim.{daemon.trust.me[:10]}"
 
 
-async def test_addresses_that_nothing_can_have_are_said_to_be_unreachable(tmp_path: Path) -> None:
+async def test_invalid_addresses_are_logged_as_unreachable(tmp_path: Path) -> None:
     with logged() as logs:
         async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
             await mallory.told(("island/self", packed(name="x", addresses=["a..b:80", "x" * 250 + ":1"])))
@@ -137,7 +137,7 @@ async def test_addresses_that_nothing_can_have_are_said_to_be_unreachable(tmp_pa
             await until(lambda: bool(logs.of("peer.dial_failed")))
 
 
-async def test_cards_as_large_as_they_may_be_are_indexed_a_few_at_a_time(
+async def test_cards_of_maximum_size_are_indexed_in_small_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     column = {"name": "x" * 4000, "type": "int", "description": "y" * 4000}
@@ -195,7 +195,7 @@ async def test_a_flood_of_forged_batches_is_not_compared_with_all_that_is_stored
     assert looked == 0 and logs.of("peer.misbehaved")[0]["key"] == mallory.id
 
 
-async def test_who_signs_two_stories_freezes_its_own_log_and_no_other(tmp_path: Path) -> None:
+async def test_a_fork_freezes_only_the_log_of_its_origin(tmp_path: Path) -> None:
     with logged() as logs:
         async with (
             victim(tmp_path) as daemon,
@@ -245,7 +245,7 @@ async def test_garbage_of_every_kind_ends_the_session_or_is_refused(tmp_path: Pa
                 for body in GARBAGE:
                     await _hostile(daemon, tmp_path, partial(_push, kind=kind, body=body))
             assert resident() - before < 200 * 2**20
-            # Whoever else is there has not noticed.
+            # Other members are not affected.
             assert daemon.peers.link(honest.id) is not None
             await honest.told(("dataset/y", packed(**dataset())))
             await well(daemon)
@@ -273,25 +273,25 @@ async def _bulk(mallory: Member, kind: str, body: bytes) -> None:
 
 async def _push(mallory: Member, kind: str, body: bytes) -> None:
     assert mallory.peers.push(mallory.to, kind, body)
-    with contextlib.suppress(Unreachable):  # whatever came of it, it was taken before this is answered
+    with contextlib.suppress(Unreachable):  # the attack has been handled before this is answered
         await mallory.ask("nonsense", b"")
 
 
 # --- strangers --------------------------------------------------------------------------------------
 
 
-async def test_strangers_hold_nothing_and_keep_members_out_for_no_longer_than_a_handshake(tmp_path: Path) -> None:
+async def test_strangers_block_members_for_at_most_a_handshake(tmp_path: Path) -> None:
     async with victim(tmp_path) as daemon, member(daemon, tmp_path, "honest") as honest:
         port = daemon.peers.port
         before = len(os.listdir("/proc/self/fd"))
         idle = []
         for number in range(300):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            # Some say nothing, some speak HTTP, some begin TLS and stop.
+            # Some send nothing, some send HTTP, some start TLS and stop.
             writer.write((b"", b"GET /api/v1/peers HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01")[number % 3])
             idle.append((reader, writer))
         await honest.told(("dataset/x", packed(**dataset())))
-        # No more than the handshakes of one address are held; the rest is hung up on at once.
+        # The number of handshakes per address is limited; other connections are closed at once.
         await until(lambda: len(os.listdir("/proc/self/fd")) - before < 300 + 40)
         for _, writer in idle:
             writer.transport.abort()

@@ -1,4 +1,4 @@
-"""A member that reads as no honest one does, and others who are served all the same."""
+"""A member with abusive reads, while other members are still served."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.standins.member import Member, logged, member, packed, resident, unti
 
 
 async def published(daemon: Daemon, folder: Path) -> tuple[ResolvedDataset, ChunkRequest]:
-    """A dataset of the victim, and a request for all of its one file."""
+    """Publish a dataset at the victim. Returns the dataset and a request for its only file."""
     folder.mkdir()
     table = pa.table({"x": np.random.default_rng(1).integers(0, 2**62, 200_000)})
     pq.write_table(table, folder / "part.parquet")
@@ -37,7 +37,7 @@ async def published(daemon: Daemon, folder: Path) -> tuple[ResolvedDataset, Chun
 
 
 async def read(reader: Member, request: ChunkRequest) -> int:
-    """How many bytes come."""
+    """The number of bytes that are received."""
     size = 0
     async with reader.peers.bulk(reader.to, "chunks", codec.encode(request)) as stream:
         while (block := await stream.receive()) is not None:
@@ -47,14 +47,12 @@ async def read(reader: Member, request: ChunkRequest) -> int:
 
 @contextlib.asynccontextmanager
 async def opened(reader: Member, kind: str, body: bytes, count: int) -> AsyncIterator[list[BulkStream]]:
-    """Streams that are opened and left alone."""
+    """Open streams and leave them idle."""
     async with contextlib.AsyncExitStack() as stack:
         yield [await stack.enter_async_context(reader.peers.bulk(reader.to, kind, body)) for _ in range(count)]
 
 
-async def test_readers_that_take_nothing_keep_nobody_else_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stalled_readers_do_not_block_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk_server, "STALL_S", 2.0)
     with logged() as logs:
         async with (
@@ -71,7 +69,7 @@ async def test_readers_that_take_nothing_keep_nobody_else_waiting(
             await well(daemon)
 
 
-async def test_what_is_asked_for_and_is_not_there_is_not_remembered(tmp_path: Path) -> None:
+async def test_requests_for_unknown_data_use_no_memory(tmp_path: Path) -> None:
     async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
         _, request = await published(daemon, tmp_path / "data")
         before = len(daemon.replicas.held._moved)
@@ -124,7 +122,7 @@ RANGES: dict[str, tuple[tuple[int, int], ...]] = {
 }
 
 
-async def test_ranges_that_are_none_are_refused(tmp_path: Path) -> None:
+async def test_invalid_ranges_are_refused(tmp_path: Path) -> None:
     with logged():
         async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
             _, request = await published(daemon, tmp_path / "data")
@@ -146,7 +144,7 @@ async def test_ranges_that_are_none_are_refused(tmp_path: Path) -> None:
                     assert refused.code != "internal_error", what
 
 
-async def test_long_requests_that_never_end_hold_no_more_than_their_turn(tmp_path: Path) -> None:
+async def test_unfinished_long_requests_use_limited_memory(tmp_path: Path) -> None:
     block = bytes(200 * 1024)
     with logged():
         async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
@@ -167,7 +165,7 @@ async def test_long_requests_that_never_end_hold_no_more_than_their_turn(tmp_pat
             await well(daemon)
 
 
-async def test_blocks_of_nothing_end_a_long_request(tmp_path: Path) -> None:
+async def test_too_many_empty_blocks_end_a_long_request(tmp_path: Path) -> None:
     with logged() as logs:
         async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
             opening = codec.encode(JobBulkRequest(kind="commit", size=MAX_MESSAGE))

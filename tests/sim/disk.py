@@ -1,4 +1,4 @@
-"""The disk of one simulated island: it can be full, slow, fail once, and lose what was not synced."""
+"""The disk of one simulated island. It can be full or slow, fail, and lose data that were not synced."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ Ts = TypeVarTuple("Ts")
 
 @dataclass
 class SimDisk:
-    """What is wrong with a disk at the moment. Its databases are real files in `folder`."""
+    """A disk with simulated faults. Its databases are real files in `folder`."""
 
     folder: Path
     full: bool = False
-    """Whether no write fits: commits fail as SQLite's do."""
+    """Whether the disk is full: commits fail as in SQLite, and files cannot grow."""
     slow: float = 0.0
-    """The most seconds by which each step of each piece of work on it is late."""
+    """Maximum delay in seconds of each step of the work on this disk."""
     failures: int = 0
-    """How many of the next transactions and pieces of work on files fail with an I/O error."""
+    """Number of the next transactions and calls of `work` that fail with an I/O error."""
     skip: int = 0
-    """How many of them succeed before those that fail."""
+    """Number of transactions and calls that succeed before the failures."""
     synced: dict[int, bytes] = field(default_factory=dict)
-    """What was in each file, by inode, when it was last synced."""
+    """The content of each file at its last sync, by inode."""
 
     def open(self, kind: Kind, workers: Workers) -> Database:
         """Open or create a database on this disk."""
@@ -49,19 +49,19 @@ class SimDisk:
         return Database(self.folder / f"{kind}.db", kind, workers, connection=Connection)
 
     def check_begin(self) -> None:
-        """Raise what SQLite raises for a disk that cannot be read."""
+        """Raise SQLite's error for a disk that cannot be read, if a failure is due."""
         if self._fails():
             raise sqlite3.OperationalError("disk I/O error")
 
     def work(self, function: Callable[[*Ts], T], /, *args: *Ts) -> T:
-        """Run a piece of work on files: it may fail at once, and no write of it fits on a full disk."""
+        """Call a function that works on files. It fails at once if a failure is due; on a full disk its writes fail."""
         if self._fails():
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         with self._without_room() if self.full else contextlib.nullcontext(), self._watched():
             return function(*args)
 
     def lose_unsynced(self, folder: Path) -> int:
-        """Put every file below `folder` back to what was last synced of it; returns how many lost something."""
+        """Reset every file below `folder` to its last synced content. Returns the number of files that changed."""
         lost = 0
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
             kept = self.synced.get(path.stat().st_ino, b"")
@@ -80,7 +80,7 @@ class SimDisk:
 
     @contextlib.contextmanager
     def _without_room(self) -> Iterator[None]:
-        """No file can grow. The system says EFBIG then, and not ENOSPC as a full disk does."""
+        """Prevent files from growing. Writes then fail with EFBIG, not with ENOSPC as on a full disk."""
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
         try:
@@ -90,7 +90,7 @@ class SimDisk:
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
-        """Remember what is synced."""
+        """Record the content of each file that is synced."""
         real = os.fsync
 
         def fsync(handle: int) -> None:
@@ -98,22 +98,22 @@ class SimDisk:
             if stat.S_ISREG(status.st_mode):
                 self.synced[status.st_ino] = Path(f"/proc/self/fd/{handle}").read_bytes()
 
-        os.fsync = fsync  # type: ignore[assignment]  # the same for a file's number
+        os.fsync = fsync  # type: ignore[assignment]  # accepts file descriptors only
         try:
             yield
         finally:
             os.fsync = real
 
     def check_commit(self) -> None:
-        """Raise what SQLite raises for a disk without room."""
+        """Raise SQLite's error for a full disk, if the disk is full."""
         if self.full:
             raise sqlite3.OperationalError("database or disk is full")
 
 
 class _Connection(sqlite3.Connection):
-    """A connection whose transactions meet the faults of a disk.
+    """A connection with the faults of a disk.
 
-    It never syncs: a simulated power loss is played by `lose_unsynced`, and the tests wait for no disk.
+    It never syncs, which makes the tests faster. `lose_unsynced` simulates the loss of power.
     """
 
     disk: SimDisk | None = None
@@ -129,12 +129,12 @@ class _Connection(sqlite3.Connection):
 
 
 def last_checkpoint(database: Database) -> bytes:
-    """What a database file holds without its write-ahead log: all that `synchronous=NORMAL` has synced for sure."""
+    """The content of a database file without its write-ahead log, which `synchronous=NORMAL` does not always sync."""
     return database.path.read_bytes()
 
 
 def lose_unsynced(path: Path, checkpoint: bytes) -> None:
-    """Put a closed database back to its last checkpoint."""
+    """Reset a closed database to its last checkpoint."""
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     path.write_bytes(checkpoint)

@@ -1,7 +1,7 @@
-"""An archipelago in virtual time whose islands run jobs: real services, an engine that is played.
+"""An archipelago in virtual time whose islands run jobs: real services with a simulated engine.
 
-The engine stands in for Livy where faults must be put between any two steps; what Spark
-does with the code is tested with the real one elsewhere.
+The engine replaces Livy in tests that need faults between any two steps. Other tests run code
+with real Spark.
 """
 
 from __future__ import annotations
@@ -54,24 +54,24 @@ class PlayedSession:
 
 
 class PlayedEngine:
-    """Livy's behaviour in virtual time: a session idle after a second, a statement done after `took` seconds."""
+    """Livy's behaviour in virtual time: a session is idle after a second, a statement ends after `took` seconds."""
 
     def __init__(self, instance: str = "one") -> None:
         self.name = instance
         self.up = True
         self.jobs: dict[tuple[str, int], PlayedSession] = {}
         self.ran: list[str] = []
-        """The code of every statement that began, ever."""
+        """The code of every statement that was started."""
         self.created: list[str] = []
         self.seen = instance
         self.took = 0.3
         self.outputs: dict[str, dict[str, Any]] = {}
         self.fault: Callable[[str, str], Awaitable[None]] | None = None
-        """Called with (operation, "before" or "after")."""
+        """Called with the operation and "before" or "after", if set."""
         self._next = {"session": 0, "batch": 0}
 
     def start_anew(self, instance: str) -> None:
-        """The engine's process is another: nothing of before is left."""
+        """Replace the engine by a new instance without sessions and batches."""
         self.name, self.jobs = instance, {}
 
     def alive(self) -> list[PlayedSession]:
@@ -82,7 +82,7 @@ class PlayedEngine:
             await self.fault(what, "before")
         await asyncio.sleep(0.005)
         if not self.up:
-            raise EngineFailed("nothing listens there")
+            raise EngineFailed("connection refused")
         try:
             result = do()
         finally:
@@ -184,7 +184,7 @@ class PlayedEngine:
 
 @dataclass
 class Published:
-    """One dataset of the world."""
+    """One published dataset."""
 
     owner: IslandId
     owner_name: str
@@ -194,7 +194,7 @@ class Published:
 
 
 class World:
-    """What the islands of a test share: their datasets; and what each has of its own beside the archipelago."""
+    """The islands of a test: the datasets that they share, and the jobs service, engine and config of each."""
 
     def __init__(self, archipelago: Archipelago) -> None:
         self.a = archipelago
@@ -210,7 +210,7 @@ class World:
     async def island(
         self, name: str, *, engine: PlayedEngine | None = None, jobs: dict[str, Any] | None = None, **livy: Any
     ) -> SimIsland:
-        """A new island with an engine, or without."""
+        """Add an island, with an engine or without one."""
         self.engines[name], self.configs[name] = engine, {"jobs": jobs or {}, "livy": livy}
         return await self.a.add(name)
 
@@ -237,11 +237,11 @@ class World:
         await jobs.start(island.tasks)
 
     def publish(self, owner: SimIsland, name: str, size: int, *others: SimIsland) -> None:
-        """A dataset of `owner`, with complete replicas at `others`."""
+        """Add a dataset of `owner`, with complete replicas at `others`."""
         self.published.append(Published(owner.id, owner.name, name, size, [owner.id, *(o.id for o in others)]))
 
     async def linked(self) -> None:
-        """Every island has a session with every other, and knows its name."""
+        """Wait until every island has a session with every other one and knows its name."""
         count = len(self.a.alive())
         await self.a.until(
             lambda: all(
@@ -252,7 +252,7 @@ class World:
             within=60,
         )
 
-    # --- what a client does ---------------------------------------------------------------------
+    # --- requests of a client -------------------------------------------------------------------
 
     async def open(self, home: SimIsland, *inputs: str, who: Principal = USER, **more: Any) -> JobRow:
         conf = {"spark.island.inputs": ",".join(inputs)} if inputs else {}
@@ -263,7 +263,7 @@ class World:
         return await self.jobs[home.name].settled(job, within)
 
     async def ended(self, home: SimIsland, job: JobRow) -> JobRow:
-        """The job once it has its last state."""
+        """Wait until a job has ended."""
         for _ in range(2000):
             found = await self.jobs[home.name].named(ADMINISTRATOR, job.id)
             if not found.live:
@@ -281,7 +281,7 @@ class World:
 
 
 class Datasets:
-    """The catalog as one island sees it; every island knows all."""
+    """The catalog of one island. Every island has all datasets."""
 
     def __init__(self, world: World, island: SimIsland) -> None:
         self._world, self._island = world, island
@@ -351,5 +351,5 @@ def _view(each: Published) -> DatasetView:
 
 
 def folder_of(world: World, island: SimIsland) -> Path:
-    """The home of an island."""
+    """The home folder of an island."""
     return world.folder / island.name

@@ -1,4 +1,4 @@
-"""A simulated network: lossy, slow, duplicating, reordering, partitioned; `Peers` for each island on it."""
+"""A simulated network that loses, delays, duplicates and reorders messages, and the `Peers` of each island on it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from island.net.limits import STREAM_WINDOW
 from tests.sim.virtual import EPOCH, SimTasks
 
 OVERHEAD = 90
-"""Bytes that one message costs on a real session beside its body: TCP/IP, TLS, WebSocket, frame."""
+"""Bytes of headers of one message on a real session: TCP/IP, TLS and frame."""
 
 SILENCE = 12.0
-"""Seconds after which a session over a cut line is given up."""
+"""Seconds after which a session over a cut line ends."""
 
 
 @dataclass
 class Weather:
-    """What the network does to messages."""
+    """The faults of the network: probabilities of loss and duplication, and the range of delays."""
 
     loss: float = 0.0
     duplicate: float = 0.0
     delay: tuple[float, float] = (0.005, 0.05)
-    """Seconds, uniform: a wide range reorders."""
+    """Range of the uniformly distributed delay in seconds. A wide range reorders messages."""
 
 
 class Network:
-    """Who can talk to whom, and what becomes of what they say. All chances come from one seed."""
+    """The lines between islands, and the delivery of their messages. All random numbers come from one seed."""
 
     def __init__(self, seed: int | str, weather: Weather | None = None, *, record: bool = True) -> None:
         self.rng = SeededRng(f"network/{seed}")
@@ -50,11 +50,11 @@ class Network:
     # --- shape ----------------------------------------------------------------------------------
 
     def neighbours(self, graph: dict[IslandId, set[IslandId]]) -> None:
-        """Only these pairs keep sessions; without it, all do."""
+        """Restrict sessions to these pairs. By default all pairs have sessions."""
         self._neighbours = graph
 
     def partition(self, groups: Iterable[Iterable[IslandId]]) -> None:
-        """Cut the lines between the groups; sessions over them end after `SILENCE`."""
+        """Cut the lines between the groups. Sessions over them end after `SILENCE` seconds."""
         self._groups = {island: number for number, group in enumerate(groups) for island in group}
         self.note("partition")
         for a, b in self._pairs():
@@ -64,7 +64,7 @@ class Network:
                 self._dial_soon(a, b)
 
     def heal(self) -> None:
-        """All lines work again."""
+        """Restore all lines."""
         self._groups = {}
         self.note("heal")
         for a, b in self._pairs():
@@ -75,7 +75,7 @@ class Network:
         return self._groups.get(a, 0) == self._groups.get(b, 0)
 
     def join(self, node: SimPeers) -> None:
-        """An island starts."""
+        """Add an island that has started."""
         self.nodes[node.me] = node
         self.sent.setdefault(node.me, 0)
         self.note(f"start {node.me[:8]}")
@@ -84,7 +84,7 @@ class Network:
                 self._dial_soon(node.me, other)
 
     def leave(self, node: SimPeers) -> None:
-        """An island's process is gone: the others see their sessions end."""
+        """Remove an island whose process has ended. The sessions of the others with it end."""
         self.note(f"stop {node.me[:8]}")
         self.nodes.pop(node.me, None)
         for other in sorted(node.up):
@@ -93,7 +93,7 @@ class Network:
         node.up.clear()
 
     def break_session(self, a: IslandId, b: IslandId) -> None:
-        """End the session of two islands; they redial."""
+        """End the session of two islands. They dial again."""
         for one, other in ((a, b), (b, a)):
             if one in self.nodes:
                 self.nodes[one].lose(other)
@@ -128,14 +128,14 @@ class Network:
     # --- messages -------------------------------------------------------------------------------
 
     def note(self, text: str) -> None:
-        """A line in the event log, which two runs of one seed must share to the byte."""
+        """Add a line to the event log, which must be identical for all runs with one seed."""
         if self._record:
             self.events.append(f"{asyncio.get_running_loop().time():.6f} {text}")
 
     def carry(
         self, source: IslandId, to: IslandId, what: str, body: bytes, deliver: Callable[[SimPeers], None]
     ) -> None:
-        """Move one message, or lose it, or move it twice."""
+        """Deliver a message once or twice, or lose it."""
         self.messages += 1
         self.sent[source] = self.sent.get(source, 0) + len(body) + OVERHEAD
         lost = self.rng.random() < self.weather.loss
@@ -161,7 +161,7 @@ class Network:
 
 
 class SimPeers:
-    """`Peers` of one island on the simulated network; made anew at each start of the island."""
+    """The `Peers` of one island on the simulated network, created at each start of the island."""
 
     def __init__(self, network: Network, me: IslandId, tasks: SimTasks) -> None:
         self.me = me
@@ -248,14 +248,14 @@ class SimPeers:
     # --- the network's side ---------------------------------------------------------------------
 
     def make(self, peer: IslandId, *, dialled: bool) -> None:
-        """A session with `peer` begins."""
+        """Start a session with `peer`."""
         loop = asyncio.get_running_loop()
         self.up[peer] = Link(peer, EPOCH + loop.time(), dialled, f"{peer[:8]}:1", 0.03, None)
         for listener in self._listeners:
             listener(peer, True)
 
     def lose(self, peer: IslandId) -> None:
-        """The session with `peer` ends."""
+        """End the session with `peer`."""
         if self.up.pop(peer, None) is None:
             return
         for answer in self._waiting.get(peer, []):
@@ -270,7 +270,7 @@ class SimPeers:
         self.tasks.spawn(f"push {kind}", self._handle(source, kind, body))
 
     async def _handle(self, source: IslandId, kind: str, body: bytes) -> None:
-        if kind not in self._pushes:  # of another version
+        if kind not in self._pushes:  # a push of another version of island
             return
         try:
             await self._pushes[kind](source, body)
@@ -391,7 +391,7 @@ class SimStream:
         return sum(map(len, self._blocks))
 
     def close(self, failure: IslandError | None) -> None:
-        """Both ends are over."""
+        """Close both ends of the stream."""
         self.end(failure)
         if self.other is not None:
             self.other._failure = self.other._failure or failure or Unreachable("the other side closed the stream")

@@ -1,4 +1,4 @@
-"""An admitted island that runs other code: it says what a test wants it to say."""
+"""An admitted island without the services of island, which sends what a test tells it to send."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.sim.virtual import SimTasks, VirtualClock
 
 
 class Stranger:
-    """Has a key, a chain and sessions, and no services."""
+    """An island with a key, a chain and sessions, but without services."""
 
     def __init__(self, world: Archipelago, trust: Trust) -> None:
         self.world, self.trust = world, trust
@@ -35,7 +35,7 @@ class Stranger:
 
     @classmethod
     async def admitted(cls, world: Archipelago, name: str = "stranger") -> Stranger:
-        """A stranger whom the first island has admitted, on the network."""
+        """Create a stranger that the first island has admitted, and join the network."""
         identity = Identity.generate(SeededRng(f"{world.seed}/{name}"))
         clock, rng = VirtualClock(world.loop), SeededRng(f"{world.seed}/{name}/trust")
         trust = Trust(world.database(name), identity, name, "sim", clock, rng)
@@ -50,28 +50,28 @@ class Stranger:
         return stranger
 
     def batch(self, head: Head, changes: Sequence[tuple[str, bytes | None]]) -> LogBatch:
-        """A rightly signed batch after `head`."""
+        """A correctly signed log batch after `head`."""
         (body,) = core.cut_batches(self.id, head, changes)
         return core.open_batch(codec.encode(SignedBatch(body=body, signature=self.trust.sign(SIGNATURE, body))))
 
     def delta(self, *batches: LogBatch, chain: bool = True) -> Delta:
-        """Batches as one delta."""
+        """A delta of log batches."""
         mine = self.trust.chain or b""
         return Delta(
             origin=key_bytes(self.id), chain=mine if chain else b"", batches=tuple(batch.signed for batch in batches)
         )
 
     async def say(self, to: SimIsland, *deltas: Delta) -> None:
-        """Push deltas to one island, as soon as there is a session."""
+        """Wait for a session with an island, and push deltas to it."""
         await self.say_bytes(to, codec.encode(DeltaPage(deltas=deltas)))
 
     async def say_bytes(self, to: SimIsland, body: bytes, kind: str = "gossip.batch") -> None:
-        """Push any bytes."""
+        """Wait for a session with an island, and push any bytes to it."""
         await self.world.until(lambda: self.peers.link(to.id) is not None, within=60)
         assert self.peers.push(to.id, kind, body)
 
     async def leave(self) -> None:
-        """Go away."""
+        """Leave the network."""
         self.world.network.leave(self.peers)
         await self.tasks.crash()
 

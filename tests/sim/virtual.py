@@ -1,4 +1,4 @@
-"""An event loop whose time is virtual: it jumps to the next timer, and the same program runs the same way."""
+"""An event loop in virtual time. It advances time to the next timer, and is deterministic."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 EPOCH = 1_800_000_000.0
-"""Wall time at virtual time 0."""
+"""Unix time at virtual time 0."""
 
 
 LONGEST = 6 * 3600.0
-"""Virtual seconds after which a simulation that still runs is taken to wait for ever."""
+"""Virtual seconds after which a simulation that has not ended fails."""
 
 
 class Stuck(RuntimeError):
-    """Every task waits and no timer is set: nothing can ever happen again."""
+    """The simulation cannot end: every task is waiting and no timer is set, or it has run for too long."""
 
 
 class _NoInput(selectors.BaseSelector):
-    """A selector that never has input; waiting moves the virtual clock."""
+    """A selector without input. Waiting advances the virtual time."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
@@ -51,7 +51,7 @@ class _NoInput(selectors.BaseSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Time stands still while code runs, and jumps while everyone waits."""
+    """Time does not advance while code is running; it jumps when all tasks are waiting."""
 
     def __init__(self) -> None:
         self._virtual = 0.0
@@ -64,7 +64,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def call_soon_threadsafe(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
-        # There is one thread, and nothing to wake up: the work of others is events of this loop.
+        # There is only one thread, so the loop need not be woken up: work of threads is simulated in this loop.
         return self.call_soon(callback, *args, context=context)
 
     def advance(self, seconds: float) -> None:
@@ -75,7 +75,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class VirtualClock:
-    """The clocks of one simulated machine: virtual time plus what this machine's clock is off by."""
+    """The clocks of one simulated machine. Its wall clock differs from virtual time by `offset` seconds."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, offset: float = 0.0) -> None:
         self._loop, self._offset = loop, offset
@@ -91,7 +91,7 @@ class VirtualClock:
 
 
 class SimTasks(Tasks):
-    """The tasks of one simulated island, in the order of their start: a crash is the same every time."""
+    """The tasks of one simulated island. They are cancelled in the order of their start."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -105,7 +105,7 @@ class SimTasks(Tasks):
 
     def spawn(self, name: str, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
         task = self._start(name, self._guard(coroutine))
-        task.add_done_callback(lambda _: coroutine.close())  # one that is cancelled before its first step
+        task.add_done_callback(lambda _: coroutine.close())  # the task may be cancelled before its first step
         return task
 
     async def _guard(self, coroutine: Coroutine[Any, Any, object]) -> None:
@@ -113,7 +113,7 @@ class SimTasks(Tasks):
             await coroutine
         except EXPECTED:
             return
-        except Exception as error:  # noqa: BLE001 - the daemon logs such a bug; a simulation fails with it
+        except Exception as error:  # noqa: BLE001 - the daemon logs such a bug; the simulation fails with it
             self.failure = self.failure or error
 
     def _start(self, name: str, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -129,7 +129,7 @@ class SimTasks(Tasks):
             self.failure = self.failure or error
 
     async def crash(self) -> None:
-        """Cancel everything, as a killed process would end."""
+        """Cancel all tasks, as at the end of a killed process."""
         while self._tasks:
             tasks, self._tasks = list(self._tasks.values()), {}
             for task in tasks:
@@ -139,7 +139,7 @@ class SimTasks(Tasks):
                     await task
                 except asyncio.CancelledError:
                     pass
-                except Exception as error:  # noqa: BLE001 - shown by `check`
+                except Exception as error:  # noqa: BLE001 - `check` raises it
                     self.failure = self.failure or error
 
 

@@ -1,8 +1,8 @@
-"""Workers in virtual time: each piece of work starts, ends and is delivered by events of its own.
+"""Workers in virtual time: start, end and delivery of each piece of work are separate events.
 
-The delays between these events come from the seed, so code after a commit, code in a writer's
-thread and code in the loop interleave differently with each seed, and in the same way each time
-the same seed runs.
+The delays between these events come from the seed. Code after a commit, code in a writer's thread
+and code in the loop therefore interleave differently for different seeds, and identically for
+runs with the same seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class SimWorkers:
-    """`Workers` of one life of one simulated island, whose files and databases are on `disk`."""
+    """The `Workers` of a simulated island for one start. Its files and databases are on `disk`."""
 
     def __init__(self, rng: Rng, disk: SimDisk) -> None:
         self.rng, self.disk_ = rng, disk
@@ -31,7 +31,7 @@ class SimWorkers:
         self.dead = False
         self._lanes: list[SimLane] = []
         self._disk = self._lane(16, disk, files=True)
-        self._cpu = self._lane(4, disk, files=True)  # what hashes and decodes reads files as well
+        self._cpu = self._lane(4, disk, files=True)  # hashing and decoding read files as well
         self._blocking = self._lane(16)
 
     def disk(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
@@ -51,7 +51,7 @@ class SimWorkers:
             lane.close()
 
     def kill(self) -> None:
-        """The process ends here: nothing that is under way goes on, and nothing can be started."""
+        """Simulate the end of the process: drop all work, and start no more."""
         self.dead = True
         for lane in self._lanes:
             lane.forget()
@@ -62,7 +62,7 @@ class SimWorkers:
 
 
 class SimLane:
-    """`Lane` in virtual time: of at most `width` pieces of work, each step is an event."""
+    """A `Lane` in virtual time. At most `width` pieces of work run at a time, and each step is an event."""
 
     def __init__(self, workers: SimWorkers, width: int, disk: SimDisk | None, *, files: bool) -> None:
         self._workers, self._width, self._disk = workers, width, disk
@@ -81,7 +81,7 @@ class SimLane:
                 return
             try:
                 result = function(*args) if self._files is None else self._files.work(function, *args)
-            except Exception as error:  # noqa: BLE001 - handed to the caller, as a thread does
+            except Exception as error:  # noqa: BLE001 - passed to the caller, as by a thread
                 self._later(_fail, future, error)
             else:
                 self._later(_succeed, future, result)
@@ -104,7 +104,7 @@ class SimLane:
             self._fill()
 
     def close(self) -> None:
-        """Do at once what was asked for. The loop does not run meanwhile, as under a thread that is joined."""
+        """Finish all work at once. The loop does not run meanwhile, as when a thread is joined."""
         for parts in [*self._under_way, *(turn() for turn in self._waiting)]:
             for _ in parts:
                 pass
@@ -112,7 +112,7 @@ class SimLane:
         self._waiting.clear()
 
     def forget(self) -> None:
-        """Drop everything."""
+        """Drop all work."""
         self._waiting.clear()
         self._under_way.clear()
         for future in list(self._futures.values()):
@@ -136,7 +136,7 @@ class SimLane:
             self._later(self._step, parts)
 
     def _later(self, function: Callable[..., object], *args: object) -> None:
-        """Mostly soon, sometimes late; later on a slow disk."""
+        """Call a function after a random delay: usually below 1 ms, sometimes up to 30 ms, more on a slow disk."""
         place = self._workers.rng.random()
         delay = 0.001 * place if place < 0.9 else 0.03 * self._workers.rng.random()
         late = self._disk.slow * self._workers.rng.random() if self._disk is not None else 0.0

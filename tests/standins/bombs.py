@@ -1,4 +1,4 @@
-"""Small Avro and Parquet files that become huge, or endless, when they are decoded. Made at run time."""
+"""Small Avro and Parquet files that need very much memory or time to decode. They are created at run time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MIB = 2**20
 
 
 def avro(path: Path, schema: Any, blocks: Iterable[tuple[int, bytes]], codec: str = "deflate") -> Path:
-    """An Avro container whose blocks are (number of records, their bytes as they are before compression)."""
+    """Write an Avro container. Each block is a number of records and their uncompressed bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     out = io.BytesIO()
     out.write(b"Obj\x01" + long(2))
@@ -46,7 +46,7 @@ def avro(path: Path, schema: Any, blocks: Iterable[tuple[int, bytes]], codec: st
 
 
 def compress(data: bytes, codec: str) -> bytes:
-    """The bytes of a block under a codec of the Avro specification."""
+    """The bytes of a block, compressed with a codec of the Avro specification."""
     if codec == "deflate":
         packer = zlib.compressobj(9, zlib.DEFLATED, -15)
         return packer.compress(data) + packer.flush()
@@ -58,7 +58,7 @@ def compress(data: bytes, codec: str) -> bytes:
 
 
 def long(number: int) -> bytes:
-    """A zigzag number of Avro."""
+    """A number in Avro's zigzag encoding."""
     value, out = (number << 1) ^ (number >> 63), bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -67,12 +67,12 @@ def long(number: int) -> bytes:
 
 
 def string(data: bytes) -> bytes:
-    """Bytes or a string of Avro."""
+    """Bytes or a string in Avro's encoding."""
     return long(len(data)) + data
 
 
 def many_rows(path: Path, codec: str = "deflate", blocks: int = 8) -> Path:
-    """Blocks of 50 MiB of zeros, each a record: many minutes of work in some hundred kB."""
+    """Blocks of 50 MiB of zeros, each byte a record: minutes of work in a file of some hundred kB."""
     return avro(path, ONE_LONG, [(50 * MIB, bytes(50 * MIB))] * blocks, codec)
 
 
@@ -96,24 +96,24 @@ def no_bytes(path: Path) -> Path:
 
 
 def too_many_said(path: Path) -> Path:
-    """A block that says it holds 2^40 records."""
+    """A block that claims to have 2^40 records."""
     return avro(path, ONE_LONG, [(2**40, bytes(1000))], "null")
 
 
 def nested_schema(path: Path) -> Path:
-    """Records inside records, 3,000 deep."""
+    """A schema with records nested 3,000 levels deep."""
     deep = '{"type":"record","name":"r%d","fields":[{"name":"f","type":'
     text = "".join(deep % level for level in range(3000)) + '"long"' + "}]}" * 3000
     return avro(path, text, [(1, b"\x00")], "null")
 
 
 def nested_json(path: Path) -> Path:
-    """A schema of brackets alone."""
+    """A schema that consists of opening brackets."""
     return avro(path, "[" * 4_000_000, [(1, b"\x00")], "null")
 
 
 def recursive_schema(path: Path) -> Path:
-    """A record that holds records of its own type."""
+    """A record that contains records of its own type, nested deeply."""
     schema = {
         "type": "record",
         "name": "node",
@@ -131,7 +131,7 @@ def rle_rows(path: Path, rows: int = 60_000_000) -> Path:
 
 
 def repeated_text(path: Path) -> Path:
-    """A dictionary with one string of 16 MiB that each of a thousand rows names."""
+    """A dictionary with one string of 16 MiB, to which a thousand rows refer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     column = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), 1000), pa.array(["x" * (16 * MIB)]))
     pq.write_table(

@@ -1,4 +1,4 @@
-"""Faults for tests: callers that are cancelled when their write commits, and errors once or for a while."""
+"""Faults for tests: callers that are cancelled while their write commits, and methods that fail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DISK = "disk I/O error"
 async def cancelled_while_committing(database: Database, work: Callable[[], Awaitable[object]]) -> None:
     """Cancel the task that runs `work()` while its write waits for the writer, then let the write commit.
 
-    `database` has a writer thread. Returns once everything that was waiting is committed and told.
+    `database` has a writer thread. Returns when all waiting writes are committed and their callers are informed.
     """
     busy, gate, asked = threading.Event(), threading.Event(), asyncio.Event()
     original = database.write
@@ -40,14 +40,14 @@ async def cancelled_while_committing(database: Database, work: Callable[[], Awai
     loop = asyncio.get_running_loop()
     holding = loop.create_task(original(hold))
     assert await asyncio.to_thread(busy.wait, 10)
-    database.write = tapped  # type: ignore[method-assign]  # a tap between service and disk
+    database.write = tapped  # type: ignore[method-assign]  # intercepts the calls of the service
     task = loop.create_task(run())
     try:
         await asyncio.wait_for(asked.wait(), 10)
         task.cancel()
         await asyncio.sleep(0)
     finally:
-        database.write = original  # type: ignore[method-assign]  # as it was
+        database.write = original  # type: ignore[method-assign]  # restores the method
         gate.set()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -56,7 +56,7 @@ async def cancelled_while_committing(database: Database, work: Callable[[], Awai
 
 
 class StrictFaults(LoopFaults):
-    """As in the daemon; but what nobody foresaw ends the loop and fails the test, unless the test put it there."""
+    """Like the daemon, but errors that are not in `foreseen` end the loop and fail the test."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class StrictFaults(LoopFaults):
 
 
 class Fault:
-    """Lets one asynchronous method of an object fail, `write` of a database above all: `times`, or until `mend`."""
+    """Makes an asynchronous method of an object fail, by default `write`: `times` times, or until `mend` if None."""
 
     def __init__(
         self, owner: object, error: Exception | None = None, *, what: str = "write", times: int | None = 1
@@ -78,7 +78,7 @@ class Fault:
         self._error = error or sqlite3.OperationalError(DISK)
         self._original = getattr(owner, what)
         self.met = 0
-        """How often it has struck."""
+        """The number of calls that have failed."""
         setattr(owner, what, self._call)
 
     async def _call(self, *arguments: Any, **more: Any) -> Any:
@@ -90,18 +90,18 @@ class Fault:
         return await self._original(*arguments, **more)
 
     def mend(self) -> None:
-        """It works again."""
+        """Restore the method."""
         setattr(self._owner, self._what, self._original)
 
 
 class Gone:
-    """The next caller of `write` is cancelled when its write is committed: its client or peer has gone away."""
+    """Cancels the next caller of `write` when its write is committed, as if its client or peer had disconnected."""
 
     def __init__(self, database: Database) -> None:
         self._database, self._original = database, database.write
-        database.write = self._write  # type: ignore[method-assign]  # a tap between service and disk
+        database.write = self._write  # type: ignore[method-assign]  # intercepts the calls of the service
 
     async def _write(self, function: Callable[[sqlite3.Connection], T], **more: Any) -> T:
-        self._database.write = self._original  # type: ignore[method-assign]  # once
+        self._database.write = self._original  # type: ignore[method-assign]  # only one call is intercepted
         await self._original(function, **more)
         raise asyncio.CancelledError

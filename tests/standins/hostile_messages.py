@@ -1,4 +1,4 @@
-"""All types of message that `island` defines, and the bytes that cost the most to decode as one of them."""
+"""All message types that `island` defines, and the bytes that are most expensive to decode as one of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import island
 from island.kernel.codec import Malformed, Message
 
 UNKNOWN = b"\xa2zz"
-"""A key that no type of message has."""
+"""An encoded key that no message type has."""
 
 
 def message_types() -> list[type[Message]]:
@@ -34,7 +34,7 @@ def message_types() -> list[type[Message]]:
     return sorted(found, key=lambda kind: (kind.__module__, kind.__name__))
 
 
-# --- values that cost more than they show ----------------------------------------------------
+# --- values that are expensive to decode -----------------------------------------------------
 
 
 def _many(item: bytes, size: int) -> bytes:
@@ -81,11 +81,11 @@ VALUES: dict[str, Callable[[int], bytes]] = {
     "text that is not UTF-8": lambda size: b"\xdb" + (size - 5).to_bytes(4, "big") + b"\xff" * (size - 5),
     "one long binary": lambda size: b"\xc6" + (size - 5).to_bytes(4, "big") + bytes(size - 5),
 }  # fmt: skip
-"""By name: a msgpack value of at most `size` bytes, valid or not."""
+"""By name: functions that return a valid or invalid msgpack value of at most `size` bytes."""
 
 
 def attacks(kind: type[Message], size: int) -> Iterator[tuple[str, bytes]]:
-    """What an enemy would send where a `kind` is expected: (what it is, bytes)."""
+    """What an attacker could send where a `kind` is expected, as (description, bytes)."""
     for name, value in VALUES.items():
         yield f"{name}, instead of the message", value(size)
         if kind.__struct_config__.array_like:
@@ -102,7 +102,7 @@ def attacks(kind: type[Message], size: int) -> Iterator[tuple[str, bytes]]:
 
 
 def densest(kind: type[Message]) -> Iterator[tuple[str, bytes]]:
-    """Valid messages that hold as many and as small values as their type allows, one for each field."""
+    """Valid messages with the maximum number of small values in one field, for each field."""
     info = msgspec.inspect.type_info(kind)
     assert isinstance(info, msgspec.inspect.StructType)
     for crowded in info.fields:
@@ -127,7 +127,7 @@ SAMPLES = ("", "a", "a/b", "a:1", "0" * 16, "0" * 40, "0" * 64, "session", "show
 
 
 def smallest(info: msgspec.inspect.Type) -> Any:
-    """A value of this type that takes few bytes."""
+    """A short value of this type."""
     match info:
         case msgspec.inspect.StructType():
             fields = {field.encode_name: smallest(field.type) for field in info.fields if field.required}
@@ -167,17 +167,18 @@ def _crowded(info: msgspec.inspect.Type) -> Any:
 
 
 def _count(most: int | None) -> int:
-    """As many elements as there may be, but no more than a test has time for."""
+    """The maximum number of elements, limited to 20,000 to keep the tests fast."""
     return min(most or 20_000, 20_000)
 
 
-# --- what it costs ----------------------------------------------------------------------------
+# --- memory for decoding ----------------------------------------------------------------------
 
 
 def peak(decode: Callable[[], Any], *, bound: int | None = None) -> int:
-    """Bytes that `decode` has allocated at its highest; what it refuses is refused.
+    """Peak number of bytes that `decode` allocates. It may raise `Malformed`.
 
-    Other threads of the process allocate too: a figure above `bound` is measured again, and the least one counts.
+    Other threads of the process allocate memory too. A result above `bound` is therefore measured up to
+    twice again, and the minimum is returned.
     """
     highest = _peak(decode)
     for _ in range(2):

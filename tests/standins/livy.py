@@ -1,4 +1,4 @@
-"""A Livy without Spark: sessions are idle and statements done at once. For what stands before a Livy.
+"""A Livy server without Spark, for tests of its clients: sessions are idle and statements end at once.
 
 The statement `stay` runs until it is cancelled.
 """
@@ -25,7 +25,7 @@ OUTPUTS = {
 
 
 def upstream() -> web.Application:
-    """A Livy without Spark: sessions are idle and statements done at once."""
+    """The application of a Livy server without Spark."""
     counts: dict[str, int] = {"session": 0}
     statements: dict[int, int] = {}
 

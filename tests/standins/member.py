@@ -1,4 +1,4 @@
-"""A whole island as the victim, and members that do whatever they like: real TLS on loopback, one process."""
+"""A complete daemon as the victim, and members that send anything: real TLS on loopback, in one process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.islands.sessions import Node
 
 
 def home(folder: Path, name: str, changes: dict[str, dict[str, Any]]) -> tuple[Home, config.Config]:
-    """A home as `island init` makes it, on free ports, with a Livy that nobody answers at."""
+    """A home folder as `island init` creates it, with free ports and the URL of a Livy that is not running."""
     folder.mkdir(mode=0o700, parents=True)
     Identity.generate(SystemRng()).save(folder / "key")
     create_tokens(folder, SystemRng())
@@ -70,7 +70,7 @@ def address(daemon: Daemon) -> str:
 
 
 class Member(Node):
-    """An admitted island with a log of its own making."""
+    """An admitted island that writes its gossip log itself."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -83,15 +83,15 @@ class Member(Node):
         return self.of.trust.me
 
     async def ask(self, kind: str, body: bytes, timeout: float = 10.0) -> bytes:
-        """A request to the victim."""
+        """Send a request to the victim."""
         return await self.peers.request(self.to, kind, body, timeout=timeout)
 
     def say(self, *changes: tuple[str, bytes | None]) -> None:
-        """Sign these changes of the log, and push them to the victim."""
+        """Sign changes to the log, and push them to the victim."""
         self.send(self.signed(*changes))
 
     def signed(self, *changes: tuple[str, bytes | None]) -> tuple[bytes, ...]:
-        """The batches of these changes, after those before."""
+        """The signed log batches of these changes, after the earlier ones."""
         batches = []
         for body in gossip_core.cut_batches(self.id, self.head, list(changes)):
             signed = codec.encode(SignedBatch(body=body, signature=self.trust.sign(SIGNATURE, body)))
@@ -100,13 +100,13 @@ class Member(Node):
         return tuple(batches)
 
     def send(self, batches: tuple[bytes, ...], origin: IslandId | None = None) -> None:
-        """Push batches, as those of `origin`."""
+        """Push log batches to the victim as batches of `origin`."""
         for signed in batches:
             delta = Delta(origin=key_bytes(origin or self.id), chain=self.trust.chain or b"", batches=(signed,))
             assert self.peers.push(self.to, "gossip.batch", codec.encode(DeltaPage(deltas=(delta,))))
 
     async def told(self, *changes: tuple[str, bytes | None]) -> None:
-        """`say`, and wait until the victim has it."""
+        """Call `say`, and wait until the victim has the changes."""
         self.say(*changes)
         assert self.of is not None
         await until(lambda: self.of is not None and self.of.gossip.head(self.id).seq >= self.head.seq)
@@ -116,7 +116,7 @@ class Member(Node):
 async def member(
     daemon: Daemon, folder: Path, name: str = "mallory", register: Callable[[Any], None] = lambda _: None
 ) -> AsyncIterator[Member]:
-    """A member that is linked with the victim."""
+    """Run a member that is linked with the victim."""
     async with Member(folder / name, name, register=register).running() as node:
         assert isinstance(node, Member)
         await node.peers.join(await daemon.trust.invite([address(daemon)]))
@@ -126,21 +126,21 @@ async def member(
 
 
 async def until(look: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Wait until something is so."""
+    """Wait until a condition is true."""
     async with asyncio.timeout(seconds):
         while not look():
             await asyncio.sleep(0.01)
 
 
 async def until_async(look: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
-    """Wait until something that has to be asked for is so."""
+    """Wait until an asynchronous condition is true."""
     async with asyncio.timeout(seconds):
         while not await look():
             await asyncio.sleep(0.02)
 
 
 async def get(daemon: Daemon, path: str) -> Any:
-    """What the operator API or the gateway answers the administrator; fails the test unless it is 200."""
+    """The answer of the operator API or the gateway to the administrator. Fails if the status is not 200."""
     token = daemon.home.token.read_text("utf-8").strip()
     async with (
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as client,
@@ -157,18 +157,18 @@ LISTINGS = (
 
 
 async def well(daemon: Daemon) -> None:
-    """Every listing answers."""
+    """Check that every listing of the API answers."""
     for path in LISTINGS:
         await get(daemon, path)
 
 
 def packed(**fields: Any) -> bytes:
-    """Msgpack as an attacker writes it, past every check of ours."""
+    """Fields encoded as msgpack without any checks."""
     return bytes(msgpack.packb(fields, use_bin_type=True))
 
 
 class Logs:
-    """The log lines of a block."""
+    """The log lines of a context."""
 
     def __init__(self, lines: list[Any]) -> None:
         self.lines = lines
@@ -183,7 +183,7 @@ class Logs:
 
 @contextlib.contextmanager
 def logged() -> Iterator[Logs]:
-    """Collect log lines; at the end there must be no trace of a bug among them."""
+    """Collect log lines. Fails at the end if one of them reports a bug."""
     quiet = structlog.get_config()["wrapper_class"]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     try:
@@ -196,13 +196,13 @@ def logged() -> Iterator[Logs]:
 
 
 def resident() -> int:
-    """Resident memory of this process, bytes."""
+    """Resident memory of this process in bytes."""
     with open("/proc/self/statm", "rb") as statm:
         return int(statm.read().split()[1]) * 4096
 
 
 class Timer:
-    """Seconds since it was made: for bounds so wide that only something unbounded breaks them."""
+    """Seconds since it was created, for bounds that only code without a limit exceeds."""
 
     def __init__(self) -> None:
         self._from = time.monotonic()

@@ -1,4 +1,4 @@
-"""An archipelago in memory: bulk streams between islands of one process, which can be cut and made unreachable."""
+"""Islands in memory: bulk streams between islands of one process, which can be broken and made unreachable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOM = 4
 
 
 class End:
-    """One end of a stream; a few blocks fit, so that a slow reader is felt."""
+    """One end of a stream. Only `ROOM` blocks are buffered, so a slow reader blocks the sender."""
 
     def __init__(self, peer: IslandId, condition: asyncio.Condition) -> None:
         self.peer, self.sent, self.received = peer, 0, 0
@@ -60,39 +60,39 @@ class End:
 
 
 class Wire:
-    """The islands of a test by id, the streams between them, and who is down."""
+    """The reachable islands of a test by id, and the open streams between them."""
 
     def __init__(self) -> None:
         self.islands: dict[IslandId, MemoryPeers] = {}
         self.open: set[tuple[IslandId, End]] = set()
 
     def join(self, island: IslandId) -> MemoryPeers:
-        """A new island, or the same one after a restart; whoever waits for it is told."""
+        """Add a new island, or an island after a restart."""
         peers = MemoryPeers(island, self)
         self.islands[island] = peers
         return peers
 
     def announce(self, island: IslandId) -> None:
-        """Tell the others that a session with `island` was made."""
+        """Notify the other islands of a new session with `island`."""
         for peers in self.islands.values():
             if peers.me != island:
                 for listener in peers.listeners:
                     listener(island, True)
 
     async def take_down(self, island: IslandId) -> None:
-        """The island is not there any more; its streams end at once."""
+        """Remove an island and break its streams."""
         self.islands.pop(island, None)
         await self.cut(island)
 
     async def cut(self, island: IslandId) -> None:
-        """Lose every session of an island."""
+        """Break all streams of an island."""
         for other, end in list(self.open):
             if island in (other, end.peer):
                 await end.sever()
 
 
 class MemoryPeers:
-    """`kernel.ports.Peers` as far as streams need it."""
+    """The part of `kernel.ports.Peers` that streams use."""
 
     def __init__(self, me: IslandId, wire: Wire) -> None:
         self.me, self._wire = me, wire

@@ -64,7 +64,7 @@ def test_an_exposed_missing_or_huge_key_is_refused_with_what_to_do(tmp_path: Pat
         Identity.load(path)
     path.chmod(0o600)
     path.write_bytes(b"x" * 20_000)
-    with pytest.raises(ConfigError, match="more than"):
+    with pytest.raises(ConfigError, match="larger than"):
         Identity.load(path)
 
 

@@ -1,7 +1,7 @@
-"""Writes protocols/vectors/gossip-*.json, once: `python -m tests.vectors.gossip`.
+"""Writes protocols/vectors/gossip-*.json: `python -m tests.vectors.gossip`.
 
-The files are checked for ever by test_vectors.py; running this again must not change them
-unless the format has changed, and then it has another name.
+`tests/gossip/test_vectors.py` checks the files. The output must not change as long as the format
+does not change; a new format has another version.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def batches() -> dict[str, Any]:
     valid = {
         "first batch: a value and a tombstone": one.signed,
         "second batch: an empty value is not a tombstone": two.signed,
-        "unknown kind, unknown field: stored and relayed as they are": unknown,
+        "unknown kind, unknown field: stored and relayed unchanged": unknown,
         "longest key, largest value": make([["k/" + "x" * 198, bytes(4096), 1]]),
     }
     other = NetworkId("11" * 32)
@@ -127,12 +127,12 @@ def judgements() -> dict[str, Any]:
         "cases": [
             case("the first", [], one.signed, "stored"),
             case("the next", [one], two.signed, "stored"),
-            case("again", [one, two], one.signed, "duplicate"),
+            case("the same again", [one, two], one.signed, "duplicate"),
             case("one is missing", [one], three.signed, "gap"),
-            case("nothing is here", [], two.signed, "gap"),
-            case("another at the same place", [one, two], fork.signed, "proof"),
-            case("another that overlaps", [one, two], wide.signed, "proof"),
-            case("one that follows another story", [one, fork], three.signed, "doubt"),
+            case("no batch is stored", [], two.signed, "gap"),
+            case("another batch at the same position", [one, two], fork.signed, "proof"),
+            case("another batch that overlaps", [one, two], wide.signed, "proof"),
+            case("a batch that follows another branch of the fork", [one, fork], three.signed, "doubt"),
             case("another epoch", [one], later, "ignored"),
         ],
     }

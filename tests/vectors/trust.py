@@ -1,6 +1,6 @@
-"""Writes `protocols/vectors/trust-*.json` and `session-*.json`: run once, then checked for ever.
+"""Writes protocols/vectors/trust-*.json and session-*.json: `python -m tests.vectors.trust`.
 
-`python -m tests.vectors.trust` overwrites them; a difference means that the protocol has changed.
+A difference to the existing files means that the protocol has changed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "protocols" / "vectors"
 
 
 class _Fixed(SeededRng):
-    """Bytes that another implementation can write down: the same byte over and over."""
+    """Repeats one byte, so that other implementations can produce the same bytes."""
 
     def __init__(self, byte: int) -> None:
         super().__init__(byte)
@@ -47,7 +47,7 @@ NETWORK = core.network_id(GENESIS)
 
 
 def signatures() -> dict[str, Any]:
-    """What is signed, and how."""
+    """Signatures and the bytes that are signed."""
     cases = []
     for kind, payload in (("admission", b""), ("session", b"payload"), ("journal", bytes(range(256)))):
         cases.append(
@@ -67,7 +67,7 @@ def signatures() -> dict[str, Any]:
 
 
 def chain_to(depth: int) -> Chain:
-    """From the founder, island 1, to island 1 + depth."""
+    """The chain from the founder, island 1, to island 1 + depth."""
     chain = core.founder_chain(GENESIS, ISLANDS[0].id)
     for n in range(depth):
         chain = core.admit_key(chain, ISLANDS[n], ISLANDS[n + 1].id, f"island-{n + 2}")
@@ -88,7 +88,7 @@ def _chain(*links: Admission, founder: int = 0) -> bytes:
 
 
 def chains() -> dict[str, Any]:
-    """Chains that are believed, and such that are not."""
+    """Valid chains, and chains that must be refused."""
     valid = []
     for depth in (0, 1, 2, 8):
         chain = chain_to(depth)
@@ -105,14 +105,14 @@ def chains() -> dict[str, Any]:
     later = msgspec.to_builtins(_link(0, 1), builtin_types=(bytes,)) | {"from_a_later_version": 1}
     valid += [
         {
-            "meaning": "a field that is not known is signed with the rest and ignored",
+            "meaning": "an unknown field is covered by the signature and ignored",
             "chain": _chain(_signed(0, codec.encode(later))).hex(),
             "holder": ISLANDS[1].id,
             "name": "x",
             "may_invite": True,
         },
         {
-            "meaning": "one that may not invite",
+            "meaning": "a member that may not invite",
             "chain": _chain(_signed(0, _link(0, 1, may_invite=False))).hex(),
             "holder": ISLANDS[1].id,
             "name": "x",
@@ -124,9 +124,11 @@ def chains() -> dict[str, Any]:
         "signed by another key": _chain(_signed(2, _link(0, 1))),
         "signed for another network": _chain(_signed(0, _link(0, 1), NetworkId("00" * 32))),
         "links that do not follow each other": _chain(_signed(0, _link(0, 1)), _signed(2, _link(2, 3))),
-        "a link by one that may not invite": _chain(_signed(0, _link(0, 1, may_invite=False)), _signed(1, _link(1, 2))),
-        "one key twice": _chain(_signed(0, _link(0, 1)), _signed(1, _link(1, 0))),
-        "a founder that is none": _chain(founder=3),
+        "a link by a member that may not invite": _chain(
+            _signed(0, _link(0, 1, may_invite=False)), _signed(1, _link(1, 2))
+        ),
+        "the same key twice": _chain(_signed(0, _link(0, 1)), _signed(1, _link(1, 0))),
+        "a key that is not a founder": _chain(founder=3),
         "nine links": codec.encode(
             Chain(genesis=GENESIS, founder=eight.founder, links=(*eight.links, _signed(8, _link(8, 9))))
         ),
@@ -137,7 +139,7 @@ def chains() -> dict[str, Any]:
         ),
         "cut off": codec.encode(eight)[:-1],
         "a byte too many": codec.encode(eight) + b"\0",
-        "nested deep": b"\x91" * 4000,
+        "deeply nested": b"\x91" * 4000,
         "not msgpack": b"\xc1",
         "empty": b"",
     }
@@ -151,7 +153,7 @@ def chains() -> dict[str, Any]:
 
 
 def invitations() -> dict[str, Any]:
-    """Invitations as words."""
+    """Invitations as text."""
     invitation = Invitation(
         genesis=GENESIS,
         inviter=key_bytes(ISLANDS[0].id),
@@ -166,15 +168,15 @@ def invitations() -> dict[str, Any]:
         "a letter changed": (word[:50] + ("A" if word[50] != "A" else "B") + word[51:], "invitation_altered"),
         "cut off": (word[:-4], "invitation_altered"),
         "another version": (word.replace("island1-", "island2-"), "invitation_malformed"),
-        "letters that are none": (word[:-1] + "!", "invitation_malformed"),
-        "a good checksum over nonsense": (
+        "an invalid letter": (word[:-1] + "!", "invitation_malformed"),
+        "a valid checksum of invalid data": (
             core.PREFIX + base64.urlsafe_b64encode(nonsense + core._checksum(nonsense)).rstrip(b"=").decode(),
             "invitation_malformed",
         ),
-        "nothing": ("", "invitation_malformed"),
+        "empty": ("", "invitation_malformed"),
     }
     return {
-        "what": "Invitations: the word, and what it says.",
+        "what": "An invitation: its text and its content. Hostile ones are refused.",
         "word": word,
         "body": codec.encode(invitation).hex(),
         "inviter": ISLANDS[0].id,
@@ -189,7 +191,7 @@ def invitations() -> dict[str, Any]:
 
 
 def journals() -> dict[str, Any]:
-    """Rows and their hashes."""
+    """Rows of a journal and their hashes."""
 
     def fill(conn: sqlite3.Connection) -> list[dict[str, Any]]:
         for n in range(1, 4):
@@ -216,20 +218,20 @@ def _head(by: int, generation: int, seq: int, mark: int, network: NetworkId = NE
 
 
 def journal_heads() -> dict[str, Any]:
-    """Heads that island 1 offers one after the other, and what the receiver holds after each."""
+    """Heads that island 1 offers one after the other, and the head that the receiver keeps after each."""
     offers = [
         ("the first head is kept", HeadOffer(head=_head(0, 1, 10, 1))),
-        ("a higher row that is not linked to the one held changes nothing", HeadOffer(head=_head(0, 1, 12, 2))),
+        ("a higher row without a link to the held row changes nothing", HeadOffer(head=_head(0, 1, 12, 2))),
         ("a lower row: the journal was cut", HeadOffer(head=_head(0, 1, 9, 3))),
-        ("the head that is held, again: all is well", HeadOffer(head=_head(0, 1, 10, 1))),
+        ("the held head again: no mismatch", HeadOffer(head=_head(0, 1, 10, 1))),
         ("another hash at the same row: a fork", HeadOffer(head=_head(0, 1, 10, 4))),
-        ("a higher row over another row 10: a fork", HeadOffer(head=_head(0, 1, 12, 5), since=10)),
+        ("a higher row linked to another row 10: a fork", HeadOffer(head=_head(0, 1, 12, 5), since=10)),
         (
-            "a higher row over the row that is held is kept",
+            "a higher row linked to the held row is kept",
             HeadOffer(head=_head(0, 1, 12, 2), since=10, since_hash=bytes([1]) * 32),
         ),
         ("no head: the island reports that its journal was changed", HeadOffer()),
-        ("a new generation is kept whatever its row", HeadOffer(head=_head(0, 2, 3, 6))),
+        ("a new generation is kept with any row", HeadOffer(head=_head(0, 2, 3, 6))),
         ("an older generation: cut", HeadOffer(head=_head(0, 1, 2**53, 7))),
     ]
     held, steps = core.HeldHead(), []
@@ -281,7 +283,7 @@ def _hello(n: int, **more: Any) -> bytes:
 
 
 def handshakes() -> dict[str, Any]:
-    """What both sides of a handshake sign."""
+    """The bytes that both sides of a handshake sign."""
     dialler, listener = _hello(1), _hello(0, addresses=("island.example.org:8991",))
     certificate = bytes([0xCE]) * 32
     payloads = {
@@ -289,7 +291,7 @@ def handshakes() -> dict[str, Any]:
         "listener": transcript("listener", NETWORK, dialler, listener, certificate),
     }
     return {
-        "what": "Island 2 dials island 1: hellos, certificate hash, what each signs, and its signature.",
+        "what": "Island 2 dials island 1: hellos, certificate hash, the bytes that each side signs, and its signature.",
         "network": NETWORK,
         "hello_dialler": dialler.hex(),
         "hello_listener": listener.hex(),
@@ -302,7 +304,7 @@ def handshakes() -> dict[str, Any]:
 
 
 def framing() -> dict[str, Any]:
-    """Frames as bytes."""
+    """Encoded frames."""
 
     def one(kind: FrameType, number: int, payload: bytes) -> str:
         return b"".join(frames.pack_frame(kind, number, payload)).hex()
@@ -317,7 +319,7 @@ def framing() -> dict[str, Any]:
         {"meaning": "request 1 of kind echo", "type": FrameType.REQUEST, "id": 1, "kind": "echo", "hops": 0, "to": "",
          "origin": "", "body": b"body".hex(),
          "frame": b"".join(frames.pack_headed(FrameType.REQUEST, 1, RequestHead(kind="echo"), b"body")).hex()},
-        {"meaning": "a stream that is passed on", "type": FrameType.OPEN, "id": 1, "kind": "chunks", "hops": 1,
+        {"meaning": "a relayed stream", "type": FrameType.OPEN, "id": 1, "kind": "chunks", "hops": 1,
          "to": ISLANDS[2].id, "origin": ISLANDS[0].id, "body": "",
          "frame": b"".join(frames.pack_headed(FrameType.OPEN, 1, head, b"")).hex()},
     ]  # fmt: skip
@@ -329,12 +331,12 @@ def framing() -> dict[str, Any]:
         "no type and id": frames.HEAD.pack(4, 1, 0).hex(),
         "over the limit of a control session": frames.HEAD.pack(frames.CONTROL_FRAME + 6, FrameType.REQUEST, 1).hex(),
         "an unknown type": frames.HEAD.pack(5, 99, 0).hex(),
-        "a head that is cut": one(FrameType.REQUEST, 1, b"\x00\x09abc"),
+        "a head that is cut off": one(FrameType.REQUEST, 1, b"\x00\x09abc"),
         "a kind with a slash": headed(codec.encode({"kind": "../x"})),
         "three hops": headed(codec.encode({"kind": "x", "hops": 3})),
         "a negative hop": headed(codec.encode({"kind": "x", "hops": -1})),
         "no kind": headed(b"\x80"),
-        "a head nested deep": headed(b"\x91" * 900 + b"\x90"),
+        "a deeply nested head": headed(b"\x91" * 900 + b"\x90"),
         "a head that claims a huge array": headed(b"\xdd\xff\xff\xff\xff"),
     }
     return {
