@@ -86,7 +86,7 @@ async def test_join_admits_links_and_can_be_repeated(tmp_path: Path) -> None:
         await b.peers.join(word)
         with pytest.raises(PeerRefused) as used_up:
             await c.peers.join(word)
-        assert used_up.value.code == "invitation_used_up" and "new one" in used_up.value.hint
+        assert used_up.value.code == "invitation_used_up" and "new invitation" in used_up.value.hint
         assert c.trust.network is None
         # One that was admitted invites in turn.
         await c.peers.join(await b.trust.invite(b.peers.local_addresses()))
