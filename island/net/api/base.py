@@ -61,7 +61,7 @@ def administrator(request: web.Request) -> Principal:
     if caller.role != "administrator":
         raise Denied(
             "this operation needs the administrator's token",
-            hint="Use the token in HOME/token, with --token-file or ISLAND_TOKEN.",
+            hint="Use the administrator's token (HOME/token), with --token-file or ISLAND_TOKEN.",
         )
     return caller
 
