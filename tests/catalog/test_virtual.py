@@ -91,6 +91,7 @@ def run(seed: int) -> tuple[str, list[list[tuple[str, str]]]]:
         return simulate(seed, scenario, Weather(loss=0.1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_islands_agree_and_a_seed_replays(seed: int) -> None:
     fingerprint, listed = run(seed)

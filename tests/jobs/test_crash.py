@@ -250,6 +250,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [False, True], ids=["session", "batch"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("victim", "engine_dies", "remote", "stock"), CASES)

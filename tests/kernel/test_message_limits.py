@@ -120,6 +120,7 @@ def test_a_field_without_a_limit_is_noticed(part: Any) -> None:
     assert unbounded(msgspec.defstruct("Loose", [("part", part)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.__qualname__)
 def test_hostile_bytes_cost_little_memory(kind: type[Message]) -> None:
     size = max(256, min(SIZE, codec.limit_of(kind)))
@@ -129,6 +130,7 @@ def test_hostile_bytes_cost_little_memory(kind: type[Message]) -> None:
         assert cost <= bound, f"{name}: {cost} bytes for {len(data)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.__qualname__)
 def test_the_densest_valid_messages_cost_no_more_than_their_types_allow(kind: type[Message]) -> None:
     for field, data in densest(kind):

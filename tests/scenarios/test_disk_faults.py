@@ -127,6 +127,7 @@ def _error_once(after: int) -> Callable[[Archipelago], Any]:
     return scenario
 
 
+@pytest.mark.slow
 def test_one_error_at_any_transaction_is_survived() -> None:
     happened = [simulate(1, _error_once(after)) for after in range(0, 150, 6)]
     assert all(happened)

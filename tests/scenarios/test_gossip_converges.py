@@ -53,6 +53,7 @@ async def thirty(world: Archipelago) -> str:
     return world.fingerprint()
 
 
+@pytest.mark.slow
 def test_thirty_islands_under_loss_duplication_and_reordering() -> None:
     simulate(7, thirty, BAD)
 

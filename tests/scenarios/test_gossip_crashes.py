@@ -93,6 +93,7 @@ def _scenario(which: str, step: int, after: bool) -> Callable[[Archipelago], Any
     return scenario
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("which", ["state", "gossip"])
 def test_crash_at_every_write(which: str, after: bool) -> None:

@@ -45,6 +45,7 @@ def _errors(after: int) -> Trouble:
     return trouble
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trouble",
     [_full, _slow, _power, *(_errors(after) for after in range(0, 60, 7))],

@@ -261,6 +261,7 @@ def test_a_source_that_does_not_answer_is_said(tmp_path: Path) -> None:
     simulate(3, scenario)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_twenty_crashes_at_random_steps(tmp_path: Path, seed: int) -> None:
     async def scenario(archipelago: Archipelago) -> None:
