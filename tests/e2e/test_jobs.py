@@ -59,7 +59,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
         wait_for(
             "both datasets at the laptop",
             lambda: True if len(found.laptop.json("dataset", "ls")) == 2 else None,
-            30,
+            90,
         )
         yield found
     finally:
@@ -189,5 +189,5 @@ def test_an_unmodified_livy_client_cancels(two: Two) -> None:
             state = session.client.get_statement(session.session_id, running.statement_id).state.value
             return True if state in {"cancelled", "error", "available"} else None
 
-        wait_for("the statement to be cancelled", stopped, 30)
+        wait_for("the statement to be cancelled", stopped, 90)
         assert session.run("'alive'").text == "'alive'"
