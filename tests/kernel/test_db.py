@@ -1,16 +1,18 @@
 """One writer, many readers: group commit, isolation of failures, migrations, closing."""
 
 import asyncio
+import contextlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from island.errors import ConfigError, IslandError
+from island.errors import ConfigError, DiskFailed, Full, IslandError
 from island.kernel import db as module
 from island.kernel.db import Database
-from tests.standins.faults import cancelled_while_committing
+from island.kernel.loops import is_transient
+from tests.standins.faults import cancelled_while_committing, failed_read, failed_write, full_disk, unreadable
 
 
 def make(conn: sqlite3.Connection) -> None:
@@ -166,3 +168,60 @@ def test_migrations_are_numbered_once_and_leave_strict_tables(tmp_path: Path, ki
     ]
     conn.close()
     assert loose == []
+
+
+@contextlib.asynccontextmanager
+async def reopened(folder: Path, rows: int) -> AsyncIterator[Database]:
+    """A database with rows that are in the file itself, not in its write-ahead log or in a cache."""
+    database = Database.open(folder, "state")
+    await database.write(make)
+    await database.write(lambda conn: [add(n)(conn) for n in range(rows)])
+    database.close()
+    database = Database.open(folder, "state")
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+async def test_a_page_that_cannot_be_read_is_a_failure_of_the_disk(tmp_path: Path) -> None:
+    async with reopened(tmp_path, 5000) as database:
+        assert await database.read(lambda conn: conn.execute("SELECT n FROM t").fetchone()[0]) == 0
+        with unreadable(database.path), pytest.raises(DiskFailed, match="quick_check") as failure:
+            await asyncio.gather(*(database.read(every) for _ in range(8)))
+        assert isinstance(failure.value.__cause__, sqlite3.DatabaseError)
+        assert is_transient(failure.value)
+        assert len(await database.read(every)) == 5000
+
+
+async def test_a_reader_that_cannot_connect_is_a_failure_of_the_disk(tmp_path: Path) -> None:
+    async with reopened(tmp_path, 10) as database:
+        head = database.path.read_bytes()[:100]
+        with database.path.open("r+b") as file:
+            file.write(bytes(100))
+        with pytest.raises(DiskFailed) as failure:
+            await database.read(every)
+        assert is_transient(failure.value)
+        with database.path.open("r+b") as file:
+            file.write(head)
+        assert await database.read(every) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(failed_read(), DiskFailed), (failed_write(), DiskFailed), (full_disk(), Full)], ids=repr
+)
+async def test_an_error_of_the_disk_in_a_write_is_explained_and_transient(
+    tmp_path: Path, error: sqlite3.DatabaseError, kind: type[IslandError]
+) -> None:
+    def fails(_: sqlite3.Connection) -> None:
+        raise error
+
+    database = Database.open(tmp_path, "state")
+    try:
+        with pytest.raises(kind) as failure:
+            await database.write(fails)
+        assert failure.value.__cause__ is error
+        assert failure.value.hint
+        assert is_transient(failure.value)
+    finally:
+        database.close()
