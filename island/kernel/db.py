@@ -130,6 +130,8 @@ class Database:
             connection.execute("BEGIN")
             try:
                 return function(connection)
+            except StopIteration as error:
+                raise _raisable(error)  # noqa: B904 - `_raisable` sets the cause
             finally:
                 if connection.in_transaction:  # SQLite may have rolled back after an error
                     connection.execute("ROLLBACK")
@@ -157,6 +159,7 @@ class Database:
         if not group:  # an earlier turn has taken these jobs
             return
         try:
+            self._roll_back()  # in case the rollback of an earlier turn failed
             self._writer.execute("BEGIN IMMEDIATE")
             outcomes = [job.run(self._writer) for job in group]
             committed = self.before_commit(self._writer) if self.before_commit else None
@@ -164,13 +167,21 @@ class Database:
             self._writer.execute("COMMIT")
             if committed is not None:
                 committed()
-        except Exception as error:  # noqa: BLE001 - raised to every waiting caller
+        except GeneratorExit:  # the turn is abandoned, together with its callers
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised to every waiting caller
             outcomes = [(None, error)] * len(group)
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
+            try:
+                self._roll_back()
+            except sqlite3.Error as failure:
+                log.warning("database.rollback_failed", database=self.path.name, error=str(failure))
         yield
         for job, (result, problem) in zip(group, outcomes, strict=True):
             job.settle(result, problem and explained(problem, self.path))
+
+    def _roll_back(self) -> None:
+        if self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
 
 
 class _Job:
@@ -206,7 +217,7 @@ class _Job:
             if problem is None:
                 self._future.set_result(result)
             else:
-                self._future.set_exception(problem)
+                self._future.set_exception(_raisable(problem))
                 # Mark it as retrieved: the caller may have been cancelled, and asyncio would log it.
                 self._future.exception()
 
@@ -225,6 +236,15 @@ class _Job:
             log.exception("database.then_failed")
             return error
         return None
+
+
+def _raisable(error: BaseException) -> BaseException:
+    """Convert `StopIteration`, which a future does not accept as its exception, to `RuntimeError`, as generators do."""
+    if not isinstance(error, StopIteration):
+        return error
+    converted = RuntimeError("a function of a database raised StopIteration")
+    converted.__cause__ = error
+    return converted
 
 
 async def _settled(future: asyncio.Future[T]) -> T:

@@ -5,6 +5,7 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -223,5 +224,47 @@ async def test_an_error_of_the_disk_in_a_write_is_explained_and_transient(
         assert failure.value.__cause__ is error
         assert failure.value.hint
         assert is_transient(failure.value)
+    finally:
+        database.close()
+
+
+async def test_a_function_that_raises_stop_iteration_fails_and_its_caller_continues(tmp_path: Path) -> None:
+    def exhausted(_: object) -> int:
+        return next(iter(()))
+
+    database = Database.open(tmp_path, "state")
+    try:
+        async with asyncio.timeout(30):
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await database.write(exhausted)
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await database.write(lambda _: 1, then=exhausted)
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await database.read(exhausted)
+    finally:
+        database.close()
+
+
+async def test_the_callers_of_a_commit_that_cannot_be_undone_are_told(tmp_path: Path) -> None:
+    failing: list[str] = []
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            if sql in failing:
+                failing.remove(sql)
+                raise failed_write()
+            return super().execute(sql, *args)
+
+    database = Database.open(tmp_path, "state", connection=Connection)
+    try:
+        await database.write(make)
+        failing += ["COMMIT", "ROLLBACK"]
+        async with asyncio.timeout(30):
+            outcomes = await asyncio.gather(*(database.write(add(n)) for n in range(3)), return_exceptions=True)
+        assert any(isinstance(outcome, DiskFailed) for outcome in outcomes)
+        assert failing == []
+        written = [outcome for outcome in outcomes if isinstance(outcome, int)]
+        await database.write(add(9))
+        assert await database.read(every) == [*written, 9]
     finally:
         database.close()
