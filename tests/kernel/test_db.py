@@ -151,8 +151,27 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(ConfigError, match="cannot be opened"):
+    with pytest.raises(ConfigError, match="cannot be opened.*\\n.*restore it from a backup"):
         Database.open(tmp_path, "state")
+
+
+@pytest.mark.parametrize(("statement", "error"), [("PRAGMA journal_mode=WAL", failed_read()), ("BEGIN", full_disk())])
+def test_an_error_of_the_disk_at_the_start_does_not_advise_a_restore(
+    tmp_path: Path, statement: str, error: sqlite3.DatabaseError
+) -> None:
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            if sql.startswith(statement):
+                raise error
+            return super().execute(sql, *args)
+
+        def executescript(self, sql: str) -> sqlite3.Cursor:
+            return self.execute(sql)
+
+    with pytest.raises(ConfigError, match="cannot be opened") as failure:
+        Database.open(tmp_path, "state", connection=Connection)
+    assert failure.value.hint.startswith("Check the disk")
+    assert ("Restore a backup only if `sqlite3" in failure.value.hint) is (error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT)
 
 
 @pytest.mark.parametrize("kind", ["state", "gossip", "chunks"])
