@@ -30,6 +30,9 @@ log = structlog.get_logger("island")
 T = TypeVar("T")
 Kind = Literal["state", "gossip", "chunks"]
 
+WriteOutcome = tuple[Any, BaseException | None]
+"""The result of a write function, or its exception."""
+
 _SYNCHRONOUS: dict[Kind, str] = {"state": "FULL", "gossip": "NORMAL", "chunks": "NORMAL"}
 _GROUP = 256
 _MIGRATION = re.compile(r"(\d{4})_\w+\.sql\Z")
@@ -56,6 +59,8 @@ class Database:
         self.kind = kind
         self.before_commit: Callable[[sqlite3.Connection], Callable[[], None] | None] | None = None
         """Called with the connection at the end of each transaction. May return a function to call after the commit."""
+        self.problem = ""
+        """Why the disk did not accept the last write, as a sentence for the status; empty if it did."""
         self._connection = connection
         _create(path)
         self._writer = _open_writer(path, kind, connection)
@@ -158,10 +163,11 @@ class Database:
             group.append(self._jobs.popleft())
         if not group:  # an earlier turn has taken these jobs
             return
+        changes = self._writer.total_changes
         try:
             self._roll_back()  # in case the rollback of an earlier turn failed
             self._writer.execute("BEGIN IMMEDIATE")
-            outcomes = [job.run(self._writer) for job in group]
+            outcomes: list[WriteOutcome] = [job.run(self._writer) for job in group]
             committed = self.before_commit(self._writer) if self.before_commit else None
             yield
             self._writer.execute("COMMIT")
@@ -175,9 +181,20 @@ class Database:
                 self._roll_back()
             except sqlite3.Error as failure:
                 log.warning("database.rollback_failed", database=self.path.name, error=str(failure))
+        outcomes = [(result, problem and explained(problem, self.path)) for result, problem in outcomes]
+        self._remember([problem for _, problem in outcomes], changed=self._writer.total_changes > changes)
         yield
         for job, (result, problem) in zip(group, outcomes, strict=True):
-            job.settle(result, problem and explained(problem, self.path))
+            job.settle(result, problem)
+
+    def _remember(self, errors: list[BaseException | None], *, changed: bool) -> None:
+        """Update `problem` after a turn. A transaction without changes does not prove that the disk works."""
+        for error in errors:
+            if isinstance(error, (Full, DiskFailed)) and isinstance(error.__cause__, sqlite3.Error):
+                self.problem = error.line
+                return
+        if changed and None in errors:
+            self.problem = ""
 
     def _roll_back(self) -> None:
         if self._writer.in_transaction:
@@ -196,7 +213,7 @@ class _Job:
     ) -> None:
         self._function, self._then, self._future, self._loop = function, then, future, loop
 
-    def run(self, connection: sqlite3.Connection) -> tuple[Any, BaseException | None]:
+    def run(self, connection: sqlite3.Connection) -> WriteOutcome:
         connection.execute("SAVEPOINT job")
         try:
             result = self._function(connection)

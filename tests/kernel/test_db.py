@@ -151,7 +151,7 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(ConfigError, match="cannot be opened.*\\n.*restore it from a backup"):
+    with pytest.raises(ConfigError, match=r"cannot be opened.*\n.*restore it from a backup"):
         Database.open(tmp_path, "state")
 
 
@@ -171,7 +171,9 @@ def test_an_error_of_the_disk_at_the_start_does_not_advise_a_restore(
     with pytest.raises(ConfigError, match="cannot be opened") as failure:
         Database.open(tmp_path, "state", connection=Connection)
     assert failure.value.hint.startswith("Check the disk")
-    assert ("Restore a backup only if `sqlite3" in failure.value.hint) is (error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT)
+    assert ("Restore a backup only if `sqlite3" in failure.value.hint) is (
+        error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT
+    )
 
 
 @pytest.mark.parametrize("kind", ["state", "gossip", "chunks"])
@@ -285,5 +287,30 @@ async def test_the_callers_of_a_commit_that_cannot_be_undone_are_told(tmp_path: 
         written = [outcome for outcome in outcomes if isinstance(outcome, int)]
         await database.write(add(9))
         assert await database.read(every) == [*written, 9]
+    finally:
+        database.close()
+
+
+async def test_a_full_disk_is_a_problem_until_a_write_changes_something(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
+
+    def full(_: sqlite3.Connection) -> None:
+        raise full_disk()
+
+    def over_quota(_: sqlite3.Connection) -> None:
+        raise Full("the quota is used up")
+
+    try:
+        await database.write(make)
+        with pytest.raises(Full):
+            await database.write(over_quota)
+        assert database.problem == ""
+        with pytest.raises(Full):
+            await database.write(full)
+        assert "state.db is full" in database.problem
+        await database.write(every)  # commits nothing to the disk
+        assert "state.db is full" in database.problem
+        await database.write(add(1))
+        assert database.problem == ""
     finally:
         database.close()
