@@ -223,7 +223,13 @@ class Daemon:
             *gateway.routes(self.jobs),
             *status.routes(
                 self._status,
-                (self._gossip_problems, self._journal_problems, self._engine_problems, self.faults.problems),
+                (
+                    self._disk_problems,
+                    self._gossip_problems,
+                    self._journal_problems,
+                    self._engine_problems,
+                    self.faults.problems,
+                ),
             ),
         ]
 
@@ -239,6 +245,9 @@ class Daemon:
             "peer_address": self.config.listen.peer or None,
             "engine": self.config.livy.url or self.engine.url or None,
         }
+
+    def _disk_problems(self) -> list[str]:
+        return [each.problem for each in (self.state, self.gossip_db, self.chunks) if each.problem]
 
     def _gossip_problems(self) -> list[str]:
         return self.gossip.problems(self.membership.display)

@@ -121,6 +121,12 @@ class Full(IslandError):
     blame, code, status = "island", "full", 507
 
 
+class DiskFailed(IslandError):
+    """A database cannot be read or written because of this island's disk. The same operation may succeed later."""
+
+    blame, code, status = "island", "disk_failed", 503
+
+
 class ConfigError(IslandError):
     """The configuration, or a file in the home folder, is not usable; the message names the file and the key."""
 

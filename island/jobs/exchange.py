@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from island.errors import IslandError, PeerRefused, Unreachable
+from island.errors import DiskFailed, IslandError, PeerRefused, Unreachable
 from island.jobs.messages import MAX_MESSAGE, AnswerTooLarge, JobBulkRequest
 from island.kernel import codec
 from island.kernel.codec import Malformed, Message
@@ -80,7 +80,7 @@ class JobExchange:
             found = await self._served[kind][1](self._peers.me, request)
             assert isinstance(found, answer)
             return found
-        except Unreachable:
+        except (Unreachable, DiskFailed):
             raise
         except IslandError as error:
             raise PeerRefused(error.message, hint=error.hint, code=error.code) from error

@@ -294,6 +294,8 @@ class JobForwarder:
         try:
             guesses = await self._guesses(driven, job)
         except IslandError as error:
+            if is_transient(error):
+                raise
             await self._end(job, "error", error.line)
             return
         wanted = JobRequirements(home=self._trust.me, language=job.work.language, pin=job.pin)

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 
 import structlog
 
-from island.errors import ConfigError, Full, IslandError
+from island.errors import ConfigError, DiskFailed, Full, IslandError
 from island.kernel.work import ThreadWorkers, Workers
 from island.private_files import create_private
 
@@ -29,6 +29,9 @@ log = structlog.get_logger("island")
 
 T = TypeVar("T")
 Kind = Literal["state", "gossip", "chunks"]
+
+WriteOutcome = tuple[Any, BaseException | None]
+"""The result of a write function, or its exception."""
 
 _SYNCHRONOUS: dict[Kind, str] = {"state": "FULL", "gossip": "NORMAL", "chunks": "NORMAL"}
 _GROUP = 256
@@ -56,10 +59,11 @@ class Database:
         self.kind = kind
         self.before_commit: Callable[[sqlite3.Connection], Callable[[], None] | None] | None = None
         """Called with the connection at the end of each transaction. May return a function to call after the commit."""
+        self.problem = ""
+        """Why the disk did not accept the last write, as a sentence for the status; empty if it did."""
         self._connection = connection
         _create(path)
-        self._writer = _connect(path, kind, connection)
-        _migrate(self._writer, path, kind)
+        self._writer = _open_writer(path, kind, connection)
         self._closed = False
         workers = workers or ThreadWorkers()
         self._write_lane = workers.lane(f"db-{kind}")
@@ -88,7 +92,8 @@ class Database:
         The function must be quick, must not keep the connection, and must not commit. It runs in
         the writer's thread before the commit, so it must not change anything that the event loop
         reads; it returns its results instead. If it raises, its own changes are rolled back and
-        the exception is raised to the caller. Raises `Full` if the disk is full.
+        the exception is raised to the caller. Raises `Full` if the disk is full, and `DiskFailed` if
+        the file cannot be read or written.
 
         `then(result)` runs in the event loop right after the commit, in the order of commits and
         before the caller continues, even if the caller has been cancelled. State in memory that
@@ -105,7 +110,10 @@ class Database:
         return await _settled(future)
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `function(connection)` on a read-only connection in one consistent snapshot."""
+        """Run `function(connection)` on a read-only connection in one consistent snapshot.
+
+        Raises the exceptions of the function, and `DiskFailed` if the file cannot be read.
+        """
         if self._closed:
             raise IslandError(f"the database {self.path.name} is closed")
         return await self._read_lane.run(self._read, function)
@@ -122,17 +130,31 @@ class Database:
         self._writer.close()
 
     def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = _connect(self.path, self.kind, self._connection)
-            connection.execute("PRAGMA query_only=ON")
-            self._local.connection = connection
-            self._connections.append(connection)
-        connection.execute("BEGIN")
         try:
-            return function(connection)
-        finally:
-            connection.execute("ROLLBACK")
+            connection = self._reader()
+            connection.execute("BEGIN")
+            try:
+                return function(connection)
+            except StopIteration as error:
+                raise _raisable(error)  # noqa: B904 - `_raisable` sets the cause
+            finally:
+                if connection.in_transaction:  # SQLite may have rolled back after an error
+                    connection.execute("ROLLBACK")
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY:
+                raise  # `function` tried to write: a bug, not a problem with the disk
+            raise explained(error, self.path)  # noqa: B904 - `explained` sets the cause
+
+    def _reader(self) -> sqlite3.Connection:
+        """The connection of this reading thread."""
+        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if found is not None:
+            return found
+        connection = _connect(self.path, self.kind, self._connection)
+        self._connections.append(connection)
+        connection.execute("PRAGMA query_only=ON")
+        self._local.connection = connection
+        return connection
 
     def _write_turn(self) -> Iterator[None]:
         """Run and commit the waiting jobs in one transaction. Other code may run at each `yield`."""
@@ -141,21 +163,42 @@ class Database:
             group.append(self._jobs.popleft())
         if not group:  # an earlier turn has taken these jobs
             return
+        changes = self._writer.total_changes
         try:
+            self._roll_back()  # in case the rollback of an earlier turn failed
             self._writer.execute("BEGIN IMMEDIATE")
-            outcomes = [job.run(self._writer) for job in group]
+            outcomes: list[WriteOutcome] = [job.run(self._writer) for job in group]
             committed = self.before_commit(self._writer) if self.before_commit else None
             yield
             self._writer.execute("COMMIT")
             if committed is not None:
                 committed()
-        except Exception as error:  # noqa: BLE001 - raised to every waiting caller
+        except GeneratorExit:  # the turn is abandoned, together with its callers
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised to every waiting caller
             outcomes = [(None, error)] * len(group)
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
+            try:
+                self._roll_back()
+            except sqlite3.Error as failure:
+                log.warning("database.rollback_failed", database=self.path.name, error=str(failure))
+        outcomes = [(result, problem and explained(problem, self.path)) for result, problem in outcomes]
+        self._remember([problem for _, problem in outcomes], changed=self._writer.total_changes > changes)
         yield
         for job, (result, problem) in zip(group, outcomes, strict=True):
-            job.settle(result, problem and _explained(problem, self.path))
+            job.settle(result, problem)
+
+    def _remember(self, errors: list[BaseException | None], *, changed: bool) -> None:
+        """Update `problem` after a turn. A transaction without changes does not prove that the disk works."""
+        for error in errors:
+            if isinstance(error, (Full, DiskFailed)) and isinstance(error.__cause__, sqlite3.Error):
+                self.problem = error.line
+                return
+        if changed and None in errors:
+            self.problem = ""
+
+    def _roll_back(self) -> None:
+        if self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
 
 
 class _Job:
@@ -170,7 +213,7 @@ class _Job:
     ) -> None:
         self._function, self._then, self._future, self._loop = function, then, future, loop
 
-    def run(self, connection: sqlite3.Connection) -> tuple[Any, BaseException | None]:
+    def run(self, connection: sqlite3.Connection) -> WriteOutcome:
         connection.execute("SAVEPOINT job")
         try:
             result = self._function(connection)
@@ -191,7 +234,7 @@ class _Job:
             if problem is None:
                 self._future.set_result(result)
             else:
-                self._future.set_exception(problem)
+                self._future.set_exception(_raisable(problem))
                 # Mark it as retrieved: the caller may have been cancelled, and asyncio would log it.
                 self._future.exception()
 
@@ -210,6 +253,15 @@ class _Job:
             log.exception("database.then_failed")
             return error
         return None
+
+
+def _raisable(error: BaseException) -> BaseException:
+    """Convert `StopIteration`, which a future does not accept as its exception, to `RuntimeError`, as generators do."""
+    if not isinstance(error, StopIteration):
+        return error
+    converted = RuntimeError("a function of a database raised StopIteration")
+    converted.__cause__ = error
+    return converted
 
 
 async def _settled(future: asyncio.Future[T]) -> T:
@@ -237,20 +289,28 @@ def _create(path: Path) -> None:
 
 
 def _connect(path: Path, kind: Kind, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0, factory=factory)
     try:
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0, factory=factory)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[kind]}")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA temp_store=MEMORY")
-    except sqlite3.DatabaseError as error:
-        raise ConfigError(
-            f"{path} cannot be opened as a database: {error}",
-            hint="Restore the file from a backup, or check the disk and its permissions.",
-        ) from error
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
+
+
+def _open_writer(path: Path, kind: Kind, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
+    """Connect to the file, for writing, and migrate it. Raises `ConfigError`."""
+    try:
+        connection = _connect(path, kind, factory)
+        _migrate(connection, path, kind)
+        return connection
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(f"{path} cannot be opened as a database: {error}", hint=_hint(error, path)) from error
 
 
 def migrations(kind: Kind) -> list[tuple[int, str]]:
@@ -277,9 +337,46 @@ def _migrate(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
             connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version={number};\nCOMMIT;")
 
 
-def _explained(error: BaseException, path: Path) -> BaseException:
-    if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-        full = Full(f"the disk of {path} is full", hint="Free some space. Accepted data are not lost.")
-        full.__cause__ = error
-        return full
-    return error
+_DISK_CODES = frozenset(
+    {
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,  # also the result of a failed read of a page
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+
+
+def explained(error: BaseException, path: Path) -> BaseException:
+    """Convert SQLite's error of a full disk to `Full` and of a failing disk to `DiskFailed`; return others as is."""
+    code = _primary_code(error)
+    converted: IslandError
+    if code == sqlite3.SQLITE_FULL:
+        converted = Full(f"the disk of {path} is full", hint="Free some space. Accepted data are not lost.")
+    elif code in _DISK_CODES:
+        assert isinstance(error, sqlite3.Error)
+        converted = DiskFailed(f"{path} cannot be read or written: {error}", hint=_hint(error, path))
+    else:
+        return error
+    converted.__cause__ = error
+    return converted
+
+
+def _primary_code(error: BaseException) -> int | None:
+    """SQLite's primary result code of an error; None if the error is not from SQLite."""
+    code = getattr(error, "sqlite_errorcode", None) if isinstance(error, sqlite3.Error) else None
+    return None if code is None else code & 0xFF
+
+
+def _hint(error: sqlite3.Error, path: Path) -> str:
+    if _primary_code(error) == sqlite3.SQLITE_NOTADB:
+        return "Check the disk. If it is in order, the file was overwritten: restore it from a backup."
+    if _primary_code(error) == sqlite3.SQLITE_CORRUPT:
+        # SQLite returns the same code for a failed read and for damaged content.
+        return (
+            "Check the disk and the system's log. Restore a backup only if"
+            f" `sqlite3 {path} 'PRAGMA quick_check'` reports errors."
+        )
+    return "Check the disk, its free space, and the permissions of the file and its folder."

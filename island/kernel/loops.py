@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import structlog
 
-from island.errors import Full, IslandError
+from island.errors import DiskFailed, Full, IslandError
 from island.kernel.ports import Rng
 from island.kernel.telemetry import counter
 
@@ -24,7 +24,7 @@ log = structlog.get_logger("island")
 EXPECTED: tuple[type[Exception], ...] = (IslandError, OSError, TimeoutError, sqlite3.OperationalError)
 """Errors that peers, disks and networks may cause in a loop."""
 
-DISK_FAILED: Final = "disk_failed"
+DISK_FAILED: Final = DiskFailed.code
 """The code of an `IslandError` that was caused by a disk of this island."""
 
 ENDED: Final = object()
@@ -43,6 +43,8 @@ def is_database(error: BaseException) -> bool:
     """Whether a database could not be read or written because of a problem with the disk or memory."""
     if isinstance(error, Full):  # an exceeded quota is also `Full`, but retrying does not help
         return isinstance(error.__cause__, sqlite3.OperationalError)
+    if isinstance(error, DiskFailed):
+        return True
     # SQLITE_ERROR means a wrong SQL statement: a bug in the program, not a problem with the disk.
     wrong = sqlite3.SQLITE_ERROR
     return isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorcode", None) != wrong
@@ -50,7 +52,7 @@ def is_database(error: BaseException) -> bool:
 
 def is_transient(error: BaseException) -> bool:
     """Whether an error was caused by this machine's disk or memory, so that a retry may succeed."""
-    is_disk = isinstance(error, IslandError) and error.code == DISK_FAILED
+    is_disk = isinstance(error, IslandError) and error.code == DISK_FAILED and error.blame == "island"
     return is_disk or is_database(error) or isinstance(error, OSError)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from island.errors import DiskFailed
 from island.gossip import core, store
 from island.gossip.core import Head
 from island.gossip.logs import SIGNATURE, IntakeResult, Logs
@@ -141,7 +141,7 @@ async def test_a_disk_that_fails_is_said_of_every_origin_until_they_are_stored(s
     origin = await site.origin("origin")
     delta = origin.delta("test/a")
     fault = Fault(site.db)
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(DiskFailed):
         await site.logs.take(site.neighbour, [delta])
     assert fault.met == 1
     assert "disk I/O error" in site.logs.unstored()[origin.id]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from island.errors import IslandError
+from island.errors import DiskFailed, IslandError
 from island.jobs import run_store
 from island.jobs.store import JobRow
 from island.kernel.db import Database
@@ -124,7 +123,7 @@ def test_a_statement_whose_cancel_could_not_be_stored_runs() -> None:
         await asyncio.sleep(1)
         waiting = await jobs.post(job, "second", None)
         fault = Fault(home.state)
-        with pytest.raises(sqlite3.OperationalError):
+        with pytest.raises(DiskFailed):
             await jobs.cancel_statement(job, waiting.number)
         assert fault.met == 1
         assert (await jobs.finished_statement(job, waiting.number, 60))[0].state == "available"

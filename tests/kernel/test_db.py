@@ -1,16 +1,19 @@
 """One writer, many readers: group commit, isolation of failures, migrations, closing."""
 
 import asyncio
+import contextlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from island.errors import ConfigError, IslandError
+from island.errors import ConfigError, DiskFailed, Full, IslandError
 from island.kernel import db as module
 from island.kernel.db import Database
-from tests.standins.faults import cancelled_while_committing
+from island.kernel.loops import is_transient
+from tests.standins.faults import cancelled_while_committing, failed_read, failed_write, full_disk, unreadable
 
 
 def make(conn: sqlite3.Connection) -> None:
@@ -148,8 +151,29 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(ConfigError, match="cannot be opened"):
+    with pytest.raises(ConfigError, match=r"cannot be opened.*\n.*restore it from a backup"):
         Database.open(tmp_path, "state")
+
+
+@pytest.mark.parametrize(("statement", "error"), [("PRAGMA journal_mode=WAL", failed_read()), ("BEGIN", full_disk())])
+def test_an_error_of_the_disk_at_the_start_does_not_advise_a_restore(
+    tmp_path: Path, statement: str, error: sqlite3.DatabaseError
+) -> None:
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            if sql.startswith(statement):
+                raise error
+            return super().execute(sql, *args)
+
+        def executescript(self, sql: str) -> sqlite3.Cursor:
+            return self.execute(sql)
+
+    with pytest.raises(ConfigError, match="cannot be opened") as failure:
+        Database.open(tmp_path, "state", connection=Connection)
+    assert failure.value.hint.startswith("Check the disk")
+    assert ("Restore a backup only if `sqlite3" in failure.value.hint) is (
+        error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT
+    )
 
 
 @pytest.mark.parametrize("kind", ["state", "gossip", "chunks"])
@@ -166,3 +190,127 @@ def test_migrations_are_numbered_once_and_leave_strict_tables(tmp_path: Path, ki
     ]
     conn.close()
     assert loose == []
+
+
+@contextlib.asynccontextmanager
+async def reopened(folder: Path, rows: int) -> AsyncIterator[Database]:
+    """A database with rows that are in the file itself, not in its write-ahead log or in a cache."""
+    database = Database.open(folder, "state")
+    await database.write(make)
+    await database.write(lambda conn: [add(n)(conn) for n in range(rows)])
+    database.close()
+    database = Database.open(folder, "state")
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+async def test_a_page_that_cannot_be_read_is_a_failure_of_the_disk(tmp_path: Path) -> None:
+    async with reopened(tmp_path, 5000) as database:
+        assert await database.read(lambda conn: conn.execute("SELECT n FROM t").fetchone()[0]) == 0
+        with unreadable(database.path), pytest.raises(DiskFailed, match="quick_check") as failure:
+            await asyncio.gather(*(database.read(every) for _ in range(8)))
+        assert isinstance(failure.value.__cause__, sqlite3.DatabaseError)
+        assert is_transient(failure.value)
+        assert len(await database.read(every)) == 5000
+
+
+async def test_a_reader_that_cannot_connect_is_a_failure_of_the_disk(tmp_path: Path) -> None:
+    async with reopened(tmp_path, 10) as database:
+        head = database.path.read_bytes()[:100]
+        with database.path.open("r+b") as file:
+            file.write(bytes(100))
+        with pytest.raises(DiskFailed) as failure:
+            await database.read(every)
+        assert is_transient(failure.value)
+        with database.path.open("r+b") as file:
+            file.write(head)
+        assert await database.read(every) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(failed_read(), DiskFailed), (failed_write(), DiskFailed), (full_disk(), Full)], ids=repr
+)
+async def test_an_error_of_the_disk_in_a_write_is_explained_and_transient(
+    tmp_path: Path, error: sqlite3.DatabaseError, kind: type[IslandError]
+) -> None:
+    def fails(_: sqlite3.Connection) -> None:
+        raise error
+
+    database = Database.open(tmp_path, "state")
+    try:
+        with pytest.raises(kind) as failure:
+            await database.write(fails)
+        assert failure.value.__cause__ is error
+        assert failure.value.hint
+        assert is_transient(failure.value)
+    finally:
+        database.close()
+
+
+async def test_a_function_that_raises_stop_iteration_fails_and_its_caller_continues(tmp_path: Path) -> None:
+    def exhausted(_: object) -> int:
+        return next(iter(()))
+
+    database = Database.open(tmp_path, "state")
+    try:
+        async with asyncio.timeout(30):
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await database.write(exhausted)
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await database.write(lambda _: 1, then=exhausted)
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await database.read(exhausted)
+    finally:
+        database.close()
+
+
+async def test_the_callers_of_a_commit_that_cannot_be_undone_are_told(tmp_path: Path) -> None:
+    failing: list[str] = []
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            if sql in failing:
+                failing.remove(sql)
+                raise failed_write()
+            return super().execute(sql, *args)
+
+    database = Database.open(tmp_path, "state", connection=Connection)
+    try:
+        await database.write(make)
+        failing += ["COMMIT", "ROLLBACK"]
+        async with asyncio.timeout(30):
+            outcomes = await asyncio.gather(*(database.write(add(n)) for n in range(3)), return_exceptions=True)
+        assert any(isinstance(outcome, DiskFailed) for outcome in outcomes)
+        assert failing == []
+        written = [outcome for outcome in outcomes if isinstance(outcome, int)]
+        await database.write(add(9))
+        assert await database.read(every) == [*written, 9]
+    finally:
+        database.close()
+
+
+async def test_a_full_disk_is_a_problem_until_a_write_changes_something(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
+
+    def full(_: sqlite3.Connection) -> None:
+        raise full_disk()
+
+    def over_quota(_: sqlite3.Connection) -> None:
+        raise Full("the quota is used up")
+
+    try:
+        await database.write(make)
+        with pytest.raises(Full):
+            await database.write(over_quota)
+        assert database.problem == ""
+        with pytest.raises(Full):
+            await database.write(full)
+        assert "state.db is full" in database.problem
+        await database.write(every)  # commits nothing to the disk
+        assert "state.db is full" in database.problem
+        await database.write(add(1))
+        assert database.problem == ""
+    finally:
+        database.close()

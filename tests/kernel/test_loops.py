@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 import structlog
 
-from island.errors import Full, Unreachable
+from island.errors import DiskFailed, Full, PeerRefused, Unreachable
 from island.kernel.loops import ENDED, FAULTS, LoopFaults, Tasks, backoff, forever, is_transient
 from island.kernel.ports import SeededRng, Signal, Topic
 
@@ -133,6 +133,8 @@ def test_what_may_succeed_later_is_told_from_what_may_not() -> None:
         True
     ] * 3
     assert [is_transient(each) for each in (statement.value, quota, KeyError("bug"))] == [False] * 3
+    assert is_transient(DiskFailed("here"))
+    assert not is_transient(PeerRefused("there", code=DiskFailed.code))
 
 
 async def test_a_bug_in_spawned_work_concerns_only_itself() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from island.errors import Full
+from island.kernel.db import Database
 from island.net.api import base
 
 
@@ -65,6 +67,27 @@ async def test_progress_ends_with_the_error_even_of_a_bug() -> None:
         {"error": "full", "message": "the disk is full", "hint": "Make room.", "status": 507}
     ]
     assert (await _lines(bug))[-1] == base.BUG
+
+
+async def test_a_failing_disk_is_answered_with_its_code(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
+
+    async def handler(_: web.Request) -> web.StreamResponse:
+        await database.read(lambda conn: conn.execute("SELECT 1 FROM sqlite_master").fetchall())
+        return base.reply({})
+
+    app = web.Application(middlewares=[base.errors])
+    app.add_routes([web.get("/", handler)])
+    try:
+        async with TestClient(TestServer(app)) as client:
+            database.path.with_name("state.db-wal").unlink()
+            with database.path.open("r+b") as file:
+                file.write(bytes(100))
+            async with client.get("/") as answer:
+                assert answer.status == 503
+                assert (await answer.json())["error"] == "disk_failed"
+    finally:
+        database.close()
 
 
 async def test_an_operation_that_says_nothing_is_cancelled_when_its_client_goes() -> None:

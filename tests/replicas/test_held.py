@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from island.catalog.manifest import FileEntry
-from island.errors import IslandError
+from island.errors import DiskFailed, IslandError
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.loops import is_transient
@@ -70,7 +69,7 @@ async def test_bytes_that_moved_are_counted_once(place: Place) -> None:
 async def test_what_the_disk_does_not_take_is_not_believed(place: Place) -> None:
     held = await place.held.open(*KEY, 1000)
     Fault(place.db)
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(DiskFailed):
         await place.held.update(held, complete=True, pinned=True)
     assert (held.complete, held.pinned) == (False, False)
     await place.held.update(held, complete=True, pinned=True)
@@ -81,7 +80,7 @@ async def test_a_drop_that_fails_changes_nothing_and_one_whose_caller_goes_away_
     held = await place.held.open(*KEY, 1000)
     place.held.files.create(held.folder, "a.parquet", 1000)
     Fault(place.db)
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(DiskFailed):
         await place.held.drop(held)
     assert place.held.get(*KEY) is held
     assert not held.gone

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from island.errors import Full
+from island.errors import DiskFailed, Full
 from tests.sim.archipelago import Archipelago, SimIsland, names, simulate
 
 
@@ -31,7 +30,7 @@ class Writers:
             key = f"test/{prefix}{number}"
             try:
                 await island.put(key, b"x")
-            except (Full, sqlite3.OperationalError):
+            except (Full, DiskFailed):
                 self.refused += 1
             else:
                 if accepted is not None:

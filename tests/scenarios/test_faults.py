@@ -8,9 +8,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from island.errors import Unreachable
+import pytest
+
+from island.errors import Full, Unreachable
 from island.gossip import store
-from tests.standins.faults import Fault
+from tests.standins.faults import Fault, full_disk
 from tests.standins.member import get, member, until, victim
 
 
@@ -61,4 +63,21 @@ async def test_status_shows_an_origin_that_cannot_be_stored_and_a_failing_loop(t
         daemon.faults.over("some.loop")
         other.send(batches)
         await until(lambda: daemon.gossip.head(other.id) == other.head)
+        assert (await get(daemon, "/api/v1/island"))["problems"] == []
+
+
+async def test_status_shows_a_full_disk_until_a_write_succeeds(tmp_path: Path) -> None:
+    def full(_: sqlite3.Connection) -> None:
+        raise full_disk()
+
+    def write(conn: sqlite3.Connection) -> None:
+        conn.execute("CREATE TABLE test (n)")
+        conn.execute("INSERT INTO test VALUES (1)")
+
+    async with victim(tmp_path) as daemon:
+        with pytest.raises(Full):
+            await daemon.chunks.write(full)
+        (problem,) = (await get(daemon, "/api/v1/island"))["problems"]
+        assert "chunks.db is full" in problem
+        await daemon.chunks.write(write)
         assert (await get(daemon, "/api/v1/island"))["problems"] == []

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from island.kernel.db import Database, Kind
 from island.kernel.work import Workers
+from tests.standins.faults import failed_read, failed_write, full_disk
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -48,10 +49,10 @@ class SimDisk:
 
         return Database(self.folder / f"{kind}.db", kind, workers, connection=Connection)
 
-    def check_begin(self) -> None:
-        """Raise SQLite's error for a disk that cannot be read, if a failure is due."""
+    def check_begin(self, sql: str) -> None:
+        """Raise SQLite's error for a transaction that cannot read or write the disk, if a failure is due."""
         if self._fails():
-            raise sqlite3.OperationalError("disk I/O error")
+            raise failed_write() if sql == "BEGIN IMMEDIATE" else failed_read()
 
     def work(self, function: Callable[[*Ts], T], /, *args: *Ts) -> T:
         """Call a function that works on files. It fails at once if a failure is due; on a full disk its writes fail."""
@@ -107,7 +108,7 @@ class SimDisk:
     def check_commit(self) -> None:
         """Raise SQLite's error for a full disk, if the disk is full."""
         if self.full:
-            raise sqlite3.OperationalError("database or disk is full")
+            raise full_disk()
 
 
 class _Connection(sqlite3.Connection):
@@ -122,7 +123,7 @@ class _Connection(sqlite3.Connection):
         if sql.startswith("PRAGMA synchronous"):
             sql = "PRAGMA synchronous=OFF"
         if self.disk is not None and sql.startswith("BEGIN"):
-            self.disk.check_begin()
+            self.disk.check_begin(sql)
         if self.disk is not None and sql == "COMMIT":
             self.disk.check_commit()
         return super().execute(sql, *args)

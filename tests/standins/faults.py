@@ -3,19 +3,66 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from island.kernel.db import Database
+from island.kernel.db import Database, explained
 from island.kernel.loops import EXPECTED, LoopFaults
 
 T = TypeVar("T")
 
 DISK = "disk I/O error"
+
+
+def failed_read() -> sqlite3.DatabaseError:
+    """The error of SQLite if a page of a database cannot be read."""
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+def failed_write() -> sqlite3.OperationalError:
+    """The error of SQLite if a page of a database cannot be written."""
+    error = sqlite3.OperationalError(DISK)
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+    return error
+
+
+def full_disk() -> sqlite3.OperationalError:
+    """The error of SQLite if the disk of a database is full."""
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
+
+
+@contextlib.contextmanager
+def unreadable(path: Path) -> Iterator[None]:
+    """Make every read of the open descriptors of a small file fail with EIO.
+
+    The descriptors are replaced by one of this process's memory, whose first pages are never mapped.
+    SQLite's locks on the file are lost.
+    """
+    replaced: dict[int, int] = {}
+    blind = os.open("/proc/self/mem", os.O_RDONLY)
+    try:
+        for name in os.listdir("/proc/self/fd"):
+            handle = int(name)
+            if os.path.realpath(f"/proc/self/fd/{name}") == str(path.resolve()):
+                replaced[handle] = os.dup(handle)
+                os.dup2(blind, handle)
+        yield
+    finally:
+        for handle, kept in replaced.items():
+            os.dup2(kept, handle)
+            os.close(kept)
+        os.close(blind)
 
 
 async def cancelled_while_committing(database: Database, work: Callable[[], Awaitable[object]]) -> None:
@@ -69,13 +116,16 @@ class StrictFaults(LoopFaults):
 
 
 class Fault:
-    """Makes an asynchronous method of an object fail, by default `write`: `times` times, or until `mend` if None."""
+    """Makes an asynchronous method of an object fail: `times` times, or until `mend` if None.
+
+    By default `write` fails, with the error of `Database.write` for a failing disk.
+    """
 
     def __init__(
         self, owner: object, error: Exception | None = None, *, what: str = "write", times: int | None = 1
     ) -> None:
         self._owner, self._what, self._left = owner, what, times
-        self._error = error or sqlite3.OperationalError(DISK)
+        self._error = error or explained(failed_write(), Path("test.db"))
         self._original = getattr(owner, what)
         self.met = 0
         """The number of calls that have failed."""

@@ -15,7 +15,7 @@ import pytest
 
 from island.catalog.service import Catalog, CatalogDependencies
 from island.config import Config, IslandSection, StreamsSection
-from island.errors import BadInput, Conflict, Denied, IslandError, NotFound, Unreachable
+from island.errors import BadInput, Conflict, Denied, DiskFailed, IslandError, NotFound, Unreachable
 from island.kernel.ports import SeededRng
 from island.streams.service import Streams, StreamsDependencies
 from island.streams.views import ChannelView
@@ -393,10 +393,10 @@ def test_a_removal_that_the_disk_refuses_changes_nothing(tmp_path: Path) -> None
         made = await scene.streams["beta"].subscribe(USER, "alpha/alerts", start="beginning", into="mine")
         await _delivered(scene, 300)
         Fault(beta.state)
-        with pytest.raises(sqlite3.OperationalError):
+        with pytest.raises(DiskFailed):
             await scene.streams["beta"].unsubscribe(USER, made.id)
         Fault(alpha.state)
-        with pytest.raises(sqlite3.OperationalError):
+        with pytest.raises(DiskFailed):
             await scene.streams["alpha"].remove_source(ADMIN, "alerts")
         put(scene.drop("alpha"), "two", 300, 200)
         await _delivered(scene, 500)

@@ -21,7 +21,7 @@ from island.trust import core, journal
 from island.trust.keys import Identity
 from island.trust.messages import Genesis
 from island.trust.service import Trust
-from tests.standins.faults import cancelled_while_committing
+from tests.standins.faults import cancelled_while_committing, full_disk
 
 
 class Wall(SystemClock):
@@ -239,7 +239,7 @@ async def test_a_commit_that_fails_leaves_the_sealer_with_what_is_on_disk(island
 
     def full(conn: sqlite3.Connection) -> None:
         sealing(conn)
-        raise sqlite3.OperationalError("database or disk is full")
+        raise full_disk()
 
     a.state.before_commit = full
     with pytest.raises(Full):
