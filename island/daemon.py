@@ -310,8 +310,8 @@ class Daemon:
             try:
                 async with asyncio.timeout(STOP_SECONDS):
                     await part.stop()
-            except (TimeoutError, OSError, IslandError) as error:
-                log.warning("daemon.stop_failed", part=part.name, error=str(error))
+            except Exception as error:  # a bug in one part must not leave ports and child processes of the others
+                log.error("daemon.stop_failed", part=part.name, exc_info=error)
 
     def close(self) -> None:
         """Close the databases and end the worker threads. Call it last, when no service writes any more."""

@@ -389,3 +389,7 @@ class RecentHashes:
         self._seen[item] = None
         if len(self._seen) > self._limit:
             del self._seen[next(iter(self._seen))]
+
+    def clear(self) -> None:
+        """Remove all hashes."""
+        self._seen.clear()

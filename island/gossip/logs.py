@@ -362,6 +362,7 @@ class Logs:
         if head == known:
             return
         self.positions.set(origin, head)
+        self._recent.clear()  # the database may have lost batches, which must not count as duplicates
         intake.taken.gap = True
         log.warning("gossip.head_reread", origin=origin, known=known.seq, stored=head.seq)
 

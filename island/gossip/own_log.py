@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from island.errors import Full
 from island.gossip import core, own_log_store
 from island.gossip.core import EPOCH, LogBatch
 from island.gossip.logs import SIGNATURE, Logs
@@ -47,7 +46,7 @@ class OwnLog:
         self._state, self._db, self._logs = state, db, logs
         self._trust, self._peers, self._clock = trust, peers, clock
         self.poked = Signal()
-        self._problem = ""
+        self._fork_problem = ""
         self._truths: dict[str, Truth] = {}
         self._heard: set[IslandId] = set()
         self._booted = 0.0
@@ -63,9 +62,22 @@ class OwnLog:
     @property
     def problem(self) -> str:
         """Why this island can no longer sign, or "". For health reports."""
+        if forked := self._forked():
+            return forked
+        if not self._is_full():
+            return ""
+        return (
+            "this island's log has reached the maximum size that other islands accept, so they receive no more of its "
+            f"changes. {own_log_store.NEW_LOG}"
+        )
+
+    def _forked(self) -> str:
         if self._logs.positions.get(self._logs.me).frozen:
             self._fork("two different log batches of this island were signed at the same position")
-        return self._problem
+        return self._fork_problem
+
+    def _is_full(self) -> bool:
+        return self._bytes > core.MAX_LOG_BYTES - BATCH_LIMIT * 4
 
     def truth(self, prefix: str, wanted: Truth) -> None:
         """Register a function that derives the records below `prefix` from other tables of state.db."""
@@ -129,12 +141,12 @@ class OwnLog:
     async def step(self) -> tuple[Delta | None, float | None]:
         """Project and sign pending changes. Returns (delta to spread, seconds until the next change is due)."""
         await self.project()
-        if self._trust.network is None or self.problem:
+        if self._trust.network is None or self._forked():
             return None, None
         if not self._is_ready():
             return None, 1.0
         now = self._clock.monotonic()
-        pending = await self._state.read(own_log_store.pending)
+        pending = [] if self._is_full() else await self._state.read(own_log_store.pending)
         keys, later = core.due_keys(
             [key for change, key, _ in pending if change <= self._projected], self._signed_at, now
         )
@@ -161,6 +173,8 @@ class OwnLog:
         if not batches:
             return
         self._bytes += sum(len(batch.signed) for batch in batches)
+        if self._is_full():
+            log.error("gossip.own_log_full", problem=self.problem)
         self._signed_at = {key: at for key, at in self._signed_at.items() if now - at < core.KEY_INTERVAL}
         self._signed_at.update(dict.fromkeys(keys, now))
         BATCHES_OUT.inc(len(batches))
@@ -172,11 +186,6 @@ class OwnLog:
             for change, key, value in own_log_store.pending(conn)
             if key in keys and change <= self._projected
         ]
-        if changes and self._bytes > core.MAX_LOG_BYTES - BATCH_LIMIT * 4:
-            raise Full(
-                "this island's log has reached the maximum size that other islands accept",
-                hint="This version cannot shorten a log. Give the island a new key and join again.",
-            )
         batches = []
         for body in core.cut_batches(self._logs.me, own_log_store.head(conn), changes):
             signature = self._trust.sign(SIGNATURE, body)
@@ -229,12 +238,12 @@ class OwnLog:
             own_log_store.replace(conn, prefix, self._truths[prefix](conn))
 
     def _fork(self, why: str) -> None:
-        if not self._problem:
-            self._problem = (
+        if not self._fork_problem:
+            self._fork_problem = (
                 f"{why}, so this island signs no more changes. Does another machine use a copy of this key? "
                 "Stop it, then give this island a new key and join again."
             )
-            log.error("gossip.own_log_frozen", problem=self._problem)
+            log.error("gossip.own_log_frozen", problem=self._fork_problem)
 
     def _is_ready(self) -> bool:
         if not self._ready:

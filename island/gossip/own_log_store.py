@@ -11,6 +11,9 @@ from island.errors import BadInput, Full
 from island.gossip.core import MAX_KEYS, Head, LogBatch, check_record
 from island.kernel.codec import BULK_LIMIT
 
+NEW_LOG = "Create a new home folder with `island init`, join the archipelago from there, and publish again."
+"""What to do if a log is full. Records and batches of a log are never removed, so nothing else makes room."""
+
 
 def put(conn: sqlite3.Connection, key: str, value: bytes | None) -> None:
     """Add a change of `key` to `value` (None: delete) in the caller's transaction. Raises `BadInput`, `Full`."""
@@ -34,7 +37,7 @@ def _check_room(conn: sqlite3.Connection) -> None:
     if count >= MAX_KEYS:
         raise Full(
             f"this island's log has {count} records, the maximum that other islands accept",
-            hint="Withdraw datasets, sources or servers that are no longer needed.",
+            hint=f"Withdrawn records count too. {NEW_LOG}",
         )
 
 

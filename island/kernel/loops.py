@@ -30,6 +30,9 @@ DISK_FAILED: Final = DiskFailed.code
 ENDED: Final = object()
 """The return value of a step that ends its loop."""
 
+_LONG_WAIT: Final = 10
+"""The longest time for which a step waits before its work, as a multiple of the longest backoff."""
+
 FAULTS = counter("loop_faults", "Unexpected errors in loops and tasks", ("loop",))
 
 
@@ -104,30 +107,35 @@ async def forever(
     """Run `step` repeatedly, with `pause` seconds between successes and backoff after failures.
 
     A step that only waits for an event needs no pause. Cancellation ends the loop, and so does
-    a step that returns `ENDED`.
+    a step that returns `ENDED`; a loop that has ended is no longer listed in `faults`.
     """
     faults = faults or LoopFaults()
-    failures = 0
-    while True:
-        wait, ended = pause, False
-        # A step may run for days: if it has not failed for `cap` seconds, it counts as working again.
-        works = asyncio.get_running_loop().call_later(cap, faults.over, name)
-        try:
-            ended = await step() is ENDED
-        except Exception as error:  # noqa: BLE001 - the loop must continue after any error; `met` logs it
-            failures += 1
-            wait = backoff(failures, rng, base=base, cap=cap)
-            faults.met(name, error)
-            log.warning("loop.retry", loop=name, error=str(error), failures=failures, wait_s=round(wait, 2))
-        else:
-            failures = 0
-            faults.over(name)
-        finally:
-            works.cancel()
-        if ended:
-            return
-        # Let other tasks run even if the step returned without waiting.
-        await asyncio.sleep(wait)
+    loop = asyncio.get_running_loop()
+    failures, lasted = 0, 0.0
+    try:
+        while True:
+            wait, ended, began = pause, False, loop.time()
+            # A step may run for days, so it counts as working again before it returns: when it has run for longer than
+            # the one that failed, which may only have waited. If that one ran for days, a long wait is enough.
+            works = loop.call_later(min(lasted, _LONG_WAIT * cap) + cap, faults.over, name)
+            try:
+                ended = await step() is ENDED
+            except Exception as error:  # noqa: BLE001 - the loop must continue after any error; `met` logs it
+                failures, lasted = failures + 1, loop.time() - began
+                wait = backoff(failures, rng, base=base, cap=cap)
+                faults.met(name, error)
+                log.warning("loop.retry", loop=name, error=str(error), failures=failures, wait_s=round(wait, 2))
+            else:
+                failures, lasted = 0, 0.0
+                faults.over(name)
+            finally:
+                works.cancel()
+            if ended:
+                return
+            # Let other tasks run even if the step returned without waiting.
+            await asyncio.sleep(wait)
+    finally:
+        faults.over(name)  # a loop that has ended is not retried
 
 
 class Tasks:

@@ -133,11 +133,13 @@ class JournalHeads:
                 detail={"generation": generation, "problems": problems},
             )
 
+        def committed(_: None) -> None:
+            self._disputes.clear()  # the next offers find contradictions that remain
+            log.warning("journal.acknowledged", generation=generation, who=who, reason=reason)
+            self._wake.set()
+
         sealer.consent(generation)
-        await self._state.write(write)
-        self._disputes.clear()  # the next offers find contradictions that remain
-        log.warning("journal.acknowledged", generation=generation, who=who, reason=reason)
-        self._wake.set()
+        await self._state.write(write, then=committed)
         return generation
 
     def _on_link(self, island: IslandId, up: bool) -> None:
@@ -147,7 +149,8 @@ class JournalHeads:
 
     async def _step(self) -> None:
         await self._wake.wait(OFFER_EVERY_S)
-        await self._offer(ANSWER_S, everyone=False)
+        with self._wake.kept():
+            await self._offer(ANSWER_S, everyone=False)
 
     async def _offer(self, timeout: float, *, everyone: bool) -> list[HeadAnswer]:
         if self._trust.network is None:
@@ -227,12 +230,15 @@ class JournalHeads:
                 store.put_held_head(conn, source, after, self._clock.wall())
             return before, after
 
-        before, after = await self._state.write(write)
-        self._held[source] = after
-        if after.mismatch and after.mismatch != before.mismatch:
-            log.warning("journal.mismatch", island=source, mismatch=after.mismatch)
-        elif before.head and after.head and after.head.generation > before.head.generation:
-            log.warning("journal.new_generation", island=source, row=after.head.seq, before=before.head.seq)
+        def committed(stored: tuple[HeldHead, HeldHead]) -> None:
+            before, after = stored
+            self._held[source] = after
+            if after.mismatch and after.mismatch != before.mismatch:
+                log.warning("journal.mismatch", island=source, mismatch=after.mismatch)
+            elif before.head and after.head and after.head.generation > before.head.generation:
+                log.warning("journal.new_generation", island=source, row=after.head.seq, before=before.head.seq)
+
+        _, after = await self._state.write(write, then=committed)
         return after
 
     def _may_store(self, source: IslandId) -> bool:

@@ -158,3 +158,23 @@ async def test_an_origin_over_its_limit_is_named(site: Site, monkeypatch: pytest
     assert await site.stored() == {origin.id: head}
     assert "which is the limit" in site.logs.unstored()[origin.id]
     assert not site.logs.accepts(origin.id)
+
+
+async def test_batches_that_the_database_has_lost_are_stored_again(site: Site) -> None:
+    origin = await site.origin("origin")
+    deltas = [origin.delta(f"test/{number}") for number in range(4)]
+    await site.logs.take(site.neighbour, deltas[:1])
+    kept = (await site.stored())[origin.id]
+    await site.logs.take(site.neighbour, deltas[1:3])
+
+    def lose(conn: sqlite3.Connection) -> None:
+        conn.execute("DELETE FROM gossip_batches WHERE origin = ? AND first > ?", (origin.id, kept.seq))
+        conn.execute("UPDATE gossip_origins SET seq = ?, head = ? WHERE origin = ?", (kept.seq, kept.hash, origin.id))
+
+    await site.db.write(lose)
+    assert (await site.logs.take(site.neighbour, deltas[3:])).gap, "the sender is asked for what is missing"
+    assert site.logs.positions.get(origin.id) == kept
+    taken = await site.logs.take(site.neighbour, deltas[1:])
+    assert not taken.gap
+    assert await site.stored() == {origin.id: origin.head}
+    assert site.logs.positions.get(origin.id) == origin.head

@@ -11,7 +11,9 @@ from blake3 import blake3
 
 from island.errors import BadInput, Full, Unreachable
 from island.gossip import core, own_log_store
+from island.gossip.messages import SignedBatch
 from island.gossip.service import Change, Gossip
+from island.kernel import codec
 from island.kernel.db import Database
 from island.kernel.ports import SeededRng, SystemClock
 from island.trust.core import network_id
@@ -59,6 +61,27 @@ def test_records_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         own_log_store.put(db._writer, "a/9", b"")
     with pytest.raises(BadInput):
         own_log_store.put(db._writer, "nokind", b"")
+    db.close()
+
+
+def test_a_withdrawn_record_counts_and_the_hint_does_not_advise_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = Database.open(tmp_path, "state")
+    conn, me = db._writer, Identity.generate(SeededRng(1)).id
+    monkeypatch.setattr(own_log_store, "MAX_KEYS", 3)
+    names = [f"a/{number}" for number in range(3)]
+    for value in (b"value", None):
+        for name in names:
+            own_log_store.put(conn, name, value)
+        for body in core.cut_batches(me, own_log_store.head(conn), [(name, value) for name in names]):
+            own_log_store.append(conn, [core.open_batch(codec.encode(SignedBatch(body=body, signature=bytes(64))))])
+    assert own_log_store.state(conn) == {}
+    with pytest.raises(Full) as full:
+        own_log_store.put(conn, "a/9", b"")
+    assert "Withdrawn records count too" in (full.value.hint or "")
+    assert "`island init`" in (full.value.hint or "")
+    own_log_store.put(conn, "a/1", b"again")
     db.close()
 
 
@@ -322,5 +345,12 @@ def test_signing_at_the_limit_of_the_log_says_so(monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(30)
         assert 0 < len(two.records("test/")) < 40
         assert len(one.records("test/")) == 40  # known here, and waits
+        (problem,) = one.g.problems()
+        assert "maximum size" in problem
+        assert "`island init`" in problem
+        assert two.g.problems() == one.tasks.faults.problems() == []
+        await world.crash(one)
+        await world.restart(one)
+        assert one.g.problems() == [problem]
 
     simulate(7, scenario)

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from collections.abc import Awaitable, Callable
 
 import pytest
 import structlog
@@ -9,6 +10,7 @@ import structlog
 from island.errors import DiskFailed, Full, PeerRefused, Unreachable
 from island.kernel.loops import ENDED, FAULTS, LoopFaults, Tasks, backoff, forever, is_transient
 from island.kernel.ports import SeededRng, Signal, Topic
+from tests.sim.virtual import VirtualLoop
 
 
 async def test_expected_failures_are_retried() -> None:
@@ -103,6 +105,68 @@ async def test_a_step_that_goes_on_after_a_failure_works_again() -> None:
     await asyncio.wait_for(works.wait(), 10)
     task.cancel()
     assert calls == 2
+
+
+async def test_a_loop_that_is_cancelled_is_no_longer_a_problem() -> None:
+    failed, faults = asyncio.Event(), LoopFaults()
+
+    async def step() -> None:
+        if failed.is_set():
+            await asyncio.Event().wait()
+        failed.set()
+        raise KeyError("bug")
+
+    task = asyncio.get_running_loop().create_task(
+        forever(step, name="streams.source.removed", rng=SeededRng(1), base=0.001, faults=faults)
+    )
+    await asyncio.wait_for(failed.wait(), 10)
+    assert len(faults.problems()) == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert faults.problems() == []
+
+
+async def _shown(faults: LoopFaults, step: Callable[[], Awaitable[None]], seconds: int) -> list[bool]:
+    """Run a loop in virtual time, and return for each second whether it was a problem."""
+    task = asyncio.get_running_loop().create_task(forever(step, name="t", rng=SeededRng(1), faults=faults))
+    shown = []
+    for _ in range(seconds):
+        await asyncio.sleep(1)
+        shown.append(bool(faults.problems()))
+    task.cancel()
+    return shown
+
+
+def test_a_step_that_fails_after_a_long_wait_is_a_problem_all_the_time() -> None:
+    calls = 0
+
+    async def step() -> None:
+        nonlocal calls
+        await asyncio.sleep(59.5)  # four times the longest pause of the loop
+        calls += 1
+        raise KeyError("bug")
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        shown = runner.run(_shown(LoopFaults(), step, 600))
+    assert calls > 5
+    assert shown == [False] * 59 + [True] * 541
+
+
+def test_a_step_that_failed_after_days_and_goes_on_for_days_works_again_after_minutes() -> None:
+    calls = 0
+
+    async def step() -> None:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(10_000)
+        raise KeyError("bug")
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        shown = runner.run(_shown(LoopFaults(), step, 10_300))
+    assert calls == 2
+    assert shown[10_000:10_100] == [True] * 100
+    assert not shown[-1]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from island.trust.messages import HeadHeld, HeadOffer, JournalHead
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.network import Weather
 from tests.sim.stranger import Stranger
+from tests.standins.faults import Fault, Gone
 
 
 class World:
@@ -297,3 +298,56 @@ def test_what_is_held_after_an_offer(
     assert after.mismatch == mismatch
     assert after.head == (given if taken else held.head)
     assert core.weigh_head(after, HeadOffer(head=head(1, 9))).mismatch == "cut" or taken
+
+
+def test_an_acknowledgement_whose_caller_goes_away_is_complete() -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        world = World(archipelago)
+        a, b = await world.grow(2)
+        copy = archipelago.backup(a)
+        await act(a, 5)
+        await world.settled(a)
+        await restored(archipelago, a, copy)
+        heads = world.heads["i0"]
+        await archipelago.until(lambda: bool(world.problems(a) and world.problems(b)), within=300)
+        Gone(a.state)
+        with pytest.raises(asyncio.CancelledError):
+            await heads.acknowledge("administrator", "the disk broke")
+        assert world.problems(a) == []
+        await archipelago.until(lambda: not world.problems(b), within=20)
+
+    simulate(10, scenario)
+
+
+def test_a_head_that_is_stored_is_known_even_if_its_request_is_cancelled() -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        world = World(archipelago)
+        a, b = await world.grow(2)
+        assert a.trust is not None
+        first = a.committed(a.state, lambda conn: journal.hash_at(conn, 1))
+        assert first is not None
+        cut = JournalHead(generation=1, seq=1, hash=first, signature=a.trust.sign(SIGNATURE, head_payload(1, 1, first)))
+        await asyncio.sleep(2)  # heads of one island are stored at most once a second
+        Gone(b.state)
+        with pytest.raises(asyncio.CancelledError):
+            await world.heads["i1"]._offered(a.id, codec.encode(HeadOffer(head=cut)))
+        assert world.held(b, a).mismatch == "cut"
+        assert "does not continue row" in world.problems(b)[0]
+
+    simulate(11, scenario)
+
+
+def test_an_offer_that_fails_is_repeated_soon() -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        world = World(archipelago)
+        a, b = await world.grow(2)
+        await act(a)
+        fault = Fault(world.heads["i0"], what="_offer")
+        await archipelago.crash(b)
+        await archipelago.restart(b)  # its new link wakes the loop
+        await archipelago.until(lambda: fault.met == 1, within=30)
+        tip = a.committed(a.state, journal.tip)
+        assert tip is not None
+        await archipelago.until(lambda: (head := world.held(b, a).head) is not None and head.seq == tip.seq, within=5)
+
+    simulate(12, scenario)
