@@ -20,6 +20,7 @@ from typing import Any, Final
 from island.engine import supervisor
 from island.engine.protocol import MAX_FRAME, FromChild, frame, from_child
 from island.errors import EngineFailed
+from island.kernel.interpreter import import_path, module_command
 from island.livy.rest import KEPT_LOG_LINES, livy_log_lines
 from island.private_files import outer_umask
 
@@ -85,17 +86,13 @@ def environment(scratch: Path, java_home: str, passed: Mapping[str, str], also: 
     """The environment of a session: the variables `PASSED` and `also` of `passed`, and fixed values."""
     env = {name: passed[name] for name in (*PASSED, *also) if name in passed}
     env.setdefault("PATH", os.defpath)
-    root = Path(__file__).resolve().parents[2]
-    paths = [str(Path(item).resolve()) for item in passed.get("PYTHONPATH", "").split(os.pathsep) if item]
-    if root.name not in {"site-packages", "dist-packages"}:
-        paths.append(str(root))
     return env | {
         "HOME": str(scratch),
         "TMPDIR": str(scratch / "tmp"),
         "TZ": "UTC",
         "PYTHONUTF8": "1",
         "PYTHONUSERBASE": passed.get("PYTHONUSERBASE") or site.getuserbase(),
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "PYTHONPATH": import_path(passed),
         "JAVA_HOME": java_home,
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
@@ -122,7 +119,7 @@ class JobProcess:
     async def start(
         cls, module: str, scratch: Path, env: Mapping[str, str], log: ProcessLog, *first: Any
     ) -> JobProcess:
-        """Start `python -m module` in `scratch` under a supervisor, and send it the frames `first`."""
+        """Start a module in the folder `scratch` under a supervisor, and send it the frames `first`."""
         child_in, to_child = os.pipe()
         from_child_fd, child_out = os.pipe()
         try:
@@ -131,7 +128,7 @@ class JobProcess:
                 "-I",
                 "-S",
                 supervisor.__file__,
-                *(str(child_in), str(child_out), "--", sys.executable, "-m", module, str(child_in), str(child_out)),
+                *(str(child_in), str(child_out), "--", *module_command(module, str(child_in), str(child_out))),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

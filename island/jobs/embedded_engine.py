@@ -13,7 +13,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +20,7 @@ import structlog
 
 from island.config import Config
 from island.errors import EngineFailed
+from island.kernel.interpreter import SAFE_FOLDER, import_path, module_command
 from island.kernel.loops import Tasks
 from island.kernel.ports import Rng
 
@@ -81,10 +81,11 @@ class EmbeddedEngine:
         arguments += ["--allow-files", str(self._folder.parent / "jobs")]
         environment = {k: v for k, v in os.environ.items() if k != "ISLAND_TOKEN"}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "island.engine", *arguments),
+            *module_command("island.engine", *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={**environment, "ISLAND_ENGINE_TOKEN": self.token},
+            env={**environment, "PYTHONPATH": import_path(os.environ), "ISLAND_ENGINE_TOKEN": self.token},
+            cwd=SAFE_FOLDER,
             start_new_session=True,
         )
         self._process = process

@@ -1,4 +1,4 @@
-"""The child of `kernel.processes`: `python -m island.kernel.process_main MEMORY_BYTES`.
+"""The child of `kernel.processes`: `python -P -m island.kernel.process_main MEMORY_BYTES`.
 
 Reads requests from stdin, one at a time, and writes answers to a duplicate of the original stdout.
 The child exits when stdin closes, even while it runs a function.

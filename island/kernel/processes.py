@@ -5,9 +5,10 @@ ends with its parent, and is killed if its caller is cancelled or if it sends no
 long. Children are started on demand, reused after calls that ended normally, and ended when
 they have been idle for a while.
 
-The functions are module-level functions with plain arguments. Arguments, results and items
-are sent as MessagePack and decoded into the annotated types, not with pickle, because a child
-that has read hostile bytes is not trusted. `island.kernel.process_main` is the child's side.
+The functions are module-level functions with plain arguments; paths among them are absolute.
+Arguments, results and items are sent as MessagePack and decoded into the annotated types, not with
+pickle, because a child that has read hostile bytes is not trusted. `island.kernel.process_main` is
+the child's side.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import contextlib
 import os
 import signal
 import struct
-import sys
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Sequence
 from contextlib import aclosing
@@ -29,6 +29,7 @@ import structlog
 from msgspec import Meta
 
 from island.errors import IslandError, OverLimit, known_error
+from island.kernel.interpreter import SAFE_FOLDER, import_path, module_command
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -297,10 +298,11 @@ class ProcessPool:
         if self._closed:
             raise ProcessDied(f"the process pool {self._name} is closed: the island is stopping")
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "island.kernel.process_main", str(self._memory_bytes)),
+            *module_command("island.kernel.process_main", str(self._memory_bytes)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=_environment(),
+            cwd=SAFE_FOLDER,
             limit=_READ_AHEAD,
             # A Ctrl-C in the terminal must only reach the parent, which ends its children.
             start_new_session=True,
@@ -434,8 +436,8 @@ def _raise(failure: Failure, name: str) -> None:
     raise FunctionFailed(f"{name} failed in a child process:\n{failure.message}")
 
 
-_INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
-"""The environment variables that a child inherits: none that may hold a secret."""
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
+"""The environment variables that a child inherits, besides PYTHONPATH: none that may hold a secret."""
 
 
 def _environment() -> dict[str, str]:
@@ -443,4 +445,4 @@ def _environment() -> dict[str, str]:
     # RLIMIT_DATA counts all writable memory: use one heap, and the allocator that returns memory to the
     # system at once. Each thread would take more address space and compete with the daemon for the cores.
     single = dict.fromkeys(("MALLOC_ARENA_MAX", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_IO_THREADS"), "1")
-    return {**kept, **single, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    return {**kept, **single, "PYTHONPATH": import_path(os.environ), "ARROW_DEFAULT_MEMORY_POOL": "system"}

@@ -88,6 +88,18 @@ async def test_a_session_writes_with_the_umask_of_the_account(tmp_path: Path, mo
     assert stat.S_IMODE((tmp_path / "orphan").stat().st_mode) == 0o640
 
 
+async def test_a_session_starts_without_importing_from_its_folder(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    for name in ("pretend_child", "json", "subprocess"):
+        (scratch / f"{name}.py").write_text("open('ran', 'w')\nraise SystemExit(1)\n")
+    (tmp_path / "pretend_child.py").write_text(CHILD)
+    env = {**environment(scratch, "", os.environ), "PYTHONPATH": str(tmp_path)}
+    process = await JobProcess.start("pretend_child", scratch, env, ProcessLog())
+    assert (await _follow(process, 1))[1] == 7
+    assert not (scratch / "ran").exists()
+
+
 @pytest.mark.parametrize("order", [3, 4])
 async def test_an_invalid_frame_ends_the_session(tmp_path: Path, order: int) -> None:
     process = await _start(tmp_path, ProcessLog())

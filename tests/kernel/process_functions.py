@@ -31,6 +31,10 @@ def pid() -> int:
     return os.getpid()
 
 
+def working_directory() -> Path:
+    return Path.cwd()
+
+
 def environment() -> dict[str, str]:
     return dict(os.environ)
 

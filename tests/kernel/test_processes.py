@@ -177,6 +177,18 @@ async def test_a_child_gets_no_secrets_no_sockets_and_no_stdout(
     assert await pool.run(f.chatter) == 1
 
 
+async def test_a_child_imports_nothing_from_the_working_directory(
+    pool: ProcessPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("queue", "island", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit(1)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{os.pathsep}{os.environ.get('PYTHONPATH', '')}")  # an empty entry is this folder
+    assert await pool.run(f.add, 1, 2) == 3
+    assert await pool.run(f.working_directory) == Path("/")
+    assert not (tmp_path / "ran").exists()
+
+
 PARENT = """
 import asyncio
 from island.kernel import telemetry

@@ -280,7 +280,7 @@ def colours(scene: Scene) -> None:
 
 def _python(place: DemoIsland, code: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-P", "-c", code, *arguments],
         env=place.environment(), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     if done.returncode:

@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 
 from island.errors import IslandError
 from island.home import Endpoint
+from island.kernel.interpreter import import_path, module_command
 
 T = TypeVar("T")
 
-ISLAND = [sys.executable, "-m", "island.cli.main"]
+ISLAND = module_command("island.cli.main")
 
 
 def free_ports(count: int) -> list[int]:
@@ -75,7 +76,7 @@ class DemoIsland:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*ISLAND, "--home", str(self.home), "run"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl call
+                env=_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl call
                 start_new_session=True,
             )  # fmt: skip
         wait_for(f"island {self.name} to be ready", self._ready, 60)
@@ -111,7 +112,7 @@ class DemoIsland:
         """Run `island ARGUMENTS` with this home folder; return its stdout. Raises `IslandError` if it fails."""
         done = subprocess.run(
             [*ISLAND, "--home", str(self.home), *arguments],
-            input=stdin, capture_output=True, text=True, timeout=seconds, check=False,
+            env=_environment(), input=stdin, capture_output=True, text=True, timeout=seconds, check=False,
         )  # fmt: skip
         if done.returncode:
             raise IslandError(f"`island {' '.join(arguments[:3])}` at {self.name} failed: {done.stderr.strip()[-600:]}")
@@ -123,7 +124,7 @@ class DemoIsland:
 
     def environment(self) -> dict[str, str]:
         """Return environment variables with which programs use this island."""
-        return {**os.environ, "ISLAND_HOME": str(self.home)}
+        return {**_environment(), "ISLAND_HOME": str(self.home)}
 
     def home_endpoint(self) -> Endpoint:
         """Return the URL of the user port and the administrator's token."""
@@ -132,6 +133,10 @@ class DemoIsland:
     @property
     def user_token(self) -> str:
         return (self.home / "token.user").read_text("utf-8").strip()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": import_path(os.environ)}
 
 
 def _tail(path: Path) -> str:
