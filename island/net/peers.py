@@ -474,7 +474,8 @@ class TlsPeers:
 
     async def _answer(self, session: ControlSession, head: RequestHead, body: bytes) -> bytes:
         if not head.to or head.to == key_bytes(self.me):
-            return await self._handlers.request(session.island, head.kind, body)
+            with relay.blameless(head, self._handlers.relayed):
+                return await self._handlers.request(session.island, head.kind, body)
         to = relay.check_relay(head, self._handlers.relayed)
         if (onward := self._control.get(to)) is None:
             raise NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
@@ -482,7 +483,8 @@ class TlsPeers:
 
     async def _serve_stream(self, session: BulkSession, head: RequestHead, body: bytes, stream: SessionStream) -> None:
         if not head.to or head.to == key_bytes(self.me):
-            await self._handlers.bulk(session.island, head.kind, body, stream)
+            with relay.blameless(head, self._handlers.relayed):
+                await self._handlers.bulk(session.island, head.kind, body, stream)
             return
         to = relay.check_relay(head, self._handlers.relayed)
         if to not in self._control:
