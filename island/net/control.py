@@ -160,6 +160,7 @@ class ControlSession(PeerSession):
                     raise
                 except IslandError as error:
                     log.warning("peer.push_failed", peer=self.peer.name, kind=kind, error=error.message)
+                await asyncio.sleep(0)  # many handlers do not wait for anything
 
     def _fail_all(self, error: IslandError) -> None:
         for answer in self._pending.values():
