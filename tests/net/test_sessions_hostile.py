@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import structlog
 
+from island.errors import BadInput
 from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId, key_bytes
 from island.kernel.ports import BulkStream
+from island.kernel.stranger_log import PER_ADDRESS
 from island.net import frames
 from island.net.bulk import BulkSession, SessionStream
 from island.net.frames import FrameType, Ping, Refusal, RequestHead
@@ -332,3 +335,29 @@ async def test_only_a_relayed_public_read_is_excused(tmp_path: Path, head: Reque
         raw.writer.write(headed(FrameType.REQUEST, 1, head, b"\xc1 garbage"))
         assert (await raw.receive()).type is FrameType.ERROR
         assert (await raw.goodbye()).code == "malformed"
+
+
+# --- the log -------------------------------------------------------------------------------------
+
+
+async def test_a_member_cannot_fill_the_log_with_sessions_or_pushes(tmp_path: Path) -> None:
+    def register(node: Node) -> None:
+        async def refuse(_sender: IslandId, _body: bytes) -> None:
+            raise BadInput("not that")
+
+        async def echo(_sender: IslandId, body: bytes) -> bytes:
+            return body
+
+        node.peers.on_push("news", refuse)
+        node.peers.on_request("echo", echo)
+
+    with structlog.testing.capture_logs() as lines:
+        async with archipelago(tmp_path, 2, mesh=False, register=register) as (victim, member):
+            for _ in range(3 * PER_ADDRESS):
+                async with session(victim, member, "control") as raw:
+                    raw.writer.write(headed(FrameType.PUSH, 0, RequestHead(kind="news")) * 2)
+                    raw.writer.write(headed(FrameType.REQUEST, 1, ECHO))
+                    await raw.receive()
+                await victim.unlinked(member)
+    counts = Counter(line["event"] for line in lines if line.get("key") == member.id)
+    assert counts == {"peer.linked": PER_ADDRESS, "peer.lost": PER_ADDRESS, "peer.push_failed": PER_ADDRESS}
