@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from island.kernel import library_log
 from island.kernel.terminal import escaped
 
 REGISTRY = CollectorRegistry()
@@ -55,7 +56,10 @@ def _one_safe_line(_logger: Any, _method: str, line: Any) -> str:
 
 
 def configure(level: str = "info", form: str = "text", stream: TextIO | None = None) -> None:
-    """Write log lines of `level` and above to `stream` (default: stderr) as `text` (key=value) or `json`."""
+    """Write log lines of `level` and above to `stream` (default: stderr) as `text` (key=value) or `json`.
+
+    Includes the messages of libraries (see `library_log`).
+    """
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if form == "json"
@@ -75,3 +79,4 @@ def configure(level: str = "info", form: str = "text", stream: TextIO | None = N
         logger_factory=structlog.WriteLoggerFactory(file=stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
+    library_log.install()

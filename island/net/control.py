@@ -7,19 +7,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import structlog
-
 from island.errors import BadInput, IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel import codec
 from island.kernel.codec import CONTROL_LIMIT
+from island.kernel.stranger_log import StrangerLog
 from island.kernel.telemetry import counter
 from island.net import frames
 from island.net.frames import Frame, FrameType, RequestHead
 from island.net.handlers import Handlers
 from island.net.handshake import refused
 from island.net.session import PeerSession
-
-log = structlog.get_logger("island")
 
 DROPPED = counter("peer_pushes_dropped", "Pushes that were dropped because the queue of their handlers was full")
 
@@ -37,9 +34,9 @@ class ControlSession(PeerSession):
     frame_limit = frames.CONTROL_FRAME
     backlog_limit = 16 * 1024 * 1024
 
-    def __init__(self, *args: Any, handlers: Handlers, answerer: Answerer, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, handlers: Handlers, answerer: Answerer, lines: StrangerLog, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._handlers, self._answerer = handlers, answerer
+        self._handlers, self._answerer, self._lines = handlers, answerer, lines
         self._last_sent = self._last_seen = 0
         self._pending: dict[int, asyncio.Future[bytes]] = {}
         self._turns = asyncio.Semaphore(self._limits.calls)
@@ -159,7 +156,10 @@ class ControlSession(PeerSession):
                 except PeerMisbehaved:
                     raise
                 except IslandError as error:
-                    log.warning("peer.push_failed", peer=self.peer.name, kind=kind, error=error.message)
+                    self._lines.warning(
+                        "peer.push_failed", self.island, peer=self.peer.name, kind=kind, error=error.message
+                    )
+                await asyncio.sleep(0)  # many handlers do not wait for anything
 
     def _fail_all(self, error: IslandError) -> None:
         for answer in self._pending.values():

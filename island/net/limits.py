@@ -49,6 +49,10 @@ class PeerLimits:
     calls: int = 64
     """Maximum number of concurrent requests (or streams) from this side of a session; the other side may have
     twice as many."""
+    frames_per_s: float = 5000.0
+    """Frames per second of one session that are read; more wait in the connection."""
+    frame_burst: int = 5000
+    """Frames that are read without a delay after a pause."""
     push_queue: int = 1024
     """Maximum number of pushes of one peer that wait for their handler; more are dropped and counted."""
     write_queue: int = 1024 * 1024

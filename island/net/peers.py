@@ -33,6 +33,7 @@ from island.kernel.ports import (
     Rng,
     Topic,
 )
+from island.kernel.stranger_log import StrangerLog
 from island.kernel.telemetry import gauge
 from island.net import relay, tls
 from island.net.bulk import BandwidthMeter, BulkSession, SessionStream
@@ -91,6 +92,7 @@ class TlsPeers:
         )
         self._mesh = Mesh(self, self._limits, rng)
         self._offenders = Offenders(clock, self._limits)
+        self._lines = StrangerLog("key")
         self._control: dict[IslandId, ControlSession] = {}
         self._bulk: dict[IslandId, list[BulkSession]] = {}
         self._all: set[PeerSession] = set()
@@ -399,7 +401,9 @@ class TlsPeers:
             "dialled": dialled, "address": address, "clock": self._clock, "limits": self._limits, "on_end": self._ended
         }  # fmt: skip
         if peer.session == "control":
-            control = ControlSession(peer, reader, writer, handlers=self._handlers, answerer=self._answer, **arguments)
+            control = ControlSession(
+                peer, reader, writer, handlers=self._handlers, answerer=self._answer, lines=self._lines, **arguments
+            )
             self._all.add(control)
             self._link(control)
             return control
@@ -425,10 +429,10 @@ class TlsPeers:
             current.end(Unreachable("another session has replaced this one", code="replaced"))
         self._control[session.island] = session
         self._last_error.pop(session.island, None)
-        log.info(
+        self._lines.info(
             "peer.linked",
+            session.island,
             peer=session.peer.name,
-            key=session.island,
             address=session.address,
             dialled=session.dialled,
         )
@@ -452,7 +456,7 @@ class TlsPeers:
         elif self._control.get(session.island) is session:
             del self._control[session.island]
             self._last_error[session.island] = error.message
-            log.info("peer.lost", peer=session.peer.name, key=session.island, reason=error.message)
+            self._lines.info("peer.lost", session.island, peer=session.peer.name, reason=error.message)
             self._tell(session.island, False)
         self._links_changed.touch()
 
@@ -474,7 +478,8 @@ class TlsPeers:
 
     async def _answer(self, session: ControlSession, head: RequestHead, body: bytes) -> bytes:
         if not head.to or head.to == key_bytes(self.me):
-            return await self._handlers.request(session.island, head.kind, body)
+            with relay.blameless(head, self._handlers.relayed):
+                return await self._handlers.request(session.island, head.kind, body)
         to = relay.check_relay(head, self._handlers.relayed)
         if (onward := self._control.get(to)) is None:
             raise NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
@@ -482,7 +487,8 @@ class TlsPeers:
 
     async def _serve_stream(self, session: BulkSession, head: RequestHead, body: bytes, stream: SessionStream) -> None:
         if not head.to or head.to == key_bytes(self.me):
-            await self._handlers.bulk(session.island, head.kind, body, stream)
+            with relay.blameless(head, self._handlers.relayed):
+                await self._handlers.bulk(session.island, head.kind, body, stream)
             return
         to = relay.check_relay(head, self._handlers.relayed)
         if to not in self._control:

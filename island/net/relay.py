@@ -6,9 +6,10 @@ The origin of a relayed request is only claimed by the relay, so a handler sees 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 
-from island.errors import Denied, IslandError
+from island.errors import BadInput, Denied, IslandError, PeerMisbehaved
 from island.kernel.ids import IslandId, island_id, key_bytes
 from island.net.bulk import SessionStream
 from island.net.frames import MAX_HOPS, RequestHead
@@ -29,6 +30,20 @@ def check_relay(head: RequestHead, relayed: Collection[str]) -> IslandId:
 def onward(head: RequestHead, sender: IslandId) -> RequestHead:
     """Return the head for the next island."""
     return RequestHead(kind=head.kind, to=head.to, origin=head.origin or key_bytes(sender), hops=head.hops + 1)
+
+
+@contextlib.contextmanager
+def blameless(head: RequestHead, relayed: Collection[str]) -> Iterator[None]:
+    """Raise `BadInput` instead of `PeerMisbehaved` while a handler serves a request that came through a relay.
+
+    A relay does not read the bodies that it relays. Any member could otherwise end its sessions with the destination.
+    """
+    try:
+        yield
+    except PeerMisbehaved as error:
+        if head.hops < MAX_HOPS or head.kind not in relayed:
+            raise
+        raise BadInput(error.message, hint=error.hint, code=error.code) from error
 
 
 async def pump(requester: SessionStream, server: SessionStream) -> None:

@@ -18,6 +18,7 @@ from island.kernel.ids import IslandId
 from island.kernel.ports import Clock
 from island.kernel.telemetry import counter
 from island.net import frames
+from island.net.frame_pace import FramePace
 from island.net.frames import Frame, FrameType, Ping
 from island.net.handshake import ProvenPeer, refused
 from island.net.limits import PeerLimits
@@ -63,6 +64,7 @@ class PeerSession:
         self.retired = False
         self._reader, self._writer = reader, writer
         self._clock, self._limits, self._on_end = clock, limits, on_end
+        self._pace = FramePace(clock, limits)
         self._ending = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._heard = self._progress_at = clock.monotonic()
@@ -176,6 +178,7 @@ class PeerSession:
                     self._handle(frame)
                 if self._waiting() > self.backlog_limit:
                     raise Unreachable(f"{self.peer.name} sends data but does not read", code="busy")
+                await self._pace.after_frame()
         except (asyncio.IncompleteReadError, OSError) as error:
             cause = error if isinstance(error, OSError) else None
             raise self._lost(cause) from error

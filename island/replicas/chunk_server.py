@@ -12,16 +12,13 @@ import contextlib
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 
-import structlog
-
 from island.errors import BadInput, IslandError, Unreachable
 from island.kernel import codec, telemetry
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream, Peers
+from island.kernel.stranger_log import StrangerLog
 from island.replicas.chunk_store import ChunkStore
 from island.replicas.messages import KIND, MAX_BYTES, MAX_RANGES, ChunkRequest
-
-log = structlog.get_logger("island")
 
 _SENT = telemetry.counter("replica_sent_bytes", "Bytes of chunks sent to other islands", ("dataset",))
 
@@ -54,6 +51,7 @@ class ChunkServer:
         self._chunk_store, self._open_file, self._display = chunk_store, open_file, display
         self._slots = asyncio.Semaphore(ANSWERS)
         self._turns: weakref.WeakValueDictionary[IslandId, asyncio.Semaphore] = weakref.WeakValueDictionary()
+        self._lines = StrangerLog("key")
         peers.on_bulk(KIND, self._serve)
 
     async def _serve(self, peer: IslandId, body: bytes, stream: BulkStream) -> None:
@@ -72,13 +70,17 @@ class ChunkServer:
                         sent += len(block)
                 await stream.finish()
         except TimeoutError as error:
-            log.info("replicas.answer_stalled", peer=self._display(peer), dataset=request.name, bytes=sent)
+            self._lines.info(
+                "replicas.answer_stalled", peer, peer=self._display(peer), dataset=request.name, bytes=sent
+            )
             raise Unreachable(
                 f"the answer was stopped: no block was accepted for {STALL_S:g} s",
                 hint="Request the missing chunks again.",
             ) from error
         except IslandError as error:
-            log.info("replicas.not_served", peer=self._display(peer), dataset=request.name, error=error.message)
+            self._lines.info(
+                "replicas.not_served", peer, peer=self._display(peer), dataset=request.name, error=error.message
+            )
             raise
         finally:
             if sent:  # unknown names are not counted: another island could fill the memory with them

@@ -59,3 +59,20 @@ def test_many_addresses_are_limited_together() -> None:
 def test_the_next_window_begins_anew() -> None:
     first, second, third = logged([("a", "1")] * 10, [("a", "1")] * 10, [("a", "1")])
     assert len(first) == len(second) == PER_ADDRESS + 1 and len(third) == 1
+
+
+def test_islands_are_counted_by_their_keys_and_may_have_addresses() -> None:
+    async def main() -> list[dict[str, Any]]:
+        members = StrangerLog("key")
+        with structlog.testing.capture_logs() as lines:
+            for _ in range(PER_ADDRESS + 3):
+                members.info("linked", "ab", address="127.0.0.1:1")
+            await asyncio.sleep(WINDOW_S + 1)
+        return [dict(line) for line in lines]
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        lines = runner.run(main())
+    assert [(line["key"], line.get("address")) for line in lines] == [("ab", "127.0.0.1:1")] * PER_ADDRESS + [
+        ("ab", None)
+    ]
+    assert (lines[-1]["event"], lines[-1]["lines"]) == ("log.suppressed", 3)

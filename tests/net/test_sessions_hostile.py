@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import structlog
 
+from island.errors import BadInput
 from island.kernel import codec
-from island.kernel.ids import NetworkId
+from island.kernel.ids import IslandId, NetworkId, key_bytes
 from island.kernel.ports import BulkStream
+from island.kernel.stranger_log import PER_ADDRESS
 from island.net import frames
 from island.net.bulk import BulkSession, SessionStream
-from island.net.frames import FrameType, Ping, RequestHead
+from island.net.frames import FrameType, Ping, Refusal, RequestHead
 from island.net.handshake import transcript
 from island.net.limits import STREAM_WINDOW, PeerLimits
 from tests.islands.sessions import Node, archipelago
@@ -229,6 +232,9 @@ async def test_a_flood_of_pushes_is_dropped_not_kept(tmp_path: Path) -> None:
             raw.writer.write(headed(FrameType.REQUEST, 1, ECHO, b"still here"))
             assert (await raw.receive()).payload == b"still here"
             gate.set()
+            async with asyncio.timeout(10):
+                while taken < 10:
+                    await asyncio.sleep(0)
             raw.writer.write(headed(FrameType.REQUEST, 2, ECHO))
             await raw.receive()
         assert 10 <= taken <= 12
@@ -269,3 +275,89 @@ async def test_credit_comes_back_when_the_reader_waits_so_that_a_large_block_alw
     assert session.credits == [1000]
     stream.on_data(bytes(STREAM_WINDOW))
     assert await waiting == bytes(STREAM_WINDOW)
+
+
+# --- relaying ----------------------------------------------------------------------------------
+
+
+def strict(node: Node) -> None:
+    """Two kinds that are relayed, and one that is not; a body that is not a `Ping` is a violation."""
+
+    async def answer(_sender: IslandId, body: bytes) -> bytes:
+        codec.decode(body, Ping)
+        return b"well"
+
+    async def serve(_sender: IslandId, body: bytes, stream: BulkStream) -> None:
+        codec.decode(body, Ping)
+        await stream.finish()
+
+    node.peers.on_request("read", answer, relay=True)
+    node.peers.on_bulk("pour", serve, relay=True)
+    node.peers.on_request("private", answer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "opening"),
+    [
+        ("control", (FrameType.REQUEST, "read")),
+        ("bulk", (FrameType.OPEN, "pour")),
+    ],
+)
+async def test_a_relay_is_not_blamed_for_what_it_relays(
+    tmp_path: Path, kind: str, opening: tuple[FrameType, str]
+) -> None:
+    limits = PeerLimits(pause_s=600, redial_base_s=0.05, redial_cap_s=0.1)
+    with structlog.testing.capture_logs() as logs:
+        async with archipelago(tmp_path, 3, mesh=False, register=strict, limits=limits) as (relayer, member, server):
+            relayer.knows(server)
+            await relayer.linked(server)
+            before = relayer.peers.link(server.id)
+            async with session(relayer, member, kind) as raw:
+                for number in (1, 3, 5):
+                    head = RequestHead(kind=opening[1], to=key_bytes(server.id), hops=1)
+                    raw.writer.write(headed(opening[0], number, head, b"\xc1 garbage"))
+                    refused = await raw.receive()
+                    assert (
+                        refused.type is FrameType.ERROR and codec.decode(refused.payload, Refusal).code == "malformed"
+                    )
+            assert await relayer.peers.request(server.id, "read", codec.encode(Ping(nonce=1))) == b"well"
+            after = relayer.peers.link(server.id)
+            assert before is not None and after is not None and after.since == before.since
+    assert not [line for line in logs if line["event"] == "peer.misbehaved"]
+
+
+@pytest.mark.parametrize("head", [RequestHead(kind="private", hops=2), RequestHead(kind="read", hops=1)])
+async def test_only_a_relayed_public_read_is_excused(tmp_path: Path, head: RequestHead) -> None:
+    async with (
+        archipelago(tmp_path, 2, mesh=False, register=strict) as (victim, member),
+        session(victim, member, "control") as raw,
+    ):
+        raw.writer.write(headed(FrameType.REQUEST, 1, head, b"\xc1 garbage"))
+        assert (await raw.receive()).type is FrameType.ERROR
+        assert (await raw.goodbye()).code == "malformed"
+
+
+# --- the log -------------------------------------------------------------------------------------
+
+
+async def test_a_member_cannot_fill_the_log_with_sessions_or_pushes(tmp_path: Path) -> None:
+    def register(node: Node) -> None:
+        async def refuse(_sender: IslandId, _body: bytes) -> None:
+            raise BadInput("not that")
+
+        async def echo(_sender: IslandId, body: bytes) -> bytes:
+            return body
+
+        node.peers.on_push("news", refuse)
+        node.peers.on_request("echo", echo)
+
+    with structlog.testing.capture_logs() as lines:
+        async with archipelago(tmp_path, 2, mesh=False, register=register) as (victim, member):
+            for _ in range(3 * PER_ADDRESS):
+                async with session(victim, member, "control") as raw:
+                    raw.writer.write(headed(FrameType.PUSH, 0, RequestHead(kind="news")) * 2)
+                    raw.writer.write(headed(FrameType.REQUEST, 1, ECHO))
+                    await raw.receive()
+                await victim.unlinked(member)
+    counts = Counter(line["event"] for line in lines if line.get("key") == member.id)
+    assert counts == {"peer.linked": PER_ADDRESS, "peer.lost": PER_ADDRESS, "peer.push_failed": PER_ADDRESS}

@@ -19,6 +19,7 @@ from island.errors import PeerRefused
 from island.jobs.messages import MAX_MESSAGE, JobBulkRequest
 from island.kernel import codec
 from island.kernel.ports import BulkStream
+from island.kernel.stranger_log import PER_ADDRESS
 from island.replicas import chunk_server
 from island.replicas.messages import ChunkRequest, FileRanges
 from tests.standins.member import Member, logged, member, packed, resident, until, victim, well
@@ -64,12 +65,18 @@ async def test_stalled_readers_do_not_block_others(tmp_path: Path, monkeypatch: 
             async with opened(mallory, "chunks", codec.encode(request), 60):
                 async with asyncio.timeout(20):
                     assert await read(honest, request) == request.size()
-                await until(lambda: len(logs.of("replicas.answer_stalled")) >= 8)
+                await until(lambda: len(logs.of("replicas.answer_stalled")) == PER_ADDRESS)
             assert {line["peer"] for line in logs.of("replicas.answer_stalled")} == {mallory.id[:10]}
             await well(daemon)
 
 
-async def test_requests_for_unknown_data_use_no_memory(tmp_path: Path) -> None:
+async def test_requests_for_unknown_data_use_no_memory_and_no_disk(tmp_path: Path) -> None:
+    with logged() as logs:
+        await ask_for_unknown_data(tmp_path)
+    assert len(logs.of("replicas.not_served")) == PER_ADDRESS
+
+
+async def ask_for_unknown_data(tmp_path: Path) -> None:
     async with victim(tmp_path) as daemon, member(daemon, tmp_path) as mallory:
         _, request = await published(daemon, tmp_path / "data")
         before = len(daemon.replicas.held._moved)
