@@ -479,6 +479,34 @@ def test_an_input_that_cannot_be_fetched_ends_the_session_with_the_reason() -> N
     simulate(18, scenario)
 
 
+def test_an_input_is_released_when_the_last_session_that_uses_it_has_ended() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        owner = await world.island("owner")
+        world.publish(owner, "stars", 10)
+        world.publish(owner, "dust", 10)
+        await world.linked()
+        engine = world.engines["home"]
+        assert engine is not None
+        first = await world.settled(home, await world.open(home, "owner/stars", "owner/dust"))
+        second = await world.settled(home, await world.open(home, "owner/stars"))
+        engine.up = False  # the first session cannot be removed at the engine before the restart
+        await world.jobs["home"].end(first, deleted=True)
+        await world.ended(home, first)
+        await asyncio.sleep(1.0)
+        assert not world.released
+        await a.restart(home)
+        engine.up = True
+        await a.until(lambda: bool(world.released), within=60)
+        assert world.released == [("home", "dust")] and len(engine.alive()) == 1
+        await world.jobs["home"].end(second, deleted=True)
+        await a.until(lambda: len(world.released) == 2, within=10)
+        assert world.released[1] == ("home", "stars") and not engine.alive()
+
+    simulate(30, scenario)
+
+
 def test_a_foreign_job_may_set_fewer_keys() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
