@@ -32,7 +32,7 @@ def test_a_session_without_inputs_runs_at_home() -> None:
         assert job.state == "idle" and job.executor == home.id
         assert text(await world.run(home, job, "1+1")) == "did 1+1"
         assert text(await world.run(home, job, "2+2")) == "did 2+2"
-        assert "runs at home: home is the cheapest place" in await world.log(home, job)
+        assert "runs at home: your own island is the fastest place" in await world.log(home, job)
         assert "hello from isl-" in await world.log(home, job)
         rows = await world.jobs["home"].listing(USER, 10)
         assert [(r["id"], r["job"], r["state"], r["island"], r["owner"], r["inputs"]) for r in rows] == [
@@ -308,7 +308,7 @@ def test_a_pinned_job_does_not_wait_for_other_islands() -> None:
         job = await world.settled(home, await world.open(home, queue="island:there"))
         assert job.executor == there.id
         verdicts = {r["island"]: r["reason"] for r in await world.jobs["home"].explain(job)}
-        assert verdicts["home"] == "the job is pinned to another island (queue)"
+        assert verdicts["home"] == "you asked for another island (--at, or the queue)"
 
     simulate(11, scenario)
 
