@@ -42,8 +42,11 @@ class Inputs(Protocol):
     async def materialise(self, resolved: ResolvedDataset, progress: Progress) -> LocalInput:
         """Fetch missing data, verify them, and make the dataset readable for Spark.
 
-        Raises `Unreachable`, `Changed`, `Corrupt`, `Full`.
+        The data are kept for a day, or until `release`. Raises `Unreachable`, `Changed`, `Corrupt`, `Full`.
         """
+
+    async def release(self, owner: IslandId, name: str, snapshot: str) -> None:
+        """Allow the data to be deleted: no session or batch of this island uses the snapshot any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,6 @@ def drop(
 ) -> None:
     """Delete the local replica of another island's dataset."""
     found = base.api().delete(f"/api/v1/files/{_path(name)}")
-    base.say(f"dropped {base.format_size(found['freed'])} of {found['dataset']}; the owner still has it")
+    base.say(f"dropped {base.format_size(found['freed'])} of {found['dataset']} from this island")
     if as_json:
         base.show_json(found)

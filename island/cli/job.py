@@ -9,6 +9,7 @@ import typer
 
 from island.cli import base
 from island.cli.job_progress import FAILED, KEY_HEADER, get, key_headers, path, settle
+from island.cli.statement_output import print_statements
 from island.errors import BadInput
 
 app = typer.Typer(help="Jobs (sessions and batches) at all islands.", no_args_is_help=True)
@@ -41,8 +42,16 @@ def ls(
 
 @app.command("show")
 def show(job: Id, kind: Kind = None, key_file: KeyFile = None, as_json: base.Json = False) -> None:
-    """Show a job. Keep its key secret: with it, the job can be followed and cancelled from any island."""
-    base.show_pairs(get(base.api(), path(job), key_headers(key_file), kind=kind), as_json)
+    """Show a job and, of a session, the results of its statements (not with --json).
+
+    Keep the job's key secret: with it, the job can be followed and cancelled from any island.
+    """
+    api, headers = base.api(), key_headers(key_file)
+    row = get(api, path(job), headers, kind=kind)
+    base.show_pairs(row, as_json)
+    of_this_home = headers or row["key"]  # the statements of other homes' jobs are stored there
+    if row["kind"] == "session" and of_this_home and not as_json:
+        print_statements(get(api, path(row["job"], "statements"), headers))
 
 
 @app.command("explain")

@@ -67,7 +67,7 @@ def _asked(result: dict[str, Any]) -> str:
     """Describe the answers of the islands that were asked for their copy of the journal's head."""
     if not result["asked"]:
         return "no other island is linked, so the head of this journal could not be compared with copies elsewhere"
-    text = f"{result['answered']} of {result['asked']} linked islands sent their copy of the head of this journal"
+    text = f"{result['answered']} of {result['asked']} linked islands answered and were compared with this journal"
     if result["disagreeing"]:
         text += f"; the copy contradicts this journal at {', '.join(result['disagreeing'])}"
     if result["unanswered"]:

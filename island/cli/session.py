@@ -9,6 +9,7 @@ import typer
 
 from island.cli import base, interrupts
 from island.cli.job_progress import path, settle
+from island.cli.statement_output import print_result
 from island.client import Api
 from island.errors import IslandError
 
@@ -62,7 +63,7 @@ def execute(
     if as_json:
         base.show_json(posted)
     else:
-        _print(posted)
+        print_result(posted)
     output = posted["output"] or {}
     if posted["state"] != "available" or output.get("status") == "error":
         raise typer.Exit(1)
@@ -80,9 +81,9 @@ def ls(
 
 @app.command("close")
 def close(session: Id) -> None:
-    """Close a session. Its results stay available."""
+    """Close a session. `island job show ID` still shows the results of its statements."""
     row = base.api().delete(path(session), kind="session")
-    base.say(f"session {row['id']} is closed; its results stay available: island job show {row['job']}")
+    base.say(f"session {row['id']} is closed; to see the results of its statements: island job show {row['job']}")
 
 
 def _run(api: Api, session: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -111,44 +112,3 @@ def _cancel(api: Api, session: str, statement: dict[str, Any]) -> None:
         base.say(f"{name} could not be cancelled and may still be running: {error.message}")
     else:
         base.say(f"cancelled {name}")
-
-
-def _print(statement: dict[str, Any]) -> None:
-    """Print a statement's result: text and tables on stdout, errors on stderr."""
-    output = statement["output"]
-    if statement["state"] == "cancelled" and not output:
-        base.say("the statement was cancelled")
-    elif output is None:
-        return
-    elif output["status"] == "error":
-        base.say(_error_text(output))
-    else:
-        _print_data(output.get("data", {}))
-
-
-def _error_text(output: dict[str, Any]) -> str:
-    """Return the traceback of a Python error; of an SQL error only the message, without Spark's stack frames.
-
-    The two are distinguished by the line ends: only the lines of a Python traceback end with a newline.
-    """
-    lines = output.get("traceback") or []
-    message = str(output.get("evalue", ""))
-    if not lines or not all(line.endswith("\n") for line in lines[:-1]):
-        return f"{output.get('ename')}: {message}".rstrip()
-    text = "".join(lines).rstrip()
-    last = message.splitlines()[-1:]
-    return "\n".join([text, *(line for line in last if line.startswith("island: ") and line not in text)])
-
-
-def _print_data(data: dict[str, Any]) -> None:
-    for kind, content in data.items():
-        if isinstance(content, dict) and "schema" in content and "data" in content:
-            names = [field["name"] for field in content["schema"]["fields"]]
-            base.show_table(names, [[base.format_cell(value) for value in row] for row in content["data"]])
-        elif kind == "text/plain":
-            if content:
-                base.print_line(str(content))
-        elif isinstance(content, str):
-            base.say(f"[{kind}, {len(content)} characters; --json shows it]")
-        else:
-            base.show_json(content)

@@ -132,7 +132,7 @@ class RoutingDecision(msgspec.Struct, frozen=True):
 def reject(wanted: JobRequirements, candidate: Candidate) -> str:
     """The first reason why an island cannot run the job, or ""."""
     if wanted.pin and candidate.island != wanted.pin:
-        return "the job is pinned to another island (queue)"
+        return "you asked for another island (--at, or the queue)"
     if not candidate.up:
         return candidate.state or "it cannot be reached"
     if candidate.refusal:
@@ -214,7 +214,7 @@ def _choose(wanted: JobRequirements, candidates: Sequence[Candidate], seconds: d
     if wanted.home in seconds:
         at_home = seconds[wanted.home]
         if at_home <= best + TIE:
-            return wanted.home, f"home is the cheapest place: {format_seconds(at_home)}"
+            return wanted.home, f"your own island is the fastest place: {format_seconds(at_home)}"
         if at_home <= max(best * HOME_FACTOR, best + HOME_SECONDS):
             return (
                 wanted.home,
@@ -226,7 +226,7 @@ def _choose(wanted: JobRequirements, candidates: Sequence[Candidate], seconds: d
         return winner.island, f"the only place that can run it: {format_seconds(best)}"
     if len(equals) > 1:
         return winner.island, f"chosen at random among {len(equals)} equal places: {format_seconds(best)}"
-    return winner.island, f"the cheapest place: {format_seconds(best)}"
+    return winner.island, f"the fastest place: {format_seconds(best)}"
 
 
 def _behind(terms: tuple[CostTerm, ...], seconds: float, best: tuple[tuple[CostTerm, ...], float]) -> str:

@@ -107,11 +107,12 @@ class RunDriver:
     async def start(self, tasks: Tasks) -> None:
         """Resume every run that has not ended, and clear up after runs that have."""
         self._tasks = tasks
-        for run in await self._state.read(run_store.uncleared):
-            tasks.spawn(f"clear {run.job} {run.epoch}", self._clear(run))
+        uncleared = await self._state.read(run_store.uncleared)
         for run in await self._state.read(run_store.unended):
             statements = await self._state.read(partial(run_store.statements, job=run.job, epoch=run.epoch))
             self.begin(run).take_up(statements)
+        for run in uncleared:  # after `live` is complete, because inputs of live runs are not released
+            tasks.spawn(f"clear {run.job} {run.epoch}", self._clear(run))
 
     def run_folder(self, job: str, epoch: int) -> Path:
         """The folder to which the file of a batch is written."""
@@ -577,10 +578,15 @@ class RunDriver:
         await self._state.write(write, then=then)
 
     async def _clear(self, run: JobRun) -> None:
-        """Remove the session or batch at the engine, also after a lost answer to its submission, and the file."""
+        """Remove the session or batch at the engine, also after a lost answer to its submission, and the file.
+
+        Inputs that no other run uses are released after that. If the engine does not answer, the run may
+        still read them, and they stay reserved for the rest of the day.
+        """
         for failures in range(1, CLEARS + 1):
             try:
                 await self._clear_engine(run)
+                await self._release_inputs(run)
                 break
             except IslandError as error:
                 log.info("jobs.not_cleared", job=run.job, error=error.message, failures=failures)
@@ -588,6 +594,13 @@ class RunDriver:
         if run.work.file_name:
             _remove(self.run_folder(run.job, run.epoch))
         await self._state.write(partial(run_store.set_cleared, job=run.job, epoch=run.epoch))
+
+    async def _release_inputs(self, run: JobRun) -> None:
+        for ref in run.work.inputs:
+            key = (ref.owner, ref.name, ref.snapshot)
+            others = (other for live in self.live.values() for other in live.run.work.inputs)
+            if not any((other.owner, other.name, other.snapshot) == key for other in others):
+                await self._inputs.release(IslandId(ref.owner), ref.name, ref.snapshot)
 
     async def _clear_engine(self, run: JobRun) -> None:
         if self._engine is None or await self._engine.instance() != run.engine:

@@ -398,6 +398,14 @@ class ChunkStore:
             then=updated,
         )
 
+    async def release(self, replica: ReplicaSnapshot) -> None:
+        """End the reservation of a replica for sessions, in the database and then in memory."""
+
+        def released(_: None) -> None:
+            replica.kept_until = 0.0
+
+        await self._db.write(lambda conn: store.release_snapshot(conn, replica.id), then=released)
+
     async def drop(self, replica: ReplicaSnapshot) -> None:
         """Delete a replica: its row, then its files. The caller has checked that the replica is not in use."""
         async with self._opening:

@@ -20,7 +20,7 @@ import structlog
 
 from island.catalog.manifest import FileEntry, PageRef
 from island.catalog.manifest_reader import ManifestReader
-from island.catalog.messages import ReplicaRecord, ResolvedDataset, SnapshotHolding
+from island.catalog.messages import DatasetRecord, ReplicaRecord, ResolvedDataset, SnapshotHolding
 from island.catalog.ports import LocalInput, Progress, ReplicaStatus, no_progress
 from island.catalog.service import Catalog
 from island.catalog.view_names import view_name
@@ -65,7 +65,7 @@ GROUP_FILES = 192
 AT_ONCE = 24
 """Number of small files whose hashes are requested concurrently."""
 KEPT_FOR_S = 24 * 3600.0
-"""Seconds for which a replica is not evicted after its path was given to a session."""
+"""Seconds for which a replica is not evicted after its path was given to a session, unless it is released before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -490,6 +490,11 @@ class Replicas:
             moved=received,
         )
 
+    async def release(self, owner: IslandId, name: str, snapshot: str) -> None:
+        """Allow the eviction of a replica that was reserved for sessions; see `catalog.ports.Inputs`."""
+        if (replica := self.held.get(owner, name, snapshot)) is not None:
+            await self.held.release(replica)
+
     async def _materialise_own(self, manifest: ManifestReader, progress: Progress) -> str:
         data = [entry async for entry in manifest.files() if entry.format]
         files = []
@@ -522,6 +527,15 @@ class Replicas:
             lambda conn: journal.append(conn, at=at, who=who, act=act, what=what, outcome=outcome, detail=details)
         )
 
+    def withdrawn(self, wanted: DatasetName) -> list[ResolvedDataset]:
+        """The local replicas of a dataset that the catalog does not list, because its owner has withdrawn it."""
+        owner = self._membership.resolve(wanted.owner)
+        return [
+            _without_record(replica, self._membership.display(owner))
+            for replica in self.held.snapshots.values()
+            if (replica.owner, replica.name) == (owner, wanted.name) and replica.snapshot.startswith(wanted.snapshot)
+        ]
+
     async def drop(self, resolved: ResolvedDataset) -> int:
         """Delete the replica of another island's snapshot; returns the number of bytes freed.
 
@@ -532,8 +546,8 @@ class Replicas:
             raise NotFound(f"this island has no replica of {resolved.dataset}")
         if replica.users or replica.kept_until > self._clock.wall():
             raise Conflict(
-                f"{resolved.dataset} is in use, or was given to a session in the last 24 hours",
-                hint="Try again later: 24 hours after the last session began to use it.",
+                f"{resolved.dataset} is in use by a session, a batch or a reader",
+                hint="Close the sessions that use it (`island session ls`), wait for its readers, and try again.",
             )
         freed = replica.bytes_local
         self._unannounced[replica.owner, replica.name] = None
@@ -701,6 +715,21 @@ class Replicas:
 
     def _note_fault(self, holder: IslandId, what: str) -> None:
         self._faults.append((holder, what[:500]))
+
+
+def _without_record(replica: ReplicaSnapshot, owner_name: str) -> ResolvedDataset:
+    """The dataset of a replica, for a dataset without a record in the catalog. Only the size in it is meaningful."""
+    record = DatasetRecord(
+        format="parquet",
+        rows=0,
+        size=replica.bytes,
+        files=0,
+        snapshot=replica.snapshot,
+        created=0.0,
+        updated=0.0,
+        card="0" * 64,
+    )
+    return ResolvedDataset(replica.owner, owner_name, replica.name, replica.snapshot, record)
 
 
 def record_key(owner: IslandId, name: str) -> str:

@@ -88,13 +88,18 @@ def update_snapshot(
     complete: bool | None = None,
     pinned: bool | None = None,
 ) -> None:
-    """Change the given columns; None leaves a column unchanged. Times are never set back."""
+    """Change the given columns; None leaves a column unchanged. Times are never set back; see `release_snapshot`."""
     conn.execute(
         "UPDATE snapshot SET used_at = MAX(used_at, COALESCE(?, used_at)),"
         " kept_until = MAX(kept_until, COALESCE(?, kept_until)),"
         " complete = COALESCE(?, complete), pinned = COALESCE(?, pinned) WHERE id = ?",
         (used_at, kept_until, complete, pinned, ident),
     )
+
+
+def release_snapshot(conn: sqlite3.Connection, ident: int) -> None:
+    """Mark a snapshot as not reserved for a session."""
+    conn.execute("UPDATE snapshot SET kept_until = 0 WHERE id = ?", (ident,))
 
 
 def add_file(conn: sqlite3.Connection, snapshot: int, path: str) -> ReplicaFileRow:

@@ -125,7 +125,7 @@ def check_fits(found: Schema, target: Schema, file: str) -> str:
     if not extra:
         return ""
     shown = ", ".join(extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
-    return f"{file}: columns that the source's first file does not have are ignored: {shown}"
+    return f"{file}: these columns are ignored, because the first file lacks them: {shown}"
 
 
 def _check_type(have: Any, want: Any, path: str, file: str) -> list[str]:

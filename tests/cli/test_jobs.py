@@ -86,7 +86,10 @@ def test_a_session_by_command(island: Island) -> None:
     assert "home" in island("job", "explain", "0").stdout
     assert "runs at home" in island("job", "logs", "0").stdout
     assert island("job", "wait", "0").returncode == 0
-    assert island("session", "close", "0").returncode == 0
+    closed = island("session", "close", "0")
+    assert closed.returncode == 0 and f"island job show {row['job']}" in closed.stderr
+    shown = island("job", "show", row["job"])
+    assert "\nstatement 0, available: 1+1\n2\n" in shown.stdout and "boom" in shown.stderr
     ended = island("job", "wait", row["job"])
     assert ended.returncode == 1 and "ended by its owner" in ended.stderr
     assert island("session", "exec", "0", "1").returncode == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from island.cli.session import _error_text
+from island.cli.statement_output import error_text
 
 
 @pytest.mark.parametrize(
@@ -23,4 +23,4 @@ from island.cli.session import _error_text
     ],
 )
 def test_an_error_is_shown_once_and_without_the_frames_of_spark(output: dict[str, Any], text: str) -> None:
-    assert _error_text({"status": "error", "ename": "E", **output}) == text
+    assert error_text({"status": "error", "ename": "E", **output}) == text

@@ -270,6 +270,12 @@ class Membership:
     def display(self, island: IslandId) -> str:
         return self._names.get(island, island[:8])
 
+    def resolve(self, text: str) -> IslandId:
+        for island, name in self._names.items():
+            if text in (island, name):
+                return island
+        raise NotFound(f"there is no island {text}")
+
     def views(self) -> list[IslandView]:
         return [
             IslandView(

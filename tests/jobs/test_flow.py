@@ -32,7 +32,7 @@ def test_a_session_without_inputs_runs_at_home() -> None:
         assert job.state == "idle" and job.executor == home.id
         assert text(await world.run(home, job, "1+1")) == "did 1+1"
         assert text(await world.run(home, job, "2+2")) == "did 2+2"
-        assert "runs at home: home is the cheapest place" in await world.log(home, job)
+        assert "runs at home: your own island is the fastest place" in await world.log(home, job)
         assert "hello from isl-" in await world.log(home, job)
         rows = await world.jobs["home"].listing(USER, 10)
         assert [(r["id"], r["job"], r["state"], r["island"], r["owner"], r["inputs"]) for r in rows] == [
@@ -308,7 +308,7 @@ def test_a_pinned_job_does_not_wait_for_other_islands() -> None:
         job = await world.settled(home, await world.open(home, queue="island:there"))
         assert job.executor == there.id
         verdicts = {r["island"]: r["reason"] for r in await world.jobs["home"].explain(job)}
-        assert verdicts["home"] == "the job is pinned to another island (queue)"
+        assert verdicts["home"] == "you asked for another island (--at, or the queue)"
 
     simulate(11, scenario)
 
@@ -477,6 +477,34 @@ def test_an_input_that_cannot_be_fetched_ends_the_session_with_the_reason() -> N
         assert job.state == "dead" and "far is down since noon" in job.reason
 
     simulate(18, scenario)
+
+
+def test_an_input_is_released_when_the_last_session_that_uses_it_has_ended() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        owner = await world.island("owner")
+        world.publish(owner, "stars", 10)
+        world.publish(owner, "dust", 10)
+        await world.linked()
+        engine = world.engines["home"]
+        assert engine is not None
+        first = await world.settled(home, await world.open(home, "owner/stars", "owner/dust"))
+        second = await world.settled(home, await world.open(home, "owner/stars"))
+        engine.up = False  # the first session cannot be removed at the engine before the restart
+        await world.jobs["home"].end(first, deleted=True)
+        await world.ended(home, first)
+        await asyncio.sleep(1.0)
+        assert not world.released
+        await a.restart(home)
+        engine.up = True
+        await a.until(lambda: bool(world.released), within=60)
+        assert world.released == [("home", "dust")] and len(engine.alive()) == 1
+        await world.jobs["home"].end(second, deleted=True)
+        await a.until(lambda: len(world.released) == 2, within=10)
+        assert world.released[1] == ("home", "stars") and not engine.alive()
+
+    simulate(30, scenario)
 
 
 def test_a_foreign_job_may_set_fewer_keys() -> None:

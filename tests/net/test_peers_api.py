@@ -164,7 +164,7 @@ async def test_a_journal_that_is_shorter_than_others_know_is_seen_on_both_sides(
             while one.node.id not in await two.node.state.read(held_heads):
                 await asyncio.sleep(0.05)
         code, _, err = await one.command("journal", "--verify")
-        assert code == 0 and "1 of 1 linked islands sent their copy" in err
+        assert code == 0 and "1 of 1 linked islands answered and were compared" in err
         assert (await one.json("journal", "--verify"))["answered"] == 1
         for site in (one, two):
             assert (await site.command("status"))[0] == 0

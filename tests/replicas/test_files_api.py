@@ -156,6 +156,22 @@ async def test_fetch_reports_progress_and_drop_frees_it_again(site: Site) -> Non
     assert sorted(entry.act for entry in told) == ["dataset.drop", "dataset.fetch"]
 
 
+async def test_a_replica_of_a_withdrawn_dataset_can_be_dropped(site: Site) -> None:
+    administrator = {"Authorization": "Bearer admin-token"}
+    await site.reader.replicas.fetch(site.resolved)
+    site.there.catalog.versions.clear()
+    site.there.catalog.published.clear()
+    async with site.http.delete("/api/v1/files/owner/data@0000", headers=administrator) as other:
+        assert other.status == 404
+    async with site.http.delete("/api/v1/files/owner/data", headers=administrator) as gone:
+        answer = await gone.json()
+    assert (answer["freed"], answer["bytes_local"]) == (site.resolved.record.size, 0)
+    assert (answer["dataset"], answer["snapshot"]) == ("owner/data", site.resolved.snapshot)
+    assert not list((site.reader.home / "replicas").rglob("*.bin"))
+    async with site.http.delete("/api/v1/files/owner/data", headers=administrator) as again:
+        assert again.status == 404
+
+
 async def test_an_error_after_the_first_byte_breaks_the_connection(site: Site) -> None:
     site.there.network.change[site.owner.me] = good_until(1_200_000)
     async with site.http.get(data_url(site)) as answer:

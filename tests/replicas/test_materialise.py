@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from island.catalog.messages import ReplicaRecord, ResolvedDataset
-from island.errors import BadInput, Corrupt, FilesChanged, IslandError
+from island.errors import BadInput, Conflict, Corrupt, FilesChanged, IslandError
 from island.formats.limits import DEFAULT_LIMITS
 from island.kernel import codec
 from island.kernel.processes import ProcessPool
@@ -73,6 +73,24 @@ async def test_one_plain_file_is_its_own_path(there: Archipelago, pair: tuple[Is
     resolved = publish(there, folder)
     assert (await owner.replicas.materialise(resolved)).path == str(folder / "t.parquet")
     assert rows((await reader.replicas.materialise(resolved)).path) == [1, 2]
+
+
+async def test_a_replica_is_kept_for_a_session_until_it_is_released(there: Archipelago, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    pq.write_table(pa.table({"x": [1, 2]}), folder / "t.parquet")
+    resolved = publish(there, folder)
+    async with there.island("owner"), there.island("reader") as reader:
+        await reader.replicas.materialise(resolved)
+        with pytest.raises(Conflict, match="a session"):
+            await reader.replicas.drop(resolved)
+    async with there.island("owner"), there.island("reader") as reader:
+        with pytest.raises(Conflict, match="a session"):
+            await reader.replicas.drop(resolved)
+        await reader.replicas.release(resolved.owner, resolved.name, resolved.snapshot)
+    async with there.island("owner"), there.island("reader") as reader:
+        assert await reader.replicas.drop(resolved) == resolved.record.size
+        await reader.replicas.release(resolved.owner, resolved.name, resolved.snapshot)  # there is nothing to release
 
 
 async def test_avro_is_converted_once_a_snapshot(

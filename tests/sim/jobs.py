@@ -204,6 +204,7 @@ class World:
         self.configs: dict[str, dict[str, Any]] = {}
         self.jobs: dict[str, Jobs] = {}
         self.materialised: list[tuple[str, str]] = []
+        self.released: list[tuple[str, str]] = []
         self.broken: dict[str, str] = {}
         self.folder = archipelago._folder
 
@@ -324,6 +325,10 @@ class Stored:
             each.holders.append(self._island.id)
         path = f"/data/{self._island.name}/{resolved.name}"
         return LocalInput("", resolved.owner, resolved.name, resolved.snapshot, path, resolved.record.size, missing)
+
+    async def release(self, owner: IslandId, name: str, snapshot: str) -> None:
+        assert snapshot == "ab" * 32
+        self._world.released.append((self._island.name, name))
 
 
 def _record(each: Published) -> DatasetRecord:

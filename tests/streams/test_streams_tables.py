@@ -67,7 +67,7 @@ def test_a_file_may_lack_columns_widen_and_differ_in_order() -> None:
         "id": 1, "mag": 1.5, "name": None, "candidate": {"jd": None, "fid": 1}, "history": [{"jd": 1.0}],
     }  # fmt: skip
     assert found[1]["candidate"] is None
-    assert note.startswith("f.avro: columns that the source")
+    assert note.startswith("f.avro: these columns are ignored, because the first file lacks them: ")
     assert "extra" in note and "candidate.new" in note
 
 

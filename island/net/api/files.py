@@ -21,7 +21,7 @@ from aiohttp import web
 
 from island.catalog.messages import ResolvedDataset
 from island.catalog.service import Catalog
-from island.errors import BadInput, IslandError
+from island.errors import BadInput, IslandError, NotFound
 from island.kernel.ids import DatasetName, check_hash
 from island.net.api import base
 from island.replicas.service import Replicas
@@ -62,12 +62,22 @@ class _Files:
         return base.reply(await self._about(await self._resolve(request)))
 
     async def drop(self, request: web.Request) -> web.Response:
-        """Delete the local replica of another island's dataset; `freed` is in bytes."""
+        """Delete the local replica of another island's dataset; `freed` is in bytes.
+
+        If the owner has withdrawn the dataset, all its replicas that the name means are deleted.
+        """
         caller = base.administrator(request)
-        resolved = await self._resolve(request)
-        freed = await self._replicas.drop(resolved)
-        await self._replicas.note(caller.user, "dataset.drop", resolved, "done", bytes=freed)
-        return base.reply({**await self._about(resolved), "freed": freed})
+        try:
+            meant = [await self._resolve(request)]
+        except NotFound:
+            if not (meant := self._replicas.withdrawn(_wanted(request))):
+                raise
+        total = 0
+        for resolved in meant:
+            freed = await self._replicas.drop(resolved)
+            await self._replicas.note(caller.user, "dataset.drop", resolved, "done", bytes=freed)
+            total += freed
+        return base.reply({**await self._about(meant[0]), "freed": total})
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:
         """Fetch a complete, verified replica, with progress; `fetched` is the number of transferred bytes."""
@@ -159,12 +169,7 @@ class _Files:
         return response
 
     async def _resolve(self, request: web.Request) -> ResolvedDataset:
-        name, _, snapshot = request.match_info["name"].partition("@")
-        if pinned := request.match_info.get("snapshot"):
-            snapshot = check_hash(pinned, "snapshot")
-        return await self._catalog.resolve(
-            DatasetName.parse(f"{request.match_info['owner']}/{name}" + (f"@{snapshot}" if snapshot else ""))
-        )
+        return await self._catalog.resolve(_wanted(request))
 
     async def _about(self, resolved: ResolvedDataset) -> dict[str, Any]:
         status = await self._replicas.status(resolved)
@@ -179,6 +184,14 @@ class _Files:
             "bytes_moved": status.bytes_moved,
             "bytes_sent": await self._replicas.sent(resolved),
         }
+
+
+def _wanted(request: web.Request) -> DatasetName:
+    """The dataset that a request names, with the snapshot if it names one. Raises `BadInput`."""
+    name, _, snapshot = request.match_info["name"].partition("@")
+    if pinned := request.match_info.get("snapshot"):
+        snapshot = check_hash(pinned, "snapshot")
+    return DatasetName.parse(f"{request.match_info['owner']}/{name}" + (f"@{snapshot}" if snapshot else ""))
 
 
 def _range(request: web.Request, size: int) -> tuple[int, int] | None:
