@@ -18,6 +18,7 @@ from island.gossip.projections import Projections
 from island.gossip.store import Change
 from island.kernel.db import Database
 from island.kernel.ids import IslandId, island_id, key_bytes
+from island.kernel.loops import is_database
 from island.kernel.ports import Clock, Topic
 from island.kernel.telemetry import counter, gauge
 from island.trust.service import Trust
@@ -271,7 +272,10 @@ class Logs:
                 self._write_origin(conn, intake, origin, based[origin], outcome)
             except sqlite3.OperationalError:
                 raise  # a full or broken disk affects all origins
-            except Exception as error:  # noqa: BLE001 - reported by `_committed`; the other origins are stored
+            except Exception as error:
+                if is_database(error):
+                    raise
+                # The other origins are stored; `_committed` reports this one.
                 conn.execute("ROLLBACK TO origin")
                 outcome.projected.pop(origin, None)
                 outcome.failed[origin] = error

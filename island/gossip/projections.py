@@ -9,6 +9,7 @@ import structlog
 
 from island.gossip import store
 from island.gossip.store import Change
+from island.kernel.loops import is_database
 
 log = structlog.get_logger("island")
 
@@ -68,7 +69,9 @@ def _guarded(conn: sqlite3.Connection, apply: Apply, change: Change) -> None:
         apply(conn, change)
     except sqlite3.OperationalError:
         raise  # a full disk rolls back the whole transaction
-    except Exception:  # a bug, logged with its traceback: a record of another island must not stop the log
+    except Exception as error:  # a bug, logged with its traceback: a record of another island must not stop the log
+        if is_database(error):
+            raise
         conn.execute("ROLLBACK TO projection")
         log.exception("gossip.projection_failed", origin=change.origin, key=change.key)
     conn.execute("RELEASE projection")

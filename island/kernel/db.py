@@ -93,7 +93,8 @@ class Database:
         the writer's thread before the commit, so it must not change anything that the event loop
         reads; it returns its results instead. If it raises, its own changes are rolled back and
         the exception is raised to the caller. Raises `Full` if the disk is full, and `DiskFailed` if
-        the file cannot be read or written.
+        the file cannot be read or written. If its code is `outcome_unknown`, the changes are not
+        visible now but may be there after a crash.
 
         `then(result)` runs in the event loop right after the commit, in the order of commits and
         before the caller continues, even if the caller has been cancelled. State in memory that
@@ -170,7 +171,7 @@ class Database:
             outcomes: list[WriteOutcome] = [job.run(self._writer) for job in group]
             committed = self.before_commit(self._writer) if self.before_commit else None
             yield
-            self._writer.execute("COMMIT")
+            self._commit()
             if committed is not None:
                 committed()
         except GeneratorExit:  # the turn is abandoned, together with its callers
@@ -195,6 +196,29 @@ class Database:
                 return
         if changed and None in errors:
             self.problem = ""
+
+    def _commit(self) -> None:
+        """Commit. If this fails, the changes are not there after a crash either, or the error says that they may be."""
+        try:
+            self._writer.execute("COMMIT")
+        except sqlite3.Error as error:
+            # A failed sync leaves the complete transaction at the end of the write-ahead log. SQLite ignores it, and
+            # the next transaction overwrites it, but a crash before that would bring it to life.
+            if _primary_code(error) == sqlite3.SQLITE_IOERR and not self._writer.in_transaction:
+                self._overwrite_failed_commit()
+            raise
+
+    def _overwrite_failed_commit(self) -> None:
+        """Commit a transaction that changes nothing but is written to the log. Raises `DiskFailed`."""
+        try:
+            (version,) = self._writer.execute("PRAGMA user_version").fetchone()
+            self._writer.execute(f"PRAGMA user_version={version}")
+        except sqlite3.Error as error:
+            raise DiskFailed(
+                f"{self.path} cannot be written: {error}; it is unknown whether the change will be stored",
+                hint="Check the disk. Before you repeat the operation, check whether its change is there.",
+                code="outcome_unknown",
+            ) from error
 
     def _roll_back(self) -> None:
         if self._writer.in_transaction:

@@ -48,9 +48,13 @@ def is_database(error: BaseException) -> bool:
         return isinstance(error.__cause__, sqlite3.OperationalError)
     if isinstance(error, DiskFailed):
         return True
+    if not isinstance(error, sqlite3.Error):
+        return False
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        return True  # also the result of a failed read
     # SQLITE_ERROR means a wrong SQL statement: a bug in the program, not a problem with the disk.
-    wrong = sqlite3.SQLITE_ERROR
-    return isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorcode", None) != wrong
+    return isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR
 
 
 def is_transient(error: BaseException) -> bool:

@@ -22,7 +22,7 @@ from island.trust.service import Trust
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.network import Network, SimPeers, Weather
 from tests.sim.virtual import SimTasks
-from tests.standins.faults import Fault
+from tests.standins.faults import Fault, failed_read, failed_write
 
 
 def test_put_delete_and_replace_in_one_transaction(tmp_path: Path) -> None:
@@ -153,6 +153,25 @@ def test_a_projection_that_fails_stops_nothing() -> None:
         await one.put("test/a", b"1")
         await world.until(lambda: len(two.records("test/")) == 1, within=10)
         assert len(two.records("island/")) == 2
+
+    simulate(3, scenario)
+
+
+def test_a_projection_that_could_not_read_the_disk_is_applied_again() -> None:
+    errors: list[Exception] = [failed_read(), failed_write()]
+    seen: list[str] = []
+
+    def apply(_: sqlite3.Connection, change: Change) -> None:
+        if errors:
+            raise errors.pop()
+        seen.append(change.key)
+
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        two.g.project("test", apply)
+        await one.put("test/a", b"1")
+        await world.until(lambda: len(two.records("test/")) == 1, within=60)
+        assert (errors, seen) == ([], ["test/a"])
 
     simulate(3, scenario)
 

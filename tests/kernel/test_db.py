@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -312,5 +313,97 @@ async def test_a_full_disk_is_a_problem_until_a_write_changes_something(tmp_path
         assert "state.db is full" in database.problem
         await database.write(add(1))
         assert database.problem == ""
+    finally:
+        database.close()
+
+
+class UnsyncedConnection(sqlite3.Connection):
+    """A connection whose commits can fail as after a failed sync: with all frames written to the write-ahead log."""
+
+    frames = b""
+    """What the next COMMIT leaves at the end of the log before it fails; empty: it succeeds."""
+    fails: tuple[str, ...] = ()
+    """The beginnings of other statements that fail."""
+
+    def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+        failing = bool(self.fails) and sql.startswith(self.fails)
+        if sql == "COMMIT" and self.frames:
+            super().execute("ROLLBACK")
+            with Path(self.path).open("ab") as wal:
+                wal.write(self.frames)
+            UnsyncedConnection.frames = b""
+            failing = True
+        if failing:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+            raise error
+        return super().execute(sql, *args)
+
+    @property
+    def path(self) -> str:
+        """The path of the write-ahead log."""
+        return f"{super().execute('PRAGMA database_list').fetchone()[2]}-wal"
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """Copy the files of a database as a crash of the process leaves them."""
+    to.mkdir()
+    for name in ("state.db", "state.db-wal"):
+        shutil.copy(folder / name, to)
+    return to
+
+
+def frames_of(folder: Path, statement: str) -> bytes:
+    """Run a statement in a database that nobody else uses, and return what its commit appends to the log."""
+    size = (folder / "state.db-wal").stat().st_size
+    conn = sqlite3.connect(folder / "state.db", isolation_level=None)
+    conn.execute(statement)
+    appended = (folder / "state.db-wal").read_bytes()[size:]
+    conn.close()
+    return appended
+
+
+@pytest.fixture
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> type[UnsyncedConnection]:
+    monkeypatch.setattr(UnsyncedConnection, "frames", b"")
+    monkeypatch.setattr(UnsyncedConnection, "fails", ())
+    return UnsyncedConnection
+
+
+async def test_a_write_whose_sync_failed_is_not_there_after_a_crash(
+    tmp_path: Path, unsynced: type[UnsyncedConnection]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    database = Database.open(home, "state", connection=unsynced)
+    try:
+        await database.write(make)
+        await database.write(add(1))
+        unsynced.frames = frames_of(copied(home, tmp_path / "other"), "INSERT INTO t VALUES (7)")
+        assert unsynced.frames
+        with pytest.raises(DiskFailed) as failure:
+            await database.write(add(7))
+        assert failure.value.code == "disk_failed"
+        again = Database.open(copied(home, tmp_path / "crashed"), "state")
+        assert await again.read(every) == [1]
+        again.close()
+        await database.write(add(2))
+        assert await database.read(every) == [1, 2]
+    finally:
+        database.close()
+
+
+async def test_a_write_that_may_be_stored_is_not_called_a_failure(
+    tmp_path: Path, unsynced: type[UnsyncedConnection]
+) -> None:
+    database = Database.open(tmp_path, "state", connection=unsynced)
+    try:
+        await database.write(make)
+        unsynced.frames, unsynced.fails = b"any", ("PRAGMA user_version",)
+        with pytest.raises(DiskFailed, match="unknown whether") as failure:
+            await database.write(add(7))
+        assert failure.value.code == "outcome_unknown"
+        assert is_transient(failure.value)
+        assert "unknown whether" in database.problem
     finally:
         database.close()

@@ -11,6 +11,7 @@ from island.errors import DiskFailed, Full, PeerRefused, Unreachable
 from island.kernel.loops import ENDED, FAULTS, LoopFaults, Tasks, backoff, forever, is_transient
 from island.kernel.ports import SeededRng, Signal, Topic
 from tests.sim.virtual import VirtualLoop
+from tests.standins.faults import failed_read
 
 
 async def test_expected_failures_are_retried() -> None:
@@ -198,6 +199,7 @@ def test_what_may_succeed_later_is_told_from_what_may_not() -> None:
     ] * 3
     assert [is_transient(each) for each in (statement.value, quota, KeyError("bug"))] == [False] * 3
     assert is_transient(DiskFailed("here"))
+    assert is_transient(failed_read())
     assert not is_transient(PeerRefused("there", code=DiskFailed.code))
 
 
