@@ -61,11 +61,12 @@ class JobExchange:
     async def ask(self, to: IslandId, kind: str, request: Message, answer: type[A], *, timeout: float = 10.0) -> A:
         """Send a request to an island, which may be this one, and return its answer.
 
-        `timeout` is in seconds; 50 s are added for a request or an answer that needs a bulk stream.
+        `timeout` is in seconds; 50 s are added for a request or an answer that needs a bulk stream. A request to
+        this island is cancelled after `timeout`, because an engine that hangs must not stop the routing of a job.
         Raises `Unreachable`, or `PeerRefused` with the code of the refusal.
         """
         if to == self._peers.me:
-            return await self._ask_here(kind, request, answer)
+            return await self._ask_here(kind, request, answer, timeout)
         body = codec.encode(request)
         if len(body) <= _ROOM:
             encoded = await self._peers.request(to, PREFIX + kind, body, timeout=timeout)
@@ -75,11 +76,17 @@ class JobExchange:
         async with _within(timeout + 50):
             return codec.decode(await self._ask_bulk(to, kind, body, timeout), answer)
 
-    async def _ask_here(self, kind: str, request: Message, answer: type[A]) -> A:
+    async def _ask_here(self, kind: str, request: Message, answer: type[A], timeout: float) -> A:
         try:
-            found = await self._served[kind][1](self._peers.me, request)
+            async with asyncio.timeout(timeout):
+                found = await self._served[kind][1](self._peers.me, request)
             assert isinstance(found, answer)
             return found
+        except TimeoutError as error:
+            raise Unreachable(
+                f"this island's engine or disk gave no answer within {timeout:.0f} s",
+                hint="Restart the Livy server if it hangs. The built-in engine restarts when its process is ended.",
+            ) from error
         except (Unreachable, DiskFailed):
             raise
         except IslandError as error:

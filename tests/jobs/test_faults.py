@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from island.errors import DiskFailed, IslandError
+from island.errors import DiskFailed, IslandError, Unreachable
 from island.jobs import run_store
 from island.jobs.store import JobRow
 from island.kernel.db import Database
@@ -207,3 +207,45 @@ def test_a_commit_and_a_statement_are_accepted_if_home_disconnects() -> None:
         assert engine.ran == ["first", "second"]
 
     simulate(9, scenario)
+
+
+async def _never(_what: str, _when: str) -> None:
+    await asyncio.Event().wait()
+
+
+def test_a_job_runs_elsewhere_if_the_engine_of_home_hangs() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, hung, engine = World(a), PlayedEngine(), PlayedEngine()
+        home = await world.island("home", engine=hung)
+        there = await world.island("there", engine=engine, jobs=OPEN)
+        await world.linked()
+        hung.fault = _never
+        job = await world.settled(home, await world.open(home))
+        assert (job.state, job.executor) == ("idle", there.id)
+        assert "this island's engine or disk gave no answer within 10 s" in await world.log(home, job)
+
+    simulate(9, scenario)
+
+
+def test_a_job_ends_with_the_reason_if_the_only_engine_hangs() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, hung = World(a), PlayedEngine()
+        home = await world.island("home", engine=hung)
+        hung.fault = _never
+        job = await world.ended(home, await world.open(home))
+        assert job.state == "error"
+        assert "this island's engine or disk gave no answer within 10 s" in job.reason
+
+    simulate(10, scenario)
+
+
+def test_a_request_to_an_engine_that_hangs_here_ends() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, hung = World(a), PlayedEngine()
+        home = await world.island("home", engine=hung)
+        job = await world.settled(home, await world.open(home))
+        hung.fault = _never
+        with pytest.raises(Unreachable, match="this island's engine or disk gave no answer"):
+            await world.jobs["home"].complete(job, "spar", "pyspark", 4)
+
+    simulate(11, scenario)
