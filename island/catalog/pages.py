@@ -7,6 +7,7 @@ deleted when no served snapshot refers to it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Container
@@ -84,7 +85,9 @@ class PackWriter:
     def abandon(self) -> None:
         """Delete the files of this pack."""
         if self._file is not None:
-            self._file.close()
+            # Closing writes what is buffered, which fails on a full disk. The content is not needed any more.
+            with contextlib.suppress(OSError):
+                self._file.close()
             self._file = None
         for path in (self._temporary, self._folder / self._name):
             path.unlink(missing_ok=True)

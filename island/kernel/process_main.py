@@ -121,6 +121,7 @@ def _allow(cpu_seconds: float) -> None:
 
 
 def _answer(request: Request, channel: _Channel) -> None:
+    channel.send(ALIVE)  # the call has begun: if this process dies from now on, the call is not repeated
     _allow(request.cpu_seconds)
     try:
         module, _, name = request.function.partition(":")

@@ -235,21 +235,17 @@ class ProcessPool:
         self, function: Callable[[*Ts], T], /, *args: *Ts, limits: Limits = DEFAULT_LIMITS, near: Hashable = None
     ) -> T:
         """See `Processes.run`."""
-        _, kind = types_of(function, emits=False)
         result: T
-        async with self._child(near) as child, aclosing(self._ask(child, function, args, False, limits)) as items:
+        async with aclosing(self._items(function, args, False, limits, near)) as items:
             async for item in items:
-                result = self._decoded(item, kind, child)
+                result = item
         return result
 
-    async def stream(
+    def stream(
         self, function: Callable[[Emit[T], *Ts], None], /, *args: *Ts, limits: Limits = DEFAULT_LIMITS
     ) -> AsyncGenerator[T, None]:
         """See `Processes.stream`."""
-        _, kind = types_of(function, emits=True)
-        async with self._child(None) as child, aclosing(self._ask(child, function, args, True, limits)) as items:
-            async for item in items:
-                yield self._decoded(item, kind, child)
+        return self._items(function, args, True, limits, None)
 
     async def close(self) -> None:
         """See `Processes.close`. Running calls raise `ProcessDied`."""
@@ -262,6 +258,23 @@ class ProcessPool:
     def pids(self) -> list[int]:
         """The process ids of the running children."""
         return sorted(child.process.pid for child in self._all if child.lives)
+
+    async def _items(
+        self, function: Callable[..., Any], args: Sequence[Any], emits: bool, limits: Limits, near: Hashable
+    ) -> AsyncGenerator[Any, None]:
+        """The decoded items of one call."""
+        _, kind = types_of(function, emits=emits)
+        while True:
+            try:
+                async with (
+                    self._child(near) as child,
+                    aclosing(self._ask(child, function, args, emits, limits)) as items,
+                ):
+                    async for item in items:
+                        yield self._decoded(item, kind, child)
+                return
+            except _NotBegun:  # one idle child less: the next one is idle too, or new
+                continue
 
     @contextlib.asynccontextmanager
     async def _child(self, near: Hashable) -> AsyncIterator[_Child]:
@@ -288,11 +301,16 @@ class ProcessPool:
         child = known[0] if known else self._idle[-1]
         self._idle.remove(child)
         child.stop_ending()
+        child.reused = True
         return child
 
     def _put(self, child: _Child) -> None:
         self._idle.append(child)
-        child.end_in(self._idle_seconds)
+        # A child that is being ended still lives for a moment, in which no call may get it.
+        child.end_in(self._idle_seconds, lambda: self._drop(child))
+
+    def _drop(self, child: _Child) -> None:
+        self._idle = [other for other in self._idle if other is not child]
 
     async def _start(self) -> _Child:
         if self._closed:
@@ -317,6 +335,7 @@ class ProcessPool:
     ) -> AsyncGenerator[bytes, None]:
         name = f"{function.__module__}:{function.__qualname__}"
         await child.ask(Request(name, encode(list(args)), emits, limits.cpu_seconds))
+        begun = False
         while True:
             try:
                 async with asyncio.timeout(limits.silent_seconds):
@@ -327,7 +346,9 @@ class ProcessPool:
                 text = f"one item of the result has {error.size} bytes, more than {limits.answer_bytes}"
                 raise self._over(child, text) from error
             except (asyncio.IncompleteReadError, ConnectionError) as error:
-                raise await self._death(child) from error
+                death = await self._death(child)
+                raise (_NotBegun() if child.reused and not begun else death) from error
+            begun = True  # the first message of a call is `ALIVE`, before its work
             if kind == ITEM:
                 yield data
             elif kind == BEGUN:
@@ -371,12 +392,19 @@ class _TooLong(Exception):
         self.size = size
 
 
+class _NotBegun(Exception):
+    """A child ended while it was idle, before it could begin a call."""
+
+
 class _Child:
-    """One child process and its current call. `asked` is true until the call has ended normally."""
+    """One child process and its current call.
+
+    `asked` is true until the call has ended normally. `reused` is true if there were calls before it.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process, gone: Callable[[], None]) -> None:
         self.process, self._gone = process, gone
-        self.asked = False
+        self.asked = self.reused = False
         self.begun = Begun("", 0.0)
         self.near: deque[Hashable] = deque(maxlen=4)
         self._ending: asyncio.TimerHandle | None = None
@@ -391,7 +419,8 @@ class _Child:
         assert self.process.stdin is not None
         self.asked, self.begun = True, Begun(request.function, request.cpu_seconds)
         data = encode(request)
-        with contextlib.suppress(ConnectionError):  # the child has ended: `_death` will report how
+        # The child has ended, and uvloop may have closed the pipe: `_death` will report how.
+        with contextlib.suppress(ConnectionError, RuntimeError):
             self.process.stdin.write(HEAD.pack(len(data), 0) + data)
             await self.process.stdin.drain()
 
@@ -403,9 +432,14 @@ class _Child:
             raise _TooLong(size)
         return kind, await self.process.stdout.readexactly(size)
 
-    def end_in(self, seconds: float) -> None:
-        """Kill the child after `seconds`, unless `stop_ending` is called before."""
-        self._ending = asyncio.get_running_loop().call_later(seconds, self._end)
+    def end_in(self, seconds: float, ending: Callable[[], None]) -> None:
+        """Call `ending` and kill the child after `seconds`, unless `stop_ending` is called before."""
+
+        def end() -> None:
+            ending()
+            self._end()
+
+        self._ending = asyncio.get_running_loop().call_later(seconds, end)
 
     def stop_ending(self) -> None:
         """Cancel `end_in`."""

@@ -104,6 +104,13 @@ def crash(number: int) -> None:
     signal.pause()
 
 
+def crash_at_once(calls: Path) -> None:
+    with calls.open("a") as file:
+        file.write("called\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
 def say_much(size: int) -> bytes:
     return bytes(size)
 

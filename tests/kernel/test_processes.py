@@ -9,17 +9,21 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from island.errors import Corrupt, OverLimit, Unsupported
 from island.kernel.processes import FunctionFailed, InPlaceProcesses, Limits, ProcessDied, ProcessPool
 from tests.kernel import process_functions as f
 
 MIB = 2**20
+
+EventLoop = Callable[[], asyncio.AbstractEventLoop]
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 @pytest.fixture
@@ -125,6 +129,53 @@ async def test_a_crash_is_told_with_the_file(pool: ProcessPool, number: signal.S
     with pytest.raises(ProcessDied, match=rf"crash\.parquet was ended by signal {number.name}"):
         await pool.run(f.crash, int(number))
     assert await pool.run(f.add, 1, 2) == 3
+
+
+def on(loop: EventLoop, calls: Callable[[ProcessPool], Awaitable[None]], idle_seconds: float) -> None:
+    """Run `calls` with a pool of two children on an event loop of this kind."""
+
+    async def scenario() -> None:
+        pool = ProcessPool("test", memory_bytes=256 * MIB, hint="", size=2, idle_seconds=idle_seconds)
+        try:
+            async with asyncio.timeout(60):
+                await calls(pool)
+        finally:
+            await pool.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scenario())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_no_call_gets_a_child_that_was_idle_for_too_long(loop: EventLoop) -> None:
+    async def calls(pool: ProcessPool) -> None:
+        for _ in range(3):
+            assert await pool.run(f.add, 1, 2) == 3
+            while pool._idle:  # until the idle time has ended
+                await asyncio.sleep(0)
+            assert pool.pids, "the child ends later"
+
+    on(loop, calls, idle_seconds=0.01)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_children_that_were_killed_while_idle_are_replaced(loop: EventLoop) -> None:
+    async def calls(pool: ProcessPool) -> None:
+        for turns in (0, 1, 2, 3, 5, 50):
+            for pid in await asyncio.gather(pool.run(f.pid), pool.run(f.pid)):
+                os.kill(pid, signal.SIGKILL)
+            for _ in range(turns):  # the call may find any state of the end of a child
+                await asyncio.sleep(0)
+            assert await pool.run(f.add, 1, 2) == 3
+
+    on(loop, calls, idle_seconds=60.0)
+
+
+async def test_a_call_that_crashes_at_once_is_not_repeated(pool: ProcessPool, tmp_path: Path) -> None:
+    await pool.run(f.pid)
+    with pytest.raises(ProcessDied, match="SIGKILL"):
+        await pool.run(f.crash_at_once, tmp_path / "calls")
+    assert (tmp_path / "calls").read_text() == "called\n"
 
 
 async def test_an_answer_is_limited_and_must_be_of_its_type(pool: ProcessPool) -> None:
