@@ -32,6 +32,7 @@ from island.jobs.service import Jobs
 from island.kernel import descriptors
 from island.kernel.db import Database, Kind
 from island.kernel.loops import LoopFaults, Tasks
+from island.kernel.names import Names
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
 from island.kernel.work import ThreadWorkers
@@ -92,6 +93,7 @@ class Daemon:
         self._opened = contextlib.ExitStack()
         self.workers = ThreadWorkers(self.publishing, self.streaming)
         self._opened.callback(self.workers.close)
+        self.host_names = Names(self.workers)
         self.state, self.gossip_db, self.chunks = self._open("state"), self._open("gossip"), self._open("chunks")
         identity = Identity.load(home.key)
         files = descriptors.share(descriptors.limit())
@@ -105,6 +107,7 @@ class Daemon:
             advertise=list(config.listen.advertise),
             addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is created after the peers
             limits=PeerLimits.within(files.peer),
+            names=self.host_names,
         )
         self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
@@ -198,13 +201,13 @@ class Daemon:
         if own.url:
             if self._livy is None:
                 password = secret_text(self.home.path / own.password_file, "a password") if own.password_file else ""
-                self._livy = LivyClient(own.url, (own.user, password) if own.user else None)
+                self._livy = LivyClient(own.url, (own.user, password) if own.user else None, names=self.host_names)
             return self._livy
         if not self.engine.running:
             raise EngineFailed(self.engine.problem, code="" if self.engine.installed else "no_engine")
         if self._livy is None or self._livy.url != self.engine.url:
             # The engine was restarted on another port. The old client's connections are closed with its session.
-            self._livy = LivyClient(self.engine.url, self.engine.token)
+            self._livy = LivyClient(self.engine.url, self.engine.token, names=self.host_names)
         return self._livy
 
     async def _close_livy(self) -> None:
@@ -320,7 +323,6 @@ async def run_island(
     with home.locked():
         _make_private(home, config)
         daemon = Daemon(home, config, clock, rng)
-        daemon.workers.install(asyncio.get_running_loop())
         try:
             async with asyncio.TaskGroup() as group:
                 try:
