@@ -37,12 +37,13 @@ from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
 from island.kernel.work import ThreadWorkers
 from island.livy.client import LivyClient
+from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
 from island.net import gateway
 from island.net.api import base, datasets, files, journal, peers, servers, status, streams
 from island.net.api import jobs as jobs_api
 from island.net.api.user_port import UserServer, build
-from island.net.limits import HttpLimits, PeerLimits
+from island.net.limits import PeerLimits
 from island.net.peers import TlsPeers
 from island.private_files import close_umask, create_private, make_private, secret_text
 from island.replicas.service import Replicas, ReplicasDependencies
