@@ -32,16 +32,18 @@ from island.jobs.service import Jobs
 from island.kernel import descriptors
 from island.kernel.db import Database, Kind
 from island.kernel.loops import LoopFaults, Tasks
+from island.kernel.names import Names
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
 from island.kernel.work import ThreadWorkers
 from island.livy.client import LivyClient
+from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
 from island.net import gateway
 from island.net.api import base, datasets, files, journal, peers, servers, status, streams
 from island.net.api import jobs as jobs_api
 from island.net.api.user_port import UserServer, build
-from island.net.limits import HttpLimits, PeerLimits
+from island.net.limits import PeerLimits
 from island.net.peers import TlsPeers
 from island.private_files import close_umask, create_private, make_private, secret_text
 from island.replicas.service import Replicas, ReplicasDependencies
@@ -92,6 +94,7 @@ class Daemon:
         self._opened = contextlib.ExitStack()
         self.workers = ThreadWorkers(self.publishing, self.streaming)
         self._opened.callback(self.workers.close)
+        self.host_names = Names(self.workers)
         self.state, self.gossip_db, self.chunks = self._open("state"), self._open("gossip"), self._open("chunks")
         identity = Identity.load(home.key)
         files = descriptors.share(descriptors.limit())
@@ -105,6 +108,7 @@ class Daemon:
             advertise=list(config.listen.advertise),
             addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is created after the peers
             limits=PeerLimits.within(files.peer),
+            names=self.host_names,
         )
         self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
@@ -198,13 +202,13 @@ class Daemon:
         if own.url:
             if self._livy is None:
                 password = secret_text(self.home.path / own.password_file, "a password") if own.password_file else ""
-                self._livy = LivyClient(own.url, (own.user, password) if own.user else None)
+                self._livy = LivyClient(own.url, (own.user, password) if own.user else None, names=self.host_names)
             return self._livy
         if not self.engine.running:
             raise EngineFailed(self.engine.problem, code="" if self.engine.installed else "no_engine")
         if self._livy is None or self._livy.url != self.engine.url:
             # The engine was restarted on another port. The old client's connections are closed with its session.
-            self._livy = LivyClient(self.engine.url, self.engine.token)
+            self._livy = LivyClient(self.engine.url, self.engine.token, names=self.host_names)
         return self._livy
 
     async def _close_livy(self) -> None:
@@ -329,7 +333,6 @@ async def run_island(
     with home.locked():
         _make_private(home, config)
         daemon = Daemon(home, config, clock, rng)
-        daemon.workers.install(asyncio.get_running_loop())
         try:
             async with asyncio.TaskGroup() as group:
                 try:

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,8 +35,9 @@ from island.engine.spark import spark_home
 from island.engine.store import EngineStore
 from island.engine.supervisor import die_with_parent
 from island.errors import ConfigError, IslandError
-from island.kernel import telemetry
+from island.kernel import descriptors, telemetry
 from island.kernel.terminal import escaped
+from island.livy.http_connections import HttpConnections, HttpLimits
 
 TOKEN_VARIABLE: Final = "ISLAND_ENGINE_TOKEN"
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
@@ -91,12 +93,8 @@ async def _serve(place: EngineContext, listening: socket.socket, token: str, par
         await _watch_parent(stop)
     async with asyncio.TaskGroup() as group:
         engine = EngineService(place, group)
-        runner = web.AppRunner(
-            EngineApi(engine, token).app(), access_log=None, handle_signals=False, shutdown_timeout=2.0
-        )
-        await runner.setup()
-        try:
-            await web.SockSite(runner, listening).start()
+        limits = HttpLimits(connections=descriptors.share(descriptors.limit()).user)
+        async with serving(EngineApi(engine, token).app(), listening, limits):
             ticker = group.create_task(engine.run())
             host, port = listening.getsockname()[:2]
             where = f"[{host}]" if ":" in host else host
@@ -106,8 +104,25 @@ async def _serve(place: EngineContext, listening: socket.socket, token: str, par
             log.info("engine.ending")
             await engine.close()
             ticker.cancel()
+
+
+@contextlib.asynccontextmanager
+async def serving(application: web.Application, listening: socket.socket, limits: HttpLimits) -> AsyncIterator[None]:
+    """Answer requests at a listening socket, which is closed at the end; open requests get two seconds."""
+    connections = HttpConnections(limits)
+    application.middlewares.insert(0, connections.watch)
+    runner = web.AppRunner(application, handle_signals=False, shutdown_timeout=2.0)
+    await runner.setup()
+    try:
+        assert runner.server is not None
+        accept = functools.partial(connections.accept, runner.server)
+        server = await asyncio.get_running_loop().create_server(accept, sock=listening)
+        try:
+            yield
         finally:
-            await runner.cleanup()
+            server.close()
+    finally:
+        await runner.cleanup()
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -11,9 +11,12 @@ starts threads or uses executors.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
+import queue
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 from island.kernel.processes import Processes
@@ -24,7 +27,9 @@ Ts = TypeVarTuple("Ts")
 Turn = Callable[[], Iterator[None]]
 """Work in steps, separated by `yield`. Between two steps, other threads and the event loop may run."""
 
-DISK_THREADS, BLOCKING_THREADS = 16, 16
+DISK_THREADS = 16
+BLOCKING_THREADS = 64
+"""More than the islands that are dialled at a time, so that names without an answer do not delay the others."""
 CPU_THREADS = max(4, os.cpu_count() or 1)
 
 
@@ -82,11 +87,7 @@ class ThreadWorkers:
         self.publishing, self.streaming = publishing, streaming
         self._disk = _Pool("disk", DISK_THREADS)
         self._cpu = _Pool("cpu", CPU_THREADS)
-        self._blocking = _Pool("blocking", BLOCKING_THREADS)
-
-    def install(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Make the loop's own blocking calls (`getaddrinfo` of asyncio and aiohttp) use the pool of `blocking`."""
-        loop.set_default_executor(self._blocking.threads)
+        self._blocking = _DetachedPool("blocking", BLOCKING_THREADS)
 
     def disk(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         return self._disk.run(function, *args)
@@ -101,7 +102,7 @@ class ThreadWorkers:
         return _Pool(name, width)
 
     def close(self) -> None:
-        self._blocking.threads.shutdown(wait=False, cancel_futures=True)
+        self._blocking.close()
         self._cpu.close()
         self._disk.close()
 
@@ -123,6 +124,60 @@ class _Pool:
 
     def close(self) -> None:
         self.threads.shutdown(wait=True)
+
+
+class _DetachedPool:
+    """A bounded pool of threads for which nothing waits, not even the end of the program.
+
+    The threads of an executor would be joined at the end of the program, however long their functions take.
+    """
+
+    def __init__(self, name: str, width: int) -> None:
+        self._name, self._width, self._threads = name, width, 0
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._open: set[asyncio.Future[Any]] = set()
+
+    def run(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
+        result: Future[T] = Future()
+        awaited = asyncio.wrap_future(result)
+        self._open.add(awaited)
+        awaited.add_done_callback(self._open.discard)
+        self._calls.put(functools.partial(_fulfil, result, function, *args))
+        if not self._idle.acquire(blocking=False) and self._threads < self._width:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"{self._name}_{self._threads}", daemon=True).start()
+        return awaited
+
+    def close(self) -> None:
+        """Cancel the results that are awaited, and end the threads when their functions return."""
+        for awaited in list(self._open):
+            awaited.cancel()
+        for _ in range(self._threads):
+            self._calls.put(None)
+
+    def _work(self) -> None:
+        while True:
+            try:
+                call = self._calls.get_nowait()
+            except queue.Empty:
+                self._idle.release()
+                call = self._calls.get()
+            if call is None:
+                return
+            call()
+
+
+def _fulfil(result: Future[T], function: Callable[[*Ts], T], *args: *Ts) -> None:
+    """Run a function and set its result, unless it was cancelled before its start."""
+    if not result.set_running_or_notify_cancel():
+        return
+    try:
+        value = function(*args)
+    except BaseException as error:  # noqa: BLE001 - the caller in the event loop gets it
+        result.set_exception(error)
+    else:
+        result.set_result(value)
 
 
 def _exhaust(turn: Turn) -> None:

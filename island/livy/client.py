@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 
 from island.errors import BadInput, Conflict, Denied, EngineFailed, IslandError, NotFound, Unauthenticated
+from island.kernel.names import Names
 from island.livy.messages import (
     SESSION_ENDED,
     SESSION_STARTING,
@@ -36,6 +37,7 @@ from island.livy.messages import (
     StatementView,
     Version,
 )
+from island.livy.resolver import WorkerResolver
 from island.livy.rest import ENGINE_HEADER
 
 T = TypeVar("T")
@@ -63,7 +65,8 @@ class LivyClient:
     """A client of one Livy server.
 
     `auth` is a token (sent as Bearer), a pair of user and password, or None. The URL may also
-    contain user and password. `timeout_s` is in seconds, `max_answer` in bytes.
+    contain user and password. `timeout_s` is in seconds, `max_answer` in bytes. `names` resolves the host; without
+    it, aiohttp does.
 
     `instance` is the instance id of an embedded engine in the latest answer; None for a stock Livy.
     All methods raise `IslandError`: `NotFound`, `BadInput` and others with Livy's own message,
@@ -78,6 +81,7 @@ class LivyClient:
         timeout_s: float = 60.0,
         max_answer: int = MAX_ANSWER,
         session: aiohttp.ClientSession | None = None,
+        names: Names | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -92,6 +96,7 @@ class LivyClient:
         self._max_answer = max_answer
         self._session = session
         self._own = session is None
+        self._names = names
 
     async def __aenter__(self) -> Self:
         return self
@@ -228,7 +233,8 @@ class LivyClient:
         """Send one request and return the body of its answer. Raises `IslandError` for any status other than 2xx."""
         headers = {**self._headers, "Content-Type": "application/json", "X-Requested-By": "island"}
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout)
+            connector = aiohttp.TCPConnector(resolver=WorkerResolver(self._names)) if self._names else None
+            self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector)
         try:
             async with self._session.request(
                 method, self.url + path, data=body, headers=headers, timeout=self._timeout, allow_redirects=False

@@ -1,4 +1,4 @@
-"""Limits of peer sessions and of connections to the user port. Tests use smaller values."""
+"""Limits of peer sessions. Tests use smaller values."""
 
 from __future__ import annotations
 
@@ -64,21 +64,3 @@ class PeerLimits:
         usual = cls()
         shaking = min(usual.shaking, connections // 2)
         return cls(sessions=min(usual.sessions, connections - shaking), shaking=shaking)
-
-
-@dataclass(frozen=True, slots=True)
-class HttpLimits:
-    """Limits of connections to the user port. Durations are in seconds.
-
-    There is no limit per address: connections come from this machine only, so all clients behind a tunnel or a
-    reverse proxy have the same address.
-    """
-
-    connections: int = 1024
-    """Maximum number of connections; a new one closes the oldest one that has no request."""
-    head_s: float = 10.0
-    """Timeout for a complete request head, from the connection or from the first byte of a later request."""
-    stall_s: float = 30.0
-    """Timeout for the next data of a request's body."""
-    idle_s: float = 75.0
-    """Timeout between two requests."""

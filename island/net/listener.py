@@ -13,6 +13,7 @@ from typing import Any
 from island.config import split_address
 from island.errors import ConfigError, IslandError, PeerMisbehaved, Unreachable
 from island.kernel.loops import Tasks
+from island.kernel.names import Names, NetworkAddress
 from island.kernel.stranger_log import StrangerLog
 from island.net.half_open import HalfOpen
 from island.net.limits import PeerLimits
@@ -29,8 +30,11 @@ Accepted = Callable[[asyncio.StreamReader, asyncio.StreamWriter, str, Callable[[
 class Listener:
     """The listening socket of the peer port. `start` binds it, `close` closes it."""
 
-    def __init__(self, listen: str, context: ssl.SSLContext, limits: PeerLimits, accepted: Accepted) -> None:
+    def __init__(
+        self, listen: str, context: ssl.SSLContext, limits: PeerLimits, accepted: Accepted, names: Names
+    ) -> None:
         self._listen, self._context, self._limits, self._accepted = listen, context, limits, accepted
+        self._names = names
         self._socket: socket.socket | None = None
         self._tasks: Tasks | None = None
         self._half_open = HalfOpen[socket.socket](limits.shaking, limits.shaking_per_address)
@@ -47,10 +51,8 @@ class Listener:
         """
         host, port = split_address(self._listen, "listen.peer")
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            self._socket = _bound(found[0][0], found[0][4])
+            found = await self._names.resolve(host, port, flags=socket.AI_PASSIVE)
+            self._socket = _bound(found[0].family, found[0].sockaddr)
         except OSError as error:
             raise ConfigError(
                 f"listen.peer = '{self._listen}' cannot be bound: {error.strerror or error}",
@@ -149,20 +151,20 @@ class Listener:
 
 
 async def dial(
-    address: str, context: ssl.SSLContext, limits: PeerLimits
+    address: str, context: ssl.SSLContext, limits: PeerLimits, names: Names
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Open a TLS connection to `host:port`; raises `OSError`, `TimeoutError` or `ConfigError`."""
     host, port = split_address(address, "address")
     async with asyncio.timeout(limits.connect_s):
-        connection = await _connect(host, port)
+        connection = await _connect(await names.resolve(host, port), host)
         return await _encrypt(connection, context, limits.connect_s, listening=False)
 
 
-async def _connect(host: str, port: int) -> socket.socket:
+async def _connect(addresses: list[NetworkAddress], host: str) -> socket.socket:
     loop = asyncio.get_running_loop()
     problem: OSError = OSError(f"{host} has no address")
-    for family, kind, protocol, _, address in (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[:4]:
-        connection = socket.socket(family, kind, protocol)
+    for family, protocol, address in addresses[:4]:
+        connection = socket.socket(family, socket.SOCK_STREAM, protocol)
         try:
             connection.setblocking(False)
             await loop.sock_connect(connection, address)
@@ -240,7 +242,7 @@ async def hang_up(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-async def own_addresses(host: str, port: int) -> list[str]:
+async def own_addresses(host: str, port: int, names: Names) -> list[str]:
     """Return the addresses at which others can dial a port that is bound to `host`, at most 8.
 
     For a wildcard address these are the addresses of this machine.
@@ -251,9 +253,9 @@ async def own_addresses(host: str, port: int) -> list[str]:
     if host == "::":
         hosts.add(_source(socket.AF_INET6, "2001:db8::1"))
     with contextlib.suppress(OSError):
-        for found in await asyncio.get_running_loop().getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM):
-            if found[0] == socket.AF_INET or host == "::":
-                hosts.add(str(found[4][0]))
+        for found in await names.resolve(socket.gethostname(), port):
+            if found.family == socket.AF_INET or host == "::":
+                hosts.add(str(found.sockaddr[0]))
     real = sorted(each for each in hosts if each and "%" not in each and not each.startswith("127.") and each != "::1")
     return [join_address(each, port) for each in (real or ["127.0.0.1"])][:8]
 

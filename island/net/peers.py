@@ -22,6 +22,7 @@ from island.errors import BadInput, ConfigError, IslandError, NotFound, PeerMisb
 from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId, island_id, key_bytes
 from island.kernel.loops import Tasks
+from island.kernel.names import Names
 from island.kernel.ports import (
     BulkHandler,
     BulkStream,
@@ -35,6 +36,7 @@ from island.kernel.ports import (
 )
 from island.kernel.stranger_log import StrangerLog
 from island.kernel.telemetry import gauge
+from island.kernel.work import ThreadWorkers
 from island.net import relay, tls
 from island.net.bulk import BandwidthMeter, BulkSession, SessionStream
 from island.net.control import ControlSession
@@ -79,16 +81,20 @@ class TlsPeers:
         addresses: Callable[[], Mapping[IslandId, list[str]]],
         relayed: Collection[str] = RELAYED,
         limits: PeerLimits | None = None,
+        names: Names | None = None,
     ) -> None:
         self.me: IslandId = identity.id
         self._trust, self._clock, self._rng = trust, clock, rng
         self._limits = limits or PeerLimits()
         self._advertise, self._known = advertise, addresses
         self._instance = rng.bytes(16)
+        self._host_names = names or Names(ThreadWorkers())
         self._certificate = tls.own_certificate_hash(identity)
         self._dialling = tls.dialler_context()
         self._listener = (
-            Listener(listen, tls.listener_context(identity), self._limits, self._accepted) if listen else None
+            Listener(listen, tls.listener_context(identity), self._limits, self._accepted, self._host_names)
+            if listen
+            else None
         )
         self._mesh = Mesh(self, self._limits, rng)
         self._offenders = Offenders(clock, self._limits)
@@ -192,7 +198,9 @@ class TlsPeers:
         self._tasks = tasks
         if self._listener is not None:
             await self._listener.start(tasks)
-            self._own = self._advertise or await own_addresses(self._listener.host, self._listener.port or 0)
+            self._own = self._advertise or await own_addresses(
+                self._listener.host, self._listener.port or 0, self._host_names
+            )
         tasks.forever("peers.mesh", functools.partial(self._mesh.look, tasks), rng=self._rng)
 
     async def stop(self) -> None:
@@ -334,7 +342,7 @@ class TlsPeers:
     async def _connected(self, address: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]]:
         """Open a TLS connection and return it with the hash of the certificate; failures become `Unreachable`."""
         try:
-            reader, writer = await dial(address, self._dialling, self._limits)
+            reader, writer = await dial(address, self._dialling, self._limits, self._host_names)
         except (OSError, TimeoutError, ConfigError, ValueError) as error:  # ValueError: not a valid host name
             raise Unreachable(f"{address} cannot be dialled: {_reason(error)}", hint=_dial_hint(address)) from error
         try:

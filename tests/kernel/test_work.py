@@ -13,6 +13,7 @@ import pytest
 
 import island
 from island.catalog.messages import SearchQuery
+from island.kernel.names import Names
 from island.kernel.work import BLOCKING_THREADS, ThreadWorkers, ended, to_the_end
 from tests.islands.publishing import Islands, write_table
 
@@ -26,8 +27,6 @@ async def nothing_answers(workers: ThreadWorkers) -> AsyncIterator[None]:
         waiting.release()
         answer.wait()
 
-    loop = asyncio.get_running_loop()
-    workers.install(loop)
     calls = [workers.blocking(ask) for _ in range(BLOCKING_THREADS)]
     try:
         for _ in range(BLOCKING_THREADS):
@@ -44,12 +43,11 @@ async def test_work_of_other_kinds_goes_on_while_every_blocking_call_is_stuck() 
     workers = ThreadWorkers()
     lane = workers.lane("test")
     async with nothing_answers(workers):
-        lookup = asyncio.get_running_loop().getaddrinfo("localhost", None)
-        task = asyncio.get_running_loop().create_task(lookup)
+        task = asyncio.get_running_loop().create_task(Names(workers).resolve("localhost", 80))
         assert await workers.disk(sum, [1, 2]) == 3
         assert await workers.cpu(sum, [1, 2]) == 3
         assert await lane.run(sum, [1, 2]) == 3
-        assert not task.done()  # the loop's own look-ups have the threads for blocking calls
+        assert not task.done()
     assert await task
     lane.close()
     workers.close()

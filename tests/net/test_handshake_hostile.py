@@ -16,7 +16,9 @@ import pytest
 from island.errors import IslandError, PeerMisbehaved, PeerRefused
 from island.kernel import codec
 from island.kernel.ids import NetworkId, key_bytes
+from island.kernel.names import Names
 from island.kernel.ports import SystemRng
+from island.kernel.work import ThreadWorkers
 from island.net import frames, tls
 from island.net.frames import HANDSHAKE_LIMIT, Frame, FrameType, Hello, KeyProof, Refusal
 from island.net.handshake import Handshake, WrongKey, transcript
@@ -38,7 +40,7 @@ class Raw:
     @classmethod
     @contextlib.asynccontextmanager
     async def to(cls, address: str) -> AsyncIterator[Raw]:
-        reader, writer = await dial(address, tls.dialler_context(), QUICK)
+        reader, writer = await dial(address, tls.dialler_context(), QUICK, Names(ThreadWorkers()))
         try:
             yield cls(reader, writer)
         finally:
@@ -245,7 +247,7 @@ async def false_listener(
 
 async def handshake_with(address: str, member: Node, expected: Node) -> IslandError:
     """The error with which a member's dial ends."""
-    reader, writer = await dial(address, tls.dialler_context(), QUICK)
+    reader, writer = await dial(address, tls.dialler_context(), QUICK, Names(ThreadWorkers()))
     try:
         certificate = tls.presented_certificate_hash(writer.get_extra_info("ssl_object"))
         with pytest.raises(IslandError) as caught:

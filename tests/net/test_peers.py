@@ -17,7 +17,9 @@ import pytest
 from island.errors import BadInput, ConfigError, Conflict, Denied, PeerRefused, Unreachable
 from island.kernel.codec import encode
 from island.kernel.ids import IslandId, key_bytes
+from island.kernel.names import Names
 from island.kernel.ports import BulkStream, SystemClock, SystemRng
+from island.kernel.work import ThreadWorkers
 from island.net import relay
 from island.net.bulk import BandwidthMeter
 from island.net.frames import RequestHead
@@ -450,10 +452,11 @@ def test_the_meter_counts_only_while_bytes_flow() -> None:
 
 
 async def test_own_addresses() -> None:
-    assert await own_addresses("127.0.0.1", 5) == ["127.0.0.1:5"]
-    assert await own_addresses("::1", 5) == ["[::1]:5"]
+    names = Names(ThreadWorkers())
+    assert await own_addresses("127.0.0.1", 5, names) == ["127.0.0.1:5"]
+    assert await own_addresses("::1", 5, names) == ["[::1]:5"]
     for wild in ("0.0.0.0", "::"):
-        found = await own_addresses(wild, 5)
+        found = await own_addresses(wild, 5, names)
         assert found and all(each.endswith(":5") and "0.0.0.0" not in each for each in found)
 
 

@@ -14,8 +14,9 @@ import structlog
 from aiohttp import web
 
 from island.kernel.stranger_log import PER_ADDRESS
+from island.livy.http_connections import HttpLimits
 from island.net.api.user_port import UserServer, build
-from island.net.limits import HttpLimits, PeerLimits
+from island.net.limits import PeerLimits
 from island.trust.users import Tokens
 from tests.islands.sessions import Node, archipelago
 

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 from collections.abc import Callable, Iterable
 
-import structlog
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from island.config import split_address
 from island.errors import ConfigError
 from island.kernel import telemetry
-from island.kernel.stranger_log import StrangerLog
+from island.livy.http_connections import HttpConnections, HttpLimits
 from island.net import gateway
 from island.net.api import base
-from island.net.http_connections import HttpConnections
-from island.net.limits import HttpLimits
 from island.net.same_origin import SameOrigin
 from island.trust.users import Tokens
-
-log = structlog.get_logger("island")
 
 
 def build(
@@ -59,29 +52,6 @@ def build(
     return application
 
 
-class _Lines(logging.Handler):
-    """Writes log messages of aiohttp to the island's log; a malformed request is one line without a traceback."""
-
-    def __init__(self, strangers: StrangerLog) -> None:
-        super().__init__()
-        self._strangers = strangers
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, HttpProcessingError | web.RequestPayloadError):
-            # The only argument of aiohttp's log message is the address.
-            address = str(record.args[0]) if isinstance(record.args, tuple) and record.args else "unknown"
-            self._strangers.info("http.malformed", address, error=" ".join(str(error).split())[:300])
-        else:
-            log.error("http.failed", message=record.getMessage(), exc_info=record.exc_info)
-
-
-def _logger(strangers: StrangerLog) -> logging.Logger:
-    logger = logging.Logger("island.http", logging.WARNING)
-    logger.addHandler(_Lines(strangers))
-    return logger
-
-
 class UserServer:
     """Serves the application on the user port until `stop`."""
 
@@ -97,9 +67,7 @@ class UserServer:
         """Bind the port; raises `ConfigError` if it is in use or not an address of this machine."""
         await self._runner.setup()
         assert self._runner.server is not None
-        accept = functools.partial(
-            self._connections.accept, self._runner.server, access_log=None, logger=_logger(self._connections.strangers)
-        )
+        accept = functools.partial(self._connections.accept, self._runner.server)
         try:
             self._listening = await asyncio.get_running_loop().create_server(
                 accept, self._host, self._port, reuse_address=True

@@ -1,4 +1,6 @@
-"""Limits for connections to the user port: their number, timeouts, and which one is closed for a new one.
+"""Limits for connections to the port of a daemon's users or of an engine.
+
+Limited are their number and their pauses; if there are too many, one is closed for a new one.
 
 aiohttp has a timeout for idle connections only. Without these limits, a client that sends half a request could
 hold a file descriptor without limit.
@@ -7,13 +9,20 @@ hold a file descriptor without limit.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from aiohttp import StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from island.kernel.stranger_log import StrangerLog
-from island.net.api.base import Handler
-from island.net.limits import HttpLimits
+
+log = structlog.get_logger("island")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _FULL = b'{"error":"busy","message":"too many requests are being served","hint":"Try again in a moment.","status":503}'
 BUSY = (
@@ -22,12 +31,31 @@ BUSY = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Limits of connections to one port. Durations are in seconds.
+
+    There is no limit per address: connections come from this machine only, so all clients behind a tunnel or a
+    reverse proxy have the same address.
+    """
+
+    connections: int = 1024
+    """Maximum number of connections; a new one closes the oldest one that has no request."""
+    head_s: float = 10.0
+    """Timeout for a complete request head, from the connection or from the first byte of a later request."""
+    stall_s: float = 30.0
+    """Timeout for the next data of a request's body."""
+    idle_s: float = 75.0
+    """Timeout between two requests."""
+
+
 class HttpConnections:
     """All connections to one port. `accept` is the protocol factory; `watch` must be the outermost middleware."""
 
     def __init__(self, limits: HttpLimits) -> None:
         self.limits = limits
         self.strangers = StrangerLog()
+        self._logger = _logger(self.strangers)
         self._all: set[HttpConnection] = set()
         # Oldest first. A connection that is in neither dict has a request that is being served.
         self._half_open: dict[HttpConnection, None] = {}
@@ -35,7 +63,8 @@ class HttpConnections:
 
     def accept(self, server: web.Server, **options: Any) -> HttpConnection:
         """Return the protocol of a new connection; `options` are those of `aiohttp.web.RequestHandler`."""
-        return HttpConnection(self, server, keepalive_timeout=self.limits.idle_s, **options)
+        options = {"access_log": None, "logger": self._logger, "keepalive_timeout": self.limits.idle_s, **options}
+        return HttpConnection(self, server, **options)
 
     @web.middleware
     async def watch(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -163,3 +192,26 @@ class HttpConnection(web.RequestHandler):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = timer
+
+
+class _Lines(logging.Handler):
+    """Writes log messages of aiohttp to the island's log; a malformed request is one line without a traceback."""
+
+    def __init__(self, strangers: StrangerLog) -> None:
+        super().__init__()
+        self._strangers = strangers
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError | web.RequestPayloadError):
+            # The only argument of aiohttp's log message is the address.
+            address = str(record.args[0]) if isinstance(record.args, tuple) and record.args else "unknown"
+            self._strangers.info("http.malformed", address, error=" ".join(str(error).split())[:300])
+        else:
+            log.error("http.failed", message=record.getMessage(), exc_info=record.exc_info)
+
+
+def _logger(strangers: StrangerLog) -> logging.Logger:
+    logger = logging.Logger("island.http", logging.WARNING)
+    logger.addHandler(_Lines(strangers))
+    return logger
