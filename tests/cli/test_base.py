@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from island.cli import base
+from island.cli import base, job_progress
 from island.cli.demo.demo_island import ISLAND
 from island.cli.demo.stage import Stage
 from island.errors import IslandError, Unauthenticated
@@ -117,3 +117,15 @@ def test_a_refused_token_of_the_environment_is_named(
     monkeypatch.setattr(base, "TARGET", base.Target(token_file="file" if overridden else None))
     base.fail(Unauthenticated("this island does not know the token", hint="Use another."))
     assert ("ISLAND_TOKEN is set" in capsys.readouterr().err) is not overridden
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_wait_shows_its_seconds_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    monkeypatch.setattr(sys, "stderr", err := Terminal() if terminal else io.StringIO())
+    elapsed = job_progress.Elapsed()
+    elapsed.clear()
+    assert err.getvalue() == ""
+    elapsed.show(HOSTILE)
+    elapsed.clear()
+    shown = re.fullmatch(r"\r\x1b\[K  ([^\x1b]*owned[^\x1b]*): \d+ s\r\x1b\[K", err.getvalue())
+    assert shown if terminal else err.getvalue() == ""
