@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from island.client import Api
-from island.errors import IslandError
+from island.errors import IslandError, Unauthenticated
 from island.home import Endpoint, Home
 from island.kernel.terminal import escaped
 from island.kernel.units import format_bytes
@@ -71,6 +71,11 @@ def api(*, timeout: float = 120.0) -> Api:
     token = token or os.environ.get("ISLAND_TOKEN")
     if token:
         return Api(Endpoint(TARGET.url or home().url(), token), timeout=timeout)
+    if TARGET.url and not home().exists():
+        raise Unauthenticated(
+            f"no token is given for {TARGET.url}",
+            hint="Set ISLAND_TOKEN or --token-file, or select the home folder of the island with --home.",
+        )
     endpoint = home().endpoint()
     return Api(Endpoint(TARGET.url, endpoint.token) if TARGET.url else endpoint, timeout=timeout)
 
@@ -185,5 +190,7 @@ def progress_bar(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
 def fail(error: IslandError) -> None:
     """Print an error on stderr: the message, and the hint on a second line."""
     say(f"island: {error.message}")
-    if error.hint:
+    if error.code == Unauthenticated.code and os.environ.get("ISLAND_TOKEN") and not TARGET.token_file:
+        say("ISLAND_TOKEN is set and overrides the token of the home folder. Unset it, or set the right token.")
+    elif error.hint:
         say(error.hint)

@@ -135,6 +135,7 @@ def show(
     if as_json:
         base.show_json(found)
         return
+    found["read"] = _url(found)
     tables = {key: found.pop(key) for key in ("columns", "holders", "warnings", "details")}
     found |= {key: base.format_size(found[key]) for key in ("bytes", "bytes_local", "bytes_moved")}
     base.show_pairs({key: value for key, value in found.items() if value not in (None, "", [])}, False)
@@ -149,6 +150,12 @@ def show(
             base.show_table(columns, ([_cell(item, column) for column in columns] for item in tables[title]))
     for warning in tables["warnings"]:
         base.say(f"warning: {base.format_cell(warning)}")
+
+
+def _url(found: Mapping[str, Any]) -> str:
+    """The URL at which programs read a dataset. The rows of a HATS catalog are in its folder `dataset`."""
+    version = "" if found["newest"] else f"@{found['snapshot']}"
+    return f"island://{found['dataset']}{version}" + ("/dataset" if found["format"] == "hats" else "")
 
 
 def _cell(item: Mapping[str, Any], key: str) -> str:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from island.cli import base
 from island.client import Api, quote
 from island.errors import IslandError
+from island.kernel.terminal import escaped
 from island.private_files import secret_text
 
 ENDED = {"dead", "error", "killed", "success"}
 KEY_HEADER = "X-Island-Job-Key"
 FAILED = {"dead", "error", "killed"}
+
+_CLEAR = "\x1b[K"
+"""Clears a terminal's line to its end."""
 
 
 def path(job: str, *rest: str) -> str:
@@ -71,19 +76,44 @@ def island_lines(log: list[str]) -> list[str]:
     return log[log.index("\nisland: ") + 1 :] if "\nisland: " in log else []
 
 
+class Elapsed:
+    """Shows how long a command has been waiting, on a line that is overwritten; nothing if stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        self._since, self._shown = time.monotonic(), False
+
+    def show(self, what: str) -> None:
+        """Show `what` and the elapsed seconds."""
+        if sys.stderr.isatty():
+            self._shown = True
+            sys.stderr.write(f"\r{_CLEAR}  {escaped(what)}: {time.monotonic() - self._since:.0f} s")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Clear the line, before other text is printed."""
+        if self._shown:
+            self._shown = False
+            sys.stderr.write(f"\r{_CLEAR}")
+            sys.stderr.flush()
+
+
 def settle(api: Api, job: str, *, headers: dict[str, str] | None = None, quiet: bool = False) -> dict[str, Any]:
     """Wait until a batch has ended, or a session is idle or has ended; return its row.
 
-    Prints the job's progress on stderr meanwhile, unless `quiet`.
+    Prints the job's progress on stderr meanwhile, and on a terminal the elapsed seconds, unless `quiet`.
     """
-    import time
-
-    narrator = Narrator(api, job, headers)
-    while True:
-        row: dict[str, Any] = get(api, path(job, "wait"), headers or {}, timeout=1.0)
-        if not quiet:
-            narrator.tell()
-        if row["state"] in ENDED or (row["kind"] == "session" and row["state"] == "idle"):
-            return row
-        if headers:
-            time.sleep(1.0)  # the request goes to another home, where it does not wait
+    narrator, elapsed = Narrator(api, job, headers), Elapsed()
+    try:
+        while True:
+            row: dict[str, Any] = get(api, path(job, "wait"), headers or {}, timeout=1.0)
+            if not quiet:
+                elapsed.clear()
+                narrator.tell()
+            if row["state"] in ENDED or (row["kind"] == "session" and row["state"] == "idle"):
+                return row
+            if not quiet:
+                elapsed.show(f"{row['kind']} is {row['state']}")
+            if headers:
+                time.sleep(1.0)  # the request goes to another home, where it does not wait
+    finally:
+        elapsed.clear()

@@ -15,6 +15,9 @@ from island.errors import IslandError
 
 app = typer.Typer(help="Interactive Spark sessions: open, execute, list, close.", no_args_is_help=True)
 
+CANCEL_S = 5.0
+"""Seconds that an interrupted command waits for the answer to its cancellation of a statement."""
+
 Id = Annotated[str, typer.Argument(metavar="ID", help="The local id, the public id, or a unique prefix of it.")]
 
 
@@ -104,10 +107,11 @@ def _run(api: Api, session: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cancel(api: Api, session: str, statement: dict[str, Any]) -> None:
-    """Cancel a statement and report the outcome on stderr."""
+    """Cancel a statement and report the outcome on stderr; gives up if the island does not answer in `CANCEL_S`."""
+    base.say("cancelling the statement; press Ctrl-C again to leave it running")
     name = f"statement {statement['id']} of session {session}"
     try:
-        api.post(path(session, "statements", str(statement["id"]), "cancel"))
+        Api(api.endpoint, timeout=CANCEL_S).post(path(session, "statements", str(statement["id"]), "cancel"))
     except IslandError as error:
         base.say(f"{name} could not be cancelled and may still be running: {error.message}")
     else:

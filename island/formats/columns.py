@@ -356,12 +356,21 @@ def find(name: str, names: Iterable[str], *, what: str = "column") -> str:
 def _nearest(name: str, known: list[str]) -> str:
     folded = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower(), list(folded), n=3, cutoff=0.5)
-    tail = [other for other in known if other.lower().rsplit(".", 1)[-1] == name.lower().rsplit(".", 1)[-1]]
+    leaves: dict[str, list[str]] = {}
+    for other in known:
+        leaves.setdefault(_leaf(other), []).append(other)
+    fields = difflib.get_close_matches(_leaf(name), list(leaves), n=3, cutoff=0.7)
+    tail = [other for leaf in fields for other in leaves[leaf]]
     hits = list(dict.fromkeys([*tail[:3], *(folded[key] for key in close)]))[:3]
     if hits:
         return f"Did you mean {' or '.join(hits)}?"
     shown = ", ".join(known[:8])
-    return f"The columns are {shown}{', ...' if len(known) > 8 else ''}." if known else "There are no columns."
+    more = f" and {len(known) - 8} more" if len(known) > 8 else ""
+    return f"The columns are {shown}{more}." if known else "There are no columns."
+
+
+def _leaf(name: str) -> str:
+    return name.lower().rsplit(".", 1)[-1]
 
 
 # --- positions --------------------------------------------------------------------------------

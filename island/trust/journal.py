@@ -35,6 +35,9 @@ MAX_NUMBER = 2**53
 ACKNOWLEDGE = "journal.acknowledge"
 """The `act` of a row that begins a new generation: an administrator accepts that rows are missing."""
 
+_LOWEST = -(2**63)
+"""The lowest number of a row in SQLite. Another program may have written numbers below 1."""
+
 _AGO = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])\Z")
 _TEXT_LIMIT, _DETAIL_LIMIT = 1000, 8000
 
@@ -44,6 +47,14 @@ class Tip(NamedTuple):
 
     seq: int
     hash: bytes
+
+
+class VerifiedRows(NamedTuple):
+    """The last of the rows that were verified, their problems as sentences, and whether there may be more rows."""
+
+    last: Tip
+    problems: list[str]
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +173,17 @@ def seal(conn: sqlite3.Connection, identity: Identity, network: NetworkId) -> No
 
 def verify(conn: sqlite3.Connection) -> list[str]:
     """The problems of the rows and the head, as sentences. Reads all rows."""
+    rows = verify_rows(conn, None, limit=-1)
+    return rows.problems + verify_head(conn, rows.last)
+
+
+def verify_rows(conn: sqlite3.Connection, after: Tip | None, limit: int) -> VerifiedRows:
+    """Verify at most `limit` rows that follow the row `after`; None starts with the first row. -1 means no limit."""
     problems: list[str] = []
-    expected, previous = 1, FIRST
-    for row in conn.execute("SELECT * FROM journal ORDER BY seq"):
+    first, (number, previous) = (after.seq + 1, after) if after else (_LOWEST, Tip(0, FIRST))
+    expected, count = number + 1, 0
+    for row in conn.execute("SELECT * FROM journal WHERE seq >= ? ORDER BY seq LIMIT ?", (first, limit)):
+        count += 1
         if row["seq"] != expected:
             problems.append(f"rows {expected} to {row['seq'] - 1} are missing")
         if row["previous"] != previous:
@@ -172,7 +191,12 @@ def verify(conn: sqlite3.Connection) -> list[str]:
         if row["hash"] != _hash(row["previous"], [row[key] for key in _CONTENT]):
             problems.append(f"row {row['seq']} was edited: its content does not match its hash")
         expected, previous = row["seq"] + 1, row["hash"]
-    return problems + _verify_head(tip(conn), Tip(expected - 1, previous))
+    return VerifiedRows(Tip(expected - 1, previous), problems, more=count == limit)
+
+
+def verify_head(conn: sqlite3.Connection, newest: Tip) -> list[str]:
+    """The problems of the head, as sentences. `newest` is the last row, in the same transaction."""
+    return _verify_head(tip(conn), newest)
 
 
 def verify_seal(conn: sqlite3.Connection, me: IslandId) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -16,6 +17,7 @@ from island.kernel.ids import IslandId, NetworkId, check_name, key_bytes
 from island.kernel.ports import Clock, Rng, Topic
 from island.private_files import write_secret
 from island.trust import core, journal, store
+from island.trust.journal import Tip, VerifiedRows
 from island.trust.keys import NO_NETWORK, Identity
 from island.trust.messages import Invitation
 from island.trust.sealing import Sealer, seal_problems
@@ -24,6 +26,8 @@ log = structlog.get_logger("island")
 
 MAX_USES, MAX_VALID_S = 1000, 366 * 86400.0
 _CACHED_CHAINS = 4096
+VERIFIED_AT_ONCE = 500
+"""Maximum number of rows of the journal that are verified in one read."""
 
 
 class Trust:
@@ -42,7 +46,7 @@ class Trust:
         """The file for the recovery key of a network that this island founds."""
         self.sealer = Sealer(identity, lambda: self.network or NO_NETWORK)
         self._state, self._clock, self._rng = state, clock, rng
-        self._founding = asyncio.Lock()
+        self._founding, self._verifying = asyncio.Lock(), asyncio.Lock()
         self._believed: dict[bytes, IslandId] = {}
 
     async def load(self) -> None:
@@ -91,13 +95,24 @@ class Trust:
         return await self._state.read(lambda conn: journal.entries(conn, start, contains, limit))
 
     async def verify_journal(self) -> tuple[int, list[str]]:
-        """Return (number of the newest row, problems that this island can detect without other islands)."""
+        """Return (number of the newest row, problems that this island can detect without other islands).
 
-        def check(conn: sqlite3.Connection) -> tuple[int, list[str]]:
-            return journal.last(conn), journal.verify(conn) + seal_problems(conn, self.me)
+        Rows are read in pages, so that other readers of state.db get their turn, and by one caller at a time.
+        """
 
-        last, problems = await self._state.read(check)
-        return last, problems or ([self.sealer.problem] if self.sealer.problem else [])
+        def check(conn: sqlite3.Connection, after: Tip | None) -> VerifiedRows:
+            rows = journal.verify_rows(conn, after, VERIFIED_AT_ONCE)
+            if not rows.more:  # the head and the seal are compared with the last row in one transaction
+                rows.problems.extend(journal.verify_head(conn, rows.last) + seal_problems(conn, self.me))
+            return rows
+
+        async with self._verifying:
+            rows = await self._state.read(partial(check, after=None))
+            problems = rows.problems
+            while rows.more:
+                rows = await self._state.read(partial(check, after=rows.last))
+                problems += rows.problems
+        return rows.last.seq, problems or ([self.sealer.problem] if self.sealer.problem else [])
 
     # --- the inviter's side -----------------------------------------------------------------
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from island.cli import base
+from island.cli import base, job_progress
 from island.cli.demo.demo_island import ISLAND
 from island.cli.demo.stage import Stage
-from island.errors import IslandError
+from island.errors import IslandError, Unauthenticated
 
 
 class Terminal(io.StringIO):
@@ -99,3 +99,33 @@ def test_an_argument_with_escapes_is_not_obeyed_when_the_error_repeats_it(
     # Some versions of Click write a control character of an argument as \x1b themselves.
     assert done.returncode in (1, 2) and re.search(rb"\\(u00|x)1b\[", done.stderr)
     assert not set(done.stderr.decode() + done.stdout.decode()) & set("\x1b\x07\x9b\u202e\r\x7f\u2066")
+
+
+def test_a_url_without_a_token_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ISLAND_TOKEN", raising=False)
+    monkeypatch.setattr(base, "TARGET", base.Target(home=str(tmp_path), url="http://127.0.0.1:1"))
+    with pytest.raises(Unauthenticated, match="no token is given") as error:
+        base.api()
+    assert "ISLAND_TOKEN or --token-file" in error.value.hint
+
+
+@pytest.mark.parametrize("overridden", [False, True])
+def test_a_refused_token_of_the_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], overridden: bool
+) -> None:
+    monkeypatch.setenv("ISLAND_TOKEN", "x")
+    monkeypatch.setattr(base, "TARGET", base.Target(token_file="file" if overridden else None))
+    base.fail(Unauthenticated("this island does not know the token", hint="Use another."))
+    assert ("ISLAND_TOKEN is set" in capsys.readouterr().err) is not overridden
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_wait_shows_its_seconds_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    monkeypatch.setattr(sys, "stderr", err := Terminal() if terminal else io.StringIO())
+    elapsed = job_progress.Elapsed()
+    elapsed.clear()
+    assert err.getvalue() == ""
+    elapsed.show(HOSTILE)
+    elapsed.clear()
+    shown = re.fullmatch(r"\r\x1b\[K  ([^\x1b]*owned[^\x1b]*): \d+ s\r\x1b\[K", err.getvalue())
+    assert shown if terminal else err.getvalue() == ""

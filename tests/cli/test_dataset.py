@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -112,7 +113,7 @@ async def test_publish_list_search_show_withdraw(shell: Shell, tmp_path: Path) -
         ("alpha", "owner", "self")
     ]
     out, _ = await shell("show", f"alpha/virgo@{shown['snapshot'][:8]}")
-    assert "pos.eq.ra" in out
+    assert "pos.eq.ra" in out and re.search(r"^read +island://alpha/virgo$", out, re.MULTILINE)
     assert (await shell("ls", user=True))[0] == (await shell("ls"))[0]
     await shell("unpublish", "alpha/virgo")
     assert json.loads((await shell("ls", "--json"))[0]) == []

@@ -108,7 +108,8 @@ def test_a_second_interrupt_ends_session_exec_at_once() -> None:
         assert process.wait(60) == -signal.SIGINT
 
 
-def test_a_statement_whose_number_comes_late_is_cancelled() -> None:
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_statement_whose_number_comes_late_is_cancelled(hangs: bool) -> None:
     arguments = ("session", "exec", "0", "1")
     with (
         silent_island() as listening,
@@ -120,11 +121,14 @@ def test_a_statement_whose_number_comes_late_is_cancelled() -> None:
         assert "as soon as the island has answered" in process.stderr.readline()
         body = json.dumps({"id": 7, "state": "waiting"}).encode()
         first.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        assert process.stderr.readline() == "cancelling the statement; press Ctrl-C again to leave it running\n"
         second, _ = listening.accept()
         with second:
             assert b"POST /api/v1/jobs/0/statements/7/cancel " in second.recv(65536)
-        # The island goes away without an answer: what could not be done is said.
-        _, err = process.communicate(timeout=60)
+            if not hangs:
+                second.close()
+            # The island goes away without an answer, or does not answer: what could not be done is said.
+            _, err = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "statement 7 of session 0 could not be cancelled and may still be running" in err
         assert "Traceback" not in err

@@ -191,3 +191,17 @@ def test_stats_keep_what_pruning_needs(tmp_path: Path) -> None:
     assert (found["n"].low, found["n"].high) == (0, 2**64 - 1)
     assert (found["all"].low, found["all"].nulls) == (None, 4)
     assert (found["c.m"].low, found["c.m"].high, found["c.m"].nulls) == (-7, 3, 2)
+
+
+@pytest.mark.parametrize("typed", ["magpsf", "MAGPSF", "magsf", "cand.magpsf", "candidate.magspf"])
+def test_a_nested_column_is_suggested_for_its_mistyped_field(typed: str) -> None:
+    known = ["objectId", "candid", "candidate.jd", "candidate.magpsf", "candidate.diffmaglim", "cutout.stampData"]
+    with pytest.raises(BadInput) as error:
+        columns.find(typed, known)
+    assert error.value.hint.startswith("Did you mean candidate.magpsf")
+
+
+def test_a_long_list_of_columns_is_shortened() -> None:
+    with pytest.raises(BadInput) as error:
+        columns.find("zzz", [f"column{number}" for number in range(10)])
+    assert error.value.hint.endswith("column7 and 2 more.")

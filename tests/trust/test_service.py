@@ -17,7 +17,7 @@ from island.kernel import codec
 from island.kernel.db import Database
 from island.kernel.ids import NetworkId
 from island.kernel.ports import SystemClock, SystemRng
-from island.trust import core, journal
+from island.trust import core, journal, service
 from island.trust.keys import Identity
 from island.trust.messages import Genesis
 from island.trust.service import Trust
@@ -229,6 +229,43 @@ async def test_rows_are_sealed_in_their_commit_and_those_that_failed_are_not(isl
     assert [result for result in results if result is not None] == [results[5]]
     assert await a.trust.verify_journal() == (7, [])
     assert await a.state.read(journal.sealed_tip) == await a.state.read(journal.tip) != before
+
+
+async def test_the_journal_is_verified_in_pages_and_by_one_caller_at_a_time(
+    islands: list[Island], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = islands[0]
+    await a.trust.invite(["h:1"])
+    for _ in range(4):
+        await a.trust.invite(["h:1"])
+    assert (await a.trust.verify_journal())[1] == []
+    pages: list[int] = []
+    running = 0
+    verify_rows = journal.verify_rows
+
+    def counted(conn: sqlite3.Connection, after: journal.Tip | None, limit: int) -> journal.VerifiedRows:
+        nonlocal running
+        running += 1
+        assert running == 1
+        rows = verify_rows(conn, after, limit)
+        pages.append(rows.last.seq)
+        running -= 1
+        return rows
+
+    monkeypatch.setattr(service, "VERIFIED_AT_ONCE", 2)
+    monkeypatch.setattr(journal, "verify_rows", counted)
+    for _ in range(2):
+        results = await asyncio.gather(*(a.trust.verify_journal() for _ in range(4)))
+        assert results == [(6, [])] * 4
+        assert pages == [2, 4, 6, 6] * 4
+        pages.clear()
+    await a.state.write(lambda conn: conn.execute("UPDATE journal SET who = 'x' WHERE seq IN (2, 3)").rowcount)
+    assert (await a.trust.verify_journal())[1] == [
+        f"row {number} was edited: its content does not match its hash" for number in (2, 3)
+    ]
+    await a.state.write(lambda conn: conn.execute("DELETE FROM journal WHERE seq IN (2, 3, 6)").rowcount)
+    problems = (await a.trust.verify_journal())[1]
+    assert problems[0] == "rows 2 to 3 are missing" and "rows 6 to 6 are missing at the end" in problems
 
 
 async def test_a_commit_that_fails_leaves_the_sealer_with_what_is_on_disk(islands: list[Island]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -36,10 +37,16 @@ def routes(trust: Trust, heads: JournalHeads, display: Callable[[IslandId], str]
         found = await trust.journal(query.get("since", ""), query.get("contains", "")[:1000], limit)
         return base.reply([row(entry, trust.name) for entry in found])
 
-    async def verify(_: web.Request) -> web.Response:
-        """Check every row and the seal, and compare the journal with the heads that other islands store."""
-        answers = await heads.compare()
-        rows, problems = await trust.verify_journal()
+    checking = asyncio.Lock()
+
+    async def verify(request: web.Request) -> web.Response:
+        """Check every row and the seal, and compare the journal with the heads that other islands store.
+
+        Runs once at a time; further requests wait, until their clients disconnect.
+        """
+        async with base.attended(request), checking:
+            answers = await heads.compare()
+            rows, problems = await trust.verify_journal()
         problems += heads.own_problems(display)
         return base.reply(
             {
