@@ -182,7 +182,7 @@ async def test_results_are_kept_when_a_killed_engine_ends_the_session(tmp_path: 
             async with asyncio.timeout(60):
                 while (job := await home.jobs.named(USER, job.id)).live:
                     await asyncio.sleep(0.05)
-            assert job.state == "dead" and "started anew" in job.reason
+            assert job.state == "dead" and "was restarted, which ended its Spark sessions" in job.reason
             done, gone = [statement for statement, _ in await home.jobs.statements(job)]
             assert json.loads(done.output)["data"]["text/plain"] == "42"
             assert gone.state == "error" and json.loads(gone.output)["ename"] == "SessionLost"
