@@ -96,6 +96,7 @@ class LivyClient:
         self._max_answer = max_answer
         self._session = session
         self._own = session is None
+        self._closed = False
         self._names = names
 
     async def __aenter__(self) -> Self:
@@ -107,10 +108,14 @@ class LivyClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections of this client, unless the HTTP session was passed to it."""
+        """Close the connections of this client, unless the HTTP session was passed to it.
+
+        Calls that are made later raise `EngineFailed`.
+        """
+        self._closed = True
         if self._own and self._session is not None:
-            await self._session.close()
-            self._session = None
+            session, self._session = self._session, None
+            await session.close()
 
     # -- the server ---------------------------------------------------------------------
 
@@ -232,6 +237,9 @@ class LivyClient:
     async def _call(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """Send one request and return the body of its answer. Raises `IslandError` for any status other than 2xx."""
         headers = {**self._headers, "Content-Type": "application/json", "X-Requested-By": "island"}
+        if self._closed:
+            # While the daemon stops, the drivers of jobs may still ask. They must not take this for the end of a job.
+            raise EngineFailed(f"the client of Livy at {self.url} is closed")
         if self._session is None:
             connector = aiohttp.TCPConnector(resolver=WorkerResolver(self._names)) if self._names else None
             self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector)

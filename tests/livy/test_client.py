@@ -50,6 +50,22 @@ async def test_login_and_instance() -> None:
     assert seen == [None, "Bearer t", "Basic dTpw", "Basic YW55OnTFmQ=="]
 
 
+async def test_a_closed_client_is_an_engine_that_does_not_answer() -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"version": "0.9.0-incubating"})
+
+    async with livy(answer) as url:
+        client = LivyClient(url)
+        await client.version()
+        closing = asyncio.ensure_future(client.close())
+        await asyncio.sleep(0)
+        with pytest.raises(EngineFailed, match="closed"):  # also while it is being closed
+            await client.version()
+        await closing
+        with pytest.raises(EngineFailed, match="closed"):
+            await client.create_session(SessionRequest())
+
+
 @pytest.mark.parametrize(
     ("status", "body", "error", "words"),
     [
