@@ -399,6 +399,7 @@ def oracle() -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
 @given(conditions(3))
 @example("(- i) BETWEEN (- abs(i)) AND CASE WHEN s LIKE 'a%' THEN i ELSE nullif(-1.5, i) END")

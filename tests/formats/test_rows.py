@@ -50,6 +50,7 @@ def test_a_dot_may_be_part_of_a_name(tmp_path: Path) -> None:
     assert batch.to_pydict() == {"a.b": [1]}
 
 
+@pytest.mark.slow
 def test_batches_are_bounded(tmp_path: Path) -> None:
     pq.write_table(pa.table({"n": list(range(150_000))}), tmp_path / "a.parquet")
     sizes = [batch.num_rows for batch in rows.read_batches(tmp_path / "a.parquet")]

@@ -106,6 +106,7 @@ def _scenario(trouble: Trouble, *, refuses: bool) -> Callable[[Archipelago], Any
     return scenario
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("trouble", "refuses"), [(_full, True), (_slow, False), (_broken, True)])
 def test_an_island_recovers_from_disk_faults(trouble: Trouble, refuses: bool, seed: int) -> None:

@@ -144,6 +144,7 @@ def test_a_journal_that_was_changed_by_others_is_reported_by_its_island() -> Non
     simulate(9, scenario)
 
 
+@pytest.mark.slow
 def test_heads_are_kept_through_restarts_loss_and_duplication() -> None:
     async def scenario(archipelago: Archipelago) -> None:
         world = World(archipelago)
