@@ -220,11 +220,6 @@ class TlsPeers:
         self._not_there.clear()
         self._mesh.connect_soon()
 
-    def misbehaved(self, island: IslandId, error: PeerMisbehaved) -> None:
-        """End all sessions with an island that sent wrong data."""
-        if first := next((each for each in self._all if each.island == island), None):
-            first.end(error)  # `_ended` then ends the others
-
     async def join(self, invitation: str) -> IslandId:
         """Redeem an invitation, adopt its network, and wait until linked with the inviter; return the inviter.
 
