@@ -11,11 +11,7 @@ from island import config
 from island.cli import base
 from island.errors import BadInput, Conflict
 from island.home import Home
-from island.kernel.ids import check_name
-from island.kernel.ports import SystemRng
 from island.private_files import write_secret
-from island.trust.keys import Identity
-from island.trust.users import create_tokens
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +31,8 @@ def init(
     ] = "archipelago",
 ) -> None:
     """Create a home folder with island.toml, the key and the two tokens."""
+    from island.kernel.ids import check_name
+
     target = Home(home.expanduser().absolute())
     if target.exists():
         raise Conflict(
@@ -58,6 +56,10 @@ def init(
 
 
 def _write(target: Home, text: str) -> None:
+    from island.kernel.ports import SystemRng
+    from island.trust.keys import Identity
+    from island.trust.users import create_tokens
+
     try:
         target.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         target.path.chmod(0o700)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import typer
 
 from island.cli import base
-from island.kernel import telemetry
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +18,7 @@ def register(app: typer.Typer) -> None:
 def run() -> None:
     """Run the daemon in the foreground. SIGINT or SIGTERM stops it."""
     from island.daemon import main
+    from island.kernel import telemetry
 
     home = base.home()
     config = home.config()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -31,16 +32,17 @@ def work(engine: RunningEngine) -> Path:
 
 @pytest.fixture
 async def client(engine: RunningEngine) -> AsyncIterator[LivyClient]:
-    """A client of the shared engine."""
+    """A client of the shared engine. Sessions that the test has opened and left are deleted after it."""
     async with LivyClient(engine.url, engine.token) as client:
+        before = {view.id for view in (await client.sessions()).sessions}
         yield client
+        left = {view.id for view in (await client.sessions()).sessions} - before
+        await asyncio.gather(*(client.delete_session(number) for number in left))
 
 
 @pytest.fixture(scope="session")
 def shared_session(engine: RunningEngine) -> int:
     """A session that tests share. They must leave it usable."""
-    import asyncio
-
     async def open_one() -> int:
         async with LivyClient(engine.url, engine.token) as client:
             view = await client.create_session(SessionRequest(kind="pyspark"))
