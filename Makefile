@@ -44,7 +44,7 @@ lint: install
 # Sessions start in half the time with the class-data archive of Spark, which is made once.
 unit: install
 	$(BIN)/island engine --prepare
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 bench: install
 	@for each in tests/bench/bench_*.py; do echo "== $$each"; PYTHONPATH=. $(BIN)/python $$each || exit 1; done
