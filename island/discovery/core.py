@@ -25,6 +25,9 @@ MAX_AGE_S = 2.0 * TTL_S
 MAX_TEXT = 400
 """Maximum size of a TXT record in bytes."""
 
+MAX_PACKETS = 100
+"""Maximum number of packets that are read in one second on one interface; more are dropped."""
+
 MAX_ANNOUNCEMENTS = 128
 """Maximum number of islands nearby that are taken into account; the first ones stay."""
 
@@ -148,6 +151,27 @@ def _text(network: NetworkId, me: IslandId) -> bytes:
 
 
 # What is heard
+
+
+class PacketGate:
+    """Decides which received packets are read: those of the interface's own network, limited in rate.
+
+    Reading a packet takes processor time, and a question is answered, so other networks must not cause either
+    (RFC 6762, section 11).
+    """
+
+    def __init__(self, network: IPv4Network) -> None:
+        self._network = network
+        self._second, self._passed = 0, 0
+
+    def passes(self, source: str, now: float) -> bool:
+        """Return whether to read a packet from the IPv4 address `source` at `now` (monotonic seconds)."""
+        if IPv4Address(source) not in self._network:
+            return False
+        if int(now) != self._second:
+            self._second, self._passed = int(now), 0
+        self._passed += 1
+        return self._passed <= MAX_PACKETS
 
 
 def read(heard: Heard, interface: IPv4Network) -> Announcement | None:

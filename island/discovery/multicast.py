@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import itertools
 import socket
@@ -21,13 +22,13 @@ from zeroconf import (  # type: ignore[attr-defined]  # it offers the types of r
 )
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
-from island.discovery.core import SERVICE_TYPE, TTL_S, Heard, Interface, OwnAnnouncement
+from island.discovery.core import SERVICE_TYPE, TTL_S, Heard, Interface, OwnAnnouncement, PacketGate
 from island.errors import IslandError
 
-MAX_INSTANCES = 1024
+MAX_INSTANCES = 256
 """Maximum number of instances of the service that are read. The library keeps at most 10,000 records of any kind."""
 
-MAX_RECORDS = 16
+MAX_RECORDS = 8
 """Maximum number of records of one host that are read."""
 
 
@@ -83,6 +84,9 @@ class Responder:
     async def _begin(self) -> None:
         self._multicast = AsyncZeroconf(interfaces=[str(self.interface.ip)], ip_version=IPVersion.V4Only)
         await self._multicast.zeroconf.async_wait_for_start()
+        for reader in self._multicast.zeroconf.engine.readers:
+            listener: Any = reader.transport.get_protocol()
+            reader.transport.set_protocol(_Gated(listener, PacketGate(self.interface.network)))
         self._browser = AsyncServiceBrowser(self._multicast.zeroconf, SERVICE_TYPE, handlers=[self._on_change])
         if self.own is not None:
             await (await self._multicast.async_register_service(self._service(self.own)))
@@ -133,6 +137,23 @@ class Responder:
                     text = record
             if service is not None and text is not None:
                 yield Heard(service.port, addresses(service.server), text.text, (now - pointer.created) / 1000)
+
+
+class _Gated(asyncio.DatagramProtocol):
+    """Passes packets that the gate lets through to the library, which reads packets from anywhere."""
+
+    def __init__(self, listener: asyncio.DatagramProtocol, gate: PacketGate) -> None:
+        self._listener, self._gate = listener, gate
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        if self._gate.passes(addr[0], asyncio.get_running_loop().time()):
+            self._listener.datagram_received(data, addr)
+
+    def error_received(self, exc: Exception) -> None:
+        self._listener.error_received(exc)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.connection_lost(exc)
 
 
 def _check(interface: Interface) -> None:

@@ -85,6 +85,14 @@ def test_interfaces_are_chosen_by_name_or_address_and_loopback_only_on_request()
 # --- what is heard
 
 
+def test_packets_are_read_from_the_network_of_the_interface_and_not_without_limit() -> None:
+    gate = core.PacketGate(LAN)
+    assert not any(gate.passes(source, 100.0) for source in ("192.168.8.1", "8.8.8.8", "127.0.0.1"))
+    passed = sum(gate.passes("192.168.7.9", 100.0 + packet / 1000) for packet in range(3000))
+    assert passed == 3 * core.MAX_PACKETS
+    assert gate.passes("192.168.7.9", 200.0)
+
+
 def test_only_addresses_in_the_network_of_the_interface_are_used() -> None:
     addresses = ("192.168.7.9", "8.8.8.8", "127.0.0.1", "224.0.0.251", "0.0.0.0", "192.168.7.255", "192.168.7.0")
     assert core.read(heard(*addresses), LAN) == announced(KISO, "192.168.7.9:8991")

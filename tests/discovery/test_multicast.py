@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
@@ -27,8 +27,8 @@ MDNS = ("224.0.0.251", 5353)
 class Host:
     """A host with a responder, and what it hears of the network of this test run."""
 
-    def __init__(self, address: str, port: int | None = None) -> None:
-        self.interface = Interface("lo", IPv4Interface(f"{address}/8"))
+    def __init__(self, address: str, port: int | None = None, prefix: int = 8) -> None:
+        self.interface = Interface("lo", IPv4Interface(f"{address}/{prefix}"))
         own = None if port is None else core.own_announcement(self.interface, NETWORK, KEY, (address, port))
         self.changed = asyncio.Event()
         label = f"test-{SystemRng().bytes(8).hex()}"
@@ -89,15 +89,40 @@ async def test_the_packets_name_neither_the_machine_nor_the_island(loopback: str
         assert KEY[:10].encode() in packet and KEY[:11].encode() not in packet
 
 
+async def test_hosts_of_other_networks_get_no_answer(loopback: str) -> None:
+    """The network of the responder is one address, so that another address of the loopback interface is outside."""
+    question = bytes.fromhex("00000001000000000000") + b"\x07_island\x04_tcp\x05local\x00\x00\x0c\x00\x01"
+    async with Host(loopback, 8991, prefix=32).open():
+        with asker("127.0.0.2") as outside, asker(loopback) as inside:
+            outside.sendto(b"\x00\x01" + question, MDNS)
+            inside.sendto(b"\x00\x02" + question, MDNS)
+            async with asyncio.timeout(20):
+                while NETWORK.encode() not in await asyncio.get_running_loop().sock_recv(inside, 9000):
+                    pass
+            with pytest.raises(BlockingIOError):
+                while NETWORK.encode() not in outside.recv(9000):
+                    pass
+
+
+@contextlib.contextmanager
+def asker(address: str) -> Iterator[socket.socket]:
+    """A socket that sends to the multicast group from an address of the loopback interface."""
+    with socket.socket(type=socket.SOCK_DGRAM) as made:
+        made.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+        made.bind((address, 0))
+        made.setblocking(False)
+        yield made
+
+
 async def test_malformed_packets_and_foreign_announcements_change_nothing(loopback: str) -> None:
     rng = random.Random(7)
     async with Host(loopback).open() as host, Host(loopback, 8991).open():
         await host.finds(announcement(loopback, 8991))
         with socket.socket(type=socket.SOCK_DGRAM) as sender:
             sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(loopback))
-            for size in range(300):
+            for size in range(core.MAX_PACKETS // 2):
                 head = bytes.fromhex("000084000000000500000000") if size % 2 else b""
-                sender.sendto(head + rng.randbytes(size * 5), MDNS)
+                sender.sendto(head + rng.randbytes(size * 30), MDNS)
         stranger = AsyncZeroconf(interfaces=[loopback])
         liar = AsyncServiceInfo(
             core.SERVICE_TYPE,
