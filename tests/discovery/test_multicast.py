@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
+import uvloop
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from island.discovery import core, multicast
@@ -57,7 +58,15 @@ def announcement(address: str, port: int) -> Announcement:
     return Announcement(NETWORK, KEY[:10], (f"{address}:{port}",))
 
 
-async def test_an_announcement_is_heard_until_it_is_withdrawn_and_no_task_is_left(loopback: str) -> None:
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_announcement_is_heard_until_it_is_withdrawn_and_no_task_is_left(
+    loopback: str, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(announce_and_withdraw(loopback))
+
+
+async def announce_and_withdraw(loopback: str) -> None:
     before = asyncio.all_tasks()
     async with Host(loopback).open() as first:
         async with Host(loopback, 8991).open():
