@@ -105,7 +105,8 @@ def nearby(as_json: base.Json = False) -> None:
 
 def _show_nearby(found: dict[str, Any]) -> None:
     if found["problem"]:
-        base.say(f"discovery does not work everywhere: {found['problem']}. The island keeps trying.")
+        where = "on all interfaces" if found["state"] == "on" else "now"
+        base.say(f"discovery does not work {where}: {found['problem']}. The island keeps trying.")
     if found["state"] == "on":
         rows = [
             _archipelago(network, list(islands))

@@ -42,7 +42,7 @@ class NoMulticast(IslandError):
 
 
 def interfaces() -> list[Interface]:
-    """Return the network interfaces of this machine that are up and have IPv4 addresses, with each such address."""
+    """Return the network interfaces of this machine that have IPv4 addresses, once for each address."""
     return [
         Interface(adapter.nice_name, IPv4Interface(f"{ip.ip}/{ip.network_prefix}"))
         for adapter in ifaddr.get_adapters()

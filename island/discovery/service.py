@@ -14,7 +14,7 @@ from island.discovery.core import Announcement, Hints, Interface, OwnAnnouncemen
 from island.discovery.multicast import NoMulticast, Responder
 from island.kernel.ids import IslandId, key_prefix
 from island.kernel.loops import Tasks
-from island.kernel.ports import Clock, Rng, Signal, Topic
+from island.kernel.ports import Clock, Rng, Signal
 from island.kernel.stranger_log import StrangerLog
 from island.trust.service import Trust
 
@@ -60,8 +60,6 @@ class Discovery:
     ) -> None:
         self._config, self._trust, self._known, self._bound = config, trust, known, bound
         self._clock, self._rng = clock, rng
-        self.changed = Topic()
-        """Touched when the state or the islands nearby change."""
         self._responders: dict[Interface, Responder] = {}
         self._failures: list[str] = []
         self._found: list[Announcement] = []
@@ -162,9 +160,7 @@ class Discovery:
         for text in failures:
             if text not in self._failures:
                 log.warning("discovery.failed", reason=text, hint="tried again every few seconds, logged once")
-        if list(failures) != self._failures:
-            self._failures = list(failures)
-            self.changed.touch()
+        self._failures = list(failures)
 
     def _take_in(self) -> None:
         """Read what is announced now, and adopt the addresses that are announced for known islands."""
@@ -174,10 +170,7 @@ class Discovery:
             for each in responder.heard()
         )
         network, me = self._trust.network, self._trust.me
-        found = core.gather((each for each in heard if each is not None), network, me)
-        suggested = core.suggest(found, network, me, self._known())
+        self._found = core.gather((each for each in heard if each is not None), network, me)
+        suggested = core.suggest(self._found, network, me, self._known())
         for island in self._hints.update(suggested, self._clock.monotonic()):
             self._lines.info("discovery.address", island, addresses=list(suggested[island]))
-        if found != self._found:
-            self._found = found
-            self.changed.touch()
