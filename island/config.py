@@ -71,6 +71,24 @@ class ListenSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = []
 
 
+class DiscoverySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Finding islands on the local network by multicast DNS. docs/administrator.md lists what others can see of it."""
+
+    enabled: Annotated[
+        bool,
+        Meta(
+            description="Whether to look for islands on the local network, and to announce this one if its peer port can be reached there. Everybody on that network can see the network id of the archipelago, the key prefix and the address."
+        ),
+    ] = False
+    interfaces: Annotated[
+        list[Annotated[str, Meta(max_length=64)]],
+        Meta(
+            max_length=16,
+            description="Names or IPv4 addresses of the network interfaces to use, for example eth0. Empty: all except loopback.",
+        ),
+    ] = []
+
+
 class LivySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The Livy server that runs this island's sessions and batches."""
 
@@ -210,6 +228,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     island: IslandSection
     listen: ListenSection = ListenSection()
+    discovery: DiscoverySection = DiscoverySection()
     livy: LivySection = LivySection()
     jobs: JobsSection = JobsSection()
     replicas: ReplicasSection = ReplicasSection()
@@ -221,6 +240,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "island": IslandSection,
     "listen": ListenSection,
+    "discovery": DiscoverySection,
     "livy": LivySection,
     "jobs": JobsSection,
     "replicas": ReplicasSection,

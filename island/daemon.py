@@ -21,6 +21,7 @@ import structlog
 import island
 from island.catalog.service import Catalog, CatalogDependencies
 from island.config import Config, size_in_bytes
+from island.discovery.service import Discovery
 from island.errors import EngineFailed, IslandError
 from island.formats.limits import ReadLimits
 from island.gossip.service import Gossip
@@ -40,7 +41,7 @@ from island.livy.client import LivyClient
 from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
 from island.net import gateway
-from island.net.api import base, datasets, files, journal, peers, servers, status, streams
+from island.net.api import base, datasets, files, journal, nearby, peers, servers, status, streams
 from island.net.api import jobs as jobs_api
 from island.net.api.user_port import UserServer, build
 from island.net.limits import PeerLimits
@@ -107,12 +108,21 @@ class Daemon:
             listen=config.listen.peer,
             advertise=list(config.listen.advertise),
             addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is created after the peers
+            hints=lambda: self.discovery.hints(),  # noqa: PLW0108 - so is discovery
             limits=PeerLimits.within(files.peer),
             names=self.host_names,
         )
         self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
         self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
+        self.discovery = Discovery(
+            config.discovery,
+            self.trust,
+            known=self.membership.islands,
+            bound=lambda: self.peers.bound,
+            clock=clock,
+            rng=rng,
+        )
         limits = ReadLimits(rows=config.decoding.rows, cpu_seconds=float(config.decoding.seconds))
         self.catalog = Catalog(
             CatalogDependencies(
@@ -218,6 +228,7 @@ class Daemon:
     def _routes(self) -> list[Any]:
         return [
             *peers.routes(self.peers, self.membership, self.trust),
+            *nearby.routes(self.discovery, self.membership, self.trust),
             *servers.routes(self.membership),
             *datasets.routes(self.catalog, self.replicas),
             *files.routes(self.catalog, self.replicas),
@@ -247,6 +258,7 @@ class Daemon:
             "started": base.iso(self.started),
             "user_url": self.server.url,
             "peer_address": self.config.listen.peer or None,
+            "discovery": self.discovery.summary(),
             "engine": self.config.livy.url or self.engine.url or None,
         }
 
@@ -275,6 +287,7 @@ class Daemon:
             Part("replicas", self.replicas.start, self.replicas.stop),
             Part("peers", self.peers.start, self.peers.stop),
             Part("own addresses", lambda _: self.membership.announce(self.peers.local_addresses())),
+            Part("discovery", self.discovery.start, self.discovery.stop),
             # Stopped before the peers, because the last journal head is sent to other islands over their sessions.
             Part("last journal head", stop=self.heads.stop),
             Part("Livy client", stop=self._close_livy),

@@ -147,6 +147,10 @@ class Membership:
         known = self._known.get(island)
         return known is not None and known.state in ("self", "up")
 
+    def islands(self) -> list[IslandId]:
+        """All known islands, with this one, sorted by key."""
+        return sorted(self._known)
+
     def addresses(self) -> dict[IslandId, list[str]]:
         """The addresses at which other islands can be dialled, by their own records."""
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,10 @@ def printed(place: DemoIsland) -> dict[str, Any]:
     session = place.command("session", "open", "--kind", "pyspark", "--input", "kiso/small", "--no-wait").strip()
     for name in (*sorted(name for name in commands.LISTS if name.endswith(" ls")), "journal", "status"):
         answers[name] = place.json(*name.split())
+    nearby = [*ISLAND, "--home", str(place.home), "peer", "nearby", "--json"]
+    done = subprocess.run(nearby, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, "discovery is off"
+    answers["peer nearby"] = json.loads(done.stdout)
     answers["dataset search"] = place.json("dataset", "search", "small")
     answers["dataset show"] = place.json("dataset", "show", "kiso/small")
     answers["session ls"] = place.json("session", "ls", "--all")

@@ -176,6 +176,8 @@ def test_peers(admin: Caller, user: Caller, place: DemoIsland) -> None:
     assert user.call("GET", "/api/v1/island", status=200)["island"] == "kiso"
     [me] = user.call("GET", "/api/v1/peers", status=200)
     assert me["island"] == "kiso" and me["state"] == "self" and not me["linked"]
+    nearby = user.call("GET", "/api/v1/peers/nearby", status=200)
+    assert nearby["state"] == "off" and nearby["islands"] == []
     made = admin.call("POST", "/api/v1/peers/invitations", status=201)
     assert made["founded"] and made["this_machine_only"] and Path(made["recovery_key"]).is_file()
     again = admin.call("POST", "/api/v1/peers/invitations", {"uses": 3, "valid_s": 60}, status=201)
