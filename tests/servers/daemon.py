@@ -14,6 +14,7 @@ import pytest
 
 from island.cli import base, main
 from island.cli.demo.demo_island import ISLAND, DemoIsland
+from island.engine.supervisor import descendants
 from island.errors import IslandError
 
 NO_ENGINE = '"http://127.0.0.1:9"'
@@ -62,6 +63,17 @@ class ServedIsland(DemoIsland):
         if not spark:
             self.configure("url", NO_ENGINE)
 
+    @property
+    def pid(self) -> int:
+        """The process id of the daemon, which must be running."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the daemon was started and not stopped since."""
+        return self._process is not None
+
     def run(self, *arguments: str, token: str = "", stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command for this island, with the administrator's token or another one."""
         environment = {"ISLAND_TOKEN": token} if token else {}
@@ -85,3 +97,14 @@ def running(*islands: ServedIsland) -> Iterator[None]:
     finally:
         for each in islands:
             each.stop()
+
+
+def is_read(place: ServedIsland, path: Path) -> bool:
+    """Whether the daemon, or a process below it, has a file open."""
+    for pid in [place.pid, *descendants(place.pid)]:
+        try:
+            if any(link.is_symlink() and os.readlink(link) == str(path) for link in Path(f"/proc/{pid}/fd").iterdir()):
+                return True
+        except FileNotFoundError:
+            continue  # a process that ended, or a descriptor that was closed, while we looked
+    return False
