@@ -125,7 +125,7 @@ def _put(conn: sqlite3.Connection, change: Change) -> bool:
 
 
 def has(conn: sqlite3.Connection, batch: LogBatch) -> bool:
-    """Whether this batch is stored."""
+    """Whether a batch with the same body is stored. The signature is not compared."""
     row = conn.execute(
         "SELECT hash FROM gossip_batches WHERE origin = ? AND epoch = ? AND first = ?",
         (batch.origin, batch.epoch, batch.first),
