@@ -173,10 +173,9 @@ class Spread:
         except (Unreachable, PeerRefused, PeerMisbehaved) as error:
             EXCHANGES.labels("failed").inc()
             failures = self._failures[peer] = self._failures.get(peer, 0) + 1
+            log.debug("gossip.exchange_failed", peer=peer, error=error.message)
             if isinstance(error, PeerMisbehaved):
-                log.warning("gossip.misbehaved", peer=peer, error=error.message)
-            else:
-                log.debug("gossip.exchange_failed", peer=peer, error=error.message)
+                self._peers.blame(peer, error)
             await asyncio.sleep(backoff(failures, self._rng))
             if self._peers.link(peer) is not None and failures < 5:
                 self._due[peer] = None

@@ -274,6 +274,30 @@ def test_unknown_kinds_and_fields_are_relayed_unchanged() -> None:
     simulate(6, scenario)
 
 
+@pytest.mark.parametrize("attack", [_flip, _other_chain, _empty_proof, _noise], ids=lambda a: a.__name__.strip("_"))
+def test_a_false_answer_ends_the_session(attack: Callable[[Stranger], bytes]) -> None:
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 2)
+        victim = world.islands[0]
+
+        async def digest(_peer: object, _body: bytes) -> bytes:
+            ahead = HeadOf(origin=key_bytes(liar.id), epoch=1, seq=1, head=b"12345678")
+            return codec.encode(Heads(roster=bytes(32), root=bytes(32), keyed=(ahead,)))
+
+        async def pull(_peer: object, _body: bytes) -> bytes:
+            return attack(liar)
+
+        liar.peers._requests["gossip.digest"] = digest
+        liar.peers._requests["gossip.pull"] = pull
+        assert victim.peers is not None
+        await world.until(lambda: bool(victim.peers and victim.peers.misbehaved), within=30)
+        assert {who for who, _ in victim.peers.misbehaved} == {liar.id}
+        assert liar.id not in victim.g.origins()
+        await liar.leave()
+
+    simulate(9, scenario)
+
+
 def test_endless_pages_without_new_batches_end_the_pull() -> None:
     async def scenario(world: Archipelago) -> None:
         liar = await _grow(world, 2)
