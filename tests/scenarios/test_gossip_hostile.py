@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import msgspec
@@ -24,8 +25,9 @@ from island.gossip.messages import (
     PullRange,
     SignedBatch,
 )
+from island.gossip.spread import AT_ONCE, TIMEOUT
 from island.kernel import codec
-from island.kernel.ids import key_bytes
+from island.kernel.ids import IslandId, key_bytes
 from island.kernel.ports import SeededRng
 from island.trust.keys import Identity
 from tests.sim.archipelago import Archipelago, names, simulate
@@ -296,6 +298,32 @@ def test_a_false_answer_ends_the_session(attack: Callable[[Stranger], bytes]) ->
         await liar.leave()
 
     simulate(9, scenario)
+
+
+def test_silent_peers_do_not_delay_comparisons_with_others() -> None:
+    async def scenario(world: Archipelago) -> None:
+        silent = [await _grow(world, 2)]
+        silent += [await Stranger.admitted(world, f"silent-{number}") for number in range(1, AT_ONCE)]
+        one, two = world.islands
+        spread = one.g._spread
+        original, compared = spread._exchange, [world.loop.time()]
+
+        async def tapped(peer: IslandId) -> str:
+            if peer == two.id:
+                compared.append(world.loop.time())
+            return await original(peer)
+
+        spread._exchange = tapped  # type: ignore[method-assign]  # counts the comparisons
+        for _ in range(120):
+            for stranger in silent:
+                stranger.peers.push(one.id, "gossip.look", b"")
+            spread.look_at(two.id)
+            await asyncio.sleep(1)
+        assert max(b - a for a, b in itertools.pairwise(compared)) < 2 * TIMEOUT
+        for stranger in silent:
+            await stranger.leave()
+
+    simulate(10, scenario)
 
 
 def test_endless_pages_without_new_batches_end_the_pull() -> None:
