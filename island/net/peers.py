@@ -151,6 +151,14 @@ class TlsPeers:
         session = self._control.get(to)
         return session is not None and session.push(kind, body)
 
+    def blame(self, island: IslandId, error: PeerMisbehaved) -> None:
+        """End the sessions with an island because of its answer, and record the violation; nothing without a session.
+
+        Not for answers that were relayed, whose content is not known to be from `island`.
+        """
+        if (session := self._control.get(island)) is not None:
+            session.end(error)
+
     @contextlib.asynccontextmanager
     async def bulk(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> AsyncIterator[BulkStream]:
         """Open a stream with `to`; `timeout` (seconds) applies to opening it.

@@ -269,15 +269,17 @@ def test_thirty_islands_of_which_each_is_linked_with_few(weather: Weather) -> No
 async def _two_of_one_key(world: Archipelago) -> None:
     await _grow(world, 4)
     await world.until(world.converged, within=60)
-    victim = world.islands[1]
+    victim, stale = world.islands[1], world.islands[3]
     backup = world.backup(victim)
+    await world.crash(stale)
     await victim.put("test/first", b"story")
     await world.until(lambda: _knows_all(world, "test/", 1), within=60)
     others = [island for island in world.islands if island is not victim]
     await world.crash(victim)
     world.restore(victim, backup)
-    # No island that has its head can be reached for longer than it waits.
-    world.network.partition([[victim.id], [island.id for island in others]])
+    # The only island that it can reach does not have its head either.
+    world.network.partition([[victim.id, stale.id], [island.id for island in world.islands if island.up]])
+    await world.restart(stale)
     await world.restart(victim, lose_gossip=True)
     await victim.put("test/second", b"story")
     await asyncio.sleep(40)
@@ -287,7 +289,8 @@ async def _two_of_one_key(world: Archipelago) -> None:
     )
     assert victim.g.problems()
     for island in others:
-        assert (victim.id, "test/first", b"story") in island.records("test/")  # frozen, and still readable
+        story = "test/second" if island is stale else "test/first"
+        assert (victim.id, story, b"story") in island.records("test/")  # frozen, and still readable
         await island.put("test/life", b"goes on")
     await world.until(lambda: all(len(i.records("test/life")) == 3 for i in world.islands), within=60)
 
