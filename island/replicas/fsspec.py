@@ -551,9 +551,8 @@ class _Client:
                     continue
                 raise self._unreachable(error, host) from error
             self._give(connection, response)
-            if (
-                response.status == http.HTTPStatus.TOO_MANY_REQUESTS and busy < BUSY_TRIES
-            ):  # too many reads with this token at the same time
+            # Too many reads with this token at the same time.
+            if response.status == http.HTTPStatus.TOO_MANY_REQUESTS and busy < BUSY_TRIES:
                 busy += 1
                 time.sleep(BUSY_S)
                 continue

@@ -188,6 +188,8 @@ async def test_a_token_has_a_limit_of_concurrent_reads(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("island.net.api.files.DOWNLOADS", 2)
+    monkeypatch.setattr("island.replicas.fsspec.BUSY_S", 0.02)
+    monkeypatch.setattr("island.replicas.fsspec.BUSY_TRIES", 5000)
     (tmp_path / "long").mkdir()
     (tmp_path / "long" / "a.bin").write_bytes(bytes(24 * 2**20))  # does not fit into the buffers of the system
     site.resolved = site.there.catalog.publish(site.owner.me, "owner", "data", tmp_path / "long")
