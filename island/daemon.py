@@ -30,7 +30,7 @@ from island.jobs.dependencies import JobsDependencies
 from island.jobs.embedded_engine import EmbeddedEngine
 from island.jobs.livy_engine import LivyEngine
 from island.jobs.service import Jobs
-from island.kernel import descriptors
+from island.kernel import descriptors, telemetry
 from island.kernel.db import Database, Kind
 from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.names import Names
@@ -244,6 +244,7 @@ class Daemon:
                     self._journal_problems,
                     self._engine_problems,
                     self.faults.problems,
+                    telemetry.problems,
                 ),
             ),
         ]
