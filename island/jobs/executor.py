@@ -72,7 +72,7 @@ class Executor:
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
         self._config, self._engine, self._clock, self._rng = needs.config, needs.livy, needs.clock, needs.rng
         self._reservations: dict[str, Reservation] = {}
-        self._driver = RunDriver(needs, changed=changed)
+        self._driver = RunDriver(needs, changed=changed, policy=self._policy)
 
     async def start(self, tasks: Tasks) -> None:
         """Resume every run that has not ended."""
@@ -404,6 +404,10 @@ class Executor:
         if live is None:
             raise NotFound(f"no run of {job} with epoch {epoch} is alive at this island")
         self._check_home(live.run, sender)
+        if problem := self._policy(sender):
+            live.forbidden = True
+            self._driver.stir(live)
+            raise Denied(f"{self._trust.name} no longer runs this job: {problem}")
         return live
 
     @staticmethod
