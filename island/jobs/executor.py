@@ -353,8 +353,10 @@ class Executor:
         self._check_home(live.run, sender)
         live.renewed = self._clock.boottime()
         if request.number is None:
-            live.run.stop = True
-            await self._state.write(lambda conn: run_store.save(conn, live.run), then=lambda _: self._driver.stir(live))
+            await self._state.write(
+                lambda conn: run_store.set_stop(conn, request.job, request.epoch),
+                then=lambda _: self._driver.stop(live),
+            )
         elif (current := live.current) is not None and current.number == request.number:
             current.cancel = True
             await self._state.write(
@@ -391,13 +393,12 @@ class Executor:
         if live is None:
             await self._state.write(record)
             return
-        live.run.stop = live.evicted = True
 
         def write(conn: sqlite3.Connection) -> None:
             record(conn)
-            run_store.save(conn, live.run)
+            run_store.set_stop(conn, run.job, run.epoch)
 
-        await self._state.write(write, then=lambda _: self._driver.stir(live))
+        await self._state.write(write, then=lambda _: self._driver.stop(live, evicted=True))
 
     def _mine(self, sender: IslandId, job: str, epoch: int) -> LiveRun:
         live = self._driver.live.get((job, epoch))

@@ -135,6 +135,11 @@ class RunDriver:
         self._tasks.spawn(f"run {run.job} {run.epoch}", self._carry(live))
         return live
 
+    def stop(self, live: LiveRun, *, evicted: bool = False) -> None:
+        """End a run after its `stop` was stored; `evicted`: at the request of this island's administrator."""
+        live.run.stop, live.evicted = True, live.evicted or evicted
+        self.stir(live)
+
     def stir(self, live: LiveRun) -> None:
         """Wake the driver of a run after a request of its owner or of the administrator."""
         live.signal.set()
