@@ -2,7 +2,8 @@
 
 state.db is authoritative. After a start, signing waits until a few peers have shown their head of
 this log. Otherwise an island whose disk was restored from a backup would sign a second version
-of entries that other islands already have: a fork.
+of entries that other islands already have: a fork. The wait has a timeout, unless state.db records
+that it was restored: then it lasts until a peer has shown its head.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class OwnLog:
         self._heard: set[IslandId] = set()
         self._booted = 0.0
         self._ready = False
+        self._restored_from_backup = False
+        """Whether `island restore` made this state.db, and no peer has shown its head since."""
         self._bytes = 0
         self._projected = 0
         self._whole_due = False
@@ -64,6 +67,11 @@ class OwnLog:
         """Why this island can no longer sign, or "". For health reports."""
         if forked := self._forked():
             return forked
+        if self._restored_from_backup and self._trust.network is not None:
+            return (
+                "this island was restored from a backup and signs no changes until another island is linked, because "
+                "others may have newer entries of its log. `island peer ls` shows which islands can be reached."
+            )
         if not self._is_full():
             return ""
         return (
@@ -90,6 +98,7 @@ class OwnLog:
         """
         self._booted = self._clock.monotonic()
         self._bytes = await self._state.read(own_log_store.log_bytes)
+        self._restored_from_backup = await self._state.read(own_log_store.is_restored)
         async with self._logs.lock:
             mine, copy = await self._state.read(own_log_store.head), self._logs.positions.get(self._logs.me)
             if copy.seq > mine.seq:
@@ -145,6 +154,8 @@ class OwnLog:
             return None, None
         if not self._is_ready():
             return None, 1.0
+        if self._restored_from_backup:
+            await self._state.write(own_log_store.unmark_restored, then=self._log_is_newest)
         now = self._clock.monotonic()
         pending = [] if self._is_full() else await self._state.read(own_log_store.pending)
         keys, later = core.due_keys(
@@ -226,6 +237,10 @@ class OwnLog:
         await self.project()
         return True
 
+    def _log_is_newest(self, _: None) -> None:
+        self._restored_from_backup = False
+        log.info("gossip.restored_log_checked", heard=len(self._heard))
+
     def _restored(self, batches: Sequence[LogBatch]) -> None:
         self._bytes += sum(len(batch.signed) for batch in batches)
         log.warning("gossip.own_log_restored", batches=len(batches), seq=batches[-1].last)
@@ -251,8 +266,10 @@ class OwnLog:
             waited = self._clock.monotonic() - self._booted
             known = len(self._logs.positions) - int(self._logs.me in self._logs.positions)
             live = max(links, known) if waited < BOOT_SETTLE else links
-            enough = min(BOOT_PEERS, live) or int(self._has_others())
-            if len(self._heard) >= enough or waited >= BOOT_WAIT:
+            # A backup may be older than the admission of every other island, so that it knows of none.
+            enough = min(BOOT_PEERS, live) or int(self._has_others() or self._restored_from_backup)
+            waited_enough = waited >= BOOT_WAIT and (bool(self._heard) or not self._restored_from_backup)
+            if len(self._heard) >= enough or waited_enough:
                 self._ready = True
                 log.debug("gossip.signing_started", heard=len(self._heard), waited_s=round(waited, 1))
         return self._ready
