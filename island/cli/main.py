@@ -43,6 +43,7 @@ MODULES = (
     "subscription",
     "channel",
     "journal",
+    "backup",
     "demo",
 )
 
