@@ -14,7 +14,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import structlog
 
@@ -32,6 +32,7 @@ from island.jobs.livy_engine import LivyEngine
 from island.jobs.service import Jobs
 from island.kernel import descriptors, telemetry
 from island.kernel.db import Database, Kind
+from island.kernel.db_file import check_file_version
 from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.names import Names
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
@@ -345,6 +346,8 @@ async def run_island(
     the home folder, the configuration or the ports.
     """
     with home.locked():
+        for kind in get_args(Kind):  # all of them before the first is migrated
+            check_file_version(home.path / f"{kind}.db", kind)
         _make_private(home, config)
         daemon = Daemon(home, config, clock, rng)
         try:

@@ -44,6 +44,7 @@ MODULES = (
     "subscription",
     "channel",
     "journal",
+    "backup",
     "demo",
 )
 

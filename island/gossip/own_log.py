@@ -3,7 +3,8 @@
 state.db is authoritative. After a start, signing waits until a few peers have shown their head of
 this log. Otherwise an island whose disk was restored from a backup would sign a second version
 of entries that other islands already have: a fork. Without a session nobody could receive what is
-signed, so waiting delays nothing: changes are stored and projected, and signed later.
+signed, so waiting delays nothing: changes are stored and projected, and signed later. If state.db
+records that it was restored from a backup, the wait lasts until a peer has shown its head.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class OwnLog:
         self._linked_at: float | None = None
         """When this island was linked again after it had no session; None without a session."""
         self._ready = False
+        self._restored_from_backup = False
+        """Whether `island restore` made this state.db, and no peer has shown its head since."""
         self._bytes = 0
         self._projected = 0
         self._whole_due = False
@@ -67,6 +70,11 @@ class OwnLog:
         """Why this island does not sign its changes, or "". For health reports."""
         if forked := self._forked():
             return forked
+        if self._restored_from_backup and self._trust.network is not None:
+            return (
+                "this island was restored from a backup and signs no changes until another island is linked, because "
+                "others may have newer entries of its log. `island peer ls` shows which islands can be reached."
+            )
         if self._waits_for_link():
             return (
                 "this island waits for a session with another island before it signs changes, because another island "
@@ -99,6 +107,7 @@ class OwnLog:
         """
         self._booted = self._clock.monotonic()
         self._bytes = await self._state.read(own_log_store.log_bytes)
+        self._restored_from_backup = await self._state.read(own_log_store.is_restored)
         async with self._logs.lock:
             mine, copy = await self._state.read(own_log_store.head), self._logs.positions.get(self._logs.me)
             if copy.seq > mine.seq:
@@ -154,6 +163,8 @@ class OwnLog:
             return None, None
         if not await self._is_ready():
             return None, 1.0
+        if self._restored_from_backup:
+            await self._state.write(own_log_store.unmark_restored, then=self._log_is_newest)
         now = self._clock.monotonic()
         pending = [] if self._is_full() else await self._state.read(own_log_store.pending)
         keys, later = core.due_keys(
@@ -235,6 +246,10 @@ class OwnLog:
         await self.project()
         return True
 
+    def _log_is_newest(self, _: None) -> None:
+        self._restored_from_backup = False
+        log.info("gossip.restored_log_checked", heard=len(self._heard))
+
     def _restored(self, batches: Sequence[LogBatch]) -> None:
         self._bytes += sum(len(batch.signed) for batch in batches)
         log.warning("gossip.own_log_restored", batches=len(batches), seq=batches[-1].last)
@@ -266,11 +281,14 @@ class OwnLog:
         links = len(self._peers.links())
         if not links:
             self._linked_at = None
-            return not await self._has_others()
+            # A backup may be older than the admission of every other island, so that it knows of none.
+            return not self._restored_from_backup and not await self._has_others()
         now = self._clock.monotonic()
         self._linked_at = now if self._linked_at is None else self._linked_at
         waited = now - self._linked_at
         expected = max(links, self._known_others()) if waited < BOOT_SETTLE else links
+        if self._restored_from_backup and not self._heard:
+            return False
         return len(self._heard) >= min(BOOT_PEERS, expected) or waited >= BOOT_WAIT
 
     def _waits_for_link(self) -> bool:

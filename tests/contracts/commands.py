@@ -67,7 +67,8 @@ All commands with their options and the keys of their JSON output. This page is 
   public key of that island. Unknown values are null or empty. Times are ISO 8601 in UTC. Sizes are in bytes, as stored.
   In `dataset show`, `columns` and `holders` are arrays of flat objects, and `details` is an object of strings; in
   `peer nearby`, `islands` is an array of flat objects.
-- All commands except `init`, `run`, `engine` and `demo` are clients of the operator API (`protocols/openapi.yaml`).
+- All commands except `init`, `run`, `backup`, `restore`, `engine` and `demo` are clients of the operator API
+  (`protocols/openapi.yaml`).
 """
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import urllib.error
 import urllib.request
@@ -198,13 +200,15 @@ def test_a_wrong_configuration_is_explained(place: ServedIsland, old: str, new: 
 
 
 def test_a_home_of_a_newer_version_is_refused(place: ServedIsland) -> None:
-    import sqlite3
-
-    connection = sqlite3.connect(place.home / "state.db")
-    connection.execute("PRAGMA user_version=9999")
-    connection.close()
+    # state.db alone would be migrated: no database is changed unless all of them can be used.
+    for name, version in (("state", 0), ("gossip", 9999)):
+        with contextlib.closing(sqlite3.connect(place.home / f"{name}.db")) as connection:
+            connection.execute(f"PRAGMA user_version={version}")
+    before = (place.home / "state.db").read_bytes()
     done = island_process("--home", str(place.home), "run")
     assert done.returncode == 1 and "newer version" in done.stderr and "Traceback" not in done.stderr
+    assert "gossip.db" in done.stderr and "restore a backup from before the upgrade" in done.stderr
+    assert (place.home / "state.db").read_bytes() == before
 
 
 def test_a_secret_that_others_can_read_is_refused(place: ServedIsland) -> None:
