@@ -34,6 +34,7 @@ MODULES = (
     "init",
     "run",
     "status",
+    "config",
     "peer",
     "server",
     "dataset",

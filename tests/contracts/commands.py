@@ -45,7 +45,24 @@ SCHEMAS = {
 }
 """The schema of what each command with `--json` prints; a list of it where `LISTS` has the command."""
 
-LISTS = {"journal", "dataset search", "job explain"} | {name for name in SCHEMAS if name.endswith(" ls")}
+LOCAL: dict[str, tuple[tuple[str, str], ...]] = {
+    "config check": (
+        ("line", "Line of the file; null if the finding is not about one line"),
+        ("severity", "warning, problem"),
+        ("key", "SECTION.KEY or SECTION; empty for the whole file"),
+        ("found", "What was found"),
+        ("advice", "What to do"),
+    ),
+    "config show": (
+        ("section", "Section of island.toml; empty for what is set outside of the file"),
+        ("key", "Key of the section; or home, token, java"),
+        ("value", "The value in force; *** for a secret"),
+        ("source", "file, default, or the option or environment variable"),
+    ),
+}
+"""The keys of the objects that the commands print that are not clients of the operator API, and what they mean."""
+
+LISTS = set(LOCAL) | {"journal", "dataset search", "job explain"} | {name for name in SCHEMAS if name.endswith(" ls")}
 
 HEAD = """# Commands
 
@@ -64,7 +81,7 @@ All commands with their options and the keys of their JSON output. This page is 
   island to which the row belongs. It is unique: if two islands claim one name, it is `NAME.KEYPREFIX`. `key` is the
   public key of that island. Unknown values are null or empty. Times are ISO 8601 in UTC. Sizes are in bytes, as stored.
   In `dataset show`, `columns` and `holders` are arrays of flat objects, and `details` is an object of strings.
-- All commands except `init`, `run`, `engine` and `demo` are clients of the operator API (`protocols/openapi.yaml`).
+- All commands except `init`, `config`, `run`, `engine` and `demo` are clients of the operator API (`protocols/openapi.yaml`).
 """
 
 
@@ -134,10 +151,11 @@ def _command(name: str, command: Any) -> list[str]:
         rows = [(_flag(action), re.sub(r" \(default .*", "", action.help or "")) for action in found]
     if rows:
         out += table(("option", "meaning"), rows)
-    if name in SCHEMAS:
+    if name in SCHEMAS or name in LOCAL:
         what = "an array of objects with" if name in LISTS else "an object with"
         out.append(f"\n`--json` prints {what}:\n")
-        out += table(("key", "meaning"), list(key_rows(SCHEMAS[name])))
+        keys = [(f"`{key}`", meaning) for key, meaning in LOCAL[name]] if name in LOCAL else key_rows(SCHEMAS[name])
+        out += table(("key", "meaning"), list(keys))
     if name == "journal":
         out.append("\n`--verify --json` prints an object with:\n")
         out += table(("key", "meaning"), list(key_rows("JournalVerified")))

@@ -43,6 +43,7 @@ async def client(engine: RunningEngine) -> AsyncIterator[LivyClient]:
 @pytest.fixture(scope="session")
 def shared_session(engine: RunningEngine) -> int:
     """A session that tests share. They must leave it usable."""
+
     async def open_one() -> int:
         async with LivyClient(engine.url, engine.token) as client:
             view = await client.create_session(SessionRequest(kind="pyspark"))
