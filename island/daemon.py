@@ -40,11 +40,12 @@ from island.livy.client import LivyClient
 from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
 from island.net import gateway
-from island.net.api import base, datasets, files, journal, peers, servers, status, streams
+from island.net.api import base, datasets, files, journal, peer_checks, peers, servers, status, streams
 from island.net.api import jobs as jobs_api
 from island.net.api.user_port import UserServer, build
 from island.net.condition import Condition, Phase, decide
 from island.net.limits import PeerLimits
+from island.net.peer_checks import PeerChecks
 from island.net.peers import TlsPeers
 from island.private_files import close_umask, create_private, make_private, secret_text
 from island.replicas.service import Replicas, ReplicasDependencies
@@ -114,6 +115,7 @@ class Daemon:
             limits=PeerLimits.within(files.peer),
             names=self.host_names,
         )
+        self.peer_checks = PeerChecks(self.peers, clock)
         self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
         self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
@@ -222,6 +224,7 @@ class Daemon:
     def _routes(self) -> list[Any]:
         return [
             *peers.routes(self.peers, self.membership, self.trust),
+            *peer_checks.routes(self.peer_checks, self.membership.display),
             *servers.routes(self.membership),
             *datasets.routes(self.catalog, self.replicas),
             *files.routes(self.catalog, self.replicas),
