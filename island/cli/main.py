@@ -35,6 +35,7 @@ MODULES = (
     "run",
     "status",
     "config",
+    "doctor",
     "peer",
     "server",
     "dataset",
