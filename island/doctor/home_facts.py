@@ -31,7 +31,7 @@ def home(place: Home) -> HomeFacts:
     if not path.is_dir():
         return HomeFacts(str(path), False, False, "", me, 0, False, False)
     status = path.stat()
-    readable = os.access(path, os.R_OK | os.X_OK)
+    readable = _allowed(path, os.R_OK | os.X_OK)
     return HomeFacts(
         path=str(path),
         exists=True,
@@ -40,8 +40,12 @@ def home(place: Home) -> HomeFacts:
         account=me,
         mode=stat.S_IMODE(status.st_mode),
         readable=readable,
-        writable=os.access(path, os.W_OK),
+        writable=_allowed(path, os.W_OK),
     )
+
+
+def _allowed(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def secrets(place: Home) -> list[SecretFacts]:

@@ -46,6 +46,12 @@ SCHEMAS = {
 """The schema of what each command with `--json` prints; a list of it where `LISTS` has the command."""
 
 LOCAL: dict[str, tuple[tuple[str, str], ...]] = {
+    "doctor": (
+        ("check", "What was checked"),
+        ("severity", "ok, unchecked, warning, problem"),
+        ("found", "What was found"),
+        ("advice", "What to do; may be empty if the severity is ok"),
+    ),
     "config check": (
         ("line", "Line of the file; null if the finding is not about one line"),
         ("severity", "warning, problem"),
@@ -71,17 +77,19 @@ All commands with their options and the keys of their JSON output. This page is 
 
 - Output that may be copied or parsed goes to stdout and is not wrapped. Messages go to stderr.
 - Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted by Ctrl-C. `session exec`, `job wait`,
-  `journal --verify`, `status` and `demo --once` also exit with 1 if the statement, job or check failed.
+  `journal --verify`, `status`, `doctor`, `config check` and `demo --once` also exit with 1 if the statement, job or
+  check failed.
 - Ctrl-C, SIGTERM or a closed terminal cancels the operation that `session exec`, `dataset publish` or `dataset fetch`
   started (exit code 130, 143 or 129). A second signal ends the command at once. If such a command is killed with
   SIGKILL, an incomplete publication is removed as well, but a statement continues to run; `island session close`
   ends it.
 - `--json` prints one object, or for a list an array of flat objects, always with the same keys. Within `/api/v1`, keys
-  may be added, but no key is removed or changes its meaning. Every row of a list has `island`, the display name of the
-  island to which the row belongs. It is unique: if two islands claim one name, it is `NAME.KEYPREFIX`. `key` is the
-  public key of that island. Unknown values are null or empty. Times are ISO 8601 in UTC. Sizes are in bytes, as stored.
-  In `dataset show`, `columns` and `holders` are arrays of flat objects, and `details` is an object of strings.
-- All commands except `init`, `config`, `run`, `engine` and `demo` are clients of the operator API
+  may be added, but no key is removed or changes its meaning. Every row of a list of the API has `island`, the display
+  name of the island to which the row belongs. It is unique: if two islands claim one name, it is `NAME.KEYPREFIX`.
+  `key` is the public key of that island. Unknown values are null or empty. Times are ISO 8601 in UTC. Sizes are in
+  bytes, as stored. In `dataset show`, `columns` and `holders` are arrays of flat objects, and `details` is an object of
+  strings.
+- All commands except `init`, `config`, `doctor`, `run`, `engine` and `demo` are clients of the operator API
   (`protocols/openapi.yaml`).
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,11 @@ def printed(place: DemoIsland) -> dict[str, Any]:
     session = place.command("session", "open", "--kind", "pyspark", "--input", "kiso/small", "--no-wait").strip()
     for name in (*sorted(name for name in commands.LISTS if name.endswith(" ls")), "journal", "status"):
         answers[name] = place.json(*name.split())
+    doctor = subprocess.run(
+        [*ISLAND, "doctor", "--json"], env=place.environment(), capture_output=True, timeout=60, check=False
+    )
+    assert doctor.returncode == 1  # its Livy is down
+    answers["doctor"] = json.loads(doctor.stdout)
     answers["config show"] = place.json("config", "show")
     place.configure("accept_from", '["members"]')
     answers["config check"] = place.json("config", "check")
