@@ -475,7 +475,9 @@ def reference() -> str:
         "",
         "`island init` writes the configuration file `HOME/island.toml` with all keys and a comment for each.",
         "`island run` reads it once, when it starts. An unknown key or a wrong type is an error; the message names",
-        "the file and the key, and for an unknown key the most similar known one. This page is generated from",
+        "the file and the key, and for an unknown key the most similar known one. `island config check` lists all",
+        "problems of a file with their lines, without starting the daemon, and `island config show --effective`",
+        "prints all values in force after a restart and where each comes from. This page is generated from",
         "`island/config.py`.",
     ]
     current = ""

@@ -45,6 +45,7 @@ MODULES = (
     "subscription",
     "channel",
     "journal",
+    "completion",
     "demo",
 )
 

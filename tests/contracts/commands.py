@@ -89,8 +89,8 @@ All commands with their options and the keys of their JSON output. This page is 
   `key` is the public key of that island. Unknown values are null or empty. Times are ISO 8601 in UTC. Sizes are in
   bytes, as stored. In `dataset show`, `columns` and `holders` are arrays of flat objects, and `details` is an object of
   strings.
-- All commands except `init`, `config`, `doctor`, `run`, `engine` and `demo` are clients of the operator API
-  (`protocols/openapi.yaml`).
+- All commands except `init`, `config`, `doctor`, `run`, `engine`, `completion` and `demo` are clients of the operator
+  API (`protocols/openapi.yaml`).
 """
 
 
