@@ -35,6 +35,8 @@ MODULES = (
     "init",
     "run",
     "status",
+    "config",
+    "doctor",
     "peer",
     "server",
     "dataset",
@@ -45,6 +47,7 @@ MODULES = (
     "channel",
     "journal",
     "backup",
+    "completion",
     "demo",
 )
 

@@ -119,6 +119,17 @@ class Database:
             raise IslandError(f"the database {self.path.name} is closed")
         return await self._read_lane.run(self._read, function)
 
+    async def try_disk(self) -> None:
+        """Write a transaction that changes nothing, and clear `problem` if the disk accepts it.
+
+        Raises `Full` and `DiskFailed` as `write` does.
+        """
+
+        def accepted(_: None) -> None:
+            self.problem = ""
+
+        await self.write(_rewrite_version, then=accepted)
+
     def close(self) -> None:
         """Finish the accepted writes and reads, then close all connections."""
         if self._closed:
@@ -211,8 +222,7 @@ class Database:
     def _overwrite_failed_commit(self) -> None:
         """Commit a transaction that changes nothing but is written to the log. Raises `DiskFailed`."""
         try:
-            (version,) = self._writer.execute("PRAGMA user_version").fetchone()
-            self._writer.execute(f"PRAGMA user_version={version}")
+            _rewrite_version(self._writer)
         except sqlite3.Error as error:
             raise DiskFailed(
                 f"{self.path} cannot be written: {error}; it is unknown whether the change will be stored",
@@ -223,6 +233,12 @@ class Database:
     def _roll_back(self) -> None:
         if self._writer.in_transaction:
             self._writer.execute("ROLLBACK")
+
+
+def _rewrite_version(connection: sqlite3.Connection) -> None:
+    """Write to the file without a change of its content."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.execute(f"PRAGMA user_version={version}")
 
 
 class _Job:

@@ -588,6 +588,17 @@ class TlsPeers:
             made.cancel()
             del self._tickets[ticket]
 
+    async def let_dial(self, island: IslandId, timeout: float) -> None:
+        """Return if `island` can dial this one: it has dialled an open session, or it dials one when it is asked.
+
+        `timeout` is in seconds. Raises `Unreachable` with the other side's reason.
+        """
+        if any(each.island == island and not each.dialled and each.over is None for each in self._all):
+            return
+        if (control := self._control.get(island)) is None:
+            raise self._unreachable(island)
+        await self._ask_dial_back(control, timeout)
+
     async def _on_dial_back(self, sender: IslandId, body: bytes) -> bytes:
         ticket = codec.decode(body, DialBack).ticket
         addresses = self._bulk_addresses(sender, self._control.get(sender))

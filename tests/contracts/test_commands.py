@@ -37,7 +37,7 @@ def test_every_command_with_json_has_its_keys_on_the_page() -> None:
         for name, command in commands.leaves(commands.tree())
         if any("--json" in parameter.opts for parameter in command.params)
     }
-    assert with_json == set(commands.SCHEMAS)
+    assert with_json == commands.SCHEMAS.keys() | commands.LOCAL.keys()
     assert set(commands.SCHEMAS.values()) <= set(document.document()["components"]["schemas"])
 
 
@@ -72,6 +72,14 @@ def printed(place: ServedIsland) -> dict[str, Any]:
     done = subprocess.run(nearby, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1, "discovery is off"
     answers["peer nearby"] = json.loads(done.stdout)
+    doctor = subprocess.run(
+        [*ISLAND, "doctor", "--json"], env=place.environment(), capture_output=True, timeout=60, check=False
+    )
+    assert doctor.returncode == 1  # its Livy is down
+    answers["doctor"] = json.loads(doctor.stdout)
+    answers["config show"] = place.json("config", "show")
+    place.configure("accept_from", '["members"]')
+    answers["config check"] = place.json("config", "check")
     answers["dataset search"] = place.json("dataset", "search", "small")
     answers["dataset show"] = place.json("dataset", "show", "kiso/small")
     answers["session ls"] = place.json("session", "ls", "--all")
@@ -86,6 +94,9 @@ def test_the_commands_print_the_keys_on_the_page(printed: dict[str, Any]) -> Non
         assert isinstance(value, list) == (name in commands.LISTS), name
         rows = value if isinstance(value, list) else [value]
         assert rows, f"{name} shows nothing to check"
+        if name in commands.LOCAL:
+            assert all(list(row) == [key for key, _ in commands.LOCAL[name]] for row in rows), name
+            continue
         for row in rows:
             assert sorted(row) == sorted(document.keys(commands.SCHEMAS[name])), name
             document.check({"$ref": f"#/components/schemas/{commands.SCHEMAS[name]}"}, row, name)

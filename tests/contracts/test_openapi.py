@@ -187,7 +187,8 @@ def test_peers(admin: Caller, user: Caller, place: ServedIsland) -> None:
         assert admin.call("POST", "/api/v1/peers/invitations", bad, status=400)["error"] == "bad_input"
     for word in ("", "nonsense", made["invitation"][:-4] + "AAAA"):
         admin.call("POST", "/api/v1/peers/join", {"invitation": word}, status=400)
-    for path in ("invitations", "join"):
+    assert admin.call("POST", "/api/v1/peers/check", status=200) == []
+    for path in ("invitations", "join", "check"):
         denied = user.call("POST", f"/api/v1/peers/{path}", {"invitation": "x"}, status=403)
         assert denied["error"] == "denied" and "administrator" in denied["hint"]
 

@@ -16,6 +16,7 @@ from aiohttp import web
 from island.kernel.stranger_log import PER_ADDRESS
 from island.livy.http_connections import HttpLimits
 from island.net.api.user_port import UserServer, build
+from island.net.condition import Condition
 from island.net.limits import PeerLimits
 from island.trust.users import Tokens
 from tests.islands.sessions import Node, archipelago
@@ -126,7 +127,7 @@ async def user_port(hold: asyncio.Event | None = None, **limits: Any) -> AsyncIt
         *(web.get(f"/{each.__name__}", each) for each in (pour, whole, lost, bug)),
         web.get("/hold", wait),
     ]
-    application = build(Tokens({"user": TOKEN, "administrator": "other"}), routes, lambda: True)
+    application = build(Tokens({"user": TOKEN, "administrator": "other"}), routes, Condition)
     usual = {"head_s": NEVER, "stall_s": NEVER, "idle_s": NEVER}
     server = UserServer(application, "127.0.0.1:0", HttpLimits(**{**usual, **limits}))
     await server.start()
