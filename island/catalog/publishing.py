@@ -496,6 +496,8 @@ def _details(description: DatasetDescription) -> tuple[tuple[str, str], ...]:
     details = [
         ("hats", "collection" if cut.is_collection else cut.main.kind),
         ("hats.name", core.shorten_text(cut.name, 256)),
+        # Where the rows of the main catalog are, for the URL to read.
+        ("hats.rows", f"{cut.main.path}/dataset".lstrip("/")),
     ]
     for part in cut.parts[:50]:
         text = f"{part.role}, {part.kind}, {part.rows} rows in {part.partitions} partitions"

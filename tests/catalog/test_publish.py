@@ -417,7 +417,9 @@ async def test_real_catalogs(alpha: Island, shared_data: Path) -> None:
     weather = await alpha.catalog.publish(WHO, shared_data / "avro" / "weather.avro", "weather")
     assert (weather.rows, weather.record.coverage) == (5, b"")
     card = await alpha.catalog.card(await alpha.catalog.resolve("alpha/source"))
-    assert dict(card.details)["hats"]
+    assert dict(card.details)["hats"] and dict(card.details)["hats.rows"] == "dataset"
+    card = await alpha.catalog.card(await alpha.catalog.resolve("alpha/collection"))
+    assert dict(card.details)["hats.rows"] == "small_sky_order1/dataset"
     region = await alpha.catalog.search(SearchQuery(region="circle 290 -50 20"))
     assert {view.name for view in region} >= {"source"}
     assert [view.name for view in await alpha.catalog.search(SearchQuery(column="magpsf", format="avro"))] == ["alerts"]

@@ -38,6 +38,7 @@ SCHEMAS = {
     "job explain": "Consideration",
     "job wait": "Job",
     "source ls": "Source",
+    "source show": "Source",
     "source add folder": "Source",
     "subscription ls": "Subscription",
     "subscription add": "Subscription",

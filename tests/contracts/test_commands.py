@@ -82,6 +82,7 @@ def printed(place: ServedIsland) -> dict[str, Any]:
     answers["config check"] = place.json("config", "check")
     answers["dataset search"] = place.json("dataset", "search", "small")
     answers["dataset show"] = place.json("dataset", "show", "kiso/small")
+    answers["source show"] = place.json("source", "show", "kiso/folder")
     answers["session ls"] = place.json("session", "ls", "--all")
     for name in ("show", "explain"):
         answers[f"job {name}"] = place.json("job", name, session)

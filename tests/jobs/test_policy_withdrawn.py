@@ -93,7 +93,7 @@ def test_a_statement_of_a_home_that_is_no_longer_accepted_ends_its_run() -> None
         await world.jobs["home"].post(job, "it", None)
         ended = await world.ended(home, job)
         assert ended.state == "killed"
-        assert "does not accept jobs of other (jobs.accept_from" in ended.reason
+        assert "does not accept jobs of other: in its island.toml, jobs.accept_from" in ended.reason
         assert engine.ran == []
 
     simulate(3, scenario)
