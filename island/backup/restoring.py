@@ -18,6 +18,7 @@ from island.catalog import store as catalog_store
 from island.errors import BadInput, ConfigError, Conflict, Full, IslandError
 from island.gossip import own_log_store
 from island.home import Home
+from island.jobs import run_store
 from island.jobs import store as jobs_store
 from island.kernel.db import Kind, newest_version, written_by_newer
 from island.kernel.db_file import check_content, migrated
@@ -239,6 +240,9 @@ def _adapt(home: Home, manifest: BackupManifest, now: float) -> None:
     with migrated(home.path / "state.db", "state") as conn:
         own_log_store.mark_restored(conn, now)
         jobs_store.skip_locals(conn, SKIPPED_JOB_IDS)
+        jobs_store.stop_restored(conn, now)
+        run_store.stop_restored(conn)
+        trust_store.expire_invitations(conn, now)
         for old in {manifest.home, manifest.real_home} - {str(home.path)}:
             catalog_store.move_folder(conn, f"{old}/streams", f"{home.path}/streams")
             streams_store.move_folder(conn, f"{old}/streams", f"{home.path}/streams")

@@ -74,6 +74,9 @@ def test_what_a_restore_changes_in_state_db(home: Home, tmp_path: Path) -> None:
         (last,) = conn.execute("SELECT max(seq) FROM journal").fetchone()
         (local,) = conn.execute("SELECT next FROM job_counter").fetchone()
         conn.execute("UPDATE catalog_snapshot SET base = ? WHERE base LIKE '%/streams/copy'", (moved,))
+        conn.execute("UPDATE invitation SET expires = ?", (NOW + 86_400,))
+        conn.execute("UPDATE job SET phase = 'placed', state = 'idle'")
+        conn.execute("UPDATE run SET step = 'running', state = 'idle'")
         conn.execute("UPDATE stream_sources SET path = ?", (f"{home.path}/streams-of-others",))
     saving.save(home, tmp_path / "b.tar", now=NOW)
     back = Home(tmp_path / "back")
@@ -85,6 +88,9 @@ def test_what_a_restore_changes_in_state_db(home: Home, tmp_path: Path) -> None:
         bases = {row["base"] for row in conn.execute("SELECT base FROM catalog_snapshot")}
         assert f"{back.path}/streams/copy" in bases and "/srv/island/stars" in bases and moved not in bases
         assert conn.execute("SELECT path FROM stream_sources").fetchone()[0] == f"{home.path}/streams-of-others"
+        assert conn.execute("SELECT expires FROM invitation").fetchone()["expires"] == NOW + 5
+        for table in ("job", "run"):
+            assert [row["stop"] for row in conn.execute(f"SELECT stop FROM {table}")] == [1]
         newest = journal.entries(conn)[-1]
         assert (newest.seq, newest.act, newest.who) == (last + 1, "island.restore", "administrator@kiso")
         assert journal.verify(conn) == [] and seal_problems(conn, Identity.load(back.key).id) == []
