@@ -13,7 +13,7 @@ from typing import IO, get_args
 from island.backup import core
 from island.backup.archive import BackupReader, Sink
 from island.backup.messages import ArchivedFile, BackupManifest
-from island.backup.saving import Progress, explained_error
+from island.backup.saving import DATABASES, Progress, explained_error
 from island.catalog import store as catalog_store
 from island.errors import BadInput, ConfigError, Conflict, Full, IslandError
 from island.gossip import own_log_store
@@ -233,9 +233,9 @@ def _counted(
 
 def _adapt(home: Home, manifest: BackupManifest, now: float) -> None:
     """Check the databases, and record in state.db that they are older than what other islands may know."""
-    for name in core.DATABASES:
-        if (home.path / f"{name}.db").exists():
-            check_content(home.path / f"{name}.db")
+    for kind in DATABASES:
+        if (home.path / f"{kind}.db").exists():
+            check_content(home.path / f"{kind}.db")
     identity = Identity.load(home.key)
     with migrated(home.path / "state.db", "state") as conn:
         own_log_store.mark_restored(conn, now)

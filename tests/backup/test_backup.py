@@ -111,6 +111,23 @@ def test_received_rows_can_be_left_out(home: Home, tmp_path: Path) -> None:
     assert not manifest.streams and not any(file.name.startswith("streams/") for file in manifest.files)
 
 
+def test_names_that_differ_in_case_only_and_files_of_others(home: Home, tmp_path: Path) -> None:
+    """Subscriptions may be called `copy` and `Copy`. The daemon deletes files of other names in their folders."""
+    (home.path / "streams" / "Copy").mkdir()
+    for name in ("Copy/part-00000000.parquet", "copy/my own.parquet"):
+        (home.path / "streams" / name).write_bytes(b"rows")
+    saving.save(home, tmp_path / "b.tar", now=NOW)
+    names = {file.name for file in restoring.verify(tmp_path / "b.tar").files}
+    assert "streams/Copy/part-00000000.parquet" in names and "streams/copy/my own.parquet" not in names
+
+
+def test_a_password_file_with_the_name_of_another_secret(home: Home, tmp_path: Path) -> None:
+    text = home.toml.read_text("utf-8")
+    home.toml.write_text(text.replace('password_file = ""', 'password_file = "key"'), "utf-8")
+    saved = saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert restoring.verify(tmp_path / "b.tar") == saved.manifest
+
+
 def test_a_password_file_in_the_home_folder_is_included_and_another_is_named(home: Home, tmp_path: Path) -> None:
     text = home.toml.read_text("utf-8")
     assert 'password_file = ""' in text
