@@ -53,8 +53,9 @@ def home(facts: HomeFacts) -> Iterator[Finding]:
         yield Finding("home", "problem", f"{facts.path} {what}", advice)
         return
     if not facts.readable:
-        found = f"{facts.path} belongs to {facts.owner} and cannot be read by {facts.account}"
-        yield Finding("home", "problem", found, f"Run the command as that account: sudo -u {facts.owner} island doctor")
+        found = f"{facts.path} belongs to {facts.owner or 'another account'} and cannot be read by {facts.account}"
+        advice = f"Run the command as the account of the daemon: sudo -u {facts.owner or 'ACCOUNT'} island doctor"
+        yield Finding("home", "problem", found, advice)
         return
     if facts.owner != facts.account:
         found = f"{facts.path} belongs to {facts.owner}, not to the account {facts.account} that runs this check"

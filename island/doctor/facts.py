@@ -15,6 +15,7 @@ class HomeFacts:
     exists: bool
     is_island: bool
     owner: str
+    """Empty if it is not known."""
     account: str
     mode: int
     """Permission bits."""

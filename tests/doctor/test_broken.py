@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -333,13 +334,17 @@ def test_the_command_as_json(place: Home, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account")
-def test_another_account_is_told_whose_island_it_is(place: Home, tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    facts = subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, str(place.path)], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert "belongs to root and cannot be read by nobody" in facts.stdout and "sudo -u root" in facts.stdout
+def test_another_account_is_told_whose_island_it_is() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        init(folder / "home", "kiso")
+        for mode, owner, account in ((0o755, "root", "root"), (0o700, "another account", "ACCOUNT")):
+            folder.chmod(mode)  # with the second one, not even the owner of the home folder is visible
+            done = subprocess.run(
+                [sys.executable, "-c", AS_NOBODY, str(folder / "home")], capture_output=True, text=True, check=True
+            )
+            assert f"belongs to {owner} and cannot be read by nobody" in done.stdout
+            assert f"sudo -u {account} island doctor" in done.stdout
 
 
 AS_NOBODY = """

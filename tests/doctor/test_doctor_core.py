@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +113,21 @@ def test_what_is_right(findings: Iterable[Finding], words: str) -> None:
 def test_only_problems_fail() -> None:
     assert not core.failed([Finding("x", "warning", "", ""), Finding("x", "unchecked", "", "")])
     assert core.failed([Finding("x", "ok", ""), Finding("x", "problem", "", "")])
+
+
+def test_the_sections_of_the_guide_that_are_named_exist() -> None:
+    root = Path(__file__).resolve().parents[2]
+    source = "".join(path.read_text("utf-8") for path in (root / "island" / "doctor").glob("*.py"))
+    named = set(re.findall(r"'([A-Z][a-z]+(?: [a-z]+)+|Troubleshooting)' in", source))
+    assert named == {"Troubleshooting", "Connect islands", "Code from other islands", "Backup and restore"}
+    guide = (root / core.GUIDE).read_text("utf-8")
+    assert all(f"\n## {each}\n" in guide for each in named)
+
+
+def test_every_check_is_in_the_guide() -> None:
+    root = Path(__file__).resolve().parents[2]
+    source = (root / "island" / "doctor" / "core.py").read_text("utf-8")
+    guide = (root / core.GUIDE).read_text("utf-8").partition("\n## Troubleshooting\n")[2]
+    checks = set(re.findall(r'Finding\("([a-z ]+)"', source)) | {"configuration"}
+    assert len(checks) == 15
+    assert all(f"`{each}`" in guide for each in checks), checks
