@@ -14,13 +14,14 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import structlog
 
 import island
 from island.catalog.service import Catalog, CatalogDependencies
 from island.config import Config, size_in_bytes
+from island.discovery.service import Discovery
 from island.errors import DiskFailed, EngineFailed, Full, IslandError
 from island.formats.limits import ReadLimits
 from island.gossip.service import Gossip
@@ -29,8 +30,9 @@ from island.jobs.dependencies import JobsDependencies
 from island.jobs.embedded_engine import EmbeddedEngine
 from island.jobs.livy_engine import LivyEngine
 from island.jobs.service import Jobs
-from island.kernel import descriptors
+from island.kernel import descriptors, telemetry
 from island.kernel.db import Database, Kind
+from island.kernel.db_file import check_file_version
 from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.names import Names
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
@@ -40,7 +42,7 @@ from island.livy.client import LivyClient
 from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
 from island.net import gateway
-from island.net.api import base, datasets, files, journal, peer_checks, peers, servers, status, streams
+from island.net.api import base, datasets, files, journal, nearby, peer_checks, peers, servers, status, streams
 from island.net.api import jobs as jobs_api
 from island.net.api.user_port import UserServer, build
 from island.net.condition import Condition, Phase, decide
@@ -112,6 +114,7 @@ class Daemon:
             listen=config.listen.peer,
             advertise=list(config.listen.advertise),
             addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is created after the peers
+            hints=lambda: self.discovery.hints(),  # noqa: PLW0108 - so is discovery
             limits=PeerLimits.within(files.peer),
             names=self.host_names,
         )
@@ -119,6 +122,14 @@ class Daemon:
         self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
         self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
+        self.discovery = Discovery(
+            config.discovery,
+            self.trust,
+            known=self.membership.islands,
+            bound=lambda: self.peers.bound,
+            clock=clock,
+            rng=rng,
+        )
         limits = ReadLimits(rows=config.decoding.rows, cpu_seconds=float(config.decoding.seconds))
         self.catalog = Catalog(
             CatalogDependencies(
@@ -224,6 +235,7 @@ class Daemon:
     def _routes(self) -> list[Any]:
         return [
             *peers.routes(self.peers, self.membership, self.trust),
+            *nearby.routes(self.discovery, self.membership, self.trust),
             *peer_checks.routes(self.peer_checks, self.membership.display),
             *servers.routes(self.membership),
             *datasets.routes(self.catalog, self.replicas),
@@ -245,6 +257,7 @@ class Daemon:
             "started": base.iso(self.started),
             "user_url": self.server.url,
             "peer_address": self.config.listen.peer or None,
+            "discovery": self.discovery.summary(),
             "engine": self.config.livy.url or self.engine.url or None,
         }
 
@@ -258,6 +271,7 @@ class Daemon:
             *self.heads.problems(self.membership.display),
             *([self.engine.problem] if self.engine.problem else []),
             *self.faults.problems(),
+            *telemetry.problems(),
         ]
         return decide(self.phase, fatal, others)
 
@@ -285,6 +299,7 @@ class Daemon:
             Part("replicas", self.replicas.start, self.replicas.stop),
             Part("peers", self.peers.start, self.peers.stop),
             Part("own addresses", lambda _: self.membership.announce(self.peers.local_addresses())),
+            Part("discovery", self.discovery.start, self.discovery.stop),
             # Stopped before the peers, because the last journal head is sent to other islands over their sessions.
             Part("last journal head", stop=self.heads.stop),
             Part("Livy client", stop=self._close_livy),
@@ -341,6 +356,8 @@ async def run_island(
     the home folder, the configuration or the ports.
     """
     with home.locked():
+        for kind in get_args(Kind):  # all of them before the first is migrated
+            check_file_version(home.path / f"{kind}.db", kind)
         _make_private(home, config)
         daemon = Daemon(home, config, clock, rng)
         try:

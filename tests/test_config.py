@@ -118,6 +118,13 @@ def test_every_example_loads(path: Path) -> None:
     assert config.load(path).island.name
 
 
+def test_a_laptop_looks_for_islands_on_its_network_and_an_observatory_does_not() -> None:
+    folder = Path(__file__).parent.parent / "config"
+    laptop, observatory = config.load(folder / "laptop.toml"), config.load(folder / "observatory.toml")
+    assert laptop.discovery.enabled and laptop.listen.peer == ""
+    assert not observatory.discovery.enabled and not config.parse(minimal(), "x").discovery.enabled
+
+
 def test_a_newline_at_the_end_is_no_part_of_a_name() -> None:
     with pytest.raises(ConfigError, match=r"island\.name"):
         config.parse({"island": {"name": "kiso\n"}}, "x")

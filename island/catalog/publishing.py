@@ -220,7 +220,7 @@ class _Preparation:
     async def _describe(self) -> _Facts:
         previous = self.previous
         if previous is None or (self.listing.is_hats and (self.fresh or self.gone)) or not self._any_kept():
-            facts = _facts(await self._decode(self.listing.path.resolve()))
+            facts = _facts(await self._decode(self.listing.real))
         elif not self.fresh and not self.gone:
             facts = _known_facts(previous)
         else:

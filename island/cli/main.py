@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import os
@@ -45,6 +46,7 @@ MODULES = (
     "subscription",
     "channel",
     "journal",
+    "backup",
     "completion",
     "demo",
 )
@@ -78,6 +80,7 @@ def options(
     base.TARGET.traceback = traceback
 
 
+@functools.cache
 def build() -> typer.Typer:
     """Return the complete command with every group."""
     for name in MODULES:

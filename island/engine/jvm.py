@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from island.engine.protocol import StartChild
 from island.errors import EngineFailed
 
 JAVA = "17"
@@ -90,7 +91,8 @@ def properties(conf: Mapping[str, str]) -> str:
 class Jvm:
     """A Spark JVM that waits for a Python driver. It ends when its standard input is closed."""
 
-    def __init__(self, java_home: str, spark_home: str, scratch: Path, conf: Mapping[str, str], memory: str) -> None:
+    def __init__(self, start: StartChild, spark_home: str, conf: Mapping[str, str]) -> None:
+        scratch = Path(start.scratch)
         self.info = scratch / "gateway"
         settings = scratch / "spark.properties"
         logging = scratch / "log4j2.properties"
@@ -98,13 +100,14 @@ class Jvm:
         settings.touch(mode=0o600)
         settings.write_text(properties(conf))
         command = [
-            f"{java_home}/bin/java",
-            f"-Xmx{memory}",
+            f"{start.java_home}/bin/java",
+            f"-Xmx{start.memory}",
             "-XX:+UseSerialGC",
             "-XX:-UsePerfData",
             *(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in _OPENED),
             "--add-opens=java.security.jgss/sun.security.krb5=ALL-UNNAMED",
             "-Djdk.reflect.useDirectMethodHandle=false",
+            *start.java_options,
             f"-Djava.io.tmpdir={scratch / 'tmp'}",
             f"-Dderby.system.home={scratch / 'tmp'}",
             f"-Dlog4j2.configurationFile={logging}",

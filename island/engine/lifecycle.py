@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from island.engine.admission import LaunchSpec
+from island.engine.class_archive import ClassArchive
 from island.engine.limits import EngineLimits
 from island.engine.process import JobProcess, ProcessLog, environment
 from island.engine.protocol import EXIT_STARTING, FromChild, LogNote, StartChild
@@ -28,7 +29,7 @@ SIGNALLED: Final = 128
 
 
 class EngineContext(msgspec.Struct, frozen=True):
-    """What all jobs of an engine share: folder, instance id, Java, environment, limits and store."""
+    """What all jobs of an engine share: folder, instance id, Java, environment, limits, store, class-data archive."""
 
     directory: Path
     instance: str
@@ -36,6 +37,11 @@ class EngineContext(msgspec.Struct, frozen=True):
     environ: dict[str, str]
     limits: EngineLimits
     store: EngineStore
+    archive: ClassArchive | None
+
+    def archive_options(self) -> list[str]:
+        """Java's options for the class-data archive; none while there is no archive."""
+        return [] if self.archive is None else self.archive.java_options()
 
 
 class EngineJob:
@@ -74,6 +80,7 @@ class EngineJob:
         return StartChild(
             str(self.scratch),
             self.place.java_home,
+            [*self.place.archive_options(), *limits.java_options],
             admitted.memory,
             limits.cores,
             {"spark.app.name": self.name or f"island-{self.what}-{self.id}", **admitted.conf},

@@ -30,3 +30,4 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     retain_s: float = 600.0
     allow_files: tuple[Path, ...] = ()
     pass_env: tuple[str, ...] = ()
+    java_options: tuple[str, ...] = ()

@@ -25,6 +25,7 @@ class StartChild(msgspec.Struct, frozen=True, tag="start", tag_field="t"):
 
     scratch: str
     java_home: str
+    java_options: list[str]
     memory: str
     cores: int
     conf: dict[str, str]

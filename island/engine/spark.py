@@ -64,7 +64,7 @@ class SparkDriver:
 
     def __init__(self, start: StartChild) -> None:
         self.start = start
-        self.jvm = Jvm(start.java_home, spark_home(), Path(start.scratch), settings(start), start.memory)
+        self.jvm = Jvm(start, spark_home(), settings(start))
 
     def install(self) -> None:
         """Import pyspark while the JVM starts, and hook it: use this JVM, create the input views, enforce `CLOSED`."""

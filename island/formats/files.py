@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from island.errors import BadInput, Corrupt, Unsupported
+from island.errors import BadInput, Corrupt, IslandError, Unsupported
 
 FileFormat = Literal["parquet", "avro"]
 
@@ -81,8 +81,10 @@ def regular_size(path: Path) -> int:
         raise BadInput(
             f"there is no file {path}", hint="Check the path. It must be a path on the island's machine."
         ) from error
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read: {error}", hint="Check its permissions.") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise BadInput(f"{path} cannot be read: {error}", hint="Check the path.") from error
     if not stat.S_ISREG(status.st_mode):
         raise BadInput(f"{path} is not a regular file", hint="Give the path of a file, or of a folder of files.")
     return status.st_size
@@ -93,7 +95,12 @@ def open_binary(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror or error}", hint="Check its permissions.") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> IslandError:
+    """The island error for an error of the operating system with a file."""
+    return BadInput(f"{path} cannot be read: {error.strerror or error}", hint="Check permissions and disk.")
 
 
 def walk(root: Path) -> list[str]:

@@ -186,8 +186,7 @@ class Logs:
         if verdict in (BatchVerdict.FROZEN, BatchVerdict.OTHER_EPOCH) or not self.accepts(origin):
             REJECTS.labels(verdict.value if self.accepts(origin) else "limit").inc()
             return False
-        if verdict is BatchVerdict.PAST and await self._is_known(intake, batch):
-            self._recent.add(mark)
+        if verdict is BatchVerdict.PAST and await self._is_known(intake, batch, mark):
             DUPLICATES.inc()
             return True
         if not self._verified(intake, batch):
@@ -196,7 +195,6 @@ class Logs:
             # Only after the signature was verified: comparing with the stored batches is expensive.
             rival = await self._rival(intake, batch)
             if rival is None:
-                self._recent.add(mark)
                 DUPLICATES.inc()
                 return True
             intake.proofs[origin] = ForkProof(one=rival, other=signed)
@@ -210,11 +208,14 @@ class Logs:
         intake.heads[origin] = head.after(batch)
         return True
 
-    async def _is_known(self, intake: _Intake, batch: LogBatch) -> bool:
-        """Whether a batch with the same body is stored. The signature is not compared."""
+    async def _is_known(self, intake: _Intake, batch: LogBatch, mark: bytes) -> bool:
+        """Whether a batch with the same body is stored, or precedes it in this message."""
         if any(other.hash == batch.hash for other in intake.batches.get(batch.origin, ())):
-            return True
-        return await self._db.read(lambda conn: store.has(conn, batch))
+            return True  # without adding `mark`: the commit of this message may fail
+        if not await self._db.read(lambda conn: store.has(conn, batch)):
+            return False
+        self._recent.add(mark)
+        return True
 
     async def _rival(self, intake: _Intake, batch: LogBatch) -> bytes | None:
         """The stored batch that contradicts `batch` at the same position, or None."""

@@ -72,6 +72,8 @@ class Spread:
         self._logs, self._own, self._peers, self._clock, self._rng = logs, own, peers, clock, rng
         self._due: dict[IslandId, None] = {}
         self._busy: set[IslandId] = set()
+        self._not_before: dict[IslandId, float] = {}
+        """By island: the monotonic time of the next exchange. An island that waits for it is not busy."""
         self._failures: dict[IslandId, int] = {}
         self._wake = Signal()
         self._rounds = 0
@@ -109,6 +111,7 @@ class Spread:
     # --- messages of other islands ------------------------------------------------------------
 
     def _on_link(self, peer: IslandId, up: bool) -> None:
+        self._not_before.pop(peer, None)
         if up:
             self._failures.pop(peer, None)
             self.look_at(peer)
@@ -157,30 +160,35 @@ class Spread:
             await self._logs.count()
 
     async def _look(self, tasks: Tasks) -> None:
+        now, wait = self._clock.monotonic(), None
         for peer in list(self._due):
-            if peer not in self._busy and len(self._busy) < AT_ONCE:
+            left = self._not_before.get(peer, now) - now
+            if left > 0:
+                wait = left if wait is None else min(wait, left)
+            elif peer not in self._busy and len(self._busy) < AT_ONCE:
                 del self._due[peer]
                 self._busy.add(peer)
                 tasks.spawn("gossip.exchange", self._visit(peer))
-        await self._wake.wait()
+        await self._wake.wait(wait)
 
     async def _visit(self, peer: IslandId) -> None:
+        pause = PAUSE
         try:
             outcome = await self._exchange(peer)
             self._failures.pop(peer, None)
             EXCHANGES.labels(outcome).inc()
-            await asyncio.sleep(PAUSE)
         except (Unreachable, PeerRefused, PeerMisbehaved) as error:
             EXCHANGES.labels("failed").inc()
             failures = self._failures[peer] = self._failures.get(peer, 0) + 1
+            log.debug("gossip.exchange_failed", peer=peer, error=error.message)
             if isinstance(error, PeerMisbehaved):
-                log.warning("gossip.misbehaved", peer=peer, error=error.message)
-            else:
-                log.debug("gossip.exchange_failed", peer=peer, error=error.message)
-            await asyncio.sleep(backoff(failures, self._rng))
+                self._peers.blame(peer, error)
+            pause = backoff(failures, self._rng)
             if self._peers.link(peer) is not None and failures < 5:
                 self._due[peer] = None
         finally:
+            if self._peers.link(peer) is not None:
+                self._not_before[peer] = self._clock.monotonic() + pause
             self._busy.discard(peer)
             self._wake.set()
 

@@ -79,6 +79,9 @@ class EmbeddedEngine:
         ]
         # The file of a batch is sent with its job and written to this folder. `jobs.allow_files` is for the gateway.
         arguments += ["--allow-files", str(self._folder.parent / "jobs")]
+        arguments += [f"--java-option={option}" for option in livy.java_options]
+        if not livy.class_archive:
+            arguments.append("--class-archives=")
         environment = {k: v for k, v in os.environ.items() if k != "ISLAND_TOKEN"}
         process = await asyncio.create_subprocess_exec(
             *module_command("island.engine", *arguments),

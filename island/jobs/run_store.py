@@ -167,6 +167,11 @@ def save(conn: sqlite3.Connection, run: JobRun) -> None:
     )
 
 
+def set_stop(conn: sqlite3.Connection, job: str, epoch: int) -> None:
+    """Record that a run has to end. No effect if it has ended."""
+    conn.execute("UPDATE run SET stop = 1 WHERE job = ? AND epoch = ? AND step != 'ended'", (job, epoch))
+
+
 def release(conn: sqlite3.Connection, job: str, epoch: int) -> None:
     """Delete the statements and the log of a run. Its row is kept, so that a late request cannot start it again."""
     conn.execute("DELETE FROM run_statement WHERE job = ? AND epoch = ?", (job, epoch))

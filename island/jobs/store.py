@@ -151,6 +151,11 @@ def next_local(conn: sqlite3.Connection) -> int:
     return int(row[0])
 
 
+def skip_locals(conn: sqlite3.Connection, count: int) -> None:
+    """Leave out `count` local ids, which may have been used after the backup that this database is restored from."""
+    conn.execute("UPDATE job_counter SET next = next + ?", (count,))
+
+
 def living_name(conn: sqlite3.Connection, kind: str, name: str) -> int | None:
     """The local id of the live job with this name, or None."""
     row = conn.execute(

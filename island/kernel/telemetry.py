@@ -7,6 +7,7 @@ from file names and other islands, and logs are read in terminals.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -16,6 +17,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from island.kernel import library_log
+from island.kernel.log_writer import LogWriter
 from island.kernel.terminal import escaped
 
 REGISTRY = CollectorRegistry()
@@ -55,28 +57,59 @@ def _one_safe_line(_logger: Any, _method: str, line: Any) -> str:
     return escaped(line)  # the renderer returns a str
 
 
+LOST = counter("log_lines_lost", "Log lines that could not be written")
+
+_writer: LogWriter | None = None
+
+
 def configure(level: str = "info", form: str = "text", stream: TextIO | None = None) -> None:
     """Write log lines of `level` and above to `stream` (default: stderr) as `text` (key=value) or `json`.
 
-    Includes the messages of libraries (see `library_log`).
+    A thread writes them (see `LogWriter`). Includes the messages of libraries (see `library_log`).
     """
+    global _writer
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if form == "json"
         else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False)
     )
+    processors: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _mask,
+        structlog.processors.format_exc_info,
+        renderer,
+        _one_safe_line,
+    ]
+
+    def report(lines: int, reason: str) -> str:
+        line: Any = {"event": "log.lines_lost", "lines": lines, "reason": reason}
+        for processor in processors:
+            line = processor(None, "warning", line)
+        return str(line)
+
+    before, _writer = _writer, LogWriter(stream or sys.stderr, report, LOST.inc)
+    writer = _writer
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _mask,
-            structlog.processors.format_exc_info,
-            renderer,
-            _one_safe_line,
-        ],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(file=stream or sys.stderr),
+        logger_factory=lambda *_: writer,
         cache_logger_on_first_use=False,
     )
     library_log.install()
+    if before is None:
+        atexit.register(flush)
+    else:
+        before.close()
+
+
+def flush() -> None:
+    """Wait for a short time until the lines that were logged are written."""
+    if _writer is not None:
+        _writer.flush()
+
+
+def problems() -> list[str]:
+    """The problem of the log, if lines of it were lost, for the status of the program."""
+    return [_writer.problem] if _writer is not None and _writer.problem else []

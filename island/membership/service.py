@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -90,6 +91,8 @@ class Membership:
         """Touched when an island, a name, an address, a state or a server changes."""
         self._known: dict[IslandId, _Known] = {}
         self._former: dict[str, frozenset[IslandId]] = {}
+        self._names_kept: Counter[IslandId] = Counter()
+        """The number of names of each island in `_former`."""
         self._names = Names({})
         self._touched: set[IslandId] = set()
         self._servers_touched = False
@@ -104,8 +107,7 @@ class Membership:
 
     async def start(self, tasks: Tasks) -> None:
         """Load the known islands, and begin to update their states."""
-        for island, name in await self._state.read(store.names):
-            self._former[name] = self._former.get(name, frozenset()) | {island}
+        self._remembered(await self._state.read(store.names))
         seen = await self._state.read(store.seen)
         wall = self._clock.wall()
         self._touched.clear()  # the next read includes these changes; later ones are collected again
@@ -146,6 +148,10 @@ class Membership:
         """Whether the state of an island is up. True for this island itself."""
         known = self._known.get(island)
         return known is not None and known.state in ("self", "up")
+
+    def islands(self) -> list[IslandId]:
+        """All known islands, with this one, sorted by key."""
+        return sorted(self._known)
 
     def addresses(self) -> dict[IslandId, list[str]]:
         """The addresses at which other islands can be dialled, by their own records."""
@@ -378,22 +384,26 @@ class Membership:
         await self._remember()
 
     async def _remember(self) -> None:
-        """Store every name that an island uses for the first time."""
+        """Store the names that islands use for the first time, up to the limit of each island."""
         claims = [
             (island, known.record.name)
             for island, known in sorted(self._known.items())
-            if known.record is not None and island not in self._former.get(known.record.name, frozenset())
+            if known.record is not None
+            and island not in self._former.get(known.record.name, frozenset())
+            and self._names_kept[island] < core.NAMES_KEPT
         ]
         if not claims:
             return
         wall = self._clock.wall()
+        await self._state.write(
+            lambda conn: store.remember_names(conn, claims, wall, core.NAMES_KEPT), then=self._remembered
+        )
 
-        def remembered(_: None) -> None:
-            for island, name in claims:
-                self._former[name] = self._former.get(name, frozenset()) | {island}
-            self._renew()
-
-        await self._state.write(lambda conn: store.remember_names(conn, claims, wall, core.NAMES_KEPT), then=remembered)
+    def _remembered(self, names: Sequence[tuple[IslandId, str]]) -> None:
+        """Add names that are stored in state.db."""
+        for island, name in names:
+            self._former[name] = self._former.get(name, frozenset()) | {island}
+            self._names_kept[island] += 1
 
 
 def _server_records(conn: sqlite3.Connection) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import functools
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -66,7 +66,8 @@ _DIAL_BACK, _ROUTE = "session.dial", "session.route"
 class TlsPeers:
     """Sessions of this island with other islands. Register handlers first, then call `start`, and `stop` at the end.
 
-    `addresses()` returns the addresses of the known islands; call `connect_soon` when they change.
+    `addresses()` returns the addresses of the known islands; call `connect_soon` when they change. `hints()` returns
+    addresses that nobody has proved, such as those announced on the local network. They are tried last.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class TlsPeers:
         listen: str,
         advertise: list[str],
         addresses: Callable[[], Mapping[IslandId, list[str]]],
+        hints: Callable[[], Mapping[IslandId, Sequence[str]]] = dict,
         relayed: Collection[str] = RELAYED,
         limits: PeerLimits | None = None,
         names: Names | None = None,
@@ -86,7 +88,7 @@ class TlsPeers:
         self.me: IslandId = identity.id
         self._trust, self._clock, self._rng = trust, clock, rng
         self._limits = limits or PeerLimits()
-        self._advertise, self._known = advertise, addresses
+        self._advertise, self._known, self._hints = advertise, addresses, hints
         self._instance = rng.bytes(16)
         self._host_names = names or Names(ThreadWorkers())
         self._certificate = tls.own_certificate_hash(identity)
@@ -149,6 +151,14 @@ class TlsPeers:
         session = self._control.get(to)
         return session is not None and session.push(kind, body)
 
+    def blame(self, island: IslandId, error: PeerMisbehaved) -> None:
+        """End the sessions with an island because of its answer, and record the violation; nothing without a session.
+
+        Not for answers that were relayed, whose content is not known to be from `island`.
+        """
+        if (session := self._control.get(island)) is not None:
+            session.end(error)
+
     @contextlib.asynccontextmanager
     async def bulk(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> AsyncIterator[BulkStream]:
         """Open a stream with `to`; `timeout` (seconds) applies to opening it.
@@ -188,6 +198,11 @@ class TlsPeers:
     def port(self) -> int | None:
         """The peer port; None for an island that only dials out."""
         return self._listener.port if self._listener else None
+
+    @property
+    def bound(self) -> tuple[str, int] | None:
+        """The network address and the port to which the peer port is bound; None without a peer port."""
+        return self._listener.bound if self._listener else None
 
     def local_addresses(self) -> list[str]:
         """Return the addresses at which others can dial this island; empty if it has no peer port."""
@@ -266,13 +281,12 @@ class TlsPeers:
         """Return the islands with which to keep a session: known ones with addresses; none before joining a network."""
         if self._trust.network is None or self._stopped:
             return {}
-        known = dict(self._known())
-        merged = {
-            island: list(dict.fromkeys([*known.get(island, []), *self._learned.get(island, [])]))[:8]
-            for island in known.keys() | self._learned.keys()
-            if island != self.me
-        }
-        return {island: merged[island] for island in sorted(merged) if merged[island]}
+        known, hints = self._known(), self._hints()
+        merged: dict[IslandId, list[str]] = {}
+        for island in sorted({*known, *self._learned, *hints} - {self.me}):
+            proved = list(dict.fromkeys([*known.get(island, []), *self._learned.get(island, [])]))[:8]
+            merged[island] = list(dict.fromkeys([*proved, *hints.get(island, ())]))
+        return {island: addresses for island, addresses in merged.items() if addresses}
 
     def name(self, island: IslandId) -> str:
         """Return the name that an island gave itself, or its key prefix."""
@@ -326,7 +340,10 @@ class TlsPeers:
                 await self._run(live)
         except IslandError as error:
             if isinstance(error, PeerMisbehaved):
-                log.warning("peer.misbehaved", peer=self.name(island), key=island, address=address, error=error.message)
+                # Anybody can announce an address for this island, so this line is limited.
+                self._lines.warning(
+                    "peer.misbehaved", island, peer=self.name(island), address=address, error=error.message
+                )
             if not made.done():
                 made.set_exception(error)
         finally:

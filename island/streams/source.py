@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import structlog
 
-from island.errors import BadInput, Corrupt, IslandError, OverLimit
+from island.errors import BadInput, Corrupt, FilesChanged, IslandError, OverLimit
 from island.formats import columns as column_types
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.kernel.codec import encode
@@ -121,6 +121,8 @@ class FolderSource:
         self._known: dict[str, core.FileStat] | None = None
         self._resting: dict[str, core.UnsettledFile] = {}
         self._announced: bytes | None = None
+        self._outside: list[str] = []
+        """A problem for each symbolic link that leads out of the folder."""
         self._listing = 0.0
         """Seconds that the last listing of the folder took."""
 
@@ -155,8 +157,9 @@ class FolderSource:
         began = self._clock.monotonic()
         found = await self._workers.disk(watched_folder.listing, self.root)
         self._listing = self._clock.monotonic() - began
+        self._outside = [f"{path} is a symbolic link that leads out of the folder" for path in found.outside]
         plan = core.scan_folder(
-            found,
+            found.files,
             self._known,
             self._resting,
             now=self._clock.monotonic(),
@@ -298,7 +301,7 @@ class FolderSource:
         if row is None:
             return
         waiting = [rest.problem for rest in self._resting.values() if rest.problem]
-        self.problem = core.shorten(([outside] if outside else []) + waiting + problems)
+        self.problem = core.shorten(([outside] if outside else []) + self._outside + waiting + problems)
         self.note = core.shorten(notes)
         record = self.record(row)
         key = encode(record)
@@ -370,7 +373,7 @@ class FolderSource:
             )
         except OverLimit:
             raise
-        except (Corrupt, BadInput, ProcessDied, OSError) as error:
+        except (Corrupt, BadInput, FilesChanged, ProcessDied, OSError) as error:
             raise SourceFileMissing(f"{wanted.path} can no longer be read: {error}") from error
         # The rows are valid only if the file is still unchanged after they were read.
         if watched_folder.stat_of(self.root / wanted.path) != wanted.stat:

@@ -41,6 +41,11 @@ def admission(conn: sqlite3.Connection, key: IslandId) -> bytes | None:
     return row["chain"] if row else None
 
 
+def has_admissions(conn: sqlite3.Connection) -> bool:
+    """Whether this island has admitted any island."""
+    return conn.execute("SELECT 1 FROM admission LIMIT 1").fetchone() is not None
+
+
 def add_admission(
     conn: sqlite3.Connection, key: IslandId, name: str, secret_hash: bytes, chain: bytes, now: float
 ) -> None:

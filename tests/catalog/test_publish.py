@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from island.catalog import file_listing
 from island.catalog.messages import SearchQuery
 from island.errors import BadInput, Corrupt, FilesChanged, IslandError, NotFound, Unsupported
+from island.formats.describe import describe
 from island.kernel.processes import ProcessPool
 from island.trust import journal
 from tests.islands.publishing import Island, Islands, write_table
@@ -252,6 +255,24 @@ async def test_the_home_and_links_that_leave_the_folder_are_refused(alpha: Islan
     (folder / "b.parquet").unlink()
     (folder / "b.parquet").symlink_to(folder / "a.parquet")
     assert (await alpha.catalog.publish(WHO, folder, "fine")).files == 2
+
+
+async def test_a_file_that_becomes_a_link_after_the_survey_is_not_read(alpha: Island, tmp_path: Path) -> None:
+    secret = write_table(tmp_path / "private" / "secret.parquet", 7)
+    folder = tmp_path / "data"
+    path = write_table(folder / "a.parquet")
+    listing = file_listing.survey(folder, alpha.home)
+    path.unlink()
+    path.symlink_to(secret)
+    found = listing.files[0]
+    status = secret.stat()
+    forged = replace(found, size=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino)
+    with pytest.raises(BadInput, match="leads out of"):
+        describe(folder)
+    with pytest.raises(BadInput, match="leads out of"):
+        file_listing.hash_file(
+            listing.base, forged, [], form="parquet", role="data", rows=7, sink=lambda _: "", progress=lambda *_: None
+        )
 
 
 async def test_another_schema_is_refused_also_when_only_the_new_file_is_read(alpha: Island, tmp_path: Path) -> None:

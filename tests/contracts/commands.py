@@ -23,6 +23,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
 SCHEMAS = {
     "status": "Island",
     "peer ls": "Peer",
+    "peer nearby": "Nearby",
     "server ls": "Server",
     "dataset ls": "Dataset",
     "dataset search": "Dataset",
@@ -78,7 +79,7 @@ All commands with their options and the keys of their JSON output. This page is 
 - Output that may be copied or parsed goes to stdout and is not wrapped. Messages go to stderr.
 - Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted by Ctrl-C. `session exec`, `job wait`,
   `journal --verify`, `status`, `doctor`, `config check` and `demo --once` also exit with 1 if the statement, job or
-  check failed.
+  check failed, and `peer nearby` if discovery is off or does not work.
 - Ctrl-C, SIGTERM or a closed terminal cancels the operation that `session exec`, `dataset publish` or `dataset fetch`
   started (exit code 130, 143 or 129). A second signal ends the command at once. If such a command is killed with
   SIGKILL, an incomplete publication is removed as well, but a statement continues to run; `island session close`
@@ -88,9 +89,9 @@ All commands with their options and the keys of their JSON output. This page is 
   name of the island to which the row belongs. It is unique: if two islands claim one name, it is `NAME.KEYPREFIX`.
   `key` is the public key of that island. Unknown values are null or empty. Times are ISO 8601 in UTC. Sizes are in
   bytes, as stored. In `dataset show`, `columns` and `holders` are arrays of flat objects, and `details` is an object of
-  strings.
-- All commands except `init`, `config`, `doctor`, `run`, `engine`, `completion` and `demo` are clients of the operator
-  API (`protocols/openapi.yaml`).
+  strings; in `peer nearby`, `islands` is an array of flat objects.
+- All commands except `init`, `config`, `doctor`, `run`, `backup`, `restore`, `engine`, `completion` and `demo` are
+  clients of the operator API (`protocols/openapi.yaml`).
 """
 
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.demo_island import ISLAND, DemoIsland, free_ports
+from island.cli.demo.demo_island import ISLAND
 from tests.contracts import commands, document
+from tests.servers.daemon import ServedIsland
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -41,10 +42,9 @@ def test_every_command_with_json_has_its_keys_on_the_page() -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedIsland]:
     """An island with one object of each kind. Its Livy is down, so sessions need no Spark."""
-    made = DemoIsland(tmp_path_factory.mktemp("commands"), "kiso")
-    made.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
+    made = ServedIsland(tmp_path_factory.mktemp("commands"), "kiso")
     try:
         made.start()
         yield made
@@ -53,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
 
 
 @pytest.fixture(scope="module")
-def printed(place: DemoIsland) -> dict[str, Any]:
+def printed(place: ServedIsland) -> dict[str, Any]:
     """The output of each command with `--json`."""
     root = place.home.parent
     (root / "folder").mkdir()
@@ -68,6 +68,10 @@ def printed(place: DemoIsland) -> dict[str, Any]:
     session = place.command("session", "open", "--kind", "pyspark", "--input", "kiso/small", "--no-wait").strip()
     for name in (*sorted(name for name in commands.LISTS if name.endswith(" ls")), "journal", "status"):
         answers[name] = place.json(*name.split())
+    nearby = [*ISLAND, "--home", str(place.home), "peer", "nearby", "--json"]
+    done = subprocess.run(nearby, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, "discovery is off"
+    answers["peer nearby"] = json.loads(done.stdout)
     doctor = subprocess.run(
         [*ISLAND, "doctor", "--json"], env=place.environment(), capture_output=True, timeout=60, check=False
     )
@@ -98,7 +102,7 @@ def test_the_commands_print_the_keys_on_the_page(printed: dict[str, Any]) -> Non
             document.check({"$ref": f"#/components/schemas/{commands.SCHEMAS[name]}"}, row, name)
 
 
-def test_the_engine_answers_for_itself(place: DemoIsland, tmp_path: Path) -> None:
+def test_the_engine_answers_for_itself(place: ServedIsland, tmp_path: Path) -> None:
     said = place.command("engine", "--help")
     assert said.startswith("usage: island engine") and "--max-sessions" in said
     for arguments, code in (

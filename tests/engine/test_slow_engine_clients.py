@@ -71,7 +71,7 @@ async def engine_port(folder: Path, **limits: Any) -> AsyncIterator[EnginePort]:
     bounds = HttpLimits(**{"head_s": NEVER, "stall_s": NEVER, "idle_s": NEVER, **limits})
     try:
         async with asyncio.TaskGroup() as group:
-            engine = EngineService(EngineContext(folder, "test", "", {}, EngineLimits(), store), group)
+            engine = EngineService(EngineContext(folder, "test", "", {}, EngineLimits(), store, None), group)
             async with serving(EngineApi(engine, TOKEN).app(), listening, bounds):
                 try:
                     yield port

@@ -24,6 +24,7 @@ class Lines:
         telemetry.configure("info", "json", self._stream)
 
     def all(self) -> list[dict[str, Any]]:
+        telemetry.flush()
         return [json.loads(line) for line in self._stream.getvalue().splitlines()]
 
 

@@ -66,6 +66,7 @@ def test_a_log_line_is_one_line_without_escapes(form: str, value: object) -> Non
         raise OSError(2, "no such file", HOSTILE)
     except OSError:
         log.exception("streams.failed")
+    telemetry.flush()
     lines = stream.getvalue().split("\n")
     assert lines.pop() == "" and all("event" in line for line in lines)
     assert not any(obeyed(char) for line in lines for char in line)

@@ -7,12 +7,15 @@ import asyncio
 import pytest
 
 from island.errors import Ambiguous, BadInput, Conflict, NotFound
+from island.gossip.core import Head
 from island.kernel import codec
 from island.kernel.ports import SeededRng
-from island.membership.messages import SelfRecord, ServerRecord
+from island.membership import core, store
+from island.membership.messages import SELF_KEY, SelfRecord, ServerRecord
 from island.trust import journal
 from island.trust.keys import Identity
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
+from tests.sim.stranger import Stranger
 from tests.standins.faults import Fault, Gone
 
 
@@ -143,6 +146,32 @@ def test_two_islands_of_one_name() -> None:
             three.m.resolve("two")
 
     simulate(3, scenario)
+
+
+def test_an_island_that_renames_itself_again_and_again_occupies_a_bounded_number_of_names() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _grow(world, "one", "two")
+        liar = await Stranger.admitted(world, "liar")
+        head = Head()
+        for name in [*(f"island-{number}" for number in range(core.NAMES_KEPT)), "two", "harmless"]:
+            batch = liar.batch(head, [(SELF_KEY, codec.encode(SelfRecord(name=name)))])
+            head = head.after(batch)
+            await liar.say(one, liar.delta(batch))
+            await one.m.changed.after(one.m.changed.version, timeout=5)
+            await asyncio.sleep(1)
+        rows = await one.state.read(store.names)
+        kept = [name for island, name in rows if island == liar.id]
+        assert len(kept) == core.NAMES_KEPT
+        assert one.m.display(two.id) == "two"  # the liar has used it, but too late to be remembered
+        assert one.m.resolve("two") == two.id
+        writes = Fault(one.state, times=None)  # a name that is not stored is not tried again with every change
+        batch = liar.batch(head, [("test/a", b"1")])
+        await liar.say(one, liar.delta(batch))
+        await asyncio.sleep(2)
+        assert not writes.met
+        writes.mend()
+
+    simulate(10, scenario)
 
 
 def test_states_and_since_when() -> None:

@@ -14,19 +14,23 @@ from typing import Any
 
 import pytest
 
+from island.cli.demo.demo_island import free_ports
 from island.errors import BadInput, ConfigError, Conflict, Denied, PeerRefused, Unreachable
 from island.kernel.codec import encode
 from island.kernel.ids import IslandId, key_bytes
 from island.kernel.names import Names
 from island.kernel.ports import BulkStream, SystemClock, SystemRng
+from island.kernel.stranger_log import PER_ADDRESS
 from island.kernel.work import ThreadWorkers
 from island.net import relay
 from island.net.bulk import BandwidthMeter
 from island.net.frames import RequestHead
+from island.net.handshake import WrongKey
 from island.net.limits import PeerLimits
 from island.net.listener import own_addresses
 from island.trust.keys import Identity
 from tests.islands.sessions import Node, admit, archipelago
+from tests.standins.member import logged
 
 
 def served(node: Node) -> None:
@@ -198,6 +202,35 @@ async def test_a_changed_address_is_dialled_at_once(tmp_path: Path) -> None:
             while b.id not in a.peers._last_error:
                 await asyncio.sleep(0.01)
         a.knows(b)
+        await a.linked(b)
+
+
+async def test_hints_are_tried_after_the_addresses_of_an_island(tmp_path: Path) -> None:
+    async with Node(tmp_path / "a", "a", listen="").running() as a, Node(tmp_path / "b", "b").running() as b:
+        await admit(b, a)
+        own = [f"127.0.0.1:{port}" for port in free_ports(8)]
+        a.known[b.id], a.hints[b.id] = own, [b.address]
+        assert a.peers.targets() == {b.id: [*own, b.address]}
+        a.peers.connect_soon()
+        await a.linked(b)
+
+
+async def test_a_false_hint_links_with_nobody_and_does_not_fill_the_log(tmp_path: Path) -> None:
+    """Somebody announces the address of c as that of b."""
+    async with (
+        Node(tmp_path / "a", "a", listen="").running() as a,
+        Node(tmp_path / "b", "b").running() as b,
+        Node(tmp_path / "c", "c").running() as c,
+    ):
+        await admit(b, a, c)
+        with logged() as logs:
+            for _ in range(2 * PER_ADDRESS):
+                with pytest.raises(WrongKey):
+                    await a.peers.dial_control(b.id, [c.address])
+        assert len(logs.of("peer.misbehaved")) == PER_ADDRESS
+        assert a.peers.links() == [] and a.peers.paused(b.id) == 0
+        a.hints[b.id] = [c.address, b.address]
+        a.peers.connect_soon()
         await a.linked(b)
 
 

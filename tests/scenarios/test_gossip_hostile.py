@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import msgspec
@@ -24,8 +25,9 @@ from island.gossip.messages import (
     PullRange,
     SignedBatch,
 )
+from island.gossip.spread import AT_ONCE, TIMEOUT
 from island.kernel import codec
-from island.kernel.ids import key_bytes
+from island.kernel.ids import IslandId, key_bytes
 from island.kernel.ports import SeededRng
 from island.trust.keys import Identity
 from tests.sim.archipelago import Archipelago, names, simulate
@@ -272,6 +274,56 @@ def test_unknown_kinds_and_fields_are_relayed_unchanged() -> None:
             assert await island.m.servers() == []
 
     simulate(6, scenario)
+
+
+@pytest.mark.parametrize("attack", [_flip, _other_chain, _empty_proof, _noise], ids=lambda a: a.__name__.strip("_"))
+def test_a_false_answer_ends_the_session(attack: Callable[[Stranger], bytes]) -> None:
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 2)
+        victim = world.islands[0]
+
+        async def digest(_peer: object, _body: bytes) -> bytes:
+            ahead = HeadOf(origin=key_bytes(liar.id), epoch=1, seq=1, head=b"12345678")
+            return codec.encode(Heads(roster=bytes(32), root=bytes(32), keyed=(ahead,)))
+
+        async def pull(_peer: object, _body: bytes) -> bytes:
+            return attack(liar)
+
+        liar.peers._requests["gossip.digest"] = digest
+        liar.peers._requests["gossip.pull"] = pull
+        assert victim.peers is not None
+        await world.until(lambda: bool(victim.peers and victim.peers.misbehaved), within=30)
+        assert {who for who, _ in victim.peers.misbehaved} == {liar.id}
+        assert liar.id not in victim.g.origins()
+        await liar.leave()
+
+    simulate(9, scenario)
+
+
+def test_silent_peers_do_not_delay_comparisons_with_others() -> None:
+    async def scenario(world: Archipelago) -> None:
+        silent = [await _grow(world, 2)]
+        silent += [await Stranger.admitted(world, f"silent-{number}") for number in range(1, AT_ONCE)]
+        one, two = world.islands
+        spread = one.g._spread
+        original, compared = spread._exchange, [world.loop.time()]
+
+        async def tapped(peer: IslandId) -> str:
+            if peer == two.id:
+                compared.append(world.loop.time())
+            return await original(peer)
+
+        spread._exchange = tapped  # type: ignore[method-assign]  # counts the comparisons
+        for _ in range(120):
+            for stranger in silent:
+                stranger.peers.push(one.id, "gossip.look", b"")
+            spread.look_at(two.id)
+            await asyncio.sleep(1)
+        assert max(b - a for a, b in itertools.pairwise(compared)) < 2 * TIMEOUT
+        for stranger in silent:
+            await stranger.leave()
+
+    simulate(10, scenario)
 
 
 def test_endless_pages_without_new_batches_end_the_pull() -> None:

@@ -62,6 +62,8 @@ class DemoIsland:
             "init", str(self.home), "--name", name, "--listen", self.url.removeprefix("http://"),
             f"--peer-listen={self.peer_listen}", "--archipelago", "demo",
         )  # fmt: skip
+        # Sessions of a demo live for seconds, in which Java's second compiler costs more than it gains.
+        self.configure("java_options", '["-XX:TieredStopAtLevel=1"]')
 
     def configure(self, key: str, value: str) -> None:
         """Set `key` in island.toml to `value` (TOML); takes effect at the next start."""

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 from aiohttp import HttpVersion11, web
 
-from island.errors import BadInput, Denied, IslandError, Unauthenticated
+from island.errors import BadInput, Denied, IslandError, TooManyRequests, Unauthenticated
 from island.net.same_origin import SameOrigin, is_browser
 from island.trust.users import Principal, Tokens
 
@@ -229,6 +229,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = reply(problem(error), error.status)
         if not is_browser(request.headers):
             response.headers["WWW-Authenticate"] = 'Basic realm="island"'
+        return response
+    except TooManyRequests as error:
+        response = reply(problem(error), error.status)
+        response.headers["Retry-After"] = "1"
         return response
     except IslandError as error:
         return reply(problem(error), error.status)
