@@ -75,7 +75,7 @@ def secrets(facts: Sequence[SecretFacts]) -> Iterator[Finding]:
     """Check the key and the tokens."""
     for each in facts:
         if each.error:
-            yield Finding("secrets", "problem", each.error, each.hint or f"See 'Backup and restore' in {GUIDE}.")
+            yield Finding("secrets", "problem", each.error, each.hint or f"See 'Restore' in {GUIDE}.")
     if facts and not any(each.error for each in facts):
         names = ", ".join(each.name for each in facts)
         yield Finding("secrets", "ok", f"{names} can be read by their owner only")
@@ -101,7 +101,7 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
         elif each.version > each.newest:
             found = f"{each.name} was written by a newer version of island"
             found += f" (schema {each.version}; this version supports up to {each.newest})"
-            advice = "Run the newer version, or restore a backup that this version made."
+            advice = f"Run the newer version, or go back with a backup: see 'Upgrade, and back' in {GUIDE}."
             yield Finding("database", "problem", found, advice)
         elif each.errors:
             yield Finding("database", "problem", f"{each.name} is damaged: {each.errors[0]}", _repair(each))
@@ -119,7 +119,7 @@ def _repair(database: DatabaseFacts) -> str:
         return "Check the disk. Then stop the daemon and delete gossip.db*; it is rebuilt from other islands."
     if database.name == "chunks.db":
         return "Check the disk. Then stop the daemon and delete chunks.db* and replicas, which are a cache."
-    return f"Check the disk, stop the daemon, and restore state.db from a backup: see 'Backup and restore' in {GUIDE}."
+    return f"Check the disk, stop the daemon, and restore a backup with `island restore`: see 'Restore' in {GUIDE}."
 
 
 def disk(facts: DiskFacts) -> Iterator[Finding]:
@@ -286,6 +286,9 @@ def daemon(facts: DaemonFacts) -> Iterator[Finding]:
     if facts.configured_later:
         found = f"island.toml was changed after {name} started, and the changes are not in force"
         yield Finding("daemon", "warning", found, "Check them with `island config check`, and restart the daemon.")
+    if facts.discovery.startswith("failed"):
+        advice = f"See 'Troubleshooting' in {GUIDE}, or set enabled = false under [discovery] in island.toml."
+        yield Finding("daemon", "warning", f"discovery on the local network {facts.discovery}", advice)
     for problem in facts.problems:
         severity: Severity = "problem" if facts.state != "starting" else "warning"
         yield Finding("daemon", severity, problem, f"See 'Troubleshooting' in {GUIDE}, and the daemon's log.")

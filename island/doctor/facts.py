@@ -134,6 +134,8 @@ class DaemonFacts:
     pid: int | None = None
     state: str = ""
     problems: Sequence[str] = ()
+    discovery: str = ""
+    """Whether it finds islands on the local network: `off`, `on` or `failed`, and what does not work."""
     version: str = ""
     program: str = ""
     """Version of the program that runs the check."""

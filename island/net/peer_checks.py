@@ -12,7 +12,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from island.errors import IslandError, PeerRefused, Unreachable
+from island.errors import IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel import codec
 from island.kernel.codec import Message
 from island.kernel.ids import IslandId
@@ -80,6 +80,9 @@ class PeerChecks:
         try:
             answer = await self._peers.request(island, KIND, b"", timeout=TIMEOUT_S)
             reading = codec.decode(answer, ClockReading)
+        except PeerMisbehaved as error:
+            self._peers.blame(island, error)
+            return None, None
         except IslandError:  # an older version does not answer this; the check says that the clock is not known
             return None, None
         half = (self._clock.monotonic() - began) / 2

@@ -153,7 +153,7 @@ BROKEN: list[tuple[Callable[[Home], None], str, str, str, str]] = [
     (break_user_token, "secrets", "problem", "token.user does not contain a token", "at least 16 letters"),
     (break_mode, "modes", "problem", "other accounts of this machine can access state.db", "chmod -R go-rwx"),
     (break_version, "database", "problem", "state.db was written by a newer version", "Run the newer version"),
-    (break_pages("state.db"), "database", "problem", "state.db is damaged", "restore state.db from a backup"),
+    (break_pages("state.db"), "database", "problem", "state.db is damaged", "restore a backup with `island restore`"),
     (break_pages("gossip.db"), "database", "problem", "gossip.db is damaged", "delete gossip.db*"),
     (break_header, "database", "problem", "chunks.db is damaged: file is not a database", "delete chunks.db*"),
     (break_reserve, "disk", "warning", "less than [replicas] reserve", "reduce the reserve"),

@@ -87,6 +87,7 @@ async def test_a_malformed_reading_of_a_clock(tmp_path: Path) -> None:
         await one.linked(two)
         (found,) = await checks.run()
         assert found.reached is True and found.clock_ahead_s is None
+        assert two.id in one.peers._offenders._known
         row = peer_checks._row(dataclasses.replace(found, clock_ahead_s=1.23456), "two")
         assert row["clock_ahead_s"] == 1.235
         document.check({"$ref": "#/components/schemas/PeerCheck"}, row, "a row of the answer")
