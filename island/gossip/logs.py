@@ -47,7 +47,6 @@ class IntakeResult:
 
     fresh: list[Delta] = field(default_factory=list)
     """Stored batches and proofs, to be relayed."""
-    bytes: int = 0
     gap: bool = False
     """Whether earlier batches or a chain are missing, which the sender has."""
     throttled: bool = False
@@ -334,7 +333,6 @@ class Logs:
         for origin, batches in sorted(intake.batches.items()):
             if origin not in outcome.limited and origin not in outcome.found:
                 self._keep(intake, origin, batches)
-        BYTES_IN.inc(intake.taken.bytes)
         for origin, proof in sorted(intake.proofs.items()):
             if origin not in outcome.found:
                 self._freeze(intake, origin, proof)
@@ -351,7 +349,7 @@ class Logs:
         intake.taken.fresh.append(Delta(origin=key_bytes(origin), chain=chain, batches=signed))
         for batch in signed:
             self._recent.add(blake3(batch).digest(16))
-            intake.taken.bytes += len(batch)
+            BYTES_IN.inc(len(batch))
         BATCHES_IN.inc(len(batches))
 
     def _freeze(self, intake: _Intake, origin: IslandId, proof: ForkProof) -> None:

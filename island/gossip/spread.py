@@ -16,7 +16,7 @@ import structlog
 from island.errors import PeerMisbehaved, PeerRefused, Unreachable
 from island.gossip import core
 from island.gossip.core import Difference
-from island.gossip.logs import IntakeResult, Logs
+from island.gossip.logs import Logs
 from island.gossip.messages import (
     HEADS_A_PAGE,
     PAGE_LIMIT,
@@ -90,19 +90,28 @@ class Spread:
             self.look_at(link.island)
 
     def push(self, deltas: Sequence[Delta], but: IslandId | None = None) -> None:
-        """Send new batches to all linked islands except the one they came from (`but`)."""
+        """Send new batches to all linked islands except the one they came from (`but`).
+
+        If they exceed `PUSH_LIMIT`, the islands are only asked to compare.
+        """
         islands = [link.island for link in self._peers.links() if link.island != but]
         if not islands or not deltas:
             return
         messages = _messages(deltas)
         for island in islands:
-            for message in messages:
-                self._send(island, "gossip.batch", message)
+            self._send_all(island, messages)
 
     def look_at(self, peer: IslandId) -> None:
         """Schedule a comparison with `peer`."""
         self._due[peer] = None
         self._wake.set()
+
+    def _send_all(self, island: IslandId, messages: Sequence[bytes]) -> None:
+        if sum(map(len, messages)) > PUSH_LIMIT:
+            self._send(island, "gossip.look", b"")
+            return
+        for message in messages:
+            self._send(island, "gossip.batch", message)
 
     def _send(self, island: IslandId, kind: str, message: bytes) -> None:
         if self._peers.push(island, kind, message):
@@ -122,7 +131,7 @@ class Spread:
 
     async def _on_batch(self, peer: IslandId, body: bytes) -> None:
         taken = await self._logs.take(peer, codec.decode(body, DeltaPage).deltas)
-        self._relay(taken, peer)
+        self.push(taken.fresh, but=peer)
         if taken.gap or taken.doubts:
             self.look_at(peer)
 
@@ -140,14 +149,6 @@ class Spread:
         answer = codec.encode(await self._logs.page(codec.decode(body, Pull).wants))
         BYTES_OUT.inc(len(answer))
         return answer
-
-    def _relay(self, taken: IntakeResult, source: IslandId) -> None:
-        if taken.bytes <= PUSH_LIMIT:
-            self.push(taken.fresh, but=source)
-            return
-        for link in self._peers.links():
-            if link.island != source:
-                self._send(link.island, "gossip.look", b"")
 
     # --- exchanges ----------------------------------------------------------------------------
 
@@ -222,7 +223,7 @@ class Spread:
             asked = list(todo.values())[:WANTS_A_PAGE]
             page = codec.decode(await self._ask(peer, "gossip.pull", codec.encode(Pull(wants=tuple(asked)))), DeltaPage)
             taken = await self._logs.take(peer, page.deltas)
-            self._relay(taken, peer)
+            self.push(taken.fresh, but=peer)
             idle = 0 if taken.fresh else idle + 1
             if taken.throttled:
                 await asyncio.sleep(1.0)
@@ -248,12 +249,10 @@ class Spread:
         if not offers:
             return
         page = await self._logs.page(offers[:WANTS_A_PAGE])
-        messages = _messages(page.deltas)
-        if page.more or len(offers) > WANTS_A_PAGE or sum(map(len, messages)) > PUSH_LIMIT:
+        if page.more or len(offers) > WANTS_A_PAGE:
             self._send(peer, "gossip.look", b"")
             return
-        for message in messages:
-            self._send(peer, "gossip.batch", message)
+        self._send_all(peer, _messages(page.deltas))
 
     async def _ask(self, peer: IslandId, kind: str, body: bytes) -> bytes:
         return await self._peers.request(peer, kind, body, timeout=TIMEOUT)
