@@ -15,7 +15,7 @@ import structlog
 
 from island.errors import PeerMisbehaved, PeerRefused, Unreachable
 from island.gossip import core
-from island.gossip.core import Difference
+from island.gossip.core import Difference, Head
 from island.gossip.logs import Logs
 from island.gossip.messages import (
     HEADS_A_PAGE,
@@ -58,6 +58,9 @@ PAUSE = 0.1
 MAX_PAGES = core.MAX_ORIGINS // HEADS_A_PAGE + 3
 """Maximum number of pages of heads in one exchange: enough for `MAX_ORIGINS`."""
 
+OFFERS = 3
+"""Maximum number of times that the same batches are offered to a peer. It may refuse them because of a limit."""
+
 IDLE_PAGES = 3
 """Maximum number of consecutive pages without new batches before a pull is given up."""
 
@@ -75,6 +78,8 @@ class Spread:
         self._not_before: dict[IslandId, float] = {}
         """By island: the monotonic time of the next exchange. An island that waits for it is not busy."""
         self._failures: dict[IslandId, int] = {}
+        self._offered: dict[IslandId, dict[bytes, tuple[PullRange, Head, int]]] = {}
+        """By peer and origin: what the peer lacked and how often it was offered."""
         self._wake = Signal()
         self._rounds = 0
         peers.on_push("gossip.batch", self._on_batch)
@@ -121,6 +126,7 @@ class Spread:
 
     def _on_link(self, peer: IslandId, up: bool) -> None:
         self._not_before.pop(peer, None)
+        self._offered.pop(peer, None)
         if up:
             self._failures.pop(peer, None)
             self.look_at(peer)
@@ -200,6 +206,7 @@ class Spread:
             asked = self._logs.positions.digest(after)
             answer = codec.decode(await self._ask(peer, "gossip.digest", codec.encode(asked)), Heads)
             if (answer.roster, answer.root) == (asked.roster, asked.root):
+                self._offered.pop(peer, None)
                 break
             outcome = "differed"
             heads, until = self._logs.positions.read(asked, answer)
@@ -246,6 +253,8 @@ class Spread:
     async def _offer(self, peer: IslandId, difference: Difference) -> None:
         """Push the batches that `peer` lacks if they are small; otherwise ask it to compare."""
         offers = difference.offers
+        if len(offers) <= WANTS_A_PAGE:
+            offers = [offer for offer in offers if self._may_offer(peer, offer)]
         if not offers:
             return
         page = await self._logs.page(offers[:WANTS_A_PAGE])
@@ -253,6 +262,15 @@ class Spread:
             self._send(peer, "gossip.look", b"")
             return
         self._send_all(peer, _messages(page.deltas))
+
+    def _may_offer(self, peer: IslandId, offer: PullRange) -> bool:
+        """Whether to offer batches that `peer` lacks. If it did not store them repeatedly, it can still pull them."""
+        head = self._logs.positions.get(island_id(offer.origin))
+        offered = self._offered.setdefault(peer, {})
+        before, at, times = offered.get(offer.origin, (None, None, 0))
+        times = times + 1 if (before, at) == (offer, head) else 1
+        offered[offer.origin] = (offer, head, times)
+        return times <= OFFERS
 
     async def _ask(self, peer: IslandId, kind: str, body: bytes) -> bytes:
         return await self._peers.request(peer, kind, body, timeout=TIMEOUT)
