@@ -97,6 +97,8 @@ class Logs:
         self.changed = Topic()
         self.returned: Callable[[Sequence[LogBatch]], Awaitable[bool]] | None = None
         """Called with batches of this island's own log that only peers have, before they are stored."""
+        self.grown: list[Callable[[IslandId], None]] = []
+        """Called with the origin after each commit that extended the log of another island."""
         self._recent = RecentHashes(8192)
         self._budgets: dict[IslandId, TokenBucket] = {}
         self._refused: set[IslandId] = set()
@@ -357,6 +359,8 @@ class Logs:
             self._recent.add(blake3(batch).digest(16))
             BYTES_IN.inc(len(batch))
         BATCHES_IN.inc(len(batches))
+        for listener in self.grown:
+            listener(origin)
 
     def _freeze(self, intake: _Intake, origin: IslandId, proof: ForkProof) -> None:
         self.positions.freeze(origin)

@@ -9,6 +9,7 @@ import pytest
 from island.errors import Ambiguous, BadInput, Conflict, NotFound
 from island.gossip.core import Head
 from island.kernel import codec
+from island.kernel.ids import IslandId
 from island.kernel.ports import SeededRng
 from island.membership import core, store
 from island.membership.messages import SELF_KEY, SelfRecord, ServerRecord
@@ -239,6 +240,39 @@ def test_a_restart_with_another_address_is_told() -> None:
         assert two.m.view(two.id).addresses == ["new:1", "[2001:db8::1]:2"]
 
     simulate(6, scenario)
+
+
+def test_new_entries_of_one_island_renew_only_this_island(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _grow(world, "one", "two")
+        for number in range(100):
+            one.m._learn(IslandId(f"{number:064x}"), None, since=0.0)
+        await asyncio.sleep(30)
+        renewed, opinion = [], core.opinion
+
+        def counted(contact: core.Contact, now: float) -> tuple[core.PeerState, float | None]:
+            renewed.append(contact)
+            return opinion(contact, now)
+
+        monkeypatch.setattr(core, "opinion", counted)
+        await two.put("test/a", b"1")
+        await world.until(lambda: len(one.records("test/")) == 1, within=10)
+        await asyncio.sleep(1)
+        assert 1 <= len(renewed) < 10
+
+    simulate(11, scenario)
+
+
+def test_a_change_of_a_record_is_told() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _grow(world, "one", "two")
+        await asyncio.sleep(30)
+        version = one.m.changed.version
+        await two.m.announce(["new:1"])
+        await world.until(lambda: one.m.addresses() == {two.id: ["new:1"]}, within=30)
+        assert one.m.changed.version > version
+
+    simulate(12, scenario)
 
 
 def test_a_self_record_that_is_not_one_changes_nothing() -> None:
