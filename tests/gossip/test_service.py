@@ -106,6 +106,20 @@ def test_deletes_reach_the_others() -> None:
     simulate(1, scenario)
 
 
+def test_a_batch_that_could_not_be_copied_at_once_is_pushed_later() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        await asyncio.sleep(10)
+        fault = Fault(one.g._logs, what="add_own")
+        one.g._spread.look_at = lambda peer: None  # type: ignore[method-assign]  # only pushes bring changes
+        two.g._spread.look_at = lambda peer: None  # type: ignore[method-assign]  # the same
+        await one.put("test/a", b"1")
+        await world.until(lambda: len(two.records("test/")) == 1, within=10)
+        assert fault.met == 1
+
+    simulate(13, scenario)
+
+
 def test_many_own_changes_are_announced_and_pulled_not_pushed() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _pair(world)

@@ -263,6 +263,25 @@ def test_new_entries_of_one_island_renew_only_this_island(monkeypatch: pytest.Mo
     simulate(11, scenario)
 
 
+def test_a_server_changes_although_its_island_lists_as_many_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "MAX_SERVERS", 3)
+
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _grow(world, "one", "two")
+        await one.m.set_own_livy("http://127.0.0.1:8990")
+        for number in range(2):
+            await one.m.add_server("administrator", "hdfs", f"hdfs://nn{number}:8020")
+        await asyncio.sleep(12)
+        await one.m.set_own_livy("http://127.0.0.1:9000")
+        await one.put("server/more", codec.encode(ServerRecord(kind="livy", url="http://host")))
+        await asyncio.sleep(12)
+        for island in (one, two):
+            servers = {server.id: server.url for server in await island.m.servers()}
+            assert len(servers) == 3 and servers["livy"] == "http://127.0.0.1:9000"
+
+    simulate(13, scenario)
+
+
 def test_a_change_of_a_record_is_told() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _grow(world, "one", "two")
