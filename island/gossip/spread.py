@@ -89,10 +89,10 @@ class Spread:
         peers.on_link(self._on_link)
 
     def start(self, tasks: Tasks) -> None:
-        tasks.forever("gossip.look", functools.partial(self._look, tasks), rng=self._rng)
+        tasks.forever("gossip.exchanges", functools.partial(self._start_exchanges, tasks), rng=self._rng)
         tasks.forever("gossip.anti_entropy", self._anti_entropy, rng=self._rng)
         for link in self._peers.links():
-            self.look_at(link.island)
+            self.compare_soon(link.island)
 
     def push(self, deltas: Sequence[Delta], but: IslandId | None = None) -> None:
         """Send new batches to all linked islands except the one they came from (`but`).
@@ -106,7 +106,7 @@ class Spread:
         for island in islands:
             self._send_all(island, messages)
 
-    def look_at(self, peer: IslandId) -> None:
+    def compare_soon(self, peer: IslandId) -> None:
         """Schedule a comparison with `peer`."""
         self._due[peer] = None
         self._wake.set()
@@ -129,7 +129,7 @@ class Spread:
         self._offered.pop(peer, None)
         if up:
             self._failures.pop(peer, None)
-            self.look_at(peer)
+            self.compare_soon(peer)
             self._own.poked.set()
         else:
             self._due.pop(peer, None)
@@ -139,10 +139,10 @@ class Spread:
         taken = await self._logs.take(peer, codec.decode(body, DeltaPage).deltas)
         self.push(taken.fresh, but=peer)
         if taken.gap or taken.doubts:
-            self.look_at(peer)
+            self.compare_soon(peer)
 
     async def _on_look(self, peer: IslandId, _body: bytes) -> None:
-        self.look_at(peer)
+        self.compare_soon(peer)
 
     async def _on_digest(self, peer: IslandId, body: bytes) -> bytes:
         asked = codec.decode(body, Digest)
@@ -161,12 +161,12 @@ class Spread:
     async def _anti_entropy(self) -> None:
         await asyncio.sleep(INTERVAL * (0.75 + 0.5 * self._rng.random()))
         if links := self._peers.links():
-            self.look_at(self._rng.choice(links).island)
+            self.compare_soon(self._rng.choice(links).island)
         self._rounds += 1
         if self._rounds % COUNT_EVERY == 1:
             await self._logs.count()
 
-    async def _look(self, tasks: Tasks) -> None:
+    async def _start_exchanges(self, tasks: Tasks) -> None:
         now, wait = self._clock.monotonic(), None
         for peer in list(self._due):
             left = self._not_before.get(peer, now) - now

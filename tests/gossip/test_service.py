@@ -111,8 +111,8 @@ def test_a_batch_that_could_not_be_copied_at_once_is_pushed_later() -> None:
         one, two = await _pair(world)
         await asyncio.sleep(10)
         fault = Fault(one.g._logs, what="add_own")
-        one.g._spread.look_at = lambda peer: None  # type: ignore[method-assign]  # only pushes bring changes
-        two.g._spread.look_at = lambda peer: None  # type: ignore[method-assign]  # the same
+        one.g._spread.compare_soon = lambda peer: None  # type: ignore[method-assign]  # only pushes bring changes
+        two.g._spread.compare_soon = lambda peer: None  # type: ignore[method-assign]  # the same
         await one.put("test/a", b"1")
         await world.until(lambda: len(two.records("test/")) == 1, within=10)
         assert fault.met == 1

@@ -374,7 +374,7 @@ def test_silent_peers_do_not_delay_comparisons_with_others() -> None:
         for _ in range(120):
             for stranger in silent:
                 stranger.peers.push(one.id, "gossip.look", b"")
-            spread.look_at(two.id)
+            spread.compare_soon(two.id)
             await asyncio.sleep(1)
         assert max(b - a for a, b in itertools.pairwise(compared)) < 2 * TIMEOUT
         for stranger in silent:
