@@ -172,12 +172,11 @@ class OwnLog:
         )
         wait = None if later is None else later - now
         async with self._logs.lock:
-            batches: list[LogBatch] = []
             if keys:
-                batches = await self._state.write(
+                await self._state.write(
                     lambda conn: self._sign(conn, set(keys)), then=lambda signed: self._signed(keys, signed, now)
                 )
-            await self._catch_up()
+            batches = await self._catch_up()  # also batches of an earlier step that could not be copied
         if not batches:
             return None, wait
         first = batches[0].first == 1
@@ -213,20 +212,21 @@ class OwnLog:
         own_log_store.append(conn, batches)
         return batches
 
-    async def _catch_up(self) -> None:
-        """Copy batches that only state.db has to gossip.db. The caller holds `lock`."""
+    async def _catch_up(self) -> list[LogBatch]:
+        """Copy batches that only state.db has to gossip.db, and return them. The caller holds `lock`."""
         chain = self._trust.chain
         if chain is None:
-            return
+            return []
         after = self._logs.positions.get(self._logs.me).seq
         missing = await self._state.read(lambda conn: own_log_store.batches(conn, after))
         if not missing:
-            return
+            return []
         batches = [core.open_batch(signed) for signed in missing]
         if core.judge_batch(self._logs.positions.get(self._logs.me), batches[0]) is not core.BatchVerdict.FITS:
             self._fork("the copy of this island's log in gossip.db contradicts the one in state.db")
-            return
+            return []
         await self._logs.add_own(batches, chain)
+        return batches
 
     async def _restore(self, batches: Sequence[LogBatch]) -> bool:
         """Store batches of this log that state.db has lost; False if they do not extend it. The caller holds `lock`."""
