@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -48,6 +49,7 @@ from island.net.listener import Listener, dial, hang_up, own_addresses
 from island.net.mesh import Mesh, first_that_works
 from island.net.offenders import Offenders
 from island.net.session import PeerSession
+from island.net.turns import take
 from island.trust import core
 from island.trust.keys import Identity
 from island.trust.service import Trust
@@ -106,6 +108,8 @@ class TlsPeers:
         self._all: set[PeerSession] = set()
         self._bulk_making: dict[IslandId, asyncio.Lock] = {}
         self._tickets: dict[bytes, tuple[IslandId, asyncio.Future[BulkSession]]] = {}
+        # An island's semaphore exists while it is held or awaited.
+        self._relay_turns = WeakValueDictionary[IslandId, asyncio.Semaphore]()
         self._meters: dict[IslandId, BandwidthMeter] = {}
         self._learned: dict[IslandId, list[str]] = {}
         self._names: dict[IslandId, str] = {}
@@ -502,8 +506,9 @@ class TlsPeers:
                 return await self._handlers.request(session.island, head.kind, body)
         to = relay.check_relay(head, self._handlers.relayed)
         if (onward := self._control.get(to)) is None:
-            raise NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
-        return await onward.request(relay.onward(head, session.island), body, relay.TIMEOUT_S)
+            raise self._no_route(to)
+        async with self._relaying(session.island):
+            return await onward.request(relay.onward(head, session.island), body, relay.TIMEOUT_S)
 
     async def _serve_stream(self, session: BulkSession, head: RequestHead, body: bytes, stream: SessionStream) -> None:
         if not head.to or head.to == key_bytes(self.me):
@@ -512,13 +517,28 @@ class TlsPeers:
             return
         to = relay.check_relay(head, self._handlers.relayed)
         if to not in self._control:
-            raise NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
-        onward = await self._bulk_session(to, relay.TIMEOUT_S)
-        other = await onward.open(relay.onward(head, session.island), body)
+            raise self._no_route(to)
+        async with self._relaying(session.island):
+            onward = await self._bulk_session(to, relay.TIMEOUT_S)
+            other = await onward.open(relay.onward(head, session.island), body, relay.TIMEOUT_S)
+            try:
+                await relay.pump(stream, other, self._limits.stall_s)
+            finally:
+                onward.release(other)
+
+    @contextlib.asynccontextmanager
+    async def _relaying(self, requester: IslandId) -> AsyncIterator[None]:
+        """Hold one of the turns of an island for which this one relays; raises `Unreachable` if none gets free."""
+        turns = self._relay_turns.get(requester) or asyncio.Semaphore(self._limits.relayed_per_island)
+        self._relay_turns[requester] = turns
+        await take(turns, relay.TIMEOUT_S, f"requests that {self._trust.name} relays for {self.name(requester)}")
         try:
-            await relay.pump(stream, other)
+            yield
         finally:
-            onward.release(other)
+            turns.release()
+
+    def _no_route(self, to: IslandId) -> NotFound:
+        return NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
 
     async def _open_stream(
         self, to: IslandId, kind: str, body: bytes, timeout: float
@@ -530,14 +550,14 @@ class TlsPeers:
                 if to in self._control or to in self._bulk or self.targets().get(to):
                     try:
                         session = await self._bulk_session(to, timeout)
-                        return session, await session.open(RequestHead(kind=kind), body)
+                        return session, await session.open(RequestHead(kind=kind), body, timeout)
                     except Unreachable:
                         if to in self._control or kind not in self._handlers.relayed:
                             raise
                 if kind in self._handlers.relayed and (via := await self._route(to)) is not None:
                     head = RequestHead(kind=kind, to=key_bytes(to), origin=key_bytes(self.me), hops=1)
                     session = await self._bulk_session(via.island, timeout)
-                    return session, await session.open(head, body)
+                    return session, await session.open(head, body, timeout)
         except TimeoutError as error:
             raise Unreachable(f"no bulk session with {self.name(to)} within {timeout:g} s") from error
         raise self._unreachable(to)

@@ -395,6 +395,55 @@ async def test_a_reader_through_a_third_that_leaves_frees_all(tmp_path: Path) ->
         assert await read(one, other) == EXPECTED
 
 
+@contextlib.asynccontextmanager
+async def relayed(folder: Path, limits: PeerLimits, count: int) -> AsyncIterator[tuple[Node, Node, Node]]:
+    """A relay and two islands that cannot dial each other; the first has `count` streams with the second, unread."""
+    async with archipelago(folder, 3, mesh=False, register=served, listen=nat(1, 2), limits=limits) as nodes:
+        third, one, other = nodes
+        for node in (one, other):
+            node.knows(third)
+            await node.linked(third)
+            await third.linked(node)
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(count):
+                await stack.enter_async_context(one.peers.bulk(other.id, "pour", b"1000"))
+            async with asyncio.timeout(10):
+                while sum(session._serving for session in third.peers._bulk.get(one.id, [])) < count:
+                    await asyncio.sleep(0.01)
+            yield third, one, other
+
+
+async def test_relayed_streams_leave_room_for_the_streams_of_the_relay(tmp_path: Path) -> None:
+    limits = PeerLimits(calls=8, relayed=4, relayed_per_island=8, redial_base_s=0.05)
+    async with relayed(tmp_path, limits, 8) as (third, _, other):
+        assert await read(third, other) == EXPECTED
+
+
+async def test_relayed_streams_of_one_island_leave_room_for_those_of_others(tmp_path: Path) -> None:
+    limits = PeerLimits(calls=8, relayed=4, relayed_per_island=3, redial_base_s=0.05)
+    async with relayed(tmp_path, limits, 8) as (third, _, other):
+        fourth = Node(tmp_path / "fourth", "fourth", listen="", limits=limits, register=served)
+        await admit(third, fourth)
+        async with fourth.running():
+            fourth.knows(third)
+            await fourth.linked(third)
+            assert await read(fourth, other) == EXPECTED
+
+
+async def test_a_relayed_stream_that_is_not_read_ends(tmp_path: Path) -> None:
+    limits = PeerLimits(relayed_per_island=1, stall_s=0.2, redial_base_s=0.05)
+    async with relayed(tmp_path, limits, 1) as (_, one, other):
+        assert await read(one, other) == EXPECTED  # waits for the turn of the stream that is not read
+
+
+async def test_waiting_for_a_turn_has_a_time_limit(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 2, register=served, limits=PeerLimits(calls=1, redial_base_s=0.05)) as (a, b):
+        async with a.peers.bulk(b.id, "mirror", b""):
+            with pytest.raises(Unreachable, match="streams with island-1") as busy:
+                await a.peers.bulk(b.id, "mirror", b"", timeout=0.05).__aenter__()
+            assert busy.value.code == "busy"
+
+
 async def test_a_ticket_is_good_for_the_one_it_was_given_to(tmp_path: Path) -> None:
     async with archipelago(tmp_path, 3, mesh=False) as (a, b, c):
         made: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
