@@ -153,7 +153,7 @@ class FolderSource:
         if self._known is None:
             self._known = await self._state.read(lambda conn: store.names(conn, self.name))
         began = self._clock.monotonic()
-        found = await self._workers.disk(watched_folder.listing, self.root)
+        found = await self._workers.folder(str(self.root), watched_folder.listing, self.root)
         self._listing = self._clock.monotonic() - began
         plan = core.scan_folder(
             found,
@@ -373,7 +373,7 @@ class FolderSource:
         except (Corrupt, BadInput, ProcessDied, OSError) as error:
             raise SourceFileMissing(f"{wanted.path} can no longer be read: {error}") from error
         # The rows are valid only if the file is still unchanged after they were read.
-        if watched_folder.stat_of(self.root / wanted.path) != wanted.stat:
+        if await self._stat(wanted.path) != wanted.stat:
             raise SourceFileMissing(f"{wanted.path} changed while it was read")
         batches = await self._workers.cpu(tables.from_child, portion.payload, self.schema)
         if not batches and not portion.ended:
@@ -382,9 +382,12 @@ class FolderSource:
 
     async def _locate(self, file: SourceFileRow) -> tuple[str, core.FileStat]:
         for path, stat in await self._state.read(lambda conn: store.locations(conn, self.name, file.hash)):
-            if watched_folder.stat_of(self.root / path) == stat:
+            if await self._stat(path) == stat:
                 return path, stat
         raise SourceFileMissing(f"{file.path} is missing or was changed")
+
+    async def _stat(self, path: str) -> core.FileStat | None:
+        return await self._workers.folder(str(self.root), watched_folder.stat_of, self.root / path)
 
 
 def columns_of(schema: Any) -> tuple[ColumnSummary, ...]:

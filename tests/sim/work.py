@@ -14,7 +14,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from island.kernel.ports import Rng
 from island.kernel.processes import Processes
-from island.kernel.work import Turn
+from island.kernel.work import FOLDER_THREADS, Turn
 from tests.sim.disk import SimDisk
 
 T = TypeVar("T")
@@ -33,6 +33,7 @@ class SimWorkers:
         self._disk = self._lane(16, disk, files=True)
         self._cpu = self._lane(4, disk, files=True)  # hashing and decoding read files as well
         self._blocking = self._lane(16)
+        self._folders: dict[str, SimLane] = {}
 
     def disk(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         return self._disk.run(function, *args)
@@ -40,13 +41,23 @@ class SimWorkers:
     def cpu(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         return self._cpu.run(function, *args)
 
+    def folder(self, name: str, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
+        if name not in self._folders:
+            self._folders[name] = self._lane(FOLDER_THREADS, self.disk_, files=True)
+        return self._folders[name].run(function, *args)
+
     def blocking(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         return self._blocking.run(function, *args)
 
     def lane(self, name: str, width: int = 1) -> SimLane:
         return self._lane(width, self.disk_, files=not name.startswith("db-"))
 
+    def abandon(self) -> None:
+        for lane in self._folders.values():
+            lane.forget()
+
     def close(self) -> None:
+        self.abandon()
         for lane in self._lanes:
             lane.close()
 
