@@ -34,6 +34,9 @@ Announce = Callable[[sqlite3.Connection, str, SourceRecord], None]
 SETTLE = 1.0
 """Minimum number of seconds that a file without an end marker must be unchanged before it is read."""
 
+REPEAT_S = 3600.0
+"""Seconds after which an error of a scan that lasts is logged again."""
+
 GROUP_FILES, GROUP_SECONDS = 64, 0.05
 """Complete files are added in groups: at most this many files, collected for at most this many seconds."""
 
@@ -121,6 +124,8 @@ class FolderSource:
         self._known: dict[str, core.FileStat] | None = None
         self._resting: dict[str, core.UnsettledFile] = {}
         self._announced: bytes | None = None
+        self._logged: dict[str, tuple[str, float]] = {}
+        """The last error that was logged, and when, for each event of a scan that fails."""
         self._listing = 0.0
         """Seconds that the last listing of the folder took."""
 
@@ -135,18 +140,31 @@ class FolderSource:
             await self.look()
         except EXPECTED as error:
             outside = error.message if isinstance(error, IslandError) else str(error)
-            log.warning("source.scan_failed", source=self.name, error=outside)
+            self._log_failure("source.scan_failed", outside)
         except Exception as error:  # noqa: BLE001 - raised below
             outside, fault = f"internal error: {type(error).__name__}: {error}", error
+        else:
+            if self._logged.pop("source.scan_failed", None) is not None:
+                log.info("source.scan_works", source=self.name)
         try:
             await self._publish_record(outside)
         except EXPECTED as error:
-            log.warning("source.announce_failed", source=self.name, error=str(error))
+            self._log_failure("source.announce_failed", str(error))
+        else:
+            self._logged.pop("source.announce_failed", None)
         self.looked.touch()
         if fault is not None:
             raise fault
         # A folder that takes long to list is listed less often.
         await self.wake.wait(max(self._poll, 5 * self._listing))
+
+    def _log_failure(self, event: str, error: str) -> None:
+        """Log an error of a scan, which may occur every second, when it is new and once an hour while it lasts."""
+        now = self._clock.monotonic()
+        before, logged = self._logged.get(event, ("", now))
+        if error != before or now - logged >= REPEAT_S:
+            self._logged[event] = error, now
+            log.warning(event, source=self.name, error=error)
 
     async def look(self) -> None:
         """Scan the folder once: add complete files to the source journal, and mark missing ones as removed."""

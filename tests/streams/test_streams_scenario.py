@@ -12,12 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import structlog
 
 from island.catalog.service import Catalog, CatalogDependencies
 from island.config import Config, IslandSection, StreamsSection
 from island.errors import BadInput, Conflict, Denied, DiskFailed, IslandError, NotFound, Unreachable
 from island.kernel.ports import SeededRng
 from island.streams.service import Streams, StreamsDependencies
+from island.streams.source import REPEAT_S
 from island.streams.views import ChannelView
 from island.trust.users import Principal
 from tests.islands.subscribing import rows_of
@@ -128,6 +130,28 @@ async def two(archipelago: Archipelago, folder: Path) -> Scene:
     await archipelago.add("beta")
     await archipelago.until(archipelago.converged, within=60)
     return scene
+
+
+def test_a_folder_that_is_missing_is_logged_when_it_disappears_and_then_once_an_hour(tmp_path: Path) -> None:
+    async def scenario(archipelago: Archipelago) -> list[tuple[str, str]]:
+        scene = Scene(archipelago, tmp_path)
+        await archipelago.add("alpha")
+        folder, away = scene.drop("alpha"), tmp_path / "away"
+        await scene.streams["alpha"].add_source(ADMIN, folder, "alerts")
+        await asyncio.sleep(10)
+        with structlog.testing.capture_logs() as lines:
+            folder.rename(away)
+            await asyncio.sleep(REPEAT_S + 60)
+            away.rename(folder)
+            await asyncio.sleep(10)
+            folder.rename(away)
+            await asyncio.sleep(10)
+        found = [line for line in lines if line["event"].startswith("source.scan")]
+        assert all(line["source"] == "alerts" for line in found)
+        return [(line["event"], line.get("error", "")) for line in found]
+
+    failed = ("source.scan_failed", f"folder {tmp_path}/drop-alpha cannot be read: No such file or directory")
+    assert simulate(3, scenario) == [failed, failed, ("source.scan_works", ""), failed]
 
 
 def test_a_subscription_makes_and_feeds_a_published_dataset(tmp_path: Path) -> None:
