@@ -34,6 +34,12 @@ Announce = Callable[[sqlite3.Connection, str, SourceRecord], None]
 SETTLE = 1.0
 """Minimum number of seconds that a file without an end marker must be unchanged before it is read."""
 
+HANGS_SECONDS = 300.0
+"""Seconds after which a folder that is still being listed has a problem. A listing of a million files takes less."""
+
+LONGEST_PAUSE = 600.0
+"""Maximum number of seconds between two scans of a folder that takes long to list, or did not answer for a time."""
+
 REPEAT_S = 3600.0
 """Seconds after which an error of a scan that lasts is logged again."""
 
@@ -146,17 +152,12 @@ class FolderSource:
         else:
             if self._logged.pop("source.scan_failed", None) is not None:
                 log.info("source.scan_works", source=self.name)
-        try:
-            await self._publish_record(outside)
-        except EXPECTED as error:
-            self._log_failure("source.announce_failed", str(error))
-        else:
-            self._logged.pop("source.announce_failed", None)
+        await self._try_to_publish(outside)
         self.looked.touch()
         if fault is not None:
             raise fault
         # A folder that takes long to list is listed less often.
-        await self.wake.wait(max(self._poll, 5 * self._listing))
+        await self.wake.wait(max(self._poll, min(5 * self._listing, LONGEST_PAUSE)))
 
     def _log_failure(self, event: str, error: str) -> None:
         """Log an error of a scan, which may occur every second, when it is new and once an hour while it lasts."""
@@ -170,9 +171,7 @@ class FolderSource:
         """Scan the folder once: add complete files to the source journal, and mark missing ones as removed."""
         if self._known is None:
             self._known = await self._state.read(lambda conn: store.names(conn, self.name))
-        began = self._clock.monotonic()
-        found = await self._workers.folder(str(self.root), watched_folder.listing, self.root)
-        self._listing = self._clock.monotonic() - began
+        found = await self._list()
         plan = core.scan_folder(
             found,
             self._known,
@@ -192,6 +191,21 @@ class FolderSource:
                 self._known.pop(path, None)
             log.info("source.files_removed", source=self.name, files=len(plan.vanished))
             self.changed.touch()
+
+    async def _list(self) -> dict[str, core.FileStat]:
+        """List the folder. While it does not answer, this waits, and the problem is published."""
+        began = self._clock.monotonic()
+        listing = self._workers.folder(str(self.root), watched_folder.listing, self.root)
+        try:
+            if not (await asyncio.wait([listing], timeout=HANGS_SECONDS))[0]:
+                hangs = f"folder {self.root} does not answer; check its mount"
+                self._log_failure("source.scan_failed", hangs)
+                await self._try_to_publish(hangs)
+            found = await listing
+        finally:
+            listing.cancel()
+        self._listing = self._clock.monotonic() - began
+        return found
 
     async def _read_all(self, paths: tuple[str, ...]) -> None:
         group: list[watched_folder.DecodedFile] = []
@@ -301,6 +315,14 @@ class FolderSource:
             FILES.inc(len(new))
             log.info("source.files_added", source=self.name, files=len(new), rows=sum(row.rows for row in new))
         self.changed.touch()
+
+    async def _try_to_publish(self, outside: str) -> None:
+        try:
+            await self._publish_record(outside)
+        except EXPECTED as error:
+            self._log_failure("source.announce_failed", str(error))
+        else:
+            self._logged.pop("source.announce_failed", None)
 
     async def _publish_record(self, outside: str) -> None:
         """Update `problem` and `note`, and publish the gossip record if it has changed.

@@ -43,7 +43,7 @@ class SimWorkers:
 
     def folder(self, name: str, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         if name not in self._folders:
-            self._folders[name] = self._lane(FOLDER_THREADS, self.disk_, files=True)
+            self._folders[name] = self._lane(FOLDER_THREADS, self.disk_, files=True, folder=name)
         return self._folders[name].run(function, *args)
 
     def blocking(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
@@ -67,16 +67,20 @@ class SimWorkers:
         for lane in self._lanes:
             lane.forget()
 
-    def _lane(self, width: int, disk: SimDisk | None = None, *, files: bool = False) -> SimLane:
-        self._lanes.append(SimLane(self, width, disk, files=files))
+    def _lane(
+        self, width: int, disk: SimDisk | None = None, *, files: bool = False, folder: str | None = None
+    ) -> SimLane:
+        self._lanes.append(SimLane(self, width, disk, files=files, folder=folder))
         return self._lanes[-1]
 
 
 class SimLane:
     """A `Lane` in virtual time. At most `width` pieces of work run at a time, and each step is an event."""
 
-    def __init__(self, workers: SimWorkers, width: int, disk: SimDisk | None, *, files: bool) -> None:
-        self._workers, self._width, self._disk = workers, width, disk
+    def __init__(
+        self, workers: SimWorkers, width: int, disk: SimDisk | None, *, files: bool, folder: str | None
+    ) -> None:
+        self._workers, self._width, self._disk, self._folder = workers, width, disk, folder
         self._files = disk if files else None
         self._waiting: deque[Turn] = deque()
         self._under_way: list[Iterator[None]] = []
@@ -137,6 +141,9 @@ class SimLane:
 
     def _step(self, parts: Iterator[None]) -> None:
         if parts not in self._under_way:  # killed, or finished by `close`
+            return
+        if self._disk is not None and self._folder in self._disk.hangs:
+            asyncio.get_running_loop().call_later(1.0, self._step, parts)
             return
         try:
             next(parts)
