@@ -37,7 +37,7 @@ from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.names import Names
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
-from island.kernel.work import ThreadWorkers
+from island.kernel.work import ThreadWorkers, exit_after
 from island.livy.client import LivyClient
 from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
@@ -65,6 +65,12 @@ STOP_SECONDS = 15.0
 
 TRY_SECONDS = 5.0
 """Seconds between two attempts to write to a database whose last write failed."""
+
+HUNG_SECONDS = 3.0
+"""Seconds after the request to stop for which work on folders of users may continue: their mount may hang."""
+
+EXIT_SECONDS = 18.0
+"""Seconds after the request to stop after which the process exits, even if threads or parts hang."""
 
 MIN_MEMORY = 256 * 1024 * 1024
 """Lower bound, in bytes, of the memory limit of a process that reads files.
@@ -332,6 +338,7 @@ class Daemon:
     async def stop(self) -> None:
         """Stop the parts that were started, in reverse order. A part that fails to stop does not prevent the others."""
         self.phase = "stopping"
+        hung = asyncio.get_running_loop().call_later(HUNG_SECONDS, self.workers.abandon)
         while self._begun:
             part = self._begun.pop()
             if part.stop is None:
@@ -341,6 +348,9 @@ class Daemon:
                     await part.stop()
             except Exception as error:  # a bug in one part must not leave ports and child processes of the others
                 log.error("daemon.stop_failed", part=part.name, exc_info=error)
+        hung.cancel()
+        # The tasks that still run are cancelled next. Some would wait for the end of their work.
+        self.workers.abandon()
 
     def close(self) -> None:
         """Close the databases and end the worker threads. Call it last, when no service writes any more."""
@@ -414,8 +424,18 @@ def main(home: Home, config: Config) -> None:
 async def _until_signal(home: Home, config: Config) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if not stop.is_set():
+            stop.set()
+            exit_after(EXIT_SECONDS, give_up)
+
+    def give_up() -> None:
+        log.error("daemon.stop_hangs", meaning="the process exits now; what was committed is in the databases")
+        telemetry.flush()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
 
     def announce(daemon: Daemon) -> None:
         log.info(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from island.errors import BadInput, Corrupt, IslandError, Unsupported
+from island.kernel.regular_file import open_regular
 
 FileFormat = Literal["parquet", "avro"]
 
@@ -91,9 +92,9 @@ def regular_size(path: Path) -> int:
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises BadInput with the reason of the operating system."""
+    """Open a regular file for reading. Raises BadInput with the reason of the operating system."""
     try:
-        return path.open("rb")
+        return open_regular(path)
     except OSError as error:
         raise unreadable(path, error) from error
 

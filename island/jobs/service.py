@@ -48,6 +48,7 @@ from island.jobs.store import JobRow, StatementRow
 from island.kernel import codec
 from island.kernel.ids import DatasetName, IslandId, is_job_id, job_id
 from island.kernel.loops import Tasks
+from island.kernel.regular_file import open_regular
 from island.kernel.telemetry import counter
 from island.livy.conf import refused_conf
 from island.livy.messages import BatchRequest, SessionRequest
@@ -173,7 +174,7 @@ class Jobs:
             raise rejected("requirement failed: this version runs Python files (.py) only.")
         problem = ""
         if file is None:
-            content, problem = await self._workers.disk(self._read_file, request.file or "")
+            content, problem = await self._workers.folder("jobs.allow_files", self._read_file, request.file or "")
         else:
             content = file
         if not content.name.endswith(".py"):
@@ -305,10 +306,11 @@ class Jobs:
                 hint="Use `island job submit FILE`, or have the administrator add the folder to jobs.allow_files.",
             )
         try:
-            size = real.stat().st_size
-            if size > MAX_FILE:
-                raise rejected(f"the file {path[:1000]} has {size} bytes; the limit is {MAX_FILE}.")
-            return BatchFile(real.name, real.read_bytes()), ""
+            with open_regular(real, follow=False) as file:
+                data = file.read(MAX_FILE + 1)
+            if len(data) > MAX_FILE:
+                raise rejected(f"the file {path[:1000]} has more than {MAX_FILE} bytes, which is the limit.")
+            return BatchFile(real.name, data), ""
         except OSError as error:
             return BatchFile(real.name, b""), f"the file {path[:1000]} cannot be read: {error.strerror}"
 

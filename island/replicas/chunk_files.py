@@ -15,6 +15,7 @@ from pathlib import Path
 
 from island.errors import Corrupt, Full, IslandError
 from island.kernel.ids import IslandId, key_prefix
+from island.kernel.regular_file import open_regular
 from island.replicas import core
 
 _GONE = ".gone-"
@@ -116,16 +117,12 @@ class ChunkFiles:
 
 def read_range(path: Path, start: int, end: int) -> bytes:
     """The bytes of a file from `start` to `end`; fewer if the file ends before `end`. Raises `IslandError`."""
-    with _Explained(path):
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            pieces = []
-            while start < end and (piece := os.pread(handle, end - start, start)):
-                pieces.append(piece)
-                start += len(piece)
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        finally:
-            os.close(handle)
+    with _Explained(path), open_regular(path) as file:
+        pieces = []
+        while start < end and (piece := os.pread(file.fileno(), end - start, start)):
+            pieces.append(piece)
+            start += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class _Explained:

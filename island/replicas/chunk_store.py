@@ -110,7 +110,7 @@ class ChunkStore:
 
     async def start(self) -> None:
         """Load the replicas from the database, and delete folders that have no row in it."""
-        self.files.root.mkdir(parents=True, exist_ok=True)
+        await self.run(lambda: self.files.root.mkdir(parents=True, exist_ok=True))
         rows = await self._db.read(store.snapshots)
         for row in rows:
             replica = ReplicaSnapshot(row)

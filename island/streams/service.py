@@ -147,7 +147,7 @@ class Streams:
     async def add_source(self, caller: Principal, path: Path, name: str) -> SourceView:
         """Add a source `name` that watches a folder. Raises BadInput, Conflict, Full."""
         ids.check_name(name, "source name")
-        folder = _folder(path, self._home)
+        folder = await self._workers.folder(str(path), _folder, path, self._home)
         async with self._changing:
             if len(self._sources) >= MAX_SOURCES:
                 raise Full(

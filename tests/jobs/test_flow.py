@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from island.errors import Ambiguous, BadInput, Conflict, Denied, NotFound
+from island.jobs.messages import MAX_FILE
 from island.jobs.service import BatchFile
 from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.rest import LivyRefusal
@@ -47,6 +50,27 @@ def test_a_session_without_inputs_runs_at_home() -> None:
         await a.until(lambda: not world.engines["home"].alive(), within=10)  # type: ignore[union-attr]  # it has one
         entries = await home.state.read(lambda conn: [e.act for e in journal.entries(conn)])
         assert [act for act in entries if act.startswith("job.")] == ["job.accept", "job.run", "job.end"]
+
+    simulate(1, scenario)
+
+
+def test_the_path_of_a_batch_may_name_anything_but_only_a_small_file_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.py")
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "large.py").write_bytes(b"#" * (MAX_FILE + 1))
+    (tmp_path / "good.py").write_bytes(b"#" * MAX_FILE)
+
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine(), jobs={"allow_files": [str(tmp_path)]})
+        jobs = world.jobs["home"]
+        for name in ("fifo.py", "folder.py"):
+            job = await jobs.submit_batch(USER, BatchRequest(file=str(tmp_path / name)))
+            assert job.state == "dead" and "it is not a regular file" in job.reason
+        with pytest.raises(LivyRefusal, match="more than"):
+            await jobs.submit_batch(USER, BatchRequest(file=str(tmp_path / "large.py")))
+        good = await jobs.submit_batch(USER, BatchRequest(file=str(tmp_path / "good.py")))
+        assert (await world.settled(home, good)).state == "success"
 
     simulate(1, scenario)
 

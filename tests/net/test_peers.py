@@ -437,11 +437,15 @@ async def test_a_relayed_stream_that_is_not_read_ends(tmp_path: Path) -> None:
 
 
 async def test_waiting_for_a_turn_has_a_time_limit(tmp_path: Path) -> None:
-    async with archipelago(tmp_path, 2, register=served, limits=PeerLimits(calls=1, redial_base_s=0.05)) as (a, b):
-        async with a.peers.bulk(b.id, "mirror", b""):
-            with pytest.raises(Unreachable, match="streams with island-1") as busy:
-                await a.peers.bulk(b.id, "mirror", b"", timeout=0.05).__aenter__()
-            assert busy.value.code == "busy"
+    limits = PeerLimits(calls=1, redial_base_s=0.05)
+    async with (
+        archipelago(tmp_path, 2, register=served, limits=limits) as (a, b),
+        a.peers.bulk(b.id, "mirror", b""),
+    ):
+        waiting = a.peers.bulk(b.id, "mirror", b"", timeout=1.0)
+        with pytest.raises(Unreachable, match="streams with island-1") as busy:
+            await waiting.__aenter__()
+        assert busy.value.code == "busy"
 
 
 async def test_a_ticket_is_good_for_the_one_it_was_given_to(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The disk of one simulated island. It can be full or slow, fail, and lose data that were not synced."""
+"""The disk of one simulated island. It can be full or slow, hang, fail, and lose data that were not synced."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ class SimDisk:
     """Whether the disk is full: commits fail as in SQLite, and files cannot grow."""
     slow: float = 0.0
     """Maximum delay in seconds of each step of the work on this disk."""
+    hangs: set[str] = field(default_factory=set)
+    """The names of the folders whose mounts do not answer, as given to `Workers.folder`."""
     failures: int = 0
     """Number of the next transactions and calls of `work` that fail with an I/O error."""
     skip: int = 0
