@@ -21,6 +21,7 @@ from island.kernel.names import Names
 from island.kernel.ports import BulkStream, SystemClock, SystemRng
 from island.kernel.work import ThreadWorkers
 from island.net import relay
+from island.net.attempts import SilentAddresses
 from island.net.bulk import BandwidthMeter
 from island.net.frames import RequestHead
 from island.net.limits import PeerLimits
@@ -315,6 +316,88 @@ async def test_streams_where_an_advertised_address_does_not_work(tmp_path: Path)
         assert await read(a, hidden) == EXPECTED
 
 
+@contextlib.asynccontextmanager
+async def silent_address() -> AsyncIterator[str]:
+    """An address where connections are accepted and nothing ever answers."""
+    connections: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for each in connections:
+            each.transport.abort()
+
+
+PATIENT = PeerLimits(redial_base_s=0.05, redial_cap_s=0.2, connect_s=3600, handshake_s=3600, head_start_s=0.05)
+"""Dialling an address that does not answer takes longer than any test."""
+
+
+async def test_addresses_that_do_not_answer_do_not_delay_a_session_from_the_other_side(tmp_path: Path) -> None:
+    async with (
+        silent_address() as silent,
+        archipelago(tmp_path, 2, mesh=False, register=served, listen=nat(1), limits=PATIENT) as (a, hidden),
+    ):
+        hidden.knows(a)
+        await a.linked(hidden)
+        a.known[hidden.id] = [silent]
+        assert await read(a, hidden) == EXPECTED
+
+
+async def test_addresses_that_do_not_answer_do_not_delay_the_relay(tmp_path: Path) -> None:
+    async with (
+        silent_address() as silent,
+        archipelago(tmp_path, 3, mesh=False, register=served, listen=nat(1, 2), limits=PATIENT) as (third, one, other),
+    ):
+        for node in (one, other):
+            node.knows(third)
+            await node.linked(third)
+            await third.linked(node)
+        one.known[other.id] = [silent]
+        assert await read(one, other) == EXPECTED
+
+
+async def test_islands_that_do_not_answer_do_not_delay_the_search_for_a_relay(tmp_path: Path) -> None:
+    async def never(_sender: IslandId, _body: bytes) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async with archipelago(tmp_path, 5, mesh=False, register=served, listen=nat(0, 1)) as (one, other, *three):
+        for each in three[:2]:
+            each.peers._handlers._requests["session.route"] = never
+        one.knows(*three)
+        await one.linked(*three)
+        other.knows(three[2])
+        await other.linked(three[2])
+        await three[2].linked(one, other)
+        one.peers._control[three[2].id].rtt = 1000.0  # asked last
+        assert await one.peers.request(other.id, "public", b"x", timeout=1.9) == b"island-1:x"
+
+
+class HandClock(SystemClock):
+    """A clock that the test sets."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_an_address_that_did_not_answer_is_dialled_again_after_a_pause() -> None:
+    clock = HandClock()
+    silent = SilentAddresses(clock)
+    for pause in (10, 20, 40):
+        assert "a:1" not in silent
+        silent.failed("a:1")
+        clock.now += pause - 1
+        assert "a:1" in silent
+        clock.now += 2
+    assert "a:1" not in silent
+    silent.failed("a:1")
+    silent.answered("a:1")
+    assert "a:1" not in silent
+
+
 async def test_two_that_cannot_dial_each_other_read_through_a_third(tmp_path: Path) -> None:
     async with archipelago(tmp_path, 3, mesh=False, register=served, listen=nat(1, 2)) as (third, one, other):
         for node in (one, other):
@@ -404,12 +487,15 @@ async def test_a_relayed_stream_that_is_not_read_ends(tmp_path: Path) -> None:
 
 
 async def test_waiting_for_a_turn_has_a_time_limit(tmp_path: Path) -> None:
-    async with archipelago(tmp_path, 2, register=served, limits=PeerLimits(calls=1, redial_base_s=0.05)) as (a, b):
-        async with a.peers.bulk(b.id, "mirror", b""):
-            with pytest.raises(Unreachable, match="streams with island-1") as busy:
-                async with a.peers.bulk(b.id, "mirror", b"", timeout=0.05):
-                    pass
-            assert busy.value.code == "busy"
+    limits = PeerLimits(calls=1, redial_base_s=0.05)
+    async with (
+        archipelago(tmp_path, 2, register=served, limits=limits) as (a, b),
+        a.peers.bulk(b.id, "mirror", b""),
+    ):
+        with pytest.raises(Unreachable, match="streams with island-1") as busy:
+            async with a.peers.bulk(b.id, "mirror", b"", timeout=0.05):
+                pass
+        assert busy.value.code == "busy"
 
 
 async def test_a_ticket_is_good_for_the_one_it_was_given_to(tmp_path: Path) -> None:
