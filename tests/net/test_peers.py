@@ -17,7 +17,7 @@ import pytest
 from island.errors import BadInput, ConfigError, Conflict, Denied, PeerRefused, Unreachable
 from island.kernel.codec import encode
 from island.kernel.ids import IslandId, key_bytes
-from island.kernel.names import Names
+from island.kernel.names import Names, NetworkAddress
 from island.kernel.ports import BulkStream, SystemClock, SystemRng
 from island.kernel.work import ThreadWorkers
 from island.net import relay
@@ -25,7 +25,8 @@ from island.net.attempts import SilentAddresses
 from island.net.bulk import BandwidthMeter
 from island.net.frames import RequestHead
 from island.net.limits import PeerLimits
-from island.net.listener import own_addresses
+from island.net.listener import dial, hang_up, own_addresses
+from island.net.tls import dialler_context
 from island.trust.keys import Identity
 from tests.islands.sessions import Node, admit, archipelago
 
@@ -355,6 +356,32 @@ async def test_addresses_that_do_not_answer_do_not_delay_the_relay(tmp_path: Pat
             await third.linked(node)
         one.known[other.id] = [silent]
         assert await read(one, other) == EXPECTED
+
+
+class TwoAddresses(Names):
+    """Resolves every name to two addresses."""
+
+    def __init__(self, *addresses: tuple[str, int]) -> None:
+        super().__init__(ThreadWorkers())
+        self._addresses = addresses
+
+    async def resolve(self, host: str, port: int, **_: Any) -> list[NetworkAddress]:
+        return [NetworkAddress(socket.AF_INET, socket.IPPROTO_TCP, each) for each in self._addresses]
+
+
+async def test_a_host_is_dialled_whose_first_address_drops_packets(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        hole = stack.enter_context(socket.socket())
+        hole.bind(("127.0.0.1", 0))
+        hole.listen(0)
+        for _ in range(3):  # they fill its queue; later ones are not answered
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(hole.getsockname())
+        async with archipelago(tmp_path, 1) as (a,):
+            names = TwoAddresses(hole.getsockname(), ("127.0.0.1", a.peers.port or 0))
+            _, writer = await dial("two.example:1", dialler_context(), PeerLimits(connect_s=3), names)
+            await hang_up(writer)
 
 
 async def test_islands_that_do_not_answer_do_not_delay_the_search_for_a_relay(tmp_path: Path) -> None:
