@@ -22,6 +22,8 @@ class PeerLimits:
     """Timeout of a session that receives nothing, or whose waiting output makes no progress."""
     connect_s: float = 5.0
     """Timeout for connecting to an address, including TLS."""
+    head_start_s: float = 0.3
+    """Time after which the next way to reach an island is tried, if the one before has neither succeeded nor failed."""
     first_byte_s: float = 3.0
     """Timeout for the first byte on an accepted connection."""
     handshake_s: float = 8.0

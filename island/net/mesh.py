@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
-from island.errors import IslandError, Unreachable
+from island.errors import IslandError
 from island.kernel.ids import IslandId
 from island.kernel.loops import ENDED, Tasks, backoff
 from island.kernel.ports import Rng, Signal
@@ -118,33 +118,3 @@ class Mesh:
             base, cap = self._limits.redial_base_s, self._limits.redial_cap_s
             await wake.wait(backoff(failures, self._rng, base=base, cap=cap))
         return None
-
-
-async def first_that_works(addresses: list[str], dial: Callable[[str], Awaitable[None]], what: str) -> None:
-    """Try addresses one after the other until `dial` succeeds for one; `what` names the island in messages.
-
-    Raises `IslandError` with the reasons if it succeeds for none.
-    """
-    problems: list[tuple[str, IslandError]] = []
-    for address in addresses:
-        try:
-            await dial(address)
-        except IslandError as error:
-            problems.append((address, error))
-        else:
-            return
-    raise _summary(problems, what)
-
-
-def _summary(problems: list[tuple[str, IslandError]], what: str) -> IslandError:
-    if not problems:
-        return Unreachable(
-            f"{what} has no address that can be dialled",
-            hint="It may be configured to dial out only; then it connects by itself.",
-        )
-    reasons = "; ".join(f"{address}: {error.message}" for address, error in problems)
-    # The error of an island that answered is more specific than those of addresses that do not answer.
-    best = next((error for _, error in problems if not isinstance(error, Unreachable)), problems[0][1])
-    if len(problems) == 1 or not isinstance(best, Unreachable):
-        return best
-    return Unreachable(f"{what} does not answer ({reasons})", hint=best.hint)

@@ -18,16 +18,18 @@ from island.cli.demo.demo_island import free_ports
 from island.errors import BadInput, ConfigError, Conflict, Denied, PeerRefused, Unreachable
 from island.kernel.codec import encode
 from island.kernel.ids import IslandId, key_bytes
-from island.kernel.names import Names
+from island.kernel.names import Names, NetworkAddress
 from island.kernel.ports import BulkStream, SystemClock, SystemRng
 from island.kernel.stranger_log import PER_ADDRESS
 from island.kernel.work import ThreadWorkers
 from island.net import relay
+from island.net.attempts import SilentAddresses
 from island.net.bulk import BandwidthMeter
 from island.net.frames import RequestHead
 from island.net.handshake import WrongKey
 from island.net.limits import PeerLimits
-from island.net.listener import own_addresses
+from island.net.listener import dial, hang_up, own_addresses
+from island.net.tls import dialler_context
 from island.trust.keys import Identity
 from tests.islands.sessions import Node, admit, archipelago
 from tests.standins.member import logged
@@ -348,6 +350,114 @@ async def test_streams_where_an_advertised_address_does_not_work(tmp_path: Path)
         assert await read(a, hidden) == EXPECTED
 
 
+@contextlib.asynccontextmanager
+async def silent_address() -> AsyncIterator[str]:
+    """An address where connections are accepted and nothing ever answers."""
+    connections: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for each in connections:
+            each.transport.abort()
+
+
+PATIENT = PeerLimits(redial_base_s=0.05, redial_cap_s=0.2, connect_s=3600, handshake_s=3600, head_start_s=0.05)
+"""Dialling an address that does not answer takes longer than any test."""
+
+
+async def test_addresses_that_do_not_answer_do_not_delay_a_session_from_the_other_side(tmp_path: Path) -> None:
+    async with (
+        silent_address() as silent,
+        archipelago(tmp_path, 2, mesh=False, register=served, listen=nat(1), limits=PATIENT) as (a, hidden),
+    ):
+        hidden.knows(a)
+        await a.linked(hidden)
+        a.known[hidden.id] = [silent]
+        assert await read(a, hidden) == EXPECTED
+
+
+async def test_addresses_that_do_not_answer_do_not_delay_the_relay(tmp_path: Path) -> None:
+    async with (
+        silent_address() as silent,
+        archipelago(tmp_path, 3, mesh=False, register=served, listen=nat(1, 2), limits=PATIENT) as (third, one, other),
+    ):
+        for node in (one, other):
+            node.knows(third)
+            await node.linked(third)
+            await third.linked(node)
+        one.known[other.id] = [silent]
+        assert await read(one, other) == EXPECTED
+
+
+class TwoAddresses(Names):
+    """Resolves every name to two addresses."""
+
+    def __init__(self, *addresses: tuple[str, int]) -> None:
+        super().__init__(ThreadWorkers())
+        self._addresses = addresses
+
+    async def resolve(self, host: str, port: int, **_: Any) -> list[NetworkAddress]:
+        return [NetworkAddress(socket.AF_INET, socket.IPPROTO_TCP, each) for each in self._addresses]
+
+
+async def test_a_host_is_dialled_whose_first_address_drops_packets(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        hole = stack.enter_context(socket.socket())
+        hole.bind(("127.0.0.1", 0))
+        hole.listen(0)
+        for _ in range(3):  # they fill its queue; later ones are not answered
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(hole.getsockname())
+        async with archipelago(tmp_path, 1) as (a,):
+            names = TwoAddresses(hole.getsockname(), ("127.0.0.1", a.peers.port or 0))
+            _, writer = await dial("two.example:1", dialler_context(), PeerLimits(connect_s=3), names)
+            await hang_up(writer)
+
+
+async def test_islands_that_do_not_answer_do_not_delay_the_search_for_a_relay(tmp_path: Path) -> None:
+    async def never(_sender: IslandId, _body: bytes) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async with archipelago(tmp_path, 5, mesh=False, register=served, listen=nat(0, 1)) as (one, other, *three):
+        for each in three[:2]:
+            each.peers._handlers._requests["session.route"] = never
+        one.knows(*three)
+        await one.linked(*three)
+        other.knows(three[2])
+        await other.linked(three[2])
+        await three[2].linked(one, other)
+        one.peers._control[three[2].id].rtt = 1000.0  # asked last
+        assert await one.peers.request(other.id, "public", b"x", timeout=1.9) == b"island-1:x"
+
+
+class HandClock(SystemClock):
+    """A clock that the test sets."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_an_address_that_did_not_answer_is_dialled_again_after_a_pause() -> None:
+    clock = HandClock()
+    silent = SilentAddresses(clock)
+    for pause in (10, 20, 40):
+        assert "a:1" not in silent
+        silent.failed("a:1")
+        clock.now += pause - 1
+        assert "a:1" in silent
+        clock.now += 2
+    assert "a:1" not in silent
+    silent.failed("a:1")
+    silent.answered("a:1")
+    assert "a:1" not in silent
+
+
 async def test_two_that_cannot_dial_each_other_read_through_a_third(tmp_path: Path) -> None:
     async with archipelago(tmp_path, 3, mesh=False, register=served, listen=nat(1, 2)) as (third, one, other):
         for node in (one, other):
@@ -442,9 +552,9 @@ async def test_waiting_for_a_turn_has_a_time_limit(tmp_path: Path) -> None:
         archipelago(tmp_path, 2, register=served, limits=limits) as (a, b),
         a.peers.bulk(b.id, "mirror", b""),
     ):
-        waiting = a.peers.bulk(b.id, "mirror", b"", timeout=1.0)
         with pytest.raises(Unreachable, match="streams with island-1") as busy:
-            await waiting.__aenter__()
+            async with a.peers.bulk(b.id, "mirror", b"", timeout=0.05):
+                pass
         assert busy.value.code == "busy"
 
 
