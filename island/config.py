@@ -11,8 +11,10 @@ import ipaddress
 import json
 import re
 import tomllib
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -67,6 +69,24 @@ class ListenSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             max_length=100,
             description="Host names (HOST or HOST:PORT) under which a reverse proxy serves the user port. Requests whose Host or Origin header is neither in this list nor a loopback name or address are refused.",
+        ),
+    ] = []
+
+
+class DiscoverySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Finding islands on the local network by multicast DNS. docs/administrator.md lists what others can see of it."""
+
+    enabled: Annotated[
+        bool,
+        Meta(
+            description="Whether to look for islands on the local network, and to announce this one if its peer port can be reached there. Everybody on that network can see the network id of the archipelago, the key prefix and the address."
+        ),
+    ] = False
+    interfaces: Annotated[
+        list[Annotated[str, Meta(max_length=64)]],
+        Meta(
+            max_length=16,
+            description="Names or IPv4 addresses of the network interfaces to use, for example eth0. Empty: all except loopback.",
         ),
     ] = []
 
@@ -210,6 +230,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     island: IslandSection
     listen: ListenSection = ListenSection()
+    discovery: DiscoverySection = DiscoverySection()
     livy: LivySection = LivySection()
     jobs: JobsSection = JobsSection()
     replicas: ReplicasSection = ReplicasSection()
@@ -221,6 +242,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "island": IslandSection,
     "listen": ListenSection,
+    "discovery": DiscoverySection,
     "livy": LivySection,
     "jobs": JobsSection,
     "replicas": ReplicasSection,
@@ -252,51 +274,123 @@ def load(path: Path) -> Config:
 
 def parse(raw: dict[str, Any], where: str) -> Config:
     """Check a configuration; `where` is its origin for error messages. Raises `ConfigError` as `load` does."""
-    _check_known(raw, SECTIONS, where, "")
+    for first in problems(raw):
+        raise ConfigError(f"{where}: {first.message}", hint=first.hint)
+    return msgspec.convert(raw, Config, strict=True)
+
+
+class KeyProblem(NamedTuple):
+    """What is wrong with a key of the configuration, or with a section if `key` is empty."""
+
+    section: str
+    key: str
+    message: str
+    hint: str
+
+
+def problems(raw: dict[str, Any]) -> list[KeyProblem]:
+    """Return everything that is wrong with a configuration: unknown sections, then each section's keys."""
+    found = [_unknown(name, SECTIONS, "") for name in raw if name not in SECTIONS]
     for section, kind in SECTIONS.items():
-        if section in raw:
-            if not isinstance(raw[section], dict):
-                raise ConfigError(
-                    f"{where}: '{section}' must be a table", hint=f"Write [{section}] on a separate line."
-                )
-            _check_known(raw[section], {f.name: f for f in msgspec.structs.fields(kind)}, where, section)
-    if "name" not in raw.get("island", {}):
-        raise ConfigError(f"{where}: [island] has no name", hint='Add name = "NAME" under [island].')
+        values = raw.get(section, {})
+        if isinstance(values, dict):
+            found += _section_problems(section, kind, values)
+        else:
+            hint = f"Write [{section}] on a separate line."
+            found.append(KeyProblem(section, "", f"'{section}' must be a table", hint))
+    return found
+
+
+def _section_problems(section: str, kind: type[msgspec.Struct], values: dict[str, Any]) -> Iterator[KeyProblem]:
+    types = get_type_hints(kind, include_extras=True)
+    for key in values:
+        if key not in types:
+            yield _unknown(key, types, section)
+    if section == "island" and "name" not in values:
+        yield KeyProblem("island", "name", "[island] has no name", 'Add name = "NAME" under [island].')
+    for key, kind_of_key in types.items():
+        if key in values and (found := _value_problem(section, key, values[key], kind_of_key)):
+            yield found
+
+
+def _unknown(name: str, known: Collection[str], section: str) -> KeyProblem:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    hint = f"The most similar known key is '{near[0]}'." if near else ""
+    return KeyProblem(section or name, name if section else "", f"unknown key '{_dotted(section, name)}'", hint)
+
+
+def _dotted(section: str, key: str) -> str:
+    return f"{section}.{key}" if section else key
+
+
+def _value_problem(section: str, key: str, value: Any, kind: Any) -> KeyProblem | None:
+    """Return what is wrong with the type or the content of a value, or None."""
+    name = _dotted(section, key)
     try:
-        config = msgspec.convert(raw, Config, strict=True)
+        msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
-        text, _, key = str(error).partition(" - at `$.")
-        raise ConfigError(
-            f"{where}: {key.rstrip('`') or 'the file'}: {text[:1].lower() + text[1:]}",
-            hint="docs/configuration.md lists every key with its type.",
-        ) from error
-    _check_addresses(config, where)
-    return config
+        text, _, place = str(error).partition(" - at `$")
+        message = f"{name}{place.rstrip('`')}: {text[:1].lower() + text[1:]}"
+        return KeyProblem(section, key, message, "docs/configuration.md lists every key with its type.")
+    try:
+        if check := _CONTENT.get(name):
+            check(value, name)
+    except ConfigError as error:
+        return KeyProblem(section, key, error.message, error.hint)
+    return None
 
 
-def _check_known(found: dict[str, Any], known: dict[str, Any], where: str, section: str) -> None:
-    for key in found:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            dotted = f"{section}.{key}" if section else key
-            raise ConfigError(
-                f"{where}: unknown key '{dotted}'", hint=f"The most similar known key is '{near[0]}'." if near else ""
-            )
-
-
-def _check_addresses(config: Config, where: str) -> None:
-    host, _ = split_address(config.listen.user, f"{where}: listen.user")
+def _check_user_port(text: str, what: str) -> None:
+    host, _ = split_address(text, what)
     if not is_loopback(host):
         raise ConfigError(
-            f"{where}: listen.user = '{config.listen.user}' is not a loopback address",
+            f"{what} = '{text}' is not a loopback address",
             hint="In this version the user port is loopback only: use 127.0.0.1 and connect through an SSH tunnel.",
         )
-    if config.listen.peer:
-        split_address(config.listen.peer, f"{where}: listen.peer")
-    for address in config.listen.advertise:
-        split_address(address, f"{where}: listen.advertise")
-    for host in config.listen.allowed_hosts:
-        split_host(host, f"{where}: listen.allowed_hosts")
+
+
+def _check_peer_port(text: str, what: str) -> None:
+    if text:
+        split_address(text, what)
+
+
+def _check_advertised(addresses: list[str], what: str) -> None:
+    for address in addresses:
+        split_address(address, what)
+
+
+def _check_hosts(hosts: list[str], what: str) -> None:
+    for host in hosts:
+        split_host(host, what)
+
+
+def _check_livy_url(url: str, what: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if url and not usable:
+        raise ConfigError(
+            f"{what} = '{without_password(url)[:200]}' is not the URL of a Livy server",
+            hint="Use a URL such as http://livy.example.org:8998.",
+        )
+
+
+_CONTENT: dict[str, Callable[[Any, str], None]] = {
+    "listen.user": _check_user_port,
+    "listen.peer": _check_peer_port,
+    "listen.advertise": _check_advertised,
+    "listen.allowed_hosts": _check_hosts,
+    "livy.url": _check_livy_url,
+}
+"""Checks of values whose type is right; they raise `ConfigError`."""
+
+
+def without_password(text: str) -> str:
+    """Replace the user name and password of each URL in `text` with `***`, for output."""
+    # Up to the last "@" of the word: a password may contain "/" or "@", although a correct URL encodes them.
+    return re.sub(r"(?<=://)[^\s\"']*@", "***@", text)
 
 
 def split_address(text: str, what: str = "address") -> tuple[str, int]:
@@ -411,7 +505,9 @@ def reference() -> str:
         "",
         "`island init` writes the configuration file `HOME/island.toml` with all keys and a comment for each.",
         "`island run` reads it once, when it starts. An unknown key or a wrong type is an error; the message names",
-        "the file and the key, and for an unknown key the most similar known one. This page is generated from",
+        "the file and the key, and for an unknown key the most similar known one. `island config check` lists all",
+        "problems of a file with their lines, without starting the daemon, and `island config show --effective`",
+        "prints all values in force after a restart and where each comes from. This page is generated from",
         "`island/config.py`.",
     ]
     current = ""

@@ -14,14 +14,15 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import structlog
 
 import island
 from island.catalog.service import Catalog, CatalogDependencies
 from island.config import Config, size_in_bytes
-from island.errors import EngineFailed, IslandError
+from island.discovery.service import Discovery
+from island.errors import DiskFailed, EngineFailed, Full, IslandError
 from island.formats.limits import ReadLimits
 from island.gossip.service import Gossip
 from island.home import Home
@@ -31,6 +32,7 @@ from island.jobs.livy_engine import LivyEngine
 from island.jobs.service import Jobs
 from island.kernel import descriptors, telemetry
 from island.kernel.db import Database, Kind
+from island.kernel.db_file import check_file_version
 from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.names import Names
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
@@ -40,10 +42,12 @@ from island.livy.client import LivyClient
 from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
 from island.net import gateway
-from island.net.api import base, datasets, files, journal, peers, servers, status, streams
+from island.net.api import base, datasets, files, journal, nearby, peer_checks, peers, servers, status, streams
 from island.net.api import jobs as jobs_api
 from island.net.api.user_port import UserServer, build
+from island.net.condition import Condition, Phase, decide
 from island.net.limits import PeerLimits
+from island.net.peer_checks import PeerChecks
 from island.net.peers import TlsPeers
 from island.private_files import close_umask, create_private, make_private, secret_text
 from island.replicas.service import Replicas, ReplicasDependencies
@@ -64,6 +68,9 @@ HUNG_SECONDS = 3.0
 
 EXIT_SECONDS = 18.0
 """Seconds after the request to stop after which the process exits, even if threads or parts hang."""
+
+TRY_SECONDS = 5.0
+"""Seconds between two attempts to write to a database whose last write failed."""
 
 MIN_MEMORY = 256 * 1024 * 1024
 """Lower bound, in bytes, of the memory limit of a process that reads files.
@@ -90,7 +97,7 @@ class Daemon:
 
     def __init__(self, home: Home, config: Config, clock: Clock, rng: Rng) -> None:
         self.home, self.config, self.clock, self.rng = home, config, clock, rng
-        self.ready = False
+        self.phase: Phase = "starting"
         self.started = clock.wall()
         self.faults = LoopFaults()
         # Publishing and conversions take long. A separate pool keeps processes free for streams.
@@ -113,12 +120,22 @@ class Daemon:
             listen=config.listen.peer,
             advertise=list(config.listen.advertise),
             addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is created after the peers
+            hints=lambda: self.discovery.hints(),  # noqa: PLW0108 - so is discovery
             limits=PeerLimits.within(files.peer),
             names=self.host_names,
         )
+        self.peer_checks = PeerChecks(self.peers, clock)
         self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
         self.gossip = Gossip(self.state, self.gossip_db, self.trust, self.peers, clock, rng)
         self.membership = Membership(self.state, self.gossip_db, self.gossip, self.trust, self.peers, clock, rng)
+        self.discovery = Discovery(
+            config.discovery,
+            self.trust,
+            known=self.membership.islands,
+            bound=lambda: self.peers.bound,
+            clock=clock,
+            rng=rng,
+        )
         limits = ReadLimits(rows=config.decoding.rows, cpu_seconds=float(config.decoding.seconds))
         self.catalog = Catalog(
             CatalogDependencies(
@@ -186,7 +203,7 @@ class Daemon:
                 limits=limits,
             )
         )
-        application = build(Tokens.load(home.path), self._routes(), lambda: self.ready, config.listen.allowed_hosts)
+        application = build(Tokens.load(home.path), self._routes(), self.condition, config.listen.allowed_hosts)
         self.server = UserServer(application, config.listen.user, HttpLimits(connections=files.user))
 
     def _open(self, kind: Kind) -> Database:
@@ -224,6 +241,8 @@ class Daemon:
     def _routes(self) -> list[Any]:
         return [
             *peers.routes(self.peers, self.membership, self.trust),
+            *nearby.routes(self.discovery, self.membership, self.trust),
+            *peer_checks.routes(self.peer_checks, self.membership.display),
             *servers.routes(self.membership),
             *datasets.routes(self.catalog, self.replicas),
             *files.routes(self.catalog, self.replicas),
@@ -231,17 +250,7 @@ class Daemon:
             *streams.routes(self.streams),
             *journal.routes(self.trust, self.heads, self.membership.display),
             *gateway.routes(self.jobs),
-            *status.routes(
-                self._status,
-                (
-                    self._disk_problems,
-                    self._gossip_problems,
-                    self._journal_problems,
-                    self._engine_problems,
-                    self.faults.problems,
-                    telemetry.problems,
-                ),
-            ),
+            *status.routes(self._status, self.condition),
         ]
 
     def _status(self) -> dict[str, Any]:
@@ -254,26 +263,40 @@ class Daemon:
             "started": base.iso(self.started),
             "user_url": self.server.url,
             "peer_address": self.config.listen.peer or None,
+            "discovery": self.discovery.summary(),
             "engine": self.config.livy.url or self.engine.url or None,
         }
 
-    def _disk_problems(self) -> list[str]:
-        return [each.problem for each in (self.state, self.gossip_db, self.chunks) if each.problem]
+    def condition(self) -> Condition:
+        """Return whether this island serves, and what is wrong with it, for `/readyz` and the status."""
+        # No job, session or change is accepted without state.db. The other databases are rebuilt, or are caches.
+        fatal = [self.state.problem] if self.state.problem else []
+        others = [
+            *(each.problem for each in (self.gossip_db, self.chunks) if each.problem),
+            *self.gossip.problems(self.membership.display),
+            *self.heads.problems(self.membership.display),
+            *([self.engine.problem] if self.engine.problem else []),
+            *self.faults.problems(),
+            *telemetry.problems(),
+        ]
+        return decide(self.phase, fatal, others)
 
-    def _gossip_problems(self) -> list[str]:
-        return self.gossip.problems(self.membership.display)
+    async def _try_databases(self) -> None:
+        """Write to the databases whose last write failed: without other writes, their problem would never be over."""
+        for database in (self.state, self.gossip_db, self.chunks):
+            if database.problem:
+                with contextlib.suppress(Full, DiskFailed):  # `condition` still reports the problem
+                    await database.try_disk()
 
-    def _journal_problems(self) -> list[str]:
-        return self.heads.problems(self.membership.display)
-
-    def _engine_problems(self) -> list[str]:
-        return [self.engine.problem] if self.engine.problem else []
+    async def _watch_databases(self, tasks: Tasks) -> None:
+        tasks.forever("databases", self._try_databases, rng=self.rng, pause=TRY_SECONDS)
 
     def _parts(self) -> list[Part]:
         """Return the parts in the order in which they are started; they are stopped in reverse order."""
         return [
             Part("publishing", stop=self.publishing.close),
             Part("streaming", stop=self.streaming.close),
+            Part("databases", self._watch_databases),
             Part("trust", lambda _: self.trust.load()),
             Part("journal heads", self.heads.start),
             Part("gossip", self.gossip.start),
@@ -282,6 +305,7 @@ class Daemon:
             Part("replicas", self.replicas.start, self.replicas.stop),
             Part("peers", self.peers.start, self.peers.stop),
             Part("own addresses", lambda _: self.membership.announce(self.peers.local_addresses())),
+            Part("discovery", self.discovery.start, self.discovery.stop),
             # Stopped before the peers, because the last journal head is sent to other islands over their sessions.
             Part("last journal head", stop=self.heads.stop),
             Part("Livy client", stop=self._close_livy),
@@ -299,7 +323,7 @@ class Daemon:
             self._begun.append(part)  # before its start, so that a part whose start fails is stopped too
             if part.start is not None:
                 await part.start(tasks)
-        self.ready = True
+        self.phase = "running"
 
     async def _write_running(self, _tasks: Tasks) -> None:
         text = json.dumps({"pid": os.getpid(), "url": self.server.url, "peer_port": self.peers.port})
@@ -313,7 +337,7 @@ class Daemon:
 
     async def stop(self) -> None:
         """Stop the parts that were started, in reverse order. A part that fails to stop does not prevent the others."""
-        self.ready = False
+        self.phase = "stopping"
         hung = asyncio.get_running_loop().call_later(HUNG_SECONDS, self.workers.abandon)
         while self._begun:
             part = self._begun.pop()
@@ -342,6 +366,8 @@ async def run_island(
     the home folder, the configuration or the ports.
     """
     with home.locked():
+        for kind in get_args(Kind):  # all of them before the first is migrated
+            check_file_version(home.path / f"{kind}.db", kind)
         _make_private(home, config)
         daemon = Daemon(home, config, clock, rng)
         try:

@@ -82,6 +82,12 @@ class Denied(IslandError):
     blame, code, status = "caller", "denied", 403
 
 
+class TooManyRequests(IslandError):
+    """The caller has too many requests of this kind under way; the same request may succeed after a second."""
+
+    blame, code, status = "caller", "too_many_requests", 429
+
+
 class PeerMisbehaved(IslandError):
     """A peer violated a protocol: it sent something malformed, oversized, wrongly signed or false.
 

@@ -98,6 +98,21 @@ class Home:
             hint="Set --token-file or ISLAND_TOKEN, or run the command under the account that owns the home folder.",
         )
 
+    def in_use(self) -> bool:
+        """Return whether a daemon runs with this home folder. Raises `OSError` if its lock cannot be opened."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        try:
+            # Shared, so that two of these questions do not disturb each other.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock of the home folder during the block; raises `Conflict` if another daemon holds it."""

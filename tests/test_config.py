@@ -39,6 +39,9 @@ def test_what_init_writes_is_complete_and_loads(tmp_path: Path) -> None:
         (minimal(listen={"allowed_hosts": ["https://a.example"]}), ["listen.allowed_hosts", "HOST:PORT"]),
         (minimal(listen={"allowed_hosts": ["a.example", "*.b.example"]}), ["listen.allowed_hosts", "*.b.example"]),
         (minimal(listen={"allowed_hosts": "a.example"}), ["listen.allowed_hosts", "array"]),
+        (minimal(listen={"advertise": ["a.example:1", 5]}), ["listen.advertise[1]", "`str`"]),
+        (minimal(livy={"url": "livy.example.org:8998"}), ["livy.url", "http://"]),
+        (minimal(livy={"url": "http://livy.example.org:no"}), ["livy.url", "http://"]),
         (minimal(replicas={"quota": "much"}), ["replicas.quota"]),
         ({"island": {"name": "a/b"}}, ["island.name"]),
         ({"island": {}}, ["has no name"]),
@@ -51,6 +54,34 @@ def test_what_is_wrong_is_named(raw: dict[str, Any], words: list[str]) -> None:
     assert "/home/island.toml" in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_all_problems_are_found_at_once() -> None:
+    raw = {
+        "jbos": {},
+        "listen": {"user": "0.0.0.0:8990", "peer": 5, "adress": "x"},
+        "livy": {"url": "ftp://x"},
+        "jobs": 3,
+    }
+    found = config.problems(raw)
+    assert [(each.section, each.key) for each in found] == [
+        ("jbos", ""),
+        ("island", "name"),
+        ("listen", "adress"),
+        ("listen", "user"),
+        ("listen", "peer"),
+        ("livy", "url"),
+        ("jobs", ""),
+    ]
+    assert all(each.message and each.hint for each in found)
+    assert config.problems(minimal()) == []
+
+
+@pytest.mark.parametrize("secret", ["pa55", "pa/55", "pa@55", "pa?55"])
+def test_a_password_in_a_url_is_not_repeated(secret: str) -> None:
+    assert config.without_password(f'url = "http://me:{secret}@host:1/x"') == 'url = "http://***@host:1/x"'
+    for raw in (f"ftp://me:{secret}@host", f"http://me:{secret}@host:no"):
+        assert secret not in str(config.problems(minimal(livy={"url": raw})))
 
 
 def test_a_missing_or_broken_file_says_what_to_do(tmp_path: Path) -> None:
@@ -85,6 +116,13 @@ def test_the_reference_is_made_from_the_types() -> None:
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "config").glob("*.toml")), ids=lambda p: p.name)
 def test_every_example_loads(path: Path) -> None:
     assert config.load(path).island.name
+
+
+def test_a_laptop_looks_for_islands_on_its_network_and_an_observatory_does_not() -> None:
+    folder = Path(__file__).parent.parent / "config"
+    laptop, observatory = config.load(folder / "laptop.toml"), config.load(folder / "observatory.toml")
+    assert laptop.discovery.enabled and laptop.listen.peer == ""
+    assert not observatory.discovery.enabled and not config.parse(minimal(), "x").discovery.enabled
 
 
 def test_a_newline_at_the_end_is_no_part_of_a_name() -> None:

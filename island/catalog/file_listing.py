@@ -11,7 +11,7 @@ from island.catalog import manifest
 from island.catalog.manifest import FileEntry, FileHasher, Sink
 from island.catalog.ports import Progress
 from island.errors import BadInput, Corrupt, FilesChanged
-from island.formats import files, footer, hats
+from island.formats import confined, files, footer, hats
 from island.formats.limits import ReadLimits
 from island.kernel.codec import Malformed
 
@@ -30,9 +30,10 @@ class FoundFile:
 
 @dataclass(frozen=True, slots=True)
 class FileListing:
-    """The files to publish at a path. Their paths are relative to `base`."""
+    """The files to publish at a path. Their paths are relative to `base`. `real` is the path without links."""
 
     path: Path
+    real: Path
     base: Path
     files: tuple[FoundFile, ...]
     is_hats: bool
@@ -69,7 +70,7 @@ def survey(path: Path, home: Path) -> FileListing:
         files.sniff(real)
         base, names, is_hats = real.parent, [real.name], False
     secrets = _secrets(home)
-    return FileListing(path, base, tuple(_look(base, name, secrets) for name in names), is_hats)
+    return FileListing(path, real, base, tuple(_look(base, name, secrets) for name in names), is_hats)
 
 
 def _folder(folder: Path) -> tuple[list[str], bool]:
@@ -98,7 +99,7 @@ def _look(base: Path, name: str, secrets: set[tuple[int, int]]) -> FoundFile:
     except Malformed as error:
         raise BadInput(f"a file below {base} cannot be published: {error.message}", hint="Rename it.") from error
     try:
-        if full.is_symlink() and not full.resolve(strict=True).is_relative_to(base):
+        if full.is_symlink() and confined.leads_outside(full, base):
             raise BadInput(
                 f"{full} is a symbolic link to a file outside of {base}",
                 hint="Copy the file, or publish the folder that contains it.",
@@ -123,7 +124,7 @@ def hash_file(
     """
     full = base / found.path
     hasher = FileHasher(sink)
-    with files.open_binary(full) as plain:
+    with confined.opened_below(base, found.path) as opened, files.open_binary(opened) as plain:
         done = reported = 0
         for end in manifest.borders(found.size, hard):
             try:

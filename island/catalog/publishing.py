@@ -221,8 +221,7 @@ class _Preparation:
     async def _describe(self) -> _Facts:
         previous = self.previous
         if previous is None or (self.listing.is_hats and (self.fresh or self.gone)) or not self._any_kept():
-            path = await to_the_end(self.workers.folder(self._folder, self.listing.path.resolve))
-            facts = _facts(await self._decode(path))
+            facts = _facts(await self._decode(self.listing.real))
         elif not self.fresh and not self.gone:
             facts = _known_facts(previous)
         else:
@@ -507,6 +506,8 @@ def _details(description: DatasetDescription) -> tuple[tuple[str, str], ...]:
     details = [
         ("hats", "collection" if cut.is_collection else cut.main.kind),
         ("hats.name", core.shorten_text(cut.name, 256)),
+        # Where the rows of the main catalog are, for the URL to read.
+        ("hats.rows", f"{cut.main.path}/dataset".lstrip("/")),
     ]
     for part in cut.parts[:50]:
         text = f"{part.role}, {part.kind}, {part.rows} rows in {part.partitions} partitions"

@@ -171,6 +171,16 @@ def packs(conn: sqlite3.Connection) -> set[str]:
     return {row["pack"] for row in conn.execute("SELECT DISTINCT pack FROM catalog_page")}
 
 
+def move_folder(conn: sqlite3.Connection, old: str, new: str) -> None:
+    """Record that the published files below the folder `old` are now below `new`."""
+    for table, column in (("catalog_dataset", "path"), ("catalog_snapshot", "base")):
+        conn.execute(
+            f"UPDATE {table} SET {column} = ?2 || substr({column}, length(?1) + 1)"
+            f" WHERE {column} = ?1 OR substr({column}, 1, length(?1) + 1) = ?1 || '/'",
+            (old, new),
+        )
+
+
 # --- gossip.db: datasets of all islands -----------------------------------------------------
 
 

@@ -153,9 +153,10 @@ def show(
 
 
 def _url(found: Mapping[str, Any]) -> str:
-    """The URL at which programs read a dataset. The rows of a HATS catalog are in its folder `dataset`."""
+    """The URL at which programs read a dataset. The rows of a HATS catalog are in a folder of it."""
     version = "" if found["newest"] else f"@{found['snapshot']}"
-    return f"island://{found['dataset']}{version}" + ("/dataset" if found["format"] == "hats" else "")
+    rows = "/" + found["details"].get("hats.rows", "dataset") if found["format"] == "hats" else ""
+    return f"island://{found['dataset']}{version}{rows}"
 
 
 def _cell(item: Mapping[str, Any], key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import os
@@ -34,6 +35,8 @@ MODULES = (
     "init",
     "run",
     "status",
+    "config",
+    "doctor",
     "peer",
     "server",
     "dataset",
@@ -43,6 +46,8 @@ MODULES = (
     "subscription",
     "channel",
     "journal",
+    "backup",
+    "completion",
     "demo",
 )
 
@@ -75,6 +80,7 @@ def options(
     base.TARGET.traceback = traceback
 
 
+@functools.cache
 def build() -> typer.Typer:
     """Return the complete command with every group."""
     for name in MODULES:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import itertools
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,3 +80,54 @@ def ls(as_json: base.Json = False) -> None:
         base.show_json(found)
     else:
         base.show_rows([{**row, "key": row["key"][:10]} for row in found], columns, False)
+
+
+@app.command("nearby")
+def nearby(as_json: base.Json = False) -> None:
+    """List the archipelagos that are announced on the local network, which one could ask to join.
+
+    Nobody has proved that an announcement is true. Discovery must be on ([discovery] in island.toml); the exit code
+    is 1 if it is off or does not work.
+    """
+    found = base.api().get("/api/v1/peers/nearby")
+    if as_json:
+        base.show_json(found)
+    elif found["state"] == "off":
+        base.say(
+            "discovery on the local network is off: set enabled = true under [discovery] in island.toml and restart "
+            "the island"
+        )
+    else:
+        _show_nearby(found)
+    if found["state"] != "on":
+        raise typer.Exit(1)
+
+
+def _show_nearby(found: dict[str, Any]) -> None:
+    if found["problem"]:
+        where = "on all interfaces" if found["state"] == "on" else "now"
+        base.say(f"discovery does not work {where}: {found['problem']}. The island keeps trying.")
+    if found["state"] == "on":
+        rows = [
+            _archipelago(network, list(islands))
+            for network, islands in itertools.groupby(found["islands"], lambda each: str(each["network"]))
+        ]
+        columns = ("archipelago", "mine", "islands", "announced_as", "addresses")
+        base.show_rows(rows, columns, False, empty="no other island is announced on the local network")
+        if any(not row["mine"] for row in rows):
+            base.say(
+                "To join an archipelago, ask an administrator of one of its islands for an invitation, and run: "
+                "island peer join"
+            )
+    if found["note"]:
+        base.say(found["note"])
+
+
+def _archipelago(network: str, islands: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "archipelago": network[:10],
+        "mine": any(each["mine"] for each in islands),
+        "islands": len(islands),
+        "announced_as": [each["island"] or each["key_prefix"] for each in islands],
+        "addresses": [address for each in islands for address in each["addresses"]],
+    }

@@ -17,11 +17,12 @@ def register(app: typer.Typer) -> None:
 
 def run() -> None:
     """Run the daemon in the foreground. SIGINT or SIGTERM stops it."""
+    home = base.home()
+    config = home.config()  # an error in it is reported before the daemon is imported, which takes a second
+
     from island.daemon import main
     from island.kernel import telemetry
 
-    home = base.home()
-    config = home.config()
     telemetry.configure(config.log.level, config.log.format)
     main(home, config)
 

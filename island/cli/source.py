@@ -9,6 +9,7 @@ import typer
 
 from island.cli import base
 from island.client import quote
+from island.errors import NotFound
 
 app = typer.Typer(help="Sources of new data: watched folders.", no_args_is_help=True)
 adding = typer.Typer(help="Add a source.", no_args_is_help=True)
@@ -44,6 +45,27 @@ def ls(as_json: base.Json = False) -> None:
     """List the sources of all islands."""
     columns = ("island", "source", "kind", "format", "files", "rows", "bytes", "state", "updated", "problem")
     base.show_rows(base.api().get("/api/v1/sources"), columns, as_json, empty="no sources")
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="As `island source ls` shows it.")],
+    as_json: base.Json = False,
+) -> None:
+    """Show a source with its columns, which a condition of a subscription can use."""
+    rows = base.api().get("/api/v1/sources")
+    found = next((row for row in rows if row["source"] == name), None)
+    if found is None:
+        raise NotFound(f"there is no source {name}", hint="`island source ls` lists all sources.")
+    if as_json:
+        base.show_json(found)
+        return
+    columns, hidden = found.pop("columns"), found.pop("columns_hidden")
+    base.show_pairs({key: value for key, value in found.items() if value not in (None, "")}, False)
+    base.print_line("")
+    base.show_table(("name", "type"), (base.format_cell(column).split(" ", 1) for column in columns))
+    if hidden:
+        base.say(f"{hidden} more columns are not shown")
 
 
 @app.command("rm")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from island.errors import BadInput, FilesChanged, IslandError, Unsupported
-from island.formats import files, hats, parquet, rows
+from island.formats import confined, files, hats, parquet, rows
 from island.formats.columns import Column, PositionColumns, Progress, TimeColumn, find_position, find_time, of_schema
 from island.formats.coverage import FINE_ORDER, Bitmap, SkyTally, moc_ascii, moc_flags
 from island.formats.hats import HatsCatalog, HatsLayout, Role
@@ -283,7 +283,8 @@ class _Description:
         group = self._group(relative, role)
         if (known := self._known(relative, before.st_size, group)) is not None:
             return known
-        stats, sky_known = self._decode(path, relative, group)
+        with confined.opened_below(self.survey.root, relative) as opened:
+            stats, sky_known = self._decode(opened, relative, group)
         after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise FilesChanged(f"{path} changed while it was read", hint="Publish it when no program writes to it.")
@@ -305,7 +306,8 @@ class _Description:
         if file is None or previous is None or file.bytes != size:
             return None
         if group.schema is None:
-            schema, _, lacking = self._open(self.survey.root / relative)
+            with confined.opened_below(self.survey.root, relative) as path:
+                schema, _, lacking = self._open(path)
             self._admit(schema, relative, group, lacking)
         same = (group.columns, group.stats.position, group.stats.time) == (
             previous.columns,

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from island.errors import BadInput, Corrupt, Unsupported
+from island.errors import BadInput, Corrupt, IslandError, Unsupported
 from island.kernel.regular_file import open_regular
 
 FileFormat = Literal["parquet", "avro"]
@@ -82,8 +82,10 @@ def regular_size(path: Path) -> int:
         raise BadInput(
             f"there is no file {path}", hint="Check the path. It must be a path on the island's machine."
         ) from error
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read: {error}", hint="Check its permissions.") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise BadInput(f"{path} cannot be read: {error}", hint="Check the path.") from error
     if not stat.S_ISREG(status.st_mode):
         raise BadInput(f"{path} is not a regular file", hint="Give the path of a file, or of a folder of files.")
     return status.st_size
@@ -94,7 +96,12 @@ def open_binary(path: Path) -> BinaryIO:
     try:
         return open_regular(path)
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror or error}", hint="Check its permissions.") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> IslandError:
+    """The island error for an error of the operating system with a file."""
+    return BadInput(f"{path} cannot be read: {error.strerror or error}", hint="Check permissions and disk.")
 
 
 def walk(root: Path) -> list[str]:

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from island.errors import BadInput, Corrupt, IslandError, Unsupported
+from island.errors import Corrupt, IslandError, Unsupported
 from island.formats.columns import project_batch, project_schema
-from island.formats.files import sniff
+from island.formats.files import sniff, unreadable
 from island.formats.footer import MAX_FOOTER, parquet_borders
 
 __all__ = ["classify", "open_file", "parquet_borders", "record_batches", "undecodable"]
@@ -87,7 +87,7 @@ def _raise(path: Path, part: str, error: Exception) -> NoReturn:
         raise error
     # Errors of the operating system have an errno, errors of the format do not.
     if isinstance(error, OSError) and error.errno is not None:
-        raise BadInput(f"{path} cannot be read: {error.strerror}", hint="Check permissions and disk.") from error
+        raise unreadable(path, error) from error
     raise classify(path, part, error) from error
 
 

@@ -2,7 +2,9 @@
 
 state.db is authoritative. After a start, signing waits until a few peers have shown their head of
 this log. Otherwise an island whose disk was restored from a backup would sign a second version
-of entries that other islands already have: a fork.
+of entries that other islands already have: a fork. Without a session nobody could receive what is
+signed, so waiting delays nothing: changes are stored and projected, and signed later. If state.db
+records that it was restored from a backup, the wait lasts until a peer has shown its head.
 """
 
 from __future__ import annotations
@@ -31,10 +33,10 @@ log = structlog.get_logger("island")
 BATCHES_OUT = counter("gossip_batches_signed", "Log batches that this island signed")
 
 BOOT_PEERS, BOOT_WAIT = 3, 30.0
-"""Before the first signature: the number of peers whose heads are awaited, and the timeout in seconds."""
+"""Before the first signature: the number of peers whose heads are awaited, and the timeout in seconds while linked."""
 
 BOOT_SETTLE = 3.0
-"""Seconds in which sessions with known islands are expected. After that, only linked islands are awaited."""
+"""Seconds after the first session in which others are expected. After that, only linked islands are awaited."""
 
 Truth = Callable[[sqlite3.Connection], dict[str, bytes]]
 
@@ -50,7 +52,11 @@ class OwnLog:
         self._truths: dict[str, Truth] = {}
         self._heard: set[IslandId] = set()
         self._booted = 0.0
+        self._linked_at: float | None = None
+        """When this island was linked again after it had no session; None without a session."""
         self._ready = False
+        self._restored_from_backup = False
+        """Whether `island restore` made this state.db, and no peer has shown its head since."""
         self._bytes = 0
         self._projected = 0
         self._whole_due = False
@@ -61,9 +67,20 @@ class OwnLog:
 
     @property
     def problem(self) -> str:
-        """Why this island can no longer sign, or "". For health reports."""
+        """Why this island does not sign its changes, or "". For health reports."""
         if forked := self._forked():
             return forked
+        if self._restored_from_backup and self._trust.network is not None:
+            return (
+                "this island was restored from a backup and signs no changes until another island is linked, because "
+                "others may have newer entries of its log. `island peer ls` shows which islands can be reached."
+            )
+        if self._waits_for_link():
+            return (
+                "this island waits for a session with another island before it signs changes, because another island "
+                "may have a newer version of this island's log. Changes are stored and take effect here; other "
+                "islands get them later. `island peer ls` shows why there is no session."
+            )
         if not self._is_full():
             return ""
         return (
@@ -90,6 +107,7 @@ class OwnLog:
         """
         self._booted = self._clock.monotonic()
         self._bytes = await self._state.read(own_log_store.log_bytes)
+        self._restored_from_backup = await self._state.read(own_log_store.is_restored)
         async with self._logs.lock:
             mine, copy = await self._state.read(own_log_store.head), self._logs.positions.get(self._logs.me)
             if copy.seq > mine.seq:
@@ -143,8 +161,10 @@ class OwnLog:
         await self.project()
         if self._trust.network is None or self._forked():
             return None, None
-        if not self._is_ready():
+        if not await self._is_ready():
             return None, 1.0
+        if self._restored_from_backup:
+            await self._state.write(own_log_store.unmark_restored, then=self._log_is_newest)
         now = self._clock.monotonic()
         pending = [] if self._is_full() else await self._state.read(own_log_store.pending)
         keys, later = core.due_keys(
@@ -152,12 +172,11 @@ class OwnLog:
         )
         wait = None if later is None else later - now
         async with self._logs.lock:
-            batches: list[LogBatch] = []
             if keys:
-                batches = await self._state.write(
+                await self._state.write(
                     lambda conn: self._sign(conn, set(keys)), then=lambda signed: self._signed(keys, signed, now)
                 )
-            await self._catch_up()
+            batches = await self._catch_up()  # also batches of an earlier step that could not be copied
         if not batches:
             return None, wait
         first = batches[0].first == 1
@@ -193,20 +212,21 @@ class OwnLog:
         own_log_store.append(conn, batches)
         return batches
 
-    async def _catch_up(self) -> None:
-        """Copy batches that only state.db has to gossip.db. The caller holds `lock`."""
+    async def _catch_up(self) -> list[LogBatch]:
+        """Copy batches that only state.db has to gossip.db, and return them. The caller holds `lock`."""
         chain = self._trust.chain
         if chain is None:
-            return
+            return []
         after = self._logs.positions.get(self._logs.me).seq
         missing = await self._state.read(lambda conn: own_log_store.batches(conn, after))
         if not missing:
-            return
+            return []
         batches = [core.open_batch(signed) for signed in missing]
         if core.judge_batch(self._logs.positions.get(self._logs.me), batches[0]) is not core.BatchVerdict.FITS:
             self._fork("the copy of this island's log in gossip.db contradicts the one in state.db")
-            return
+            return []
         await self._logs.add_own(batches, chain)
+        return batches
 
     async def _restore(self, batches: Sequence[LogBatch]) -> bool:
         """Store batches of this log that state.db has lost; False if they do not extend it. The caller holds `lock`."""
@@ -225,6 +245,10 @@ class OwnLog:
             return False
         await self.project()
         return True
+
+    def _log_is_newest(self, _: None) -> None:
+        self._restored_from_backup = False
+        log.info("gossip.restored_log_checked", heard=len(self._heard))
 
     def _restored(self, batches: Sequence[LogBatch]) -> None:
         self._bytes += sum(len(batch.signed) for batch in batches)
@@ -245,20 +269,37 @@ class OwnLog:
             )
             log.error("gossip.own_log_frozen", problem=self._fork_problem)
 
-    def _is_ready(self) -> bool:
-        if not self._ready:
-            links = len(self._peers.links())
+    async def _is_ready(self) -> bool:
+        """Whether this island may sign: enough peers have shown their heads of this log, or there are no others."""
+        if not self._ready and await self._may_begin():
+            self._ready = True
             waited = self._clock.monotonic() - self._booted
-            known = len(self._logs.positions) - int(self._logs.me in self._logs.positions)
-            live = max(links, known) if waited < BOOT_SETTLE else links
-            enough = min(BOOT_PEERS, live) or int(self._has_others())
-            if len(self._heard) >= enough or waited >= BOOT_WAIT:
-                self._ready = True
-                log.debug("gossip.signing_started", heard=len(self._heard), waited_s=round(waited, 1))
+            log.debug("gossip.signing_started", heard=len(self._heard), waited_s=round(waited, 1))
         return self._ready
 
-    def _has_others(self) -> bool:
-        """Whether the network has other islands, as far as this island knows."""
-        me = int(self._logs.me in self._logs.positions)
+    async def _may_begin(self) -> bool:
+        links = len(self._peers.links())
+        if not links:
+            self._linked_at = None
+            # A backup may be older than the admission of every other island, so that it knows of none.
+            return not self._restored_from_backup and not await self._has_others()
+        now = self._clock.monotonic()
+        self._linked_at = now if self._linked_at is None else self._linked_at
+        waited = now - self._linked_at
+        expected = max(links, self._known_others()) if waited < BOOT_SETTLE else links
+        if self._restored_from_backup and not self._heard:
+            return False
+        return len(self._heard) >= min(BOOT_PEERS, expected) or waited >= BOOT_WAIT
+
+    def _waits_for_link(self) -> bool:
+        if self._ready or self._trust.network is None or self._peers.links():
+            return False
+        return self._clock.monotonic() - self._booted >= BOOT_WAIT
+
+    async def _has_others(self) -> bool:
+        """Whether the network has other islands, as far as gossip.db or state.db (after a restore) show."""
         joined = self._trust.chain is not None and bool(decode_chain(self._trust.chain).links)
-        return joined or len(self._logs.positions) > me
+        return joined or self._known_others() > 0 or await self._trust.has_admitted()
+
+    def _known_others(self) -> int:
+        return len(self._logs.positions) - int(self._logs.me in self._logs.positions)

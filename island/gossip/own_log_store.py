@@ -110,6 +110,21 @@ def log_bytes(conn: sqlite3.Connection) -> int:
     return int(conn.execute("SELECT coalesce(sum(length(signed)), 0) FROM gossip_own_batches").fetchone()[0])
 
 
+def mark_restored(conn: sqlite3.Connection, at: float) -> None:
+    """Record that this database was restored from a backup at `at` (Unix seconds): the log may lack its newest part."""
+    conn.execute("INSERT OR REPLACE INTO gossip_own_restored (one, at) VALUES (1, ?)", (at,))
+
+
+def is_restored(conn: sqlite3.Connection) -> bool:
+    """Whether `mark_restored` was called, and `unmark_restored` was not called since."""
+    return conn.execute("SELECT 1 FROM gossip_own_restored").fetchone() is not None
+
+
+def unmark_restored(conn: sqlite3.Connection) -> None:
+    """Record that another island has shown its copy of this island's log since the restore."""
+    conn.execute("DELETE FROM gossip_own_restored")
+
+
 def put_blob(conn: sqlite3.Connection, data: bytes) -> str:
     """Store a blob of this island and count one use; `drop_blob` must follow later. Returns its hash."""
     if len(data) > BULK_LIMIT:

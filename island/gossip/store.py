@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from island.gossip.core import EPOCH, ZERO, Head, LogBatch
@@ -125,7 +125,7 @@ def _put(conn: sqlite3.Connection, change: Change) -> bool:
 
 
 def has(conn: sqlite3.Connection, batch: LogBatch) -> bool:
-    """Whether this batch is stored."""
+    """Whether a batch with the same body is stored. The signature is not compared."""
     row = conn.execute(
         "SELECT hash FROM gossip_batches WHERE origin = ? AND epoch = ? AND first = ?",
         (batch.origin, batch.epoch, batch.first),
@@ -215,14 +215,18 @@ def blob(conn: sqlite3.Connection, name: str) -> bytes | None:
 
 def keep_blob(conn: sqlite3.Connection, name: str, data: bytes, limit: int) -> None:
     """Store a fetched blob. Deletes the blobs that were fetched first while the total exceeds `limit` bytes."""
-    conn.execute("INSERT INTO gossip_blobs (hash, data) VALUES (?, ?) ON CONFLICT DO NOTHING", (name, data))
-    total = conn.execute("SELECT coalesce(sum(length(data)), 0) FROM gossip_blobs").fetchone()[0]
-    for row in _oldest(conn):
-        if total <= limit:
+    added = conn.execute("INSERT INTO gossip_blobs (hash, data) VALUES (?, ?) ON CONFLICT DO NOTHING", (name, data))
+    total = _add_bytes(conn, len(data) if added.rowcount else 0)
+    while total > limit:
+        oldest = conn.execute(
+            "DELETE FROM gossip_blobs WHERE fetched = (SELECT min(fetched) FROM gossip_blobs)"
+            " RETURNING length(data) AS size"
+        ).fetchone()
+        if oldest is None:
             return
-        conn.execute("DELETE FROM gossip_blobs WHERE fetched = ?", (row["fetched"],))
-        total -= row["size"]
+        total = _add_bytes(conn, -oldest["size"])
 
 
-def _oldest(conn: sqlite3.Connection) -> Iterable[sqlite3.Row]:
-    return conn.execute("SELECT fetched, length(data) AS size FROM gossip_blobs ORDER BY fetched LIMIT 1000").fetchall()
+def _add_bytes(conn: sqlite3.Connection, size: int) -> int:
+    row = conn.execute("UPDATE gossip_blob_bytes SET total = total + ? RETURNING total", (size,)).fetchone()
+    return int(row["total"])

@@ -115,22 +115,22 @@ def input_conf(inputs: Iterable[tuple[InputRef, str]]) -> dict[str, str]:
 
 
 def policy_refusal(jobs: JobsSection, home: str, home_name: str, *, is_home: bool, named: bool) -> str:
-    """Why this island does not run a job of `home`, naming the key of island.toml; "" if it does.
+    """Why this island does not run a job of `home`, naming all keys of island.toml that forbid it; "" if it does.
 
     `named`: an entry of `accept_from` names `home`.
     """
     if is_home:
         return ""
+    keys = []
     if not named and "members" not in jobs.accept_from:
-        return f"its administrator does not accept jobs of {home_name} (jobs.accept_from in its island.toml)"
+        keys.append("jobs.accept_from does not name it")
     if jobs.foreign_code == "none":
-        return 'its administrator allows no foreign code (jobs.foreign_code = "none" in its island.toml)'
+        keys.append('jobs.foreign_code is "none"')
     if not jobs.same_user:
-        return (
-            "its administrator does not accept foreign code under the account of the daemon"
-            " (jobs.same_user = false in its island.toml)"
-        )
-    return ""
+        keys.append("jobs.same_user is false")
+    if not keys:
+        return ""
+    return f"its administrator does not accept jobs of {home_name}: in its island.toml, {', and '.join(keys)}"
 
 
 def envelope_problem(envelope: Envelope, sender: str, me: str) -> str:

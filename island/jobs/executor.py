@@ -72,7 +72,7 @@ class Executor:
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
         self._config, self._engine, self._clock, self._rng = needs.config, needs.livy, needs.clock, needs.rng
         self._reservations: dict[str, Reservation] = {}
-        self._driver = RunDriver(needs, changed=changed)
+        self._driver = RunDriver(needs, changed=changed, policy=self._policy)
 
     async def start(self, tasks: Tasks) -> None:
         """Resume every run that has not ended."""
@@ -353,8 +353,10 @@ class Executor:
         self._check_home(live.run, sender)
         live.renewed = self._clock.boottime()
         if request.number is None:
-            live.run.stop = True
-            await self._state.write(lambda conn: run_store.save(conn, live.run), then=lambda _: self._driver.stir(live))
+            await self._state.write(
+                lambda conn: run_store.set_stop(conn, request.job, request.epoch),
+                then=lambda _: self._driver.stop(live),
+            )
         elif (current := live.current) is not None and current.number == request.number:
             current.cancel = True
             await self._state.write(
@@ -391,19 +393,22 @@ class Executor:
         if live is None:
             await self._state.write(record)
             return
-        live.run.stop = live.evicted = True
 
         def write(conn: sqlite3.Connection) -> None:
             record(conn)
-            run_store.save(conn, live.run)
+            run_store.set_stop(conn, run.job, run.epoch)
 
-        await self._state.write(write, then=lambda _: self._driver.stir(live))
+        await self._state.write(write, then=lambda _: self._driver.stop(live, evicted=True))
 
     def _mine(self, sender: IslandId, job: str, epoch: int) -> LiveRun:
         live = self._driver.live.get((job, epoch))
         if live is None:
             raise NotFound(f"no run of {job} with epoch {epoch} is alive at this island")
         self._check_home(live.run, sender)
+        if problem := self._policy(sender):
+            live.forbidden = True
+            self._driver.stir(live)
+            raise Denied(f"{self._trust.name} no longer runs this job: {problem}")
         return live
 
     @staticmethod

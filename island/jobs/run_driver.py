@@ -73,6 +73,8 @@ class LiveRun:
     """Monotonic time of the last notification of home about progress only."""
     evicted: bool = False
     """Ended by this island's administrator, not by its owner."""
+    forbidden: bool = False
+    """A request of its home was refused by the policy of this island, so the run has to end."""
     ending: bool = False
     """The end is being stored: no more statements are accepted."""
 
@@ -95,9 +97,16 @@ class RunEnded(Exception):
 class RunDriver:
     """Runs the jobs of this executor at one engine."""
 
-    def __init__(self, needs: JobsDependencies, *, changed: Callable[[IslandId, str, int], None]) -> None:
+    def __init__(
+        self,
+        needs: JobsDependencies,
+        *,
+        changed: Callable[[IslandId, str, int], None],
+        policy: Callable[[IslandId], str],
+    ) -> None:
+        """`policy(home)` is the reason why this island does not run jobs of `home` now, or ""."""
         self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
-        self._trust, self._config, self._engine = needs.trust, needs.config, needs.livy
+        self._trust, self._config, self._engine, self._policy = needs.trust, needs.config, needs.livy, policy
         self._clock, self._rng, self._folder, self._changed = needs.clock, needs.rng, needs.home / "jobs", changed
         self._workers = needs.workers
         self.live: dict[tuple[str, int], LiveRun] = {}
@@ -127,6 +136,11 @@ class RunDriver:
         self.live[run.job, run.epoch] = live
         self._tasks.spawn(f"run {run.job} {run.epoch}", self._carry(live))
         return live
+
+    def stop(self, live: LiveRun, *, evicted: bool = False) -> None:
+        """End a run after its `stop` was stored; `evicted`: at the request of this island's administrator."""
+        live.run.stop, live.evicted = True, live.evicted or evicted
+        self.stir(live)
 
     def stir(self, live: LiveRun) -> None:
         """Wake the driver of a run after a request of its owner or of the administrator."""
@@ -185,6 +199,7 @@ class RunDriver:
             self.places.touch()
 
     async def _live_through(self, live: LiveRun) -> None:
+        self._check_policy(live)
         if live.run.step == "accepted":
             await self._take_place(live)
         live.placed = True
@@ -265,6 +280,7 @@ class RunDriver:
         failures = 0
         while True:
             self._check_stop(live)
+            self._check_policy(live)
             try:
                 instance = await self._engine.instance()
                 remote = await self._adopted(live, instance)
@@ -520,7 +536,14 @@ class RunDriver:
 
     # --- the end ------------------------------------------------------------------------------
 
+    def _check_policy(self, live: LiveRun) -> None:
+        # The administrator may have changed island.toml since the run was accepted.
+        if problem := self._policy(IslandId(live.run.home)):
+            raise RunEnded("killed", f"{self._trust.name} no longer runs it: {problem}")
+
     def _check_stop(self, live: LiveRun) -> None:
+        if live.forbidden:
+            self._check_policy(live)
         if live.run.stop:
             # As in Livy, a stopped session is dead, and a stopped batch is killed.
             state = "killed" if live.run.work.kind == "batch" else "dead"

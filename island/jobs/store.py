@@ -151,6 +151,11 @@ def next_local(conn: sqlite3.Connection) -> int:
     return int(row[0])
 
 
+def skip_locals(conn: sqlite3.Connection, count: int) -> None:
+    """Leave out `count` local ids, which may have been used after the backup that this database is restored from."""
+    conn.execute("UPDATE job_counter SET next = next + ?", (count,))
+
+
 def living_name(conn: sqlite3.Connection, kind: str, name: str) -> int | None:
     """The local id of the live job with this name, or None."""
     row = conn.execute(
@@ -405,6 +410,20 @@ def set_released(conn: sqlite3.Connection, job: str) -> None:
 def want_stop(conn: sqlite3.Connection, job: str, *, deleted: bool) -> None:
     """Record that the owner ends a job and, with `deleted`, that Livy clients no longer see it."""
     conn.execute("UPDATE job SET stop = 1, deleted = max(deleted, ?) WHERE id = ?", (int(deleted), job))
+
+
+def stop_restored(conn: sqlite3.Connection, at: float) -> None:
+    """Request the end of jobs that cannot go on in a database that was restored from a backup at `at` (Unix seconds).
+
+    A job that was not placed at the time of the backup may have run since. A session may have got statements
+    since, whose numbers would be given again. Batches that were placed go on.
+    """
+    rows = conn.execute(
+        "SELECT id FROM job WHERE phase IN ('routing', 'committing') OR (kind = 'session' AND phase != 'ended')"
+    ).fetchall()
+    for row in rows:
+        want_stop(conn, row["id"], deleted=False)
+        add_log(conn, row["id"], at, ["this island was restored from a backup, and what the job did since is unknown"])
 
 
 def wants_stop(conn: sqlite3.Connection, job: str) -> bool:

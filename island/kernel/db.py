@@ -119,6 +119,17 @@ class Database:
             raise IslandError(f"the database {self.path.name} is closed")
         return await self._read_lane.run(self._read, function)
 
+    async def try_disk(self) -> None:
+        """Write a transaction that changes nothing, and clear `problem` if the disk accepts it.
+
+        Raises `Full` and `DiskFailed` as `write` does.
+        """
+
+        def accepted(_: None) -> None:
+            self.problem = ""
+
+        await self.write(_rewrite_version, then=accepted)
+
     def close(self) -> None:
         """Finish the accepted writes and reads, then close all connections."""
         if self._closed:
@@ -211,8 +222,7 @@ class Database:
     def _overwrite_failed_commit(self) -> None:
         """Commit a transaction that changes nothing but is written to the log. Raises `DiskFailed`."""
         try:
-            (version,) = self._writer.execute("PRAGMA user_version").fetchone()
-            self._writer.execute(f"PRAGMA user_version={version}")
+            _rewrite_version(self._writer)
         except sqlite3.Error as error:
             raise DiskFailed(
                 f"{self.path} cannot be written: {error}; it is unknown whether the change will be stored",
@@ -223,6 +233,12 @@ class Database:
     def _roll_back(self) -> None:
         if self._writer.in_transaction:
             self._writer.execute("ROLLBACK")
+
+
+def _rewrite_version(connection: sqlite3.Connection) -> None:
+    """Write to the file without a change of its content."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.execute(f"PRAGMA user_version={version}")
 
 
 class _Job:
@@ -331,7 +347,11 @@ def _open_writer(path: Path, kind: Kind, factory: type[sqlite3.Connection]) -> s
     """Connect to the file, for writing, and migrate it. Raises `ConfigError`."""
     try:
         connection = _connect(path, kind, factory)
-        _migrate(connection, path, kind)
+        try:
+            migrate(connection, path, kind)
+        except BaseException:
+            connection.close()
+            raise
         return connection
     except sqlite3.DatabaseError as error:
         raise ConfigError(f"{path} cannot be opened as a database: {error}", hint=_hint(error, path)) from error
@@ -346,17 +366,32 @@ def migrations(kind: Kind) -> list[tuple[int, str]]:
     return sorted(found)
 
 
-def _migrate(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
-    steps = migrations(kind)
-    newest = steps[-1][0] if steps else 0
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > newest:
-        connection.close()
-        raise ConfigError(
-            f"{path} was written by a newer version (schema {version}; this version supports up to {newest})",
-            hint="Run the newer version, or restore a backup that this version made.",
-        )
-    for number, sql in steps:
+def newest_version(kind: Kind) -> int:
+    """The schema version that this program writes."""
+    return migrations(kind)[-1][0]
+
+
+def check_version(connection: sqlite3.Connection, path: Path, kind: Kind) -> int:
+    """Return the schema version of an open database; raises `ConfigError` if a newer program has written it."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if version > newest_version(kind):
+        raise written_by_newer(str(path), version, kind)
+    return version
+
+
+def written_by_newer(what: str, version: int, kind: Kind) -> ConfigError:
+    """The error for a database, described by `what`, whose schema version is above that of this program."""
+    return ConfigError(
+        f"{what} was written by a newer version of island (schema {version}; this version supports up to"
+        f" {newest_version(kind)})",
+        hint="Nothing was changed. Install the newer version again, or restore a backup from before the upgrade.",
+    )
+
+
+def migrate(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
+    """Bring an open database to the newest schema version. Raises `ConfigError` as `check_version` does."""
+    version = check_version(connection, path, kind)
+    for number, sql in migrations(kind):
         if number > version:
             connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version={number};\nCOMMIT;")
 

@@ -1,4 +1,4 @@
-"""Writes log messages of asyncio and aiohttp to the log of the program, with a limit.
+"""Writes log messages of asyncio, aiohttp and zeroconf to the log of the program, with a limit.
 
 They use `logging` and would otherwise appear on stderr with tracebacks of many lines. Without a limit,
 a condition that repeats, such as a process without free file descriptors, could fill the disk.
@@ -13,7 +13,7 @@ import structlog
 
 from island.kernel.stranger_log import WINDOW_S, LineLimit
 
-LIBRARIES: Final = ("asyncio", "aiohttp")
+LIBRARIES: Final = ("asyncio", "aiohttp", "zeroconf")
 
 _KEY = 100
 """Characters of the first line of a message by which equal messages are recognised."""

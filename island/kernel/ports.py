@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mutabl
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from island.errors import PeerMisbehaved
 from island.kernel.ids import IslandId
 
 T = TypeVar("T")
@@ -180,6 +181,13 @@ class Peers(Protocol):
         """Open a stream of `kind` on the bulk session with `to`; `body` (≤ 64 KiB) is its request.
 
         Raises `Unreachable` if it cannot be opened within `timeout` seconds.
+        """
+
+    def blame(self, island: IslandId, error: PeerMisbehaved) -> None:
+        """End the sessions with an island whose answer violated the protocol, as if a handler had raised `error`.
+
+        Does nothing without a session. Only for answers of kinds that are not relayed: who sent the content of
+        a relayed answer is not known.
         """
 
     def on_request(self, kind: str, handler: RequestHandler) -> None:

@@ -70,6 +70,11 @@ class StrangerLog:
         if self._take(event, source):
             log.warning(event, **{self._field: source}, **values)
 
+    def error(self, event: str, source: str, /, **values: Any) -> None:
+        """The same as `info`, at level error."""
+        if self._take(event, source):
+            log.error(event, **{self._field: source}, **values)
+
     def _take(self, event: str, source: str) -> bool:
         if not self._open:
             self._open = True

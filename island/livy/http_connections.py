@@ -1,9 +1,10 @@
 """Limits for connections to the port of a daemon's users or of an engine.
 
-Limited are their number and their pauses; if there are too many, one is closed for a new one.
+Limited are their number, their pauses, and the output that waits for them; if there are too many, one is closed for a
+new one.
 
-aiohttp has a timeout for idle connections only. Without these limits, a client that sends half a request could
-hold a file descriptor without limit.
+aiohttp has a timeout for idle connections only. Without these limits, a client that sends half a request, or does not
+read its answer, could hold a file descriptor and memory without limit.
 """
 
 from __future__ import annotations
@@ -14,13 +15,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from island.kernel.stranger_log import StrangerLog
-
-log = structlog.get_logger("island")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -29,6 +27,9 @@ BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: 1\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(_FULL), _FULL)
 )
+
+WRITE_BUFFER = 64 * 1024
+"""Bytes of an answer that wait in a connection; above it, the handler waits until the client has read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class HttpLimits:
     head_s: float = 10.0
     """Timeout for a complete request head, from the connection or from the first byte of a later request."""
     stall_s: float = 30.0
-    """Timeout for the next data of a request's body."""
+    """Timeout for the next data of a request's body, and for the client to read more of an answer."""
     idle_s: float = 75.0
     """Timeout between two requests."""
 
@@ -114,15 +115,16 @@ class HttpConnections:
 
 
 class HttpConnection(web.RequestHandler):
-    """A connection with a timeout for the head of a request, and one for pauses in its body."""
+    """A connection with timeouts for the head of a request, for pauses in its body, and for an answer that waits."""
 
-    __slots__ = ("_body", "_connections", "_heard", "_timer", "address")
+    __slots__ = ("_body", "_connections", "_heard", "_timer", "_unread_timer", "address")
 
     def __init__(self, connections: HttpConnections, server: web.Server, **options: Any) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(server, loop=loop, **options)
         self._connections = connections
         self._timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None
         self._heard = loop.time()
         self.address = ""
@@ -130,6 +132,8 @@ class HttpConnection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the timeout for the first request head, or refuse the connection if all others are busy."""
         super().connection_made(transport)
+        if self.transport is not None:
+            self.transport.set_write_buffer_limits(WRITE_BUFFER)
         self.address = str((transport.get_extra_info("peername") or ("",))[0])
         if self._connections.has_room(self):
             self._head_is_due()
@@ -138,8 +142,9 @@ class HttpConnection(web.RequestHandler):
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the timer and remove the connection."""
+        """Stop the timers and remove the connection."""
         self._set_timer(None)
+        self._set_unread_timer(None)
         self._connections.gone(self)
         super().connection_lost(exc)
 
@@ -149,6 +154,17 @@ class HttpConnection(web.RequestHandler):
         if data and self._connections.is_idle(self):
             self._head_is_due()
         super().data_received(data)
+
+    def pause_writing(self) -> None:
+        """Start the timeout for the client to read more of its answer."""
+        super().pause_writing()
+        if self.transport is not None:
+            self._answer_waits(self.transport, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Stop the timeout for the client to read more of its answer."""
+        super().resume_writing()
+        self._set_unread_timer(None)
 
     def request_began(self, body: StreamReader) -> None:
         """Stop the timeout for the head, and start that for pauses in the body."""
@@ -188,6 +204,24 @@ class HttpConnection(web.RequestHandler):
         else:
             self._set_timer(self._loop.call_later(seconds - silent, self._look_at_body))
 
+    # The transport is an argument, because aiohttp forgets it when it closes a connection. The transport waits for the
+    # client before it closes, so the timeout applies then too.
+    def _answer_waits(self, transport: asyncio.Transport, unread: int) -> None:
+        seconds = self._connections.limits.stall_s
+        self._set_unread_timer(self._loop.call_later(seconds, self._look_at_answer, transport, unread))
+
+    def _look_at_answer(self, transport: asyncio.Transport, unread: int) -> None:
+        if (left := transport.get_write_buffer_size()) < unread:
+            self._answer_waits(transport, left)
+        else:
+            self.drop(f"nothing of an answer was read for {self._connections.limits.stall_s:g} s")
+            transport.abort()
+
+    def _set_unread_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+        self._unread_timer = timer
+
     def _set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -195,7 +229,10 @@ class HttpConnection(web.RequestHandler):
 
 
 class _Lines(logging.Handler):
-    """Writes log messages of aiohttp to the island's log; a malformed request is one line without a traceback."""
+    """Writes log messages of aiohttp to the island's log, limited in rate.
+
+    A malformed request is one line without a traceback. A connection that the client has closed is not an error.
+    """
 
     def __init__(self, strangers: StrangerLog) -> None:
         super().__init__()
@@ -203,12 +240,14 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ConnectionError):
+            return
+        # The only argument of aiohttp's log message is the address.
+        address = str(record.args[0]) if isinstance(record.args, tuple) and record.args else "unknown"
         if isinstance(error, HttpProcessingError | web.RequestPayloadError):
-            # The only argument of aiohttp's log message is the address.
-            address = str(record.args[0]) if isinstance(record.args, tuple) and record.args else "unknown"
             self._strangers.info("http.malformed", address, error=" ".join(str(error).split())[:300])
         else:
-            log.error("http.failed", message=record.getMessage(), exc_info=record.exc_info)
+            self._strangers.error("http.failed", address, message=record.getMessage(), exc_info=record.exc_info)
 
 
 def _logger(strangers: StrangerLog) -> logging.Logger:

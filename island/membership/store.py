@@ -51,14 +51,20 @@ def names(conn: sqlite3.Connection) -> list[tuple[IslandId, str]]:
     return [(row["island"], row["name"]) for row in rows]
 
 
-def remember_names(conn: sqlite3.Connection, claims: Iterable[tuple[IslandId, str]], at: float, kept: int) -> None:
-    """Store used names, at most `kept` per island."""
+def remember_names(
+    conn: sqlite3.Connection, claims: Iterable[tuple[IslandId, str]], at: float, kept: int
+) -> list[tuple[IslandId, str]]:
+    """Store used names, at most `kept` per island; returns those that were stored."""
+    stored = []
     for island, name in claims:
-        conn.execute(
+        done = conn.execute(
             "INSERT INTO membership_names (island, name, since) SELECT ?1, ?2, ?3"
             " WHERE (SELECT count(*) FROM membership_names WHERE island = ?1) < ?4 ON CONFLICT DO NOTHING",
             (island, name, at, kept),
         )
+        if done.rowcount:
+            stored.append((island, name))
+    return stored
 
 
 def seen(conn: sqlite3.Connection) -> dict[IslandId, float]:
@@ -113,7 +119,7 @@ def put_row(conn: sqlite3.Connection, row: ServerRow, limit: int) -> None:
     """Store the projection of `server/ID`, at most `limit` per island."""
     conn.execute(
         "INSERT INTO membership_servers (island, id, kind, url, comment) SELECT ?1, ?2, ?3, ?4, ?5"
-        " WHERE (SELECT count(*) FROM membership_servers WHERE island = ?1) < ?6"
+        " WHERE (SELECT count(*) FROM membership_servers WHERE island = ?1 AND id != ?2) < ?6"
         " ON CONFLICT (island, id) DO UPDATE SET kind = excluded.kind, url = excluded.url, comment = excluded.comment",
         (row.island, row.id, row.kind, row.url, row.comment, limit),
     )

@@ -17,6 +17,7 @@ from island.net.frames import Frame, FrameType, RequestHead
 from island.net.handshake import refused
 from island.net.limits import BLOCK_COST, STREAM_WINDOW
 from island.net.session import PeerSession
+from island.net.turns import SessionTurns, take
 
 StreamHandler = Callable[["BulkSession", RequestHead, bytes, "SessionStream"], Awaitable[None]]
 """Serves a stream that the other side opened, with a handler of this island or by relaying it to another island."""
@@ -82,6 +83,11 @@ class SessionStream:
         if self._owed >= STREAM_WINDOW // 4:
             self._grant()
         return block
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither side has closed the stream."""
+        return self._gone is None
 
     async def finish(self) -> None:
         """Tell the other side that this side sends no more blocks; receiving remains possible."""
@@ -183,29 +189,32 @@ class BulkSession(PeerSession):
         self._streams: dict[int, SessionStream] = {}
         self._last_opened = -1 if self.dialled else 0
         self._last_seen = 0 if self.dialled else -1
-        self._turns = asyncio.Semaphore(self._limits.calls)
+        self._turns = SessionTurns(self._limits)
+        self._taken: dict[SessionStream, asyncio.Semaphore] = {}
         self._serving = 0
         self._busy_at = self._clock.monotonic()
 
-    async def open(self, head: RequestHead, body: bytes) -> SessionStream:
-        """Open a stream; the caller must call `release` at the end.
+    async def open(self, head: RequestHead, body: bytes, timeout: float) -> SessionStream:
+        """Open a stream, for which the caller must call `release` at the end; waits `timeout` seconds for a turn.
 
-        Raises `BadInput` if `body` is too large, and `Unreachable` if the session has ended.
+        Raises `BadInput` if `body` is too large, and `Unreachable` if the session has ended or no turn is free.
         """
         check_body(body)
-        await self._turns.acquire()
+        turns = self._turns.of(head)
+        await take(turns, timeout, f"streams with {self.peer.name}")
         if self.over is not None:
-            self._turns.release()
+            turns.release()
             raise ended(self, self.over)
         self._last_opened += 2
         stream = self._streams[self._last_opened] = SessionStream(self, self._last_opened)
+        self._taken[stream] = turns
         self._write(frames.pack_headed(FrameType.OPEN, self._last_opened, head, body))
         return stream
 
     def release(self, stream: SessionStream) -> None:
         """Close a stream that this side opened."""
         stream.close()
-        self._turns.release()
+        self._taken.pop(stream).release()
 
     async def write_block(self, number: int, block: bytes) -> None:
         """Send a block; the caller has checked the credit."""

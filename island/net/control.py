@@ -17,6 +17,7 @@ from island.net.frames import Frame, FrameType, RequestHead
 from island.net.handlers import Handlers
 from island.net.handshake import refused
 from island.net.session import PeerSession
+from island.net.turns import SessionTurns
 
 DROPPED = counter("peer_pushes_dropped", "Pushes that were dropped because the queue of their handlers was full")
 
@@ -39,7 +40,7 @@ class ControlSession(PeerSession):
         self._handlers, self._answerer, self._lines = handlers, answerer, lines
         self._last_sent = self._last_seen = 0
         self._pending: dict[int, asyncio.Future[bytes]] = {}
-        self._turns = asyncio.Semaphore(self._limits.calls)
+        self._turns = SessionTurns(self._limits)
         self._serving = 0
         self._pushes: deque[tuple[str, bytes]] = deque()
         self._pushed = asyncio.Event()
@@ -51,7 +52,7 @@ class ControlSession(PeerSession):
         """
         check_body(body)
         try:
-            async with asyncio.timeout(timeout), self._turns:
+            async with asyncio.timeout(timeout), self._turns.of(head):
                 return await self._ask(head, body)
         except TimeoutError as error:
             raise Unreachable(

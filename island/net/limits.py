@@ -49,6 +49,12 @@ class PeerLimits:
     calls: int = 64
     """Maximum number of concurrent requests (or streams) from this side of a session; the other side may have
     twice as many."""
+    relayed: int = 32
+    """Maximum number of concurrent requests (or streams) in one session that this side relays for other islands."""
+    relayed_per_island: int = 16
+    """Maximum number of concurrent requests and streams that this island relays for one other island."""
+    stall_s: float = 30.0
+    """Time within which the receiver of a relayed stream must accept a block."""
     frames_per_s: float = 5000.0
     """Frames per second of one session that are read; more wait in the connection."""
     frame_burst: int = 5000

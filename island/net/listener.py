@@ -43,6 +43,8 @@ class Listener:
         self._strangers = StrangerLog()
         self.host = ""
         self.port: int | None = None
+        self.bound: tuple[str, int] | None = None
+        """The network address and the port to which the socket is bound."""
 
     async def start(self, tasks: Tasks) -> None:
         """Bind the port and accept connections.
@@ -59,7 +61,8 @@ class Listener:
                 hint="Another program uses the port, or the address is not one of this machine: change [listen] in "
                 "island.toml.",
             ) from error
-        self.host, self.port = host, self._socket.getsockname()[1]
+        self.bound = self._socket.getsockname()[:2]
+        self.host, self.port = host, self.bound[1]
         self._tasks = tasks
         self._resume()
 

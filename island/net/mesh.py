@@ -13,6 +13,7 @@ from island.errors import IslandError, Unreachable
 from island.kernel.ids import IslandId
 from island.kernel.loops import ENDED, Tasks, backoff
 from island.kernel.ports import Rng, Signal
+from island.kernel.stranger_log import StrangerLog
 from island.net.limits import PeerLimits
 
 log = structlog.get_logger("island")
@@ -56,6 +57,7 @@ class Mesh:
         self._wanted: dict[IslandId, list[str]] = {}
         self._wake: dict[IslandId, Signal] = {}
         self._soon = Signal()
+        self._lines = StrangerLog("key")
 
     def connect_soon(self) -> None:
         """Read the addresses now instead of at the next interval, and dial islands whose addresses have changed."""
@@ -107,8 +109,11 @@ class Mesh:
         except IslandError as error:
             dialling.failures += 1
             text, failures = error.message, dialling.failures
-            report = log.info if text != dialling.last_error else log.debug
-            report("peer.dial_failed", peer=self._sessions.name(island), key=island, error=text, failures=failures)
+            name = self._sessions.name(island)
+            if text == dialling.last_error:
+                log.debug("peer.dial_failed", peer=name, key=island, error=text, failures=failures)
+            else:  # limited, because anybody who announces an address for this island can change the text
+                self._lines.info("peer.dial_failed", island, peer=name, error=text, failures=failures)
             dialling.last_error = text
             base, cap = self._limits.redial_base_s, self._limits.redial_cap_s
             await wake.wait(backoff(failures, self._rng, base=base, cap=cap))

@@ -12,8 +12,9 @@ import functools
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -48,6 +49,7 @@ from island.net.listener import Listener, dial, hang_up, own_addresses
 from island.net.mesh import Mesh, first_that_works
 from island.net.offenders import Offenders
 from island.net.session import PeerSession
+from island.net.turns import take
 from island.trust import core
 from island.trust.keys import Identity
 from island.trust.service import Trust
@@ -66,7 +68,8 @@ _DIAL_BACK, _ROUTE = "session.dial", "session.route"
 class TlsPeers:
     """Sessions of this island with other islands. Register handlers first, then call `start`, and `stop` at the end.
 
-    `addresses()` returns the addresses of the known islands; call `connect_soon` when they change.
+    `addresses()` returns the addresses of the known islands; call `connect_soon` when they change. `hints()` returns
+    addresses that nobody has proved, such as those announced on the local network. They are tried last.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class TlsPeers:
         listen: str,
         advertise: list[str],
         addresses: Callable[[], Mapping[IslandId, list[str]]],
+        hints: Callable[[], Mapping[IslandId, Sequence[str]]] = dict,
         relayed: Collection[str] = RELAYED,
         limits: PeerLimits | None = None,
         names: Names | None = None,
@@ -86,7 +90,7 @@ class TlsPeers:
         self.me: IslandId = identity.id
         self._trust, self._clock, self._rng = trust, clock, rng
         self._limits = limits or PeerLimits()
-        self._advertise, self._known = advertise, addresses
+        self._advertise, self._known, self._hints = advertise, addresses, hints
         self._instance = rng.bytes(16)
         self._host_names = names or Names(ThreadWorkers())
         self._certificate = tls.own_certificate_hash(identity)
@@ -104,6 +108,8 @@ class TlsPeers:
         self._all: set[PeerSession] = set()
         self._bulk_making: dict[IslandId, asyncio.Lock] = {}
         self._tickets: dict[bytes, tuple[IslandId, asyncio.Future[BulkSession]]] = {}
+        # An island's semaphore exists while it is held or awaited.
+        self._relay_turns = WeakValueDictionary[IslandId, asyncio.Semaphore]()
         self._meters: dict[IslandId, BandwidthMeter] = {}
         self._learned: dict[IslandId, list[str]] = {}
         self._names: dict[IslandId, str] = {}
@@ -149,6 +155,14 @@ class TlsPeers:
         session = self._control.get(to)
         return session is not None and session.push(kind, body)
 
+    def blame(self, island: IslandId, error: PeerMisbehaved) -> None:
+        """End the sessions with an island because of its answer, and record the violation; nothing without a session.
+
+        Not for answers that were relayed, whose content is not known to be from `island`.
+        """
+        if (session := self._control.get(island)) is not None:
+            session.end(error)
+
     @contextlib.asynccontextmanager
     async def bulk(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> AsyncIterator[BulkStream]:
         """Open a stream with `to`; `timeout` (seconds) applies to opening it.
@@ -188,6 +202,11 @@ class TlsPeers:
     def port(self) -> int | None:
         """The peer port; None for an island that only dials out."""
         return self._listener.port if self._listener else None
+
+    @property
+    def bound(self) -> tuple[str, int] | None:
+        """The network address and the port to which the peer port is bound; None without a peer port."""
+        return self._listener.bound if self._listener else None
 
     def local_addresses(self) -> list[str]:
         """Return the addresses at which others can dial this island; empty if it has no peer port."""
@@ -266,13 +285,12 @@ class TlsPeers:
         """Return the islands with which to keep a session: known ones with addresses; none before joining a network."""
         if self._trust.network is None or self._stopped:
             return {}
-        known = dict(self._known())
-        merged = {
-            island: list(dict.fromkeys([*known.get(island, []), *self._learned.get(island, [])]))[:8]
-            for island in known.keys() | self._learned.keys()
-            if island != self.me
-        }
-        return {island: merged[island] for island in sorted(merged) if merged[island]}
+        known, hints = self._known(), self._hints()
+        merged: dict[IslandId, list[str]] = {}
+        for island in sorted({*known, *self._learned, *hints} - {self.me}):
+            proved = list(dict.fromkeys([*known.get(island, []), *self._learned.get(island, [])]))[:8]
+            merged[island] = list(dict.fromkeys([*proved, *hints.get(island, ())]))
+        return {island: addresses for island, addresses in merged.items() if addresses}
 
     def name(self, island: IslandId) -> str:
         """Return the name that an island gave itself, or its key prefix."""
@@ -326,7 +344,10 @@ class TlsPeers:
                 await self._run(live)
         except IslandError as error:
             if isinstance(error, PeerMisbehaved):
-                log.warning("peer.misbehaved", peer=self.name(island), key=island, address=address, error=error.message)
+                # Anybody can announce an address for this island, so this line is limited.
+                self._lines.warning(
+                    "peer.misbehaved", island, peer=self.name(island), address=address, error=error.message
+                )
             if not made.done():
                 made.set_exception(error)
         finally:
@@ -485,8 +506,9 @@ class TlsPeers:
                 return await self._handlers.request(session.island, head.kind, body)
         to = relay.check_relay(head, self._handlers.relayed)
         if (onward := self._control.get(to)) is None:
-            raise NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
-        return await onward.request(relay.onward(head, session.island), body, relay.TIMEOUT_S)
+            raise self._no_route(to)
+        async with self._relaying(session.island):
+            return await onward.request(relay.onward(head, session.island), body, relay.TIMEOUT_S)
 
     async def _serve_stream(self, session: BulkSession, head: RequestHead, body: bytes, stream: SessionStream) -> None:
         if not head.to or head.to == key_bytes(self.me):
@@ -495,13 +517,28 @@ class TlsPeers:
             return
         to = relay.check_relay(head, self._handlers.relayed)
         if to not in self._control:
-            raise NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
-        onward = await self._bulk_session(to, relay.TIMEOUT_S)
-        other = await onward.open(relay.onward(head, session.island), body)
+            raise self._no_route(to)
+        async with self._relaying(session.island):
+            onward = await self._bulk_session(to, relay.TIMEOUT_S)
+            other = await onward.open(relay.onward(head, session.island), body, relay.TIMEOUT_S)
+            try:
+                await relay.pump(stream, other, self._limits.stall_s)
+            finally:
+                onward.release(other)
+
+    @contextlib.asynccontextmanager
+    async def _relaying(self, requester: IslandId) -> AsyncIterator[None]:
+        """Hold one of the turns of an island for which this one relays; raises `Unreachable` if none gets free."""
+        turns = self._relay_turns.get(requester) or asyncio.Semaphore(self._limits.relayed_per_island)
+        self._relay_turns[requester] = turns
+        await take(turns, relay.TIMEOUT_S, f"requests that {self._trust.name} relays for {self.name(requester)}")
         try:
-            await relay.pump(stream, other)
+            yield
         finally:
-            onward.release(other)
+            turns.release()
+
+    def _no_route(self, to: IslandId) -> NotFound:
+        return NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
 
     async def _open_stream(
         self, to: IslandId, kind: str, body: bytes, timeout: float
@@ -513,14 +550,14 @@ class TlsPeers:
                 if to in self._control or to in self._bulk or self.targets().get(to):
                     try:
                         session = await self._bulk_session(to, timeout)
-                        return session, await session.open(RequestHead(kind=kind), body)
+                        return session, await session.open(RequestHead(kind=kind), body, timeout)
                     except Unreachable:
                         if to in self._control or kind not in self._handlers.relayed:
                             raise
                 if kind in self._handlers.relayed and (via := await self._route(to)) is not None:
                     head = RequestHead(kind=kind, to=key_bytes(to), origin=key_bytes(self.me), hops=1)
                     session = await self._bulk_session(via.island, timeout)
-                    return session, await session.open(head, body)
+                    return session, await session.open(head, body, timeout)
         except TimeoutError as error:
             raise Unreachable(f"no bulk session with {self.name(to)} within {timeout:g} s") from error
         raise self._unreachable(to)
@@ -570,6 +607,17 @@ class TlsPeers:
         finally:
             made.cancel()
             del self._tickets[ticket]
+
+    async def let_dial(self, island: IslandId, timeout: float) -> None:
+        """Return if `island` can dial this one: it has dialled an open session, or it dials one when it is asked.
+
+        `timeout` is in seconds. Raises `Unreachable` with the other side's reason.
+        """
+        if any(each.island == island and not each.dialled and each.over is None for each in self._all):
+            return
+        if (control := self._control.get(island)) is None:
+            raise self._unreachable(island)
+        await self._ask_dial_back(control, timeout)
 
     async def _on_dial_back(self, sender: IslandId, body: bytes) -> bytes:
         ticket = codec.decode(body, DialBack).ticket

@@ -44,6 +44,8 @@ PIN_REFRESH_S = 2.0
 """Maximum age of a listing, in seconds. If it is older, the next `ls` of the dataset requests it again."""
 TIMEOUT_S = 90.0
 """Timeout of a request. It is longer than the time after which the daemon reports that no holder answers."""
+BUSY_TRIES, BUSY_S = 60, 1.0
+"""How often a request is repeated that the daemon refuses because too many are under way, and seconds in between."""
 
 _CACHE_BYTES = 4 * 2**20
 _SMALL = 2**20
@@ -531,6 +533,7 @@ class _Client:
         """
         host, token = self._daemon()
         headers = {"Authorization": f"Bearer {token}", **headers}
+        busy = 0
         while True:
             connection, kept = self._take(host)
             try:
@@ -548,6 +551,11 @@ class _Client:
                     continue
                 raise self._unreachable(error, host) from error
             self._give(connection, response)
+            # Too many reads with this token at the same time.
+            if response.status == http.HTTPStatus.TOO_MANY_REQUESTS and busy < BUSY_TRIES:
+                busy += 1
+                time.sleep(BUSY_S)
+                continue
             if response.status >= 400:
                 raise _error(response.status, data, target)
             return dict(response.getheaders()), data

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -242,7 +242,7 @@ class Replicas:
         """
         return b"".join([block async for block in self.stream(resolved, path, start, end)])
 
-    async def stream(self, resolved: ResolvedDataset, path: str, start: int, end: int) -> AsyncIterator[bytes]:
+    async def stream(self, resolved: ResolvedDataset, path: str, start: int, end: int) -> AsyncGenerator[bytes, None]:
         """Like `read`, in blocks of at most `WINDOW` bytes."""
         manifest = await self.manifest(resolved)
         entry = await manifest.find(path)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import structlog
 
-from island.errors import BadInput, Corrupt, IslandError, OverLimit
+from island.errors import BadInput, Corrupt, FilesChanged, IslandError, OverLimit
 from island.formats import columns as column_types
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.kernel.codec import encode
@@ -132,6 +132,8 @@ class FolderSource:
         self._announced: bytes | None = None
         self._logged: dict[str, tuple[str, float]] = {}
         """The last error that was logged, and when, for each event of a scan that fails."""
+        self._outside: list[str] = []
+        """A problem for each symbolic link that leads out of the folder."""
         self._listing = 0.0
         """Seconds that the last listing of the folder took."""
 
@@ -172,8 +174,9 @@ class FolderSource:
         if self._known is None:
             self._known = await self._state.read(lambda conn: store.names(conn, self.name))
         found = await self._list()
+        self._outside = [f"{path} is a symbolic link that leads out of the folder" for path in found.outside]
         plan = core.scan_folder(
-            found,
+            found.files,
             self._known,
             self._resting,
             now=self._clock.monotonic(),
@@ -192,7 +195,7 @@ class FolderSource:
             log.info("source.files_removed", source=self.name, files=len(plan.vanished))
             self.changed.touch()
 
-    async def _list(self) -> dict[str, core.FileStat]:
+    async def _list(self) -> watched_folder.FolderListing:
         """List the folder. While it does not answer, this waits, and the problem is published."""
         began = self._clock.monotonic()
         listing = self._workers.folder(str(self.root), watched_folder.listing, self.root)
@@ -338,7 +341,7 @@ class FolderSource:
         if row is None:
             return
         waiting = [rest.problem for rest in self._resting.values() if rest.problem]
-        self.problem = core.shorten(([outside] if outside else []) + waiting + problems)
+        self.problem = core.shorten(([outside] if outside else []) + self._outside + waiting + problems)
         self.note = core.shorten(notes)
         record = self.record(row)
         key = encode(record)
@@ -410,7 +413,7 @@ class FolderSource:
             )
         except OverLimit:
             raise
-        except (Corrupt, BadInput, ProcessDied, OSError) as error:
+        except (Corrupt, BadInput, FilesChanged, ProcessDied, OSError) as error:
             raise SourceFileMissing(f"{wanted.path} can no longer be read: {error}") from error
         # The rows are valid only if the file is still unchanged after they were read.
         if await self._stat(wanted.path) != wanted.stat:

@@ -80,6 +80,15 @@ class SubscriptionRow:
 # --- sources -----------------------------------------------------------------------------------
 
 
+def move_folder(conn: Connection, old: str, new: str) -> None:
+    """Record that the watched folders below the folder `old` are now below `new`."""
+    conn.execute(
+        "UPDATE stream_sources SET path = ?2 || substr(path, length(?1) + 1)"
+        " WHERE path = ?1 OR substr(path, 1, length(?1) + 1) = ?1 || '/'",
+        (old, new),
+    )
+
+
 def insert_source(conn: Connection, row: SourceRow) -> None:
     """Insert a source."""
     conn.execute(

@@ -1,7 +1,7 @@
 """A watched folder on disk: lists its files, and reads them completely or in portions.
 
 All functions block. Folders are listed in threads. Files are not trusted, and are read in child
-processes.
+processes. Other accounts may write to the folder, so no file outside of it is read.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import os
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import blake3
 import msgspec
 
 from island.errors import BadInput, Corrupt, FilesChanged, OverLimit, Unsupported
-from island.formats import files
+from island.formats import confined, files
 from island.formats.limits import ReadLimits
 from island.kernel import processes
 from island.kernel.loops import EXPECTED
@@ -94,14 +95,22 @@ def stat_of(path: Path) -> FileStat | None:
     return FileStat(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
-def listing(root: Path) -> dict[str, FileStat]:
-    """All files below a folder that may be data, by relative POSIX path.
+class FolderListing(NamedTuple):
+    """The files of a folder, and the symbolic links that lead out of it, both by relative POSIX path."""
+
+    files: dict[str, FileStat]
+    outside: list[str]
+
+
+def listing(root: Path) -> FolderListing:
+    """All files below a folder that may be data.
 
     Hidden and temporary files and folders are skipped, and symbolic links to folders are not
     followed. Raises BadInput if the folder does not exist, cannot be read, or contains more than
     MAX_FILES files; in these cases no file counts as removed.
     """
     found: dict[str, FileStat] = {}
+    outside: list[str] = []
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError) or Path(error.filename) == root:
@@ -116,13 +125,15 @@ def listing(root: Path) -> dict[str, FileStat]:
             if not files.is_data_name(name) or not _is_text(name):
                 continue
             full = Path(folder, name)
-            if (stat := stat_of(full)) is not None and full.is_file():
+            if full.is_symlink() and confined.leads_outside(full, root):
+                outside.append(full.relative_to(root).as_posix())
+            elif (stat := stat_of(full)) is not None and full.is_file():
                 found[full.relative_to(root).as_posix()] = stat
-        if len(found) > MAX_FILES:
+        if len(found) + len(outside) > MAX_FILES:
             raise BadInput(
                 f"{root} contains more than {MAX_FILES} files", hint="Watch its subfolders as separate sources."
             )
-    return found
+    return FolderListing(found, outside)
 
 
 def _is_text(name: str) -> bool:
@@ -190,23 +201,32 @@ def read_file(root: Path, file: Wanted, schema: Any | None, limits: ReadLimits) 
     Raises Corrupt, Unsupported or BadInput if it cannot be decoded, `FilesChanged` if it changed
     while it was read. An incompatible schema does not raise; it is the `problem` of the result.
     """
-    full = root / file.path
-    limits.begin(full)
-    hashed = hash_file(full)
-    table = tables.open_table(full, limits)
-    target = table.schema if schema is None else schema
-    # The columns of a source were checked when its first file was read.
-    columns = tables.schema_to_bytes(target) if schema is None else b""
-    reading = DecodedFile(file.path, file.stat, hashed, table.format, columns)
-    try:
-        note = tables.check_fits(table.schema, target, file.path)
-        rows, batches = _count(table, target, file.path)
-    except tables.IncompatibleColumns as error:
-        return msgspec.structs.replace(reading, problem=error.message)
-    if stat_of(full) != file.stat:
+    with _opened(root, file) as full:
+        limits.begin(full)
+        hashed = hash_file(full)
+        table = tables.open_table(full, limits)
+        target = table.schema if schema is None else schema
+        # The columns of a source were checked when its first file was read.
+        columns = tables.schema_to_bytes(target) if schema is None else b""
+        reading = DecodedFile(file.path, file.stat, hashed, table.format, columns)
+        try:
+            note = tables.check_fits(table.schema, target, file.path)
+            rows, batches = _count(table, target, file.path)
+        except tables.IncompatibleColumns as error:
+            return msgspec.structs.replace(reading, problem=error.message)
+    if stat_of(root / file.path) != file.stat:
         raise FilesChanged(f"{file.path} changed while it was read")
     payload = b"" if batches is None else tables.to_parent(batches, target)
     return msgspec.structs.replace(reading, note=note, rows=rows, kept=batches is not None, payload=payload)
+
+
+@contextmanager
+def _opened(root: Path, file: Wanted) -> Iterator[Path]:
+    """Open the file that was listed, and no other. Raises as `confined.opened_below` does."""
+    with confined.opened_below(root, file.path) as opened:
+        if stat_of(opened) != file.stat:
+            raise FilesChanged(f"{file.path} changed before it was read")
+        yield opened
 
 
 def _count(table: tables.OpenTable, schema: Any, path: str) -> tuple[int, list[Any] | None]:
@@ -231,12 +251,12 @@ _paused: OrderedDict[tuple[str, FileStat, bytes, int], Iterator[Any]] = OrderedD
 def read_portion(root: Path, file: Wanted, columns: bytes, first: int, limits: ReadLimits) -> Portion:
     """The rows of a file from row `first` on, about `PORTION_BYTES` of them.
 
-    Raises Corrupt, Unsupported or BadInput if they cannot be decoded.
+    Raises Corrupt, Unsupported or BadInput if they cannot be decoded, `FilesChanged` if it changed.
     """
     full, schema = root / file.path, tables.schema_from_bytes(columns)
     limits.begin(full)
     at = (str(full), file.stat, columns)
-    pieces = _paused.pop((*at, first), None) or _pieces(full, file.path, schema, first, limits)
+    pieces = _paused.pop((*at, first), None) or _pieces(root, file, schema, first, limits)
     found: list[Any] = []
     size, ended = 0, False
     while size < PORTION_BYTES and not ended:
@@ -253,13 +273,14 @@ def read_portion(root: Path, file: Wanted, columns: bytes, first: int, limits: R
     return Portion(tables.to_parent(found, schema), ended)
 
 
-def _pieces(full: Path, path: str, schema: Any, first: int, limits: ReadLimits) -> Iterator[Any]:
-    """The rows from `first` on, in pieces of about `tables.BATCH_BYTES`."""
+def _pieces(root: Path, file: Wanted, schema: Any, first: int, limits: ReadLimits) -> Iterator[Any]:
+    """The rows from `first` on, in pieces of about `tables.BATCH_BYTES`. The file stays open until the last one."""
     start = 0
-    for batch in tables.open_table(full, limits).batches:
-        skip = max(0, first - start)
-        start += batch.num_rows
-        if skip < batch.num_rows:
-            fitted = tables.fit(batch.slice(skip), schema, path)
-            for _, piece in tables.slices(fitted, tables.BATCH_BYTES):
-                yield piece
+    with _opened(root, file) as full:
+        for batch in tables.open_table(full, limits).batches:
+            skip = max(0, first - start)
+            start += batch.num_rows
+            if skip < batch.num_rows:
+                fitted = tables.fit(batch.slice(skip), schema, file.path)
+                for _, piece in tables.slices(fitted, tables.BATCH_BYTES):
+                    yield piece

@@ -180,7 +180,7 @@ class JournalHeads:
         except (Unreachable, PeerRefused):
             return HeadAnswer(island, "silent")
         except PeerMisbehaved as error:
-            log.warning("journal.bad_answer", island=island, error=error.message)
+            self._peers.blame(island, error)
             return HeadAnswer(island, "unusable")
         if held is None or await self._state.read(lambda conn: _contains(conn, held)):
             self._disputes.pop(island, None)

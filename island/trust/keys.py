@@ -32,13 +32,17 @@ class Identity:
     @classmethod
     def load(cls, path: Path) -> Identity:
         """Read a key from a PEM file (PKCS 8); raises `ConfigError` if it is missing, exposed or not an Ed25519 key."""
-        content = read_secret(path, "the island's key")
+        return cls.parse(read_secret(path, "the island's key"), str(path))
+
+    @classmethod
+    def parse(cls, pem: bytes, where: str) -> Identity:
+        """Read a key in PEM (PKCS 8); `where` is its origin for messages. Raises `ConfigError`."""
         try:
-            private = serialization.load_pem_private_key(content, password=None)
+            private = serialization.load_pem_private_key(pem, password=None)
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{path} is not a private key: {error}", hint="Restore it from a backup.") from error
+            raise ConfigError(f"{where} is not a private key: {error}", hint="Restore it from a backup.") from error
         if not isinstance(private, Ed25519PrivateKey):
-            raise ConfigError(f"{path} is not an Ed25519 key", hint="Restore it from a backup.")
+            raise ConfigError(f"{where} is not an Ed25519 key", hint="Restore it from a backup.")
         return cls(private)
 
     def save(self, path: Path) -> None:

@@ -198,6 +198,10 @@ class Trust:
 
         return await self._state.write(admit)
 
+    async def has_admitted(self) -> bool:
+        """Whether this island has admitted another one."""
+        return await self._state.read(store.has_admissions)
+
     async def _found(self, who: str) -> None:
         async with self._founding:
             if self.network is not None:

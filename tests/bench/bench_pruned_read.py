@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from island.kernel import telemetry
 from island.net.api import files
 from island.net.api.user_port import UserServer, build
+from island.net.condition import Condition
 from island.trust.users import Tokens
 from tests.replicas.test_over_tls import Island, join
 
@@ -87,9 +88,7 @@ async def main() -> None:
             reader = await stack.enter_async_context(Island(Path(name) / "reader", "reader").running())
             await join(owner, reader)
             tokens = Tokens({"administrator": "a", "user": "u"})
-            server = UserServer(
-                build(tokens, files.routes(reader.catalog, reader.replicas), lambda: True), "127.0.0.1:0"
-            )
+            server = UserServer(build(tokens, files.routes(reader.catalog, reader.replicas), Condition), "127.0.0.1:0")
             await server.start()
             stack.push_async_callback(server.stop)
             options = {"endpoint": server.url, "token": "u"}

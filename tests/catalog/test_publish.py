@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from island.catalog import file_listing
 from island.catalog.messages import SearchQuery
 from island.errors import BadInput, Corrupt, FilesChanged, IslandError, NotFound, Unsupported
+from island.formats.describe import describe
 from island.kernel.processes import ProcessPool
 from island.trust import journal
 from tests.islands.publishing import Island, Islands, write_table
@@ -254,6 +257,24 @@ async def test_the_home_and_links_that_leave_the_folder_are_refused(alpha: Islan
     assert (await alpha.catalog.publish(WHO, folder, "fine")).files == 2
 
 
+async def test_a_file_that_becomes_a_link_after_the_survey_is_not_read(alpha: Island, tmp_path: Path) -> None:
+    secret = write_table(tmp_path / "private" / "secret.parquet", 7)
+    folder = tmp_path / "data"
+    path = write_table(folder / "a.parquet")
+    listing = file_listing.survey(folder, alpha.home)
+    path.unlink()
+    path.symlink_to(secret)
+    found = listing.files[0]
+    status = secret.stat()
+    forged = replace(found, size=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino)
+    with pytest.raises(BadInput, match="leads out of"):
+        describe(folder)
+    with pytest.raises(BadInput, match="leads out of"):
+        file_listing.hash_file(
+            listing.base, forged, [], form="parquet", role="data", rows=7, sink=lambda _: "", progress=lambda *_: None
+        )
+
+
 async def test_another_schema_is_refused_also_when_only_the_new_file_is_read(alpha: Island, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -396,7 +417,9 @@ async def test_real_catalogs(alpha: Island, shared_data: Path) -> None:
     weather = await alpha.catalog.publish(WHO, shared_data / "avro" / "weather.avro", "weather")
     assert (weather.rows, weather.record.coverage) == (5, b"")
     card = await alpha.catalog.card(await alpha.catalog.resolve("alpha/source"))
-    assert dict(card.details)["hats"]
+    assert dict(card.details)["hats"] and dict(card.details)["hats.rows"] == "dataset"
+    card = await alpha.catalog.card(await alpha.catalog.resolve("alpha/collection"))
+    assert dict(card.details)["hats.rows"] == "small_sky_order1/dataset"
     region = await alpha.catalog.search(SearchQuery(region="circle 290 -50 20"))
     assert {view.name for view in region} >= {"source"}
     assert [view.name for view in await alpha.catalog.search(SearchQuery(column="magpsf", format="avro"))] == ["alerts"]

@@ -17,6 +17,7 @@ from island.kernel.ports import SeededRng, SystemClock
 from island.kernel.work import ThreadWorkers
 from island.net.api import datasets
 from island.net.api.user_port import UserServer, build
+from island.net.condition import Condition
 from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.users import Tokens, create_tokens
 from tests.islands.publishing import Islands, write_table
@@ -64,7 +65,7 @@ async def shell(
             )
         )
         routes = datasets.routes(alpha.catalog, replicas)
-        server = UserServer(build(Tokens.load(alpha.home), routes, lambda: True), "127.0.0.1:0")
+        server = UserServer(build(Tokens.load(alpha.home), routes, Condition), "127.0.0.1:0")
         await server.start()
         try:
             yield Shell(alpha.home, server.url, capsys)

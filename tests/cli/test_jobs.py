@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,29 +14,25 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.islands.user_port import played_livy, site_in_thread
+from tests.servers.daemon import island_command
 
 Island = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def island(tmp_path: Path) -> Iterator[Island]:
-    """Runs one command as a user of a home whose Livy is played."""
+def island(tmp_path: Path, quiet_logs: None) -> Iterator[Island]:
+    """Runs one command as a user of a home whose Livy is played.
+
+    The home runs in a thread of this process, so its log must not get between the output of a command.
+    """
     with ExitStack() as stack:
         livy = stack.enter_context(livy_in_thread())
         url = urlsplit(stack.enter_context(site_in_thread(tmp_path / "home", livy, "", {})))
-        environment = {**os.environ, "ISLAND_TOKEN": str(url.password)}
+        environment = {"ISLAND_TOKEN": str(url.password)}
 
         def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "island.cli.main", "--url", f"http://{url.hostname}:{url.port}"]
-            return subprocess.run(
-                [*command, *arguments],
-                input=stdin,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                env=environment,
-                check=False,
-            )
+            place = ("--url", f"http://{url.hostname}:{url.port}")
+            return island_command(*place, *arguments, stdin=stdin, environment=environment)
 
         yield run
 

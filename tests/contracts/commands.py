@@ -23,6 +23,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
 SCHEMAS = {
     "status": "Island",
     "peer ls": "Peer",
+    "peer nearby": "Nearby",
     "server ls": "Server",
     "dataset ls": "Dataset",
     "dataset search": "Dataset",
@@ -37,6 +38,7 @@ SCHEMAS = {
     "job explain": "Consideration",
     "job wait": "Job",
     "source ls": "Source",
+    "source show": "Source",
     "source add folder": "Source",
     "subscription ls": "Subscription",
     "subscription add": "Subscription",
@@ -45,7 +47,30 @@ SCHEMAS = {
 }
 """The schema of what each command with `--json` prints; a list of it where `LISTS` has the command."""
 
-LISTS = {"journal", "dataset search", "job explain"} | {name for name in SCHEMAS if name.endswith(" ls")}
+LOCAL: dict[str, tuple[tuple[str, str], ...]] = {
+    "doctor": (
+        ("check", "What was checked"),
+        ("severity", "ok, unchecked, warning, problem"),
+        ("found", "What was found"),
+        ("advice", "What to do; may be empty if the severity is ok"),
+    ),
+    "config check": (
+        ("line", "Line of the file; null if the finding is not about one line"),
+        ("severity", "warning, problem"),
+        ("key", "SECTION.KEY or SECTION; empty for the whole file"),
+        ("found", "What was found"),
+        ("advice", "What to do"),
+    ),
+    "config show": (
+        ("section", "Section of island.toml; empty for what is set outside of the file"),
+        ("key", "Key of the section; or home, token, java"),
+        ("value", "The value in force; *** for a secret"),
+        ("source", "file, default, or the option or environment variable"),
+    ),
+}
+"""The keys of the objects that the commands print that are not clients of the operator API, and what they mean."""
+
+LISTS = set(LOCAL) | {"journal", "dataset search", "job explain"} | {name for name in SCHEMAS if name.endswith(" ls")}
 
 HEAD = """# Commands
 
@@ -54,17 +79,20 @@ All commands with their options and the keys of their JSON output. This page is 
 
 - Output that may be copied or parsed goes to stdout and is not wrapped. Messages go to stderr.
 - Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted by Ctrl-C. `session exec`, `job wait`,
-  `journal --verify`, `status` and `demo --once` also exit with 1 if the statement, job or check failed.
+  `journal --verify`, `status`, `doctor`, `config check` and `demo --once` also exit with 1 if the statement, job or
+  check failed, and `peer nearby` if discovery is off or does not work.
 - Ctrl-C, SIGTERM or a closed terminal cancels the operation that `session exec`, `dataset publish` or `dataset fetch`
   started (exit code 130, 143 or 129). A second signal ends the command at once. If such a command is killed with
   SIGKILL, an incomplete publication is removed as well, but a statement continues to run; `island session close`
   ends it.
 - `--json` prints one object, or for a list an array of flat objects, always with the same keys. Within `/api/v1`, keys
-  may be added, but no key is removed or changes its meaning. Every row of a list has `island`, the display name of the
-  island to which the row belongs. It is unique: if two islands claim one name, it is `NAME.KEYPREFIX`. `key` is the
-  public key of that island. Unknown values are null or empty. Times are ISO 8601 in UTC. Sizes are in bytes, as stored.
-  In `dataset show`, `columns` and `holders` are arrays of flat objects, and `details` is an object of strings.
-- All commands except `init`, `run`, `engine` and `demo` are clients of the operator API (`protocols/openapi.yaml`).
+  may be added, but no key is removed or changes its meaning. Every row of a list of the API has `island`, the display
+  name of the island to which the row belongs. It is unique: if two islands claim one name, it is `NAME.KEYPREFIX`.
+  `key` is the public key of that island. Unknown values are null or empty. Times are ISO 8601 in UTC. Sizes are in
+  bytes, as stored. In `dataset show`, `columns` and `holders` are arrays of flat objects, and `details` is an object of
+  strings; in `peer nearby`, `islands` is an array of flat objects.
+- All commands except `init`, `config`, `doctor`, `run`, `backup`, `restore`, `engine`, `completion` and `demo` are
+  clients of the operator API (`protocols/openapi.yaml`).
 """
 
 
@@ -134,10 +162,11 @@ def _command(name: str, command: Any) -> list[str]:
         rows = [(_flag(action), re.sub(r" \(default .*", "", action.help or "")) for action in found]
     if rows:
         out += table(("option", "meaning"), rows)
-    if name in SCHEMAS:
+    if name in SCHEMAS or name in LOCAL:
         what = "an array of objects with" if name in LISTS else "an object with"
         out.append(f"\n`--json` prints {what}:\n")
-        out += table(("key", "meaning"), list(key_rows(SCHEMAS[name])))
+        keys = [(f"`{key}`", meaning) for key, meaning in LOCAL[name]] if name in LOCAL else key_rows(SCHEMAS[name])
+        out += table(("key", "meaning"), list(keys))
     if name == "journal":
         out.append("\n`--verify --json` prints an object with:\n")
         out += table(("key", "meaning"), list(key_rows("JournalVerified")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.demo_island import ISLAND, DemoIsland, free_ports
+from island.cli.demo.demo_island import ISLAND
 from tests.contracts import commands, document
+from tests.servers.daemon import ServedIsland
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -35,15 +37,14 @@ def test_every_command_with_json_has_its_keys_on_the_page() -> None:
         for name, command in commands.leaves(commands.tree())
         if any("--json" in parameter.opts for parameter in command.params)
     }
-    assert with_json == set(commands.SCHEMAS)
+    assert with_json == commands.SCHEMAS.keys() | commands.LOCAL.keys()
     assert set(commands.SCHEMAS.values()) <= set(document.document()["components"]["schemas"])
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedIsland]:
     """An island with one object of each kind. Its Livy is down, so sessions need no Spark."""
-    made = DemoIsland(tmp_path_factory.mktemp("commands"), "kiso")
-    made.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
+    made = ServedIsland(tmp_path_factory.mktemp("commands"), "kiso")
     try:
         made.start()
         yield made
@@ -52,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
 
 
 @pytest.fixture(scope="module")
-def printed(place: DemoIsland) -> dict[str, Any]:
+def printed(place: ServedIsland) -> dict[str, Any]:
     """The output of each command with `--json`."""
     root = place.home.parent
     (root / "folder").mkdir()
@@ -67,8 +68,21 @@ def printed(place: DemoIsland) -> dict[str, Any]:
     session = place.command("session", "open", "--kind", "pyspark", "--input", "kiso/small", "--no-wait").strip()
     for name in (*sorted(name for name in commands.LISTS if name.endswith(" ls")), "journal", "status"):
         answers[name] = place.json(*name.split())
+    nearby = [*ISLAND, "--home", str(place.home), "peer", "nearby", "--json"]
+    done = subprocess.run(nearby, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, "discovery is off"
+    answers["peer nearby"] = json.loads(done.stdout)
+    doctor = subprocess.run(
+        [*ISLAND, "doctor", "--json"], env=place.environment(), capture_output=True, timeout=60, check=False
+    )
+    assert doctor.returncode == 1  # its Livy is down
+    answers["doctor"] = json.loads(doctor.stdout)
+    answers["config show"] = place.json("config", "show")
+    place.configure("accept_from", '["members"]')
+    answers["config check"] = place.json("config", "check")
     answers["dataset search"] = place.json("dataset", "search", "small")
     answers["dataset show"] = place.json("dataset", "show", "kiso/small")
+    answers["source show"] = place.json("source", "show", "kiso/folder")
     answers["session ls"] = place.json("session", "ls", "--all")
     for name in ("show", "explain"):
         answers[f"job {name}"] = place.json("job", name, session)
@@ -81,12 +95,15 @@ def test_the_commands_print_the_keys_on_the_page(printed: dict[str, Any]) -> Non
         assert isinstance(value, list) == (name in commands.LISTS), name
         rows = value if isinstance(value, list) else [value]
         assert rows, f"{name} shows nothing to check"
+        if name in commands.LOCAL:
+            assert all(list(row) == [key for key, _ in commands.LOCAL[name]] for row in rows), name
+            continue
         for row in rows:
             assert sorted(row) == sorted(document.keys(commands.SCHEMAS[name])), name
             document.check({"$ref": f"#/components/schemas/{commands.SCHEMAS[name]}"}, row, name)
 
 
-def test_the_engine_answers_for_itself(place: DemoIsland, tmp_path: Path) -> None:
+def test_the_engine_answers_for_itself(place: ServedIsland, tmp_path: Path) -> None:
     said = place.command("engine", "--help")
     assert said.startswith("usage: island engine") and "--max-sessions" in said
     for arguments, code in (

@@ -19,6 +19,7 @@ LAYERS = "The layers: what stands higher may import what stands lower"
 ENGINE = "The engine imports only livy, kernel, private_files and errors"
 AIOHTTP = "aiohttp is imported by these modules only"
 DATA = "Arrow, Avro and astronomy's libraries are imported by these modules only"
+MULTICAST = "Multicast DNS is used by this module only"
 MSGPACK = "msgpack is imported by the tests only"
 PURE = "Pure modules reach no input or output, clock, randomness or logging, directly or through others"
 
@@ -34,6 +35,8 @@ BREACHES = [
         for each in ("pyarrow", "fastavro", "astropy", "mocpy", "cdshealpix")
     ),
     (DATA, "formats/late.py", "import pyarrow.parquet"),
+    (MULTICAST, "discovery/service.py", "import zeroconf"),
+    (MULTICAST, "newcomer/late.py", "import ifaddr"),
     (MSGPACK, "kernel/codec.py", "import msgpack"),
     (MSGPACK, "newcomer/late.py", "def late():\n    from msgpack import unpackb"),
     *((PURE, f"newcomer/{name}.py", "import time") for name in ("core", "machine", "manifest", "router")),

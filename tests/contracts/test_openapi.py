@@ -18,11 +18,12 @@ import pytest
 from aiohttp import web
 from openapi_spec_validator import validate
 
-from island.cli.demo.demo_island import DemoIsland, wait_for
+from island.cli.demo.demo_island import wait_for
 from island.daemon import Daemon
 from island.home import Home
 from island.kernel.ports import SystemClock, SystemRng
 from tests.contracts import document
+from tests.servers.daemon import ServedIsland
 
 
 class Caller:
@@ -99,7 +100,7 @@ def _built(home: Path) -> tuple[Daemon, web.Application]:
 @pytest.fixture
 async def routes(tmp_path: Path) -> list[web.AbstractRoute]:
     """The routes that the daemon registers."""
-    daemon, application = _built(DemoIsland(tmp_path, "kiso").home)
+    daemon, application = _built(ServedIsland(tmp_path, "kiso").home)
     daemon.close()
     return [route for route in application.router.routes() if route.method != "HEAD"]
 
@@ -119,8 +120,8 @@ async def test_every_handler_has_a_docstring(routes: list[web.AbstractRoute]) ->
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
-    made = DemoIsland(tmp_path_factory.mktemp("openapi"), "kiso")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedIsland]:
+    made = ServedIsland(tmp_path_factory.mktemp("openapi"), "kiso")
     made.configure("allow_files", json.dumps([str(made.home.parent)]))
     try:
         made.start()
@@ -130,17 +131,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
 
 
 @pytest.fixture(scope="module")
-def admin(place: DemoIsland) -> Caller:
+def admin(place: ServedIsland) -> Caller:
     return Caller(place.url, (place.home / "token").read_text().strip())
 
 
 @pytest.fixture(scope="module")
-def user(place: DemoIsland) -> Caller:
+def user(place: ServedIsland) -> Caller:
     return Caller(place.url, place.user_token)
 
 
 @pytest.fixture(scope="module")
-def script(place: DemoIsland) -> Path:
+def script(place: ServedIsland) -> Path:
     """A script in a folder from which batches may name files."""
     path = place.home.parent / "script.py"
     path.write_text("print(1)\n")
@@ -148,7 +149,7 @@ def script(place: DemoIsland) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(admin: Caller, place: DemoIsland) -> dict[str, Any]:
+def small(admin: Caller, place: ServedIsland) -> dict[str, Any]:
     """The answer to the publication of a small dataset."""
     path = place.home.parent / "small.parquet"
     table = pa.table({"ra": [10.0, 187.0], "dec": [41.0, 12.0], "mag": [3.4, 8.6]})
@@ -159,7 +160,7 @@ def small(admin: Caller, place: DemoIsland) -> dict[str, Any]:
     return result
 
 
-def test_open_paths_and_tokens(place: DemoIsland, admin: Caller) -> None:
+def test_open_paths_and_tokens(place: ServedIsland, admin: Caller) -> None:
     nobody = Caller(place.url, None)
     nobody.call("GET", "/healthz", status=200)
     nobody.call("GET", "/readyz", status=200)
@@ -172,10 +173,12 @@ def test_open_paths_and_tokens(place: DemoIsland, admin: Caller) -> None:
     assert admin.raw("HEAD", "/api/v1/peers")[0] == 200
 
 
-def test_peers(admin: Caller, user: Caller, place: DemoIsland) -> None:
+def test_peers(admin: Caller, user: Caller, place: ServedIsland) -> None:
     assert user.call("GET", "/api/v1/island", status=200)["island"] == "kiso"
     [me] = user.call("GET", "/api/v1/peers", status=200)
     assert me["island"] == "kiso" and me["state"] == "self" and not me["linked"]
+    nearby = user.call("GET", "/api/v1/peers/nearby", status=200)
+    assert nearby["state"] == "off" and nearby["islands"] == []
     made = admin.call("POST", "/api/v1/peers/invitations", status=201)
     assert made["founded"] and made["this_machine_only"] and Path(made["recovery_key"]).is_file()
     again = admin.call("POST", "/api/v1/peers/invitations", {"uses": 3, "valid_s": 60}, status=201)
@@ -184,7 +187,8 @@ def test_peers(admin: Caller, user: Caller, place: DemoIsland) -> None:
         assert admin.call("POST", "/api/v1/peers/invitations", bad, status=400)["error"] == "bad_input"
     for word in ("", "nonsense", made["invitation"][:-4] + "AAAA"):
         admin.call("POST", "/api/v1/peers/join", {"invitation": word}, status=400)
-    for path in ("invitations", "join"):
+    assert admin.call("POST", "/api/v1/peers/check", status=200) == []
+    for path in ("invitations", "join", "check"):
         denied = user.call("POST", f"/api/v1/peers/{path}", {"invitation": "x"}, status=403)
         assert denied["error"] == "denied" and "administrator" in denied["hint"]
 
@@ -203,7 +207,7 @@ def test_servers(admin: Caller, user: Caller) -> None:
     admin.call("DELETE", f"/api/v1/servers/{added['id']}", status=404)
 
 
-def test_datasets(admin: Caller, user: Caller, small: dict[str, Any], place: DemoIsland) -> None:
+def test_datasets(admin: Caller, user: Caller, small: dict[str, Any], place: ServedIsland) -> None:
     assert small["rows"] == 2 and small["audience"]
     assert [row["dataset"] for row in user.call("GET", "/api/v1/datasets", status=200)] == ["kiso/small"]
     for query, hits in (
@@ -237,7 +241,7 @@ def test_datasets(admin: Caller, user: Caller, small: dict[str, Any], place: Dem
     admin.call("DELETE", "/api/v1/datasets/other", status=404)
 
 
-def test_files(admin: Caller, user: Caller, small: dict[str, Any], place: DemoIsland) -> None:
+def test_files(admin: Caller, user: Caller, small: dict[str, Any], place: ServedIsland) -> None:
     [entry] = user.call("GET", "/api/v1/files", status=200)
     assert entry["snapshot"] == small["snapshot"]
     about = user.call("GET", "/api/v1/files/kiso/small", status=200)
@@ -265,7 +269,7 @@ def test_files(admin: Caller, user: Caller, small: dict[str, Any], place: DemoIs
     admin.call("DELETE", "/api/v1/files/kiso/small", status=404)
 
 
-def test_streams(admin: Caller, user: Caller, place: DemoIsland) -> None:
+def test_streams(admin: Caller, user: Caller, place: ServedIsland) -> None:
     folder = place.home.parent / "incoming"
     folder.mkdir()
     body = {"kind": "folder", "path": str(folder), "name": "incoming"}
@@ -434,9 +438,9 @@ def test_unknown_paths_and_methods(admin: Caller) -> None:
         assert ("allow" in headers) == (status == 405)
 
 
-def test_with_another_island(admin: Caller, small: dict[str, Any], place: DemoIsland, tmp_path: Path) -> None:
+def test_with_another_island(admin: Caller, small: dict[str, Any], place: ServedIsland, tmp_path: Path) -> None:
     """Joining, fetching, reading and dropping, which need a second island."""
-    other = DemoIsland(tmp_path, "nanten", dialled=False)
+    other = ServedIsland(tmp_path, "nanten", dialled=False)
     try:
         other.start()
         there = Caller(other.url, (other.home / "token").read_text().strip())

@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from island.cli.demo.demo_island import ISLAND, DemoIsland, free_ports, wait_for
+from island.cli.demo.demo_island import ISLAND, wait_for
 from island.client import Api
 from island.config import split_address
+from tests.servers.daemon import ServedIsland
 
 pytestmark = pytest.mark.e2e
 
@@ -35,11 +36,10 @@ def descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-class Limited(DemoIsland):
-    """An island whose daemon may have at most `FILES` open files, and whose Livy is down."""
+class Limited(ServedIsland):
+    """An island whose daemon may have at most `FILES` open files."""
 
     def start(self) -> None:
-        self.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["sh", "-c", f'ulimit -n {FILES} && exec "$@"', "sh", *ISLAND, "--home", str(self.home), "run"],
@@ -72,12 +72,12 @@ def half_open(address: tuple[str, int], *beginnings: bytes) -> Iterator[None]:
         yield
 
 
-def healthy(place: DemoIsland) -> bool:
+def healthy(place: ServedIsland) -> bool:
     with urllib.request.urlopen(f"{place.url}/healthz", timeout=30) as answer:
         return bool(answer.status == 200)
 
 
-def lines(place: DemoIsland) -> list[str]:
+def lines(place: ServedIsland) -> list[str]:
     return place.log.read_text("utf-8").splitlines()
 
 

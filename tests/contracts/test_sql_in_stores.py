@@ -16,6 +16,7 @@ STORES = {
     "gossip/own_log_store.py": "the own log",
     "jobs/run_store.py": "what an executor keeps of a job",
     "kernel/db.py": "migrations and transactions",
+    "kernel/db_file.py": "versions and checks of whole files",
     "trust/journal.py": "the journal",
 }
 """Modules with SQL that are not called store.py, and what for."""

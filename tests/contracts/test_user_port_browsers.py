@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from island.cli.demo.demo_island import DemoIsland, free_ports
 from tests.contracts import document
+from tests.servers.daemon import ServedIsland
 
 pytestmark = pytest.mark.e2e
 
@@ -29,10 +29,9 @@ BROWSER = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedIsland]:
     """An island whose Livy is down: sessions are accepted and listed, but do not start Spark."""
-    made = DemoIsland(tmp_path_factory.mktemp("browsers"), "kiso")
-    made.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
+    made = ServedIsland(tmp_path_factory.mktemp("browsers"), "kiso")
     made.configure("allowed_hosts", json.dumps([ALLOWED]))
     try:
         made.start()
@@ -41,17 +40,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
         made.stop()
 
 
-def port(place: DemoIsland) -> int:
+def port(place: ServedIsland) -> int:
     return urlsplit(place.url).port or 0
 
 
-def basic(place: DemoIsland) -> str:
+def basic(place: ServedIsland) -> str:
     """The credentials that a browser has cached and adds to every request to this port."""
     return "Basic " + base64.b64encode(f"any:{place.user_token}".encode()).decode()
 
 
 def send(
-    place: DemoIsland,
+    place: ServedIsland,
     method: str,
     target: str,
     headers: dict[str, str],
@@ -79,7 +78,7 @@ def send(
         connection.close()
 
 
-def sessions(place: DemoIsland) -> int:
+def sessions(place: ServedIsland) -> int:
     """The number of sessions."""
     status, _, found = send(place, "GET", "/sessions", {})
     assert status == 200
@@ -99,7 +98,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_foreign_page_creates_no_session(place: DemoIsland, attack: str) -> None:
+def test_a_foreign_page_creates_no_session(place: ServedIsland, attack: str) -> None:
     before = sessions(place)
     headers = {**BROWSER, "Content-Type": "text/plain;charset=UTF-8", **ATTACKS[attack]}
     status, fields, body = send(place, "POST", "/sessions", headers, CREATE)
@@ -111,7 +110,7 @@ def test_a_foreign_page_creates_no_session(place: DemoIsland, attack: str) -> No
     assert sessions(place) == before
 
 
-def test_the_refusal_says_what_to_configure(place: DemoIsland) -> None:
+def test_the_refusal_says_what_to_configure(place: ServedIsland) -> None:
     livy = send(place, "GET", "/sessions", {"Host": "island.example"})[2]["msg"]
     api = send(place, "GET", "/api/v1/island", {"Host": "island.example"})[2]
     assert "listen.allowed_hosts" in livy and "island.example" in livy
@@ -122,7 +121,7 @@ def test_the_refusal_says_what_to_configure(place: DemoIsland) -> None:
     assert api["error"] == "foreign_origin" and api["hint"]
 
 
-def test_every_route_refuses(place: DemoIsland) -> None:
+def test_every_route_refuses(place: ServedIsland) -> None:
     before = sessions(place)
     for method, path in document.operations():
         target = path.replace("{", "").replace("}", "")
@@ -139,7 +138,7 @@ def test_every_route_refuses(place: DemoIsland) -> None:
     ["localhost", "localhost.", "LocalHost:9000", "localhost:9000", "127.0.0.1", "127.4.5.6:80", "[::1]", "[::1]:9000",
      ALLOWED, ALLOWED.upper(), f"{ALLOWED}.", f"{ALLOWED}:443"],
 )  # fmt: skip
-def test_hosts_that_mean_this_island(place: DemoIsland, host: str) -> None:
+def test_hosts_that_mean_this_island(place: ServedIsland, host: str) -> None:
     """With a tunnel (`ssh -L 9000:127.0.0.1:8990`) the client uses another port than the listener's."""
     for origin in (f"http://{host}", f"https://{host}"):
         headers = {**BROWSER, "Host": host, "Origin": origin, "Sec-Fetch-Site": "same-origin"}
@@ -153,12 +152,12 @@ def test_hosts_that_mean_this_island(place: DemoIsland, host: str) -> None:
      "localhost..", "localhost:99999", "127.0.0.1.evil.example", "127.1", "0.0.0.0:8990", "2130706433", "::1",
      "[::1", "[::1]x", "[fe80::1]", "192.0.2.1", f"x{ALLOWED}", f"sub.{ALLOWED}", "a b", "localhost, evil.example"],
 )  # fmt: skip
-def test_hosts_that_do_not(place: DemoIsland, host: str) -> None:
+def test_hosts_that_do_not(place: ServedIsland, host: str) -> None:
     status, _, body = send(place, "GET", "/api/v1/island", {"Host": host})
     assert (status, body["error"]) == (403, "foreign_host"), body
 
 
-def raw(place: DemoIsland, head: str) -> int:
+def raw(place: ServedIsland, head: str) -> int:
     """Send the head of a request unchanged, over a connection that is closed afterwards. Returns the status."""
     connection = http.client.HTTPConnection("127.0.0.1", port(place), timeout=15)
     try:
@@ -171,7 +170,7 @@ def raw(place: DemoIsland, head: str) -> int:
         connection.close()
 
 
-def test_a_request_without_a_host(place: DemoIsland) -> None:
+def test_a_request_without_a_host(place: ServedIsland) -> None:
     """HTTP/1.0 has no Host and is not used by browsers; HTTP/1.1 requires it."""
     login = f"Authorization: Bearer {place.user_token}"
     assert raw(place, f"GET /sessions HTTP/1.0\n{login}") == 200
@@ -180,7 +179,7 @@ def test_a_request_without_a_host(place: DemoIsland) -> None:
     assert raw(place, f"GET /sessions HTTP/1.1\n{login}\nConnection: close") == 400
 
 
-def test_two_hosts_and_a_host_in_the_target(place: DemoIsland) -> None:
+def test_two_hosts_and_a_host_in_the_target(place: ServedIsland) -> None:
     login = f"Authorization: Bearer {place.user_token}\nConnection: close"
     status = raw(place, f"GET /sessions HTTP/1.1\nHost: localhost\nHost: evil.example\n{login}")
     assert status in (400, 403)
@@ -190,7 +189,7 @@ def test_two_hosts_and_a_host_in_the_target(place: DemoIsland) -> None:
     assert status in (400, 403)
 
 
-def test_a_browser_is_not_asked_for_a_password(place: DemoIsland) -> None:
+def test_a_browser_is_not_asked_for_a_password(place: ServedIsland) -> None:
     """A browser caches credentials for which it is asked, and adds them to the requests of every page."""
     plain = send(place, "GET", "/sessions", {"Accept": "*/*", "User-Agent": "Apache-HttpClient/4.5"}, cached=False)
     assert plain[0] == 401 and plain[1]["www-authenticate"] == 'Basic realm="island"'
@@ -205,7 +204,7 @@ def test_a_browser_is_not_asked_for_a_password(place: DemoIsland) -> None:
             assert status == 401 and "www-authenticate" not in fields and body["error"] == "unauthenticated"
 
 
-def test_pylivy_works_unmodified(place: DemoIsland) -> None:
+def test_pylivy_works_unmodified(place: ServedIsland) -> None:
     from livy import SessionKind
     from livy.client import LivyClient
 
@@ -221,7 +220,7 @@ def test_pylivy_works_unmodified(place: DemoIsland) -> None:
             client.close()
 
 
-def test_sparkmagic_works_unmodified(place: DemoIsland) -> None:
+def test_sparkmagic_works_unmodified(place: ServedIsland) -> None:
     """Its requests have JSON, X-Requested-By and credentials from the start, and no Origin."""
     import requests
 
@@ -252,7 +251,7 @@ def curl() -> str:
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http1.0"])
-def test_curl_works_unmodified(place: DemoIsland, curl: str, version: str) -> None:
+def test_curl_works_unmodified(place: ServedIsland, curl: str, version: str) -> None:
     """`curl -d` declares its body as a form; the server decodes the body regardless."""
     for options in (
         ["-u", f"any:{place.user_token}"],

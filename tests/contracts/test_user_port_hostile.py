@@ -20,8 +20,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from island.cli.demo.demo_island import DemoIsland, free_ports
 from tests.contracts import document
+from tests.servers.daemon import ServedIsland
 
 pytestmark = pytest.mark.e2e
 
@@ -68,10 +68,9 @@ HEADERS = st.dictionaries(
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedIsland]:
     """An island whose Livy is down, so sessions that an attack opens do not start Spark."""
-    made = DemoIsland(tmp_path_factory.mktemp("hostile"), "kiso")
-    made.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')
+    made = ServedIsland(tmp_path_factory.mktemp("hostile"), "kiso")
     try:
         made.start()
         table = pa.table({"ra": [10.0, 187.0], "dec": [41.0, 12.0], "mag": [3.4, 8.6]})
@@ -85,11 +84,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoIsland]:
         made.stop()
 
 
-def token(place: DemoIsland) -> str:
+def token(place: ServedIsland) -> str:
     return (place.home / "token").read_text().strip()
 
 
-def send(place: DemoIsland, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+def send(
+    place: ServedIsland, method: str, target: str, body: bytes | None, headers: dict[str, str]
+) -> tuple[int, bytes]:
     """Send one request on its own connection. Fails if there is no answer within `ANSWER_S`."""
     parts = urlsplit(place.url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ANSWER_S)
@@ -163,7 +164,7 @@ def is_printable(request: tuple[str, str, bytes | None, dict[str, str]]) -> bool
     return all(" " < char < "\x7f" for char in request[1])
 
 
-def test_random_requests(place: DemoIsland) -> None:
+def test_random_requests(place: ServedIsland) -> None:
     counts: Counter[int] = Counter()
 
     def attack(request: tuple[str, str, bytes | None, dict[str, str]]) -> None:
@@ -184,14 +185,14 @@ def test_random_requests(place: DemoIsland) -> None:
     still_whole(place)
 
 
-def still_whole(place: DemoIsland) -> None:
+def still_whole(place: ServedIsland) -> None:
     """Check that the daemon answers and has logged no bug."""
     assert send(place, "GET", "/readyz", None, {})[0] == 200
     said = place.log.read_text("utf-8", "replace")
     assert "api.unexpected_error" not in said and "Traceback" not in said, said[said.find("Traceback") - 500 :][:4000]
 
 
-def test_only_regular_files_are_published(place: DemoIsland) -> None:
+def test_only_regular_files_are_published(place: ServedIsland) -> None:
     """Devices, pipes and circular links give an error at once."""
     root = place.home.parent
     os.mkfifo(root / "pipe.parquet")
@@ -216,14 +217,14 @@ def test_only_regular_files_are_published(place: DemoIsland) -> None:
 
 
 @pytest.mark.parametrize("target", ["/api/v1/sessions", "/sessions", "/api/v1/batches?file=a.py"])
-def test_a_body_that_grows_when_it_is_unpacked_is_refused(place: DemoIsland, target: str) -> None:
+def test_a_body_that_grows_when_it_is_unpacked_is_refused(place: ServedIsland, target: str) -> None:
     bomb = zlib.compress(b" " * (256 * 1024 * 1024), 9)
     status, data = send(place, "POST", target, bomb, {"Content-Encoding": "deflate"})
     assert status in (400, 413), (status, data)
     still_whole(place)
 
 
-def raw(place: DemoIsland, data: bytes) -> bytes:
+def raw(place: ServedIsland, data: bytes) -> bytes:
     """Send any bytes, and return the answer until the daemon closes. Fails after `ANSWER_S` of silence."""
     parts = urlsplit(place.url)
     got = b""
@@ -258,7 +259,7 @@ def raw(place: DemoIsland, data: bytes) -> bytes:
         b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xc3\xa9\r\n\r\n",
     ],
 )
-def test_invalid_requests_end_only_their_connection(place: DemoIsland, data: bytes) -> None:
+def test_invalid_requests_end_only_their_connection(place: ServedIsland, data: bytes) -> None:
     got = raw(place, data)
     assert b"Traceback" not in got and b" 500 " not in got.partition(b"\r\n")[0]
     assert not got or got.startswith((b"HTTP/1.", b"HTTP/9")), got[:300]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -18,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.demo_island import ISLAND, DemoIsland, free_ports, wait_for
+from island.cli.demo.demo_island import wait_for
 from island.kernel import codec
 from island.trust.messages import JournalHead
+from tests.servers.daemon import ServedIsland, island_command, island_process
 
 pytestmark = pytest.mark.e2e
 
@@ -30,25 +32,13 @@ class Pair:
     """`mauna` has data and can be dialled, `laptop` dials out only."""
 
     root: Path
-    mauna: DemoIsland
-    laptop: DemoIsland
+    mauna: ServedIsland
+    laptop: ServedIsland
 
 
-def island(place: DemoIsland, *arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **({"ISLAND_TOKEN": token} if token else {})}
-    return subprocess.run(
-        [*ISLAND, "--home", str(place.home), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-        env=environment,
-    )
-
-
-def refused(place: DemoIsland, *arguments: str, token: str = "") -> str:
+def refused(place: ServedIsland, *arguments: str, token: str = "") -> str:
     """What a command that fails says; it must be one or two lines without a traceback."""
-    done = island(place, *arguments, token=token)
+    done = place.run(*arguments, token=token)
     assert done.returncode == 1, f"{arguments} ended with {done.returncode}: {done.stdout}{done.stderr}"
     assert "Traceback" not in done.stderr
     said = [line for line in done.stderr.strip().splitlines() if not line.startswith("note: ")]
@@ -79,7 +69,7 @@ def table(rows: int, start: int = 0) -> pa.Table:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     root = tmp_path_factory.mktemp("pair")
-    found = Pair(root, DemoIsland(root, "mauna"), DemoIsland(root, "laptop", dialled=False))
+    found = Pair(root, ServedIsland(root, "mauna"), ServedIsland(root, "laptop", dialled=False))
     try:
         found.mauna.start()
         found.laptop.start()
@@ -97,7 +87,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 def test_peers_see_each_other(pair: Pair) -> None:
-    def met(place: DemoIsland) -> list[dict[str, Any]] | None:
+    def met(place: ServedIsland) -> list[dict[str, Any]] | None:
         rows: list[dict[str, Any]] = place.json("peer", "ls")
         names = {row["island"] for row in rows if row["state"] in {"self", "up"}}
         return rows if names == {"mauna", "laptop"} else None
@@ -105,6 +95,19 @@ def test_peers_see_each_other(pair: Pair) -> None:
     for place in (pair.mauna, pair.laptop):
         rows = wait_for("both to be up", lambda place=place: met(place), 20)  # type: ignore[misc]  # bound per place
         assert all("since" in row for row in rows)
+
+
+def test_each_group_of_commands_does_in_a_process_of_its_own_what_it_does_in_this_one(pair: Pair) -> None:
+    for group in ("peer", "server", "dataset", "session", "job", "source", "subscription", "channel"):
+        arguments = ("--home", str(pair.laptop.home), group, "ls")
+        done = island_process(*arguments)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+        assert without_numbers(done.stdout) == without_numbers(island_command(*arguments).stdout)
+
+
+def without_numbers(text: str) -> str:
+    """A listing without what changes from one moment to the next."""
+    return re.sub(r"[\d.]+", "0", text)
 
 
 def test_listings_are_flat_and_name_the_island(pair: Pair) -> None:
@@ -116,15 +119,15 @@ def test_listings_are_flat_and_name_the_island(pair: Pair) -> None:
 
 
 def test_an_invitation_is_one_word_alone(pair: Pair) -> None:
-    done = island(pair.mauna, "peer", "invite")
+    done = pair.mauna.run("peer", "invite")
     assert done.returncode == 0 and len(done.stdout.split()) == 1
     assert "this machine" in done.stderr  # its addresses are loopback
 
 
 def test_bad_invitations(pair: Pair, tmp_path: Path) -> None:
     word = pair.mauna.command("peer", "invite").strip()
-    guest = DemoIsland(tmp_path, "guest")
-    other = DemoIsland(tmp_path, "other")
+    guest = ServedIsland(tmp_path, "guest")
+    other = ServedIsland(tmp_path, "other")
     try:
         guest.start()
         other.start()
@@ -133,10 +136,8 @@ def test_bad_invitations(pair: Pair, tmp_path: Path) -> None:
             assert "invitation" in refused(guest, "peer", "join", text).lower()
         guest.command("peer", "join", stdin=word)
         assert "used" in refused(other, "peer", "join", word)
-        foreign = other.command("peer", "invite").strip()
-        assert "archipelago" in refused(guest, "peer", "join", foreign) or "network" in refused(
-            guest, "peer", "join", foreign
-        )
+        foreign = refused(guest, "peer", "join", other.command("peer", "invite").strip())
+        assert "archipelago" in foreign or "network" in foreign
     finally:
         guest.stop()
         other.stop()
@@ -168,7 +169,7 @@ def test_a_user_changes_nothing(pair: Pair) -> None:
         ("source", "add", "folder", str(pair.root), "--name", "s"),
     ):
         assert "administrator" in refused(pair.mauna, *command, token=token)
-    assert island(pair.mauna, "dataset", "ls", token=token).returncode == 0
+    assert pair.mauna.run("dataset", "ls", token=token).returncode == 0
     assert "token" in refused(pair.mauna, "dataset", "ls", token="x" * 40)
 
 
@@ -179,10 +180,10 @@ def test_show_and_search(pair: Pair) -> None:
     for arguments in (("bright",), ("--column", "mag"), ("--region", "circle 10 0 20"), ("--format", "parquet"), ()):
         assert [d["name"] for d in pair.laptop.json("dataset", "search", *arguments)] == ["stars"]
     for arguments in (("quasars",), ("--column", "nothing"), ("--format", "avro")):
-        done = island(pair.laptop, "dataset", "search", *arguments, "--json")
+        done = pair.laptop.run("dataset", "search", *arguments, "--json")
         assert (done.returncode, json.loads(done.stdout)) == (0, [])
     for words in (("'; DROP TABLE x; --",), ('"unclosed',), ("a AND (b",), ("*",), ("title:",)):
-        assert island(pair.laptop, "dataset", "search", "--", *words).returncode == 0
+        assert pair.laptop.run("dataset", "search", "--", *words).returncode == 0
     assert "circle" in refused(pair.laptop, "dataset", "search", "--region", "circle 1 2")
     assert "parquet" in refused(pair.laptop, "dataset", "search", "--format", "xml")
     assert "stars" in refused(pair.laptop, "dataset", "show", "mauna/star")
@@ -229,7 +230,7 @@ print(len(t), int(t.mag.notna().sum()))
 """
 
 
-def read(place: DemoIsland, url: str) -> subprocess.CompletedProcess[str]:
+def read(place: ServedIsland, url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", READ, url],
         env=place.environment(),
@@ -249,7 +250,7 @@ def test_a_lazy_read_moves_what_it_reads_and_nothing_twice(pair: Pair) -> None:
     assert 0 < moved < after["bytes"] / 2
     assert read(pair.laptop, "island://mauna/stars").stdout == first.stdout
     assert pair.laptop.json("dataset", "show", "mauna/stars")["bytes_moved"] == after["bytes_moved"]
-    whole = island(pair.laptop, "dataset", "fetch", "mauna/stars")
+    whole = pair.laptop.run("dataset", "fetch", "mauna/stars")
     assert whole.returncode == 0, whole.stderr
     complete = pair.laptop.json("dataset", "show", "mauna/stars")
     assert complete["bytes_local"] == complete["bytes"] == complete["bytes_moved"]
@@ -278,16 +279,16 @@ def test_files_that_changed_are_told_at_read(pair: Pair) -> None:
     wait_for("it to be gone", lambda: None if _named(pair.laptop, "changing") else True, 90)
 
 
-def _named(place: DemoIsland, name: str) -> dict[str, Any] | None:
+def _named(place: ServedIsland, name: str) -> dict[str, Any] | None:
     return next((d for d in place.json("dataset", "ls") if d["name"] == name), None)
 
 
 def test_jobs_that_cannot_run(pair: Pair) -> None:
     assert "mauna/nothing" in refused(pair.laptop, "session", "open", "--kind", "sql", "--input", "mauna/nothing")
-    done = island(pair.laptop, "session", "open", "--kind", "cobol")
+    done = pair.laptop.run("session", "open", "--kind", "cobol")
     assert done.returncode in {1, 2} and "cobol" in done.stderr
-    assert island(pair.laptop, "job", "show", "999999").returncode == 1
-    assert island(pair.laptop, "session", "exec", "999999", "1").returncode == 1
+    assert pair.laptop.run("job", "show", "999999").returncode == 1
+    assert pair.laptop.run("session", "exec", "999999", "1").returncode == 1
 
 
 def test_subscriptions_that_are_refused(pair: Pair) -> None:
@@ -345,10 +346,10 @@ def test_rows_arrive_once_and_exactly(pair: Pair) -> None:
 
 
 def test_the_journal_finds_an_edited_row(pair: Pair, tmp_path: Path) -> None:
-    assert island(pair.mauna, "journal", "--verify").returncode == 0
+    assert pair.mauna.run("journal", "--verify").returncode == 0
     entries = pair.mauna.json("journal", "--contains", "publish")
     assert entries
-    copy = DemoIsland(tmp_path, "copy")
+    copy = ServedIsland(tmp_path, "copy")
     shutil.copytree(pair.mauna.home, tmp_path / "edited")
     import sqlite3
 
@@ -395,16 +396,14 @@ def test_a_reader_whose_only_holder_is_down_is_told_who_and_since_when(pair: Pai
 
 
 def test_status_says_who_and_what_is_wrong(pair: Pair) -> None:
-    done = island(pair.laptop, "status", "--json")
+    done = pair.laptop.run("status", "--json")
     shown = json.loads(done.stdout)
     assert (shown["island"], shown["peer_address"], shown["archipelago"]) == ("laptop", None, "demo")
     assert done.returncode == (1 if shown["problems"] else 0)
 
 
 def test_a_journal_that_was_cut_is_seen_by_both_daemons(tmp_path: Path) -> None:
-    kiso, laptop = DemoIsland(tmp_path, "kiso"), DemoIsland(tmp_path, "laptop", dialled=False)
-    for place in (kiso, laptop):
-        place.configure("url", f'"http://127.0.0.1:{free_ports(1)[0]}"')  # no engine, of which `status` would speak
+    kiso, laptop = ServedIsland(tmp_path, "kiso"), ServedIsland(tmp_path, "laptop", dialled=False)
 
     def held() -> bool | None:
         """Whether the laptop holds the newest head of kiso's journal."""
@@ -418,9 +417,11 @@ def test_a_journal_that_was_cut_is_seen_by_both_daemons(tmp_path: Path) -> None:
         kiso.start()
         laptop.start()
         laptop.command("peer", "join", stdin=kiso.command("peer", "invite"))
-        kiso.stop()
-        shutil.copy(kiso.home / "state.db", tmp_path / "backup.db")
-        kiso.start()
+        with (
+            contextlib.closing(sqlite3.connect(kiso.home / "state.db")) as conn,
+            contextlib.closing(sqlite3.connect(tmp_path / "backup.db")) as backup,
+        ):
+            conn.backup(backup)
         kiso.command("server", "add", "hdfs", "hdfs://namenode:8020")
         kiso.stop()  # the last head is given when the daemon stops
         kiso.start()
@@ -456,7 +457,7 @@ def test_a_journal_that_was_cut_is_seen_by_both_daemons(tmp_path: Path) -> None:
         laptop.stop()
 
 
-def said(place: DemoIsland, *arguments: str) -> tuple[int, str]:
+def said(place: ServedIsland, *arguments: str) -> tuple[int, str]:
     """Exit code and all that a command prints."""
-    done = island(place, *arguments)
+    done = place.run(*arguments)
     return done.returncode, done.stdout + done.stderr

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import stat
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,28 +18,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.demo_island import ISLAND, DemoIsland, wait_for
+from island.cli.demo.demo_island import wait_for
+from tests.servers.daemon import ServedIsland, island_command, island_process
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[DemoIsland]:
-    """An island that is not started yet."""
-    made = DemoIsland(tmp_path, "kiso")
+def place(tmp_path: Path) -> ServedIsland:
+    """An island that no test starts."""
+    return ServedIsland(tmp_path, "kiso")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedIsland]:
+    """An island with an engine, whose daemon tests stop and kill."""
+    made = ServedIsland(tmp_path_factory.mktemp("daemon"), "kiso", spark=True)
     yield made
     made.stop()
 
 
-def island(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*ISLAND, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, **environment},
-    )
+@pytest.fixture
+def running(home: ServedIsland) -> ServedIsland:
+    """This island with its daemon running."""
+    if not home.is_running:
+        home.start()
+    return home
 
 
 def get(url: str, token: str = "") -> tuple[int, bytes]:
@@ -78,7 +83,7 @@ def gone(pids: list[int]) -> bool | None:
 
 def test_init_makes_a_private_home_and_refuses_to_make_it_again(tmp_path: Path) -> None:
     home = tmp_path / "h"
-    done = island("init", str(home), "--name", "kiso", "--archipelago", "sky")
+    done = island_process("init", str(home), "--name", "kiso", "--archipelago", "sky")
     assert done.returncode == 0 and done.stdout == "" and "island run" in done.stderr
     for name in ("key", "token", "token.user"):
         assert stat.S_IMODE((home / name).stat().st_mode) == 0o600
@@ -86,7 +91,7 @@ def test_init_makes_a_private_home_and_refuses_to_make_it_again(tmp_path: Path) 
     text = (home / "island.toml").read_text()
     assert "\naccept_from = []\n" in text and '\nforeign_code = "none"\n' in text and "\nsame_user = false\n" in text
     key = (home / "key").read_bytes()
-    again = island("init", str(home), "--name", "other")
+    again = island_command("init", str(home), "--name", "other")
     assert again.returncode == 1 and "already the home folder" in again.stderr and "Traceback" not in again.stderr
     assert (home / "key").read_bytes() == key
 
@@ -100,25 +105,25 @@ def test_init_makes_a_private_home_and_refuses_to_make_it_again(tmp_path: Path) 
     ],
 )
 def test_init_refuses_what_cannot_work(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
-    done = island("init", str(tmp_path / "h"), *arguments)
+    done = island_command("init", str(tmp_path / "h"), *arguments)
     assert done.returncode == 1 and words in done.stderr
     assert not (tmp_path / "h").exists()
 
 
 def test_usage_errors_are_2(tmp_path: Path) -> None:
-    assert island("init").returncode == 2
-    assert island("nonsense").returncode == 2
-    assert island("--version").stdout.startswith("island ")
+    assert island_process("init").returncode == 2
+    assert island_command("nonsense").returncode == 2
+    assert island_command("--version").stdout.startswith("island ")
 
 
 def test_a_home_that_is_none_says_how_to_make_one(tmp_path: Path) -> None:
     for command in (["run"], ["peer", "ls"]):
-        done = island(*command, ISLAND_HOME=str(tmp_path / "none"))
+        done = island_command(*command, environment={"ISLAND_HOME": str(tmp_path / "none")})
         assert done.returncode == 1 and "island init" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_life(place: DemoIsland) -> None:
-    place.start()
+def test_a_life(running: ServedIsland) -> None:
+    place = running
     assert get(f"{place.url}/healthz")[0] == 200
     assert get(f"{place.url}/readyz")[0] == 200
     assert get(f"{place.url}/sessions")[0] == 401
@@ -129,13 +134,13 @@ def test_a_life(place: DemoIsland) -> None:
 
     assert "engine.shares_account" in place.log.read_text()  # whoever runs code here is said to share the account
 
-    second = island("--home", str(place.home), "run")
+    second = island_process("--home", str(place.home), "run")
     assert second.returncode == 1 and "another daemon" in second.stderr
 
     [livy] = place.json("server", "ls")
     assert (livy["island"], livy["kind"]) == ("kiso", "livy")
 
-    denied = island("--home", str(place.home), "server", "add", "hdfs", "hdfs://nn:8020", ISLAND_TOKEN=place.user_token)
+    denied = place.run("server", "add", "hdfs", "hdfs://nn:8020", token=place.user_token)
     assert denied.returncode == 1 and "administrator" in denied.stderr
 
     place.stop()
@@ -145,18 +150,19 @@ def test_a_life(place: DemoIsland) -> None:
     assert place.command("journal", "--verify") is not None
 
 
-def test_sigterm_ends_everything(place: DemoIsland) -> None:
-    place.start()
+def test_sigterm_ends_everything(running: ServedIsland) -> None:
+    place = running
     process = place._process
     assert process is not None
     below = wait_for("the engine", lambda: children(process.pid) or None, 20)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
+    place.stop()
     wait_for("the engine to end", lambda: gone(below), 5)
 
 
-def test_sigkill_leaves_nothing_behind_and_a_restart_works_at_once(place: DemoIsland) -> None:
-    place.start()
+def test_sigkill_leaves_nothing_behind_and_a_restart_works_at_once(running: ServedIsland) -> None:
+    place = running
     process = place._process
     assert process is not None
     below = wait_for("the engine", lambda: children(process.pid) or None, 20)
@@ -166,13 +172,13 @@ def test_sigkill_leaves_nothing_behind_and_a_restart_works_at_once(place: DemoIs
     assert place.json("peer", "ls") is not None
 
 
-def test_a_port_in_use_is_named(place: DemoIsland) -> None:
+def test_a_port_in_use_is_named(place: ServedIsland) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         place.configure("user", f'"127.0.0.1:{port}"')
-        done = island("--home", str(place.home), "run")
+        done = island_process("--home", str(place.home), "run")
     assert done.returncode == 1
     assert f"127.0.0.1:{port}" in done.stderr and "listen.user" in done.stderr and "Traceback" not in done.stderr
 
@@ -184,28 +190,30 @@ def test_a_port_in_use_is_named(place: DemoIsland) -> None:
         ("same_user = false", 'same_user = "no"', "jobs.same_user"),
     ],
 )
-def test_a_wrong_configuration_is_explained(place: DemoIsland, old: str, new: str, words: str) -> None:
+def test_a_wrong_configuration_is_explained(place: ServedIsland, old: str, new: str, words: str) -> None:
     path = place.home / "island.toml"
     path.write_text(path.read_text().replace(old, new))
-    done = island("--home", str(place.home), "run")
+    done = island_command("--home", str(place.home), "run")
     assert done.returncode == 1
     assert str(path) in done.stderr and words in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2
 
 
-def test_a_home_of_a_newer_version_is_refused(place: DemoIsland) -> None:
-    import sqlite3
-
-    connection = sqlite3.connect(place.home / "state.db")
-    connection.execute("PRAGMA user_version=9999")
-    connection.close()
-    done = island("--home", str(place.home), "run")
+def test_a_home_of_a_newer_version_is_refused(place: ServedIsland) -> None:
+    # state.db alone would be migrated: no database is changed unless all of them can be used.
+    for name, version in (("state", 0), ("gossip", 9999)):
+        with contextlib.closing(sqlite3.connect(place.home / f"{name}.db")) as connection:
+            connection.execute(f"PRAGMA user_version={version}")
+    before = (place.home / "state.db").read_bytes()
+    done = island_process("--home", str(place.home), "run")
     assert done.returncode == 1 and "newer version" in done.stderr and "Traceback" not in done.stderr
+    assert "gossip.db" in done.stderr and "restore a backup from before the upgrade" in done.stderr
+    assert (place.home / "state.db").read_bytes() == before
 
 
-def test_a_secret_that_others_can_read_is_refused(place: DemoIsland) -> None:
+def test_a_secret_that_others_can_read_is_refused(place: ServedIsland) -> None:
     (place.home / "token").chmod(0o644)
-    done = island("--home", str(place.home), "run")
+    done = island_process("--home", str(place.home), "run")
     assert done.returncode == 1 and "chmod 600" in done.stderr
 
 
@@ -221,7 +229,7 @@ def test_nothing_in_a_home_is_for_other_accounts(tmp_path: Path) -> None:
     (data / "a.parquet").write_bytes(parquet())
     before = os.umask(0)
     try:
-        place = DemoIsland(tmp_path, "kiso")
+        place = ServedIsland(tmp_path, "kiso")
         try:
             place.start()
             place.command("peer", "invite")

@@ -1,4 +1,7 @@
-"""The demo is the acceptance test: three islands, real data, and every number compared."""
+"""The demo is the acceptance test: three islands, real data, and every number compared.
+
+It runs once as a site installs it, from a wheel without the source tree, and once from the checkout.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.servers.wheel import InstalledWheel
 
 pytestmark = [pytest.mark.e2e, pytest.mark.spark]
 
@@ -21,8 +26,11 @@ def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_demo_with_nebulae(tmp_path: Path) -> None:
-    done = demo("--dir", str(tmp_path / "d"))
+def test_the_demo_with_nebulae_from_the_wheel(tmp_path: Path) -> None:
+    wheel = InstalledWheel(tmp_path)
+    roots = {name.split("/")[0] for name in wheel.names()}
+    assert {name for name in roots if not name.endswith(".dist-info")} == {"island"}
+    done = wheel.island("demo", "--once", "--dir", str(tmp_path / "d"))
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     for number in range(1, 8):
         assert f"\n{number}. " in done.stdout

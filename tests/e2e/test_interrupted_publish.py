@@ -12,21 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.demo_island import ISLAND, DemoIsland, wait_for
-from island.engine.supervisor import descendants
+from island.cli.demo.demo_island import ISLAND, wait_for
+from tests.servers.daemon import ServedIsland, is_read, running
 
 pytestmark = pytest.mark.e2e
 HOLE = 256 << 30
 """Bytes of nothing in a file: reading them takes minutes, storing them takes no room."""
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[DemoIsland]:
-    """A running island."""
-    made = DemoIsland(tmp_path, "kiso")
-    made.start()
-    yield made
-    made.stop()
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedIsland]:
+    """A running island, on which the tests leave nothing."""
+    made = ServedIsland(tmp_path_factory.mktemp("publish"), "kiso")
+    with running(made):
+        yield made
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def large(tmp_path: Path, small: Path) -> Path:
     return path
 
 
-def publishing(place: DemoIsland, path: Path) -> subprocess.Popen[bytes]:
+def publishing(place: ServedIsland, path: Path) -> subprocess.Popen[bytes]:
     """The command that publishes a file as `a`, once the daemon reads the file."""
     command = [*ISLAND, "--home", str(place.home), "dataset", "publish", str(path), "--name", "a"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -58,43 +57,36 @@ def publishing(place: DemoIsland, path: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def is_read(place: DemoIsland, path: Path) -> bool:
-    """Whether the daemon, or a process below it, has a file open."""
-    assert place._process is not None
-    for pid in [place._process.pid, *descendants(place._process.pid)]:
-        try:
-            if any(link.is_symlink() and os.readlink(link) == str(path) for link in Path(f"/proc/{pid}/fd").iterdir()):
-                return True
-        except FileNotFoundError:
-            continue  # a process that ended, or a descriptor that was closed, while we looked
-    return False
-
-
-def is_clear(place: DemoIsland) -> bool:
-    """Whether the island keeps no page of any publication."""
-    return not (place.home / "manifests").is_dir() or not list((place.home / "manifests").iterdir())
+def pages(place: ServedIsland) -> set[str]:
+    """The pages of publications that the island keeps."""
+    folder = place.home / "manifests"
+    return {each.name for each in folder.iterdir()} if folder.is_dir() else set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_publish_ends_with_its_command(place: DemoIsland, large: Path, small: Path, number: signal.Signals) -> None:
+def test_a_publish_ends_with_its_command(place: ServedIsland, large: Path, small: Path, number: signal.Signals) -> None:
+    before = pages(place)
     process = publishing(place, large)
     process.send_signal(number)
     assert process.wait(60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
     wait_for("the end of the reading", lambda: not is_read(place, large) or None)
-    wait_for("the end of the publication", lambda: is_clear(place) or None)
+    wait_for("the end of the publication", lambda: pages(place) <= before or None)
     assert place.json("dataset", "ls") == []
     place.command("dataset", "publish", str(small), "--name", "a")
     assert [row["rows"] for row in place.json("dataset", "ls")] == [3]
+    place.command("dataset", "unpublish", "a")
 
 
-def test_a_publish_ends_with_its_daemon(place: DemoIsland, large: Path, small: Path) -> None:
+def test_a_publish_ends_with_its_daemon(place: ServedIsland, large: Path, small: Path) -> None:
+    before = pages(place)
     process = publishing(place, large)
     place.kill()
     assert process.wait(60) == 1
     (place.home / "manifests").mkdir(exist_ok=True)
     (place.home / "manifests" / "begun.tmp").touch()  # whether the kill left one is chance
     place.start()
-    assert is_clear(place)
+    assert pages(place) <= before
     assert place.json("dataset", "ls") == []
     place.command("dataset", "publish", str(small), "--name", "a")
     assert [row["rows"] for row in place.json("dataset", "ls")] == [3]
+    place.command("dataset", "unpublish", "a")

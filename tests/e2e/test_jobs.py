@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.cli.demo.demo_island import ISLAND, DemoIsland, wait_for
+from island.cli.demo.demo_island import wait_for
 from island.client import Api
+from tests.servers.daemon import ServedIsland
 
 pytestmark = [pytest.mark.e2e, pytest.mark.spark]
 
@@ -24,8 +24,8 @@ class Two:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.lick = DemoIsland(root, "lick")
-        self.laptop = DemoIsland(root, "laptop", dialled=False)
+        self.lick = ServedIsland(root, "lick", spark=True)
+        self.laptop = ServedIsland(root, "laptop", dialled=False, spark=True)
         self.lick.configure("accept_from", '["members"]')
         self.lick.configure("foreign_code", '"any"')
         self.lick.configure("same_user", "true")
@@ -67,27 +67,21 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
         found.lick.stop()
 
 
-def island(place: DemoIsland, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*ISLAND, "--home", str(place.home), *arguments], capture_output=True, text=True, timeout=200, check=False
-    )
-
-
-def job(place: DemoIsland, key: str) -> dict[str, Any]:
+def job(place: ServedIsland, key: str) -> dict[str, Any]:
     rows: list[dict[str, Any]] = place.json("job", "ls")
     return next(row for row in rows if key in (row["job"], str(row["id"])))
 
 
 def test_a_session_goes_to_its_data_and_its_results_stay(two: Two) -> None:
-    opened = island(
-        two.laptop, "session", "open", "--kind", "pyspark", "--input", "lick/numbers", "--input", "lick/nested.v1"
+    opened = two.laptop.run(
+        "session", "open", "--kind", "pyspark", "--input", "lick/numbers", "--input", "lick/nested.v1"
     )
     assert opened.returncode == 0, opened.stderr
     session = opened.stdout.strip()
     assert session.isdigit() and "lick" in opened.stderr
 
     def run(code: str, *more: str) -> str:
-        done = island(two.laptop, "session", "exec", session, code, *more)
+        done = two.laptop.run("session", "exec", session, code, *more)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -100,7 +94,7 @@ def test_a_session_goes_to_its_data_and_its_results_stay(two: Two) -> None:
     answer = json.loads(run("SELECT max(n) AS top FROM numbers", "--kind", "sql", "--json"))
     assert answer["output"]["data"]["application/json"]["data"] == [[999]]
 
-    failed = island(two.laptop, "session", "exec", session, "1/0")
+    failed = two.laptop.run("session", "exec", session, "1/0")
     assert failed.returncode == 1 and "ZeroDivisionError" in failed.stderr
 
     row = next(r for r in two.laptop.json("job", "ls") if str(r["id"]) == session and r["kind"] == "session")
@@ -114,7 +108,7 @@ def test_a_session_goes_to_its_data_and_its_results_stay(two: Two) -> None:
     assert considered["lick"]["chosen"] and not considered["laptop"]["chosen"]
     assert considered["laptop"]["missing_bytes"] > 0 == considered["lick"]["missing_bytes"]
 
-    assert island(two.laptop, "session", "close", session).returncode == 0
+    assert two.laptop.run("session", "close", session).returncode == 0
     two.laptop.stop()
     two.laptop.start()
     kept = two.laptop.json("job", "show", row["job"])
@@ -125,16 +119,16 @@ def test_a_session_goes_to_its_data_and_its_results_stay(two: Two) -> None:
 
 
 def test_a_table_that_is_no_input_names_the_line_to_add(two: Two) -> None:
-    opened = island(two.laptop, "session", "open", "--kind", "sql")
+    opened = two.laptop.run("session", "open", "--kind", "sql")
     assert opened.returncode == 0, opened.stderr
     session = opened.stdout.strip()
     try:
-        done = island(two.laptop, "session", "exec", session, "SELECT count(*) FROM lick__numbers")
+        done = two.laptop.run("session", "exec", session, "SELECT count(*) FROM lick__numbers")
         assert done.returncode == 1
         assert "spark.island.inputs" in done.stderr and "lick/numbers" in done.stderr
         assert job(two.laptop, session)["island"] == "laptop"  # no inputs: nothing draws it away
     finally:
-        island(two.laptop, "session", "close", session)
+        two.laptop.run("session", "close", session)
 
 
 def test_a_batch_runs_at_the_data_and_tells_its_end(two: Two, tmp_path: Path) -> None:
@@ -145,25 +139,25 @@ def test_a_batch_runs_at_the_data_and_tells_its_end(two: Two, tmp_path: Path) ->
         "spark = SparkSession.builder.getOrCreate()\n"
         "print('COUNTED', spark.table('lick__numbers').where(f'n < {sys.argv[1]}').count())\n"
     )
-    done = island(two.laptop, "job", "submit", str(script), "--input", "lick/numbers", "--arg", "10")
+    done = two.laptop.run("job", "submit", str(script), "--input", "lick/numbers", "--arg", "10")
     assert done.returncode == 0, done.stderr
     batch = done.stdout.strip()
-    waited = island(two.laptop, "job", "wait", batch)
+    waited = two.laptop.run("job", "wait", batch)
     assert waited.returncode == 0, waited.stderr
-    logs = island(two.laptop, "job", "logs", batch).stdout
+    logs = two.laptop.run("job", "logs", batch).stdout
     assert "COUNTED 10" in logs
     row = job(two.laptop, batch)
     assert (row["kind"], row["state"], row["island"]) == ("batch", "success", "lick")
 
     script.write_text("raise SystemExit(3)\n")
-    failing = island(two.laptop, "job", "submit", str(script)).stdout.strip()
-    assert island(two.laptop, "job", "wait", failing).returncode == 1
+    failing = two.laptop.run("job", "submit", str(script)).stdout.strip()
+    assert two.laptop.run("job", "wait", failing).returncode == 1
     assert job(two.laptop, failing)["state"] in {"dead", "error"}
 
 
 def test_a_job_that_nobody_may_run_says_which_key_forbids_it(two: Two) -> None:
     """lick's user asks for the laptop, which accepts no foreign code."""
-    done = island(two.lick, "session", "open", "--kind", "sql", "--at", "laptop")
+    done = two.lick.run("session", "open", "--kind", "sql", "--at", "laptop")
     assert done.returncode == 1
     session = next(r for r in two.lick.json("job", "ls") if r["kind"] == "session")
     reasons = {r["island"]: r["reason"] for r in two.lick.json("job", "explain", session["job"])}

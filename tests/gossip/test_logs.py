@@ -150,6 +150,17 @@ async def test_a_disk_that_fails_is_said_of_every_origin_until_they_are_stored(s
     assert site.logs.unstored() == {}
 
 
+async def test_a_batch_that_came_twice_in_a_message_that_could_not_be_stored_is_stored_later(site: Site) -> None:
+    origin = await site.origin("origin")
+    first = origin.delta("test/a")
+    Fault(site.db)
+    with pytest.raises(DiskFailed):
+        await site.logs.take(site.neighbour, [Delta(first.origin, chain=first.chain, batches=first.batches * 2)])
+    assert (await site.logs.take(site.neighbour, [first])).fresh
+    assert (await site.logs.take(site.neighbour, [origin.delta("test/b")])).fresh
+    assert await site.stored() == {origin.id: origin.head}
+
+
 async def test_an_origin_over_its_limit_is_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "MAX_KEYS", 2)
     origin = await site.origin("origin")

@@ -29,6 +29,7 @@ from island.kernel.work import ThreadWorkers
 from island.membership.service import IslandView
 from island.net.api import files
 from island.net.api.user_port import UserServer, build
+from island.net.condition import Condition
 from island.replicas.fetching import FetchTimeouts
 from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.users import Tokens
@@ -405,7 +406,7 @@ async def user_port(there: Archipelago, island: Island) -> AsyncIterator[str]:
         (island.home / name).write_text(token)
         (island.home / name).chmod(0o600)
     catalog: Any = there.catalog.of(island.me, island.gossip, there.network)
-    server = UserServer(build(Tokens(tokens), files.routes(catalog, island.replicas), lambda: True), "127.0.0.1:0")
+    server = UserServer(build(Tokens(tokens), files.routes(catalog, island.replicas), Condition), "127.0.0.1:0")
     await server.start()
     (island.home / "running.json").write_text(json.dumps({"pid": 1, "url": server.url}))
     try:

@@ -40,7 +40,7 @@ class Node:
         register: Register = lambda _: None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.name, self.known = name, dict[IslandId, list[str]]()
+        self.name, self.known, self.hints = name, dict[IslandId, list[str]](), dict[IslandId, list[str]]()
         self.identity = identity or Identity.generate(SystemRng())
         self.state = Database.open(folder, "state")
         self.clock, self.rng = SystemClock(), SystemRng()
@@ -53,6 +53,7 @@ class Node:
             listen=listen,
             advertise=[],
             addresses=self._addresses,
+            hints=lambda: self.hints,
             limits=limits,
         )
         self.id = self.peers.me

@@ -27,6 +27,7 @@ from island.membership.service import Membership
 from island.net import gateway
 from island.net.api import jobs as jobs_api
 from island.net.api.user_port import UserServer, build
+from island.net.condition import Condition
 from island.net.peers import TlsPeers
 from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.keys import Identity
@@ -115,7 +116,7 @@ class Site:
             )
         )
         routes = [*gateway.routes(self.jobs), *jobs_api.routes(self.jobs)]
-        self.server = UserServer(build(Tokens.load(home), routes, lambda: True), "127.0.0.1:0")
+        self.server = UserServer(build(Tokens.load(home), routes, Condition), "127.0.0.1:0")
 
     async def start(self, tasks: Tasks) -> None:
         await self.trust.load()

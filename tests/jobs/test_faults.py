@@ -12,8 +12,9 @@ from island.errors import DiskFailed, IslandError, Unreachable
 from island.jobs import run_store
 from island.jobs.store import JobRow
 from island.kernel.db import Database
+from island.trust import journal
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
-from tests.sim.jobs import OPEN, PlayedEngine, World
+from tests.sim.jobs import ADMINISTRATOR, OPEN, PlayedEngine, World
 from tests.standins.faults import Fault, Gone
 
 
@@ -249,3 +250,32 @@ def test_a_request_to_an_engine_that_hangs_here_ends() -> None:
             await world.jobs["home"].complete(job, "spar", "pyspark", 4)
 
     simulate(11, scenario)
+
+
+def test_an_eviction_that_could_not_be_stored_has_no_effect() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home, there, _engine, job = await _open(a)
+        site = world.jobs["there"]
+        run = await site.guest(ADMINISTRATOR, job.id)
+        assert run is not None
+        Fault(there.state)
+        with pytest.raises(DiskFailed):
+            await site.evict(ADMINISTRATOR, run)
+        assert "did it" in (await world.run(home, job, "it")).output
+        acts = await there.state.read(lambda conn: [entry.act for entry in journal.entries(conn)])
+        assert "job.evict" not in acts
+        await site.evict(ADMINISTRATOR, run)
+        assert "ended by the administrator of there" in (await world.ended(home, job)).reason
+
+    simulate(11, scenario)
+
+
+def test_a_stop_that_could_not_be_stored_is_sent_again() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home, there, _engine, job = await _open(a)
+        fault = Fault(there.state)
+        await world.jobs["home"].end(job, deleted=False)
+        assert "ended by its owner" in (await world.ended(home, job)).reason
+        assert fault.met == 1
+
+    simulate(12, scenario)

@@ -520,6 +520,7 @@ def test_an_input_is_released_when_the_last_session_that_uses_it_has_ended() -> 
         await world.ended(home, first)
         await asyncio.sleep(1.0)
         assert not world.released
+        await a.crash(home)
         await a.restart(home)
         engine.up = True
         await a.until(lambda: bool(world.released), within=60)

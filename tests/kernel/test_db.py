@@ -313,6 +313,11 @@ async def test_a_full_disk_is_a_problem_until_a_write_changes_something(tmp_path
         assert "state.db is full" in database.problem
         await database.write(add(1))
         assert database.problem == ""
+        with pytest.raises(Full):
+            await database.write(full)
+        size = (tmp_path / "state.db-wal").stat().st_size
+        await database.try_disk()
+        assert database.problem == "" and (tmp_path / "state.db-wal").stat().st_size > size
     finally:
         database.close()
 

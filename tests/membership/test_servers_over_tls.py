@@ -7,6 +7,7 @@ from pathlib import Path
 
 from island.net.api import peers, servers
 from island.net.api.user_port import UserServer, build
+from island.net.condition import Condition
 from island.trust.users import Tokens
 from tests.net.test_peers_api import Site
 
@@ -17,7 +18,7 @@ class Listed(Site):
     def __init__(self, home: Path, name: str, listen: str = "127.0.0.1:0") -> None:
         super().__init__(home, name, listen)
         routes = [*peers.routes(self.node.peers, self.membership, self.node.trust), *servers.routes(self.membership)]
-        self.server = UserServer(build(Tokens.load(home), routes, lambda: True), "127.0.0.1:0")
+        self.server = UserServer(build(Tokens.load(home), routes, Condition), "127.0.0.1:0")
 
 
 async def test_servers_are_listed_everywhere_and_changed_at_home(tmp_path: Path) -> None:

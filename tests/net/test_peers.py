@@ -14,19 +14,23 @@ from typing import Any
 
 import pytest
 
+from island.cli.demo.demo_island import free_ports
 from island.errors import BadInput, ConfigError, Conflict, Denied, PeerRefused, Unreachable
 from island.kernel.codec import encode
 from island.kernel.ids import IslandId, key_bytes
 from island.kernel.names import Names
 from island.kernel.ports import BulkStream, SystemClock, SystemRng
+from island.kernel.stranger_log import PER_ADDRESS
 from island.kernel.work import ThreadWorkers
 from island.net import relay
 from island.net.bulk import BandwidthMeter
 from island.net.frames import RequestHead
+from island.net.handshake import WrongKey
 from island.net.limits import PeerLimits
 from island.net.listener import own_addresses
 from island.trust.keys import Identity
 from tests.islands.sessions import Node, admit, archipelago
+from tests.standins.member import logged
 
 
 def served(node: Node) -> None:
@@ -201,6 +205,35 @@ async def test_a_changed_address_is_dialled_at_once(tmp_path: Path) -> None:
         await a.linked(b)
 
 
+async def test_hints_are_tried_after_the_addresses_of_an_island(tmp_path: Path) -> None:
+    async with Node(tmp_path / "a", "a", listen="").running() as a, Node(tmp_path / "b", "b").running() as b:
+        await admit(b, a)
+        own = [f"127.0.0.1:{port}" for port in free_ports(8)]
+        a.known[b.id], a.hints[b.id] = own, [b.address]
+        assert a.peers.targets() == {b.id: [*own, b.address]}
+        a.peers.connect_soon()
+        await a.linked(b)
+
+
+async def test_a_false_hint_links_with_nobody_and_does_not_fill_the_log(tmp_path: Path) -> None:
+    """Somebody announces the address of c as that of b."""
+    async with (
+        Node(tmp_path / "a", "a", listen="").running() as a,
+        Node(tmp_path / "b", "b").running() as b,
+        Node(tmp_path / "c", "c").running() as c,
+    ):
+        await admit(b, a, c)
+        with logged() as logs:
+            for _ in range(2 * PER_ADDRESS):
+                with pytest.raises(WrongKey):
+                    await a.peers.dial_control(b.id, [c.address])
+        assert len(logs.of("peer.misbehaved")) == PER_ADDRESS
+        assert a.peers.links() == [] and a.peers.paused(b.id) == 0
+        a.hints[b.id] = [c.address, b.address]
+        a.peers.connect_soon()
+        await a.linked(b)
+
+
 async def test_an_island_whose_address_leads_to_itself_notices(tmp_path: Path) -> None:
     async with archipelago(tmp_path, 2, mesh=False) as (a, b):
         a.known[b.id] = [a.address]
@@ -360,6 +393,55 @@ async def test_a_reader_through_a_third_that_leaves_frees_all(tmp_path: Path) ->
             while any(session._serving for node in (third, other) for s in node.peers._bulk.values() for session in s):
                 await asyncio.sleep(0.01)
         assert await read(one, other) == EXPECTED
+
+
+@contextlib.asynccontextmanager
+async def relayed(folder: Path, limits: PeerLimits, count: int) -> AsyncIterator[tuple[Node, Node, Node]]:
+    """A relay and two islands that cannot dial each other; the first has `count` streams with the second, unread."""
+    async with archipelago(folder, 3, mesh=False, register=served, listen=nat(1, 2), limits=limits) as nodes:
+        third, one, other = nodes
+        for node in (one, other):
+            node.knows(third)
+            await node.linked(third)
+            await third.linked(node)
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(count):
+                await stack.enter_async_context(one.peers.bulk(other.id, "pour", b"1000"))
+            async with asyncio.timeout(10):
+                while sum(session._serving for session in third.peers._bulk.get(one.id, [])) < count:
+                    await asyncio.sleep(0.01)
+            yield third, one, other
+
+
+async def test_relayed_streams_leave_room_for_the_streams_of_the_relay(tmp_path: Path) -> None:
+    limits = PeerLimits(calls=8, relayed=4, relayed_per_island=8, redial_base_s=0.05)
+    async with relayed(tmp_path, limits, 8) as (third, _, other):
+        assert await read(third, other) == EXPECTED
+
+
+async def test_relayed_streams_of_one_island_leave_room_for_those_of_others(tmp_path: Path) -> None:
+    limits = PeerLimits(calls=8, relayed=4, relayed_per_island=3, redial_base_s=0.05)
+    async with relayed(tmp_path, limits, 8) as (third, _, other):
+        fourth = Node(tmp_path / "fourth", "fourth", listen="", limits=limits, register=served)
+        await admit(third, fourth)
+        async with fourth.running():
+            fourth.knows(third)
+            await fourth.linked(third)
+            assert await read(fourth, other) == EXPECTED
+
+
+async def test_a_relayed_stream_that_is_not_read_ends(tmp_path: Path) -> None:
+    limits = PeerLimits(relayed_per_island=1, stall_s=0.2, redial_base_s=0.05)
+    async with relayed(tmp_path, limits, 1) as (_, one, other):
+        assert await read(one, other) == EXPECTED  # waits for the turn of the stream that is not read
+
+
+async def test_waiting_for_a_turn_has_a_time_limit(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 2, register=served, limits=PeerLimits(calls=1, redial_base_s=0.05)) as (a, b):
+        async with a.peers.bulk(b.id, "mirror", b""):
+            with pytest.raises(Unreachable, match="streams with island-1") as busy:
+                await a.peers.bulk(b.id, "mirror", b"", timeout=0.05).__aenter__()
+            assert busy.value.code == "busy"
 
 
 async def test_a_ticket_is_good_for_the_one_it_was_given_to(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from island.kernel.ports import SystemRng
 from island.membership.service import Membership
 from island.net.api import journal, peers, status
 from island.net.api.user_port import UserServer, build
+from island.net.condition import Condition, decide
 from island.trust.heads import STORE_EVERY_S, JournalHeads
 from island.trust.store import held_heads
 from island.trust.users import TOKEN_FILES, Tokens, create_tokens, read_token
@@ -44,8 +45,8 @@ class Site:
             *peers.routes(node.peers, self.membership, node.trust),
             *journal.routes(node.trust, self.heads, self.membership.display),
         ]
-        routes += status.routes(dict, (lambda: self.heads.problems(self.membership.display),))
-        self.server = UserServer(build(Tokens.load(home), routes, lambda: True), "127.0.0.1:0")
+        routes += status.routes(dict, lambda: decide("running", (), self.heads.problems(self.membership.display)))
+        self.server = UserServer(build(Tokens.load(home), routes, Condition), "127.0.0.1:0")
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Site]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from island.errors import BadInput
+from island.errors import BadInput, PeerMisbehaved
 from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId, key_bytes
 from island.kernel.ports import BulkStream
@@ -361,3 +361,33 @@ async def test_a_member_cannot_fill_the_log_with_sessions_or_pushes(tmp_path: Pa
                 await victim.unlinked(member)
     counts = Counter(line["event"] for line in lines if line.get("key") == member.id)
     assert counts == {"peer.linked": PER_ADDRESS, "peer.lost": PER_ADDRESS, "peer.push_failed": PER_ADDRESS}
+
+
+async def test_an_island_whose_answer_is_blamed_loses_its_sessions_and_is_paused(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 2, register=handlers) as (victim, member):
+        for offence in (1, 2):
+            await victim.linked(member)
+            assert await victim.peers.request(member.id, "echo", b"x") == b"x"
+            victim.peers.blame(member.id, PeerMisbehaved("a false answer"))
+            assert victim.peers.link(member.id) is None
+            assert bool(victim.peers.paused(member.id)) is (offence == 2)
+
+
+async def test_a_relay_is_not_blamed_for_an_answer_that_it_relays(tmp_path: Path) -> None:
+    def served(node: Node) -> None:
+        handlers(node)
+        node.peers._handlers.relayed.add("echo")
+
+    nobody_listens = {1: "", 2: ""}
+    async with archipelago(
+        tmp_path, 3, mesh=False, register=served, listen=lambda n: nobody_listens.get(n, "127.0.0.1:0")
+    ) as (relay, one, other):
+        for node in (one, other):
+            node.knows(relay)
+            await node.linked(relay)
+        await relay.linked(one, other)
+        assert await one.peers.request(other.id, "echo", b"x") == b"x"
+        one.peers.blame(other.id, PeerMisbehaved("a false answer"))
+        assert one.peers.link(relay.id) is not None
+        assert not one.peers.paused(relay.id)
+        assert await one.peers.request(other.id, "echo", b"x") == b"x"

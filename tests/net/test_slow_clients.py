@@ -16,6 +16,7 @@ from aiohttp import web
 from island.kernel.stranger_log import PER_ADDRESS
 from island.livy.http_connections import HttpLimits
 from island.net.api.user_port import UserServer, build
+from island.net.condition import Condition
 from island.net.limits import PeerLimits
 from island.trust.users import Tokens
 from tests.islands.sessions import Node, archipelago
@@ -24,6 +25,8 @@ TOKEN = "user-token"
 NEVER = 3600.0
 HALF = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Half: "
 WHOLE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LONG = 16 * 2**20
+"""Bytes of an answer that does not fit into the buffers of the system."""
 BODY = (
     b"POST /echo HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "
     + TOKEN.encode()
@@ -59,6 +62,16 @@ class Raw:
             except ConnectionError:
                 return b""
 
+    async def read(self, size: int) -> bytes:
+        async with asyncio.timeout(20):
+            return await self._reader.read(size)
+
+    def pause(self) -> None:
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]  # StreamWriter's transport reads too
+
+    def resume(self) -> None:
+        self._writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
+
     def close(self) -> None:
         self._writer.transport.abort()
 
@@ -82,7 +95,7 @@ class Port:
 
 @contextlib.asynccontextmanager
 async def user_port(hold: asyncio.Event | None = None, **limits: Any) -> AsyncIterator[Port]:
-    """A user port with two operations: `/echo` reads its body, `/hold` answers when `hold` is set."""
+    """A user port with operations: `/echo` reads its body, `/hold` waits for `hold`, `/pour` and `/whole` are long."""
 
     async def echo(request: web.Request) -> web.Response:
         return web.Response(body=await request.read())
@@ -92,8 +105,29 @@ async def user_port(hold: asyncio.Event | None = None, **limits: Any) -> AsyncIt
         await hold.wait()
         return web.Response(text="held")
 
-    routes = [web.post("/echo", echo), web.get("/hold", wait)]
-    application = build(Tokens({"user": TOKEN, "administrator": "other"}), routes, lambda: True)
+    async def pour(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(LONG // 65_536):
+            await response.write(bytes(65_536))
+        await response.write_eof()
+        return response
+
+    async def whole(_: web.Request) -> web.Response:
+        return web.Response(body=bytes(LONG))
+
+    async def lost(_: web.Request) -> web.Response:
+        raise ConnectionResetError("the client closed its connection")
+
+    async def bug(_: web.Request) -> web.StreamResponse:
+        return None  # type: ignore[return-value]  # a bug that only aiohttp notices
+
+    routes = [
+        web.post("/echo", echo),
+        *(web.get(f"/{each.__name__}", each) for each in (pour, whole, lost, bug)),
+        web.get("/hold", wait),
+    ]
+    application = build(Tokens({"user": TOKEN, "administrator": "other"}), routes, Condition)
     usual = {"head_s": NEVER, "stall_s": NEVER, "idle_s": NEVER}
     server = UserServer(application, "127.0.0.1:0", HttpLimits(**{**usual, **limits}))
     await server.start()
@@ -160,6 +194,41 @@ async def test_a_body_that_stalls_ends_its_connection() -> None:
         await stalled.closed()
         await whole.send(WHOLE)  # no limit of that kind between two requests
         assert (await whole.answer())[0] == 200
+
+
+def asking(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("path", ["/pour", "/whole"])
+async def test_an_answer_that_is_not_read_ends_its_connection(path: str) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with user_port(stall_s=0.2) as port:
+            deaf = await port.connect()
+            deaf.pause()
+            await deaf.send(asking(path))
+            async with asyncio.timeout(20):
+                while not any(line["event"] == "http.dropped" for line in lines):
+                    await asyncio.sleep(0.01)
+            deaf.resume()
+            assert len(await deaf.closed()) < LONG
+
+
+async def test_an_answer_that_is_read_slowly_arrives() -> None:
+    async with user_port(stall_s=0.2) as port:
+        slow, received = await port.connect(asking("/pour")), 0
+        while received < LONG:
+            received += len(await slow.read(65_536))
+            await asyncio.sleep(0.002)  # 0.5 s in all, with progress all the time
+
+
+async def test_lost_connections_are_not_logged_and_bugs_of_handlers_are_limited() -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with user_port() as port:
+            for _ in range(20):
+                for path in ("/lost", "/bug"):
+                    assert (await (await port.connect(asking(path))).answer())[0] == 500
+    assert Counter(line["event"] for line in lines) == {"http.failed": PER_ADDRESS}
 
 
 async def test_an_idle_connection_ends() -> None:

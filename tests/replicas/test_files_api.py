@@ -15,6 +15,7 @@ from island.catalog.messages import ResolvedDataset
 from island.errors import IslandError
 from island.kernel import codec
 from island.kernel.db import Database
+from island.replicas.fsspec import IslandFileSystem
 from island.replicas.messages import ChunkRequest, FileRanges
 from island.trust import journal
 from tests.islands.reading import Archipelago, Island, good_until, user_port
@@ -181,6 +182,31 @@ async def test_an_error_after_the_first_byte_breaks_the_connection(site: Site) -
     async with site.http.get(data_url(site), headers={"Range": "bytes=2500000-"}) as answer:
         assert answer.status == 502
         assert "owner" in (await answer.json())["message"]
+
+
+async def test_a_token_has_a_limit_of_concurrent_reads(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("island.net.api.files.DOWNLOADS", 2)
+    monkeypatch.setattr("island.replicas.fsspec.BUSY_S", 0.02)
+    monkeypatch.setattr("island.replicas.fsspec.BUSY_TRIES", 5000)
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long" / "a.bin").write_bytes(bytes(24 * 2**20))  # does not fit into the buffers of the system
+    site.resolved = site.there.catalog.publish(site.owner.me, "owner", "data", tmp_path / "long")
+    administrator = {"Authorization": "Bearer admin-token"}
+    first_byte = {"Range": "bytes=0-0"}
+    unread = [await site.http.get(data_url(site)) for _ in range(2)]
+    async with site.http.get(data_url(site), headers=first_byte) as refused:
+        assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
+        assert (await refused.json())["error"] == "too_many_requests"
+    async with site.http.get(data_url(site), headers={**first_byte, **administrator}) as other:
+        assert other.status == 206
+    # The client of `island://` tries again until the other reads have ended.
+    filesystem = IslandFileSystem(home=str(site.reader.home), skip_instance_cache=True)
+    reading = asyncio.ensure_future(asyncio.to_thread(filesystem.cat_file, "owner/data/a.bin", 0, 1))
+    assert await unread[0].read() == bytes(24 * 2**20)
+    unread[1].close()
+    assert await reading == b"\0"
 
 
 # --- what other islands may ask ---------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from island.gossip import own_log_store
 from island.gossip.core import Head
 from tests.sim.archipelago import Archipelago, names, simulate
 from tests.sim.disk import lose_unsynced
@@ -269,15 +270,17 @@ def test_thirty_islands_of_which_each_is_linked_with_few(weather: Weather) -> No
 async def _two_of_one_key(world: Archipelago) -> None:
     await _grow(world, 4)
     await world.until(world.converged, within=60)
-    victim = world.islands[1]
+    victim, stale = world.islands[1], world.islands[3]
     backup = world.backup(victim)
+    await world.crash(stale)
     await victim.put("test/first", b"story")
     await world.until(lambda: _knows_all(world, "test/", 1), within=60)
     others = [island for island in world.islands if island is not victim]
     await world.crash(victim)
     world.restore(victim, backup)
-    # No island that has its head can be reached for longer than it waits.
-    world.network.partition([[victim.id], [island.id for island in others]])
+    # The only island that it can reach does not have its head either.
+    world.network.partition([[victim.id, stale.id], [island.id for island in world.islands if island.up]])
+    await world.restart(stale)
     await world.restart(victim, lose_gossip=True)
     await victim.put("test/second", b"story")
     await asyncio.sleep(40)
@@ -287,13 +290,51 @@ async def _two_of_one_key(world: Archipelago) -> None:
     )
     assert victim.g.problems()
     for island in others:
-        assert (victim.id, "test/first", b"story") in island.records("test/")  # frozen, and still readable
+        story = "test/second" if island is stale else "test/first"
+        assert (victim.id, story, b"story") in island.records("test/")  # frozen, and still readable
         await island.put("test/life", b"goes on")
     await world.until(lambda: all(len(i.records("test/life")) == 3 for i in world.islands), within=60)
 
 
 def test_a_fork_freezes_a_log_at_all_islands() -> None:
     simulate(71, _two_of_one_key)
+
+
+async def _restored_while_nobody_is_reachable(world: Archipelago) -> None:
+    """As `_two_of_one_key`, but `island restore` has recorded that the log may lack its newest part."""
+    await _grow(world, 4)
+    await world.until(world.converged, within=60)
+    victim = world.islands[0]  # the founder: its backup may be older than every other island
+    backup = world.backup(victim)
+    await victim.put("test/first", b"story")
+    await world.until(lambda: _knows_all(world, "test/", 1), within=60)
+    await world.crash(victim)
+    own_log_store.mark_restored(backup, 1.0)
+    world.restore(victim, backup)
+    world.network.partition([[victim.id], [island.id for island in world.islands[1:]]])
+    await world.restart(victim, lose_gossip=True)
+    await victim.put("test/second", b"story")
+    await asyncio.sleep(40)
+    assert "restored from a backup" in victim.g.problems()[0]
+    await world.crash(victim)  # a restart does not make it forget
+    await world.restart(victim)
+    await asyncio.sleep(40)
+    assert "restored from a backup" in victim.g.problems()[0]
+    world.network.heal()
+    await world.until(lambda: _knows_all(world, "test/", 2) and world.converged(), within=120)
+    assert not any(island.g.head(victim.id).frozen for island in world.islands)
+    assert victim.g.problems() == []
+    await world.crash(victim)
+    world.network.partition([[victim.id], [island.id for island in world.islands[1:]]])
+    await world.restart(victim)
+    head = victim.g.head(victim.id).seq
+    await victim.put("test/third", b"story")
+    await asyncio.sleep(40)
+    assert victim.g.head(victim.id).seq > head  # what it has now is the newest
+
+
+def test_a_restored_island_signs_nothing_until_another_has_shown_its_log() -> None:
+    simulate(72, _restored_while_nobody_is_reachable)
 
 
 async def _fork(world: Archipelago) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
 from island.gossip import core
-from island.gossip.core import Head
+from island.gossip.core import Head, LogBatch
 from island.gossip.logs import SIGNATURE
 from island.gossip.messages import (
     BATCH_LIMIT,
@@ -24,8 +25,9 @@ from island.gossip.messages import (
     PullRange,
     SignedBatch,
 )
+from island.gossip.spread import AT_ONCE, TIMEOUT
 from island.kernel import codec
-from island.kernel.ids import key_bytes
+from island.kernel.ids import IslandId, key_bytes
 from island.kernel.ports import SeededRng
 from island.trust.keys import Identity
 from tests.sim.archipelago import Archipelago, names, simulate
@@ -230,6 +232,63 @@ def test_an_origin_over_its_limit_is_refused_and_others_are_not(monkeypatch: pyt
     simulate(4, scenario)
 
 
+def _batches(liar: Stranger, count: int) -> list[LogBatch]:
+    """Consecutive log batches with four records each."""
+    head, batches = Head(), []
+    for number in range(count):
+        batches.append(liar.batch(head, [(f"test/{number}-{n}", b"1") for n in range(4)]))
+        head = head.after(batches[-1])
+    return batches
+
+
+def test_islands_store_the_same_part_of_a_log_over_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "MAX_KEYS", 20)
+
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 2)
+        one, two = world.islands
+        batches = _batches(liar, 7)
+        world.network.partition([[one.id], [two.id], [liar.id]])
+        for batch in batches:
+            await one.g._logs.take(liar.id, [liar.delta(batch)])
+        await two.g._logs.take(liar.id, [liar.delta(*batches)])
+        assert one.g.head(liar.id) == two.g.head(liar.id) == Head().after(batches[4])
+        assert len(one.records("test/")) == 20 and one.records() == two.records()
+        for island in (one, two):
+            (problem,) = island.g.problems()
+            assert "which is the limit" in problem
+        world.network.heal()
+        await world.until(world.converged, within=30)
+        await liar.leave()
+
+    simulate(11, scenario)
+
+
+def test_batches_that_a_peer_does_not_store_are_not_pushed_for_ever() -> None:
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 2)
+        one, two = world.islands
+        two.g._logs._refused.add(liar.id)  # as if the limit of two were lower
+        await liar.say(one, liar.delta(*_batches(liar, 1)))
+        await asyncio.sleep(60)
+        await liar.leave()
+        assert one.peers is not None
+        original, pushed = one.peers.push, 0
+
+        def tapped(to: IslandId, kind: str, body: bytes) -> bool:
+            nonlocal pushed
+            pushed += 1
+            return original(to, kind, body)
+
+        one.peers.push = tapped  # type: ignore[method-assign]  # counts
+        await asyncio.sleep(300)
+        assert not pushed
+        await one.put("test/life", b"goes on")
+        await world.until(lambda: len(two.records("test/life")) == 1, within=10)
+
+    simulate(12, scenario)
+
+
 def test_signatures_checked_for_one_peer_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("island.gossip.logs.VERIFY_RATE", 10.0)
     monkeypatch.setattr("island.gossip.logs.VERIFY_BURST", 10.0)
@@ -272,6 +331,56 @@ def test_unknown_kinds_and_fields_are_relayed_unchanged() -> None:
             assert await island.m.servers() == []
 
     simulate(6, scenario)
+
+
+@pytest.mark.parametrize("attack", [_flip, _other_chain, _empty_proof, _noise], ids=lambda a: a.__name__.strip("_"))
+def test_a_false_answer_ends_the_session(attack: Callable[[Stranger], bytes]) -> None:
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 2)
+        victim = world.islands[0]
+
+        async def digest(_peer: object, _body: bytes) -> bytes:
+            ahead = HeadOf(origin=key_bytes(liar.id), epoch=1, seq=1, head=b"12345678")
+            return codec.encode(Heads(roster=bytes(32), root=bytes(32), keyed=(ahead,)))
+
+        async def pull(_peer: object, _body: bytes) -> bytes:
+            return attack(liar)
+
+        liar.peers._requests["gossip.digest"] = digest
+        liar.peers._requests["gossip.pull"] = pull
+        assert victim.peers is not None
+        await world.until(lambda: bool(victim.peers and victim.peers.misbehaved), within=30)
+        assert {who for who, _ in victim.peers.misbehaved} == {liar.id}
+        assert liar.id not in victim.g.origins()
+        await liar.leave()
+
+    simulate(9, scenario)
+
+
+def test_silent_peers_do_not_delay_comparisons_with_others() -> None:
+    async def scenario(world: Archipelago) -> None:
+        silent = [await _grow(world, 2)]
+        silent += [await Stranger.admitted(world, f"silent-{number}") for number in range(1, AT_ONCE)]
+        one, two = world.islands
+        spread = one.g._spread
+        original, compared = spread._exchange, [world.loop.time()]
+
+        async def tapped(peer: IslandId) -> str:
+            if peer == two.id:
+                compared.append(world.loop.time())
+            return await original(peer)
+
+        spread._exchange = tapped  # type: ignore[method-assign]  # counts the comparisons
+        for _ in range(120):
+            for stranger in silent:
+                stranger.peers.push(one.id, "gossip.look", b"")
+            spread.compare_soon(two.id)
+            await asyncio.sleep(1)
+        assert max(b - a for a, b in itertools.pairwise(compared)) < 2 * TIMEOUT
+        for stranger in silent:
+            await stranger.leave()
+
+    simulate(10, scenario)
 
 
 def test_endless_pages_without_new_batches_end_the_pull() -> None:

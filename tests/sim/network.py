@@ -13,8 +13,9 @@ from island.errors import BadInput, IslandError, NotFound, PeerMisbehaved, PeerR
 from island.kernel.codec import BULK_LIMIT, CONTROL_LIMIT
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkHandler, Link, LinkListener, PushHandler, RequestHandler, SeededRng
-from island.net.limits import STREAM_WINDOW
-from tests.sim.virtual import EPOCH, SimTasks
+from island.net.limits import STREAM_WINDOW, PeerLimits
+from island.net.offenders import Offenders
+from tests.sim.virtual import EPOCH, SimTasks, VirtualClock
 
 OVERHEAD = 90
 """Bytes of headers of one message on a real session: TCP/IP, TLS and frame."""
@@ -92,12 +93,12 @@ class Network:
                 self._later(self._delay(), self.nodes[other].lose, node.me)
         node.up.clear()
 
-    def break_session(self, a: IslandId, b: IslandId) -> None:
-        """End the session of two islands. They dial again."""
+    def break_session(self, a: IslandId, b: IslandId, pause: float = 0.0) -> None:
+        """End the session of two islands. They dial again after `pause` seconds."""
         for one, other in ((a, b), (b, a)):
             if one in self.nodes:
                 self.nodes[one].lose(other)
-        self._dial_soon(a, b)
+        self._dial_soon(a, b, pause)
 
     def _wanted(self, a: IslandId, b: IslandId) -> bool:
         return self._neighbours is None or b in self._neighbours.get(a, ()) or a in self._neighbours.get(b, ())
@@ -109,8 +110,8 @@ class Network:
                 if self._wanted(a, b):
                     yield a, b
 
-    def _dial_soon(self, a: IslandId, b: IslandId) -> None:
-        self._later(0.2 + 0.8 * self.rng.random(), self._connect, a, b)
+    def _dial_soon(self, a: IslandId, b: IslandId, pause: float = 0.0) -> None:
+        self._later(pause + 0.2 + 0.8 * self.rng.random(), self._connect, a, b)
 
     def _connect(self, a: IslandId, b: IslandId) -> None:
         if a in self.nodes and b in self.nodes and self.line(a, b) and b not in self.nodes[a].up:
@@ -169,6 +170,7 @@ class SimPeers:
         self.tasks = tasks
         self.up: dict[IslandId, Link] = {}
         self.misbehaved: list[tuple[IslandId, str]] = []
+        self._offenders = Offenders(VirtualClock(asyncio.get_running_loop()), PeerLimits())
         self._requests: dict[str, RequestHandler] = {}
         self._pushes: dict[str, PushHandler] = {}
         self._bulks: dict[str, BulkHandler] = {}
@@ -210,6 +212,10 @@ class SimPeers:
             return False
         self.network.carry(self.me, to, kind, body, lambda node: node._pushed(self.me, kind, body))
         return True
+
+    def blame(self, island: IslandId, error: PeerMisbehaved) -> None:
+        if island in self.up:
+            self._blame(island, error)
 
     @contextlib.asynccontextmanager
     async def bulk(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> AsyncIterator[SimStream]:
@@ -311,7 +317,7 @@ class SimPeers:
     def _blame(self, source: IslandId, error: IslandError) -> None:
         self.misbehaved.append((source, error.message))
         self.network.note(f"misbehaved {source[:8]} at {self.me[:8]}: {error.message}")
-        self.network.break_session(self.me, source)
+        self.network.break_session(self.me, source, self._offenders.add(source))
 
 
 def _check(body: bytes) -> None:

@@ -122,7 +122,7 @@ def recursive_schema(path: Path) -> Path:
     return avro(path, schema, [(1, b"\x02" * 50_000_000 + b"\x00")])
 
 
-def rle_rows(path: Path, rows: int = 60_000_000) -> Path:
+def rle_rows(path: Path, rows: int = 6_000_000) -> Path:
     """One repeated value: millions of rows in some hundred bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     column = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), rows), pa.array([7], pa.int64()))
@@ -141,9 +141,9 @@ def repeated_text(path: Path) -> Path:
 
 
 def long_list(path: Path) -> Path:
-    """One row with a list of 50 million equal numbers."""
+    """One row with a list of 40 million equal numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    count = 50_000_000
+    count = 40_000_000
     values = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), count), pa.array([7], pa.int64()))
     column = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), values)
     pq.write_table(pa.table({"numbers": column}), path, compression="zstd", store_schema=False)

@@ -48,13 +48,19 @@ def home(folder: Path, name: str, changes: dict[str, dict[str, Any]]) -> tuple[H
 @contextlib.asynccontextmanager
 async def victim(folder: Path, changes: dict[str, dict[str, Any]] | None = None) -> AsyncIterator[Daemon]:
     """A running daemon that has founded a network."""
-    place, settings = home(folder / "victim", "victim", changes or {})
+    async with running(*home(folder / "victim", "victim", changes or {})) as daemon:
+        await daemon.trust.invite([address(daemon)])
+        yield daemon
+
+
+@contextlib.asynccontextmanager
+async def running(place: Home, settings: config.Config) -> AsyncIterator[Daemon]:
+    """A running daemon with this home folder."""
     daemon = Daemon(place, settings, SystemClock(), SystemRng())
     try:
         async with asyncio.TaskGroup() as group:
             try:
                 await daemon.start(Tasks(group, daemon.faults))
-                await daemon.trust.invite([address(daemon)])
                 yield daemon
             finally:
                 await daemon.stop()

@@ -7,7 +7,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 
-from island.errors import IslandError, PeerRefused, Unreachable
+from island.errors import IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkHandler, BulkStream, Link, LinkListener, PushHandler, RequestHandler
 
@@ -122,6 +122,9 @@ class MemoryPeers:
 
     def push(self, to: IslandId, kind: str, body: bytes) -> bool:
         return False
+
+    def blame(self, island: IslandId, error: PeerMisbehaved) -> None:
+        raise AssertionError(f"{island[:8]} is blamed") from error
 
     @contextlib.asynccontextmanager
     async def bulk(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> AsyncIterator[BulkStream]:

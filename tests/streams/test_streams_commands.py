@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from island.cli.demo.demo_island import DemoIsland, wait_for
+from island.cli.demo.demo_island import wait_for
 from island.errors import IslandError
 from tests.islands.subscribing import Home, rows_of, write
+from tests.servers.daemon import ServedIsland
 
 pytestmark = pytest.mark.e2e
 
@@ -22,9 +23,9 @@ CHANNEL_KEYS = {"id", "island", "source", "into", "state", "rate", "lag", "lag_s
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Iterator[tuple[DemoIsland, DemoIsland]]:
+def places(tmp_path: Path) -> Iterator[tuple[ServedIsland, ServedIsland]]:
     """An island that can be dialled, and a laptop that cannot."""
-    made = DemoIsland(tmp_path, "orion"), DemoIsland(tmp_path, "laptop", dialled=False)
+    made = ServedIsland(tmp_path, "orion"), ServedIsland(tmp_path, "laptop", dialled=False)
     for place in made:
         place.configure("poll", "0.2")
     try:
@@ -34,14 +35,14 @@ def places(tmp_path: Path) -> Iterator[tuple[DemoIsland, DemoIsland]]:
             place.stop()
 
 
-def one(place: DemoIsland, *words: str) -> dict[str, Any]:
+def one(place: ServedIsland, *words: str) -> dict[str, Any]:
     """The only row of a listing; an empty dict while there is none."""
     rows = place.json(*words)
     assert len(rows) <= 1
     return rows[0] if rows else {}
 
 
-def as_user(place: DemoIsland, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+def as_user(place: ServedIsland, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
     """A request with the user's token."""
     token = (place.home / "token.user").read_text().strip()
     data = None if body is None else json.dumps(body).encode()
@@ -55,7 +56,7 @@ def as_user(place: DemoIsland, method: str, path: str, body: dict[str, Any] | No
         return error.code, json.loads(error.read())
 
 
-def test_from_a_folder_to_a_dataset_by_commands(places: tuple[DemoIsland, DemoIsland], tmp_path: Path) -> None:
+def test_from_a_folder_to_a_dataset_by_commands(places: tuple[ServedIsland, ServedIsland], tmp_path: Path) -> None:
     orion, laptop = places
     for place in places:
         place.start()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from island.cli.demo.demo_island import ISLAND
 from island.home import Home
 from island.kernel.db import Database
 from island.kernel.ports import SystemClock, SystemRng
 from island.trust.keys import Identity
 from island.trust.service import Trust
+from tests.servers.daemon import island_command
 
 HEAD_FITTED = "UPDATE journal_head SET (seq, hash) = (SELECT seq, hash FROM journal ORDER BY seq DESC LIMIT 1)"
 
@@ -67,7 +66,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    subprocess.run([*ISLAND, "init", str(tmp_path / "home"), "--name", "kiso"], check=True, capture_output=True)
+    assert island_command("init", str(tmp_path / "home"), "--name", "kiso").returncode == 0
     return Site(Home(tmp_path / "home").path)
 
 

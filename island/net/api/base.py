@@ -19,7 +19,7 @@ import msgspec
 import structlog
 from aiohttp import HttpVersion11, web
 
-from island.errors import BadInput, Denied, IslandError, Unauthenticated
+from island.errors import BadInput, Denied, IslandError, TooManyRequests, Unauthenticated
 from island.net.same_origin import SameOrigin, is_browser
 from island.trust.users import Principal, Tokens
 
@@ -80,6 +80,13 @@ async def body(request: web.Request, kind: type[T]) -> T:
 def reply(value: Any, status: int = 200) -> web.Response:
     """Return a JSON response; `value` consists of structs, dicts and lists."""
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def whole_number(text: str, name: str, most: int) -> int:
+    """Parse a whole number from 1 to `most`, the value of the query parameter `name`; raises `BadInput`."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= most):
+        raise BadInput(f"{name} = '{text[:50]}' is not valid", hint=f"Use a number from 1 to {most}.")
+    return int(text)
 
 
 def iso(at: float | None) -> str | None:
@@ -229,6 +236,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = reply(problem(error), error.status)
         if not is_browser(request.headers):
             response.headers["WWW-Authenticate"] = 'Basic realm="island"'
+        return response
+    except TooManyRequests as error:
+        response = reply(problem(error), error.status)
+        response.headers["Retry-After"] = "1"
         return response
     except IslandError as error:
         return reply(problem(error), error.status)

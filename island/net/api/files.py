@@ -13,7 +13,10 @@ incomplete data are not taken for complete data.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import structlog
@@ -21,7 +24,7 @@ from aiohttp import web
 
 from island.catalog.messages import ResolvedDataset
 from island.catalog.service import Catalog
-from island.errors import BadInput, IslandError, NotFound
+from island.errors import BadInput, IslandError, NotFound, TooManyRequests
 from island.kernel.ids import DatasetName, check_hash
 from island.net.api import base
 from island.replicas.service import Replicas
@@ -29,6 +32,10 @@ from island.replicas.service import Replicas
 log = structlog.get_logger("island")
 
 LIST_LIMIT = 10_000
+BLOCK = 64 * 1024
+"""Bytes that are written at a time, before waiting for the client to read."""
+DOWNLOADS = 64
+"""Maximum number of concurrent reads of files with one token; each holds a block of `Replicas.stream` in memory."""
 
 
 def routes(catalog: Catalog, replicas: Replicas) -> list[web.RouteDef]:
@@ -48,6 +55,8 @@ def routes(catalog: Catalog, replicas: Replicas) -> list[web.RouteDef]:
 class _Files:
     def __init__(self, catalog: Catalog, replicas: Replicas) -> None:
         self._catalog, self._replicas = catalog, replicas
+        self._downloads = Counter[str]()
+        """Reads that are being answered, by user."""
 
     async def datasets(self, _: web.Request) -> web.Response:
         """List the datasets that can be read, with the current snapshot of each."""
@@ -152,14 +161,39 @@ class _Files:
         if request.method == "HEAD" or start == end:
             await response.prepare(request)
             return response
-        blocks = self._replicas.stream(resolved, path, start, end)
+        with self._download(base.principal(request).user):
+            async with contextlib.aclosing(self._replicas.stream(resolved, path, start, end)) as blocks:
+                return await self._send_blocks(request, response, blocks, resolved, path)
+
+    @contextlib.contextmanager
+    def _download(self, user: str) -> Iterator[None]:
+        """Count a read while it is answered; raises `TooManyRequests` if a user has too many."""
+        if self._downloads[user] >= DOWNLOADS:
+            raise TooManyRequests(
+                f"{DOWNLOADS} reads of files with this token are being answered",
+                hint="Read the answers of earlier requests, or close their connections; then try again.",
+            )
+        self._downloads[user] += 1
+        try:
+            yield
+        finally:
+            self._downloads[user] -= 1
+
+    async def _send_blocks(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        blocks: AsyncGenerator[bytes, None],
+        resolved: ResolvedDataset,
+        path: str,
+    ) -> web.StreamResponse:
         # The first block is fetched before the headers are sent, so that most errors get a proper error answer.
         first = await anext(blocks)
         await response.prepare(request)
         try:
-            await response.write(first)
+            await _write(response, first)
             async for block in blocks:
-                await response.write(block)
+                await _write(response, block)
         except IslandError as error:
             log.warning("files.transfer_aborted", dataset=str(resolved.dataset), path=path, error=str(error))
             if request.transport is not None:
@@ -184,6 +218,12 @@ class _Files:
             "bytes_moved": status.bytes_moved,
             "bytes_sent": await self._replicas.sent(resolved),
         }
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    view = memoryview(data)
+    for at in range(0, len(view), BLOCK):
+        await response.write(view[at : at + BLOCK])
 
 
 def _wanted(request: web.Request) -> DatasetName:

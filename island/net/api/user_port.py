@@ -14,6 +14,7 @@ from island.kernel import telemetry
 from island.livy.http_connections import HttpConnections, HttpLimits
 from island.net import gateway
 from island.net.api import base
+from island.net.condition import Condition
 from island.net.same_origin import SameOrigin
 from island.trust.users import Tokens
 
@@ -21,10 +22,10 @@ from island.trust.users import Tokens
 def build(
     tokens: Tokens,
     routes: Iterable[web.AbstractRouteDef],
-    ready: Callable[[], bool],
+    condition: Callable[[], Condition],
     allowed_hosts: Iterable[str] = (),
 ) -> web.Application:
-    """Return the application of the user port; `ready()` is whether the island has started.
+    """Return the application of the user port; `condition()` decides the answer of `/readyz`.
 
     `allowed_hosts` are the hosts other than loopback ones under which browsers may access it.
     """
@@ -34,8 +35,9 @@ def build(
         return base.reply({"status": "ok"})
 
     async def readyz(_: web.Request) -> web.Response:
-        """Readiness check: 200 if all services are started and both ports are bound, else 503."""
-        return base.reply({"status": "ready"}) if ready() else base.reply({"status": "starting"}, 503)
+        """Readiness check: 200 if the island serves (`ready`, `degraded`), else 503, with the state of the status."""
+        now = condition()
+        return base.reply({"status": now.state}, 200 if now.serves else 503)
 
     async def metrics(_: web.Request) -> web.Response:
         """Return the metrics in the Prometheus text format."""

@@ -1,0 +1,1 @@
+"""Backups of a home folder: one file that `island backup` writes and `island restore` reads."""

@@ -1,0 +1,269 @@
+"""`island restore`: checks a backup completely, then makes a home folder of it. Blocking."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, get_args
+
+from island.backup import core
+from island.backup.archive import BackupReader, Sink
+from island.backup.messages import ArchivedFile, BackupManifest
+from island.backup.saving import DATABASES, Progress, explained_error
+from island.catalog import store as catalog_store
+from island.errors import BadInput, ConfigError, Conflict, Full, IslandError
+from island.gossip import own_log_store
+from island.home import Home
+from island.jobs import run_store
+from island.jobs import store as jobs_store
+from island.kernel.db import Kind, newest_version, written_by_newer
+from island.kernel.db_file import check_content, migrated
+from island.kernel.units import format_bytes
+from island.streams import store as streams_store
+from island.trust import journal
+from island.trust import store as trust_store
+from island.trust.keys import NO_NETWORK, Identity
+from island.trust.sealing import seal_problems
+
+SKIPPED_JOB_IDS = 1000
+"""Clients may still know ids of jobs that were created after the backup. So many ids are not given again."""
+
+ACT = "island.restore"
+"""The `act` of the row that a restore adds to the journal."""
+
+_SQLITE = b"SQLite format 3\0"
+_HEADER = 100
+_VERSION_AT = 60
+
+
+def verify(path: Path, progress: Progress | None = None) -> BackupManifest:
+    """Read a whole backup and check it; nothing is written.
+
+    Raises `Corrupt` if it is not a complete, unchanged backup, `ConfigError` if its databases are newer than
+    this program, and `BadInput` if there is no such file.
+    """
+    with _opened(path) as file:
+        return _verified(file, path, progress)
+
+
+def restore(path: Path, home: Home, *, now: float, progress: Progress | None = None) -> BackupManifest:
+    """Make the home folder `home`, which must be absent or empty, from a backup. `now` is in Unix seconds.
+
+    Everything is checked before the first file is written, and if writing fails, the written files are
+    deleted. Raises as `verify` does, `Conflict` if the folder is not empty or a daemon runs with the same
+    key on this machine, and `Full`.
+    """
+    _check_empty(home)
+    with _opened(path) as file:
+        manifest = _verified(file, path, progress)
+        _check_not_running(manifest)
+        _check_space(home, manifest)
+        try:
+            with _new_folder(home.path):
+                _extract(BackupReader(file, str(path)), home, progress)
+                _adapt(home, manifest, now)
+                _sync(home.path)
+        except OSError as error:
+            raise explained_error(error, f"the home folder {home.path}", home.path.parent) from error
+    return manifest
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise BadInput(
+            f"{path} cannot be read: {error.strerror or error}",
+            hint="Give the path of a file from `island backup`.",
+        ) from error
+    with file:
+        yield file
+
+
+# --- checks before anything is written ----------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Checked:
+    """What is kept of the files while a backup is verified: small files whole, and the first bytes of databases."""
+
+    kept: dict[str, bytearray]
+
+    @contextmanager
+    def sink(self, file: ArchivedFile) -> Iterator[Sink]:
+        limit = _HEADER if file.name.endswith(".db") else core.SECRET_LIMIT if file.name in core.REQUIRED else 0
+        kept = self.kept[file.name] = bytearray()
+        yield lambda piece: kept.extend(piece[: max(0, limit - len(kept))])
+
+
+def _verified(file: IO[bytes], path: Path, progress: Progress | None) -> BackupManifest:
+    reader, checked = BackupReader(file, str(path)), _Checked({})
+    reader.files(_counted(checked.sink, reader.manifest, progress))
+    manifest = reader.manifest
+    for name, header in checked.kept.items():
+        if name.endswith(".db"):
+            _check_database(bytes(header), name, path)
+    try:
+        identity = Identity.parse(bytes(checked.kept["key"]), f"the file 'key' in {path}")
+    except ConfigError as error:
+        raise core.damaged(str(path), error.message) from error
+    if identity.id != manifest.key:
+        raise core.damaged(str(path), "its key is not that of its manifest")
+    return manifest
+
+
+def _check_database(header: bytes, name: str, path: Path) -> None:
+    found = [kind for kind in get_args(Kind) if f"{kind}.db" == name]
+    if not found or not header.startswith(_SQLITE) or len(header) < _HEADER:
+        raise core.damaged(str(path), f"{name} is not a database of an island")
+    version = int.from_bytes(header[_VERSION_AT : _VERSION_AT + 4], "big")
+    if version > newest_version(found[0]):
+        raise written_by_newer(f"{name} in {path}", version, found[0])
+
+
+def _check_empty(home: Home) -> None:
+    if not os.path.lexists(home.path):
+        return
+    if home.in_use():
+        raise Conflict(
+            f"a daemon is running with the home folder {home.path}",
+            hint="Stop it and move the folder away, or restore to another folder and never start both.",
+        )
+    if not home.path.is_dir() or any(home.path.iterdir()):
+        raise Conflict(
+            f"{home.path} exists and is not an empty folder",
+            hint="Choose another or move it away. Nothing was changed.",
+        )
+
+
+def _check_not_running(manifest: BackupManifest) -> None:
+    """Refuse to make a second home of a running island. Its folder is known only if it is on this machine."""
+    original = Home(Path(manifest.home))
+    if _is_running(original, manifest.key):
+        raise Conflict(
+            f"the island '{manifest.island}', whose key is in the backup, is running with {original.path}",
+            hint="Stop it first. Two daemons with one key fork the island's log: other islands then refuse this key.",
+        )
+
+
+def _is_running(original: Home, key: str) -> bool:
+    try:
+        return original.in_use() and Identity.load(original.key).id == key
+    except (OSError, IslandError):  # the folder of another account, or by now of another island
+        return False
+
+
+def _check_space(home: Home, manifest: BackupManifest) -> None:
+    parent = next(folder for folder in (home.path, *home.path.parents) if folder.exists())
+    needed, free = core.total_bytes(manifest), shutil.disk_usage(parent).free
+    if needed > free:
+        raise Full(
+            f"the backup needs {format_bytes(needed)}, and the disk of {parent} has {format_bytes(free)} free",
+            hint="Free some space, or choose another folder. Nothing was changed.",
+        )
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Create the folder if it does not exist. If the block fails, delete what it wrote."""
+    created = not folder.exists()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    try:
+        yield
+    except BaseException:
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        if created:
+            folder.rmdir()
+        raise
+
+
+def _extract(reader: BackupReader, home: Home, progress: Progress | None) -> None:
+    """Write the files. `island.toml` and `key` are the last, so that an interrupted copy is not a home folder."""
+
+    @contextmanager
+    def sink(file: ArchivedFile) -> Iterator[Sink]:
+        target = home.path / file.name
+        for folder in reversed(target.relative_to(home.path).parents):
+            (home.path / folder).mkdir(mode=0o700, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(target, flags, 0o600), "wb") as out:
+            yield out.write
+            out.flush()
+            os.fsync(out.fileno())
+        os.utime(target, ns=(file.modified_ns, file.modified_ns))
+
+    reader.files(_counted(sink, reader.manifest, progress))
+
+
+def _counted(
+    sink: Callable[[ArchivedFile], AbstractContextManager[Sink]], manifest: BackupManifest, progress: Progress | None
+) -> Callable[[ArchivedFile], AbstractContextManager[Sink]]:
+    """`sink`, which also reports the number of bytes."""
+    if progress is None:
+        return sink
+    total, done = core.total_bytes(manifest), 0
+
+    @contextmanager
+    def counted(file: ArchivedFile) -> Iterator[Sink]:
+        with sink(file) as write:
+
+            def both(piece: bytes) -> None:
+                nonlocal done
+                write(piece)
+                done += len(piece)
+                progress(done, total)
+
+            yield both
+
+    return counted
+
+
+def _adapt(home: Home, manifest: BackupManifest, now: float) -> None:
+    """Check the databases, and record in state.db that they are older than what other islands may know."""
+    for kind in DATABASES:
+        if (home.path / f"{kind}.db").exists():
+            check_content(home.path / f"{kind}.db")
+    identity = Identity.load(home.key)
+    with migrated(home.path / "state.db", "state") as conn:
+        own_log_store.mark_restored(conn, now)
+        jobs_store.skip_locals(conn, SKIPPED_JOB_IDS)
+        jobs_store.stop_restored(conn, now)
+        run_store.stop_restored(conn)
+        trust_store.expire_invitations(conn, now)
+        for old in {manifest.home, manifest.real_home} - {str(home.path)}:
+            catalog_store.move_folder(conn, f"{old}/streams", f"{home.path}/streams")
+            streams_store.move_folder(conn, f"{old}/streams", f"{home.path}/streams")
+        if not seal_problems(conn, identity.id):  # a new seal would hide a problem
+            journal.append(
+                conn,
+                at=now,
+                who=f"administrator@{manifest.island}",
+                act=ACT,
+                what=f"the backup of {manifest.made}",
+                outcome="done",
+                detail={"version": manifest.version, "home": manifest.home},
+            )
+            network = trust_store.read_network(conn)
+            journal.seal(conn, identity, network[0] if network else NO_NETWORK)
+
+
+def _sync(folder: Path) -> None:
+    for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder, folder.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

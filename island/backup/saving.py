@@ -1,0 +1,201 @@
+"""`island backup`: copies a home folder into one file, also while its daemon runs. Blocking."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+import island
+from island.backup import archive, core
+from island.backup.messages import FORMAT, MAX_FILES, BackupManifest
+from island.catalog import store as catalog_store
+from island.catalog.pages import UNFINISHED
+from island.config import Config
+from island.errors import BadInput, Conflict, Full, IslandError
+from island.home import Home
+from island.kernel.db import Kind
+from island.kernel.db_file import copy_database
+from island.trust.keys import Identity
+from island.trust.users import Tokens
+
+DATABASES: tuple[Kind, ...] = ("gossip", "state")
+"""The databases in a backup, in the order in which they are copied.
+
+state.db is copied last: it may then have batches of the own log that gossip.db lacks, as after a power failure.
+"""
+
+ATTEMPTS = 5
+"""A running daemon may delete a file that was to be copied. Then the copy begins again, at most this often."""
+
+Progress = Callable[[int, int], None]
+"""`progress(done, total)` in bytes."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True, slots=True)
+class SavedBackup:
+    """A finished backup."""
+
+    manifest: BackupManifest
+    size: int
+    """Size of the file in bytes."""
+    warnings: tuple[str, ...]
+
+
+def save(
+    home: Home, target: Path, *, now: float, streams: bool = True, progress: Progress | None = None
+) -> SavedBackup:
+    """Write a backup of `home` to the new file `target`, mode 0600. `now` is in Unix seconds.
+
+    If this raises, `target` does not exist. Raises `Conflict` if it exists already, `ConfigError` if the
+    home folder is not usable, `BadInput`, `Full` and other errors of the disk.
+    """
+    config, identity = home.config(), Identity.load(home.key)
+    Tokens.load(home.path)
+    _check_target(target)
+    optional, outside = _optional(home, config)
+    made = datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    blank = BackupManifest(
+        format=FORMAT,
+        island=config.island.name,
+        key=identity.id,
+        version=island.__version__,
+        made=made,
+        home=str(home.path),
+        real_home=str(home.path.resolve()),
+        streams=streams,
+        files=(),
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            for attempt in range(ATTEMPTS):
+                try:
+                    found = _collect(home, Path(scratch), optional, streams=streams, last=attempt == ATTEMPTS - 1)
+                    files = tuple(archive.describe(name, path) for name, path in found.paths.items())
+                    manifest = msgspec.structs.replace(blank, files=files)
+                    size = _write(manifest, list(found.paths.values()), Path(scratch) / "archive", target, progress)
+                except (FileNotFoundError, archive.SourceChanged):
+                    continue
+                return SavedBackup(manifest, size, (*found.warnings, *outside))
+    except OSError as error:
+        raise explained_error(error, f"the backup {target}", target.parent) from error
+    raise IslandError(
+        f"files in {home.path} were removed faster than they could be copied",
+        hint="Repeat the command, or stop the daemon for the time of the backup.",
+    )
+
+
+def _optional(home: Home, config: Config) -> tuple[list[str], list[str]]:
+    """Files that a home folder need not have, and a warning for each secret that is elsewhere."""
+    names = [home.recovery_key.name]
+    if not config.livy.password_file:
+        return names, []
+    password = os.path.relpath(home.path / config.livy.password_file, home.path)
+    if core.is_archivable(password):
+        return [*names, password], []
+    return names, [f"{config.livy.password_file} (livy.password_file) is not in the backup: keep a copy of it"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Where the content of each file of a backup is, by its name in the backup and in this order."""
+
+    paths: dict[str, Path]
+    warnings: tuple[str, ...]
+
+
+def _collect(home: Home, scratch: Path, optional: list[str], *, streams: bool, last: bool) -> _Found:
+    """Copy the databases to `scratch`, then list the files that belong to these copies.
+
+    Raises `SourceChanged` if a pack that the copy of state.db refers to was deleted since, except in the `last`
+    attempt: then the pack is lost, which is not the fault of the backup.
+    """
+    paths: dict[str, Path] = {}
+    for kind in DATABASES:
+        copy = paths[f"{kind}.db"] = scratch / f"{kind}.db"
+        copy.unlink(missing_ok=True)
+        copy_database(home.path / f"{kind}.db", copy, kind)
+    with closing(sqlite3.connect(paths["state.db"])) as conn:
+        conn.row_factory = sqlite3.Row
+        packs = catalog_store.packs(conn)
+    # A pack is complete before state.db refers to it, and a segment too. What is newer than the copy does no harm.
+    for path in _below(home.path / "manifests"):
+        if not path.name.endswith(UNFINISHED):
+            paths[f"manifests/{path.name}"] = path
+    lost = {name for name in packs if f"manifests/{name}" not in paths}
+    if lost and not last:
+        raise archive.SourceChanged(min(lost))
+    if streams:
+        for path in _below(home.path / "streams"):
+            name = str(path.relative_to(home.path))
+            if path.suffix == ".parquet" and core.is_archivable(name):
+                paths[name] = path
+    present = [name for name in optional if (home.path / name).exists()]
+    for name in (home.token.name, home.user_token.name, *present, *core.LAST):
+        paths.pop(name, None)  # the order counts, also if a password file is called `key`
+        paths[name] = home.path / name
+    if len(paths) > MAX_FILES:
+        raise BadInput(
+            f"{home.path} has {len(paths)} files for the backup, more than {MAX_FILES}",
+            hint="Leave out the received rows with --without-streams, and copy HOME/streams by other means.",
+        )
+    names = f"{len(lost)} packs of manifests are missing in {home.path}/manifests"
+    return _Found(paths, (f"{names}: publish the datasets of this island again",) if lost else ())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The regular files in a folder and its subfolders, sorted."""
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.is_file() and not path.is_symlink():
+            yield path
+
+
+def _write(manifest: BackupManifest, paths: list[Path], partial: Path, target: Path, progress: Progress | None) -> int:
+    total, done = core.total_bytes(manifest), 0
+
+    def count(piece: bytes) -> None:
+        nonlocal done
+        done += len(piece)
+        if progress is not None:
+            progress(done, total)
+
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)
+        archive.write(file, manifest, paths, compress=target.name.endswith(archive.COMPRESSED), done=count)
+        file.flush()
+        os.fsync(descriptor)
+        size = os.fstat(descriptor).st_size
+    _check_target(target)
+    partial.rename(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return size
+
+
+def _check_target(target: Path) -> None:
+    if os.path.lexists(target):
+        raise Conflict(f"{target} already exists and is not overwritten", hint="Choose another name for the backup.")
+    if not target.parent.is_dir():
+        raise BadInput(f"{target.parent} is not a folder", hint="Create it, or choose another place for the backup.")
+
+
+def explained_error(error: OSError, what: str, folder: Path) -> IslandError:
+    """The error for a failed write of `what` on the disk of `folder`, after all its parts were deleted."""
+    reason = f"{what} cannot be written: {error.strerror or error}"
+    if error.errno in _FULL:
+        return Full(reason, hint=f"Free some space on the disk of {folder}. No part of it was left there.")
+    return IslandError(reason, hint="Check the disk and the permissions of the folder. No part of it was left there.")

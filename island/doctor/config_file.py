@@ -1,0 +1,203 @@
+"""Checks and shows `island.toml` without starting the daemon: problems with their lines, and the values in force."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from island import config
+from island.config import Config, split_address, without_password
+from island.errors import ConfigError, IslandError
+from island.private_files import secret_text
+
+_MINIMUM = "256MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFinding:
+    """Something in a configuration file that the daemon refuses (`problem`) or that has no effect (`warning`)."""
+
+    line: int | None
+    """Line of the file, from 1; None if the finding is not about one line."""
+    severity: Literal["warning", "problem"]
+    key: str
+    """`SECTION.KEY`, or a section; empty for the whole file."""
+    found: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigValue:
+    """A value that is in force, and where it comes from. Passwords in URLs are replaced."""
+
+    section: str
+    key: str
+    value: Any
+    source: Literal["file", "default"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A configuration file that was read; `config` is None if it has problems."""
+
+    path: Path
+    findings: list[ConfigFinding]
+    config: Config | None
+
+
+def check(path: Path) -> ConfigFile:
+    """Check a configuration file completely. Relative paths in it are relative to its folder. Raises nothing."""
+    try:
+        text, raw = _read(path)
+    except ConfigError as error:
+        return ConfigFile(
+            path, [ConfigFinding(_line_in(error.message), "problem", "", error.message, error.hint)], None
+        )
+    findings = [
+        ConfigFinding(line_of(text, each.section, each.key), "problem", _dotted(each.section, each.key), *each[2:])
+        for each in config.problems(raw)
+    ]
+    if findings:
+        return ConfigFile(path, sorted(findings, key=_place), None)
+    parsed = config.parse(raw, str(path))
+    for severity, section, key, found, advice in (*_contradictions(parsed), *_missing_files(parsed, path.parent)):
+        line = line_of(text, section, key)
+        findings.append(ConfigFinding(line, severity, _dotted(section, key), found, advice))
+    return ConfigFile(path, sorted(findings, key=_place), parsed)
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a configuration file without passwords in URLs; raises `ConfigError`."""
+    return without_password(_text(path))
+
+
+def values(path: Path) -> list[ConfigValue]:
+    """Return every key with the value in force; raises `ConfigError` if the file is missing or has problems."""
+    _, raw = _read(path)
+    parsed = msgspec.to_builtins(config.parse(raw, str(path)))
+    return [
+        ConfigValue(section, key, _shown(parsed[section][key]), "file" if key in raw.get(section, {}) else "default")
+        for section, key, *_ in config.describe()
+    ]
+
+
+def _place(finding: ConfigFinding) -> int:
+    return finding.line or 0
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_shown(each) for each in value]
+    return without_password(value) if isinstance(value, str) else value
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    text = _text(path)
+    try:
+        return text, tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{path} is not valid TOML: {error}", hint="Correct the line; docs/configuration.md describes the format."
+        ) from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no configuration file {path}",
+            hint="Create a home folder with `island init HOME --name NAME`, or name the file or the home folder.",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}", hint="Check its owner and mode, and that it is text in UTF-8."
+        ) from error
+
+
+def _line_in(message: str) -> int | None:
+    found = re.search(r"\(at line (\d+), column", message)
+    return int(found[1]) if found else None
+
+
+def _dotted(section: str, key: str) -> str:
+    return f"{section}.{key}" if key else section
+
+
+_Note = tuple[Literal["warning", "problem"], str, str, str, str]
+"""Severity, section, key, what was found, what to do."""
+
+
+def _contradictions(parsed: Config) -> Iterator[_Note]:
+    """Yield what is valid key by key, but cannot work or has no effect together with other keys."""
+    listen, livy, jobs = parsed.listen, parsed.livy, parsed.jobs
+    if listen.peer and _same_port(listen.user, listen.peer):
+        found = f"listen.peer = '{listen.peer}' is the port of listen.user = '{listen.user}'"
+        yield "problem", "listen", "peer", found, "Use different ports, for example 8990 and 8991."
+    if listen.advertise and not listen.peer:
+        found = "listen.advertise has no effect, because listen.peer is empty: this island only dials out"
+        yield "warning", "listen", "advertise", found, "Set listen.peer, or remove listen.advertise."
+    if livy.user and not livy.password_file:
+        found = "livy.user is set without livy.password_file: the password is empty"
+        yield "warning", "livy", "user", found, "Write the password to a file with mode 0600 and name it."
+    if livy.password_file and not livy.user:
+        found = "livy.password_file has no effect, because livy.user is empty"
+        yield "warning", "livy", "password_file", found, "Set livy.user."
+    if without_password(livy.url) != livy.url:
+        found = "livy.url contains a user name or password"
+        yield "warning", "livy", "url", found, "Move them to livy.user and to the file of livy.password_file."
+    if jobs.accept_from and (jobs.foreign_code == "none" or not jobs.same_user):
+        key = 'foreign_code = "none"' if jobs.foreign_code == "none" else "same_user = false"
+        found = f"jobs of other islands are refused in spite of jobs.accept_from, because of {key}"
+        yield "warning", "jobs", "accept_from", found, "All three keys must allow it; see the administrator's guide."
+    if config.size_in_bytes(parsed.decoding.memory) < config.size_in_bytes(_MINIMUM):
+        found = f"decoding.memory = '{parsed.decoding.memory}' is raised to {_MINIMUM}"
+        yield "warning", "decoding", "memory", found, f"Set at least {_MINIMUM}."
+
+
+def _same_port(user: str, peer: str) -> bool:
+    (user_host, user_port), (peer_host, peer_port) = split_address(user), split_address(peer)
+    return user_port == peer_port != 0 and (user_host == peer_host or peer_host in {"0.0.0.0", "::"})
+
+
+def _missing_files(parsed: Config, folder: Path) -> Iterator[_Note]:
+    if parsed.livy.password_file:
+        try:
+            secret_text(folder / parsed.livy.password_file, "a password")
+        except IslandError as error:
+            yield "problem", "livy", "password_file", error.message, error.hint
+        except OSError as error:
+            found = f"the file of livy.password_file, {folder / parsed.livy.password_file}, cannot be read: "
+            advice = "Create the file with mode 0600, owned by the account of the daemon."
+            yield "problem", "livy", "password_file", found + str(error.strerror), advice
+    for allowed in parsed.jobs.allow_files:
+        if not Path(allowed).is_dir():
+            found = f"jobs.allow_files: {allowed} is not a folder"
+            yield "warning", "jobs", "allow_files", found, "Correct the path, or create the folder."
+
+
+def line_of(text: str, section: str, key: str) -> int | None:
+    """Return the line of `key` in `section` (of the section, if the key is empty or not found) in a TOML text."""
+    table, section_line, quotes = "", None, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if quotes:  # inside a string of several lines
+            quotes = "" if line.count(quotes) % 2 else quotes
+            continue
+        if header := re.match(r"\s*\[+\s*([^\]\s]+)\s*\]", line):
+            table = header[1].strip("\"'")
+            section_line = number if table == section else section_line
+        elif assigned := re.match(r"\s*([^=#\[]+?)\s*=", line):
+            words = [word.strip().strip("\"'") for word in assigned[1].split(".")]
+            place = [*([table] if table else []), *words]
+            if place == [section, key]:
+                return number
+            if section_line is None and place[0] == section:  # dotted keys or an inline table
+                section_line = number
+        quotes = next((each for each in ('"""', "'''") if line.count(each) % 2), "")
+    return section_line

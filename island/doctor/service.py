@@ -1,0 +1,117 @@
+"""Collects facts about an island and yields the findings, one after the other."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+from island.config import Config
+from island.doctor import config_file, core, daemon_facts, engine_facts, home_facts, machine_facts, store
+from island.doctor.core import Finding
+from island.doctor.daemon_facts import Running
+from island.doctor.facts import ClockFacts, PortFacts, SandboxFacts
+from island.errors import IslandError
+from island.home import Home
+from island.kernel.db import Kind
+from island.kernel.ports import Clock
+
+DATABASES: tuple[Kind, ...] = ("state", "gossip", "chunks")
+DATABASE_SECONDS = 20.0
+"""Time for the check of one database."""
+
+
+def examine(place: Home, clock: Clock, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Check an island, whether or not its daemon is running, and yield findings as they are made. Changes nothing."""
+    folder = home_facts.home(place)
+    yield from core.home(folder)
+    if not folder.is_island:
+        return
+    checked = config_file.check(place.toml)
+    yield from _configuration(checked)
+    settings = checked.config
+    yield from _guarded("secrets", lambda: core.secrets(home_facts.secrets(place)))
+    yield from _guarded("modes", lambda: core.entries(home_facts.entries(place)))
+    for kind in DATABASES:
+        yield from _guarded("database", functools.partial(_database, place, kind, clock))
+    yield from _guarded("disk", lambda: core.disk(machine_facts.disk(place, settings)))
+    running = daemon_facts.running(place)
+    yield from _guarded("open files", functools.partial(_open_files, running))
+    yield from _guarded("daemon", lambda: core.daemon(daemon_facts.ask(place, running)))
+    if settings is None:
+        found = "engine, ports, reachability, clock and sandbox were not checked, because island.toml has problems"
+        yield Finding("configuration", "unchecked", found, "Correct them, and run this command again.")
+        return
+    yield from _surroundings(place, folder.owner, settings, running, clock, environ)
+
+
+def _surroundings(
+    place: Home, owner: str, settings: Config, running: Running, clock: Clock, environ: Mapping[str, str]
+) -> Iterator[Finding]:
+    yield from _guarded("ports", lambda: core.ports(_ports(settings, running)))
+    clocks: list[tuple[str, float, float]] = []
+    if settings.livy.url:
+        facts, other = engine_facts.livy(place.path, settings.livy, clock)
+        clocks += [("Livy", *other)] if other else []
+    else:
+        facts = engine_facts.embedded(environ)
+    yield from core.engine(facts)
+    rows = daemon_facts.check_peers(place) if running.locked else None
+    yield from _guarded("reachability", lambda: core.peers(daemon_facts.peers(settings, rows)))
+    clocks += daemon_facts.other_clocks(rows)
+    yield from _guarded("clock", lambda: core.clock(_clock(place, clock, clocks)))
+    yield from core.sandbox(_sandbox(settings, owner))
+
+
+def _guarded(check: str, collect: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Yield the findings of one check, or that it was not possible."""
+    try:
+        yield from collect()
+    except (OSError, IslandError, ValueError) as error:
+        found = f"this check was not possible: {str(error).splitlines()[0]}"
+        yield Finding(check, "unchecked", found, "Run the command as the account that owns the home folder.")
+
+
+def _configuration(checked: config_file.ConfigFile) -> Iterator[Finding]:
+    for each in checked.findings:
+        place = f"{checked.path.name}, line {each.line}: " if each.line else ""
+        yield Finding("configuration", each.severity, place + each.found, each.advice)
+    if not checked.findings:
+        yield Finding("configuration", "ok", f"{checked.path} is valid")
+
+
+def _database(place: Home, kind: Kind, clock: Clock) -> Iterator[Finding]:
+    return core.databases([store.database(place.path, kind, clock, seconds=DATABASE_SECONDS)])
+
+
+def _open_files(running: Running) -> Iterator[Finding]:
+    if running.locked and running.pid is not None:
+        return core.open_files(machine_facts.open_files(running.pid), "the daemon")
+    return core.open_files(machine_facts.open_files(None), "a daemon that is started from here")
+
+
+def _ports(settings: Config, running: Running) -> list[PortFacts]:
+    """Check the ports of the configuration, or those that the running daemon has bound."""
+    listen = settings.listen
+    user, peer = listen.user, listen.peer
+    if running.locked:
+        user = running.url.partition("://")[2] if running.url else user
+        peer = f"{peer.rpartition(':')[0]}:{running.peer_port}" if peer and running.peer_port else peer
+    found = [machine_facts.port("listen.user", user, running.pid, running=running.locked)]
+    if peer:
+        found.append(machine_facts.port("listen.peer", peer, running.pid, running=running.locked))
+    return found
+
+
+def _clock(place: Home, clock: Clock, others: list[tuple[str, float, float]]) -> ClockFacts:
+    age = clock.wall() - home_facts.newest_change(place)
+    return ClockFacts(machine_facts.clock_synchronized(), age, others)
+
+
+def _sandbox(settings: Config, owner: str) -> SandboxFacts:
+    jobs = settings.jobs
+    return SandboxFacts(
+        embedded=not settings.livy.url,
+        foreign=bool(jobs.accept_from) and jobs.foreign_code != "none" and jobs.same_user,
+        root=owner == "root",
+        account=owner,
+    )

@@ -1,0 +1,44 @@
+"""Checks a database file without changing it, whether or not a daemon uses it."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from urllib.parse import quote
+
+from island.doctor.facts import DatabaseFacts
+from island.kernel.db import Kind, migrations
+from island.kernel.ports import Clock
+
+_STEPS = 100_000
+"""Instructions of SQLite between two looks at the clock."""
+
+
+def database(folder: Path, kind: Kind, clock: Clock, *, seconds: float) -> DatabaseFacts:
+    """Return the version of a database and the errors that `quick_check` finds within `seconds`."""
+    path, newest = folder / f"{kind}.db", migrations(kind)[-1][0]
+    if not path.exists() or path.stat().st_size == 0:
+        return DatabaseFacts(path.name, str(path), None, newest)
+    try:
+        connection = sqlite3.connect(_read_only(path), uri=True, timeout=5.0)
+    except sqlite3.Error as error:
+        return DatabaseFacts(path.name, str(path), 0, newest, [str(error)])
+    end = clock.monotonic() + seconds
+    connection.set_progress_handler(lambda: clock.monotonic() > end, _STEPS)
+    version = 0
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+            return DatabaseFacts(path.name, str(path), version, newest, complete=False)
+        return DatabaseFacts(path.name, str(path), version, newest, [str(error)])
+    finally:
+        connection.close()
+    return DatabaseFacts(path.name, str(path), version, newest, [] if found == ["ok"] else found)
+
+
+def _read_only(path: Path) -> str:
+    """Return a URI for reading only. Without a write-ahead log, SQLite would have to create files beside it."""
+    log = path.with_name(f"{path.name}-wal")
+    return f"file:{quote(str(path))}?" + ("mode=ro" if log.exists() else "mode=ro&immutable=1")

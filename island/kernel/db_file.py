@@ -1,0 +1,88 @@
+"""Whole database files, outside of a daemon: their schema version, consistent copies, checks, and changes to a copy."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from island.errors import ConfigError, Corrupt, IslandError
+from island.kernel.db import Kind, check_version, explained, migrate
+from island.private_files import create_private
+
+WAIT_S = 10.0
+"""Seconds to wait for a lock of another process."""
+
+
+def check_file_version(path: Path, kind: Kind) -> int:
+    """Return the schema version of a database, 0 if the file does not exist. The file is not changed.
+
+    Raises `ConfigError` if it was written by a newer version of the program or is not a database.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with _opened(path) as conn:
+            return check_version(conn, path, kind)
+    except sqlite3.Error as error:
+        raise _unusable(error, path) from error
+
+
+def copy_database(source: Path, target: Path, kind: Kind) -> int:
+    """Copy a database as it is at one moment into the new file `target`, and return its schema version.
+
+    Another process may use it meanwhile; its writers do not wait. Raises `ConfigError` as
+    `check_file_version` does, `Full` and `DiskFailed`.
+    """
+    if not source.exists():
+        raise ConfigError(f"{source} is missing", hint="Start the island once with `island run`, which creates it.")
+    create_private(target)
+    try:
+        with _opened(source) as conn, contextlib.closing(sqlite3.connect(target)) as copy:
+            version = check_version(conn, source, kind)
+            conn.backup(copy)  # in one step, which reads one snapshot
+            return version
+    except sqlite3.Error as error:
+        problem = explained(error, target)
+        raise problem if isinstance(problem, IslandError) else _unusable(error, source) from error
+
+
+def check_content(path: Path) -> None:
+    """Raise `Corrupt` if SQLite finds errors in the file."""
+    try:
+        with _opened(path) as conn:
+            found = [row[0] for row in conn.execute("PRAGMA quick_check(3)")]
+    except sqlite3.Error as error:
+        found = [str(error)]
+    if found != ["ok"]:
+        raise Corrupt(f"{path.name} is damaged: {'; '.join(found)[:300]}", hint="Use another backup.")
+
+
+@contextlib.contextmanager
+def migrated(path: Path, kind: Kind) -> Iterator[sqlite3.Connection]:
+    """Migrate a database that no daemon uses, and run the block in one transaction on it.
+
+    Raises `ConfigError` as `check_file_version` does, `Full` and `DiskFailed`.
+    """
+    try:
+        with _opened(path) as conn:
+            conn.row_factory = sqlite3.Row
+            migrate(conn, path, kind)
+            conn.execute("BEGIN IMMEDIATE")
+            yield conn
+            conn.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise explained(error, path) from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    uri = f"file:{quote(str(path.absolute()))}?mode=rw"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=WAIT_S)) as conn:
+        yield conn
+
+
+def _unusable(error: sqlite3.Error, path: Path) -> ConfigError:
+    return ConfigError(f"{path} cannot be opened as a database: {error}", hint="Check the disk and the file's owner.")

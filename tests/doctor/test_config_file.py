@@ -1,0 +1,155 @@
+"""`island config check` finds everything that is wrong, with its line; `show` prints no secret."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from island import config
+from island.cli import base, main
+from island.doctor import config_file
+
+GOOD = '[island]\nname = "kiso"\n'
+
+
+def checked(folder: Path, text: str) -> list[tuple[int | None, str, str]]:
+    path = folder / "island.toml"
+    path.write_text(text)
+    return [(each.line, each.severity, each.key) for each in config_file.check(path).findings]
+
+
+def test_every_problem_has_its_line(tmp_path: Path) -> None:
+    text = """\
+[island]
+archipelago = '''
+name = "not a key"
+'''
+[listen]   # a comment
+user = "0.0.0.0:8990"
+advertise = [
+    "one.example:8991",
+    "two.example",
+]
+[jobs]
+acept_from = []
+max_foreign = 0
+[jbos]
+"""
+    assert checked(tmp_path, text) == [
+        (1, "problem", "island.name"),
+        (6, "problem", "listen.user"),
+        (7, "problem", "listen.advertise"),
+        (12, "problem", "jobs.acept_from"),
+        (13, "problem", "jobs.max_foreign"),
+        (14, "problem", "jbos"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('island.name = "kiso"\nlisten.user = "x"\n', 2),
+        ('[island]\nname = "kiso"\n["listen"]\n"user" = "x"\n', 4),
+        ('island = {name = "kiso"}\nlisten = {user = "x"}\n', 2),
+    ],
+    ids=["dotted", "quoted", "inline"],
+)
+def test_lines_of_other_ways_to_write_a_key(tmp_path: Path, text: str, line: int) -> None:
+    assert checked(tmp_path, text) == [(line, "problem", "listen.user")]
+
+
+def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
+    assert checked(tmp_path, '[island]\nname = "kiso\n') == [(2, "problem", "")]
+
+
+@pytest.mark.parametrize(
+    ("extra", "severity", "key", "words"),
+    [
+        ('[listen]\npeer = "127.0.0.1:8990"', "problem", "listen.peer", ["127.0.0.1:8990", "different ports"]),
+        ('[listen]\npeer = "0.0.0.0:8990"', "problem", "listen.peer", ["listen.user", "different ports"]),
+        ('[listen]\npeer = ""\nadvertise = ["a:1"]', "warning", "listen.advertise", ["no effect", "listen.peer"]),
+        ('[livy]\nuser = "me"', "warning", "livy.user", ["the password is empty"]),
+        ('[livy]\nuser = "me"\npassword_file = "no"', "problem", "livy.password_file", ["No such file", "0600"]),
+        ('[livy]\nuser = "me"\npassword_file = "open"', "problem", "livy.password_file", ["0644", "chmod 600"]),
+        ('[livy]\npassword_file = "closed"', "warning", "livy.password_file", ["no effect", "livy.user"]),
+        ('[livy]\nurl = "http://me:pa55@h"', "warning", "livy.url", ["user name or password", "password_file"]),
+        ('[jobs]\naccept_from = ["members"]', "warning", "jobs.accept_from", ['foreign_code = "none"', "three keys"]),
+        ('[jobs]\nallow_files = ["/nowhere"]', "warning", "jobs.allow_files", ["/nowhere", "create the folder"]),
+        ('[decoding]\nmemory = "1MiB"', "warning", "decoding.memory", ["256MiB"]),
+    ],
+)
+def test_contradictions_and_missing_files(
+    tmp_path: Path, extra: str, severity: str, key: str, words: list[str]
+) -> None:
+    for name, mode in (("open", 0o644), ("closed", 0o600)):
+        (tmp_path / name).write_text("pa55\n")
+        (tmp_path / name).chmod(mode)
+    path = tmp_path / "island.toml"
+    path.write_text(GOOD + extra + "\n")
+    (found,) = config_file.check(path).findings
+    assert (found.severity, found.key) == (severity, key)
+    assert found.line is not None
+    assert path.read_text().splitlines()[found.line - 1].startswith(key.partition(".")[2])
+    assert all(word in f"{found.found} {found.advice}" for word in words), found
+    assert "pa55" not in str(found)
+
+
+def test_what_init_writes_has_no_findings(tmp_path: Path) -> None:
+    assert checked(tmp_path, config.render({"island": {"name": "kiso"}})) == []
+
+
+def island(*arguments: str) -> int:
+    """Run the command in this process; return its exit code."""
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main.run(list(arguments))
+    finally:
+        base.TARGET.home = None
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_config_check_prints_places_and_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "some.toml"
+    path.write_text('[island]\nname = "a/b"\n[jbos]\n')
+    assert island("config", "check", str(path)) == 1
+    out, err = capsys.readouterr()
+    assert f"{path}:2: problem: island.name: " in out and f"{path}:3: problem: unknown key 'jbos'" in out
+    assert "    The most similar known key is 'jobs'." in out and err == f"{path}: 2 problems\n"
+    assert island("config", "check", str(path), "--json") == 1
+    assert [each["line"] for each in json.loads(capsys.readouterr().out)] == [2, 3]
+    path.write_text(GOOD)
+    assert island("config", "check", str(path)) == 0
+    assert island("--home", str(tmp_path / "none"), "config", "check") == 1
+    assert "island init" in capsys.readouterr().out
+
+
+def test_config_show_says_where_each_value_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = GOOD + '[livy]\nurl = "http://me:pa55word@livy.example.org:8998"\nuser = "me"\n'
+    (tmp_path / "island.toml").write_text(text)
+    monkeypatch.setenv("ISLAND_HOME", str(tmp_path))
+    monkeypatch.setenv("ISLAND_TOKEN", "isl_a_secret_of_this_island")
+    assert island("config", "show") == 0
+    assert capsys.readouterr().out == text.replace("me:pa55word", "***")
+    assert island("config", "show", "--effective") == 0
+    out = capsys.readouterr().out
+    assert "pa55word" not in out and "secret_of" not in out
+    assert f'# home = "{tmp_path}"  (ISLAND_HOME)' in out and "(ISLAND_TOKEN)" in out
+    lines = {line.partition(" =")[0]: line.rpartition("# ")[2] for line in out.splitlines() if " = " in line}
+    assert (lines["name"], lines["url"], lines["max_sessions"]) == ("island.toml", "island.toml", "default")
+    shown = tomllib.loads(out)
+    assert {(s, k) for s in shown for k in shown[s]} == {(s, k) for s, k, *_ in config.describe()}
+    assert island("config", "show", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {(each["section"], each["key"]): each["source"] for each in rows}["livy", "user"] == "file"
+
+
+def test_config_show_of_a_broken_file_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "island.toml").write_text('[island]\nname = "a/b"\n')
+    assert island("--home", str(tmp_path), "config", "show", "--effective") == 1
+    assert "island.name" in capsys.readouterr().err
