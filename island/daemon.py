@@ -229,6 +229,7 @@ class Daemon:
                 self._status,
                 (
                     self._disk_problems,
+                    self.replicas.problems,
                     self._gossip_problems,
                     self._journal_problems,
                     self._engine_problems,
