@@ -273,9 +273,11 @@ class Daemon:
         fatal = [self.state.problem] if self.state.problem else []
         others = [
             *(each.problem for each in (self.gossip_db, self.chunks) if each.problem),
+            *self.replicas.problems(),
             *self.gossip.problems(self.membership.display),
             *self.heads.problems(self.membership.display),
             *([self.engine.problem] if self.engine.problem else []),
+            *self.streams.problems(),
             *self.faults.problems(),
             *telemetry.problems(),
         ]

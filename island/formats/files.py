@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from island.errors import BadInput, Corrupt, IslandError, Unsupported
+from island.errors import BadInput, Corrupt, Unreadable, Unsupported
 from island.kernel.regular_file import open_regular
 
 FileFormat = Literal["parquet", "avro"]
@@ -99,9 +99,9 @@ def open_binary(path: Path) -> BinaryIO:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: OSError) -> IslandError:
+def unreadable(path: Path, error: OSError) -> Unreadable:
     """The island error for an error of the operating system with a file."""
-    return BadInput(f"{path} cannot be read: {error.strerror or error}", hint="Check permissions and disk.")
+    return Unreadable(f"{path} cannot be read: {error.strerror or error}", hint="Check permissions and disk.")
 
 
 def walk(root: Path) -> list[str]:

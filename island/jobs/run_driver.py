@@ -453,6 +453,7 @@ class RunDriver:
                 if posted or failures or live.adopted:
                     view = await self._engine.statement(run.remote, statement.remote)
                     self._verify_instance(live)
+                    self._verify_code(statement, view)
                 if view is None and not posted:
                     await self._post(live, statement)
                     posted, live.adopted = True, False
@@ -501,6 +502,14 @@ class RunDriver:
         assert self._engine is not None
         if self._engine.seen != live.run.engine:
             raise EngineLost(f"the engine at {self._trust.name} was restarted, which ended its Spark sessions")
+
+    def _verify_code(self, statement: RunStatement, view: Mapping[str, Any] | None) -> None:
+        # A database that was restored from a backup may expect a number that the engine has given to later code.
+        if view is not None and view.get("code", statement.code) != statement.code:
+            raise EngineLost(
+                f"the engine has other code as its statement {statement.remote}; "
+                f"{self._trust.name} was probably restored from a backup"
+            )
 
     async def _note_running(self, live: LiveRun, statement: RunStatement, view: Mapping[str, Any]) -> None:
         assert self._engine is not None and live.run.remote is not None

@@ -659,7 +659,8 @@ class Jobs:
     async def elsewhere(self, text: str, key: str, what: str) -> Any:
         """Send a request about a job to its home, authorized by the key of the job. `text` is its full public id.
 
-        Raises `BadInput`, `NotFound` for an unknown home, and `Denied` for a wrong key.
+        Raises `BadInput`, `NotFound` for an unknown home, `Ambiguous` if several islands may be the home
+        (the key is then sent to none of them), and `Denied` for a wrong key.
         """
         if not is_job_id(text):
             raise BadInput(
@@ -670,6 +671,11 @@ class Jobs:
         if not homes:
             raise NotFound(
                 f"no known island has a key that begins with {prefix}", hint="`island peer ls` lists all islands."
+            )
+        if len(homes) > 1:
+            raise Ambiguous(
+                f"{len(homes)} islands have keys that begin with {prefix}, so the home of the job is not certain",
+                hint="Ask about the job at its home itself.",
             )
         request = ReattachRequest(job=text, key=key, what=what)
         try:

@@ -46,6 +46,9 @@ ITEM, DONE, FAILED, BEGUN, ALIVE = range(5)
 OUT_OF_MEMORY = 77
 """The exit status of a child that reached its memory limit."""
 
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS)
+"""The signals that a process gets because of its own work."""
+
 CHILDREN = 2
 IDLE_SECONDS = 60.0
 MAX_TEXT = 4000
@@ -97,9 +100,18 @@ class Begun(msgspec.Struct, frozen=True):
 
 
 class ProcessDied(IslandError):
-    """A child ended or sent a malformed answer; the message has its exit status or signal."""
+    """A child ended or sent a malformed answer; the message has its exit status or signal.
+
+    `crashed` is true if its own work is the probable cause. Otherwise the machine ended it, for example
+    because it ran out of memory, and the same call may succeed later.
+    """
 
     code = "process_died"
+    crashed = False
+
+
+class Stalled(OverLimit):
+    """A child sent no message for too long: it hangs, or the machine or its disk is too slow."""
 
 
 class FunctionFailed(RuntimeError):
@@ -115,7 +127,7 @@ class Processes(Protocol):
         """Return what `function(*args)` returns, or raise the `IslandError` or `OSError` that it raises.
 
         If possible, a call runs in the child that ran an earlier call with the same key `near`.
-        Raises `OverLimit` with the exceeded limit, `ProcessDied` if the child ends, and
+        Raises `OverLimit` with the exceeded limit (`Stalled` for silence), `ProcessDied` if the child ends, and
         `FunctionFailed` for an unexpected exception. If the caller is cancelled, the child is killed.
         """
 
@@ -341,7 +353,8 @@ class ProcessPool:
                 async with asyncio.timeout(limits.silent_seconds):
                     kind, data = await child.message(limits.answer_bytes)
             except TimeoutError as error:
-                raise self._over(child, f"no progress for {limits.silent_seconds:.0f} s") from error
+                text = f"{child.begun.subject} exceeds a limit: no progress for {limits.silent_seconds:.0f} s"
+                raise Stalled(text, hint=self._hint) from error
             except _TooLong as error:
                 text = f"one item of the result has {error.size} bytes, more than {limits.answer_bytes}"
                 raise self._over(child, text) from error
@@ -366,7 +379,9 @@ class ProcessPool:
         except msgspec.DecodeError as error:
             child.asked = True  # must not be reused
             text = f"the process that read {child.begun.subject} sent a malformed answer: {error}"
-            raise ProcessDied(text) from error
+            died = ProcessDied(text)
+            died.crashed = True
+            raise died from error
 
     def _over(self, child: _Child, what: str) -> OverLimit:
         return OverLimit(f"{child.begun.subject} exceeds a limit: {what}", hint=self._hint)
@@ -378,11 +393,13 @@ class ProcessPool:
         if status == -signal.SIGXCPU:
             return self._over(child, f"reading it takes more than {child.begun.cpu_seconds:.0f} s of processor time")
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        return ProcessDied(
+        died = ProcessDied(
             f"the process that read {child.begun.subject} was ended {how}",
             hint="SIGKILL often means that the machine ran out of memory. Any other signal means that this file "
             "crashes the library that reads it.",
         )
+        died.crashed = -status in _CRASHES
+        return died
 
 
 class _TooLong(Exception):

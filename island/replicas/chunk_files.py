@@ -15,6 +15,7 @@ from pathlib import Path
 
 from island.errors import Corrupt, Full, IslandError
 from island.kernel.ids import IslandId, key_prefix
+from island.kernel.loops import DISK_FAILED
 from island.kernel.regular_file import open_regular
 from island.replicas import core
 
@@ -140,10 +141,15 @@ class _Explained:
 
 
 def explained(error: OSError, path: Path) -> IslandError:
-    """The error for a failed file operation: `Full` for a full disk, else `IslandError`."""
+    """The error for a failed file operation: `Full` for a full disk, else `IslandError`.
+
+    Its code is `disk_failed`, unless the file is missing or must not be accessed.
+    """
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return Full(
             f"the disk is full: {path} cannot be written",
             hint="Free disk space and try again. Data that were fetched before are kept.",
         )
-    return IslandError(f"{path}: {error.strerror or error}", hint="Check the disk and the permissions of the file.")
+    code = "" if isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)) else DISK_FAILED
+    text = f"{path}: {error.strerror or error}"
+    return IslandError(text, hint="Check the disk and the permissions of the file.", code=code)

@@ -167,6 +167,10 @@ class Replicas:
         await self._write_back()
         self.held.close()
 
+    def problems(self) -> list[str]:
+        """Why files of replicas could not be written, for the island's status."""
+        return [self.held.problem] if self.held.problem else []
+
     # --- manifests and status -----------------------------------------------------------------
 
     async def listing(self, resolved: ResolvedDataset) -> list[FileEntry]:
@@ -455,7 +459,7 @@ class Replicas:
 
     async def _settle_files(self, replica: ReplicaSnapshot, manifest: ManifestReader) -> bool:
         """Sync all files and write back their bitmaps; returns whether every file is complete."""
-        complete = True
+        complete, reverted = True, replica.reverted
         batch: list[ReplicaFile] = []
         async for entry in manifest.files():
             file = await self.held.file(replica, entry)
@@ -466,7 +470,7 @@ class Replicas:
                 await self.held.flush_files(replica, batch)
                 batch = []
         await self.held.flush_files(replica, batch)
-        return complete
+        return complete and replica.reverted == reverted
 
     async def materialise(self, resolved: ResolvedDataset, progress: Progress = no_progress) -> LocalInput:
         """A complete, verified copy of the dataset at a path that Spark can read; see `catalog.ports.Inputs`."""

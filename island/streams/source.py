@@ -19,7 +19,7 @@ from island.kernel.codec import encode
 from island.kernel.db import Database
 from island.kernel.loops import EXPECTED
 from island.kernel.ports import Clock, Signal, Topic
-from island.kernel.processes import ProcessDied, Processes
+from island.kernel.processes import ProcessDied, Processes, Stalled
 from island.kernel.telemetry import counter
 from island.kernel.work import Workers
 from island.streams import core, store, tables, watched_folder
@@ -232,8 +232,8 @@ class FolderSource:
     ) -> AsyncGenerator[watched_folder.DecodedFile | watched_folder.Refused, None]:
         """Read files in child processes; yields the result for each file, in order.
 
-        A file that exceeds a limit, or whose process dies, is refused. Another process reads the
-        remaining files.
+        If a process dies or exceeds a limit, the file that it was reading is refused. Another process
+        reads the remaining files.
         """
         wanted = [watched_folder.Wanted(path, self._resting[path].stat) for path in paths]
         while wanted:
@@ -248,8 +248,7 @@ class FolderSource:
             except (OverLimit, ProcessDied) as error:
                 if answered == len(group):
                     raise
-                why: Literal["limit", "broken"] = "limit" if isinstance(error, OverLimit) else "broken"
-                yield watched_folder.Refused(group[answered].path, why, error.message)
+                yield watched_folder.Refused(group[answered].path, _why(error), error.message)
                 answered += 1
             del wanted[:answered]
 
@@ -259,7 +258,11 @@ class FolderSource:
         return self._processes.stream(watched_folder.read_all, self.root, group, self.columns, self._limits)
 
     def _refuse(self, refused: watched_folder.Refused) -> None:
-        """Store why a file was refused. It is read again when it changes, or at the next scan if it has not settled."""
+        """Store why a file was refused.
+
+        It is read again when it changes, at the next scan if it has not settled, or after a pause if
+        reading it failed for a reason that may not be the file's.
+        """
         path, now = refused.path, self._clock.monotonic()
         rest = self._resting[path]
         if refused.why == "changed":
@@ -271,6 +274,16 @@ class FolderSource:
             self._resting[path] = core.undecodable_file(rest, text, now, self._settle)
             if self._resting[path].tried:
                 log.warning("source.unreadable", source=self.name, file=path, error=text)
+        elif refused.why in ("failed", "crashed"):
+            rest = self._resting[path] = core.failed_file(rest, text, now, crashed=refused.why == "crashed")
+            log.warning(
+                "source.read_failed",
+                source=self.name,
+                file=path,
+                error=text,
+                failures=rest.failures,
+                again=not rest.tried,
+            )
         elif refused.why == "limit":
             # The file is not truncated, so waiting does not help: it is not read again before it changes.
             self._resting[path] = core.undecodable_file(rest, text, now, 0.0)
@@ -431,6 +444,12 @@ class FolderSource:
 
     async def _stat(self, path: str) -> core.FileStat | None:
         return await self._workers.folder(str(self.root), watched_folder.stat_of, self.root / path)
+
+
+def _why(error: OverLimit | ProcessDied) -> Literal["crashed", "failed"]:
+    """Whether the file is probably the reason why the process that read it ended, or this machine."""
+    crashed = error.crashed if isinstance(error, ProcessDied) else not isinstance(error, Stalled)
+    return "crashed" if crashed else "failed"
 
 
 def columns_of(schema: Any) -> tuple[ColumnSummary, ...]:

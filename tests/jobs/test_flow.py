@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from island.errors import Ambiguous, BadInput, Conflict, Denied, NotFound
 from island.jobs.messages import MAX_FILE
 from island.jobs.service import BatchFile
+from island.kernel.ids import IslandId
 from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.rest import LivyRefusal
 from island.trust import journal
@@ -463,6 +465,24 @@ def test_an_owner_follows_a_job_from_another_island_by_its_key() -> None:
         assert (await world.ended(home, job)).state == "dead"
 
     simulate(16, scenario)
+
+
+def test_the_key_of_a_job_is_sent_to_no_island_that_only_resembles_its_home() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        cafe = await world.island("cafe")
+        await world.linked()
+        job = await world.settled(home, await world.open(home))
+        key = (await world.jobs["home"].show(job))["key"]
+        views = cafe.m.views
+        twin = replace(views()[-1], island=IslandId(home.id[:10] + "0" * 54))
+        cafe.m.views = lambda: [twin, *views()]  # type: ignore[method-assign]  # a key with this prefix is costly to make
+        with pytest.raises(Ambiguous, match=f"2 islands have keys that begin with {home.id[:10]}") as caught:
+            await world.jobs["cafe"].elsewhere(job.id, key, "show")
+        assert "its home" in caught.value.hint
+
+    simulate(17, scenario)
 
 
 def test_an_executor_answers_only_the_home_of_a_job() -> None:

@@ -518,3 +518,32 @@ def test_a_source_that_has_ended_is_noted_although_the_disk_fails(tmp_path: Path
         await scene.until(stopped, within=300)
 
     simulate(24, scenario)
+
+
+def test_problems_of_sources_and_channels_are_listed_with_an_action(tmp_path: Path) -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        scene = await two(archipelago, tmp_path)
+        alpha, _beta = archipelago.islands
+        await _watched(scene)
+        await scene.streams["beta"].subscribe(USER, "alpha/alerts", start="beginning", into="mine")
+        await _delivered(scene, 300)
+        assert scene.streams["alpha"].problems() == scene.streams["beta"].problems() == []
+        backup = archipelago.backup(alpha)
+        put(scene.drop("alpha"), "later", 5000, 200)
+        await _delivered(scene, 500)
+        await archipelago.crash(alpha)
+        archipelago.restore(alpha, backup)
+        (scene.drop("alpha") / "later.parquet").unlink()
+        (scene.drop("alpha") / "bad.parquet").write_bytes(b"no data")
+        await archipelago.restart(alpha)
+        await archipelago.until(lambda: bool(scene.streams["beta"].problems()), within=300)
+        channel = await scene.channel("beta")
+        [problem] = scene.streams["beta"].problems()
+        assert channel.state == "stopped"
+        assert f"subscription {channel.id} of alpha/alerts has stopped" in problem
+        assert "restored from a backup" in problem
+        assert "remove the subscription and add it again" in problem
+        await archipelago.until(lambda: bool(scene.streams["alpha"].problems()), within=60)
+        assert "source alerts: bad.parquet" in scene.streams["alpha"].problems()[0]
+
+    simulate(25, scenario)
