@@ -16,12 +16,11 @@ from typing import Any, Literal
 import blake3
 import msgspec
 
-from island.errors import BadInput, Corrupt, FilesChanged, OverLimit, Unsupported
+from island.errors import BadInput, Corrupt, FilesChanged, IslandError, OverLimit, Unsupported
 from island.formats import files
 from island.formats.limits import ReadLimits
-from island.kernel import processes
-from island.kernel.loops import EXPECTED
-from island.kernel.processes import Emit
+from island.kernel import process_messages
+from island.kernel.process_messages import Emit
 from island.streams import tables
 from island.streams.core import FileStat
 
@@ -149,7 +148,7 @@ def hash_file(path: Path) -> str:
     with files.open_binary(path) as file:
         while block := file.read(_HASH_BLOCK):
             hasher.update(block)
-            processes.alive()
+            process_messages.alive()
     return hasher.hexdigest()
 
 
@@ -171,7 +170,7 @@ def read_all(
             foreign = isinstance(error, Unsupported) and not is_known_name(file.path)
             why = "foreign" if foreign else "limit" if isinstance(error, OverLimit) else "broken"
             emit(Refused(file.path, why, error.message))  # type: ignore[arg-type]  # mypy takes it for a plain str
-        except EXPECTED:
+        except (IslandError, OSError):
             raise
         except MemoryError:
             raise
