@@ -160,12 +160,13 @@ def _signatures_remembered() -> Iterator[None]:
 
     The outcome is a function of the arguments alone, so every island decides as it would by verifying.
     """
-    real = logs.verify
-    logs.verify = lambda *arguments: _verified_once(*arguments, real)
+    names = vars(logs)
+    real = names["verify"]
+    names["verify"] = lambda *arguments: _verified_once(*arguments, real)
     try:
         yield
     finally:
-        logs.verify = real
+        names["verify"] = real
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
