@@ -32,9 +32,15 @@ def shared_data() -> Path:
 
 
 def pytest_configure() -> None:
-    """Log as tests do: a traceback in the colours of a terminal takes 60 ms, and simulated faults cause many."""
+    """Log plainly, as a traceback in the colours of a terminal takes 60 ms and simulated faults cause many.
+
+    Log lines go to stderr, and not between the output of a command that runs in this process.
+    """
     plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
+    structlog.configure(
+        processors=[*structlog.get_config()["processors"][:-1], plain],
+        logger_factory=structlog.PrintLoggerFactory(sys.__stderr__),
+    )
 
 
 QUIET = {"gossip", "membership", "scenarios"}
