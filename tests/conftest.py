@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def pytest_configure() -> None:
         processors=[*structlog.get_config()["processors"][:-1], plain],
         logger_factory=structlog.PrintLoggerFactory(sys.__stderr__),
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: a file runs in one process, and the last one must not run alone."""
+    marks: dict[Path, set[str]] = defaultdict(set)
+    for item in items:
+        marks[item.path].update(mark.name for mark in item.iter_markers())
+    items.sort(key=lambda item: ("spark" not in marks[item.path], "e2e" not in marks[item.path]))
 
 
 QUIET = {"gossip", "membership", "scenarios"}
