@@ -17,12 +17,11 @@ from typing import Any, Literal, NamedTuple
 import blake3
 import msgspec
 
-from island.errors import BadInput, Corrupt, FilesChanged, OverLimit, Unreadable, Unsupported
+from island.errors import BadInput, Corrupt, FilesChanged, IslandError, OverLimit, Unreadable, Unsupported
 from island.formats import confined, files
 from island.formats.limits import ReadLimits
-from island.kernel import processes
-from island.kernel.loops import EXPECTED
-from island.kernel.processes import Emit
+from island.kernel import process_messages
+from island.kernel.process_messages import Emit
 from island.streams import tables
 from island.streams.core import FileStat
 
@@ -161,7 +160,7 @@ def hash_file(path: Path) -> str:
     with files.open_binary(path) as file:
         while block := file.read(_HASH_BLOCK):
             hasher.update(block)
-            processes.alive()
+            process_messages.alive()
     return hasher.hexdigest()
 
 
@@ -187,9 +186,7 @@ def read_all(
             foreign = isinstance(error, Unsupported) and not is_known_name(file.path)
             why = "foreign" if foreign else "limit" if isinstance(error, OverLimit) else "broken"
             emit(Refused(file.path, why, error.message))  # type: ignore[arg-type]  # mypy takes it for a plain str
-        except EXPECTED:
-            raise
-        except MemoryError:
+        except (IslandError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - the other files must still be read; the parent logs the traceback
             text = f"{file.path} could not be read: {type(error).__name__}"

@@ -45,6 +45,10 @@ async def test_a_function_runs_in_one_child_again_and_again(pool: ProcessPool) -
     assert first == second != os.getpid()
 
 
+async def test_a_child_starts_with_few_imports(pool: ProcessPool) -> None:
+    assert await pool.run(f.imported, ["msgspec", "asyncio", "structlog", "rich"]) == ["msgspec"]
+
+
 async def test_items_come_as_they_are_made_and_may_be_many(pool: ProcessPool) -> None:
     async with aclosing(pool.stream(f.count, 20_000)) as items:
         assert [item async for item in items] == list(range(20_000))

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from island.errors import IslandError, OverLimit
-from island.kernel.processes import DEFAULT_LIMITS, Emit, InPlaceProcesses, Limits, ProcessDied, Stalled
+from island.kernel.process_messages import Emit
+from island.kernel.processes import DEFAULT_LIMITS, InPlaceProcesses, Limits, ProcessDied, Stalled
 from island.streams import core
 from island.streams.source import FolderSource
 from tests.islands.subscribing import ALPHA, Home, Running, running, until, write
