@@ -63,6 +63,8 @@ class PeerLimits:
     """Frames that are read without a delay after a pause."""
     push_queue: int = 1024
     """Maximum number of pushes of one peer that wait for their handler; more are dropped and counted."""
+    push_bytes: int = 4 * 1024 * 1024
+    """Maximum size of the pushes of one peer that wait for their handler; more are dropped and counted."""
     write_queue: int = 1024 * 1024
     """Maximum size of the output that waits in a control session; above it, pushes are not sent."""
 

@@ -343,7 +343,9 @@ class TlsPeers:
                 await self._run(live)
         except IslandError as error:
             if isinstance(error, PeerMisbehaved):
-                log.warning("peer.misbehaved", peer=self.name(island), key=island, address=address, error=error.message)
+                self._lines.warning(
+                    "peer.misbehaved", island, peer=self.name(island), address=address, error=error.message
+                )
             if not made.done():
                 made.set_exception(error)
         finally:
@@ -639,7 +641,11 @@ class TlsPeers:
         ticket = codec.decode(body, DialBack).ticket
         addresses = self._bulk_addresses(sender, self._control.get(sender))
         connect = functools.partial(self._dial, sender, "bulk", ticket)
-        await first_that_works(_ways(addresses, connect), self.name(sender))
+        try:
+            await first_that_works(_ways(addresses, connect), self.name(sender), head_start_s=self._limits.head_start_s)
+        except PeerMisbehaved as error:
+            # Another island answers at an address of the sender, perhaps because the sender moved: not its violation.
+            raise Unreachable(error.message, hint=error.hint, code=error.code) from error
         return b""
 
     async def _route(self, to: IslandId) -> ControlSession:

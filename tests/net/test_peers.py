@@ -23,7 +23,7 @@ from island.kernel.work import ThreadWorkers
 from island.net import relay
 from island.net.attempts import SilentAddresses
 from island.net.bulk import BandwidthMeter
-from island.net.frames import RequestHead
+from island.net.frames import DialBack, RequestHead
 from island.net.limits import PeerLimits
 from island.net.listener import dial, hang_up, own_addresses
 from island.net.tls import dialler_context
@@ -552,6 +552,18 @@ async def test_what_answers_at_a_wrong_address_is_not_blamed_on_who_asks_for_a_s
         hidden.state.close()
         with pytest.raises(Unreachable):
             await read(a, a)
+
+
+async def test_an_island_that_asks_to_be_dialled_is_not_blamed_for_who_answers_at_its_address(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 3, mesh=False, register=served) as (a, b, c):
+        a.knows(b)
+        await a.linked(b)
+        await b.linked(a)
+        b.peers._learned[a.id] = [c.address]
+        with pytest.raises(PeerRefused) as refused:
+            await a.peers.request(b.id, "session.dial", encode(DialBack(ticket=b"x" * 16)))
+        assert refused.value.code == "wrong_key"
+        assert await a.peers.request(b.id, "echo", b"x") == b"island-1:x"
 
 
 async def test_a_bug_in_a_listener_costs_nothing(tmp_path: Path) -> None:

@@ -209,7 +209,8 @@ async def test_a_silent_peer_is_dead_after_a_while(tmp_path: Path) -> None:
         await victim.unlinked(member)
 
 
-async def test_a_flood_of_pushes_is_dropped_not_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limits", [PeerLimits(push_queue=10), PeerLimits(push_bytes=10_000)])
+async def test_a_flood_of_pushes_is_dropped_not_kept(tmp_path: Path, limits: PeerLimits) -> None:
     gate, taken = asyncio.Event(), 0
 
     def register(node: Node) -> None:
@@ -224,11 +225,10 @@ async def test_a_flood_of_pushes_is_dropped_not_kept(tmp_path: Path) -> None:
         node.peers.on_push("news", take)
         node.peers.on_request("echo", echo)
 
-    limits = PeerLimits(push_queue=10)
     async with archipelago(tmp_path, 2, mesh=False, register=register, limits=limits) as (victim, member):
         async with session(victim, member, "control") as raw:
             for _ in range(100):
-                raw.writer.write(headed(FrameType.PUSH, 0, RequestHead(kind="news")))
+                raw.writer.write(headed(FrameType.PUSH, 0, RequestHead(kind="news"), bytes(1000)))
             raw.writer.write(headed(FrameType.REQUEST, 1, ECHO, b"still here"))
             assert (await raw.receive()).payload == b"still here"
             gate.set()
