@@ -31,7 +31,7 @@ class PeerLimits:
     retire_s: float = 5.0
     """Time for which a session that was replaced still answers."""
     idle_s: float = 120.0
-    """Time after which a bulk session without streams is closed."""
+    """Time after which the dialler closes a bulk session without streams; the listener closes it after twice that."""
     redial_base_s: float = 1.0
     """Base of the backoff between attempts to dial an island."""
     redial_cap_s: float = 15.0
@@ -42,7 +42,10 @@ class PeerLimits:
     mesh: int = 32
     """Maximum number of islands that this island dials."""
     sessions: int = 512
-    """Maximum number of accepted sessions of both classes; further connections are refused."""
+    """Maximum number of accepted sessions of both classes. For a further one, an idle bulk session ends; if there is
+    none, it is refused."""
+    reserved: int = 64
+    """The part of `sessions` that only control sessions with known islands can use."""
     shaking: int = 64
     """Maximum number of accepted connections in the handshake, in addition to `sessions`; a new one closes an
     older one."""
@@ -73,4 +76,5 @@ class PeerLimits:
         """Return the default limits, reduced to at most `connections` accepted connections (at least 2)."""
         usual = cls()
         shaking = min(usual.shaking, connections // 2)
-        return cls(sessions=min(usual.sessions, connections - shaking), shaking=shaking)
+        sessions = min(usual.sessions, connections - shaking)
+        return cls(sessions=sessions, reserved=min(usual.reserved, sessions // 4), shaking=shaking)

@@ -50,6 +50,7 @@ from island.net.listener import Listener, dial, hang_up, own_addresses
 from island.net.mesh import Mesh
 from island.net.offenders import Offenders
 from island.net.session import PeerSession
+from island.net.session_room import least_useful
 from island.net.turns import take
 from island.trust import core
 from island.trust.keys import Identity
@@ -114,6 +115,8 @@ class TlsPeers:
         self._meters: dict[IslandId, BandwidthMeter] = {}
         self._learned: dict[IslandId, list[str]] = {}
         self._names: dict[IslandId, str] = {}
+        self._linked = set[IslandId]()
+        """Islands with which there was a control session since the start."""
         self._not_there: set[tuple[IslandId, str]] = set()
         self._last_error: dict[IslandId, str] = {}
         self._listeners: list[LinkListener] = []
@@ -397,6 +400,21 @@ class TlsPeers:
                 raise PeerMisbehaved(f"{peer.name} sent a ticket that was not issued to it", code="bad_ticket")
         elif peer.session == "bulk" and len(self._bulk.get(peer.island, ())) >= 4:
             raise Unreachable("too many bulk sessions are open", code="busy")
+        self._make_room(peer)
+
+    def _make_room(self, peer: ProvenPeer) -> None:
+        """End an idle bulk session if there are too many sessions; raises `Unreachable` (`busy`) if none is idle."""
+        if peer.session == "join" or (peer.session == "control" and peer.island in self._control):
+            return  # it does not last, or replaces the current one
+        is_known = peer.island in self._linked or peer.island in self._known()
+        reserved = 0 if peer.session == "control" and is_known else self._limits.reserved
+        accepted = [each for each in self._all if not each.dialled]
+        if len(accepted) < self._limits.sessions - reserved:
+            return
+        if (useless := least_useful(accepted)) is None:
+            self._lines.warning("peer.session_limit_reached", peer.island, peer=peer.name, sessions=len(accepted))
+            raise Unreachable(f"{self._trust.name} has too many sessions", hint="Try again later.", code="busy")
+        useless.end(Unreachable("another session needs the room of this one, which is idle", code="busy"))
 
     async def _run(self, session: PeerSession) -> None:
         self._running += 1
@@ -452,6 +470,7 @@ class TlsPeers:
             # The other side has lost the current session, otherwise it would not have dialled again.
             current.end(Unreachable("another session has replaced this one", code="replaced"))
         self._control[session.island] = session
+        self._linked.add(session.island)
         self._last_error.pop(session.island, None)
         self._lines.info(
             "peer.linked",

@@ -277,6 +277,54 @@ async def test_credit_comes_back_when_the_reader_waits_so_that_a_large_block_alw
     assert await waiting == bytes(STREAM_WINDOW)
 
 
+# --- room for sessions ---------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def crowded(folder: Path, streams: int) -> AsyncIterator[tuple[Node, Node]]:
+    """An island with room for 6 sessions, 2 of them reserved, and an honest one. A third one has 4 bulk sessions."""
+    limits = PeerLimits(sessions=6, reserved=2, redial_base_s=0.05, redial_cap_s=0.1)
+    opening = headed(FrameType.OPEN, 1, RequestHead(kind="hold")) * streams
+    async with (
+        archipelago(folder, 3, mesh=False, register=handlers, limits=limits) as (victim, member, honest),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(4):
+            raw = await stack.enter_async_context(session(victim, member, "bulk"))
+            raw.writer.write(opening)
+        async with asyncio.timeout(10):
+            while [len(each._streams) for each in victim.peers._bulk.get(member.id, [])] != [streams] * 4:
+                await asyncio.sleep(0.01)
+        yield victim, honest
+
+
+async def test_an_idle_bulk_session_ends_for_another_session(tmp_path: Path) -> None:
+    async with crowded(tmp_path, 0) as (victim, honest):
+        honest.knows(victim)
+        await honest.linked(victim)
+        async with honest.peers.bulk(victim.id, "echo", b""):
+            pass
+
+
+async def test_room_is_reserved_for_control_sessions_of_known_islands(tmp_path: Path) -> None:
+    async with crowded(tmp_path, 1) as (victim, honest):
+        honest.knows(victim)
+        async with asyncio.timeout(10):
+            while "too many sessions" not in honest.peers._last_error.get(victim.id, ""):
+                await asyncio.sleep(0.01)
+        victim.known[honest.id] = ["127.0.0.1:1"]
+        await honest.linked(victim)
+
+
+async def test_a_listener_closes_idle_bulk_sessions_too(tmp_path: Path) -> None:
+    limits = PeerLimits(idle_s=0.1, ping_s=0.05)
+    async with (
+        archipelago(tmp_path, 2, mesh=False, limits=limits) as (victim, member),
+        session(victim, member, "bulk") as raw,
+    ):
+        assert (await raw.goodbye()).code == "idle"
+
+
 # --- relaying ----------------------------------------------------------------------------------
 
 
