@@ -232,6 +232,7 @@ class Daemon:
                     self._gossip_problems,
                     self._journal_problems,
                     self._engine_problems,
+                    self.peers.problems,
                     self.faults.problems,
                 ),
             ),

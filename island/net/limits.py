@@ -36,6 +36,8 @@ class PeerLimits:
     """Base of the backoff between attempts to dial an island."""
     redial_cap_s: float = 15.0
     """Maximum backoff between attempts to dial an island."""
+    settled_s: float = 15.0
+    """A session that ends earlier counts as a failure, so that the next one is made after a backoff."""
     pause_s: float = 15.0
     """First pause after repeated violations of the protocol; doubled each time, up to `pause_cap_s`."""
     pause_cap_s: float = 600.0

@@ -101,7 +101,7 @@ class TlsPeers:
             if listen
             else None
         )
-        self._mesh = Mesh(self, self._limits, rng)
+        self._mesh = Mesh(self, self._limits, clock, rng)
         self._offenders = Offenders(clock, self._limits)
         self._silent = SilentAddresses(clock)
         self._lines = StrangerLog("key")
@@ -116,7 +116,7 @@ class TlsPeers:
         self._learned: dict[IslandId, list[str]] = {}
         self._names: dict[IslandId, str] = {}
         self._linked = set[IslandId]()
-        """Islands with which there was a control session since the start."""
+        """Islands with which there was a control session since the start, and the one at which this island joins."""
         self._not_there: set[tuple[IslandId, str]] = set()
         self._last_error: dict[IslandId, str] = {}
         self._listeners: list[LinkListener] = []
@@ -252,6 +252,7 @@ class TlsPeers:
         if self._trust.network is None:
             redeem = functools.partial(self._redeem_at, network, inviter, given.secret)
             await first_that_works(_ways(given.addresses, redeem), given.name)
+        self._linked.add(inviter)
         self._learn(inviter, given.addresses)
         if inviter not in self._control:
             await self._link_with(inviter, given.name)
@@ -294,6 +295,25 @@ class TlsPeers:
     def name(self, island: IslandId) -> str:
         """Return the name that an island gave itself, or its key prefix."""
         return self._names.get(island, island[:10])
+
+    def is_linked(self, island: IslandId) -> bool:
+        """Return whether there is a control session with an island."""
+        return island in self._control
+
+    def is_preferred(self, island: IslandId) -> bool:
+        """Return whether an island is dialled before others, because there was a session or this island joins there."""
+        return island in self._linked
+
+    def problems(self) -> list[str]:
+        """Return a description if more islands are known than this one dials, for the status."""
+        known = self.targets()
+        if len(known) <= self._limits.mesh:
+            return []
+        linked, most = sum(island in self._control for island in known), self._limits.mesh
+        return [
+            f"{linked} of {len(known)} known islands are linked: this island dials at most {most} at a time, and reads"
+            " from the others through islands that are linked with them"
+        ]
 
     async def until_unlinked(self, island: IslandId) -> None:
         """Wait until there is no control session with an island."""

@@ -203,6 +203,15 @@ async def test_a_changed_address_is_dialled_at_once(tmp_path: Path) -> None:
         await a.linked(b)
 
 
+async def test_the_status_tells_that_more_islands_are_known_than_are_dialled(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 3, mesh=False, limits=PeerLimits(mesh=1, redial_base_s=0.05)) as (a, b, c):
+        a.knows(b)
+        await a.linked(b)
+        assert a.peers.problems() == []
+        a.knows(c)
+        assert a.peers.problems()[0].startswith("1 of 2 known islands are linked")
+
+
 async def test_an_island_whose_address_leads_to_itself_notices(tmp_path: Path) -> None:
     async with archipelago(tmp_path, 2, mesh=False) as (a, b):
         a.known[b.id] = [a.address]
