@@ -125,7 +125,7 @@ class TlsPeers:
         self._stopped = False
         self._running = 0
         self._own: list[str] = []
-        self._handlers = Handlers()
+        self._handlers = Handlers(self._lines)
         self._handlers.relayed.update(relayed)
         self._handlers.add_request(_DIAL_BACK, self._on_dial_back)
         self._handlers.add_request(_ROUTE, self._on_route)

@@ -177,6 +177,25 @@ async def test_more_requests_at_once_than_there_may_be_are_refused(tmp_path: Pat
         assert all(b"busy" in answer.payload for answer in refused)
 
 
+async def test_a_bug_in_a_handler_cannot_be_used_to_fill_the_log(tmp_path: Path) -> None:
+    def register(node: Node) -> None:
+        async def bug(_sender: str, _body: bytes) -> bytes:
+            raise ZeroDivisionError
+
+        node.peers.on_request("bug", bug)
+
+    with structlog.testing.capture_logs() as logs:
+        async with (
+            archipelago(tmp_path, 2, mesh=False, register=register) as (victim, member),
+            session(victim, member, "control") as raw,
+        ):
+            for number in range(1, 20):
+                raw.writer.write(headed(FrameType.REQUEST, number, RequestHead(kind="bug")))
+                assert codec.decode((await raw.receive()).payload, Refusal).code == "internal_error"
+    failed = [line for line in logs if line["event"] == "peer.handler_failed"]
+    assert [line["key"] for line in failed] == [member.id] * PER_ADDRESS
+
+
 async def test_one_who_asks_and_never_reads_is_cut_off(tmp_path: Path) -> None:
     def register(node: Node) -> None:
         async def blow(_sender: str, _body: bytes) -> bytes:
