@@ -277,6 +277,7 @@ class Daemon:
             *self.gossip.problems(self.membership.display),
             *self.heads.problems(self.membership.display),
             *([self.engine.problem] if self.engine.problem else []),
+            *self.peers.problems(),
             *self.streams.problems(),
             *self.faults.problems(),
             *telemetry.problems(),

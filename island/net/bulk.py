@@ -299,6 +299,12 @@ class BulkSession(PeerSession):
             stream.on_error(ended(self, error))
         self._streams.clear()
 
+    @property
+    def idle_since(self) -> float | None:
+        """Since when the session has no streams (monotonic seconds); None if it has some."""
+        return None if self._streams else self._busy_at
+
     def _is_idle(self) -> bool:
-        quiet = self._clock.monotonic() - self._busy_at
-        return self.dialled and not self._streams and quiet > self._limits.idle_s
+        # The dialler knows first whether it needs the session again. One that keeps it without streams is cut off.
+        patience = self._limits.idle_s * (1 if self.dialled else 2)
+        return not self._streams and self._clock.monotonic() - self._busy_at > patience

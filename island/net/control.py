@@ -43,6 +43,7 @@ class ControlSession(PeerSession):
         self._turns = SessionTurns(self._limits)
         self._serving = 0
         self._pushes: deque[tuple[str, bytes]] = deque()
+        self._push_bytes = 0
         self._pushed = asyncio.Event()
 
     async def request(self, head: RequestHead, body: bytes, timeout: float) -> bytes:
@@ -140,9 +141,11 @@ class ControlSession(PeerSession):
 
     def _on_push(self, frame: Frame) -> None:
         head, body = frames.split_headed(frame.payload)
-        if len(self._pushes) >= self._limits.push_queue:
+        size = self._push_bytes + len(body)
+        if len(self._pushes) >= self._limits.push_queue or size > self._limits.push_bytes:
             DROPPED.inc()
             return
+        self._push_bytes = size
         self._pushes.append((head.kind, body))
         self._pushed.set()
 
@@ -152,6 +155,7 @@ class ControlSession(PeerSession):
             self._pushed.clear()
             while self._pushes:
                 kind, body = self._pushes.popleft()
+                self._push_bytes -= len(body)
                 try:
                     await self._handlers.push(self.island, kind, body)
                 except PeerMisbehaved:

@@ -31,18 +31,23 @@ class PeerLimits:
     retire_s: float = 5.0
     """Time for which a session that was replaced still answers."""
     idle_s: float = 120.0
-    """Time after which a bulk session without streams is closed."""
+    """Time after which the dialler closes a bulk session without streams; the listener closes it after twice that."""
     redial_base_s: float = 1.0
     """Base of the backoff between attempts to dial an island."""
     redial_cap_s: float = 15.0
     """Maximum backoff between attempts to dial an island."""
+    settled_s: float = 15.0
+    """A session that ends earlier counts as a failure, so that the next one is made after a backoff."""
     pause_s: float = 15.0
     """First pause after repeated violations of the protocol; doubled each time, up to `pause_cap_s`."""
     pause_cap_s: float = 600.0
     mesh: int = 32
     """Maximum number of islands that this island dials."""
     sessions: int = 512
-    """Maximum number of accepted sessions of both classes; further connections are refused."""
+    """Maximum number of accepted sessions of both classes. For a further one, an idle bulk session ends; if there is
+    none, it is refused."""
+    reserved: int = 64
+    """The part of `sessions` that only control sessions with known islands can use."""
     shaking: int = 64
     """Maximum number of accepted connections in the handshake, in addition to `sessions`; a new one closes an
     older one."""
@@ -63,6 +68,8 @@ class PeerLimits:
     """Frames that are read without a delay after a pause."""
     push_queue: int = 1024
     """Maximum number of pushes of one peer that wait for their handler; more are dropped and counted."""
+    push_bytes: int = 4 * 1024 * 1024
+    """Maximum size of the pushes of one peer that wait for their handler; more are dropped and counted."""
     write_queue: int = 1024 * 1024
     """Maximum size of the output that waits in a control session; above it, pushes are not sent."""
 
@@ -71,4 +78,5 @@ class PeerLimits:
         """Return the default limits, reduced to at most `connections` accepted connections (at least 2)."""
         usual = cls()
         shaking = min(usual.shaking, connections // 2)
-        return cls(sessions=min(usual.sessions, connections - shaking), shaking=shaking)
+        sessions = min(usual.sessions, connections - shaking)
+        return cls(sessions=sessions, reserved=min(usual.reserved, sessions // 4), shaking=shaking)

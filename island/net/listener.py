@@ -100,8 +100,7 @@ class Listener:
             self._take(connection, str(remote[0]), int(remote[1]))
 
     def _take(self, connection: socket.socket, source: str, port: int) -> None:
-        if self._tasks is None or len(self._open) - len(self._half_open) >= self._limits.sessions:
-            self._strangers.warning("peer.session_limit_reached", source, sessions=self._limits.sessions)
+        if self._tasks is None:
             connection.close()
             return
         self._unserved.add(connection)

@@ -50,6 +50,7 @@ from island.net.listener import Listener, dial, hang_up, own_addresses
 from island.net.mesh import Mesh
 from island.net.offenders import Offenders
 from island.net.session import PeerSession
+from island.net.session_room import least_useful
 from island.net.turns import take
 from island.trust import core
 from island.trust.keys import Identity
@@ -102,7 +103,7 @@ class TlsPeers:
             if listen
             else None
         )
-        self._mesh = Mesh(self, self._limits, rng)
+        self._mesh = Mesh(self, self._limits, clock, rng)
         self._offenders = Offenders(clock, self._limits)
         self._silent = SilentAddresses(clock)
         self._lines = StrangerLog("key")
@@ -116,6 +117,8 @@ class TlsPeers:
         self._meters: dict[IslandId, BandwidthMeter] = {}
         self._learned: dict[IslandId, list[str]] = {}
         self._names: dict[IslandId, str] = {}
+        self._linked = set[IslandId]()
+        """Islands with which there was a control session since the start, and the one at which this island joins."""
         self._not_there: set[tuple[IslandId, str]] = set()
         self._last_error: dict[IslandId, str] = {}
         self._listeners: list[LinkListener] = []
@@ -124,7 +127,7 @@ class TlsPeers:
         self._stopped = False
         self._running = 0
         self._own: list[str] = []
-        self._handlers = Handlers()
+        self._handlers = Handlers(self._lines)
         self._handlers.relayed.update(relayed)
         self._handlers.add_request(_DIAL_BACK, self._on_dial_back)
         self._handlers.add_request(_ROUTE, self._on_route)
@@ -264,6 +267,7 @@ class TlsPeers:
         if self._trust.network is None:
             redeem = functools.partial(self._redeem_at, network, inviter, given.secret)
             await first_that_works(_ways(given.addresses, redeem), given.name)
+        self._linked.add(inviter)
         self._learn(inviter, given.addresses)
         if inviter not in self._control:
             await self._link_with(inviter, given.name)
@@ -305,6 +309,25 @@ class TlsPeers:
     def name(self, island: IslandId) -> str:
         """Return the name that an island gave itself, or its key prefix."""
         return self._names.get(island, island[:10])
+
+    def is_linked(self, island: IslandId) -> bool:
+        """Return whether there is a control session with an island."""
+        return island in self._control
+
+    def is_preferred(self, island: IslandId) -> bool:
+        """Return whether an island is dialled before others, because there was a session or this island joins there."""
+        return island in self._linked
+
+    def problems(self) -> list[str]:
+        """Return a description if more islands are known than this one dials, for the status."""
+        known = self.targets()
+        if len(known) <= self._limits.mesh:
+            return []
+        linked, most = sum(island in self._control for island in known), self._limits.mesh
+        return [
+            f"{linked} of {len(known)} known islands are linked: this island dials at most {most} at a time, and reads"
+            " from the others through islands that are linked with them"
+        ]
 
     async def until_unlinked(self, island: IslandId) -> None:
         """Wait until there is no control session with an island."""
@@ -412,6 +435,21 @@ class TlsPeers:
                 raise PeerMisbehaved(f"{peer.name} sent a ticket that was not issued to it", code="bad_ticket")
         elif peer.session == "bulk" and len(self._bulk.get(peer.island, ())) >= 4:
             raise Unreachable("too many bulk sessions are open", code="busy")
+        self._make_room(peer)
+
+    def _make_room(self, peer: ProvenPeer) -> None:
+        """End an idle bulk session if there are too many sessions; raises `Unreachable` (`busy`) if none is idle."""
+        if peer.session == "join" or (peer.session == "control" and peer.island in self._control):
+            return  # it does not last, or replaces the current one
+        is_known = peer.island in self._linked or peer.island in self._known()
+        reserved = 0 if peer.session == "control" and is_known else self._limits.reserved
+        accepted = [each for each in self._all if not each.dialled]
+        if len(accepted) < self._limits.sessions - reserved:
+            return
+        if (useless := least_useful(accepted)) is None:
+            self._lines.warning("peer.session_limit_reached", peer.island, peer=peer.name, sessions=len(accepted))
+            raise Unreachable(f"{self._trust.name} has too many sessions", hint="Try again later.", code="busy")
+        useless.end(Unreachable("another session needs the room of this one, which is idle", code="busy"))
 
     async def _run(self, session: PeerSession) -> None:
         self._running += 1
@@ -467,6 +505,7 @@ class TlsPeers:
             # The other side has lost the current session, otherwise it would not have dialled again.
             current.end(Unreachable("another session has replaced this one", code="replaced"))
         self._control[session.island] = session
+        self._linked.add(session.island)
         self._last_error.pop(session.island, None)
         self._lines.info(
             "peer.linked",
@@ -671,7 +710,11 @@ class TlsPeers:
         ticket = codec.decode(body, DialBack).ticket
         addresses = self._bulk_addresses(sender, self._control.get(sender))
         connect = functools.partial(self._dial, sender, "bulk", ticket)
-        await first_that_works(_ways(addresses, connect), self.name(sender))
+        try:
+            await first_that_works(_ways(addresses, connect), self.name(sender), head_start_s=self._limits.head_start_s)
+        except PeerMisbehaved as error:
+            # Another island answers at an address of the sender, perhaps because the sender moved: not its violation.
+            raise Unreachable(error.message, hint=error.hint, code=error.code) from error
         return b""
 
     async def _route(self, to: IslandId) -> ControlSession:

@@ -74,6 +74,11 @@ class PeerSession:
         self._received_bytes = BYTES.labels(self.name_of_class, "received")
         self._sent_bytes = BYTES.labels(self.name_of_class, "sent")
 
+    @property
+    def idle_since(self) -> float | None:
+        """Since when the session is not used (monotonic seconds) and can be closed; None if it cannot."""
+        return None
+
     async def run(self) -> None:
         """Serve the session until it ends, then wait up to one second for the connection to close."""
         try:

@@ -25,7 +25,7 @@ from island.kernel.work import ThreadWorkers
 from island.net import relay
 from island.net.attempts import SilentAddresses
 from island.net.bulk import BandwidthMeter
-from island.net.frames import RequestHead
+from island.net.frames import DialBack, RequestHead
 from island.net.handshake import WrongKey
 from island.net.limits import PeerLimits
 from island.net.listener import dial, hang_up, own_addresses
@@ -234,6 +234,15 @@ async def test_a_false_hint_links_with_nobody_and_does_not_fill_the_log(tmp_path
         a.hints[b.id] = [c.address, b.address]
         a.peers.connect_soon()
         await a.linked(b)
+
+
+async def test_the_status_tells_that_more_islands_are_known_than_are_dialled(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 3, mesh=False, limits=PeerLimits(mesh=1, redial_base_s=0.05)) as (a, b, c):
+        a.knows(b)
+        await a.linked(b)
+        assert a.peers.problems() == []
+        a.knows(c)
+        assert a.peers.problems()[0].startswith("1 of 2 known islands are linked")
 
 
 async def test_an_island_whose_address_leads_to_itself_notices(tmp_path: Path) -> None:
@@ -585,6 +594,18 @@ async def test_what_answers_at_a_wrong_address_is_not_blamed_on_who_asks_for_a_s
         hidden.state.close()
         with pytest.raises(Unreachable):
             await read(a, a)
+
+
+async def test_an_island_that_asks_to_be_dialled_is_not_blamed_for_who_answers_at_its_address(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 3, mesh=False, register=served) as (a, b, c):
+        a.knows(b)
+        await a.linked(b)
+        await b.linked(a)
+        b.peers._learned[a.id] = [c.address]
+        with pytest.raises(PeerRefused) as refused:
+            await a.peers.request(b.id, "session.dial", encode(DialBack(ticket=b"x" * 16)))
+        assert refused.value.code == "wrong_key"
+        assert await a.peers.request(b.id, "echo", b"x") == b"island-1:x"
 
 
 async def test_a_bug_in_a_listener_costs_nothing(tmp_path: Path) -> None:
