@@ -57,7 +57,7 @@ from island.streams.service import Streams, StreamsDependencies
 from island.trust.heads import JournalHeads
 from island.trust.keys import Identity
 from island.trust.service import Trust
-from island.trust.users import Tokens
+from island.trust.users import TOKEN_FILES, Tokens
 
 log = structlog.get_logger("island")
 
@@ -396,7 +396,7 @@ def _make_private(home: Home, config: Config) -> None:
 
     Secret files are not changed: the daemon refuses a secret that other accounts could read.
     """
-    keep = {home.key, home.token, home.user_token, home.recovery_key}
+    keep = {home.key, *(home.path / name for name in TOKEN_FILES.values()), home.recovery_key}
     if config.livy.password_file:
         keep.add(home.path / config.livy.password_file)
     changed, failed = make_private(home.path, "state.db", keep)

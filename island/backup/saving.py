@@ -23,7 +23,7 @@ from island.home import Home
 from island.kernel.db import Kind
 from island.kernel.db_file import copy_database
 from island.trust.keys import Identity
-from island.trust.users import Tokens
+from island.trust.users import TOKEN_FILES, Tokens
 
 ATTEMPTS = 5
 """A running daemon may delete a file that was to be copied. Then the copy begins again, at most this often."""
@@ -127,7 +127,7 @@ def _collect(home: Home, scratch: Path, optional: set[str], *, streams: bool, la
         for path in _below(home.path / "streams"):
             if path.suffix == ".parquet" and not path.name.startswith("."):
                 paths[str(path.relative_to(home.path))] = path
-    for name in (home.token.name, home.user_token.name, *sorted(optional)):
+    for name in (*TOKEN_FILES.values(), *sorted(optional)):
         if name not in optional or (home.path / name).exists():
             paths[name] = home.path / name
     for name in core.LAST:

@@ -28,7 +28,7 @@ STATUS_LENGTH = 500
 class ServiceManager:
     """The service manager at `address`, which is the path of a socket or, with a leading `@`, an abstract name.
 
-    It expects a message at least every `watchdog` seconds; 0 means that it does not. Nothing is sent to an empty address.
+    It expects a message at least every `watchdog` seconds, or none if that is 0. Nothing is sent to an empty address.
     """
 
     def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
