@@ -25,7 +25,7 @@ from island.home import Home
 from island.kernel.db import Kind
 from island.kernel.db_file import copy_database
 from island.trust.keys import Identity
-from island.trust.users import Tokens
+from island.trust.users import TOKEN_FILES, Tokens
 
 DATABASES: tuple[Kind, ...] = ("gossip", "state")
 """The databases in a backup, in the order in which they are copied.
@@ -140,8 +140,9 @@ def _collect(home: Home, scratch: Path, optional: list[str], *, streams: bool, l
             name = str(path.relative_to(home.path))
             if path.suffix == ".parquet" and core.is_archivable(name):
                 paths[name] = path
+    required = [name for name in TOKEN_FILES.values() if name not in optional]
     present = [name for name in optional if (home.path / name).exists()]
-    for name in (home.token.name, home.user_token.name, *present, *core.LAST):
+    for name in (*required, *present, *core.LAST):
         paths.pop(name, None)  # the order counts, also if a password file is called `key`
         paths[name] = home.path / name
     if len(paths) > MAX_FILES:

@@ -14,7 +14,7 @@ from island.errors import ConfigError
 from island.home import Home
 from island.private_files import OTHERS
 from island.trust.keys import Identity
-from island.trust.users import read_token
+from island.trust.users import TOKEN_FILES, read_token
 
 
 def account(uid: int) -> str:
@@ -70,7 +70,7 @@ def secrets(place: Home) -> list[SecretFacts]:
 
 def entries(place: Home) -> EntryFacts:
     """Return the direct entries of the home folder that other accounts can access or own, without the secrets."""
-    secret = {place.key.name, place.token.name, place.user_token.name}
+    secret = {place.key.name, *TOKEN_FILES.values()}
     owner = place.path.stat().st_uid
     found = list(_entries(place.path))
     return EntryFacts(
