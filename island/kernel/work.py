@@ -101,6 +101,10 @@ class ThreadWorkers:
     def lane(self, name: str, width: int = 1) -> Lane:
         return _Pool(name, width)
 
+    def lengths(self) -> dict[str, int]:
+        """The work that was submitted and is not done, by pool."""
+        return {"disk": self._disk.open, "cpu": self._cpu.open, "blocking": self._blocking.open}
+
     def close(self) -> None:
         self._blocking.close()
         self._cpu.close()
@@ -112,9 +116,18 @@ class _Pool:
 
     def __init__(self, name: str, width: int) -> None:
         self.threads = ThreadPoolExecutor(width, thread_name_prefix=name)
+        self._open: set[asyncio.Future[Any]] = set()
+
+    @property
+    def open(self) -> int:
+        """The number of functions that wait or run."""
+        return len(self._open)
 
     def run(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+        result = asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+        self._open.add(result)
+        result.add_done_callback(self._open.discard)
+        return result
 
     def future(self) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().create_future()
@@ -137,6 +150,11 @@ class _DetachedPool:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._open: set[asyncio.Future[Any]] = set()
+
+    @property
+    def open(self) -> int:
+        """The number of functions that wait or run."""
+        return len(self._open)
 
     def run(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         result: Future[T] = Future()

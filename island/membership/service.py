@@ -31,7 +31,7 @@ log = structlog.get_logger("island")
 
 T = TypeVar("T")
 
-ISLANDS = gauge("membership_islands", "Known islands by state", ("state",))
+ISLANDS = gauge("peers_known", "Known islands other than this one, by state", ("state",))
 
 OWN_LIVY = "livy"
 """The server id of the Livy that the island itself uses as its engine."""
@@ -330,8 +330,10 @@ class Membership:
                 if not (known.state == "suspect" and state == "down"):
                     known.since = self._clock.wall()
                 known.state = state
-        for state in core.STATES:
-            ISLANDS.labels(state).set(sum(known.state == state for known in self._known.values()))
+        others = [known.state for island, known in self._known.items() if island != self.me]
+        for each in core.STATES:
+            if each != "self":
+                ISLANDS.labels(each).set(others.count(each))
         if before != {island: (known.state, known.record) for island, known in self._known.items()}:
             self.changed.touch()
 
