@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -30,7 +31,7 @@ from island.jobs.dependencies import JobsDependencies
 from island.jobs.embedded_engine import EmbeddedEngine
 from island.jobs.livy_engine import LivyEngine
 from island.jobs.service import Jobs
-from island.kernel import descriptors, telemetry
+from island.kernel import descriptors, loop_lag, telemetry
 from island.kernel.db import Database, Kind
 from island.kernel.db_file import check_file_version
 from island.kernel.loops import LoopFaults, Tasks
@@ -43,11 +44,12 @@ from island.livy.client import LivyClient
 from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
 from island.net import gateway
-from island.net.api import base, datasets, files, journal, nearby, peer_checks, peers, servers, status, streams
+from island.net.api import base, datasets, files, journal, metrics, nearby, peer_checks, peers, servers, status, streams
 from island.net.api import jobs as jobs_api
 from island.net.api.user_port import UserServer, build
 from island.net.condition import Condition, Phase, decide, summary
 from island.net.limits import PeerLimits
+from island.net.measurements import Measurements
 from island.net.peer_checks import PeerChecks
 from island.net.peers import TlsPeers
 from island.private_files import close_umask, create_private, make_private, secret_text
@@ -207,6 +209,15 @@ class Daemon:
                 limits=limits,
             )
         )
+        self.measurements = Measurements(
+            home=home.path,
+            condition=self.condition,
+            engine_running=lambda: None if config.livy.url else self.engine.running,
+            databases={"state": self.state, "gossip": self.gossip_db, "chunks": self.chunks},
+            workers=self.workers,
+            jobs=self.jobs,
+            streams=self.streams,
+        )
         application = build(Tokens.load(home.path), self._routes(), self.condition, config.listen.allowed_hosts)
         self.server = UserServer(application, config.listen.user, HttpLimits(connections=files.user))
 
@@ -255,6 +266,7 @@ class Daemon:
             *journal.routes(self.trust, self.heads, self.membership.display),
             *gateway.routes(self.jobs),
             *status.routes(self._status, self.condition),
+            *metrics.routes(self.measurements.take),
         ]
 
     def _status(self) -> dict[str, Any]:
@@ -295,6 +307,9 @@ class Daemon:
                 with contextlib.suppress(Full, DiskFailed):  # `condition` still reports the problem
                     await database.try_disk()
 
+    async def _watch_loop(self, tasks: Tasks) -> None:
+        tasks.forever("event_loop.lag", functools.partial(loop_lag.measure, self.clock), rng=self.rng)
+
     async def _watch_databases(self, tasks: Tasks) -> None:
         tasks.forever("databases", self._try_databases, rng=self.rng, pause=TRY_SECONDS)
 
@@ -304,6 +319,7 @@ class Daemon:
             Part("publishing", stop=self.publishing.close),
             Part("streaming", stop=self.streaming.close),
             Part("databases", self._watch_databases),
+            Part("event loop", self._watch_loop),
             Part("trust", lambda _: self.trust.load()),
             Part("journal heads", self.heads.start),
             Part("gossip", self.gossip.start),

@@ -58,8 +58,8 @@ from island.trust.service import Trust
 log = structlog.get_logger("island")
 
 DATASETS = gauge("catalog_datasets", "Known datasets of all islands")
-CARDS = counter("catalog_cards_fetched", "Fetched cards")
-PUBLISHED = counter("catalog_published", "Snapshots published by this island")
+CARDS = counter("catalog_cards_fetched", "Descriptions of datasets fetched from other islands")
+PUBLISHED = counter("catalog_snapshots_published", "Snapshots that this island published")
 
 CARD_FETCHES = 4
 CARD_BATCH = 1000

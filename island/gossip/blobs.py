@@ -22,8 +22,8 @@ log = structlog.get_logger("island")
 CACHE_LIMIT = 512 * 2**20
 """Maximum number of bytes of fetched blobs that are kept."""
 
-SENT = counter("gossip_blob_bytes_sent", "Bytes of blobs sent to other islands")
-RECEIVED = counter("gossip_blob_bytes_received", "Bytes of blobs received from other islands")
+SENT = counter("gossip_blob_sent_bytes", "Bytes of blobs sent to other islands")
+RECEIVED = counter("gossip_blob_received_bytes", "Bytes of blobs received from other islands")
 
 
 Lookup = Callable[[str], Awaitable[bytes | None]]

@@ -26,10 +26,10 @@ from island.trust.signing import verify
 
 log = structlog.get_logger("island")
 
-BATCHES_IN = counter("gossip_batches_in", "Log batches received from other islands and stored")
-BYTES_IN = counter("gossip_bytes_in", "Bytes of log batches received from other islands and stored")
-DUPLICATES = counter("gossip_duplicates", "Received log batches that were already stored")
-REJECTS = counter("gossip_rejects", "Received log batches that were not stored, by reason", ("why",))
+BATCHES_IN = counter("gossip_batches_received", "Log batches received from other islands and stored")
+BYTES_IN = counter("gossip_received_bytes", "Bytes of log batches received from other islands and stored")
+DUPLICATES = counter("gossip_batches_duplicate", "Received log batches that were already stored")
+REJECTS = counter("gossip_batches_rejected", "Received log batches that were not stored, by reason", ("reason",))
 ORIGINS = gauge("gossip_origins", "Islands whose logs are stored")
 
 RECORDS = gauge("gossip_records", "Stored records of all islands")

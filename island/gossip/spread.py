@@ -38,7 +38,7 @@ from island.kernel.telemetry import counter
 log = structlog.get_logger("island")
 
 EXCHANGES = counter("gossip_exchanges", "Comparisons with other islands, by outcome", ("outcome",))
-BYTES_OUT = counter("gossip_bytes_out", "Bytes of gossip sent in pushes and answers to pulls")
+BYTES_OUT = counter("gossip_sent_bytes", "Bytes of gossip sent in pushes and answers to pulls")
 
 INTERVAL = 5.0
 """Average number of seconds between two comparisons with a random linked island."""

@@ -401,6 +401,13 @@ class Executor:
         found = await self._engine.complete(live.run.remote, request.code, request.language, request.cursor)
         return CodeCompletionAnswer(candidates=tuple(text[:4096] for text in found[:1000]))
 
+    def live_runs(self) -> dict[str, int]:
+        """The number of runs that have not ended, by kind."""
+        counts = {"session": 0, "batch": 0}
+        for live in self._driver.live.values():
+            counts[live.run.work.kind] += 1
+        return counts
+
     async def newest(self, limit: int) -> list[JobRun]:
         """The newest runs at this island."""
         return await self._state.read(lambda conn: run_store.newest(conn, limit))

@@ -59,7 +59,7 @@ from island.trust.users import Principal
 log = structlog.get_logger("island")
 
 ACCEPTED = counter("jobs_accepted", "Sessions and batches accepted by this island as home", ("kind",))
-STATEMENTS = counter("jobs_statements", "Statements accepted by this island as home")
+STATEMENTS = counter("job_statements_accepted", "Statements accepted by this island as home")
 
 CHANGED = "job.changed"
 _MAX_KEY = 200
@@ -118,6 +118,14 @@ class Jobs:
         await self._state.write(store.drop_files)
         await self.executor.start(tasks)
         await self.forwarding.start(tasks)
+
+    async def count(self) -> list[tuple[str, str, int]]:
+        """The kind and Livy's state of the stored jobs of this home, and the number of jobs with both."""
+        return await self._state.read(store.count_by_state)
+
+    def live_runs(self) -> dict[str, int]:
+        """The number of sessions and batches of all homes that have not ended at this island, by kind."""
+        return self.executor.live_runs()
 
     async def stop(self) -> None:
         """Do nothing: unfinished work is stored, and resumes at the next start."""

@@ -282,6 +282,11 @@ def newest(conn: sqlite3.Connection, user: str | None, limit: int, *, live_only:
     return [_job(row) for row in rows]
 
 
+def count_by_state(conn: sqlite3.Connection) -> list[tuple[str, str, int]]:
+    """The kind and Livy's state of the stored jobs, and the number of jobs with both."""
+    return [tuple(row) for row in conn.execute("SELECT kind, state, count(*) FROM job GROUP BY kind, state")]
+
+
 def unfinished(conn: sqlite3.Connection) -> list[JobRow]:
     """The jobs that have not ended or are not released at their executor, oldest first."""
     rows = conn.execute("SELECT * FROM job WHERE phase != 'ended' OR released = 0 ORDER BY created, id")

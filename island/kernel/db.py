@@ -22,10 +22,13 @@ from typing import Any, Literal, TypeVar
 import structlog
 
 from island.errors import ConfigError, DiskFailed, Full, IslandError
+from island.kernel.telemetry import counter
 from island.kernel.work import ThreadWorkers, Workers
 from island.private_files import create_private
 
 log = structlog.get_logger("island")
+
+WRITE_ERRORS = counter("database_write_errors", "Transactions that the disk did not accept", ("database",))
 
 T = TypeVar("T")
 Kind = Literal["state", "gossip", "chunks"]
@@ -69,6 +72,7 @@ class Database:
         self._write_lane = workers.lane(f"db-{kind}")
         self._read_lane = workers.lane(f"db-{kind}-read", readers)
         self._jobs: deque[_Job] = deque()
+        self._failures = WRITE_ERRORS.labels(kind)
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
 
@@ -118,6 +122,11 @@ class Database:
         if self._closed:
             raise IslandError(f"the database {self.path.name} is closed")
         return await self._read_lane.run(self._read, function)
+
+    @property
+    def waiting(self) -> int:
+        """Number of writes that wait for the writer's thread."""
+        return len(self._jobs)
 
     async def try_disk(self) -> None:
         """Write a transaction that changes nothing, and clear `problem` if the disk accepts it.
@@ -204,6 +213,7 @@ class Database:
         for error in errors:
             if isinstance(error, (Full, DiskFailed)) and isinstance(error.__cause__, sqlite3.Error):
                 self.problem = error.line
+                self._failures.inc()
                 return
         if changed and None in errors:
             self.problem = ""

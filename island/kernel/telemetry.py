@@ -11,10 +11,19 @@ import atexit
 import logging
 import sys
 from collections.abc import MutableMapping
-from typing import Any, TextIO
+from dataclasses import dataclass
+from typing import Any, Literal, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from island.kernel import library_log
 from island.kernel.log_writer import LogWriter
@@ -22,23 +31,68 @@ from island.kernel.terminal import escaped
 
 REGISTRY = CollectorRegistry()
 """All metrics of the program, served at `/metrics` on the user port."""
+ProcessCollector(registry=REGISTRY)
+# One more series for each counter, which nothing uses.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library does not annotate it
+
+EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""The media type of `exposition()`."""
+
+OTHERS = "others"
+"""The label for all values that are not counted separately."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDefinition:
+    """A metric as it is shown at `/metrics`, for its documentation and the check of its name."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    text: str
+
+
+DEFINED: list[MetricDefinition] = []
+"""The metrics that the imported modules have registered."""
 
 _SECRET = ("token", "secret", "password", "invitation", "authorization", "private")
 
 
 def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-    """Register a counter `island_NAME_total`."""
+    """Register a counter `island_NAME_total`. `text` is its meaning."""
+    DEFINED.append(MetricDefinition(f"island_{name}_total", "counter", labels, text))
     return Counter(f"island_{name}", text, labels, registry=REGISTRY)
 
 
 def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-    """Register a gauge `island_NAME`."""
+    """Register a gauge `island_NAME`. `text` is its meaning."""
+    DEFINED.append(MetricDefinition(f"island_{name}", "gauge", labels, text))
     return Gauge(f"island_{name}", text, labels, registry=REGISTRY)
 
 
-def histogram(name: str, text: str, labels: tuple[str, ...] = ()) -> Histogram:
-    """Register a histogram `island_NAME`, in seconds."""
-    return Histogram(f"island_{name}", text, labels, registry=REGISTRY)
+def histogram(name: str, text: str, labels: tuple[str, ...] = (), *, buckets: tuple[float, ...]) -> Histogram:
+    """Register a histogram `island_NAME`, in seconds; `buckets` are the upper bounds of its buckets."""
+    DEFINED.append(MetricDefinition(f"island_{name}", "histogram", labels, text))
+    return Histogram(f"island_{name}", text, labels, registry=REGISTRY, buckets=buckets)
+
+
+class BoundedLabels:
+    """Limits the values of a label that other islands or users choose, so that they cannot fill the memory.
+
+    The first `limit` values are used as they are; all later ones become `OTHERS`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used: set[str] = set()
+
+    def value(self, text: str) -> str:
+        """Return `text`, or `OTHERS` if the limit is reached."""
+        if text not in self._used:
+            if len(self._used) >= self._limit:
+                return OTHERS
+            self._used.add(text)
+        return text
 
 
 def exposition() -> bytes:

@@ -123,6 +123,15 @@ class ThreadWorkers:
         self._blocking.abandon()
         self._folders.abandon()
 
+    def lengths(self) -> dict[str, int]:
+        """The work that was submitted and is not done, by pool."""
+        return {
+            "disk": self._disk.open,
+            "cpu": self._cpu.open,
+            "blocking": self._blocking.open,
+            "folders": self._folders.open,
+        }
+
     def close(self) -> None:
         self.abandon()
         self._cpu.close()
@@ -134,9 +143,18 @@ class _Pool:
 
     def __init__(self, name: str, width: int) -> None:
         self.threads = ThreadPoolExecutor(width, thread_name_prefix=name)
+        self._open: set[asyncio.Future[Any]] = set()
+
+    @property
+    def open(self) -> int:
+        """The number of functions that wait or run."""
+        return len(self._open)
 
     def run(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+        result = asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+        self._open.add(result)
+        result.add_done_callback(self._open.discard)
+        return result
 
     def future(self) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().create_future()
@@ -162,6 +180,11 @@ class _DetachedThreads:
         self._busy: Counter[str] = Counter()
         self._waiting: dict[str, dict[Future[Any], Callable[[], None]]] = {}
         self._open: set[asyncio.Future[Any]] = set()
+
+    @property
+    def open(self) -> int:
+        """The number of functions that wait or run."""
+        return len(self._open)
 
     def run(self, key: str, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         result: Future[T] = Future()

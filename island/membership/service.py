@@ -33,7 +33,7 @@ log = structlog.get_logger("island")
 
 T = TypeVar("T")
 
-ISLANDS = gauge("membership_islands", "Known islands by state", ("state",))
+ISLANDS = gauge("peers_known", "Known islands other than this one, by state", ("state",))
 
 OWN_LIVY = "livy"
 """The server id of the Livy that the island itself uses as its engine."""
@@ -347,7 +347,8 @@ class Membership:
                 known.state = state
                 changed = True
         for each in core.STATES:
-            ISLANDS.labels(each).set(self._states[each])
+            if each != "self":
+                ISLANDS.labels(each).set(self._states[each])
         if changed:
             self.changed.touch()
 

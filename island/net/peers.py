@@ -59,7 +59,7 @@ from island.trust.service import Trust
 T = TypeVar("T")
 log = structlog.get_logger("island")
 
-LINKS = gauge("peer_links", "Number of control sessions with other islands")
+LINKS = gauge("peers_linked", "Islands that this island has a session with")
 
 RELAYED = frozenset({"chunks", "gossip.blob", "stream.describe", "stream.read"})
 """Kinds that are relayed by default, because they read only data that every member may read."""

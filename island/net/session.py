@@ -25,7 +25,8 @@ from island.net.limits import PeerLimits
 
 log = structlog.get_logger("island")
 
-BYTES = counter("peer_bytes", "Payload bytes of frames between islands", ("session", "direction"))
+RECEIVED = counter("peer_received_bytes", "Payload bytes received from other islands, by session class", ("session",))
+SENT = counter("peer_sent_bytes", "Payload bytes sent to other islands, by session class", ("session",))
 
 _CLOSE_S = 1.0
 _FIRST_PINGS = 4
@@ -71,8 +72,8 @@ class PeerSession:
         self._written = self._flushed = 0
         self._pings: dict[int, float] = {}
         self._ping_count = self._samples = 0
-        self._received_bytes = BYTES.labels(self.name_of_class, "received")
-        self._sent_bytes = BYTES.labels(self.name_of_class, "sent")
+        self._received_bytes = RECEIVED.labels(self.name_of_class)
+        self._sent_bytes = SENT.labels(self.name_of_class)
 
     @property
     def idle_since(self) -> float | None:

@@ -21,6 +21,7 @@ from island.replicas.chunk_store import ChunkStore
 from island.replicas.messages import KIND, MAX_BYTES, MAX_RANGES, ChunkRequest
 
 _SENT = telemetry.counter("replica_sent_bytes", "Bytes of chunks sent to other islands", ("dataset",))
+_SENT_DATASETS = telemetry.BoundedLabels(100)
 
 ANSWERS, ANSWERS_A_PEER = 64, 8
 """Maximum number of answers in progress, in total and to one island. Further requests wait."""
@@ -85,7 +86,8 @@ class ChunkServer:
         finally:
             if sent:  # unknown names are not counted: another island could fill the memory with them
                 self._chunk_store.count(key, sent=sent)
-                _SENT.labels(f"{self._display(request.owner_id)}/{request.name}").inc(sent)
+                dataset = f"{self._display(request.owner_id)}/{request.name}"
+                _SENT.labels(_SENT_DATASETS.value(dataset)).inc(sent)
 
     async def _blocks(
         self, request: ChunkRequest, path: str, ranges: Sequence[tuple[int, int]]

@@ -31,7 +31,9 @@ from island.replicas.space import DiskQuota, SpaceClaim
 log = structlog.get_logger("island")
 
 _RECEIVED = telemetry.counter("replica_received_bytes", "Bytes of chunks received from other islands", ("dataset",))
+_RECEIVED_DATASETS = telemetry.BoundedLabels(100)
 _BAD = telemetry.counter("replica_bad_answers", "Answers with wrong bytes, by the island that sent them", ("holder",))
+_BAD_HOLDERS = telemetry.BoundedLabels(50)
 
 REQUEST_BYTES = 4 * 2**20
 """Maximum number of bytes of one request, so that several holders and streams share the work."""
@@ -304,7 +306,7 @@ class Fetcher:
         name = self._membership.display(holder)
         attempt.final, attempt.error, attempt.reason = True, error, error.message
         self._known[holder].strikes.append(self._clock.monotonic())
-        _BAD.labels(name).inc()
+        _BAD.labels(_BAD_HOLDERS.value(name)).inc()
         self._fault(holder, f"{replica.name}@{replica.snapshot[:12]}: {error.message}")
         log.warning("replicas.hash_mismatch", holder=name, key=holder, dataset=replica.name, error=error.message)
 
@@ -367,7 +369,8 @@ class Fetcher:
                 await answer.end()
             finally:
                 self._chunk_store.count(replica.key, received=answer.received)
-                _RECEIVED.labels(f"{self._membership.display(replica.owner)}/{replica.name}").inc(answer.received)
+                dataset = f"{self._membership.display(replica.owner)}/{replica.name}"
+                _RECEIVED.labels(_RECEIVED_DATASETS.value(dataset)).inc(answer.received)
 
     async def _receive(
         self,

@@ -33,8 +33,12 @@ from island.streams.tasks import raise_first
 
 log = structlog.get_logger("island")
 
-ROWS = counter("streams_rows_committed", "Rows that subscriptions committed")
-COMMIT_SECONDS = histogram("streams_commit_seconds", "Duration of a commit with rows, up to its transaction")
+ROWS = counter("stream_rows_committed", "Rows that subscriptions committed")
+COMMIT_SECONDS = histogram(
+    "stream_commit_duration_seconds",
+    "Duration of a commit of rows: writing the file, and its transaction",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
 
 SILENCE = 30.0
 """Seconds without a message after which the source counts as unreachable. It sends one every five seconds."""

@@ -47,7 +47,7 @@ GROUP_FILES, GROUP_SECONDS = 64, 0.05
 """Complete files are added in groups: at most this many files, collected for at most this many seconds."""
 
 
-FILES = counter("streams_files_journaled", "Complete files that sources of this island added to their source journals")
+FILES = counter("stream_files_journaled", "Complete files that sources of this island added to their source journals")
 
 LOOKS = 2
 """Maximum number of sources that read new files concurrently. Others wait."""

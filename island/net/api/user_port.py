@@ -1,4 +1,4 @@
-"""The user port: Livy's REST API at the root, the operator API below `/api/v1`, health checks and metrics."""
+"""The user port: Livy's REST API at the root, the operator API below `/api/v1`, and health checks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from aiohttp import web
 
 from island.config import split_address
 from island.errors import ConfigError
-from island.kernel import telemetry
 from island.livy.http_connections import HttpConnections, HttpLimits
 from island.net import gateway
-from island.net.api import base
+from island.net.api import base, metrics
 from island.net.condition import Condition
 from island.net.same_origin import SameOrigin
 from island.trust.users import Tokens
@@ -39,17 +38,13 @@ def build(
         now = condition()
         return base.reply({"status": now.state}, 200 if now.serves else 503)
 
-    async def metrics(_: web.Request) -> web.Response:
-        """Return the metrics in the Prometheus text format."""
-        return web.Response(body=telemetry.exposition(), content_type="text/plain", charset="utf-8")
-
     application = web.Application(
-        middlewares=[base.errors, gateway.livy_errors, base.refuse_foreign_pages, base.authenticate],
+        middlewares=[metrics.durations, base.errors, gateway.livy_errors, base.refuse_foreign_pages, base.authenticate],
         client_max_size=base.BODY_LIMIT,
     )
     application[base.SAME_ORIGIN] = SameOrigin(allowed_hosts)
     application[base.TOKENS] = tokens
-    application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
     application.add_routes(routes)
     return application
 
