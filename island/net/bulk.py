@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from island.errors import BadInput, IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel import codec
@@ -16,7 +15,7 @@ from island.net.control import check_body, ended
 from island.net.frames import Frame, FrameType, RequestHead
 from island.net.handshake import refused
 from island.net.limits import BLOCK_COST, STREAM_WINDOW
-from island.net.session import PeerSession
+from island.net.session import Established, PeerSession
 from island.net.turns import SessionTurns, take
 
 StreamHandler = Callable[["BulkSession", RequestHead, bytes, "SessionStream"], Awaitable[None]]
@@ -183,8 +182,8 @@ class BulkSession(PeerSession):
     frame_limit = frames.BULK_FRAME
     backlog_limit = 64 * 1024 * 1024
 
-    def __init__(self, *args: Any, server: StreamHandler, meter: BandwidthMeter, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, given: Established, *, server: StreamHandler, meter: BandwidthMeter) -> None:
+        super().__init__(given)
         self._server, self._meter = server, meter
         self._streams: dict[int, SessionStream] = {}
         self._last_opened = -1 if self.dialled else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from island.errors import BadInput, IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel import codec
@@ -16,7 +15,7 @@ from island.net import frames
 from island.net.frames import Frame, FrameType, RequestHead
 from island.net.handlers import Handlers
 from island.net.handshake import refused
-from island.net.session import PeerSession
+from island.net.session import Established, PeerSession
 from island.net.turns import SessionTurns
 
 DROPPED = counter("peer_pushes_dropped", "Pushes that were dropped because the queue of their handlers was full")
@@ -35,8 +34,8 @@ class ControlSession(PeerSession):
     frame_limit = frames.CONTROL_FRAME
     backlog_limit = 16 * 1024 * 1024
 
-    def __init__(self, *args: Any, handlers: Handlers, answerer: Answerer, lines: StrangerLog, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, given: Established, *, handlers: Handlers, answerer: Answerer, lines: StrangerLog) -> None:
+        super().__init__(given)
         self._handlers, self._answerer, self._lines = handlers, answerer, lines
         self._last_sent = self._last_seen = 0
         self._pending: dict[int, asyncio.Future[bytes]] = {}

@@ -13,7 +13,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import structlog
@@ -49,7 +49,7 @@ from island.net.limits import PeerLimits
 from island.net.listener import Listener, dial, hang_up, own_addresses
 from island.net.mesh import Mesh
 from island.net.offenders import Offenders
-from island.net.session import PeerSession
+from island.net.session import Established, PeerSession
 from island.net.session_room import least_useful
 from island.net.turns import take
 from island.trust import core
@@ -474,18 +474,14 @@ class TlsPeers:
             raise Unreachable(f"{self._trust.name} stops", code="stops")
         self._names[peer.island] = peer.name
         self._learn(peer.island, peer.addresses)
-        arguments: dict[str, Any] = {
-            "dialled": dialled, "address": address, "clock": self._clock, "limits": self._limits, "on_end": self._ended
-        }  # fmt: skip
+        given = Established(peer, reader, writer, dialled, address, self._clock, self._limits, self._ended)
         if peer.session == "control":
-            control = ControlSession(
-                peer, reader, writer, handlers=self._handlers, answerer=self._answer, lines=self._lines, **arguments
-            )
+            control = ControlSession(given, handlers=self._handlers, answerer=self._answer, lines=self._lines)
             self._all.add(control)
             self._link(control)
             return control
         meter = self._meters.setdefault(peer.island, BandwidthMeter())
-        bulk = BulkSession(peer, reader, writer, server=self._serve_stream, meter=meter, **arguments)
+        bulk = BulkSession(given, server=self._serve_stream, meter=meter)
         self._all.add(bulk)
         self._bulk.setdefault(peer.island, []).append(bulk)
         _, asked = self._tickets.get(peer.ticket, (None, None)) if not dialled else (None, None)
