@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 # Processes that run tests at the same time. Most tests wait for other processes for a part of their time.
 WORKERS ?= 3
 # Pure and simulated tests: neither child processes nor sockets.
-CHECKED := tests/formats tests/gossip tests/jobs tests/kernel tests/livy tests/discovery/test_discovery_core.py \
+CHECKED := tests/doctor/test_config_file.py tests/doctor/test_doctor_core.py \
+  tests/formats tests/gossip tests/jobs tests/kernel tests/livy tests/discovery/test_discovery_core.py \
   tests/membership/test_core.py tests/membership/test_service.py tests/scenarios tests/trust tests/test_errors.py tests/test_config.py \
   tests/catalog/test_core.py tests/catalog/test_manifest.py tests/catalog/test_vectors.py tests/catalog/test_virtual.py \
   tests/net/test_half_open.py tests/net/test_same_origin.py tests/replicas/test_store_core.py \

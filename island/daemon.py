@@ -38,7 +38,8 @@ from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.names import Names
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
-from island.kernel.work import ThreadWorkers
+from island.kernel.service_manager import ServiceManager
+from island.kernel.work import ThreadWorkers, exit_after
 from island.livy.client import LivyClient
 from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
@@ -46,7 +47,7 @@ from island.net import gateway
 from island.net.api import base, datasets, files, journal, metrics, nearby, peer_checks, peers, servers, status, streams
 from island.net.api import jobs as jobs_api
 from island.net.api.user_port import UserServer, build
-from island.net.condition import Condition, Phase, decide
+from island.net.condition import Condition, Phase, decide, summary
 from island.net.limits import PeerLimits
 from island.net.measurements import Measurements
 from island.net.peer_checks import PeerChecks
@@ -58,7 +59,7 @@ from island.streams.service import Streams, StreamsDependencies
 from island.trust.heads import JournalHeads
 from island.trust.keys import Identity
 from island.trust.service import Trust
-from island.trust.users import Tokens
+from island.trust.users import TOKEN_FILES, Tokens
 
 log = structlog.get_logger("island")
 
@@ -67,6 +68,12 @@ STOP_SECONDS = 15.0
 
 TRY_SECONDS = 5.0
 """Seconds between two attempts to write to a database whose last write failed."""
+
+HUNG_SECONDS = 3.0
+"""Seconds after the request to stop for which work on folders of users may continue: their mount may hang."""
+
+EXIT_SECONDS = 18.0
+"""Seconds after the request to stop after which the process exits, even if threads or parts hang."""
 
 MIN_MEMORY = 256 * 1024 * 1024
 """Lower bound, in bytes, of the memory limit of a process that reads files.
@@ -91,8 +98,11 @@ class Part:
 class Daemon:
     """The databases, services and ports of one island in this process."""
 
-    def __init__(self, home: Home, config: Config, clock: Clock, rng: Rng) -> None:
+    def __init__(
+        self, home: Home, config: Config, clock: Clock, rng: Rng, service_manager: ServiceManager | None = None
+    ) -> None:
         self.home, self.config, self.clock, self.rng = home, config, clock, rng
+        self.service_manager = service_manager or ServiceManager()
         self.phase: Phase = "starting"
         self.started = clock.wall()
         self.faults = LoopFaults()
@@ -279,9 +289,12 @@ class Daemon:
         fatal = [self.state.problem] if self.state.problem else []
         others = [
             *(each.problem for each in (self.gossip_db, self.chunks) if each.problem),
+            *self.replicas.problems(),
             *self.gossip.problems(self.membership.display),
             *self.heads.problems(self.membership.display),
             *([self.engine.problem] if self.engine.problem else []),
+            *self.peers.problems(),
+            *self.streams.problems(),
             *self.faults.problems(),
             *telemetry.problems(),
         ]
@@ -325,6 +338,8 @@ class Daemon:
             Part("user port", lambda _: self.server.start(), self.server.stop),
             Part("own Livy", lambda _: self.membership.set_own_livy(self.config.livy.url or self.server.url)),
             Part("running.json", self._write_running, self._remove_running),
+            # The last part: the service manager learns that all others run, and before any other stops.
+            Part("service manager", self._report_ready, self.service_manager.stop),
         ]
 
     async def start(self, tasks: Tasks) -> None:
@@ -333,7 +348,6 @@ class Daemon:
             self._begun.append(part)  # before its start, so that a part whose start fails is stopped too
             if part.start is not None:
                 await part.start(tasks)
-        self.phase = "running"
 
     async def _write_running(self, _tasks: Tasks) -> None:
         text = json.dumps({"pid": os.getpid(), "url": self.server.url, "peer_port": self.peers.port})
@@ -345,9 +359,14 @@ class Daemon:
     async def _remove_running(self) -> None:
         self.home.running.unlink(missing_ok=True)
 
+    async def _report_ready(self, tasks: Tasks) -> None:
+        self.phase = "running"
+        await self.service_manager.start(tasks, self.rng, lambda: summary(self.condition()))
+
     async def stop(self) -> None:
         """Stop the parts that were started, in reverse order. A part that fails to stop does not prevent the others."""
         self.phase = "stopping"
+        hung = asyncio.get_running_loop().call_later(HUNG_SECONDS, self.workers.abandon)
         while self._begun:
             part = self._begun.pop()
             if part.stop is None:
@@ -357,6 +376,9 @@ class Daemon:
                     await part.stop()
             except Exception as error:  # a bug in one part must not leave ports and child processes of the others
                 log.error("daemon.stop_failed", part=part.name, exc_info=error)
+        hung.cancel()
+        # The tasks that still run are cancelled next. Some would wait for the end of their work.
+        self.workers.abandon()
 
     def close(self) -> None:
         """Close the databases and end the worker threads. Call it last, when no service writes any more."""
@@ -364,7 +386,14 @@ class Daemon:
 
 
 async def run_island(
-    home: Home, config: Config, *, clock: Clock, rng: Rng, stop: asyncio.Event, ready: Callable[[Daemon], None]
+    home: Home,
+    config: Config,
+    *,
+    clock: Clock,
+    rng: Rng,
+    stop: asyncio.Event,
+    ready: Callable[[Daemon], None],
+    service_manager: ServiceManager,
 ) -> None:
     """Run one island until `stop` is set; call `ready(daemon)` when both ports are bound.
 
@@ -375,7 +404,7 @@ async def run_island(
         for kind in get_args(Kind):  # all of them before the first is migrated
             check_file_version(home.path / f"{kind}.db", kind)
         _make_private(home, config)
-        daemon = Daemon(home, config, clock, rng)
+        daemon = Daemon(home, config, clock, rng, service_manager)
         try:
             async with asyncio.TaskGroup() as group:
                 try:
@@ -396,7 +425,7 @@ def _make_private(home: Home, config: Config) -> None:
 
     Secret files are not changed: the daemon refuses a secret that other accounts could read.
     """
-    keep = {home.key, home.token, home.user_token, home.recovery_key}
+    keep = {home.key, *(home.path / name for name in TOKEN_FILES.values()), home.recovery_key}
     if config.livy.password_file:
         keep.add(home.path / config.livy.password_file)
     changed, failed = make_private(home.path, "state.db", keep)
@@ -414,6 +443,7 @@ def main(home: Home, config: Config) -> None:
     """
     close_umask()
     descriptors.raise_limit()
+    service_manager = ServiceManager.from_environment(os.environ)
     try:
         import uvloop
     except ImportError:  # not available on this platform: use the event loop of asyncio
@@ -422,16 +452,26 @@ def main(home: Home, config: Config) -> None:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
-            runner.run(_until_signal(home, config))
+            runner.run(_until_signal(home, config, service_manager))
         except* IslandError as group:
             raise _first(group) from group
 
 
-async def _until_signal(home: Home, config: Config) -> None:
+async def _until_signal(home: Home, config: Config, service_manager: ServiceManager) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if not stop.is_set():
+            stop.set()
+            exit_after(EXIT_SECONDS, give_up)
+
+    def give_up() -> None:
+        log.error("daemon.stop_hangs", meaning="the process exits now; what was committed is in the databases")
+        telemetry.flush()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
 
     def announce(daemon: Daemon) -> None:
         log.info(
@@ -449,7 +489,15 @@ async def _until_signal(home: Home, config: Config) -> None:
                 foreign=config.jobs.same_user and config.jobs.foreign_code != "none" and bool(config.jobs.accept_from),
             )
 
-    await run_island(home, config, clock=SystemClock(), rng=SystemRng(), stop=stop, ready=announce)
+    await run_island(
+        home,
+        config,
+        clock=SystemClock(),
+        rng=SystemRng(),
+        stop=stop,
+        ready=announce,
+        service_manager=service_manager,
+    )
 
 
 def _first(group: BaseExceptionGroup[IslandError]) -> IslandError:

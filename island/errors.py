@@ -52,6 +52,12 @@ class OverLimit(BadInput):
     code, status = "over_limit", 413
 
 
+class Unreadable(BadInput):
+    """The operating system cannot read a file: its permissions, or a failing disk. The file itself may be valid."""
+
+    code = "unreadable"
+
+
 class NotFound(IslandError):
     """The named object does not exist, or is not visible to the caller."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from island import config
 from island.errors import Conflict, Unauthenticated, Unreachable
-from island.private_files import secret_text
+from island.private_files import secret_path, secret_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,13 @@ class Home:
 
     @property
     def token(self) -> Path:
-        """File with the administrator's token."""
-        return self.path / "token"
+        """File with the administrator's token, or the service manager's credential for it (see `secret_path`)."""
+        return secret_path(self.path, "token")
 
     @property
     def user_token(self) -> Path:
-        """File with the user's token."""
-        return self.path / "token.user"
+        """File with the user's token, or the service manager's credential for it (see `secret_path`)."""
+        return secret_path(self.path, "token.user")
 
     @property
     def recovery_key(self) -> Path:

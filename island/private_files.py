@@ -19,6 +19,17 @@ UMASK = "ISLAND_UMASK"
 """Environment variable with which a daemon passes the umask with which it was started to its child processes."""
 
 
+CREDENTIALS = "CREDENTIALS_DIRECTORY"
+"""Environment variable with the folder of the secrets that a service manager provides to this service alone."""
+
+
+def secret_path(home: Path, name: str) -> Path:
+    """Return the path of a secret: the service manager's credential `island.NAME` if there is one, else `home/NAME`."""
+    folder = os.environ.get(CREDENTIALS)
+    given = Path(folder) / f"island.{name}" if folder else None
+    return given if given is not None and given.exists() else home / name
+
+
 def close_umask() -> None:
     """Set the umask so that only this account can access files that this process and its children create."""
     os.environ[UMASK] = f"{os.umask(OTHERS):04o}"
@@ -147,7 +158,7 @@ def _closed(path: Path, failed: list[Path]) -> bool:
 def _read(path: Path, what: str) -> bytes:
     with path.open("rb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        if mode & OTHERS:
+        if mode & OTHERS and not _is_credential(path):
             raise ConfigError(
                 f"{path} ({what}) can be read by other accounts of this machine (mode {mode:04o})",
                 hint=f"If no other account has read it, run: chmod 600 {path}. Otherwise replace it.",
@@ -158,6 +169,12 @@ def _read(path: Path, what: str) -> bytes:
             f"{path} is not {what}: it is larger than {SECRET_LIMIT} bytes", hint="Restore it from a backup."
         )
     return content
+
+
+def _is_credential(path: Path) -> bool:
+    # Only this service can enter their folder. The group's bits are those of an ACL, or of this service's group.
+    folder = os.environ.get(CREDENTIALS)
+    return bool(folder) and path.parent == Path(folder or "")
 
 
 def _sync_folder(folder: Path) -> None:

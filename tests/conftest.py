@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,15 +20,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
-LONG = ("spark", "e2e", "slow")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the files that take long first, so that the processes of a parallel run end at about the same time."""
-    long = {item.path for item in items if any(item.get_closest_marker(marker) for marker in LONG)}
-    items.sort(key=lambda item: item.path not in long)
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real datasets, `../shared/data`; a missing one fails in CI and skips elsewhere."""
@@ -38,6 +30,26 @@ def shared_data() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+def pytest_configure() -> None:
+    """Log plainly, as a traceback in the colours of a terminal takes 60 ms and simulated faults cause many.
+
+    Log lines go to stderr, and not between the output of a command that runs in this process.
+    """
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(
+        processors=[*structlog.get_config()["processors"][:-1], plain],
+        logger_factory=structlog.PrintLoggerFactory(sys.__stderr__),
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: a file runs in one process, and the last one must not run alone."""
+    marks: dict[Path, set[str]] = defaultdict(set)
+    for item in items:
+        marks[item.path].update(mark.name for mark in item.iter_markers())
+    items.sort(key=lambda item: tuple(mark not in marks[item.path] for mark in ("spark", "e2e", "slow")))
 
 
 QUIET = {"gossip", "membership", "scenarios"}
@@ -53,6 +65,7 @@ def _quiet_in_simulations(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def quiet_logs() -> Iterator[None]:
     """Log errors only."""
+    before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     yield
-    structlog.reset_defaults()
+    structlog.configure(**before)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,3 +90,38 @@ async def test_a_part_that_fails_to_stop_is_logged_and_all_others_are_stopped(tm
     assert daemon.peer_port is not None
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", daemon.peer_port)
+
+
+HANGS = """
+import sys, threading
+from pathlib import Path
+from island import daemon
+from island.kernel import telemetry
+from tests.standins.member import home
+
+class Hangs(daemon.Daemon):
+    async def start(self, tasks):
+        await super().start(tasks)
+        self.workers.disk(threading.Event().wait)
+
+daemon.Daemon, daemon.EXIT_SECONDS = Hangs, 1.0
+telemetry.configure()
+daemon.main(*home(Path(sys.argv[1]), "here", {}))
+"""
+"""A daemon with a thread that never ends, in a pool whose threads are joined."""
+
+
+def test_a_daemon_with_a_thread_that_hangs_exits_when_it_is_stopped(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HANGS, str(tmp_path / "here")]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=root) as process:
+        try:
+            assert process.stderr is not None
+            while "event=daemon.ready" not in (line := process.stderr.readline()):
+                assert line, "it ended before it was ready"
+            process.send_signal(signal.SIGTERM)
+            lines = process.stderr.read().splitlines()
+            assert process.wait() == 1
+        finally:
+            process.kill()
+    assert "event=daemon.stopped" not in lines[-1] and "event=daemon.stop_hangs" in lines[-1]

@@ -11,7 +11,7 @@ import pytest
 
 from island.errors import ConfigError
 from island.kernel.db import Database
-from island.private_files import create_private, make_private, read_secret, secret_text, write_secret
+from island.private_files import create_private, make_private, read_secret, secret_path, secret_text, write_secret
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,38 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path: Path, bits: int) -> 
     for read in (read_secret, secret_text):
         with pytest.raises(ConfigError, match="chmod 600"):
             read(path, "a key")
+
+
+def test_the_service_manager_protects_its_credentials_whatever_their_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # systemd gives the account of the service access by an ACL, Kubernetes by the group: both show as 0440.
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    write_secret(folder / "livy", b"secret")
+    (folder / "livy").chmod(0o440)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        secret_text(folder / "livy", "a password")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+    assert secret_text(folder / "livy", "a password") == "secret"
+    write_secret(tmp_path / "livy", b"secret")
+    (tmp_path / "livy").chmod(0o440)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        secret_text(tmp_path / "livy", "a password")
+
+
+def test_a_credential_is_used_instead_of_the_file_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert secret_path(tmp_path, "token") == tmp_path / "token"
+    folder = tmp_path / "credentials"
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+    assert secret_path(tmp_path, "token") == tmp_path / "token"
+    folder.mkdir()
+    (folder / "token").write_text("of another program")
+    assert secret_path(tmp_path, "token") == tmp_path / "token"
+    (folder / "island.token").write_text("of this program")
+    assert secret_path(tmp_path, "token") == folder / "island.token"
 
 
 def test_what_is_no_secret_is_refused(tmp_path: Path) -> None:

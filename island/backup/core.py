@@ -8,12 +8,6 @@ from collections.abc import Collection
 from island.backup.messages import ArchivedFile, BackupManifest
 from island.errors import Corrupt
 
-DATABASES = ("gossip", "state")
-"""The databases in a backup, in the order in which they are copied.
-
-state.db is copied last: it may then have batches of the own log that gossip.db lacks, as after a power failure.
-"""
-
 LAST = ("island.toml", "key")
 """The last files of a backup, in this order: without them an incomplete copy is not a home folder."""
 
@@ -41,7 +35,7 @@ def _problem(files: Collection[ArchivedFile]) -> str:
     names = [file.name for file in files]
     if bad := next((name for name in names if not is_archivable(name)), None):
         return f"it has a file with the name {bad[:100]!r}"
-    if len({name.lower() for name in names}) < len(names):
+    if len(set(names)) < len(names):
         return "it has two files of one name"
     folders = {name[:at] for name in names for at, letter in enumerate(name) if letter == "/"}
     if both := sorted(folders.intersection(names)):

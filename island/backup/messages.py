@@ -35,7 +35,7 @@ class BackupManifest(msgspec.Struct, frozen=True):
     version: Annotated[str, Meta(max_length=64)]
     """The version of the program that made the backup."""
     made: Annotated[str, Meta(max_length=40)]
-    """When the copy of state.db was made: ISO 8601 in UTC, by the clock of the island's machine."""
+    """When the backup was begun: ISO 8601 in UTC, by the clock of the island's machine."""
     home: Annotated[str, Meta(max_length=4096)]
     """The absolute path of the home folder."""
     real_home: Annotated[str, Meta(max_length=4096)]

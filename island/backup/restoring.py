@@ -13,11 +13,12 @@ from typing import IO, get_args
 from island.backup import core
 from island.backup.archive import BackupReader, Sink
 from island.backup.messages import ArchivedFile, BackupManifest
-from island.backup.saving import Progress, explained_error
+from island.backup.saving import DATABASES, Progress, explained_error
 from island.catalog import store as catalog_store
 from island.errors import BadInput, ConfigError, Conflict, Full, IslandError
 from island.gossip import own_log_store
 from island.home import Home
+from island.jobs import run_store
 from island.jobs import store as jobs_store
 from island.kernel.db import Kind, newest_version, written_by_newer
 from island.kernel.db_file import check_content, migrated
@@ -232,13 +233,16 @@ def _counted(
 
 def _adapt(home: Home, manifest: BackupManifest, now: float) -> None:
     """Check the databases, and record in state.db that they are older than what other islands may know."""
-    for name in core.DATABASES:
-        if (home.path / f"{name}.db").exists():
-            check_content(home.path / f"{name}.db")
+    for kind in DATABASES:
+        if (home.path / f"{kind}.db").exists():
+            check_content(home.path / f"{kind}.db")
     identity = Identity.load(home.key)
     with migrated(home.path / "state.db", "state") as conn:
         own_log_store.mark_restored(conn, now)
         jobs_store.skip_locals(conn, SKIPPED_JOB_IDS)
+        jobs_store.stop_restored(conn, now)
+        run_store.stop_restored(conn)
+        trust_store.expire_invitations(conn, now)
         for old in {manifest.home, manifest.real_home} - {str(home.path)}:
             catalog_store.move_folder(conn, f"{old}/streams", f"{home.path}/streams")
             streams_store.move_folder(conn, f"{old}/streams", f"{home.path}/streams")

@@ -11,19 +11,27 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+
+import msgspec
 
 import island
 from island.backup import archive, core
 from island.backup.messages import FORMAT, MAX_FILES, BackupManifest
 from island.catalog import store as catalog_store
 from island.catalog.pages import UNFINISHED
+from island.config import Config
 from island.errors import BadInput, Conflict, Full, IslandError
 from island.home import Home
 from island.kernel.db import Kind
 from island.kernel.db_file import copy_database
 from island.trust.keys import Identity
-from island.trust.users import Tokens
+from island.trust.users import TOKEN_FILES, Tokens
+
+DATABASES: tuple[Kind, ...] = ("gossip", "state")
+"""The databases in a backup, in the order in which they are copied.
+
+state.db is copied last: it may then have batches of the own log that gossip.db lacks, as after a power failure.
+"""
 
 ATTEMPTS = 5
 """A running daemon may delete a file that was to be copied. Then the copy begins again, at most this often."""
@@ -55,32 +63,26 @@ def save(
     config, identity = home.config(), Identity.load(home.key)
     Tokens.load(home.path)
     _check_target(target)
-    optional = {home.recovery_key.name}
-    outside: tuple[str, ...] = ()
-    if config.livy.password_file:
-        password = os.path.relpath(home.path / config.livy.password_file, home.path)
-        if core.is_archivable(password):
-            optional.add(password)
-        else:
-            outside = (f"{config.livy.password_file} (livy.password_file) is not in the backup: keep a copy of it",)
+    optional, outside = _optional(home, config)
     made = datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    blank = BackupManifest(
+        format=FORMAT,
+        island=config.island.name,
+        key=identity.id,
+        version=island.__version__,
+        made=made,
+        home=str(home.path),
+        real_home=str(home.path.resolve()),
+        streams=streams,
+        files=(),
+    )
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
             for attempt in range(ATTEMPTS):
                 try:
                     found = _collect(home, Path(scratch), optional, streams=streams, last=attempt == ATTEMPTS - 1)
-                    files = [archive.describe(name, path) for name, path in found.paths.items()]
-                    manifest = BackupManifest(
-                        format=FORMAT,
-                        island=config.island.name,
-                        key=identity.id,
-                        version=island.__version__,
-                        made=made,
-                        home=str(home.path),
-                        real_home=str(home.path.resolve()),
-                        streams=streams,
-                        files=tuple(files),
-                    )
+                    files = tuple(archive.describe(name, path) for name, path in found.paths.items())
+                    manifest = msgspec.structs.replace(blank, files=files)
                     size = _write(manifest, list(found.paths.values()), Path(scratch) / "archive", target, progress)
                 except (FileNotFoundError, archive.SourceChanged):
                     continue
@@ -93,6 +95,17 @@ def save(
     )
 
 
+def _optional(home: Home, config: Config) -> tuple[list[str], list[str]]:
+    """Files that a home folder need not have, and a warning for each secret that is elsewhere."""
+    names = [home.recovery_key.name]
+    if not config.livy.password_file:
+        return names, []
+    password = os.path.relpath(home.path / config.livy.password_file, home.path)
+    if core.is_archivable(password):
+        return [*names, password], []
+    return names, [f"{config.livy.password_file} (livy.password_file) is not in the backup: keep a copy of it"]
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     """Where the content of each file of a backup is, by its name in the backup and in this order."""
@@ -101,18 +114,17 @@ class _Found:
     warnings: tuple[str, ...]
 
 
-def _collect(home: Home, scratch: Path, optional: set[str], *, streams: bool, last: bool) -> _Found:
+def _collect(home: Home, scratch: Path, optional: list[str], *, streams: bool, last: bool) -> _Found:
     """Copy the databases to `scratch`, then list the files that belong to these copies.
 
     Raises `SourceChanged` if a pack that the copy of state.db refers to was deleted since, except in the `last`
     attempt: then the pack is lost, which is not the fault of the backup.
     """
     paths: dict[str, Path] = {}
-    for name in core.DATABASES:
-        [kind] = [kind for kind in get_args(Kind) if kind == name]
-        copy = paths[f"{name}.db"] = scratch / f"{name}.db"
+    for kind in DATABASES:
+        copy = paths[f"{kind}.db"] = scratch / f"{kind}.db"
         copy.unlink(missing_ok=True)
-        copy_database(home.path / f"{name}.db", copy, kind)
+        copy_database(home.path / f"{kind}.db", copy, kind)
     with closing(sqlite3.connect(paths["state.db"])) as conn:
         conn.row_factory = sqlite3.Row
         packs = catalog_store.packs(conn)
@@ -125,12 +137,13 @@ def _collect(home: Home, scratch: Path, optional: set[str], *, streams: bool, la
         raise archive.SourceChanged(min(lost))
     if streams:
         for path in _below(home.path / "streams"):
-            if path.suffix == ".parquet" and not path.name.startswith("."):
-                paths[str(path.relative_to(home.path))] = path
-    for name in (home.token.name, home.user_token.name, *sorted(optional)):
-        if name not in optional or (home.path / name).exists():
-            paths[name] = home.path / name
-    for name in core.LAST:
+            name = str(path.relative_to(home.path))
+            if path.suffix == ".parquet" and core.is_archivable(name):
+                paths[name] = path
+    required = [name for name in TOKEN_FILES.values() if name not in optional]
+    present = [name for name in optional if (home.path / name).exists()]
+    for name in (*required, *present, *core.LAST):
+        paths.pop(name, None)  # the order counts, also if a password file is called `key`
         paths[name] = home.path / name
     if len(paths) > MAX_FILES:
         raise BadInput(

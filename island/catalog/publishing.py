@@ -115,7 +115,7 @@ class SnapshotBuilder:
 
         Raises as `file_listing.survey` and `formats.describe` do, `FilesChanged`, `Full`.
         """
-        listing = await to_the_end(self._workers.disk(file_listing.survey, path, self._home))
+        listing = await to_the_end(self._workers.folder(str(path), file_listing.survey, path, self._home))
         # Files that this island wrote are trusted, so decode them in this process: datasets of subscriptions
         # get a new file at every commit, and starting or awaiting a child process each time would be slow.
         own = path.is_relative_to(self._home / "streams")
@@ -156,6 +156,7 @@ class _Preparation:
         self.writer = writer
         self.progress = progress
         self.workers = workers
+        self._folder = str(listing.base)
         self.fresh: dict[str, FoundFile] = {}
         self.gone = 0
         self.described: dict[str, DataFile] = {}
@@ -248,7 +249,10 @@ class _Preparation:
         ra, dec = self.words.ra or None, self.words.dec or None
         if self.processes is None:
             return await _watched(
-                self.workers, lambda send: describe(path, ra=ra, dec=dec, progress=send, limits=self.limits), report
+                self.workers,
+                self._folder,
+                lambda send: describe(path, ra=ra, dec=dec, progress=send, limits=self.limits),
+                report,
             )
         found: list[DataFile] = []
         async with aclosing(self.processes.stream(describe_in_steps, path, ra, dec, self.limits)) as steps:
@@ -310,7 +314,9 @@ class _Preparation:
                 self.listing.base, found, hard, form=form, role=role, rows=rows, sink=self.writer.add, progress=send
             )
 
-        entry = await _watched(self.workers, work, lambda done, _, what: self._report(start + done, f"hashing {what}"))
+        entry = await _watched(
+            self.workers, self._folder, work, lambda done, _, what: self._report(start + done, f"hashing {what}")
+        )
         self.done = start + found.size
         return entry, file_stats(data) if data is not None and role == "data" else FileStats()
 
@@ -319,7 +325,9 @@ class _Preparation:
             return []
         full = self.listing.base / found.path
         if self.processes is None:
-            return await to_the_end(self.workers.cpu(file_listing.hard_borders, full, form, self.limits))
+            return await to_the_end(
+                self.workers.folder(self._folder, file_listing.hard_borders, full, form, self.limits)
+            )
         return await self.processes.run(file_listing.hard_borders, full, form, self.limits)
 
     def _report(self, done: int, what: str) -> None:
@@ -382,8 +390,10 @@ class _Stopped(Exception):
     """Raised in a worker thread whose caller was cancelled."""
 
 
-async def _watched(workers: Workers, work: Callable[[Progress], T], progress: Progress) -> T:
-    """Run `work(send)` in a worker thread; its calls of `send` become calls of `progress` in the event loop.
+async def _watched(workers: Workers, folder: str, work: Callable[[Progress], T], progress: Progress) -> T:
+    """Run `work(send)`, which reads files below `folder`, in a worker thread.
+
+    Its calls of `send` become calls of `progress` in the event loop.
 
     If the caller is cancelled, the work stops at its next call of `send`, and the caller waits for it.
     """
@@ -394,7 +404,7 @@ async def _watched(workers: Workers, work: Callable[[Progress], T], progress: Pr
             raise _Stopped
         loop.call_soon_threadsafe(progress, done, total, what)
 
-    begun = workers.cpu(work, send)
+    begun = workers.folder(folder, work, send)
     try:
         return await asyncio.shield(begun)
     except asyncio.CancelledError:

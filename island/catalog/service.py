@@ -72,8 +72,9 @@ SWEEP_PAUSE = 30.0
 
 @dataclass(frozen=True, slots=True)
 class OwnFile:
-    """A published file of this island at its original path, unchanged since it was published."""
+    """A published file of this island at its original path below `base`, unchanged since it was published."""
 
+    base: str
     path: Path
     size: int
     mtime_ns: int
@@ -140,6 +141,7 @@ class Catalog:
         """Provides the status of replicas for `show`. The daemon sets it."""
         self._pages = PageStore(needs.state, needs.home / "manifests", needs.workers)
         self._publisher = SnapshotBuilder(self._pages, needs.home, needs.rng, needs.workers, needs.limits)
+        self._workers = needs.workers
         self._searching = DatasetSearch(needs.db, needs.membership, needs.home / "search", needs.workers)
         self._names: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._open: weakref.WeakSet[PreparedSnapshot] = weakref.WeakSet()
@@ -565,7 +567,7 @@ class Catalog:
             return None
         for place in places:
             try:
-                status = place.path.stat()
+                status = await self._workers.folder(place.base, place.path.stat)
             except OSError:
                 continue
             if is_same(FoundFile(path, place.size, place.mtime_ns, 0), status):
@@ -580,7 +582,7 @@ class Catalog:
             index = codec.decode(await listed.load(held.local), LocalIndex)
             local = codec.decode(await listed.load(index.pages[ref.page.hex()]), LocalPage)
             entry = entries[at]
-            places.append(OwnFile(Path(held.base) / path, entry.size, local.files[at][0], entry))
+            places.append(OwnFile(held.base, Path(held.base) / path, entry.size, local.files[at][0], entry))
         return places
 
     # --- loops --------------------------------------------------------------------------------------

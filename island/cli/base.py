@@ -47,6 +47,9 @@ TARGET = Target()
 PROSE = frozenset({"comment", "description", "detail", "error", "problem", "reason", "title"})
 """Columns whose text may be wrapped in a narrow terminal."""
 
+SENTENCES = frozenset({"problems", "warnings"})
+"""Keys of lists whose items are printed on a line each."""
+
 
 def home() -> Home:
     """Return the home folder: `--home`, else `ISLAND_HOME`, else `~/.island`."""
@@ -131,13 +134,15 @@ def show_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
 
 
 def show_pairs(item: Mapping[str, Any], as_json: bool) -> None:
-    """Print one object: as JSON, or one line per key."""
+    """Print one object: as JSON, or one line per key, and one per sentence for lists of sentences."""
     if as_json:
         show_json(item)
         return
     wide = max((len(key) for key in item), default=0)
     for key, value in item.items():
-        print_line(f"{key:<{wide}}  {format_cell(value)}")
+        texts = [format_cell(each) for each in value] if key in SENTENCES and value else [format_cell(value)]
+        for number, text in enumerate(texts):
+            print_line(f"{'' if number else key:<{wide}}  {text}")
 
 
 def format_cell(value: Any) -> str:

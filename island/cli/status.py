@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(as_json: base.Json = False) -> None:
-    """Show identity, addresses, engine and problems of this island. Exit code 1 if there are problems."""
+    """Show identity, addresses, engine, state and problems of this island. Exit code 1 if there are problems."""
     found = base.api().get("/api/v1/island")
     base.show_pairs(found, as_json)
     if found["problems"]:

@@ -53,8 +53,9 @@ def home(facts: HomeFacts) -> Iterator[Finding]:
         yield Finding("home", "problem", f"{facts.path} {what}", advice)
         return
     if not facts.readable:
-        found = f"{facts.path} belongs to {facts.owner} and cannot be read by {facts.account}"
-        yield Finding("home", "problem", found, f"Run the command as that account: sudo -u {facts.owner} island doctor")
+        found = f"{facts.path} belongs to {facts.owner or 'another account'} and cannot be read by {facts.account}"
+        advice = f"Run the command as the account of the daemon: sudo -u {facts.owner or 'ACCOUNT'} island doctor"
+        yield Finding("home", "problem", found, advice)
         return
     if facts.owner != facts.account:
         found = f"{facts.path} belongs to {facts.owner}, not to the account {facts.account} that runs this check"
@@ -74,7 +75,7 @@ def secrets(facts: Sequence[SecretFacts]) -> Iterator[Finding]:
     """Check the key and the tokens."""
     for each in facts:
         if each.error:
-            yield Finding("secrets", "problem", each.error, each.hint or f"See 'Backup and restore' in {GUIDE}.")
+            yield Finding("secrets", "problem", each.error, each.hint or f"See 'Restore' in {GUIDE}.")
     if facts and not any(each.error for each in facts):
         names = ", ".join(each.name for each in facts)
         yield Finding("secrets", "ok", f"{names} can be read by their owner only")
@@ -100,7 +101,7 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
         elif each.version > each.newest:
             found = f"{each.name} was written by a newer version of island"
             found += f" (schema {each.version}; this version supports up to {each.newest})"
-            advice = "Run the newer version, or restore a backup that this version made."
+            advice = f"Run the newer version, or go back with a backup: see 'Upgrade, and back' in {GUIDE}."
             yield Finding("database", "problem", found, advice)
         elif each.errors:
             yield Finding("database", "problem", f"{each.name} is damaged: {each.errors[0]}", _repair(each))
@@ -118,7 +119,7 @@ def _repair(database: DatabaseFacts) -> str:
         return "Check the disk. Then stop the daemon and delete gossip.db*; it is rebuilt from other islands."
     if database.name == "chunks.db":
         return "Check the disk. Then stop the daemon and delete chunks.db* and replicas, which are a cache."
-    return f"Check the disk, stop the daemon, and restore state.db from a backup: see 'Backup and restore' in {GUIDE}."
+    return f"Check the disk, stop the daemon, and restore a backup with `island restore`: see 'Restore' in {GUIDE}."
 
 
 def disk(facts: DiskFacts) -> Iterator[Finding]:
@@ -285,6 +286,9 @@ def daemon(facts: DaemonFacts) -> Iterator[Finding]:
     if facts.configured_later:
         found = f"island.toml was changed after {name} started, and the changes are not in force"
         yield Finding("daemon", "warning", found, "Check them with `island config check`, and restart the daemon.")
+    if facts.discovery.startswith("failed"):
+        advice = f"See 'Troubleshooting' in {GUIDE}, or set enabled = false under [discovery] in island.toml."
+        yield Finding("daemon", "warning", f"discovery on the local network {facts.discovery}", advice)
     for problem in facts.problems:
         severity: Severity = "problem" if facts.state != "starting" else "warning"
         yield Finding("daemon", severity, problem, f"See 'Troubleshooting' in {GUIDE}, and the daemon's log.")

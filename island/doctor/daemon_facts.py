@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +32,10 @@ class Running:
 
 def running(place: Home) -> Running:
     """Return whether a daemon is running with this home folder."""
-    locked = _locked(place)
+    try:
+        locked = place.in_use()
+    except OSError:  # another account owns the lock; the check of the entries says so
+        locked = False
     try:
         bound = json.loads(place.running.read_text("utf-8"))
         since = place.running.stat().st_mtime
@@ -42,20 +43,6 @@ def running(place: Home) -> Running:
         return Running(locked, int(bound["pid"]), str(bound["url"]), None if port is None else int(port), since)
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or another program has written it
         return Running(locked)
-
-
-def _locked(place: Home) -> bool:
-    try:
-        descriptor = os.open(place.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)  # which also releases the lock
-    return False
 
 
 def ask(place: Home, found: Running) -> DaemonFacts:
@@ -74,6 +61,7 @@ def ask(place: Home, found: Running) -> DaemonFacts:
         pid=found.pid,
         state=status["state"],
         problems=status["problems"],
+        discovery=status["discovery"],
         version=status["version"],
         program=__version__,
         configured_later=found.since is not None and place.toml.stat().st_mtime > found.since,

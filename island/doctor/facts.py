@@ -15,6 +15,7 @@ class HomeFacts:
     exists: bool
     is_island: bool
     owner: str
+    """Empty if it is not known."""
     account: str
     mode: int
     """Permission bits."""
@@ -133,6 +134,8 @@ class DaemonFacts:
     pid: int | None = None
     state: str = ""
     problems: Sequence[str] = ()
+    discovery: str = ""
+    """Whether it finds islands on the local network: `off`, `on` or `failed`, and what does not work."""
     version: str = ""
     program: str = ""
     """Version of the program that runs the check."""

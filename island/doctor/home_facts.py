@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import stat
@@ -13,7 +14,7 @@ from island.errors import ConfigError
 from island.home import Home
 from island.private_files import OTHERS
 from island.trust.keys import Identity
-from island.trust.users import read_token
+from island.trust.users import TOKEN_FILES, read_token
 
 
 def account(uid: int) -> str:
@@ -28,9 +29,12 @@ def home(place: Home) -> HomeFacts:
     """Return what is known about the home folder itself."""
     path = place.path
     me = account(os.geteuid())
-    if not path.is_dir():
+    try:
+        status = path.stat()
+    except PermissionError:  # a folder above it
+        return HomeFacts(str(path), True, False, "", me, 0, False, False)
+    except OSError:
         return HomeFacts(str(path), False, False, "", me, 0, False, False)
-    status = path.stat()
     readable = _allowed(path, os.R_OK | os.X_OK)
     return HomeFacts(
         path=str(path),
@@ -66,21 +70,23 @@ def secrets(place: Home) -> list[SecretFacts]:
 
 def entries(place: Home) -> EntryFacts:
     """Return the direct entries of the home folder that other accounts can access or own, without the secrets."""
-    secret = {place.key.name, place.token.name, place.user_token.name}
+    secret = {place.key.name, *TOKEN_FILES.values()}
     owner = place.path.stat().st_uid
-    found = [(path.name, path.lstat()) for path in _entries(place.path)]
+    found = list(_entries(place.path))
     return EntryFacts(
         open=[name for name, status in found if stat.S_IMODE(status.st_mode) & OTHERS and name not in secret],
         foreign=[name for name, status in found if status.st_uid != owner],
     )
 
 
-def _entries(folder: Path) -> Iterator[Path]:
+def _entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
     for path in sorted(folder.iterdir()):
-        if not path.is_symlink():
-            yield path
+        with contextlib.suppress(FileNotFoundError):  # a running daemon creates and deletes files
+            status = path.lstat()
+            if not stat.S_ISLNK(status.st_mode):
+                yield path.name, status
 
 
 def newest_change(place: Home) -> float:
     """Return when the databases were last changed, in Unix seconds; 0 if there are none."""
-    return max((path.stat().st_mtime for path in place.path.glob("*.db*")), default=0.0)
+    return max((status.st_mtime for name, status in _entries(place.path) if ".db" in name), default=0.0)

@@ -302,6 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except IslandError as error:
         print(escaped(f"island engine: {error}", lines=True), file=sys.stderr)
+        if args["parent_pipe"]:
+            print(json.dumps({"problem": error.line}), flush=True)  # instead of the line with the address
         return 1
 
 

@@ -17,7 +17,7 @@ from island.formats.columns import Progress
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.formats.rows import open_table, write_parquet
 from island.formats.schemas import difference, fit_batch
-from island.kernel.processes import Emit
+from island.kernel.process_messages import Emit
 
 __all__ = ["schema_of", "staging_of", "to_parquet", "to_parquet_in_steps"]
 

@@ -20,7 +20,7 @@ from island.formats.hats import HatsCatalog, HatsLayout, Role
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.formats.schemas import difference
 from island.formats.stats import ColumnStats, DatasetStatsCollector, FileStatsCollector, stat_names
-from island.kernel.processes import Emit
+from island.kernel.process_messages import Emit
 
 Format = Literal["parquet", "avro", "hats"]
 

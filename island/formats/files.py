@@ -7,7 +7,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from island.errors import BadInput, Corrupt, IslandError, Unsupported
+from island.errors import BadInput, Corrupt, Unreadable, Unsupported
+from island.kernel.regular_file import open_regular
 
 FileFormat = Literal["parquet", "avro"]
 
@@ -91,16 +92,16 @@ def regular_size(path: Path) -> int:
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises BadInput with the reason of the operating system."""
+    """Open a regular file for reading. Raises BadInput with the reason of the operating system."""
     try:
-        return path.open("rb")
+        return open_regular(path)
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: OSError) -> IslandError:
+def unreadable(path: Path, error: OSError) -> Unreadable:
     """The island error for an error of the operating system with a file."""
-    return BadInput(f"{path} cannot be read: {error.strerror or error}", hint="Check permissions and disk.")
+    return Unreadable(f"{path} cannot be read: {error.strerror or error}", hint="Check permissions and disk.")
 
 
 def walk(root: Path) -> list[str]:

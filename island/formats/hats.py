@@ -191,7 +191,8 @@ def listed_partitions(folder: Path, part: HatsCatalog) -> set[HatsPartition] | N
     path = folder / part.path / "partition_info.csv"
     if not path.is_file() or path.stat().st_size > 64 * MAX_PROPERTIES:
         return None
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    with open_binary(path) as file:
+        lines = file.read(64 * MAX_PROPERTIES).decode("utf-8", "replace").splitlines()
     names = [name.strip() for name in lines[0].split(",")] if lines else []
     if "Norder" not in names or "Npix" not in names:
         return None

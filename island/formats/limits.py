@@ -20,7 +20,7 @@ import msgspec
 
 from island.errors import OverLimit
 from island.formats import files
-from island.kernel import processes
+from island.kernel import process_messages
 
 BYTES_A_SECOND = 1024 * 1024
 """Bytes of a file for which one second of processor time is granted. Valid files take less."""
@@ -34,7 +34,7 @@ class ReadLimits(msgspec.Struct, frozen=True):
 
     def begin(self, path: Path) -> None:
         """Start the processor time limit for `path`. Has an effect only in a child process. Raises BadInput."""
-        processes.begin(str(path)[:2000], self.cpu_seconds + files.regular_size(path) / BYTES_A_SECOND)
+        process_messages.begin(str(path)[:2000], self.cpu_seconds + files.regular_size(path) / BYTES_A_SECOND)
 
     def check_rows(self, rows: int, path: Path) -> None:
         """Raise `OverLimit` if the number of rows, counted or claimed by the file, exceeds the limit."""
@@ -50,7 +50,7 @@ class ReadLimits(msgspec.Struct, frozen=True):
         for batch, done in stream:
             rows += batch.num_rows
             self.check_rows(rows, path)
-            processes.alive()
+            process_messages.alive()
             yield batch, done
 
 

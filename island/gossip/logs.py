@@ -47,7 +47,6 @@ class IntakeResult:
 
     fresh: list[Delta] = field(default_factory=list)
     """Stored batches and proofs, to be relayed."""
-    bytes: int = 0
     gap: bool = False
     """Whether earlier batches or a chain are missing, which the sender has."""
     throttled: bool = False
@@ -77,8 +76,8 @@ class _Intake:
 class _Outcome:
     """The result of writing an intake to the database."""
 
-    limited: list[IslandId] = field(default_factory=list)
-    """Origins whose batches exceed the limits of an origin."""
+    limited: dict[IslandId, int] = field(default_factory=dict)
+    """Origins whose batches exceed the limits of an origin, with the number of batches that fit and are stored."""
     failed: dict[IslandId, Exception] = field(default_factory=dict)
     """Errors of origins whose batches or proofs could not be stored."""
     found: dict[IslandId, Head] = field(default_factory=dict)
@@ -98,6 +97,8 @@ class Logs:
         self.changed = Topic()
         self.returned: Callable[[Sequence[LogBatch]], Awaitable[bool]] | None = None
         """Called with batches of this island's own log that only peers have, before they are stored."""
+        self.grown: list[Callable[[IslandId], None]] = []
+        """Called with the origin after each commit that extended the log of another island."""
         self._recent = RecentHashes(8192)
         self._budgets: dict[IslandId, TokenBucket] = {}
         self._refused: set[IslandId] = set()
@@ -293,12 +294,10 @@ class Logs:
             outcome.found[origin] = stored
             return
         self._enter(conn, intake, origin)
-        changes = self._append(conn, intake.batches.get(origin, []))
-        if changes is None:
-            conn.execute("ROLLBACK TO origin")
-            outcome.limited.append(origin)
-        else:
-            outcome.projected[origin] = changes
+        batches = intake.batches.get(origin, [])
+        outcome.projected[origin], fitting = self._append(conn, batches)
+        if fitting < len(batches):
+            outcome.limited[origin] = fitting
         if origin in intake.proofs:
             self._enter(conn, intake, origin)
             store.add_proof(conn, origin, intake.proofs[origin].one, intake.proofs[origin].other)
@@ -308,33 +307,40 @@ class Logs:
         if origin in intake.chains:
             store.add_origin(conn, origin, intake.chains[origin])
 
-    def _append(self, conn: sqlite3.Connection, batches: Sequence[LogBatch]) -> list[Change] | None:
-        """Store and project batches of one origin; returns their changes, or None if they exceed its limits."""
+    def _append(self, conn: sqlite3.Connection, batches: Sequence[LogBatch]) -> tuple[list[Change], int]:
+        """Store and project batches of one origin up to its limits; returns their changes and their number.
+
+        All islands with the same limits store the same batches, in whatever portions these arrive.
+        """
         projected: list[Change] = []
-        for batch in batches:
+        for place, batch in enumerate(batches):
             if batch.origin == self.me:
                 store.append_own(conn, batch)
                 continue
+            conn.execute("SAVEPOINT batch")
             keys = store.append(conn, batch)
             if keys > core.MAX_KEYS or store.size(conn, batch.origin)[1] > core.MAX_LOG_BYTES:
-                return None
+                conn.execute("ROLLBACK TO batch")
+                conn.execute("RELEASE batch")
+                return projected, place
+            conn.execute("RELEASE batch")
             changes = [Change(batch.origin, e.key, e.value, e.seq, batch.epoch) for e in batch.entries]
             self._projections.apply(conn, changes)
             projected += changes
-        return projected
+        return projected, len(batches)
 
     def _committed(self, intake: _Intake, outcome: _Outcome) -> None:
         """Update memory after the transaction of an intake was committed."""
-        for origin in outcome.limited:
-            self._refuse(origin, "limit")
         for origin, error in outcome.failed.items():
             self._note_failure(origin, error)
         for origin, head in outcome.found.items():
             self._reread(intake, origin, head)
         for origin, batches in sorted(intake.batches.items()):
-            if origin not in outcome.limited and origin not in outcome.found:
-                self._keep(intake, origin, batches)
-        BYTES_IN.inc(intake.taken.bytes)
+            stored = batches[: outcome.limited.get(origin, len(batches))]
+            if stored and origin not in outcome.found:
+                self._keep(intake, origin, stored)
+        for origin in outcome.limited:
+            self._refuse(origin, "limit")
         for origin, proof in sorted(intake.proofs.items()):
             if origin not in outcome.found:
                 self._freeze(intake, origin, proof)
@@ -344,15 +350,17 @@ class Logs:
         self.changed.touch()
 
     def _keep(self, intake: _Intake, origin: IslandId, batches: Sequence[LogBatch]) -> None:
-        self.positions.set(origin, intake.heads[origin])
+        self.positions.set(origin, Head().after(batches[-1]))
         self._unstored.pop(origin, None)
         chain = intake.chains.get(origin, b"")
         signed = tuple(batch.signed for batch in batches)
         intake.taken.fresh.append(Delta(origin=key_bytes(origin), chain=chain, batches=signed))
         for batch in signed:
             self._recent.add(blake3(batch).digest(16))
-            intake.taken.bytes += len(batch)
+            BYTES_IN.inc(len(batch))
         BATCHES_IN.inc(len(batches))
+        for listener in self.grown:
+            listener(origin)
 
     def _freeze(self, intake: _Intake, origin: IslandId, proof: ForkProof) -> None:
         self.positions.freeze(origin)

@@ -33,7 +33,8 @@ log = structlog.get_logger("island")
 BATCHES_OUT = counter("gossip_batches_signed", "Log batches that this island signed")
 
 BOOT_PEERS, BOOT_WAIT = 3, 30.0
-"""Before the first signature: the number of peers whose heads are awaited, and the timeout in seconds while linked."""
+"""Before the first signature: the number of peers whose heads are awaited, and after how many linked seconds one is
+enough."""
 
 BOOT_SETTLE = 3.0
 """Seconds after the first session in which others are expected. After that, only linked islands are awaited."""
@@ -51,7 +52,8 @@ class OwnLog:
         self._fork_problem = ""
         self._truths: dict[str, Truth] = {}
         self._heard: set[IslandId] = set()
-        self._booted = 0.0
+        self._waits_since: float | None = None
+        """Since when this island has waited before its first signature; None if it does not wait."""
         self._linked_at: float | None = None
         """When this island was linked again after it had no session; None without a session."""
         self._ready = False
@@ -75,11 +77,11 @@ class OwnLog:
                 "this island was restored from a backup and signs no changes until another island is linked, because "
                 "others may have newer entries of its log. `island peer ls` shows which islands can be reached."
             )
-        if self._waits_for_link():
+        if self._waits_since is not None and self._clock.monotonic() - self._waits_since >= BOOT_WAIT:
             return (
-                "this island waits for a session with another island before it signs changes, because another island "
-                "may have a newer version of this island's log. Changes are stored and take effect here; other "
-                "islands get them later. `island peer ls` shows why there is no session."
+                "this island has not compared its log with another island since it started, so it signs no changes: "
+                "others may have a newer version of its log. Changes are stored and take effect here, and other "
+                "islands get them after the comparison. `island peer ls` shows whether there is a session."
             )
         if not self._is_full():
             return ""
@@ -105,7 +107,6 @@ class OwnLog:
 
         Batches are copied to the database that is behind.
         """
-        self._booted = self._clock.monotonic()
         self._bytes = await self._state.read(own_log_store.log_bytes)
         self._restored_from_backup = await self._state.read(own_log_store.is_restored)
         async with self._logs.lock:
@@ -172,12 +173,11 @@ class OwnLog:
         )
         wait = None if later is None else later - now
         async with self._logs.lock:
-            batches: list[LogBatch] = []
             if keys:
-                batches = await self._state.write(
+                await self._state.write(
                     lambda conn: self._sign(conn, set(keys)), then=lambda signed: self._signed(keys, signed, now)
                 )
-            await self._catch_up()
+            batches = await self._catch_up()  # also batches of an earlier step that could not be copied
         if not batches:
             return None, wait
         first = batches[0].first == 1
@@ -213,20 +213,21 @@ class OwnLog:
         own_log_store.append(conn, batches)
         return batches
 
-    async def _catch_up(self) -> None:
-        """Copy batches that only state.db has to gossip.db. The caller holds `lock`."""
+    async def _catch_up(self) -> list[LogBatch]:
+        """Copy batches that only state.db has to gossip.db, and return them. The caller holds `lock`."""
         chain = self._trust.chain
         if chain is None:
-            return
+            return []
         after = self._logs.positions.get(self._logs.me).seq
         missing = await self._state.read(lambda conn: own_log_store.batches(conn, after))
         if not missing:
-            return
+            return []
         batches = [core.open_batch(signed) for signed in missing]
         if core.judge_batch(self._logs.positions.get(self._logs.me), batches[0]) is not core.BatchVerdict.FITS:
             self._fork("the copy of this island's log in gossip.db contradicts the one in state.db")
-            return
+            return []
         await self._logs.add_own(batches, chain)
+        return batches
 
     async def _restore(self, batches: Sequence[LogBatch]) -> bool:
         """Store batches of this log that state.db has lost; False if they do not extend it. The caller holds `lock`."""
@@ -271,30 +272,27 @@ class OwnLog:
 
     async def _is_ready(self) -> bool:
         """Whether this island may sign: enough peers have shown their heads of this log, or there are no others."""
-        if not self._ready and await self._may_begin():
-            self._ready = True
-            waited = self._clock.monotonic() - self._booted
-            log.debug("gossip.signing_started", heard=len(self._heard), waited_s=round(waited, 1))
+        if not self._ready:
+            now = self._clock.monotonic()
+            self._waits_since = now if self._waits_since is None else self._waits_since
+            if await self._may_begin(now):
+                waited = now - self._waits_since
+                self._ready, self._waits_since = True, None
+                log.debug("gossip.signing_started", heard=len(self._heard), waited_s=round(waited, 1))
         return self._ready
 
-    async def _may_begin(self) -> bool:
+    async def _may_begin(self, now: float) -> bool:
         links = len(self._peers.links())
         if not links:
             self._linked_at = None
             # A backup may be older than the admission of every other island, so that it knows of none.
             return not self._restored_from_backup and not await self._has_others()
-        now = self._clock.monotonic()
         self._linked_at = now if self._linked_at is None else self._linked_at
-        waited = now - self._linked_at
-        expected = max(links, self._known_others()) if waited < BOOT_SETTLE else links
-        if self._restored_from_backup and not self._heard:
-            return False
-        return len(self._heard) >= min(BOOT_PEERS, expected) or waited >= BOOT_WAIT
-
-    def _waits_for_link(self) -> bool:
-        if self._ready or self._trust.network is None or self._peers.links():
-            return False
-        return self._clock.monotonic() - self._booted >= BOOT_WAIT
+        linked = now - self._linked_at
+        expected = max(links, self._known_others()) if linked < BOOT_SETTLE else links
+        # Without any comparison, this island would not know whether it was restored from a backup.
+        awaited = min(BOOT_PEERS, expected) if linked < BOOT_WAIT else 1
+        return len(self._heard) >= awaited
 
     async def _has_others(self) -> bool:
         """Whether the network has other islands, as far as gossip.db or state.db (after a restore) show."""

@@ -117,6 +117,10 @@ class Gossip:
         """The records whose key begins with `prefix`, sorted by origin and key, read from gossip.db."""
         return store.records(conn, prefix, origin)
 
+    def on_growth(self, listener: Callable[[IslandId], None]) -> None:
+        """Call `listener(origin)` after each commit that extended the log of another island."""
+        self._logs.grown.append(listener)
+
     def head(self, origin: IslandId) -> Head:
         """The stored head of the log of `origin`."""
         return self._logs.positions.get(origin)

@@ -15,8 +15,8 @@ import structlog
 
 from island.errors import PeerMisbehaved, PeerRefused, Unreachable
 from island.gossip import core
-from island.gossip.core import Difference
-from island.gossip.logs import IntakeResult, Logs
+from island.gossip.core import Difference, Head
+from island.gossip.logs import Logs
 from island.gossip.messages import (
     HEADS_A_PAGE,
     PAGE_LIMIT,
@@ -58,6 +58,9 @@ PAUSE = 0.1
 MAX_PAGES = core.MAX_ORIGINS // HEADS_A_PAGE + 3
 """Maximum number of pages of heads in one exchange: enough for `MAX_ORIGINS`."""
 
+OFFERS = 3
+"""Maximum number of times that the same batches are offered to a peer. It may refuse them because of a limit."""
+
 IDLE_PAGES = 3
 """Maximum number of consecutive pages without new batches before a pull is given up."""
 
@@ -75,6 +78,8 @@ class Spread:
         self._not_before: dict[IslandId, float] = {}
         """By island: the monotonic time of the next exchange. An island that waits for it is not busy."""
         self._failures: dict[IslandId, int] = {}
+        self._offered: dict[IslandId, dict[bytes, tuple[PullRange, Head, int]]] = {}
+        """By peer and origin: what the peer lacked and how often it was offered."""
         self._wake = Signal()
         self._rounds = 0
         peers.on_push("gossip.batch", self._on_batch)
@@ -84,25 +89,34 @@ class Spread:
         peers.on_link(self._on_link)
 
     def start(self, tasks: Tasks) -> None:
-        tasks.forever("gossip.look", functools.partial(self._look, tasks), rng=self._rng)
+        tasks.forever("gossip.exchanges", functools.partial(self._start_exchanges, tasks), rng=self._rng)
         tasks.forever("gossip.anti_entropy", self._anti_entropy, rng=self._rng)
         for link in self._peers.links():
-            self.look_at(link.island)
+            self.compare_soon(link.island)
 
     def push(self, deltas: Sequence[Delta], but: IslandId | None = None) -> None:
-        """Send new batches to all linked islands except the one they came from (`but`)."""
+        """Send new batches to all linked islands except the one they came from (`but`).
+
+        If they exceed `PUSH_LIMIT`, the islands are only asked to compare.
+        """
         islands = [link.island for link in self._peers.links() if link.island != but]
         if not islands or not deltas:
             return
         messages = _messages(deltas)
         for island in islands:
-            for message in messages:
-                self._send(island, "gossip.batch", message)
+            self._send_all(island, messages)
 
-    def look_at(self, peer: IslandId) -> None:
+    def compare_soon(self, peer: IslandId) -> None:
         """Schedule a comparison with `peer`."""
         self._due[peer] = None
         self._wake.set()
+
+    def _send_all(self, island: IslandId, messages: Sequence[bytes]) -> None:
+        if sum(map(len, messages)) > PUSH_LIMIT:
+            self._send(island, "gossip.look", b"")
+            return
+        for message in messages:
+            self._send(island, "gossip.batch", message)
 
     def _send(self, island: IslandId, kind: str, message: bytes) -> None:
         if self._peers.push(island, kind, message):
@@ -112,9 +126,10 @@ class Spread:
 
     def _on_link(self, peer: IslandId, up: bool) -> None:
         self._not_before.pop(peer, None)
+        self._offered.pop(peer, None)
         if up:
             self._failures.pop(peer, None)
-            self.look_at(peer)
+            self.compare_soon(peer)
             self._own.poked.set()
         else:
             self._due.pop(peer, None)
@@ -122,12 +137,12 @@ class Spread:
 
     async def _on_batch(self, peer: IslandId, body: bytes) -> None:
         taken = await self._logs.take(peer, codec.decode(body, DeltaPage).deltas)
-        self._relay(taken, peer)
+        self.push(taken.fresh, but=peer)
         if taken.gap or taken.doubts:
-            self.look_at(peer)
+            self.compare_soon(peer)
 
     async def _on_look(self, peer: IslandId, _body: bytes) -> None:
-        self.look_at(peer)
+        self.compare_soon(peer)
 
     async def _on_digest(self, peer: IslandId, body: bytes) -> bytes:
         asked = codec.decode(body, Digest)
@@ -141,25 +156,17 @@ class Spread:
         BYTES_OUT.inc(len(answer))
         return answer
 
-    def _relay(self, taken: IntakeResult, source: IslandId) -> None:
-        if taken.bytes <= PUSH_LIMIT:
-            self.push(taken.fresh, but=source)
-            return
-        for link in self._peers.links():
-            if link.island != source:
-                self._send(link.island, "gossip.look", b"")
-
     # --- exchanges ----------------------------------------------------------------------------
 
     async def _anti_entropy(self) -> None:
         await asyncio.sleep(INTERVAL * (0.75 + 0.5 * self._rng.random()))
         if links := self._peers.links():
-            self.look_at(self._rng.choice(links).island)
+            self.compare_soon(self._rng.choice(links).island)
         self._rounds += 1
         if self._rounds % COUNT_EVERY == 1:
             await self._logs.count()
 
-    async def _look(self, tasks: Tasks) -> None:
+    async def _start_exchanges(self, tasks: Tasks) -> None:
         now, wait = self._clock.monotonic(), None
         for peer in list(self._due):
             left = self._not_before.get(peer, now) - now
@@ -199,6 +206,7 @@ class Spread:
             asked = self._logs.positions.digest(after)
             answer = codec.decode(await self._ask(peer, "gossip.digest", codec.encode(asked)), Heads)
             if (answer.roster, answer.root) == (asked.roster, asked.root):
+                self._offered.pop(peer, None)
                 break
             outcome = "differed"
             heads, until = self._logs.positions.read(asked, answer)
@@ -222,7 +230,7 @@ class Spread:
             asked = list(todo.values())[:WANTS_A_PAGE]
             page = codec.decode(await self._ask(peer, "gossip.pull", codec.encode(Pull(wants=tuple(asked)))), DeltaPage)
             taken = await self._logs.take(peer, page.deltas)
-            self._relay(taken, peer)
+            self.push(taken.fresh, but=peer)
             idle = 0 if taken.fresh else idle + 1
             if taken.throttled:
                 await asyncio.sleep(1.0)
@@ -245,15 +253,24 @@ class Spread:
     async def _offer(self, peer: IslandId, difference: Difference) -> None:
         """Push the batches that `peer` lacks if they are small; otherwise ask it to compare."""
         offers = difference.offers
+        if len(offers) <= WANTS_A_PAGE:
+            offers = [offer for offer in offers if self._may_offer(peer, offer)]
         if not offers:
             return
         page = await self._logs.page(offers[:WANTS_A_PAGE])
-        messages = _messages(page.deltas)
-        if page.more or len(offers) > WANTS_A_PAGE or sum(map(len, messages)) > PUSH_LIMIT:
+        if page.more or len(offers) > WANTS_A_PAGE:
             self._send(peer, "gossip.look", b"")
             return
-        for message in messages:
-            self._send(peer, "gossip.batch", message)
+        self._send_all(peer, _messages(page.deltas))
+
+    def _may_offer(self, peer: IslandId, offer: PullRange) -> bool:
+        """Whether to offer batches that `peer` lacks. If it did not store them repeatedly, it can still pull them."""
+        head = self._logs.positions.get(island_id(offer.origin))
+        offered = self._offered.setdefault(peer, {})
+        before, at, times = offered.get(offer.origin, (None, None, 0))
+        times = times + 1 if (before, at) == (offer, head) else 1
+        offered[offer.origin] = (offer, head, times)
+        return times <= OFFERS
 
     async def _ask(self, peer: IslandId, kind: str, body: bytes) -> bytes:
         return await self._peers.request(peer, kind, body, timeout=TIMEOUT)

@@ -106,6 +106,11 @@ def request_hash(kind: str, request: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def statement_hash(code: str, language: str) -> str:
+    """The hash by which home and executor recognize that they mean the same statement by a number."""
+    return request_hash("statement", [code, language])
+
+
 def input_conf(inputs: Iterable[tuple[InputRef, str]]) -> dict[str, str]:
     """The settings that pass inputs, given with their local paths, to a session: one for each view."""
     return {PATH_PREFIX + view: path for ref, path in inputs for view in ref.views}
@@ -200,6 +205,14 @@ def checked_report(report: JobReport, job: str, epoch: int) -> JobReport:
     if report.state not in (SESSION_ENDED if report.ended else SESSION_ENDED | SESSION_ALIVE):
         raise Malformed(f"the report has the unexpected state {report.state[:40]!r}")
     return msgspec.structs.replace(report, statements=tuple(_checked_statement(each) for each in report.statements))
+
+
+def is_foreign_statement(report: StatementReport, own: tuple[str, str] | None) -> bool:
+    """Whether an executor reports a statement that home did not send. `own`: code and language of home's statement.
+
+    An executor of an earlier version reports no hash.
+    """
+    return own is None or report.code_hash not in ("", statement_hash(*own))
 
 
 def _checked_statement(report: StatementReport) -> StatementReport:

@@ -109,12 +109,19 @@ class EmbeddedEngine:
             async with asyncio.timeout(START_SECONDS):
                 line = await process.stdout.readline()
             answer = json.loads(line)
+            if "url" not in answer:
+                raise self._not_started(f"the engine did not start: {answer['problem']}")
             self._port = int(str(answer["url"]).rpartition(":")[2])
-        except (TimeoutError, ValueError, KeyError) as error:
-            self.problem = "the engine did not start; the lines of the log before this one show the cause"
-            raise EngineFailed(self.problem, hint="It needs Java 17, which the extra `spark` installs.") from error
+        except (TimeoutError, ValueError, KeyError, TypeError) as error:
+            text = "the engine did not start; the lines of the log before this one show the cause"
+            raise self._not_started(text) from error
         self.url, self.problem = answer["url"], ""
         log.info("engine.ready", url=self.url, instance=answer.get("instance"), pid=process.pid)
+
+    def _not_started(self, problem: str) -> EngineFailed:
+        self.problem = problem
+        self._port = 0  # another program may have taken the port since the engine ended
+        return EngineFailed(problem)
 
     async def stop(self) -> None:
         """Stop the engine with its sessions and batches, and wait for the process to exit."""

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import structlog
 
 from island.catalog.messages import ResolvedDataset
@@ -50,6 +51,9 @@ MAX_WAITING = 100
 
 WAIT_S = 60.0
 """Seconds for which a place is assumed to stay occupied; used for the estimated wait in offers."""
+
+DIVERGED = "diverged"
+"""Code of the refusal of a statement whose number another statement has."""
 
 _ENDED_VERSION = 2**52
 
@@ -281,11 +285,15 @@ class Executor:
     # --- requests of home --------------------------------------------------------------------
 
     async def statement(self, sender: IslandId, request: RunStatementRequest) -> EmptyAnswer:
-        """Accept and store a statement. Repeating the request has no effect."""
+        """Accept and store a statement. Repeating the request has no effect.
+
+        Raises `Conflict` with the code `diverged` if this island has another statement with the number.
+        """
         live = self._mine(sender, request.job, request.epoch)
         live.renewed = self._clock.boottime()
         async with live.accepting:
             if request.number <= live.last_number:
+                await self._check_repeated(live.run, request)
                 return EmptyAnswer()
             if live.current is not None:
                 raise Conflict(f"statement {live.current.number} is still running; they are sent one at a time")
@@ -300,6 +308,19 @@ class Executor:
 
             await self._state.write(lambda conn: run_store.add_statement(conn, live.run, fresh), then=then)
         return EmptyAnswer()
+
+    async def _check_repeated(self, run: JobRun, request: RunStatementRequest) -> None:
+        # Only the newest statement is stored, and home repeats no other: it sends one at a time.
+        stored = await self._state.read(lambda conn: run_store.statements(conn, run.job, run.epoch, request.number))
+        if not any(
+            (each.number, each.code, each.language) == (request.number, request.code, request.language)
+            for each in stored
+        ):
+            raise Conflict(
+                f"another statement {request.number} was run in this session",
+                hint="This happens if the home of the job was restored from a backup. Open a new session.",
+                code=DIVERGED,
+            )
 
     async def status(self, sender: IslandId, request: StatusRequest) -> JobReport:
         """Report the current state of the run, and renew its lease."""
@@ -318,7 +339,7 @@ class Executor:
             )
             current = live.current if live else None
             statements = [
-                current.report() if current and current.number == each.number and not each.ended else each.report()
+                _reported(current if current and current.number == each.number and not each.ended else each)
                 for each in stored
             ]
         return JobReport(
@@ -422,3 +443,8 @@ class Executor:
     def _check_home(run: JobRun, sender: IslandId) -> None:
         if run.home != sender:
             raise Denied(f"job {run.job} does not belong to this island")
+
+
+def _reported(statement: RunStatement) -> StatementReport:
+    code_hash = core.statement_hash(statement.code, statement.language)
+    return msgspec.structs.replace(statement.report(), code_hash=code_hash)

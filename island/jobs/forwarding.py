@@ -27,6 +27,7 @@ from island.errors import IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.jobs import core, router, store
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import JobExchange
+from island.jobs.executor import DIVERGED
 from island.jobs.messages import (
     MAX_HOPS,
     CommitAnswer,
@@ -275,6 +276,8 @@ class JobForwarder:
             await driven.signal.wait(0.2)
         elif job.phase == "placed" and error.code == "not_found":
             await self._end(job, "dead", f"{name} no longer knows this job: {error.message}")
+        elif job.phase == "placed" and error.code == DIVERGED:
+            await self._end_diverged(job)
         elif job.phase == "committing":
             await self._back_to_routing(driven, job, error.message)
         else:
@@ -570,6 +573,9 @@ class JobForwarder:
         request = StatusRequest(job=job.id, epoch=job.epoch, acknowledged=waiting, seen=driven.last_version)
         answer = await self._exchange.ask(IslandId(job.executor), "status", request, JobReport)
         report = core.checked_report(answer, job.id, job.epoch)
+        if await self._is_foreign(job, report):
+            await self._end_diverged(job)
+            return True
         # A statement that the executor does not have did not arrive, and may be sent again.
         driven.sent = max((statement.number for statement in report.statements), default=waiting - 1)
         if report.statements:
@@ -591,6 +597,27 @@ class JobForwarder:
             self.changed.touch()
         driven.last, driven.last_version = stored, report.version
         return False
+
+    async def _is_foreign(self, job: JobRow, report: JobReport) -> bool:
+        """Whether the executor has run a statement that this home did not send, or that has another code here."""
+        if not report.statements:
+            return False
+        numbers = [statement.number for statement in report.statements]
+        stored = await self._state.read(lambda conn: store.statements(conn, job.id, numbers))
+        own = {statement.number: (statement.code, statement.language) for statement in stored}
+        return any(core.is_foreign_statement(each, own.get(each.number)) for each in report.statements)
+
+    async def _end_diverged(self, job: JobRow) -> None:
+        """End a session whose statements at the executor are not those of home, at both."""
+        name = self._membership.display(IslandId(job.executor))
+        await self._exchange.ask(IslandId(job.executor), "stop", StopRequest(job=job.id, epoch=job.epoch), EmptyAnswer)
+        log.warning("jobs.diverged", job=job.id, island=name)
+        await self._end(
+            job,
+            "dead",
+            f"{name} has run statements in this session that {self._trust.name} does not know: {self._trust.name} was"
+            " probably restored from a backup. Open a new session",
+        )
 
     async def _hinted(self, job: JobRow, report: JobReport) -> tuple[StatementReport, ...]:
         """The statements of a report. A message is added to those that failed because a table is missing."""

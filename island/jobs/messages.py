@@ -206,6 +206,8 @@ class StatementReport(Message, frozen=True, kw_only=True):
     progress: float = 0.0
     started: Count = 0
     completed: Count = 0
+    code_hash: Annotated[str, Meta(max_length=64)] = ""
+    """SHA-256 of the statement (`core.statement_hash`); "" from an executor of an earlier version."""
 
 
 class JobReport(Message, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks, backoff, is_database, is_transient
 from island.kernel.ports import Signal, Topic
 from island.kernel.units import format_bytes
+from island.kernel.work import to_the_end
 from island.livy.conf import PATH_PREFIX
 from island.livy.messages import STATEMENT_ENDED
 
@@ -107,6 +108,7 @@ class RunDriver:
         self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
         self._trust, self._config, self._engine, self._policy = needs.trust, needs.config, needs.livy, policy
         self._clock, self._rng, self._folder, self._changed = needs.clock, needs.rng, needs.home / "jobs", changed
+        self._workers = needs.workers
         self.live: dict[tuple[str, int], LiveRun] = {}
         """The runs that have not ended, by job and epoch, in the order in which they were accepted."""
         self.places = Topic()
@@ -259,8 +261,7 @@ class RunDriver:
         """Write the file of a batch to a folder of its own, where the engine can read it."""
         data = await self._state.read(lambda conn: store.file(conn, run.work.file_hash))
         path = self.run_folder(run.job, run.epoch) / run.work.file_name
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.write_bytes(data)  # at most a megabyte, to a local disk
+        await to_the_end(self._workers.disk(_place, path, data))
         return path
 
     def _progress(self, live: LiveRun, ref: InputRef) -> Callable[[int, int, str], None]:
@@ -452,6 +453,7 @@ class RunDriver:
                 if posted or failures or live.adopted:
                     view = await self._engine.statement(run.remote, statement.remote)
                     self._verify_instance(live)
+                    self._verify_code(statement, view)
                 if view is None and not posted:
                     await self._post(live, statement)
                     posted, live.adopted = True, False
@@ -500,6 +502,14 @@ class RunDriver:
         assert self._engine is not None
         if self._engine.seen != live.run.engine:
             raise EngineLost(f"the engine at {self._trust.name} was restarted, which ended its Spark sessions")
+
+    def _verify_code(self, statement: RunStatement, view: Mapping[str, Any] | None) -> None:
+        # A database that was restored from a backup may expect a number that the engine has given to later code.
+        if view is not None and view.get("code", statement.code) != statement.code:
+            raise EngineLost(
+                f"the engine has other code as its statement {statement.remote}; "
+                f"{self._trust.name} was probably restored from a backup"
+            )
 
     async def _note_running(self, live: LiveRun, statement: RunStatement, view: Mapping[str, Any]) -> None:
         assert self._engine is not None and live.run.remote is not None
@@ -615,7 +625,7 @@ class RunDriver:
                 log.info("jobs.not_cleared", job=run.job, error=error.message, failures=failures)
                 await asyncio.sleep(backoff(failures, self._rng))
         if run.work.file_name:
-            _remove(self.run_folder(run.job, run.epoch))
+            await self._workers.disk(_remove, self.run_folder(run.job, run.epoch))
         await self._state.write(partial(run_store.set_cleared, job=run.job, epoch=run.epoch))
 
     async def _release_inputs(self, run: JobRun) -> None:
@@ -665,6 +675,11 @@ def _last_line(lines: list[str]) -> str:
     """The last line of a log that is neither empty nor a heading."""
     found = [line.strip() for line in lines if line.strip() and line.strip() not in ("stdout:", "stderr:")]
     return found[-1][:500] if found else ""
+
+
+def _place(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.write_bytes(data)
 
 
 def _remove(folder: Path) -> None:

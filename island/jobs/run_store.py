@@ -126,6 +126,17 @@ def unended(conn: sqlite3.Connection) -> list[JobRun]:
     return [_run(row) for row in conn.execute("SELECT * FROM run WHERE step != 'ended' ORDER BY accepted, job")]
 
 
+def stop_restored(conn: sqlite3.Connection) -> None:
+    """Request the end of runs that cannot go on in a database that was restored from a backup.
+
+    A run that was not submitted at the time of the backup may have been submitted since. A session may have
+    got statements since. Batches that were submitted go on.
+    """
+    for run in unended(conn):
+        if run.step != "running" or run.work.kind == "session":
+            conn.execute("UPDATE run SET stop = 1 WHERE job = ? AND epoch = ?", (run.job, run.epoch))
+
+
 def uncleared(conn: sqlite3.Connection) -> list[JobRun]:
     """The runs that have ended and may still have a session or batch at the engine."""
     return [_run(row) for row in conn.execute("SELECT * FROM run WHERE step = 'ended' AND cleared = 0")]

@@ -48,6 +48,7 @@ from island.jobs.store import JobRow, StatementRow
 from island.kernel import codec
 from island.kernel.ids import DatasetName, IslandId, is_job_id, job_id
 from island.kernel.loops import Tasks
+from island.kernel.regular_file import open_regular
 from island.kernel.telemetry import counter
 from island.livy.conf import refused_conf
 from island.livy.messages import BatchRequest, SessionRequest
@@ -181,7 +182,7 @@ class Jobs:
             raise rejected("requirement failed: this version runs Python files (.py) only.")
         problem = ""
         if file is None:
-            content, problem = await self._workers.disk(self._read_file, request.file or "")
+            content, problem = await self._workers.folder("jobs.allow_files", self._read_file, request.file or "")
         else:
             content = file
         if not content.name.endswith(".py"):
@@ -313,10 +314,11 @@ class Jobs:
                 hint="Use `island job submit FILE`, or have the administrator add the folder to jobs.allow_files.",
             )
         try:
-            size = real.stat().st_size
-            if size > MAX_FILE:
-                raise rejected(f"the file {path[:1000]} has {size} bytes; the limit is {MAX_FILE}.")
-            return BatchFile(real.name, real.read_bytes()), ""
+            with open_regular(real, follow=False) as file:
+                data = file.read(MAX_FILE + 1)
+            if len(data) > MAX_FILE:
+                raise rejected(f"the file {path[:1000]} has more than {MAX_FILE} bytes, which is the limit.")
+            return BatchFile(real.name, data), ""
         except OSError as error:
             return BatchFile(real.name, b""), f"the file {path[:1000]} cannot be read: {error.strerror}"
 
@@ -665,7 +667,8 @@ class Jobs:
     async def elsewhere(self, text: str, key: str, what: str) -> Any:
         """Send a request about a job to its home, authorized by the key of the job. `text` is its full public id.
 
-        Raises `BadInput`, `NotFound` for an unknown home, and `Denied` for a wrong key.
+        Raises `BadInput`, `NotFound` for an unknown home, `Ambiguous` if several islands may be the home
+        (the key is then sent to none of them), and `Denied` for a wrong key.
         """
         if not is_job_id(text):
             raise BadInput(
@@ -676,6 +679,11 @@ class Jobs:
         if not homes:
             raise NotFound(
                 f"no known island has a key that begins with {prefix}", hint="`island peer ls` lists all islands."
+            )
+        if len(homes) > 1:
+            raise Ambiguous(
+                f"{len(homes)} islands have keys that begin with {prefix}, so the home of the job is not certain",
+                hint="Ask about the job at its home itself.",
             )
         request = ReattachRequest(job=text, key=key, what=what)
         try:

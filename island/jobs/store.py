@@ -417,6 +417,20 @@ def want_stop(conn: sqlite3.Connection, job: str, *, deleted: bool) -> None:
     conn.execute("UPDATE job SET stop = 1, deleted = max(deleted, ?) WHERE id = ?", (int(deleted), job))
 
 
+def stop_restored(conn: sqlite3.Connection, at: float) -> None:
+    """Request the end of jobs that cannot go on in a database that was restored from a backup at `at` (Unix seconds).
+
+    A job that was not placed at the time of the backup may have run since. A session may have got statements
+    since, whose numbers would be given again. Batches that were placed go on.
+    """
+    rows = conn.execute(
+        "SELECT id FROM job WHERE phase IN ('routing', 'committing') OR (kind = 'session' AND phase != 'ended')"
+    ).fetchall()
+    for row in rows:
+        want_stop(conn, row["id"], deleted=False)
+        add_log(conn, row["id"], at, ["this island was restored from a backup, and what the job did since is unknown"])
+
+
 def wants_stop(conn: sqlite3.Connection, job: str) -> bool:
     """Whether the owner has requested the end of a job."""
     row = conn.execute("SELECT stop FROM job WHERE id = ?", (job,)).fetchone()

@@ -16,6 +16,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +25,8 @@ from typing import Any
 import msgspec
 
 from island.errors import IslandError, known_error
-from island.kernel import processes
-from island.kernel.ports import SystemClock
-from island.kernel.processes import (
+from island.kernel import process_messages
+from island.kernel.process_messages import (
     ALIVE,
     BEGUN,
     DONE,
@@ -43,6 +43,7 @@ from island.kernel.processes import (
     types_of,
 )
 
+_monotonic = time.monotonic  # noqa: TID251 - the clock of `kernel.ports` comes with asyncio, which a child does not need
 _ALIVE_SECONDS = 1.0
 _OPEN_FILES = 256
 _OOM_SCORE = 800
@@ -56,7 +57,7 @@ def main() -> None:
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_take, args=(requests,), daemon=True).start()
     channel = _Channel(answers)
-    processes._report = channel.report
+    process_messages._report = channel.report
     while True:
         try:
             _answer(decode(requests.get(), Request), channel)
@@ -94,21 +95,21 @@ class _Channel:
 
     def __init__(self, descriptor: int) -> None:
         self._file = os.fdopen(descriptor, "wb", buffering=0)
-        self._clock, self._last_sent = SystemClock(), 0.0
+        self._last_sent = 0.0
 
     def send(self, kind: int, data: bytes = b"") -> None:
         """Write one complete message."""
         rest = memoryview(HEAD.pack(len(data), kind) + data)
         while rest:
             rest = rest[self._file.write(rest) :]
-        self._last_sent = self._clock.monotonic()
+        self._last_sent = _monotonic()
 
     def report(self, kind: int, content: msgspec.Struct | None) -> None:
-        """Send the messages of `processes.begin` and `processes.alive`, those of `alive` at most once a second."""
+        """Send the messages of `begin` and `alive`, those of `alive` at most once a second."""
         if kind == BEGUN and isinstance(content, Begun):
             _allow(content.cpu_seconds)
             self.send(BEGUN, encode(content))
-        elif self._clock.monotonic() - self._last_sent >= _ALIVE_SECONDS:
+        elif _monotonic() - self._last_sent >= _ALIVE_SECONDS:
             self.send(ALIVE)
 
 

@@ -17,39 +17,42 @@ import asyncio
 import contextlib
 import os
 import signal
-import struct
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Sequence
 from contextlib import aclosing
-from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar, TypeVarTuple, get_args, get_type_hints
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import msgspec
 import structlog
-from msgspec import Meta
 
 from island.errors import IslandError, OverLimit, known_error
 from island.kernel.interpreter import SAFE_FOLDER, import_path, module_command
+from island.kernel.process_messages import (
+    BEGUN,
+    DONE,
+    FAILED,
+    HEAD,
+    ITEM,
+    OUT_OF_MEMORY,
+    Begun,
+    Emit,
+    Failure,
+    Request,
+    decode,
+    encode,
+    types_of,
+)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-Emit = Callable[[T], None]
-"""A callback with which a function in a child sends one item."""
-
 log = structlog.get_logger("island")
 
-HEAD = struct.Struct(">IB")
-"""The header of each message: its length and its kind."""
-
-ITEM, DONE, FAILED, BEGUN, ALIVE = range(5)
-OUT_OF_MEMORY = 77
-"""The exit status of a child that reached its memory limit."""
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS)
+"""The signals that a process gets because of its own work."""
 
 CHILDREN = 2
 IDLE_SECONDS = 60.0
-MAX_TEXT = 4000
-_Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 _READ_AHEAD = 4 * 1024 * 1024
 _MIB = 1024 * 1024
 
@@ -70,36 +73,19 @@ class Limits(msgspec.Struct, frozen=True):
 DEFAULT_LIMITS = Limits()
 
 
-class Request(msgspec.Struct, frozen=True):
-    """A call: a function as `module:name`, and its encoded arguments."""
-
-    function: str
-    arguments: bytes
-    emits: bool
-    cpu_seconds: float
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """An exception that a function raised: the name of its class, its message and its attributes."""
-
-    kind: _Text
-    message: _Text
-    hint: _Text = ""
-    code: _Text = ""
-    number: int = 0
-
-
-class Begun(msgspec.Struct, frozen=True):
-    """The subject of the following work, for error messages, and the processor time that it may take."""
-
-    subject: _Text
-    cpu_seconds: float
-
-
 class ProcessDied(IslandError):
-    """A child ended or sent a malformed answer; the message has its exit status or signal."""
+    """A child ended or sent a malformed answer; the message has its exit status or signal.
+
+    `crashed` is true if its own work is the probable cause. Otherwise the machine ended it, for example
+    because it ran out of memory, and the same call may succeed later.
+    """
 
     code = "process_died"
+    crashed = False
+
+
+class Stalled(OverLimit):
+    """A child sent no message for too long: it hangs, or the machine or its disk is too slow."""
 
 
 class FunctionFailed(RuntimeError):
@@ -115,7 +101,7 @@ class Processes(Protocol):
         """Return what `function(*args)` returns, or raise the `IslandError` or `OSError` that it raises.
 
         If possible, a call runs in the child that ran an earlier call with the same key `near`.
-        Raises `OverLimit` with the exceeded limit, `ProcessDied` if the child ends, and
+        Raises `OverLimit` with the exceeded limit (`Stalled` for silence), `ProcessDied` if the child ends, and
         `FunctionFailed` for an unexpected exception. If the caller is cancelled, the child is killed.
         """
 
@@ -130,62 +116,6 @@ class Processes(Protocol):
 
     async def close(self) -> None:
         """Kill all children, also busy ones, and wait until they have ended."""
-
-
-# --- called by functions in a child -----------------------------------------------------------
-
-_report: Callable[[int, msgspec.Struct | None], None] | None = None
-"""In a child: sends a message to the parent. Set by `process_main`; None in other processes."""
-
-
-def begin(subject: str, cpu_seconds: float) -> None:
-    """Set the subject of the following work and the processor time in seconds that it may take.
-
-    Errors about limits name the subject. Does nothing outside a child of `ProcessPool`.
-    """
-    if _report is not None:
-        _report(BEGUN, Begun(subject, cpu_seconds))
-
-
-def alive() -> None:
-    """Report to the parent that the work continues. Cheap enough for every batch. Does nothing outside a child."""
-    if _report is not None:
-        _report(ALIVE, None)
-
-
-# --- messages ---------------------------------------------------------------------------------
-
-
-def encode(value: Any) -> bytes:
-    """Encode arguments, an item or a result; paths are encoded as text."""
-    return msgspec.msgpack.encode(value, enc_hook=_to_plain)  # noqa: TID251 - not a `Message`: has paths, any type
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    raise NotImplementedError(f"{type(value).__name__} cannot be sent between processes")
-
-
-def decode(data: bytes, kind: Any) -> Any:
-    """Decode a value of an annotated type; raises `msgspec.DecodeError` if the bytes are not such a value."""
-    return msgspec.msgpack.decode(data, type=kind, dec_hook=_from_plain)  # noqa: TID251 - as above
-
-
-def _from_plain(kind: type, value: Any) -> Any:
-    if issubclass(kind, Path) and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError(f"{kind.__name__} cannot be sent between processes")
-
-
-def types_of(function: Callable[..., Any], *, emits: bool) -> tuple[list[Any], Any]:
-    """Return (types of the arguments, type of an item or of the result) from the annotations of a function."""
-    hints = get_type_hints(function)
-    result = hints.pop("return", None)
-    kinds = list(hints.values())
-    if emits:
-        return kinds[1:], get_args(kinds[0])[0][0]
-    return kinds, result
 
 
 # --- in this process --------------------------------------------------------------------------
@@ -341,7 +271,8 @@ class ProcessPool:
                 async with asyncio.timeout(limits.silent_seconds):
                     kind, data = await child.message(limits.answer_bytes)
             except TimeoutError as error:
-                raise self._over(child, f"no progress for {limits.silent_seconds:.0f} s") from error
+                text = f"{child.begun.subject} exceeds a limit: no progress for {limits.silent_seconds:.0f} s"
+                raise Stalled(text, hint=self._hint) from error
             except _TooLong as error:
                 text = f"one item of the result has {error.size} bytes, more than {limits.answer_bytes}"
                 raise self._over(child, text) from error
@@ -366,7 +297,9 @@ class ProcessPool:
         except msgspec.DecodeError as error:
             child.asked = True  # must not be reused
             text = f"the process that read {child.begun.subject} sent a malformed answer: {error}"
-            raise ProcessDied(text) from error
+            died = ProcessDied(text)
+            died.crashed = True
+            raise died from error
 
     def _over(self, child: _Child, what: str) -> OverLimit:
         return OverLimit(f"{child.begun.subject} exceeds a limit: {what}", hint=self._hint)
@@ -378,11 +311,13 @@ class ProcessPool:
         if status == -signal.SIGXCPU:
             return self._over(child, f"reading it takes more than {child.begun.cpu_seconds:.0f} s of processor time")
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        return ProcessDied(
+        died = ProcessDied(
             f"the process that read {child.begun.subject} was ended {how}",
             hint="SIGKILL often means that the machine ran out of memory. Any other signal means that this file "
             "crashes the library that reads it.",
         )
+        died.crashed = -status in _CRASHES
+        return died
 
 
 class _TooLong(Exception):

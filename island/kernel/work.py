@@ -2,10 +2,11 @@
 
 `Workers` is a port. `ThreadWorkers` implements it with bounded thread pools, one for each
 purpose, so that work that waits for one thing (a name server that does not answer) cannot
-block work that waits for another (the disk). Work that holds the GIL or decodes untrusted
-files runs in child processes (`kernel.processes`), also with one pool for each purpose.
+block work that waits for another (the disk). Folders of users may be on a mount that hangs, so
+each of them has threads of its own, for which nothing waits. Work that holds the GIL or decodes
+untrusted files runs in child processes (`kernel.processes`), also with one pool for each purpose.
 The simulator implements the same port with events in virtual time. No other module
-starts threads or uses executors.
+starts threads or uses executors, except `kernel.log_writer`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar, TypeVarTuple
@@ -31,6 +32,10 @@ DISK_THREADS = 16
 BLOCKING_THREADS = 64
 """More than the islands that are dialled at a time, so that names without an answer do not delay the others."""
 CPU_THREADS = max(4, os.cpu_count() or 1)
+FOLDER_THREADS = 4
+"""Maximum number of threads that work on one folder of a user at a time."""
+FOLDERS_THREADS = 256
+"""Maximum number of threads that work on folders of users at a time: many folders must hang to delay the others."""
 
 
 class Lane(Protocol):
@@ -62,7 +67,13 @@ class Workers(Protocol):
     """Child processes for the files of sources, which must not wait for `publishing`. None: run it in this process."""
 
     def disk(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
-        """Run a function that reads, writes or lists files."""
+        """Run a function that reads, writes or lists files of the home folder."""
+
+    def folder(self, name: str, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
+        """Run a function on files outside the home folder, where a mount may hang.
+
+        At most `FOLDER_THREADS` functions with the same `name`, such as the path of a published folder, run at a time.
+        """
 
     def cpu(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         """Run a function that computes in native code that releases the GIL: hashing, Arrow, the search index."""
@@ -73,8 +84,11 @@ class Workers(Protocol):
     def lane(self, name: str, width: int = 1) -> Lane:
         """Create a lane of `width` threads, for work that must run in order or must not wait for other work."""
 
+    def abandon(self) -> None:
+        """Cancel the results of all functions started with `folder` and `blocking`."""
+
     def close(self) -> None:
-        """Finish the submitted work on disk and CPU. Does not wait for functions started with `blocking`."""
+        """Finish the submitted work on disk and CPU, and abandon the other work."""
 
 
 class ThreadWorkers:
@@ -87,7 +101,8 @@ class ThreadWorkers:
         self.publishing, self.streaming = publishing, streaming
         self._disk = _Pool("disk", DISK_THREADS)
         self._cpu = _Pool("cpu", CPU_THREADS)
-        self._blocking = _DetachedPool("blocking", BLOCKING_THREADS)
+        self._blocking = _DetachedThreads("blocking", BLOCKING_THREADS, BLOCKING_THREADS)
+        self._folders = _DetachedThreads("folder", FOLDER_THREADS, FOLDERS_THREADS)
 
     def disk(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         return self._disk.run(function, *args)
@@ -95,18 +110,30 @@ class ThreadWorkers:
     def cpu(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         return self._cpu.run(function, *args)
 
+    def folder(self, name: str, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
+        return self._folders.run(name, function, *args)
+
     def blocking(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
-        return self._blocking.run(function, *args)
+        return self._blocking.run("", function, *args)
 
     def lane(self, name: str, width: int = 1) -> Lane:
         return _Pool(name, width)
 
+    def abandon(self) -> None:
+        self._blocking.abandon()
+        self._folders.abandon()
+
     def lengths(self) -> dict[str, int]:
         """The work that was submitted and is not done, by pool."""
-        return {"disk": self._disk.open, "cpu": self._cpu.open, "blocking": self._blocking.open}
+        return {
+            "disk": self._disk.open,
+            "cpu": self._cpu.open,
+            "blocking": self._blocking.open,
+            "folders": self._folders.open,
+        }
 
     def close(self) -> None:
-        self._blocking.close()
+        self.abandon()
         self._cpu.close()
         self._disk.close()
 
@@ -139,16 +166,19 @@ class _Pool:
         self.threads.shutdown(wait=True)
 
 
-class _DetachedPool:
-    """A bounded pool of threads for which nothing waits, not even the end of the program.
+class _DetachedThreads:
+    """Threads for which nothing waits, at most `width` for each key and `most` in all.
 
     The threads of an executor would be joined at the end of the program, however long their functions take.
+    A thread ends when no function waits for it.
     """
 
-    def __init__(self, name: str, width: int) -> None:
-        self._name, self._width, self._threads = name, width, 0
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
+    def __init__(self, name: str, width: int, most: int) -> None:
+        self._name, self._width, self._most = name, width, most
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._busy: Counter[str] = Counter()
+        self._waiting: dict[str, dict[Future[Any], Callable[[], None]]] = {}
         self._open: set[asyncio.Future[Any]] = set()
 
     @property
@@ -156,34 +186,55 @@ class _DetachedPool:
         """The number of functions that wait or run."""
         return len(self._open)
 
-    def run(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
+    def run(self, key: str, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         result: Future[T] = Future()
         awaited = asyncio.wrap_future(result)
         self._open.add(awaited)
         awaited.add_done_callback(self._open.discard)
-        self._calls.put(functools.partial(_fulfil, result, function, *args))
-        if not self._idle.acquire(blocking=False) and self._threads < self._width:
-            self._threads += 1
-            threading.Thread(target=self._work, name=f"{self._name}_{self._threads}", daemon=True).start()
+        with self._lock:
+            self._waiting.setdefault(key, {})[result] = functools.partial(_fulfil, result, function, *args)
+            begin = self._busy[key] < self._width and self._threads < self._most
+            self._threads += begin
+        # While a mount hangs, callers may come and go without end: forget the functions of those that are gone.
+        result.add_done_callback(functools.partial(self._forget, key))
+        if begin:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
         return awaited
 
-    def close(self) -> None:
-        """Cancel the results that are awaited, and end the threads when their functions return."""
+    def abandon(self) -> None:
+        """Cancel the results that are awaited. The threads end when their functions return."""
         for awaited in list(self._open):
             awaited.cancel()
-        for _ in range(self._threads):
-            self._calls.put(None)
+
+    def _forget(self, key: str, result: Future[Any]) -> None:
+        with self._lock:
+            self._pop(key, result)
+
+    def _pop(self, key: str, result: Future[Any]) -> Callable[[], None] | None:
+        calls = self._waiting.get(key, {})
+        call = calls.pop(result, None)
+        if not calls:
+            self._waiting.pop(key, None)
+        return call
+
+    def _next(self) -> tuple[str, Callable[[], None]] | None:
+        """The next function that may run, with its key, now counted as running; None if this thread must end."""
+        with self._lock:
+            for key, calls in self._waiting.items():
+                if self._busy[key] < self._width and (call := self._pop(key, next(iter(calls)))) is not None:
+                    self._busy[key] += 1
+                    return key, call
+            self._threads -= 1
+            return None
 
     def _work(self) -> None:
-        while True:
-            try:
-                call = self._calls.get_nowait()
-            except queue.Empty:
-                self._idle.release()
-                call = self._calls.get()
-            if call is None:
-                return
+        while (found := self._next()) is not None:
+            key, call = found
             call()
+            with self._lock:
+                self._busy[key] -= 1
+                if not self._busy[key]:
+                    del self._busy[key]
 
 
 def _fulfil(result: Future[T], function: Callable[[*Ts], T], *args: *Ts) -> None:
@@ -196,6 +247,20 @@ def _fulfil(result: Future[T], function: Callable[[*Ts], T], *args: *Ts) -> None
         result.set_exception(error)
     else:
         result.set_result(value)
+
+
+def exit_after(seconds: float, last: Callable[[], object]) -> None:
+    """End this process after `seconds` with code 1, even if threads or tasks hang. Calls `last` before, in a thread."""
+
+    def end() -> None:
+        try:
+            last()
+        finally:
+            os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _exhaust(turn: Turn) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
@@ -77,24 +78,57 @@ def opinion(contact: Contact, now: float) -> tuple[PeerState, float | None]:
 # Names
 
 
-@dataclass(frozen=True, slots=True)
 class Names:
-    """The names that islands use now (`current`) and have ever used (`former`)."""
+    """The names that islands use now (`current`) and have ever used (`former`), also indexed by name."""
 
-    current: Mapping[IslandId, str]
-    former: Mapping[str, frozenset[IslandId]] = field(default_factory=dict)
+    def __init__(
+        self, current: Mapping[IslandId, str] | None = None, former: Mapping[str, Iterable[IslandId]] | None = None
+    ) -> None:
+        self.current: dict[IslandId, str] = {}
+        self._users: dict[str, set[IslandId]] = {}
+        self._former: dict[str, set[IslandId]] = {}
+        self._kept: Counter[IslandId] = Counter()
+        for island, name in (current or {}).items():
+            self.use(island, name)
+        for name, islands in (former or {}).items():
+            for island in islands:
+                self.remember(island, name)
+
+    def use(self, island: IslandId, name: str | None) -> None:
+        """Set the name that an island uses now; None if it is not known."""
+        before = self.current.pop(island, None)
+        if before is not None:
+            self._users[before].discard(island)
+            if not self._users[before]:
+                del self._users[before]
+        if name is not None:
+            self.current[island] = name
+            self._users.setdefault(name, set()).add(island)
+
+    def remember(self, island: IslandId, name: str) -> None:
+        """Add a name that an island has used."""
+        islands = self._former.setdefault(name, set())
+        if island not in islands:
+            islands.add(island)
+            self._kept[island] += 1
+
+    def is_to_remember(self, island: IslandId) -> bool:
+        """Whether the name that an island uses is not remembered yet, and the limit of the island allows it."""
+        name = self.current.get(island)
+        return name is not None and island not in self._former.get(name, ()) and self._kept[island] < NAMES_KEPT
 
     def claimants(self, name: str) -> list[IslandId]:
         """All islands that use `name` or have ever used it, sorted by key."""
-        claiming = {island for island, claimed in self.current.items() if claimed == name}
-        return sorted(claiming | self.former.get(name, frozenset()))
+        return sorted(self._users.get(name, set()) | self._former.get(name, set()))
 
     def display(self, island: IslandId) -> str:
         """The displayed name of an island: its name if that is unique, else `NAME.KEYPREFIX`."""
         name = self.current.get(island)
         if name is None:
             return key_prefix(island)
-        return name if self.claimants(name) == [island] else f"{name}.{key_prefix(island)}"
+        former = self._former.get(name, set())
+        unique = len(self._users[name]) == 1 and (not former or former == {island})
+        return name if unique else f"{name}.{key_prefix(island)}"
 
     def resolve(self, text: str) -> IslandId:
         """Resolve a name, `NAME.KEYPREFIX`, a key, or a unique prefix of a key, to an island.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -90,16 +92,21 @@ class Membership:
         self.changed = Topic()
         """Touched when an island, a name, an address, a state or a server changes."""
         self._known: dict[IslandId, _Known] = {}
-        self._former: dict[str, frozenset[IslandId]] = {}
-        self._names_kept: Counter[IslandId] = Counter()
-        """The number of names of each island in `_former`."""
-        self._names = Names({})
+        self._states: Counter[PeerState] = Counter()
+        self._names = Names()
         self._touched: set[IslandId] = set()
         self._servers_touched = False
-        self._heads: dict[IslandId, int] = {}
-        self._lost: set[IslandId] = set()
+        self._grown: set[IslandId] = set()
+        """Islands whose log has grown since the last read."""
+        self._renamed: set[IslandId] = set()
+        """Islands whose names may not be stored yet."""
+        self._met: set[IslandId] = set()
+        """Islands whose session was established or lost, and whose time of contact is not stored yet."""
         self._wake = Signal()
-        self._next: float | None = None
+        self._timers: list[tuple[float, IslandId]] = []
+        """A heap of the times at which states change without new events. Entries that `_due` contradicts are void."""
+        self._due: dict[IslandId, float] = {}
+        gossip.on_growth(self._on_growth)
         gossip.project("island", _project_island, committed=self._on_island)
         gossip.project("server", _project_server, committed=self._on_server)
         gossip.truth("server/", _server_records)
@@ -114,10 +121,12 @@ class Membership:
         for island, record in (await self._db.read(store.islands)).items():
             self._learn(island, record, since=seen.get(island, wall))
         self._learn(self.me, self._record(self.me), since=wall)
+        for origin in self._gossip.origins():
+            self._learn(origin, self._record(origin), since=wall)  # its record may not have arrived yet
         for link in self._peers.links():
             self._on_link(link.island, True)
-        await self._remember()
-        self._renew()
+        await self._remember(self._known)
+        self._renew(self._known)
         tasks.forever("membership.watch", self._watch, rng=self._rng)
         tasks.forever("membership.gossip", self._follow_gossip, rng=self._rng)
 
@@ -284,6 +293,9 @@ class Membership:
         if change.key == SELF_KEY:
             self._touched.add(change.origin)
 
+    def _on_growth(self, origin: IslandId) -> None:
+        self._grown.add(origin)
+
     def _on_server(self, _: Change) -> None:
         self._servers_touched = True
 
@@ -294,14 +306,17 @@ class Membership:
             return record
         return SelfRecord(name=self._trust.name) if island == self.me else None
 
-    def _learn(self, island: IslandId, record: SelfRecord | None, since: float) -> None:
-        """Store an island's record in memory, or that the island exists."""
+    def _learn(self, island: IslandId, record: SelfRecord | None, since: float) -> bool:
+        """Store an island's record in memory, or that the island exists; returns whether this is new."""
+        self._names.use(island, record.name if record else None)
         if island in self._known:
-            self._known[island].record = record
-            return
+            before, self._known[island].record = self._known[island].record, record
+            return record != before
         now = self._clock.monotonic()
         state: PeerState = "self" if island == self.me else "suspect"
         self._known[island] = _Known(record, Contact(linked=False, since=now, heard=now), state, since)
+        self._states[state] += 1
+        return True
 
     def _on_link(self, island: IslandId, up: bool) -> None:
         if island not in self._known:
@@ -309,47 +324,64 @@ class Membership:
         known = self._known[island]
         now = self._clock.monotonic()
         known.contact = Contact(linked=up, since=now, heard=known.contact.heard, was_linked=True)
-        self._lost.add(island)
+        self._met.add(island)
         self._wake.set()
-        self._renew()
+        self._renew([island])
 
-    def _renew(self) -> None:
-        """Compute the names and states of all islands again, and touch `changed` if any changed."""
-        before = {island: (known.state, known.record) for island, known in self._known.items()}
-        self._names = Names({i: k.record.name for i, k in self._known.items() if k.record is not None}, self._former)
-        now, self._next = self._clock.monotonic(), None
-        for island, known in sorted(self._known.items()):
+    def _renew(self, islands: Iterable[IslandId], *, learnt: bool = False) -> None:
+        """Compute the states of these islands again; touch `changed` if any changed, or if records were `learnt`."""
+        now, changed = self._clock.monotonic(), learnt
+        for island in sorted(islands):
+            known = self._known[island]
             if island == self.me:
                 continue
             state, until = core.opinion(known.contact, now)
-            if until is not None:
-                self._next = until if self._next is None else min(self._next, until)
+            self._schedule(island, until)
             if state != known.state:
                 # After a restart, `since` of an island that is still down stays the time of its last contact.
                 log.info("membership.state", island=island, name=self.display(island), state=state, was=known.state)
                 if not (known.state == "suspect" and state == "down"):
                     known.since = self._clock.wall()
+                self._states[known.state] -= 1
+                self._states[state] += 1
                 known.state = state
-        others = [known.state for island, known in self._known.items() if island != self.me]
+                changed = True
         for each in core.STATES:
             if each != "self":
-                ISLANDS.labels(each).set(others.count(each))
-        if before != {island: (known.state, known.record) for island, known in self._known.items()}:
+                ISLANDS.labels(each).set(self._states[each])
+        if changed:
             self.changed.touch()
 
+    def _schedule(self, island: IslandId, until: float | None) -> None:
+        """Renew an island at `until`, or earlier if that is due already."""
+        if until is not None and until < self._due.get(island, math.inf):
+            self._due[island] = until
+            heapq.heappush(self._timers, (until, island))
+            if self._timers[0] == (until, island):
+                self._wake.set()
+
+    def _expired(self) -> list[IslandId]:
+        """Remove and return the islands whose time has come."""
+        now, expired = self._clock.monotonic(), []
+        while self._timers and self._timers[0][0] <= now:
+            at, island = heapq.heappop(self._timers)
+            if self._due.get(island) == at:
+                del self._due[island]
+                expired.append(island)
+        return expired
+
     async def _watch(self) -> None:
-        wait = None if self._next is None else max(0.0, self._next - self._clock.monotonic())
-        await self._wake.wait(wait)
-        if self._lost:
-            lost, self._lost = sorted(self._lost), set()
+        await self._wake.wait(max(0.0, self._timers[0][0] - self._clock.monotonic()) if self._timers else None)
+        self._renew(self._expired())
+        if self._met:
+            met, self._met = sorted(self._met), set()
             wall = self._clock.wall()
             try:
-                await self._state.write(lambda conn: store.remember_seen(conn, lost, wall))
+                await self._state.write(lambda conn: store.remember_seen(conn, met, wall))
             except BaseException:
-                self._lost.update(lost)
+                self._met.update(met)
                 self._wake.set()
                 raise
-        self._renew()
 
     async def _follow_gossip(self) -> None:
         version = self._gossip.changed.version
@@ -357,55 +389,45 @@ class Membership:
         await self._gossip.changed.after(version)
 
     async def _take_in(self) -> None:
-        """Read the changes of the projections since the last call."""
-        touched, self._touched = sorted(self._touched), set()
-        now = self._clock.monotonic()
-        for origin in self._gossip.origins():
-            seq = self._gossip.head(origin).seq
-            if origin in self._known and self._heads.get(origin, seq) != seq:
-                known = self._known[origin]
-                contact = known.contact
-                known.contact = Contact(contact.linked, contact.since, now, contact.was_linked)
-            elif origin not in self._known:  # a log has arrived, but not yet its record `island/self`
-                self._learn(origin, None, self._clock.wall())
-            self._heads[origin] = seq
+        """Read the changes of the logs and projections since the last call."""
+        touched, self._touched = self._touched, set()
         try:
-            records = await self._db.read(lambda conn: store.islands(conn, touched)) if touched else {}
+            records = await self._db.read(lambda conn: store.islands(conn, sorted(touched))) if touched else {}
         except BaseException:
             self._touched.update(touched)
             raise
+        grown, self._grown = self._grown, set()
+        now, wall, learnt = self._clock.monotonic(), self._clock.wall(), False
+        for origin in grown:
+            if origin in self._known:
+                contact = self._known[origin].contact
+                self._known[origin].contact = Contact(contact.linked, contact.since, now, contact.was_linked)
+            else:  # a log has arrived, but not yet its record `island/self`
+                learnt |= self._learn(origin, None, wall)
         for origin in touched:
-            self._learn(origin, records.get(origin, self._record(origin) if origin == self.me else None), 0.0)
-            if self._known[origin].since == 0.0:
-                self._known[origin].since = self._clock.wall()
-        self._wake.set()
-        self._renew()  # at once, so that displayed names and their resolution agree
+            own = self._record(origin) if origin == self.me else None
+            learnt |= self._learn(origin, records.get(origin, own), wall)
+        self._renew(grown | touched, learnt=learnt)  # at once, so that displayed names and their resolution agree
         if self._servers_touched:
             self._servers_touched = False
             self.changed.touch()
-        await self._remember()
+        await self._remember(touched)
 
-    async def _remember(self) -> None:
+    async def _remember(self, islands: Iterable[IslandId]) -> None:
         """Store the names that islands use for the first time, up to the limit of each island."""
-        claims = [
-            (island, known.record.name)
-            for island, known in sorted(self._known.items())
-            if known.record is not None
-            and island not in self._former.get(known.record.name, frozenset())
-            and self._names_kept[island] < core.NAMES_KEPT
-        ]
-        if not claims:
-            return
-        wall = self._clock.wall()
-        await self._state.write(
-            lambda conn: store.remember_names(conn, claims, wall, core.NAMES_KEPT), then=self._remembered
-        )
+        self._renamed.update(islands)
+        claims = [(i, self._names.current[i]) for i in sorted(self._renamed) if self._names.is_to_remember(i)]
+        if claims:
+            wall = self._clock.wall()
+            await self._state.write(
+                lambda conn: store.remember_names(conn, claims, wall, core.NAMES_KEPT), then=self._remembered
+            )
+        self._renamed.clear()
 
     def _remembered(self, names: Sequence[tuple[IslandId, str]]) -> None:
         """Add names that are stored in state.db."""
         for island, name in names:
-            self._former[name] = self._former.get(name, frozenset()) | {island}
-            self._names_kept[island] += 1
+            self._names.remember(island, name)
 
 
 def _server_records(conn: sqlite3.Connection) -> dict[str, bytes]:

@@ -119,7 +119,7 @@ def put_row(conn: sqlite3.Connection, row: ServerRow, limit: int) -> None:
     """Store the projection of `server/ID`, at most `limit` per island."""
     conn.execute(
         "INSERT INTO membership_servers (island, id, kind, url, comment) SELECT ?1, ?2, ?3, ?4, ?5"
-        " WHERE (SELECT count(*) FROM membership_servers WHERE island = ?1) < ?6"
+        " WHERE (SELECT count(*) FROM membership_servers WHERE island = ?1 AND id != ?2) < ?6"
         " ON CONFLICT (island, id) DO UPDATE SET kind = excluded.kind, url = excluded.url, comment = excluded.comment",
         (row.island, row.id, row.kind, row.url, row.comment, limit),
     )

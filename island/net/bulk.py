@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from island.errors import BadInput, IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel import codec
@@ -16,7 +15,8 @@ from island.net.control import check_body, ended
 from island.net.frames import Frame, FrameType, RequestHead
 from island.net.handshake import refused
 from island.net.limits import BLOCK_COST, STREAM_WINDOW
-from island.net.session import PeerSession
+from island.net.session import Established, PeerSession
+from island.net.turns import SessionTurns, take
 
 StreamHandler = Callable[["BulkSession", RequestHead, bytes, "SessionStream"], Awaitable[None]]
 """Serves a stream that the other side opened, with a handler of this island or by relaying it to another island."""
@@ -82,6 +82,11 @@ class SessionStream:
         if self._owed >= STREAM_WINDOW // 4:
             self._grant()
         return block
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither side has closed the stream."""
+        return self._gone is None
 
     async def finish(self) -> None:
         """Tell the other side that this side sends no more blocks; receiving remains possible."""
@@ -177,35 +182,38 @@ class BulkSession(PeerSession):
     frame_limit = frames.BULK_FRAME
     backlog_limit = 64 * 1024 * 1024
 
-    def __init__(self, *args: Any, server: StreamHandler, meter: BandwidthMeter, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, given: Established, *, server: StreamHandler, meter: BandwidthMeter) -> None:
+        super().__init__(given)
         self._server, self._meter = server, meter
         self._streams: dict[int, SessionStream] = {}
         self._last_opened = -1 if self.dialled else 0
         self._last_seen = 0 if self.dialled else -1
-        self._turns = asyncio.Semaphore(self._limits.calls)
+        self._turns = SessionTurns(self._limits)
+        self._taken: dict[SessionStream, asyncio.Semaphore] = {}
         self._serving = 0
         self._busy_at = self._clock.monotonic()
 
-    async def open(self, head: RequestHead, body: bytes) -> SessionStream:
-        """Open a stream; the caller must call `release` at the end.
+    async def open(self, head: RequestHead, body: bytes, timeout: float) -> SessionStream:
+        """Open a stream, for which the caller must call `release` at the end; waits `timeout` seconds for a turn.
 
-        Raises `BadInput` if `body` is too large, and `Unreachable` if the session has ended.
+        Raises `BadInput` if `body` is too large, and `Unreachable` if the session has ended or no turn is free.
         """
         check_body(body)
-        await self._turns.acquire()
+        turns = self._turns.of(head)
+        await take(turns, timeout, f"streams with {self.peer.name}")
         if self.over is not None:
-            self._turns.release()
+            turns.release()
             raise ended(self, self.over)
         self._last_opened += 2
         stream = self._streams[self._last_opened] = SessionStream(self, self._last_opened)
+        self._taken[stream] = turns
         self._write(frames.pack_headed(FrameType.OPEN, self._last_opened, head, body))
         return stream
 
     def release(self, stream: SessionStream) -> None:
         """Close a stream that this side opened."""
         stream.close()
-        self._turns.release()
+        self._taken.pop(stream).release()
 
     async def write_block(self, number: int, block: bytes) -> None:
         """Send a block; the caller has checked the credit."""
@@ -290,6 +298,12 @@ class BulkSession(PeerSession):
             stream.on_error(ended(self, error))
         self._streams.clear()
 
+    @property
+    def idle_since(self) -> float | None:
+        """Since when the session has no streams (monotonic seconds); None if it has some."""
+        return None if self._streams else self._busy_at
+
     def _is_idle(self) -> bool:
-        quiet = self._clock.monotonic() - self._busy_at
-        return self.dialled and not self._streams and quiet > self._limits.idle_s
+        # The dialler knows first whether it needs the session again. One that keeps it without streams is cut off.
+        patience = self._limits.idle_s * (1 if self.dialled else 2)
+        return not self._streams and self._clock.monotonic() - self._busy_at > patience

@@ -28,3 +28,8 @@ def decide(phase: Phase, fatal: Sequence[str], others: Sequence[str]) -> Conditi
     """Return the condition in a phase of the daemon; with a problem in `fatal`, the island cannot serve."""
     state: State = phase if phase != "running" else "unavailable" if fatal else "degraded" if others else "ready"
     return Condition(state, (*fatal, *others))
+
+
+def summary(condition: Condition) -> str:
+    """Return the state and the problems in one sentence, for the status line of a service manager."""
+    return f"{condition.state}: {'; '.join(condition.problems)}" if condition.problems else condition.state

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from island.errors import BadInput, IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel import codec
@@ -16,7 +15,8 @@ from island.net import frames
 from island.net.frames import Frame, FrameType, RequestHead
 from island.net.handlers import Handlers
 from island.net.handshake import refused
-from island.net.session import PeerSession
+from island.net.session import Established, PeerSession
+from island.net.turns import SessionTurns
 
 DROPPED = counter("peer_pushes_dropped", "Pushes that were dropped because the queue of their handlers was full")
 
@@ -34,14 +34,15 @@ class ControlSession(PeerSession):
     frame_limit = frames.CONTROL_FRAME
     backlog_limit = 16 * 1024 * 1024
 
-    def __init__(self, *args: Any, handlers: Handlers, answerer: Answerer, lines: StrangerLog, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, given: Established, *, handlers: Handlers, answerer: Answerer, lines: StrangerLog) -> None:
+        super().__init__(given)
         self._handlers, self._answerer, self._lines = handlers, answerer, lines
         self._last_sent = self._last_seen = 0
         self._pending: dict[int, asyncio.Future[bytes]] = {}
-        self._turns = asyncio.Semaphore(self._limits.calls)
+        self._turns = SessionTurns(self._limits)
         self._serving = 0
         self._pushes: deque[tuple[str, bytes]] = deque()
+        self._push_bytes = 0
         self._pushed = asyncio.Event()
 
     async def request(self, head: RequestHead, body: bytes, timeout: float) -> bytes:
@@ -51,7 +52,7 @@ class ControlSession(PeerSession):
         """
         check_body(body)
         try:
-            async with asyncio.timeout(timeout), self._turns:
+            async with asyncio.timeout(timeout), self._turns.of(head):
                 return await self._ask(head, body)
         except TimeoutError as error:
             raise Unreachable(
@@ -139,9 +140,11 @@ class ControlSession(PeerSession):
 
     def _on_push(self, frame: Frame) -> None:
         head, body = frames.split_headed(frame.payload)
-        if len(self._pushes) >= self._limits.push_queue:
+        size = self._push_bytes + len(body)
+        if len(self._pushes) >= self._limits.push_queue or size > self._limits.push_bytes:
             DROPPED.inc()
             return
+        self._push_bytes = size
         self._pushes.append((head.kind, body))
         self._pushed.set()
 
@@ -151,6 +154,7 @@ class ControlSession(PeerSession):
             self._pushed.clear()
             while self._pushes:
                 kind, body = self._pushes.popleft()
+                self._push_bytes -= len(body)
                 try:
                     await self._handlers.push(self.island, kind, body)
                 except PeerMisbehaved:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import structlog
-
 from island.errors import IslandError, NotFound
 from island.kernel.codec import CONTROL_LIMIT
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkHandler, BulkStream, PushHandler, RequestHandler
+from island.kernel.stranger_log import StrangerLog
 
 T = TypeVar("T")
-log = structlog.get_logger("island")
 
 
 class Handlers:
     """The registered handlers, by kind. A handler may raise `IslandError`, which is sent to the other side."""
 
-    def __init__(self) -> None:
+    def __init__(self, lines: StrangerLog) -> None:
+        self._lines = lines
         self._requests: dict[str, RequestHandler] = {}
         self._pushes: dict[str, PushHandler] = {}
         self._bulks: dict[str, BulkHandler] = {}
@@ -46,9 +45,9 @@ class Handlers:
         except IslandError:
             raise
         except Exception as error:  # an unexpected error of a handler is reported as an internal error of this island
-            raise _bug(kind, error) from error
+            raise self._bug(sender, kind, error) from error
         if len(answer) > CONTROL_LIMIT:
-            log.error("peer.answer_too_large", kind=kind, bytes=len(answer))
+            self._lines.error("peer.answer_too_large", sender, kind=kind, bytes=len(answer))
             raise IslandError("the answer is too large", code="too_large")
         return answer
 
@@ -61,7 +60,7 @@ class Handlers:
         except IslandError:
             raise
         except Exception as error:  # as above
-            raise _bug(kind, error) from error
+            raise self._bug(sender, kind, error) from error
 
     async def bulk(self, sender: IslandId, kind: str, body: bytes, stream: BulkStream) -> None:
         """Serve a stream; exceptions of the handler are raised as `IslandError`."""
@@ -72,7 +71,13 @@ class Handlers:
         except IslandError:
             raise
         except Exception as error:  # as above
-            raise _bug(kind, error) from error
+            raise self._bug(sender, kind, error) from error
+
+    def _bug(self, sender: IslandId, kind: str, error: Exception) -> IslandError:
+        self._lines.error("peer.handler_failed", sender, kind=kind, exc_info=error)
+        return IslandError(
+            "an internal error of this island", code="internal_error", hint="See its log: event peer.handler_failed."
+        )
 
 
 def _once(registry: dict[str, T], kind: str, handler: T) -> None:
@@ -84,11 +89,4 @@ def _once(registry: dict[str, T], kind: str, handler: T) -> None:
 def _unknown(kind: str) -> NotFound:
     return NotFound(
         f"this island does not support '{kind}'", hint="It may run another version of island.", code="unknown_kind"
-    )
-
-
-def _bug(kind: str, error: Exception) -> IslandError:
-    log.error("peer.handler_failed", kind=kind, exc_info=error)
-    return IslandError(
-        "an internal error of this island", code="internal_error", hint="See its log: event peer.handler_failed."
     )

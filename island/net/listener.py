@@ -10,6 +10,8 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from aiohappyeyeballs import start_connection
+
 from island.config import split_address
 from island.errors import ConfigError, IslandError, PeerMisbehaved, Unreachable
 from island.kernel.loops import Tasks
@@ -22,6 +24,7 @@ READ_AHEAD = 512 * 1024
 """Buffer size of the stream reader, in bytes."""
 
 _BATCH = 32
+_NEXT_ADDRESS_S = 0.25
 
 Accepted = Callable[[asyncio.StreamReader, asyncio.StreamWriter, str, Callable[[], None]], Awaitable[None]]
 """Serves a connection: reader, writer, remote `host:port`, and a function to call when the peer has proved its key."""
@@ -97,8 +100,7 @@ class Listener:
             self._take(connection, str(remote[0]), int(remote[1]))
 
     def _take(self, connection: socket.socket, source: str, port: int) -> None:
-        if self._tasks is None or len(self._open) - len(self._half_open) >= self._limits.sessions:
-            self._strangers.warning("peer.session_limit_reached", source, sessions=self._limits.sessions)
+        if self._tasks is None:
             connection.close()
             return
         self._unserved.add(connection)
@@ -164,22 +166,11 @@ async def dial(
 
 
 async def _connect(addresses: list[NetworkAddress], host: str) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    problem: OSError = OSError(f"{host} has no address")
-    for family, protocol, address in addresses[:4]:
-        connection = socket.socket(family, socket.SOCK_STREAM, protocol)
-        try:
-            connection.setblocking(False)
-            await loop.sock_connect(connection, address)
-        except OSError as error:
-            connection.close()
-            problem = error
-        except BaseException:
-            connection.close()
-            raise
-        else:
-            return connection
-    raise problem
+    """Connect to the first address that answers; the next is tried after `_NEXT_ADDRESS_S` or a failure (RFC 8305)."""
+    if not addresses:
+        raise OSError(f"{host} has no address")
+    found = [(family, socket.SOCK_STREAM, protocol, "", address) for family, protocol, address in addresses]
+    return await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1)
 
 
 async def _first_byte(connection: socket.socket, seconds: float) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from island.errors import IslandError, Unreachable
+from island.errors import IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel import codec
 from island.kernel.codec import Message
 from island.kernel.ids import IslandId
@@ -70,7 +70,8 @@ class PeerChecks:
                 await self._peers.let_dial(island, TIMEOUT_S)
                 reached = True
             except Unreachable as error:
-                reached, reason = False, error.message
+                told = error.__cause__
+                reached, reason = False, (told if isinstance(told, PeerRefused) else error).message
         ahead, accuracy = await self._compare_clocks(island)
         return PeerCheck(island, reached, reason, ahead, accuracy)
 
@@ -79,6 +80,9 @@ class PeerChecks:
         try:
             answer = await self._peers.request(island, KIND, b"", timeout=TIMEOUT_S)
             reading = codec.decode(answer, ClockReading)
+        except PeerMisbehaved as error:
+            self._peers.blame(island, error)
+            return None, None
         except IslandError:  # an older version does not answer this; the check says that the clock is not known
             return None, None
         half = (self._clock.monotonic() - began) / 2

@@ -13,7 +13,8 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -38,6 +39,7 @@ from island.kernel.stranger_log import StrangerLog
 from island.kernel.telemetry import gauge
 from island.kernel.work import ThreadWorkers
 from island.net import relay, tls
+from island.net.attempts import SilentAddresses, first_that_works
 from island.net.bulk import BandwidthMeter, BulkSession, SessionStream
 from island.net.control import ControlSession
 from island.net.frames import DialBack, RequestHead, SessionClass
@@ -45,9 +47,11 @@ from island.net.handlers import Handlers
 from island.net.handshake import Handshake, ProvenPeer, WrongKey
 from island.net.limits import PeerLimits
 from island.net.listener import Listener, dial, hang_up, own_addresses
-from island.net.mesh import Mesh, first_that_works
+from island.net.mesh import Mesh
 from island.net.offenders import Offenders
-from island.net.session import PeerSession
+from island.net.session import Established, PeerSession
+from island.net.session_room import least_useful
+from island.net.turns import take
 from island.trust import core
 from island.trust.keys import Identity
 from island.trust.service import Trust
@@ -61,6 +65,7 @@ RELAYED = frozenset({"chunks", "gossip.blob", "stream.describe", "stream.read"})
 """Kinds that are relayed by default, because they read only data that every member may read."""
 
 _DIAL_BACK, _ROUTE = "session.dial", "session.route"
+_ROUTES, _ROUTE_S, _ROUTE_HEAD_START_S = 32, 2.0, 0.02
 
 
 class TlsPeers:
@@ -98,17 +103,22 @@ class TlsPeers:
             if listen
             else None
         )
-        self._mesh = Mesh(self, self._limits, rng)
+        self._mesh = Mesh(self, self._limits, clock, rng)
         self._offenders = Offenders(clock, self._limits)
+        self._silent = SilentAddresses(clock)
         self._lines = StrangerLog("key")
         self._control: dict[IslandId, ControlSession] = {}
         self._bulk: dict[IslandId, list[BulkSession]] = {}
         self._all: set[PeerSession] = set()
-        self._bulk_making: dict[IslandId, asyncio.Lock] = {}
+        self._bulk_making: dict[IslandId, asyncio.Future[BulkSession]] = {}
         self._tickets: dict[bytes, tuple[IslandId, asyncio.Future[BulkSession]]] = {}
+        # An island's semaphore exists while it is held or awaited.
+        self._relay_turns = WeakValueDictionary[IslandId, asyncio.Semaphore]()
         self._meters: dict[IslandId, BandwidthMeter] = {}
         self._learned: dict[IslandId, list[str]] = {}
         self._names: dict[IslandId, str] = {}
+        self._linked = set[IslandId]()
+        """Islands with which there was a control session since the start, and the one at which this island joins."""
         self._not_there: set[tuple[IslandId, str]] = set()
         self._last_error: dict[IslandId, str] = {}
         self._listeners: list[LinkListener] = []
@@ -117,7 +127,7 @@ class TlsPeers:
         self._stopped = False
         self._running = 0
         self._own: list[str] = []
-        self._handlers = Handlers()
+        self._handlers = Handlers(self._lines)
         self._handlers.relayed.update(relayed)
         self._handlers.add_request(_DIAL_BACK, self._on_dial_back)
         self._handlers.add_request(_ROUTE, self._on_route)
@@ -141,10 +151,17 @@ class TlsPeers:
         """
         if (session := self._control.get(to)) is not None:
             return await session.request(RequestHead(kind=kind), body, timeout)
-        if kind in self._handlers.relayed and (via := await self._route(to)) is not None:
-            head = RequestHead(kind=kind, to=key_bytes(to), origin=key_bytes(self.me), hops=1)
-            return await via.request(head, body, timeout)
-        raise self._unreachable(to)
+        if kind not in self._handlers.relayed:
+            raise self._unreachable(to)
+        try:
+            async with asyncio.timeout(timeout):
+                try:
+                    via = await self._route(to)
+                except Unreachable as error:
+                    raise self._unreachable(to) from error
+                return await via.request(self._relayed_head(to, kind), body, timeout)
+        except TimeoutError as error:
+            raise Unreachable(f"{self.name(to)} did not answer '{kind}' within {timeout:g} s") from error
 
     def push(self, to: IslandId, kind: str, body: bytes) -> bool:
         """Send a message without an answer; return False if there is no session or its queue is full."""
@@ -249,7 +266,8 @@ class TlsPeers:
         self._names.setdefault(inviter, given.name)
         if self._trust.network is None:
             redeem = functools.partial(self._redeem_at, network, inviter, given.secret)
-            await first_that_works(list(given.addresses), redeem, given.name)
+            await first_that_works(_ways(given.addresses, redeem), given.name)
+        self._linked.add(inviter)
         self._learn(inviter, given.addresses)
         if inviter not in self._control:
             await self._link_with(inviter, given.name)
@@ -292,6 +310,25 @@ class TlsPeers:
         """Return the name that an island gave itself, or its key prefix."""
         return self._names.get(island, island[:10])
 
+    def is_linked(self, island: IslandId) -> bool:
+        """Return whether there is a control session with an island."""
+        return island in self._control
+
+    def is_preferred(self, island: IslandId) -> bool:
+        """Return whether an island is dialled before others, because there was a session or this island joins there."""
+        return island in self._linked
+
+    def problems(self) -> list[str]:
+        """Return a description if more islands are known than this one dials, for the status."""
+        known = self.targets()
+        if len(known) <= self._limits.mesh:
+            return []
+        linked, most = sum(island in self._control for island in known), self._limits.mesh
+        return [
+            f"{linked} of {len(known)} known islands are linked: this island dials at most {most} at a time, and reads"
+            " from the others through islands that are linked with them"
+        ]
+
     async def until_unlinked(self, island: IslandId) -> None:
         """Wait until there is no control session with an island."""
         seen = self._links_changed.version
@@ -307,7 +344,7 @@ class TlsPeers:
         there = [each for each in addresses if (island, each) not in self._not_there]
         connect = functools.partial(self._dial, island, "control", b"")
         try:
-            await first_that_works(there, connect, self.name(island))
+            await first_that_works(_ways(there, connect), self.name(island))
         except IslandError as error:
             self._last_error[island] = error.message
             raise
@@ -316,9 +353,12 @@ class TlsPeers:
         """Dial an address; the session then runs in a separate task."""
         assert self._tasks is not None
         made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._tasks.spawn("peers.session", self._run_dialled(island, session, ticket, address, made))
+        task = self._tasks.spawn("peers.session", self._run_dialled(island, session, ticket, address, made))
         try:
             await made
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
         except WrongKey as error:
             if error.found == self.me:
                 self._not_there.add((island, address))
@@ -356,7 +396,9 @@ class TlsPeers:
         try:
             reader, writer = await dial(address, self._dialling, self._limits, self._host_names)
         except (OSError, TimeoutError, ConfigError, ValueError) as error:  # ValueError: not a valid host name
+            self._silent.failed(address)
             raise Unreachable(f"{address} cannot be dialled: {_reason(error)}", hint=_dial_hint(address)) from error
+        self._silent.answered(address)
         try:
             yield reader, writer, tls.presented_certificate_hash(writer.get_extra_info("ssl_object"))
         except (OSError, asyncio.IncompleteReadError) as error:
@@ -393,6 +435,21 @@ class TlsPeers:
                 raise PeerMisbehaved(f"{peer.name} sent a ticket that was not issued to it", code="bad_ticket")
         elif peer.session == "bulk" and len(self._bulk.get(peer.island, ())) >= 4:
             raise Unreachable("too many bulk sessions are open", code="busy")
+        self._make_room(peer)
+
+    def _make_room(self, peer: ProvenPeer) -> None:
+        """End an idle bulk session if there are too many sessions; raises `Unreachable` (`busy`) if none is idle."""
+        if peer.session == "join" or (peer.session == "control" and peer.island in self._control):
+            return  # it does not last, or replaces the current one
+        is_known = peer.island in self._linked or peer.island in self._known()
+        reserved = 0 if peer.session == "control" and is_known else self._limits.reserved
+        accepted = [each for each in self._all if not each.dialled]
+        if len(accepted) < self._limits.sessions - reserved:
+            return
+        if (useless := least_useful(accepted)) is None:
+            self._lines.warning("peer.session_limit_reached", peer.island, peer=peer.name, sessions=len(accepted))
+            raise Unreachable(f"{self._trust.name} has too many sessions", hint="Try again later.", code="busy")
+        useless.end(Unreachable("another session needs the room of this one, which is idle", code="busy"))
 
     async def _run(self, session: PeerSession) -> None:
         self._running += 1
@@ -417,18 +474,14 @@ class TlsPeers:
             raise Unreachable(f"{self._trust.name} stops", code="stops")
         self._names[peer.island] = peer.name
         self._learn(peer.island, peer.addresses)
-        arguments: dict[str, Any] = {
-            "dialled": dialled, "address": address, "clock": self._clock, "limits": self._limits, "on_end": self._ended
-        }  # fmt: skip
+        given = Established(peer, reader, writer, dialled, address, self._clock, self._limits, self._ended)
         if peer.session == "control":
-            control = ControlSession(
-                peer, reader, writer, handlers=self._handlers, answerer=self._answer, lines=self._lines, **arguments
-            )
+            control = ControlSession(given, handlers=self._handlers, answerer=self._answer, lines=self._lines)
             self._all.add(control)
             self._link(control)
             return control
         meter = self._meters.setdefault(peer.island, BandwidthMeter())
-        bulk = BulkSession(peer, reader, writer, server=self._serve_stream, meter=meter, **arguments)
+        bulk = BulkSession(given, server=self._serve_stream, meter=meter)
         self._all.add(bulk)
         self._bulk.setdefault(peer.island, []).append(bulk)
         _, asked = self._tickets.get(peer.ticket, (None, None)) if not dialled else (None, None)
@@ -448,6 +501,7 @@ class TlsPeers:
             # The other side has lost the current session, otherwise it would not have dialled again.
             current.end(Unreachable("another session has replaced this one", code="replaced"))
         self._control[session.island] = session
+        self._linked.add(session.island)
         self._last_error.pop(session.island, None)
         self._lines.info(
             "peer.linked",
@@ -502,8 +556,9 @@ class TlsPeers:
                 return await self._handlers.request(session.island, head.kind, body)
         to = relay.check_relay(head, self._handlers.relayed)
         if (onward := self._control.get(to)) is None:
-            raise NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
-        return await onward.request(relay.onward(head, session.island), body, relay.TIMEOUT_S)
+            raise self._no_route(to)
+        async with self._relaying(session.island):
+            return await onward.request(relay.onward(head, session.island), body, relay.TIMEOUT_S)
 
     async def _serve_stream(self, session: BulkSession, head: RequestHead, body: bytes, stream: SessionStream) -> None:
         if not head.to or head.to == key_bytes(self.me):
@@ -512,64 +567,108 @@ class TlsPeers:
             return
         to = relay.check_relay(head, self._handlers.relayed)
         if to not in self._control:
-            raise NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
-        onward = await self._bulk_session(to, relay.TIMEOUT_S)
-        other = await onward.open(relay.onward(head, session.island), body)
+            raise self._no_route(to)
+        async with self._relaying(session.island):
+            onward = await self._bulk_session(to)
+            other = await onward.open(relay.onward(head, session.island), body, relay.TIMEOUT_S)
+            try:
+                await relay.pump(stream, other, self._limits.stall_s)
+            finally:
+                onward.release(other)
+
+    @contextlib.asynccontextmanager
+    async def _relaying(self, requester: IslandId) -> AsyncIterator[None]:
+        """Hold one of the turns of an island for which this one relays; raises `Unreachable` if none gets free."""
+        turns = self._relay_turns.get(requester) or asyncio.Semaphore(self._limits.relayed_per_island)
+        self._relay_turns[requester] = turns
+        await take(turns, relay.TIMEOUT_S, f"requests that {self._trust.name} relays for {self.name(requester)}")
         try:
-            await relay.pump(stream, other)
+            yield
         finally:
-            onward.release(other)
+            turns.release()
+
+    def _no_route(self, to: IslandId) -> NotFound:
+        return NotFound(f"no route from {self._trust.name} to {self.name(to)}", code="no_route")
 
     async def _open_stream(
         self, to: IslandId, kind: str, body: bytes, timeout: float
     ) -> tuple[BulkSession, SessionStream]:
-        if to == self.me:
-            raise self._unreachable(to)
+        began = self._clock.monotonic()
         try:
             async with asyncio.timeout(timeout):
-                if to in self._control or to in self._bulk or self.targets().get(to):
-                    try:
-                        session = await self._bulk_session(to, timeout)
-                        return session, await session.open(RequestHead(kind=kind), body)
-                    except Unreachable:
-                        if to in self._control or kind not in self._handlers.relayed:
-                            raise
-                if kind in self._handlers.relayed and (via := await self._route(to)) is not None:
-                    head = RequestHead(kind=kind, to=key_bytes(to), origin=key_bytes(self.me), hops=1)
-                    session = await self._bulk_session(via.island, timeout)
-                    return session, await session.open(head, body)
+                session, head = await self._way(to, kind)
         except TimeoutError as error:
             raise Unreachable(f"no bulk session with {self.name(to)} within {timeout:g} s") from error
-        raise self._unreachable(to)
+        return session, await session.open(head, body, max(0.0, began + timeout - self._clock.monotonic()))
 
-    async def _bulk_session(self, to: IslandId, timeout: float) -> BulkSession:
-        """Return a bulk session with `to`: an existing one, a dialled one, or one that the other side dials."""
-        async with self._bulk_making.setdefault(to, asyncio.Lock()):
-            if live := [each for each in self._bulk.get(to, []) if not each.retired]:
-                return live[-1]
-            control = self._control.get(to)
-            addresses = self._bulk_addresses(to, control)
-            if control is not None and not control.dialled and not addresses:
-                return await self._ask_dial_back(control, timeout)
-            try:
-                connect = functools.partial(self._dial, to, "bulk", b"")
-                await first_that_works(addresses, connect, self.name(to))
-            except IslandError as error:
-                if control is None or control.over is not None:
-                    # Not the original error: a `PeerMisbehaved` about an address would be blamed on the island that
-                    # requested the stream.
-                    raise Unreachable(error.message, hint=error.hint, code=error.code) from error
-                return await self._ask_dial_back(control, timeout)
+    async def _way(self, to: IslandId, kind: str) -> tuple[BulkSession, RequestHead]:
+        """Return a bulk session for streams of this kind to `to`, and their head; raises `IslandError`."""
+
+        async def directly() -> tuple[BulkSession, RequestHead]:
+            return await self._bulk_session(to), RequestHead(kind=kind)
+
+        async def through_relay() -> tuple[BulkSession, RequestHead]:
+            via = await self._route(to)
+            return await self._bulk_session(via.island), self._relayed_head(to, kind)
+
+        if to == self.me:
+            raise self._unreachable(to)
+        if to in self._control or kind not in self._handlers.relayed:
+            return await directly()
+        # If the relay wins, the direct session is still being made, for later streams.
+        ways = {"directly": directly, "through another island": through_relay}
+        return await first_that_works(ways, self.name(to), head_start_s=self._limits.head_start_s)
+
+    def _relayed_head(self, to: IslandId, kind: str) -> RequestHead:
+        return RequestHead(kind=kind, to=key_bytes(to), origin=key_bytes(self.me), hops=1)
+
+    async def _bulk_session(self, to: IslandId) -> BulkSession:
+        """Return a bulk session with `to`: an existing one, a dialled one, or one that the other side dials.
+
+        Raises `Unreachable`.
+        """
+        if live := [each for each in self._bulk.get(to, []) if not each.retired]:
+            return live[-1]
+        if (making := self._bulk_making.get(to)) is None:
+            assert self._tasks is not None
+            making = self._bulk_making[to] = asyncio.get_running_loop().create_future()
+            self._tasks.spawn("peers.bulk", self._make_bulk(to, making))
+        return await asyncio.shield(making)  # others may wait for it too
+
+    async def _make_bulk(self, to: IslandId, made: asyncio.Future[BulkSession]) -> None:
+        try:
+            made.set_result(await self._connect_bulk(to))
+        except IslandError as error:
+            # Not the original error: a `PeerMisbehaved` about an address would be blamed on the island that
+            # requested the stream.
+            made.set_exception(Unreachable(error.message, hint=error.hint, code=error.code))
+            made.exception()  # perhaps nobody waits for it any more
+        finally:
+            del self._bulk_making[to]
+            made.cancel()
+
+    async def _connect_bulk(self, to: IslandId) -> BulkSession:
+        control = self._control.get(to)
+
+        async def dial(address: str) -> BulkSession:
+            await self._dial(to, "bulk", b"", address)
             if not (live := self._bulk.get(to, [])):
                 raise self._unreachable(to)
             return live[-1]
+
+        ways = _ways([each for each in self._bulk_addresses(to, control) if each not in self._silent], dial)
+        if control is not None:
+            ways["dialled by the other side"] = functools.partial(self._ask_dial_back, control)
+        if not ways:
+            raise self._unreachable(to)
+        return await first_that_works(ways, self.name(to), head_start_s=self._limits.head_start_s)
 
     def _bulk_addresses(self, to: IslandId, control: ControlSession | None) -> list[str]:
         """Return addresses for a bulk session; the address at which the control session was dialled comes first."""
         first = [control.address] if control is not None and control.dialled else []
         return list(dict.fromkeys([*first, *self.targets().get(to, [])]))
 
-    async def _ask_dial_back(self, control: ControlSession, timeout: float) -> BulkSession:
+    async def _ask_dial_back(self, control: ControlSession) -> BulkSession:
         """Ask the other side to dial a bulk session to this island, and wait for it; raises `Unreachable`."""
         if self.port is None:
             raise Unreachable(f"neither {self._trust.name} nor {control.peer.name} can dial the other", code="no_route")
@@ -577,9 +676,9 @@ class TlsPeers:
         made: asyncio.Future[BulkSession] = asyncio.get_running_loop().create_future()
         self._tickets[ticket] = (control.island, made)
         try:
-            asked = codec.encode(DialBack(ticket=ticket))
-            async with asyncio.timeout(timeout):
-                await control.request(RequestHead(kind=_DIAL_BACK), asked, timeout)
+            asked, seconds = codec.encode(DialBack(ticket=ticket)), 2 * self._limits.connect_s
+            async with asyncio.timeout(seconds):
+                await control.request(RequestHead(kind=_DIAL_BACK), asked, seconds)
                 return await made
         except (TimeoutError, PeerRefused) as error:
             why = f": {error.message}" if isinstance(error, PeerRefused) else ""
@@ -597,22 +696,40 @@ class TlsPeers:
             return
         if (control := self._control.get(island)) is None:
             raise self._unreachable(island)
-        await self._ask_dial_back(control, timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ask_dial_back(control)
+        except TimeoutError as error:
+            raise Unreachable(f"{self.name(island)} did not dial within {timeout:g} s") from error
 
     async def _on_dial_back(self, sender: IslandId, body: bytes) -> bytes:
         ticket = codec.decode(body, DialBack).ticket
         addresses = self._bulk_addresses(sender, self._control.get(sender))
         connect = functools.partial(self._dial, sender, "bulk", ticket)
-        await first_that_works(addresses, connect, self.name(sender))
+        try:
+            await first_that_works(_ways(addresses, connect), self.name(sender), head_start_s=self._limits.head_start_s)
+        except PeerMisbehaved as error:
+            # Another island answers at an address of the sender, perhaps because the sender moved: not its violation.
+            raise Unreachable(error.message, hint=error.hint, code=error.code) from error
         return b""
 
-    async def _route(self, to: IslandId) -> ControlSession | None:
-        """Return a control session with an island that is linked with `to`, or None; asks the nearest islands first."""
-        for session in sorted(self._control.values(), key=lambda each: (each.rtt or 1.0, each.island))[:8]:
-            with contextlib.suppress(IslandError):
-                if await session.request(RequestHead(kind=_ROUTE), key_bytes(to), 2.0) == b"\x01":
-                    return session
-        return None
+    async def _route(self, to: IslandId) -> ControlSession:
+        """Return a control session with an island that is linked with `to`; asks the nearest islands first.
+
+        Raises `Unreachable` if none of them is.
+        """
+
+        async def ask(session: ControlSession) -> ControlSession:
+            if await session.request(RequestHead(kind=_ROUTE), key_bytes(to), _ROUTE_S) != b"\x01":
+                raise self._no_route(to)
+            return session
+
+        nearest = sorted(self._control.values(), key=lambda each: (each.rtt or 1.0, each.island))[:_ROUTES]
+        ways = {str(session.island): functools.partial(ask, session) for session in nearest}
+        try:
+            return await first_that_works(ways, self.name(to), head_start_s=_ROUTE_HEAD_START_S)
+        except IslandError as error:
+            raise Unreachable(f"no island that is linked with this one has a session with {self.name(to)}") from error
 
     async def _on_route(self, _sender: IslandId, body: bytes) -> bytes:
         return b"\x01" if body.hex() in self._control else b"\x00"
@@ -656,6 +773,10 @@ class _Timed:
                 return await work
         except TimeoutError as error:
             raise Unreachable(f"the handshake took longer than {self._seconds:g} s") from error
+
+
+def _ways(addresses: Collection[str], dial: Callable[[str], Awaitable[T]]) -> dict[str, Callable[[], Awaitable[T]]]:
+    return {address: functools.partial(dial, address) for address in addresses}
 
 
 def _same_start(one: PeerSession, other: PeerSession) -> bool:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Coroutine, Iterator
 
-from island.errors import BadInput, Denied, IslandError, PeerMisbehaved
+from island.errors import BadInput, Denied, IslandError, PeerMisbehaved, Unreachable
 from island.kernel.ids import IslandId, island_id, key_bytes
 from island.net.bulk import SessionStream
 from island.net.frames import MAX_HOPS, RequestHead
 
 TIMEOUT_S = 30.0
-"""Timeout for the answer of the next island to a relayed request, in seconds."""
+"""Timeout for the answer of the next island to a relayed request, and for each wait for a turn, in seconds."""
 
 
 def check_relay(head: RequestHead, relayed: Collection[str]) -> IslandId:
@@ -46,40 +46,43 @@ def blameless(head: RequestHead, relayed: Collection[str]) -> Iterator[None]:
         raise BadInput(error.message, hint=error.hint, code=error.code) from error
 
 
-async def pump(requester: SessionStream, server: SessionStream) -> None:
+async def pump(requester: SessionStream, server: SessionStream, stall_s: float) -> None:
     """Relay blocks in both directions until `server` has ended; flow control limits the memory.
 
-    Raises the `IslandError` with which `server` ended.
+    Raises the `IslandError` with which `server` ended, or because of which the requester gets no more blocks:
+    `Unreachable` (`stalled`) if one side accepts no block for `stall_s` seconds.
     """
-
-    async def carry_there() -> None:
-        try:
-            await _carry(requester, server)
-        except IslandError:
-            # The requester has left, or its stream failed: stop fetching from the server.
-            requester_gone.set()
-
-    requester_gone = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        there = group.create_task(carry_there())
-        back = group.create_task(_carry_back(server, requester))
-        gone = group.create_task(requester_gone.wait())
-        await asyncio.wait({back, gone}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (there, back, gone):
-            task.cancel()
-    if back.done() and not back.cancelled() and (error := back.result()) is not None:
+        there = group.create_task(_outcome(_carry(requester, server, stall_s)))
+        back = group.create_task(_outcome(_carry(server, requester, stall_s)))
+        await asyncio.wait({there, back}, return_when=asyncio.FIRST_COMPLETED)
+        if not back.done() and requester.is_open and not _is_stalled(there.result()):
+            await asyncio.wait({back})  # the server accepts no more blocks, and may still send some
+        there.cancel()
+        back.cancel()
+    if (error := (back if back.done() and not back.cancelled() else there).result()) is not None:
         raise error
 
 
-async def _carry_back(source: SessionStream, target: SessionStream) -> IslandError | None:
+async def _outcome(work: Coroutine[None, None, None]) -> IslandError | None:
     try:
-        await _carry(source, target)
+        await work
     except IslandError as error:
         return error
     return None
 
 
-async def _carry(source: SessionStream, target: SessionStream) -> None:
+def _is_stalled(error: IslandError | None) -> bool:
+    return error is not None and error.code == "stalled"
+
+
+async def _carry(source: SessionStream, target: SessionStream, stall_s: float) -> None:
     while (block := await source.receive()) is not None:
-        await target.send(block)
+        try:
+            async with asyncio.timeout(stall_s):
+                await target.send(block)
+        except TimeoutError as error:
+            raise Unreachable(
+                f"the relayed stream was stopped: no block was accepted for {stall_s:g} s", code="stalled"
+            ) from error
     await target.finish()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import structlog
@@ -36,6 +37,22 @@ class _Over(Exception):
     """Ends the task group of a session that is over."""
 
 
+@dataclass(frozen=True, slots=True)
+class Established:
+    """What a session of either class begins with: a connection on which both islands have proved their keys."""
+
+    peer: ProvenPeer
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    dialled: bool
+    """Whether this island has dialled it."""
+    address: str
+    clock: Clock
+    limits: PeerLimits
+    on_end: Callable[[PeerSession, IslandError], None]
+    """Called once with the reason when the session has ended."""
+
+
 class PeerSession:
     """A session; call `run` in a task. `end` may be called from any task or callback of the event loop."""
 
@@ -44,27 +61,17 @@ class PeerSession:
     backlog_limit: ClassVar[int]
     """Maximum size of the waiting output; a peer that sends data without reading beyond it is disconnected."""
 
-    def __init__(
-        self,
-        peer: ProvenPeer,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        *,
-        dialled: bool,
-        address: str,
-        clock: Clock,
-        limits: PeerLimits,
-        on_end: Callable[[PeerSession, IslandError], None],
-    ) -> None:
-        self.peer, self.dialled, self.address = peer, dialled, address
+    def __init__(self, given: Established) -> None:
+        peer, clock, limits = given.peer, given.clock, given.limits
+        self.peer, self.dialled, self.address = peer, given.dialled, given.address
         self.island: IslandId = peer.island
         self.since = clock.wall()
         self.rtt: float | None = None
         self.over: IslandError | None = None
         """The reason for which the session ended; None while it is open."""
         self.retired = False
-        self._reader, self._writer = reader, writer
-        self._clock, self._limits, self._on_end = clock, limits, on_end
+        self._reader, self._writer = given.reader, given.writer
+        self._clock, self._limits, self._on_end = clock, limits, given.on_end
         self._pace = FramePace(clock, limits)
         self._ending = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
@@ -74,6 +81,11 @@ class PeerSession:
         self._ping_count = self._samples = 0
         self._received_bytes = RECEIVED.labels(self.name_of_class)
         self._sent_bytes = SENT.labels(self.name_of_class)
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when the session is not used (monotonic seconds) and can be closed; None if it cannot."""
+        return None
 
     async def run(self) -> None:
         """Serve the session until it ends, then wait up to one second for the connection to close."""

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from island.errors import Corrupt, Full, IslandError
 from island.kernel.ids import IslandId, key_prefix
+from island.kernel.loops import DISK_FAILED
+from island.kernel.regular_file import open_regular
 from island.replicas import core
 
 _GONE = ".gone-"
@@ -116,16 +118,12 @@ class ChunkFiles:
 
 def read_range(path: Path, start: int, end: int) -> bytes:
     """The bytes of a file from `start` to `end`; fewer if the file ends before `end`. Raises `IslandError`."""
-    with _Explained(path):
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            pieces = []
-            while start < end and (piece := os.pread(handle, end - start, start)):
-                pieces.append(piece)
-                start += len(piece)
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        finally:
-            os.close(handle)
+    with _Explained(path), open_regular(path) as file:
+        pieces = []
+        while start < end and (piece := os.pread(file.fileno(), end - start, start)):
+            pieces.append(piece)
+            start += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class _Explained:
@@ -143,10 +141,15 @@ class _Explained:
 
 
 def explained(error: OSError, path: Path) -> IslandError:
-    """The error for a failed file operation: `Full` for a full disk, else `IslandError`."""
+    """The error for a failed file operation: `Full` for a full disk, else `IslandError`.
+
+    Its code is `disk_failed`, unless the file is missing or must not be accessed.
+    """
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return Full(
             f"the disk is full: {path} cannot be written",
             hint="Free disk space and try again. Data that were fetched before are kept.",
         )
-    return IslandError(f"{path}: {error.strerror or error}", hint="Check the disk and the permissions of the file.")
+    code = "" if isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)) else DISK_FAILED
+    text = f"{path}: {error.strerror or error}"
+    return IslandError(text, hint="Check the disk and the permissions of the file.", code=code)

@@ -3,6 +3,9 @@
 The bitmap in memory is authoritative while the daemon runs. `flush` syncs the data and then
 writes the bitmap to `chunks.db`, so a crash can lose chunks but the database never lists a
 chunk that is not on disk. A chunk that an earlier run stored is hashed again at its first read.
+
+After a failed sync the system may have discarded what was written, although it can still be read and
+the next sync succeeds. So the chunks that were written since the last good sync count as absent.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from typing import TypeVar
 import structlog
 
 from island.catalog.manifest import FileEntry, FileHashes
-from island.errors import Conflict, IslandError
+from island.errors import Conflict, Full, IslandError
 from island.kernel import telemetry
 from island.kernel.db import Database
 from island.kernel.ids import IslandId
+from island.kernel.loops import is_transient
 from island.kernel.ports import Clock
 from island.kernel.work import Workers
 from island.replicas import chunk_files, core, store
@@ -50,6 +54,8 @@ class ReplicaFile:
         self.bytes_local = bytes_local
         self.mtime_ns = mtime_ns
         """Modification time of the complete file when it was last synced, in nanoseconds; None before that."""
+        self.synced = (core.pack_bitmap(present), bytes_local)
+        """Bitmap and number of the bytes that are on disk for certain: those of the last successful sync."""
         self.dirty = False
         self.made = bytes_local > 0
         """Whether the sparse file exists."""
@@ -80,6 +86,8 @@ class ReplicaSnapshot:
         self.users = 0
         """Number of reads, fetches and answers to other islands in progress. Above 0 the replica is not evicted."""
         self.gone = False
+        self.reverted = 0
+        """How often chunks were dropped because they could not be synced."""
 
     @property
     def key(self) -> tuple[IslandId, str, str]:
@@ -102,6 +110,10 @@ class ChunkStore:
         self.snapshots: dict[tuple[IslandId, str, str], ReplicaSnapshot] = {}
         self._threads = workers.lane("chunks", 4)
         self._closed = False
+        self.problem = ""
+        """Why files could not be written, for the island's status; "" if a later write was synced."""
+        self._written = False
+        """Whether chunks were written since `problem` was set."""
         self._moved: dict[tuple[IslandId, str, str], list[int]] = {}
         self._loading: dict[tuple[int, str], asyncio.Lock] = {}
         self._opening = asyncio.Lock()
@@ -110,7 +122,7 @@ class ChunkStore:
 
     async def start(self) -> None:
         """Load the replicas from the database, and delete folders that have no row in it."""
-        self.files.root.mkdir(parents=True, exist_ok=True)
+        await self.run(lambda: self.files.root.mkdir(parents=True, exist_ok=True))
         rows = await self._db.read(store.snapshots)
         for row in rows:
             replica = ReplicaSnapshot(row)
@@ -128,6 +140,18 @@ class ChunkStore:
         if self._closed:
             raise IslandError("the island is stopping", hint="Try again when it has restarted.")
         return await self._threads.run(function)
+
+    async def _run_writing(self, function: Callable[[], T]) -> T:
+        """`run` for a function that writes files. A failure of the disk becomes the `problem`."""
+        try:
+            return await self.run(function)
+        except IslandError as error:
+            self._failed(error)
+            raise
+
+    def _failed(self, error: IslandError) -> None:
+        if isinstance(error, Full) or is_transient(error):
+            self.problem, self._written = error.line, False
 
     @property
     def total(self) -> int:
@@ -207,7 +231,7 @@ class ChunkStore:
     async def make(self, replica: ReplicaSnapshot, file: ReplicaFile) -> None:
         """Create the sparse file if it does not exist. A file of 0 bytes has no chunks, but must exist too."""
         if not file.made:
-            await self.run(lambda: self.files.create(replica.folder, file.entry.path, file.entry.size))
+            await self._run_writing(lambda: self.files.create(replica.folder, file.entry.path, file.entry.size))
             file.made = True
 
     async def put(
@@ -230,7 +254,8 @@ class ChunkStore:
                 self.files.write(replica.folder, file.entry.path, hashes.chunk(first).start, block)
             return good
 
-        good = await self.run(verify_and_write)
+        good = await self._run_writing(verify_and_write)
+        self._written = self._written or good > 0
         self._mark(replica, file, [(index, len(data[index - first])) for index in range(first, first + good)])
         return good
 
@@ -301,6 +326,7 @@ class ChunkStore:
         _DAMAGED.inc()
         replica.bytes_local -= file.bytes_local
         file.present, file.bytes_local, file.mtime_ns = bytearray(file.entry.chunks), 0, None
+        file.synced = (b"", 0)
         file.made, file.dirty, replica.complete = False, True, False
 
     # --- writing back -------------------------------------------------------------------------
@@ -341,16 +367,28 @@ class ChunkStore:
             if counters:
                 await self._db.write(write, then=written)
 
-    async def flush_files(self, replica: ReplicaSnapshot, files: Sequence[ReplicaFile]) -> None:
-        """Sync the changed ones of `files`, all of one snapshot, and write back their bitmaps and the counters."""
+    def _revert(self, replica: ReplicaSnapshot, file: ReplicaFile) -> None:
+        """Drop the chunks of a file that were written since its last successful sync."""
+        bits, bytes_local = file.synced
+        log.warning(
+            "replicas.not_synced",
+            snapshot=replica.snapshot,
+            path=file.entry.path,
+            dropped_bytes=file.bytes_local - bytes_local,
+        )
+        replica.bytes_local += bytes_local - file.bytes_local
+        file.present, file.bytes_local = core.unpack_bitmap(bits, file.entry.chunks), bytes_local
+        file.mtime_ns, file.dirty, replica.complete = None, True, False
+        replica.reverted += 1
 
-        def sync() -> list[tuple[ReplicaFile, store.ReplicaFileState]]:
-            states = []
-            for file, size, bits in snapshots:
-                mtime = self.files.sync(replica.folder, file.entry.path) if file.made else None
-                whole = mtime if size == file.entry.size else None
-                states.append((file, store.ReplicaFileState(file.id, size, bits, whole)))
-            return states
+    async def flush_files(self, replica: ReplicaSnapshot, files: Sequence[ReplicaFile]) -> None:
+        """Sync the changed ones of `files`, all of one snapshot, and write back their bitmaps and the counters.
+
+        Raises the error of the disk. Chunks that could not be synced are dropped before.
+        """
+
+        def sync() -> list[int | IslandError | None]:
+            return [self._try_sync(replica, file) for file, _, _ in snapshots]
 
         async with self._flushing:
             # The bitmap is copied before the sync, so every chunk that it lists is covered by the sync.
@@ -360,9 +398,17 @@ class ChunkStore:
                 file.dirty = False
             if not snapshots:
                 return
+            states, failure = [], None
             try:
-                states = await self.run(sync)
-                if not replica.gone:
+                for (file, size, bits), synced in zip(snapshots, await self.run(sync), strict=True):
+                    if isinstance(synced, IslandError):
+                        failure = synced
+                        self._revert(replica, file)
+                        continue
+                    file.synced = (bits, size)
+                    whole = synced if size == file.entry.size else None
+                    states.append((file, store.ReplicaFileState(file.id, size, bits, whole)))
+                if states and not replica.gone:
                     rows, now = [state for _, state in states], replica.used_at
                     await self._db.write(lambda conn: store.save_files(conn, replica.id, rows, now))
             except BaseException:
@@ -372,7 +418,19 @@ class ChunkStore:
             for file, state in states:
                 if not file.dirty:
                     file.mtime_ns = state.mtime_ns
+        if failure is not None:
+            self._failed(failure)
+            raise failure
+        if self._written:
+            self.problem = ""
         await self._flush_counters()
+
+    def _try_sync(self, replica: ReplicaSnapshot, file: ReplicaFile) -> int | IslandError | None:
+        """The modification time of a synced file, None if it has no file yet, or the error. Blocking."""
+        try:
+            return self.files.sync(replica.folder, file.entry.path) if file.made else None
+        except IslandError as error:
+            return error
 
     async def update(
         self,

@@ -57,8 +57,8 @@ class DatasetFolders:
 
     async def _convert(self, snapshot: str, files: Sequence[Path], progress: Progress) -> Path:
         target = self._converted / snapshot
-        if not target.is_dir():
-            self._converted.mkdir(exist_ok=True)
+        if not await self._workers.disk(self.is_converted, snapshot):
+            await self._workers.disk(partial(self._converted.mkdir, exist_ok=True))
             try:
                 await self._write(files, target, progress)
             finally:  # a process that was killed leaves an unfinished folder

@@ -22,7 +22,7 @@ from island.catalog.manifest import FileEntry, PageRef
 from island.catalog.manifest_reader import ManifestReader
 from island.catalog.messages import DatasetRecord, ReplicaRecord, ResolvedDataset, SnapshotHolding
 from island.catalog.ports import LocalInput, Progress, ReplicaStatus, no_progress
-from island.catalog.service import Catalog
+from island.catalog.service import Catalog, OwnFile
 from island.catalog.view_names import view_name
 from island.config import Config, size_in_bytes
 from island.errors import BadInput, Conflict, FilesChanged, IslandError, NotFound
@@ -100,6 +100,7 @@ class Replicas:
             needs.trust,
         )
         self._clock, self._rng = needs.clock, needs.rng
+        self._workers = needs.workers
         self.held = ChunkStore(needs.chunks, needs.home / "replicas", needs.clock, needs.workers)
         self.space = DiskQuota(
             self.held,
@@ -165,6 +166,10 @@ class Replicas:
         await self._fetcher.stop()
         await self._write_back()
         self.held.close()
+
+    def problems(self) -> list[str]:
+        """Why files of replicas could not be written, for the island's status."""
+        return [self.held.problem] if self.held.problem else []
 
     # --- manifests and status -----------------------------------------------------------------
 
@@ -301,12 +306,12 @@ class Replicas:
         hashes = await self._manifests.hashes(manifest, entry, start, end)
         edges = edges_of(hashes)
         run = edges.cover(start, end)
-        path = await self._own_path(manifest.snapshot, entry)
+        own = await self._own_file(manifest.snapshot, entry)
         low, high = edges.offset(run[0]), edges.offset(run[1])
 
         def read() -> bytes | None:
             try:
-                data = read_range(path, low, high)
+                data = read_range(own.path, low, high)
             except IslandError:
                 return None
             view = memoryview(data)
@@ -315,20 +320,20 @@ class Replicas:
                     return None
             return data[start - low : end - low]
 
-        data = await self.held.run(read)
+        data = await self._workers.folder(own.base, read)
         if data is None:
             raise FilesChanged(
-                f"{path} was changed, moved or deleted after it was published as {entry.path!r}"
+                f"{own.path} was changed, moved or deleted after it was published as {entry.path!r}"
                 f" (snapshot {manifest.snapshot[:12]})",
                 hint="Publish the dataset again: `island dataset publish PATH --name NAME` makes a new snapshot.",
             )
         return data
 
-    async def _own_path(self, snapshot: str, entry: FileEntry) -> Path:
+    async def _own_file(self, snapshot: str, entry: FileEntry) -> OwnFile:
         own = await self._catalog.own_file(snapshot, entry.path)
         if own is None:
             raise NotFound(f"this island no longer publishes {entry.path!r} of snapshot {snapshot[:12]}")
-        return own.path
+        return own
 
     # --- complete replicas --------------------------------------------------------------------
 
@@ -454,7 +459,7 @@ class Replicas:
 
     async def _settle_files(self, replica: ReplicaSnapshot, manifest: ManifestReader) -> bool:
         """Sync all files and write back their bitmaps; returns whether every file is complete."""
-        complete = True
+        complete, reverted = True, replica.reverted
         batch: list[ReplicaFile] = []
         async for entry in manifest.files():
             file = await self.held.file(replica, entry)
@@ -465,7 +470,7 @@ class Replicas:
                 await self.held.flush_files(replica, batch)
                 batch = []
         await self.held.flush_files(replica, batch)
-        return complete
+        return complete and replica.reverted == reverted
 
     async def materialise(self, resolved: ResolvedDataset, progress: Progress = no_progress) -> LocalInput:
         """A complete, verified copy of the dataset at a path that Spark can read; see `catalog.ports.Inputs`."""
@@ -499,7 +504,7 @@ class Replicas:
         data = [entry async for entry in manifest.files() if entry.format]
         files = []
         for entry in data:
-            files.append(await self._own_path(manifest.snapshot, entry))
+            files.append((await self._own_file(manifest.snapshot, entry)).path)
         return await self._path(manifest, data, files, progress)
 
     async def _path(
@@ -513,7 +518,7 @@ class Replicas:
                 hint="Publish the files of each format as a dataset of their own.",
             )
         form = forms.pop()
-        if form == "avro" and not self._views.is_converted(manifest.snapshot):
+        if form == "avro" and not await self.held.run(lambda: self._views.is_converted(manifest.snapshot)):
             await self.space.check(sum(entry.size for entry in data), "the conversion to Parquet")
         path = await self._views.path(manifest.snapshot, form, files, progress)
         self.space.other_bytes = await self.held.run(self._views.converted_bytes)

@@ -26,13 +26,18 @@ class UnsettledFile:
     """A file that has not been added yet.
 
     `stat` is unchanged since the monotonic time `since`. `tried` is true if it could not be
-    decoded and is not tried again before it changes; `problem` is the reason.
+    decoded and is not tried again before it changes; `problem` is the reason. After reading it has
+    failed `failures` times for a reason that may not be the file's, it is read again at the monotonic
+    time `again`. `crashes` counts those failures that the file probably caused.
     """
 
     stat: FileStat
     since: float
     tried: bool = False
     problem: str = ""
+    failures: int = 0
+    crashes: int = 0
+    again: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,8 @@ def scan_folder(
     A new or changed file is read at each scan until it can be decoded, if its format has an end
     marker (`tells_its_end`; Parquet writes its footer last). Other files (an Avro container may get
     further blocks at any time) are read when they have been unchanged for `settle` seconds. A file
-    that could not be decoded is not read again until it changes. Files are read in the order of
+    that could not be decoded is not read again until it changes, one that could not be read (`failed_file`)
+    only after a pause. Files are read in the order of
     their modification times, then by name, so the order of rows does not depend on the order of
     the listing.
     """
@@ -85,7 +91,7 @@ def scan_folder(
     due = [
         path
         for path, rest in resting.items()
-        if not rest.tried and (tells_its_end(path) or has_settled(rest, now, settle))
+        if not rest.tried and now >= rest.again and (tells_its_end(path) or has_settled(rest, now, settle))
     ]
     due.sort(key=lambda path: (listing[path].mtime_ns, path))
     return FolderScan(tuple(due), gone, resting)
@@ -101,6 +107,22 @@ def undecodable_file(rest: UnsettledFile, problem: str, now: float, settle: floa
     if has_settled(rest, now, settle):
         return replace(rest, tried=True, problem=problem)
     return rest
+
+
+MAX_CRASHES = 3
+"""Number of crashes of the process that reads a file after which the file is set aside."""
+
+
+def failed_file(rest: UnsettledFile, problem: str, now: float, *, crashed: bool) -> UnsettledFile:
+    """The state of a file after reading it has failed: it is read again, with exponential backoff of at most 60 s.
+
+    `crashed`: the process that read it crashed or exceeded a limit. The file is probably the cause, so
+    after `MAX_CRASHES` times it is not read again before it changes. Otherwise (the process was
+    killed, the disk fails) it is never set aside.
+    """
+    failures, crashes = rest.failures + 1, rest.crashes + crashed
+    again = now + min(60.0, 2.0 ** min(failures, 6))
+    return replace(rest, problem=problem, failures=failures, crashes=crashes, again=again, tried=crashes >= MAX_CRASHES)
 
 
 # --- flow control to one subscriber -------------------------------------------------------------

@@ -29,7 +29,7 @@ from island.kernel.processes import InPlaceProcesses
 from island.kernel.work import Workers
 from island.membership.service import Membership
 from island.streams import channel as channels
-from island.streams import store, tables
+from island.streams import core, store, tables
 from island.streams.channel import Channel
 from island.streams.local import open_bulk
 from island.streams.messages import (
@@ -90,6 +90,14 @@ class StreamsDependencies:
     limits: ReadLimits = DEFAULT_LIMITS
 
 
+_TROUBLE: dict[core.ChannelState, str] = {
+    "stopped": "has stopped",
+    "gap": "lacks rows",
+    "error": "fails",
+}
+"""The states of a channel that last until somebody acts."""
+
+
 class Streams:
     """Sources, subscriptions and channels. The constructor registers handlers; `start` runs the loops."""
 
@@ -147,7 +155,7 @@ class Streams:
     async def add_source(self, caller: Principal, path: Path, name: str) -> SourceView:
         """Add a source `name` that watches a folder. Raises BadInput, Conflict, Full."""
         ids.check_name(name, "source name")
-        folder = _folder(path, self._home)
+        folder = await self._workers.folder(str(path), _folder, path, self._home)
         async with self._changing:
             if len(self._sources) >= MAX_SOURCES:
                 raise Full(
@@ -448,6 +456,16 @@ class Streams:
                 )
             )
         return views + self._outgoing()
+
+    def problems(self) -> list[str]:
+        """What is wrong with sources of this island, and why subscriptions have stopped or failed, for its status."""
+        texts = [f"source {source.name}: {source.problem}" for source in self._sources.values() if source.problem]
+        for channel in self._channels.values():
+            if (what := _TROUBLE.get(channel.status.state)) is not None:
+                row = channel.row
+                source = f"{self._membership.display(row.owner)}/{row.source}"
+                texts.append(f"subscription {row.id} of {source} {what}: {channel.status.reason}")
+        return texts
 
     def _outgoing(self) -> list[ChannelView]:
         mine = self._membership.display(self._trust.me)

@@ -19,7 +19,7 @@ from island.kernel.codec import encode
 from island.kernel.db import Database
 from island.kernel.loops import EXPECTED
 from island.kernel.ports import Clock, Signal, Topic
-from island.kernel.processes import ProcessDied, Processes
+from island.kernel.processes import ProcessDied, Processes, Stalled
 from island.kernel.telemetry import counter
 from island.kernel.work import Workers
 from island.streams import core, store, tables, watched_folder
@@ -33,6 +33,15 @@ Announce = Callable[[sqlite3.Connection, str, SourceRecord], None]
 
 SETTLE = 1.0
 """Minimum number of seconds that a file without an end marker must be unchanged before it is read."""
+
+HANGS_SECONDS = 300.0
+"""Seconds after which a folder that is still being listed has a problem. A listing of a million files takes less."""
+
+LONGEST_PAUSE = 600.0
+"""Maximum number of seconds between two scans of a folder that takes long to list, or did not answer for a time."""
+
+REPEAT_S = 3600.0
+"""Seconds after which an error of a scan that lasts is logged again."""
 
 GROUP_FILES, GROUP_SECONDS = 64, 0.05
 """Complete files are added in groups: at most this many files, collected for at most this many seconds."""
@@ -123,6 +132,8 @@ class FolderSource:
         self._announced: bytes | None = None
         self._outside: list[str] = []
         """A problem for each symbolic link that leads out of the folder."""
+        self._logged: dict[str, tuple[str, float]] = {}
+        """The last error that was logged, and when, for each event of a scan that fails."""
         self._listing = 0.0
         """Seconds that the last listing of the folder took."""
 
@@ -137,26 +148,32 @@ class FolderSource:
             await self.look()
         except EXPECTED as error:
             outside = error.message if isinstance(error, IslandError) else str(error)
-            log.warning("source.scan_failed", source=self.name, error=outside)
+            self._log_failure("source.scan_failed", outside)
         except Exception as error:  # noqa: BLE001 - raised below
             outside, fault = f"internal error: {type(error).__name__}: {error}", error
-        try:
-            await self._publish_record(outside)
-        except EXPECTED as error:
-            log.warning("source.announce_failed", source=self.name, error=str(error))
+        else:
+            if self._logged.pop("source.scan_failed", None) is not None:
+                log.info("source.scan_works", source=self.name)
+        await self._try_to_publish(outside)
         self.looked.touch()
         if fault is not None:
             raise fault
         # A folder that takes long to list is listed less often.
-        await self.wake.wait(max(self._poll, 5 * self._listing))
+        await self.wake.wait(max(self._poll, min(5 * self._listing, LONGEST_PAUSE)))
+
+    def _log_failure(self, event: str, error: str) -> None:
+        """Log an error of a scan, which may occur every second, when it is new and once an hour while it lasts."""
+        now = self._clock.monotonic()
+        before, logged = self._logged.get(event, ("", now))
+        if error != before or now - logged >= REPEAT_S:
+            self._logged[event] = error, now
+            log.warning(event, source=self.name, error=error)
 
     async def look(self) -> None:
         """Scan the folder once: add complete files to the source journal, and mark missing ones as removed."""
         if self._known is None:
             self._known = await self._state.read(lambda conn: store.names(conn, self.name))
-        began = self._clock.monotonic()
-        found = await self._workers.disk(watched_folder.listing, self.root)
-        self._listing = self._clock.monotonic() - began
+        found = await self._list()
         self._outside = [f"{path} is a symbolic link that leads out of the folder" for path in found.outside]
         plan = core.scan_folder(
             found.files,
@@ -177,6 +194,21 @@ class FolderSource:
                 self._known.pop(path, None)
             log.info("source.files_removed", source=self.name, files=len(plan.vanished))
             self.changed.touch()
+
+    async def _list(self) -> watched_folder.FolderListing:
+        """List the folder. While it does not answer, this waits, and the problem is published."""
+        began = self._clock.monotonic()
+        listing = self._workers.folder(str(self.root), watched_folder.listing, self.root)
+        try:
+            if not (await asyncio.wait([listing], timeout=HANGS_SECONDS))[0]:
+                hangs = f"folder {self.root} does not answer; check its mount"
+                self._log_failure("source.scan_failed", hangs)
+                await self._try_to_publish(hangs)
+            found = await listing
+        finally:
+            listing.cancel()
+        self._listing = self._clock.monotonic() - began
+        return found
 
     async def _read_all(self, paths: tuple[str, ...]) -> None:
         group: list[watched_folder.DecodedFile] = []
@@ -200,8 +232,8 @@ class FolderSource:
     ) -> AsyncGenerator[watched_folder.DecodedFile | watched_folder.Refused, None]:
         """Read files in child processes; yields the result for each file, in order.
 
-        A file that exceeds a limit, or whose process dies, is refused. Another process reads the
-        remaining files.
+        If a process dies or exceeds a limit, the file that it was reading is refused. Another process
+        reads the remaining files.
         """
         wanted = [watched_folder.Wanted(path, self._resting[path].stat) for path in paths]
         while wanted:
@@ -216,8 +248,7 @@ class FolderSource:
             except (OverLimit, ProcessDied) as error:
                 if answered == len(group):
                     raise
-                why: Literal["limit", "broken"] = "limit" if isinstance(error, OverLimit) else "broken"
-                yield watched_folder.Refused(group[answered].path, why, error.message)
+                yield watched_folder.Refused(group[answered].path, _why(error), error.message)
                 answered += 1
             del wanted[:answered]
 
@@ -227,7 +258,11 @@ class FolderSource:
         return self._processes.stream(watched_folder.read_all, self.root, group, self.columns, self._limits)
 
     def _refuse(self, refused: watched_folder.Refused) -> None:
-        """Store why a file was refused. It is read again when it changes, or at the next scan if it has not settled."""
+        """Store why a file was refused.
+
+        It is read again when it changes, at the next scan if it has not settled, or after a pause if
+        reading it failed for a reason that may not be the file's.
+        """
         path, now = refused.path, self._clock.monotonic()
         rest = self._resting[path]
         if refused.why == "changed":
@@ -239,6 +274,16 @@ class FolderSource:
             self._resting[path] = core.undecodable_file(rest, text, now, self._settle)
             if self._resting[path].tried:
                 log.warning("source.unreadable", source=self.name, file=path, error=text)
+        elif refused.why in ("failed", "crashed"):
+            rest = self._resting[path] = core.failed_file(rest, text, now, crashed=refused.why == "crashed")
+            log.warning(
+                "source.read_failed",
+                source=self.name,
+                file=path,
+                error=text,
+                failures=rest.failures,
+                again=not rest.tried,
+            )
         elif refused.why == "limit":
             # The file is not truncated, so waiting does not help: it is not read again before it changes.
             self._resting[path] = core.undecodable_file(rest, text, now, 0.0)
@@ -286,6 +331,14 @@ class FolderSource:
             FILES.inc(len(new))
             log.info("source.files_added", source=self.name, files=len(new), rows=sum(row.rows for row in new))
         self.changed.touch()
+
+    async def _try_to_publish(self, outside: str) -> None:
+        try:
+            await self._publish_record(outside)
+        except EXPECTED as error:
+            self._log_failure("source.announce_failed", str(error))
+        else:
+            self._logged.pop("source.announce_failed", None)
 
     async def _publish_record(self, outside: str) -> None:
         """Update `problem` and `note`, and publish the gossip record if it has changed.
@@ -376,7 +429,7 @@ class FolderSource:
         except (Corrupt, BadInput, FilesChanged, ProcessDied, OSError) as error:
             raise SourceFileMissing(f"{wanted.path} can no longer be read: {error}") from error
         # The rows are valid only if the file is still unchanged after they were read.
-        if watched_folder.stat_of(self.root / wanted.path) != wanted.stat:
+        if await self._stat(wanted.path) != wanted.stat:
             raise SourceFileMissing(f"{wanted.path} changed while it was read")
         batches = await self._workers.cpu(tables.from_child, portion.payload, self.schema)
         if not batches and not portion.ended:
@@ -385,9 +438,18 @@ class FolderSource:
 
     async def _locate(self, file: SourceFileRow) -> tuple[str, core.FileStat]:
         for path, stat in await self._state.read(lambda conn: store.locations(conn, self.name, file.hash)):
-            if watched_folder.stat_of(self.root / path) == stat:
+            if await self._stat(path) == stat:
                 return path, stat
         raise SourceFileMissing(f"{file.path} is missing or was changed")
+
+    async def _stat(self, path: str) -> core.FileStat | None:
+        return await self._workers.folder(str(self.root), watched_folder.stat_of, self.root / path)
+
+
+def _why(error: OverLimit | ProcessDied) -> Literal["crashed", "failed"]:
+    """Whether the file is probably the reason why the process that read it ended, or this machine."""
+    crashed = error.crashed if isinstance(error, ProcessDied) else not isinstance(error, Stalled)
+    return "crashed" if crashed else "failed"
 
 
 def columns_of(schema: Any) -> tuple[ColumnSummary, ...]:

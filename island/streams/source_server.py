@@ -151,10 +151,13 @@ class SourceServer:
     async def _read(self, peer: IslandId, request: ReadRequest, stream: BulkStream) -> None:
         source = self._sources.get(request.source)
         if source is None:
-            await _stop(stream, "stopped", f"the source {request.source} no longer exists")
+            await _stop(stream, "stopped", f"the source {request.source} no longer exists: remove the subscription")
             return
         if source.incarnation != request.incarnation:
-            reason = f"the source {request.source} was removed and added again: positions of the old one are not valid"
+            reason = (
+                f"the source {request.source} was removed and added again, so positions of the old one are not valid:"
+                " remove the subscription and add it again"
+            )
             await _stop(stream, "stopped", reason)
             return
         try:
@@ -165,8 +168,8 @@ class SourceServer:
         head = await self._state.read(lambda conn: store.head(conn, source.name))
         if head is None or decode_position(request.position).seq > head.seq:
             reason = (
-                f"the database of the source {request.source} was restored from a backup older than this position:"
-                " rows could be lost without notice"
+                f"the database of the source {request.source} was restored from a backup older than this position,"
+                " so rows could be lost without notice: remove the subscription and add it again"
             )
             await _stop(stream, "stopped", reason)
             return
@@ -249,7 +252,7 @@ class _Reader:
         while True:
             version, looked = self._source.changed.version, self._source.looked.version
             if self._source.removed:
-                await self._end("stopped", f"the source {self._source.name} was removed")
+                await self._end("stopped", f"the source {self._source.name} was removed: remove the subscription")
                 return
             file = await self._state.read(lambda conn: store.next_file(conn, self._source.name, self._at))
             if file is None:
@@ -287,7 +290,7 @@ class _Reader:
         while self._source.schema is None:
             version = self._source.changed.version
             if self._source.removed:
-                await self._end("stopped", f"the source {self._source.name} was removed")
+                await self._end("stopped", f"the source {self._source.name} was removed: remove the subscription")
                 return False
             await self._stream.send(encode(Heartbeat(position=self._sent)))
             if self._source.schema is None:

@@ -17,12 +17,11 @@ from typing import Any, Literal, NamedTuple
 import blake3
 import msgspec
 
-from island.errors import BadInput, Corrupt, FilesChanged, OverLimit, Unsupported
+from island.errors import BadInput, Corrupt, FilesChanged, IslandError, OverLimit, Unreadable, Unsupported
 from island.formats import confined, files
 from island.formats.limits import ReadLimits
-from island.kernel import processes
-from island.kernel.loops import EXPECTED
-from island.kernel.processes import Emit
+from island.kernel import process_messages
+from island.kernel.process_messages import Emit
 from island.streams import tables
 from island.streams.core import FileStat
 
@@ -69,12 +68,13 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """A file that could not be read.
 
     `why`: it `changed` while it was read; is `foreign` (neither its name nor its content is that of a
-    data file); is `broken`; exceeds a `limit`; or caused an unexpected error (`bug`), with the
-    traceback in `detail`.
+    data file); is `broken`; exceeds a `limit`; caused an unexpected error (`bug`), with the traceback in
+    `detail`; the process that read it `crashed` or exceeded a limit; or reading it `failed` because of
+    this machine: the process was killed, or the system cannot read the file.
     """
 
     path: str
-    why: Literal["changed", "foreign", "broken", "limit", "bug"]
+    why: Literal["changed", "foreign", "broken", "limit", "bug", "crashed", "failed"]
     problem: str = ""
     detail: str = ""
 
@@ -160,7 +160,7 @@ def hash_file(path: Path) -> str:
     with files.open_binary(path) as file:
         while block := file.read(_HASH_BLOCK):
             hasher.update(block)
-            processes.alive()
+            process_messages.alive()
     return hasher.hexdigest()
 
 
@@ -169,7 +169,7 @@ def read_all(
 ) -> None:
     """Hash and decode files completely. Their rows are converted to the schema `columns`, or to that of the first file.
 
-    For each file, in order, a DecodedFile or Refused is emitted. Raises OSError if the disk fails.
+    For each file, in order, a DecodedFile or Refused is emitted.
     """
     schema = tables.schema_from_bytes(columns) if columns else None
     for file in wanted:
@@ -177,14 +177,16 @@ def read_all(
             reading = read_file(root, file, schema, limits)
         except FilesChanged:
             emit(Refused(file.path, "changed"))
+        except Unreadable as error:
+            emit(Refused(file.path, "failed", error.message))
+        except OSError as error:
+            emit(Refused(file.path, "failed", f"{file.path} cannot be read: {error.strerror or error}"))
         except (Corrupt, Unsupported, BadInput) as error:
             # Other files in the folder, such as a README, are not a problem.
             foreign = isinstance(error, Unsupported) and not is_known_name(file.path)
             why = "foreign" if foreign else "limit" if isinstance(error, OverLimit) else "broken"
             emit(Refused(file.path, why, error.message))  # type: ignore[arg-type]  # mypy takes it for a plain str
-        except EXPECTED:
-            raise
-        except MemoryError:
+        except (IslandError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - the other files must still be read; the parent logs the traceback
             text = f"{file.path} could not be read: {type(error).__name__}"

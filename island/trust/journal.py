@@ -199,13 +199,29 @@ def verify_head(conn: sqlite3.Connection, newest: Tip) -> list[str]:
     return _verify_head(tip(conn), newest)
 
 
-def verify_seal(conn: sqlite3.Connection, me: IslandId) -> list[str]:
-    """The problems of the seal, as sentences. Reads only the newest and the sealed row."""
+def unsealed(conn: sqlite3.Connection) -> int:
+    """The newest row of an earlier version that did not seal each row, before `end_upgrade`; 0 if there is none."""
+    known = conn.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'journal_unsealed'").fetchone()
+    return conn.execute("SELECT coalesce(max(seq), 0) FROM journal_unsealed").fetchone()[0] if known else 0
+
+
+def end_upgrade(conn: sqlite3.Connection) -> None:
+    """Record that the rows of an earlier version are sealed."""
+    conn.execute("DROP TABLE IF EXISTS journal_unsealed")
+
+
+def verify_seal(conn: sqlite3.Connection, me: IslandId, unsealed: int = 0) -> list[str]:
+    """The problems of the seal, as sentences. Reads only the newest and the sealed row.
+
+    Rows up to the number `unsealed` need no seal.
+    """
     row = conn.execute("SELECT * FROM journal_seal").fetchone()
     newest = conn.execute("SELECT seq, hash FROM journal ORDER BY seq DESC LIMIT 1").fetchone()
     if row is None:
         if newest is None:
             return [] if tip(conn) is None else ["the rows and the seal are missing"]
+        if newest["seq"] <= unsealed:
+            return []
         return [f"the seal is missing: rows up to {newest['seq']} are not signed by this island"]
     problems = []
     digest = hash_at(conn, row["seq"])
@@ -213,7 +229,7 @@ def verify_seal(conn: sqlite3.Connection, me: IslandId) -> list[str]:
         problems.append(f"the sealed row {row['seq']} is missing")
     elif digest != row["hash"]:
         problems.append(f"row {row['seq']} is not the sealed row: it or an earlier row was replaced")
-    if newest is not None and newest["seq"] > row["seq"]:
+    if newest is not None and newest["seq"] > max(row["seq"], unsealed):
         problems.append(
             f"the seal is that of row {row['seq']}, but the newest row is {newest['seq']}: "
             "the seal was replaced by an older one, or another program wrote the newer rows"

@@ -23,7 +23,7 @@ log = structlog.get_logger("island")
 
 def seal_problems(conn: sqlite3.Connection, me: IslandId) -> list[str]:
     """The problems of the journal's seal in state.db, as sentences. Reads only a few rows."""
-    problems = journal.verify_seal(conn, me)
+    problems = journal.verify_seal(conn, me, journal.unsealed(conn))
     if not problems and journal.last(conn) == 0 and store.read_network(conn) is not None:
         return ["the journal is empty, although this island belongs to an archipelago: its rows were removed"]
     return problems
@@ -43,10 +43,21 @@ class Sealer:
 
     def start(self, conn: sqlite3.Connection) -> None:
         """Load the newest sealed row, and check the seal."""
+        problems = seal_problems(conn, self._identity.id) or self._seal_upgraded(conn)
         self._sealed, self.generation = journal.sealed_tip(conn), journal.generation(conn)
         self._started = True
-        if problems := seal_problems(conn, self._identity.id):
+        if problems:
             self._refuse(problems[0])
+
+    def _seal_upgraded(self, conn: sqlite3.Connection) -> list[str]:
+        """Seal the rows that an earlier version left unsealed. Returns the problems of these rows instead, if any."""
+        if journal.unsealed(conn):
+            rows = journal.verify_rows(conn, journal.sealed_tip(conn), limit=-1)
+            if problems := rows.problems + journal.verify_head(conn, rows.last):
+                return problems
+            journal.seal(conn, self._identity, self._network())
+        journal.end_upgrade(conn)
+        return []
 
     def consent(self, generation: int) -> None:
         """Seal the journal again from the row that begins this generation, despite earlier problems."""

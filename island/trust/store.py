@@ -35,6 +35,11 @@ def issued(conn: sqlite3.Connection, secret_hash: bytes) -> IssuedInvitation | N
     return IssuedInvitation(row["expires"], row["uses"], row["used"]) if row else None
 
 
+def expire_invitations(conn: sqlite3.Connection, now: float) -> None:
+    """End the validity of all invitations."""
+    conn.execute("UPDATE invitation SET expires = min(expires, ?)", (now,))
+
+
 def admission(conn: sqlite3.Connection, key: IslandId) -> bytes | None:
     """The chain with which this island admitted `key`, or None."""
     row = conn.execute("SELECT chain FROM admission WHERE key = ?", (key,)).fetchone()

@@ -12,7 +12,7 @@ import blake3
 
 from island.errors import ConfigError, Unauthenticated
 from island.kernel.ports import Rng
-from island.private_files import read_secret, write_secret
+from island.private_files import read_secret, secret_path, write_secret
 
 Role = Literal["administrator", "user"]
 
@@ -41,8 +41,11 @@ class Tokens:
 
     @classmethod
     def load(cls, home: Path) -> Tokens:
-        """Read the tokens of a home folder; raises `ConfigError` if one is missing, exposed or malformed."""
-        return cls({role: read_token(home / name) for role, name in TOKEN_FILES.items()})
+        """Read the tokens of a home folder, or those that the service manager provides (see `secret_path`).
+
+        Raises `ConfigError` if one is missing, exposed or malformed.
+        """
+        return cls({role: read_token(secret_path(home, name)) for role, name in TOKEN_FILES.items()})
 
     def principal(self, token: str) -> Principal:
         """Return the principal of a token, in constant time; raises `Unauthenticated` if it is unknown or empty."""

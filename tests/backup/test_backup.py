@@ -74,6 +74,9 @@ def test_what_a_restore_changes_in_state_db(home: Home, tmp_path: Path) -> None:
         (last,) = conn.execute("SELECT max(seq) FROM journal").fetchone()
         (local,) = conn.execute("SELECT next FROM job_counter").fetchone()
         conn.execute("UPDATE catalog_snapshot SET base = ? WHERE base LIKE '%/streams/copy'", (moved,))
+        conn.execute("UPDATE invitation SET expires = ?", (NOW + 86_400,))
+        conn.execute("UPDATE job SET phase = 'placed', state = 'idle'")
+        conn.execute("UPDATE run SET step = 'running', state = 'idle'")
         conn.execute("UPDATE stream_sources SET path = ?", (f"{home.path}/streams-of-others",))
     saving.save(home, tmp_path / "b.tar", now=NOW)
     back = Home(tmp_path / "back")
@@ -85,6 +88,9 @@ def test_what_a_restore_changes_in_state_db(home: Home, tmp_path: Path) -> None:
         bases = {row["base"] for row in conn.execute("SELECT base FROM catalog_snapshot")}
         assert f"{back.path}/streams/copy" in bases and "/srv/island/stars" in bases and moved not in bases
         assert conn.execute("SELECT path FROM stream_sources").fetchone()[0] == f"{home.path}/streams-of-others"
+        assert conn.execute("SELECT expires FROM invitation").fetchone()["expires"] == NOW + 5
+        for table in ("job", "run"):
+            assert [row["stop"] for row in conn.execute(f"SELECT stop FROM {table}")] == [1]
         newest = journal.entries(conn)[-1]
         assert (newest.seq, newest.act, newest.who) == (last + 1, "island.restore", "administrator@kiso")
         assert journal.verify(conn) == [] and seal_problems(conn, Identity.load(back.key).id) == []
@@ -103,6 +109,23 @@ def test_a_restore_does_not_seal_a_journal_that_was_changed(home: Home, tmp_path
 def test_received_rows_can_be_left_out(home: Home, tmp_path: Path) -> None:
     manifest = saving.save(home, tmp_path / "b.tar", now=NOW, streams=False).manifest
     assert not manifest.streams and not any(file.name.startswith("streams/") for file in manifest.files)
+
+
+def test_names_that_differ_in_case_only_and_files_of_others(home: Home, tmp_path: Path) -> None:
+    """Subscriptions may be called `copy` and `Copy`. The daemon deletes files of other names in their folders."""
+    (home.path / "streams" / "Copy").mkdir()
+    for name in ("Copy/part-00000000.parquet", "copy/my own.parquet"):
+        (home.path / "streams" / name).write_bytes(b"rows")
+    saving.save(home, tmp_path / "b.tar", now=NOW)
+    names = {file.name for file in restoring.verify(tmp_path / "b.tar").files}
+    assert "streams/Copy/part-00000000.parquet" in names and "streams/copy/my own.parquet" not in names
+
+
+def test_a_password_file_with_the_name_of_another_secret(home: Home, tmp_path: Path) -> None:
+    text = home.toml.read_text("utf-8")
+    home.toml.write_text(text.replace('password_file = ""', 'password_file = "key"'), "utf-8")
+    saved = saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert restoring.verify(tmp_path / "b.tar") == saved.manifest
 
 
 def test_a_password_file_in_the_home_folder_is_included_and_another_is_named(home: Home, tmp_path: Path) -> None:

@@ -46,6 +46,18 @@ def test_a_table_that_fits_is_no_wider_than_it_was(monkeypatch: pytest.MonkeyPat
     assert max(len(line) for line in out.getvalue().splitlines()[1:]) <= 60
 
 
+def test_each_problem_has_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
+    base.show_pairs({"island": "kiso", "inputs": ["a", "b"], "problems": ["The disk is full.", "No engine."]}, False)
+    assert capsys.readouterr().out.splitlines() == [
+        "island    kiso",
+        "inputs    a, b",
+        "problems  The disk is full.",
+        "          No engine.",
+    ]
+    base.show_pairs({"problems": []}, False)
+    assert capsys.readouterr().out == "problems  -\n"
+
+
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil\r\x7f\udcff\u2066end"
 """Clears the screen, sets the title, turns text around; with a byte of a file name that is not UTF-8."""
 

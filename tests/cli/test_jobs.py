@@ -20,11 +20,8 @@ Island = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def island(tmp_path: Path, quiet_logs: None) -> Iterator[Island]:
-    """Runs one command as a user of a home whose Livy is played.
-
-    The home runs in a thread of this process, so its log must not get between the output of a command.
-    """
+def island(tmp_path: Path) -> Iterator[Island]:
+    """Runs one command as a user of a home whose Livy is played."""
     with ExitStack() as stack:
         livy = stack.enter_context(livy_in_thread())
         url = urlsplit(stack.enter_context(site_in_thread(tmp_path / "home", livy, "", {})))

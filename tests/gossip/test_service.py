@@ -15,6 +15,7 @@ from island.gossip.messages import SignedBatch
 from island.gossip.service import Change, Gossip
 from island.kernel import codec
 from island.kernel.db import Database
+from island.kernel.ids import IslandId
 from island.kernel.ports import SeededRng, SystemClock
 from island.trust.core import network_id
 from island.trust.keys import Identity
@@ -103,6 +104,45 @@ def test_deletes_reach_the_others() -> None:
         await world.until(lambda: [key for _, key, _ in two.records("test/")] == ["test/b"], within=30)
 
     simulate(1, scenario)
+
+
+def test_a_batch_that_could_not_be_copied_at_once_is_pushed_later() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        await asyncio.sleep(10)
+        fault = Fault(one.g._logs, what="add_own")
+        one.g._spread.compare_soon = lambda peer: None  # type: ignore[method-assign]  # only pushes bring changes
+        two.g._spread.compare_soon = lambda peer: None  # type: ignore[method-assign]  # the same
+        await one.put("test/a", b"1")
+        await world.until(lambda: len(two.records("test/")) == 1, within=10)
+        assert fault.met == 1
+
+    simulate(13, scenario)
+
+
+def test_many_own_changes_are_announced_and_pulled_not_pushed() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _pair(world)
+        await asyncio.sleep(10)
+        assert one.peers is not None
+        original, pushed = one.peers.push, dict[str, int]()
+
+        def tapped(to: IslandId, kind: str, body: bytes) -> bool:
+            pushed[kind] = pushed.get(kind, 0) + len(body)
+            return original(to, kind, body)
+
+        one.peers.push = tapped  # type: ignore[method-assign]  # measures what is pushed
+
+        def write(conn: sqlite3.Connection) -> None:
+            for number in range(200):
+                one.g.put(conn, f"test/{number}", bytes(1000))
+
+        await one.state.write(write)
+        one.g.poke()
+        await world.until(lambda: len(two.records("test/")) == 200, within=5)
+        assert pushed == {"gossip.look": 0}
+
+    simulate(11, scenario)
 
 
 def test_a_projection_sees_own_records_at_once_and_is_made_anew_when_its_version_changes() -> None:

@@ -159,6 +159,7 @@ class MemoryPeers:
 
 @dataclass(frozen=True)
 class OwnFile:
+    base: str
     path: Path
     size: int
     mtime_ns: int
@@ -197,7 +198,7 @@ class Catalog:
         for path in paths:
             stat = path.stat()
             key = (owner, snapshot, path.relative_to(folder).as_posix())
-            self.own[key] = OwnFile(path, stat.st_size, stat.st_mtime_ns)
+            self.own[key] = OwnFile(str(folder), path, stat.st_size, stat.st_mtime_ns)
         record = DatasetRecord(
             format="parquet",
             rows=0,

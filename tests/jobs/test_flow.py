@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from island.errors import Ambiguous, BadInput, Conflict, Denied, NotFound
+from island.jobs.messages import MAX_FILE
 from island.jobs.service import BatchFile
+from island.kernel.ids import IslandId
 from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.rest import LivyRefusal
 from island.trust import journal
@@ -47,6 +52,27 @@ def test_a_session_without_inputs_runs_at_home() -> None:
         await a.until(lambda: not world.engines["home"].alive(), within=10)  # type: ignore[union-attr]  # it has one
         entries = await home.state.read(lambda conn: [e.act for e in journal.entries(conn)])
         assert [act for act in entries if act.startswith("job.")] == ["job.accept", "job.run", "job.end"]
+
+    simulate(1, scenario)
+
+
+def test_the_path_of_a_batch_may_name_anything_but_only_a_small_file_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.py")
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "large.py").write_bytes(b"#" * (MAX_FILE + 1))
+    (tmp_path / "good.py").write_bytes(b"#" * MAX_FILE)
+
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine(), jobs={"allow_files": [str(tmp_path)]})
+        jobs = world.jobs["home"]
+        for name in ("fifo.py", "folder.py"):
+            job = await jobs.submit_batch(USER, BatchRequest(file=str(tmp_path / name)))
+            assert job.state == "dead" and "it is not a regular file" in job.reason
+        with pytest.raises(LivyRefusal, match="more than"):
+            await jobs.submit_batch(USER, BatchRequest(file=str(tmp_path / "large.py")))
+        good = await jobs.submit_batch(USER, BatchRequest(file=str(tmp_path / "good.py")))
+        assert (await world.settled(home, good)).state == "success"
 
     simulate(1, scenario)
 
@@ -439,6 +465,24 @@ def test_an_owner_follows_a_job_from_another_island_by_its_key() -> None:
         assert (await world.ended(home, job)).state == "dead"
 
     simulate(16, scenario)
+
+
+def test_the_key_of_a_job_is_sent_to_no_island_that_only_resembles_its_home() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        cafe = await world.island("cafe")
+        await world.linked()
+        job = await world.settled(home, await world.open(home))
+        key = (await world.jobs["home"].show(job))["key"]
+        views = cafe.m.views
+        twin = replace(views()[-1], island=IslandId(home.id[:10] + "0" * 54))
+        cafe.m.views = lambda: [twin, *views()]  # type: ignore[method-assign]  # a key with this prefix is costly to make
+        with pytest.raises(Ambiguous, match=f"2 islands have keys that begin with {home.id[:10]}") as caught:
+            await world.jobs["cafe"].elsewhere(job.id, key, "show")
+        assert "its home" in caught.value.hint
+
+    simulate(17, scenario)
 
 
 def test_an_executor_answers_only_the_home_of_a_job() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from island.errors import Corrupt, Unsupported
-from island.kernel import processes
-from island.kernel.processes import Emit
+from island.kernel import process_messages
+from island.kernel.process_messages import Emit
 
 
 class OddOne(Unsupported):
@@ -70,13 +70,13 @@ def raise_named(name: str) -> None:
 
 
 def grow(mebibytes: int) -> int:
-    processes.begin("big.avro", 60.0)
+    process_messages.begin("big.avro", 60.0)
     return sum(len(part) for part in [bytearray(2**20) for _ in range(mebibytes)])
 
 
 def spin(emit: Emit[int], seconds: float) -> None:
     """Announce itself, then use the processor for ever."""
-    processes.begin("slow.avro", seconds)
+    process_messages.begin("slow.avro", seconds)
     emit(os.getpid())
     while True:
         pass
@@ -85,10 +85,10 @@ def spin(emit: Emit[int], seconds: float) -> None:
 def spin_twice(seconds: float) -> int:
     """Use a little less than the limit for each of several files."""
     for number in range(3):
-        processes.begin(f"{number}.avro", seconds)
+        process_messages.begin(f"{number}.avro", seconds)
         end = time.process_time() + seconds / 2
         while time.process_time() < end:
-            processes.alive()
+            process_messages.alive()
     return 3
 
 
@@ -99,7 +99,7 @@ def hang(emit: Emit[int]) -> None:
 
 
 def crash(number: int) -> None:
-    processes.begin("crash.parquet", 60.0)
+    process_messages.begin("crash.parquet", 60.0)
     os.kill(os.getpid(), number)
     signal.pause()
 
@@ -130,3 +130,8 @@ def has_socket() -> bool:
     with socket.socket() as own:
         known = f"socket:[{os.fstat(own.fileno()).st_ino}]"
     return any(name.startswith("socket:") and name != known for name in descriptors())
+
+
+def imported(names: list[str]) -> list[str]:
+    """Which of some modules this process has imported."""
+    return [name for name in names if name in sys.modules]

@@ -30,9 +30,10 @@ class Lines:
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
+    before = structlog.get_config()
     yield Lines()
     library_log.uninstall()
-    structlog.reset_defaults()
+    structlog.configure(**before)
 
 
 async def test_a_loop_that_reports_an_error_without_end_writes_few_lines(

@@ -17,7 +17,7 @@ import pytest
 import uvloop
 
 from island.errors import Corrupt, OverLimit, Unsupported
-from island.kernel.processes import FunctionFailed, InPlaceProcesses, Limits, ProcessDied, ProcessPool
+from island.kernel.processes import FunctionFailed, InPlaceProcesses, Limits, ProcessDied, ProcessPool, Stalled
 from tests.kernel import process_functions as f
 
 MIB = 2**20
@@ -43,6 +43,10 @@ async def test_a_function_runs_in_one_child_again_and_again(pool: ProcessPool) -
     assert await pool.run(f.parent_of, Path("/a/b")) == Path("/a")
     first, second = await pool.run(f.pid), await pool.run(f.pid)
     assert first == second != os.getpid()
+
+
+async def test_a_child_starts_with_few_imports(pool: ProcessPool) -> None:
+    assert await pool.run(f.imported, ["msgspec", "asyncio", "structlog", "rich"]) == ["msgspec"]
 
 
 async def test_items_come_as_they_are_made_and_may_be_many(pool: ProcessPool) -> None:
@@ -117,7 +121,7 @@ async def test_processor_time_is_limited_by_file(pool: ProcessPool) -> None:
 
 async def test_a_child_that_is_silent_is_ended(pool: ProcessPool) -> None:
     await pool.run(f.pid)  # the limit is not for the start of a child
-    with pytest.raises(OverLimit, match="no progress for 1 s"):
+    with pytest.raises(Stalled, match="no progress for 1 s"):
         async with aclosing(pool.stream(f.hang, limits=Limits(silent_seconds=1.0))) as items:
             pid = await anext(items)
             await anext(items)
@@ -126,8 +130,9 @@ async def test_a_child_that_is_silent_is_ended(pool: ProcessPool) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 async def test_a_crash_is_told_with_the_file(pool: ProcessPool, number: signal.Signals) -> None:
-    with pytest.raises(ProcessDied, match=rf"crash\.parquet was ended by signal {number.name}"):
+    with pytest.raises(ProcessDied, match=rf"crash\.parquet was ended by signal {number.name}") as caught:
         await pool.run(f.crash, int(number))
+    assert caught.value.crashed == (number == signal.SIGSEGV)
     assert await pool.run(f.add, 1, 2) == 3
 
 

@@ -73,6 +73,51 @@ def test_a_name_never_moves_silently_to_another_key() -> None:
     assert "renamed" in caught.value.hint
 
 
+class CountedName(str):
+    """A name that counts its comparisons."""
+
+    comparisons = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        CountedName.comparisons += 1
+        return str.__eq__(self, other)
+
+
+def test_displaying_a_name_does_not_compare_it_with_all_others() -> None:
+    islands = [IslandId(f"{number:064x}") for number in range(500)]
+    names = Names({island: CountedName(f"name-{place}") for place, island in enumerate(islands)})
+    for place, island in enumerate(islands):
+        names.remember(island, CountedName(f"name-{place}"))
+    CountedName.comparisons = 0
+    assert [names.display(island) for island in islands] == [f"name-{place}" for place in range(500)]
+    assert CountedName.comparisons < 10 * len(islands)
+
+
+def test_names_that_change() -> None:
+    names = Names({A: "alpha", B: "beta"})
+    names.use(B, "alpha")
+    assert names.display(A) == "alpha.aaaaaaaaaa"
+    names.use(B, "gamma")
+    assert names.display(A) == "alpha"
+    names.remember(B, "alpha")
+    assert names.display(A) == "alpha.aaaaaaaaaa"
+    names.use(A, None)
+    assert names.display(A) == "aaaaaaaaaa"
+    assert names.claimants("alpha") == [B]
+
+
+def test_a_bounded_number_of_names_is_remembered() -> None:
+    names = Names({A: "alpha"})
+    for number in range(core.NAMES_KEPT):
+        names.use(A, f"name-{number}")
+        assert names.is_to_remember(A)
+        names.remember(A, f"name-{number}")
+        assert not names.is_to_remember(A)
+    names.use(A, "one-more")
+    assert not names.is_to_remember(A)
+
+
 def test_a_name_that_is_unknown_shows_the_nearest() -> None:
     with pytest.raises(NotFound) as caught:
         Names({A: "observatory", B: "broker"}).resolve("observatori")

@@ -9,6 +9,7 @@ import pytest
 from island.errors import Ambiguous, BadInput, Conflict, NotFound
 from island.gossip.core import Head
 from island.kernel import codec
+from island.kernel.ids import IslandId
 from island.kernel.ports import SeededRng
 from island.membership import core, store
 from island.membership.messages import SELF_KEY, SelfRecord, ServerRecord
@@ -239,6 +240,58 @@ def test_a_restart_with_another_address_is_told() -> None:
         assert two.m.view(two.id).addresses == ["new:1", "[2001:db8::1]:2"]
 
     simulate(6, scenario)
+
+
+def test_new_entries_of_one_island_renew_only_this_island(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _grow(world, "one", "two")
+        for number in range(100):
+            one.m._learn(IslandId(f"{number:064x}"), None, since=0.0)
+        await asyncio.sleep(30)
+        renewed, opinion = [], core.opinion
+
+        def counted(contact: core.Contact, now: float) -> tuple[core.PeerState, float | None]:
+            renewed.append(contact)
+            return opinion(contact, now)
+
+        monkeypatch.setattr(core, "opinion", counted)
+        await two.put("test/a", b"1")
+        await world.until(lambda: len(one.records("test/")) == 1, within=10)
+        await asyncio.sleep(1)
+        assert 1 <= len(renewed) < 10
+
+    simulate(11, scenario)
+
+
+def test_a_server_changes_although_its_island_lists_as_many_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "MAX_SERVERS", 3)
+
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _grow(world, "one", "two")
+        await one.m.set_own_livy("http://127.0.0.1:8990")
+        for number in range(2):
+            await one.m.add_server("administrator", "hdfs", f"hdfs://nn{number}:8020")
+        await asyncio.sleep(12)
+        await one.m.set_own_livy("http://127.0.0.1:9000")
+        await one.put("server/more", codec.encode(ServerRecord(kind="livy", url="http://host")))
+        await asyncio.sleep(12)
+        for island in (one, two):
+            servers = {server.id: server.url for server in await island.m.servers()}
+            assert len(servers) == 3 and servers["livy"] == "http://127.0.0.1:9000"
+
+    simulate(13, scenario)
+
+
+def test_a_change_of_a_record_is_told() -> None:
+    async def scenario(world: Archipelago) -> None:
+        one, two = await _grow(world, "one", "two")
+        await asyncio.sleep(30)
+        version = one.m.changed.version
+        await two.m.announce(["new:1"])
+        await world.until(lambda: one.m.addresses() == {two.id: ["new:1"]}, within=30)
+        assert one.m.changed.version > version
+
+    simulate(12, scenario)
 
 
 def test_a_self_record_that_is_not_one_changes_nothing() -> None:

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from island.errors import Full
+from island.errors import BadInput, Full
 from island.kernel.db import Database
 from island.net.api import base
 
@@ -158,3 +158,18 @@ async def test_a_timeout_of_the_work_itself_stays_one() -> None:
     app.add_routes([web.post("/", handler)])
     async with TestClient(TestServer(app)) as client, client.post("/") as answer:
         assert await answer.json() == "told"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "-1", "1.5", "x", "1001", "²", "1" * 5000, "0" * 18 + "1" + "9" * 9],
+    ids=lambda text: text[:20],
+)
+def test_a_number_that_is_not_in_its_range_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="limit = "):
+        base.whole_number(text, "limit", 1000)
+
+
+def test_a_number_in_its_range() -> None:
+    assert base.whole_number("1", "limit", 1000) == 1
+    assert base.whole_number("1000", "limit", 1000) == 1000

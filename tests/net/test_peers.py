@@ -18,16 +18,18 @@ from island.cli.demo.demo_island import free_ports
 from island.errors import BadInput, ConfigError, Conflict, Denied, PeerRefused, Unreachable
 from island.kernel.codec import encode
 from island.kernel.ids import IslandId, key_bytes
-from island.kernel.names import Names
+from island.kernel.names import Names, NetworkAddress
 from island.kernel.ports import BulkStream, SystemClock, SystemRng
 from island.kernel.stranger_log import PER_ADDRESS
 from island.kernel.work import ThreadWorkers
 from island.net import relay
+from island.net.attempts import SilentAddresses
 from island.net.bulk import BandwidthMeter
-from island.net.frames import RequestHead
+from island.net.frames import DialBack, RequestHead
 from island.net.handshake import WrongKey
 from island.net.limits import PeerLimits
-from island.net.listener import own_addresses
+from island.net.listener import dial, hang_up, own_addresses
+from island.net.tls import dialler_context
 from island.trust.keys import Identity
 from tests.islands.sessions import Node, admit, archipelago
 from tests.standins.member import logged
@@ -234,6 +236,15 @@ async def test_a_false_hint_links_with_nobody_and_does_not_fill_the_log(tmp_path
         await a.linked(b)
 
 
+async def test_the_status_tells_that_more_islands_are_known_than_are_dialled(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 3, mesh=False, limits=PeerLimits(mesh=1, redial_base_s=0.05)) as (a, b, c):
+        a.knows(b)
+        await a.linked(b)
+        assert a.peers.problems() == []
+        a.knows(c)
+        assert a.peers.problems()[0].startswith("1 of 2 known islands are linked")
+
+
 async def test_an_island_whose_address_leads_to_itself_notices(tmp_path: Path) -> None:
     async with archipelago(tmp_path, 2, mesh=False) as (a, b):
         a.known[b.id] = [a.address]
@@ -348,6 +359,114 @@ async def test_streams_where_an_advertised_address_does_not_work(tmp_path: Path)
         assert await read(a, hidden) == EXPECTED
 
 
+@contextlib.asynccontextmanager
+async def silent_address() -> AsyncIterator[str]:
+    """An address where connections are accepted and nothing ever answers."""
+    connections: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for each in connections:
+            each.transport.abort()
+
+
+PATIENT = PeerLimits(redial_base_s=0.05, redial_cap_s=0.2, connect_s=3600, handshake_s=3600, head_start_s=0.05)
+"""Dialling an address that does not answer takes longer than any test."""
+
+
+async def test_addresses_that_do_not_answer_do_not_delay_a_session_from_the_other_side(tmp_path: Path) -> None:
+    async with (
+        silent_address() as silent,
+        archipelago(tmp_path, 2, mesh=False, register=served, listen=nat(1), limits=PATIENT) as (a, hidden),
+    ):
+        hidden.knows(a)
+        await a.linked(hidden)
+        a.known[hidden.id] = [silent]
+        assert await read(a, hidden) == EXPECTED
+
+
+async def test_addresses_that_do_not_answer_do_not_delay_the_relay(tmp_path: Path) -> None:
+    async with (
+        silent_address() as silent,
+        archipelago(tmp_path, 3, mesh=False, register=served, listen=nat(1, 2), limits=PATIENT) as (third, one, other),
+    ):
+        for node in (one, other):
+            node.knows(third)
+            await node.linked(third)
+            await third.linked(node)
+        one.known[other.id] = [silent]
+        assert await read(one, other) == EXPECTED
+
+
+class TwoAddresses(Names):
+    """Resolves every name to two addresses."""
+
+    def __init__(self, *addresses: tuple[str, int]) -> None:
+        super().__init__(ThreadWorkers())
+        self._addresses = addresses
+
+    async def resolve(self, host: str, port: int, **_: Any) -> list[NetworkAddress]:
+        return [NetworkAddress(socket.AF_INET, socket.IPPROTO_TCP, each) for each in self._addresses]
+
+
+async def test_a_host_is_dialled_whose_first_address_drops_packets(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        hole = stack.enter_context(socket.socket())
+        hole.bind(("127.0.0.1", 0))
+        hole.listen(0)
+        for _ in range(3):  # they fill its queue; later ones are not answered
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(hole.getsockname())
+        async with archipelago(tmp_path, 1) as (a,):
+            names = TwoAddresses(hole.getsockname(), ("127.0.0.1", a.peers.port or 0))
+            _, writer = await dial("two.example:1", dialler_context(), PeerLimits(connect_s=3), names)
+            await hang_up(writer)
+
+
+async def test_islands_that_do_not_answer_do_not_delay_the_search_for_a_relay(tmp_path: Path) -> None:
+    async def never(_sender: IslandId, _body: bytes) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async with archipelago(tmp_path, 5, mesh=False, register=served, listen=nat(0, 1)) as (one, other, *three):
+        for each in three[:2]:
+            each.peers._handlers._requests["session.route"] = never
+        one.knows(*three)
+        await one.linked(*three)
+        other.knows(three[2])
+        await other.linked(three[2])
+        await three[2].linked(one, other)
+        one.peers._control[three[2].id].rtt = 1000.0  # asked last
+        assert await one.peers.request(other.id, "public", b"x", timeout=1.9) == b"island-1:x"
+
+
+class HandClock(SystemClock):
+    """A clock that the test sets."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_an_address_that_did_not_answer_is_dialled_again_after_a_pause() -> None:
+    clock = HandClock()
+    silent = SilentAddresses(clock)
+    for pause in (10, 20, 40):
+        assert "a:1" not in silent
+        silent.failed("a:1")
+        clock.now += pause - 1
+        assert "a:1" in silent
+        clock.now += 2
+    assert "a:1" not in silent
+    silent.failed("a:1")
+    silent.answered("a:1")
+    assert "a:1" not in silent
+
+
 async def test_two_that_cannot_dial_each_other_read_through_a_third(tmp_path: Path) -> None:
     async with archipelago(tmp_path, 3, mesh=False, register=served, listen=nat(1, 2)) as (third, one, other):
         for node in (one, other):
@@ -395,6 +514,59 @@ async def test_a_reader_through_a_third_that_leaves_frees_all(tmp_path: Path) ->
         assert await read(one, other) == EXPECTED
 
 
+@contextlib.asynccontextmanager
+async def relayed(folder: Path, limits: PeerLimits, count: int) -> AsyncIterator[tuple[Node, Node, Node]]:
+    """A relay and two islands that cannot dial each other; the first has `count` streams with the second, unread."""
+    async with archipelago(folder, 3, mesh=False, register=served, listen=nat(1, 2), limits=limits) as nodes:
+        third, one, other = nodes
+        for node in (one, other):
+            node.knows(third)
+            await node.linked(third)
+            await third.linked(node)
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(count):
+                await stack.enter_async_context(one.peers.bulk(other.id, "pour", b"1000"))
+            async with asyncio.timeout(10):
+                while sum(session._serving for session in third.peers._bulk.get(one.id, [])) < count:
+                    await asyncio.sleep(0.01)
+            yield third, one, other
+
+
+async def test_relayed_streams_leave_room_for_the_streams_of_the_relay(tmp_path: Path) -> None:
+    limits = PeerLimits(calls=8, relayed=4, relayed_per_island=8, redial_base_s=0.05)
+    async with relayed(tmp_path, limits, 8) as (third, _, other):
+        assert await read(third, other) == EXPECTED
+
+
+async def test_relayed_streams_of_one_island_leave_room_for_those_of_others(tmp_path: Path) -> None:
+    limits = PeerLimits(calls=8, relayed=4, relayed_per_island=3, redial_base_s=0.05)
+    async with relayed(tmp_path, limits, 8) as (third, _, other):
+        fourth = Node(tmp_path / "fourth", "fourth", listen="", limits=limits, register=served)
+        await admit(third, fourth)
+        async with fourth.running():
+            fourth.knows(third)
+            await fourth.linked(third)
+            assert await read(fourth, other) == EXPECTED
+
+
+async def test_a_relayed_stream_that_is_not_read_ends(tmp_path: Path) -> None:
+    limits = PeerLimits(relayed_per_island=1, stall_s=0.2, redial_base_s=0.05)
+    async with relayed(tmp_path, limits, 1) as (_, one, other):
+        assert await read(one, other) == EXPECTED  # waits for the turn of the stream that is not read
+
+
+async def test_waiting_for_a_turn_has_a_time_limit(tmp_path: Path) -> None:
+    limits = PeerLimits(calls=1, redial_base_s=0.05)
+    async with (
+        archipelago(tmp_path, 2, register=served, limits=limits) as (a, b),
+        a.peers.bulk(b.id, "mirror", b""),
+    ):
+        with pytest.raises(Unreachable, match="streams with island-1") as busy:
+            async with a.peers.bulk(b.id, "mirror", b"", timeout=0.05):
+                pass
+        assert busy.value.code == "busy"
+
+
 async def test_a_ticket_is_good_for_the_one_it_was_given_to(tmp_path: Path) -> None:
     async with archipelago(tmp_path, 3, mesh=False) as (a, b, c):
         made: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -422,6 +594,18 @@ async def test_what_answers_at_a_wrong_address_is_not_blamed_on_who_asks_for_a_s
         hidden.state.close()
         with pytest.raises(Unreachable):
             await read(a, a)
+
+
+async def test_an_island_that_asks_to_be_dialled_is_not_blamed_for_who_answers_at_its_address(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 3, mesh=False, register=served) as (a, b, c):
+        a.knows(b)
+        await a.linked(b)
+        await b.linked(a)
+        b.peers._learned[a.id] = [c.address]
+        with pytest.raises(PeerRefused) as refused:
+            await a.peers.request(b.id, "session.dial", encode(DialBack(ticket=b"x" * 16)))
+        assert refused.value.code == "wrong_key"
+        assert await a.peers.request(b.id, "echo", b"x") == b"island-1:x"
 
 
 async def test_a_bug_in_a_listener_costs_nothing(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from island.trust.heads import STORE_EVERY_S, JournalHeads
 from island.trust.store import held_heads
 from island.trust.users import TOKEN_FILES, Tokens, create_tokens, read_token
 from tests.islands.sessions import Node
+from tests.servers.daemon import island_command
 
 
 class Site:
@@ -74,13 +75,9 @@ class Site:
     async def command(self, *arguments: str, role: Any = "administrator", stdin: str = "") -> tuple[int, str, str]:
         """Run `island` against this site: exit code, stdout, stderr."""
         token = self.home / TOKEN_FILES[role]
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "island.cli.main", *arguments, "--url", self.server.url, "--token-file", str(token),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            env={key: value for key, value in os.environ.items() if not key.startswith("ISLAND_")},
-        )  # fmt: skip
-        out, err = await child.communicate(stdin.encode())
-        return child.returncode or 0, out.decode(), err.decode()
+        place = ("--url", self.server.url, "--token-file", str(token))
+        done = await asyncio.to_thread(island_command, *arguments, *place, stdin=stdin)
+        return done.returncode, done.stdout, done.stderr
 
     async def json(self, *arguments: str) -> Any:
         code, out, err = await self.command(*arguments, "--json")

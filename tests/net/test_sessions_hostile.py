@@ -177,6 +177,25 @@ async def test_more_requests_at_once_than_there_may_be_are_refused(tmp_path: Pat
         assert all(b"busy" in answer.payload for answer in refused)
 
 
+async def test_a_bug_in_a_handler_cannot_be_used_to_fill_the_log(tmp_path: Path) -> None:
+    def register(node: Node) -> None:
+        async def bug(_sender: str, _body: bytes) -> bytes:
+            raise ZeroDivisionError
+
+        node.peers.on_request("bug", bug)
+
+    with structlog.testing.capture_logs() as logs:
+        async with (
+            archipelago(tmp_path, 2, mesh=False, register=register) as (victim, member),
+            session(victim, member, "control") as raw,
+        ):
+            for number in range(1, 20):
+                raw.writer.write(headed(FrameType.REQUEST, number, RequestHead(kind="bug")))
+                assert codec.decode((await raw.receive()).payload, Refusal).code == "internal_error"
+    failed = [line for line in logs if line["event"] == "peer.handler_failed"]
+    assert [line["key"] for line in failed] == [member.id] * PER_ADDRESS
+
+
 async def test_one_who_asks_and_never_reads_is_cut_off(tmp_path: Path) -> None:
     def register(node: Node) -> None:
         async def blow(_sender: str, _body: bytes) -> bytes:
@@ -209,7 +228,8 @@ async def test_a_silent_peer_is_dead_after_a_while(tmp_path: Path) -> None:
         await victim.unlinked(member)
 
 
-async def test_a_flood_of_pushes_is_dropped_not_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limits", [PeerLimits(push_queue=10), PeerLimits(push_bytes=10_000)])
+async def test_a_flood_of_pushes_is_dropped_not_kept(tmp_path: Path, limits: PeerLimits) -> None:
     gate, taken = asyncio.Event(), 0
 
     def register(node: Node) -> None:
@@ -224,11 +244,10 @@ async def test_a_flood_of_pushes_is_dropped_not_kept(tmp_path: Path) -> None:
         node.peers.on_push("news", take)
         node.peers.on_request("echo", echo)
 
-    limits = PeerLimits(push_queue=10)
     async with archipelago(tmp_path, 2, mesh=False, register=register, limits=limits) as (victim, member):
         async with session(victim, member, "control") as raw:
             for _ in range(100):
-                raw.writer.write(headed(FrameType.PUSH, 0, RequestHead(kind="news")))
+                raw.writer.write(headed(FrameType.PUSH, 0, RequestHead(kind="news"), bytes(1000)))
             raw.writer.write(headed(FrameType.REQUEST, 1, ECHO, b"still here"))
             assert (await raw.receive()).payload == b"still here"
             gate.set()
@@ -275,6 +294,54 @@ async def test_credit_comes_back_when_the_reader_waits_so_that_a_large_block_alw
     assert session.credits == [1000]
     stream.on_data(bytes(STREAM_WINDOW))
     assert await waiting == bytes(STREAM_WINDOW)
+
+
+# --- room for sessions ---------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def crowded(folder: Path, streams: int) -> AsyncIterator[tuple[Node, Node]]:
+    """An island with room for 6 sessions, 2 of them reserved, and an honest one. A third one has 4 bulk sessions."""
+    limits = PeerLimits(sessions=6, reserved=2, redial_base_s=0.05, redial_cap_s=0.1)
+    opening = headed(FrameType.OPEN, 1, RequestHead(kind="hold")) * streams
+    async with (
+        archipelago(folder, 3, mesh=False, register=handlers, limits=limits) as (victim, member, honest),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(4):
+            raw = await stack.enter_async_context(session(victim, member, "bulk"))
+            raw.writer.write(opening)
+        async with asyncio.timeout(10):
+            while [len(each._streams) for each in victim.peers._bulk.get(member.id, [])] != [streams] * 4:
+                await asyncio.sleep(0.01)
+        yield victim, honest
+
+
+async def test_an_idle_bulk_session_ends_for_another_session(tmp_path: Path) -> None:
+    async with crowded(tmp_path, 0) as (victim, honest):
+        honest.knows(victim)
+        await honest.linked(victim)
+        async with honest.peers.bulk(victim.id, "echo", b""):
+            pass
+
+
+async def test_room_is_reserved_for_control_sessions_of_known_islands(tmp_path: Path) -> None:
+    async with crowded(tmp_path, 1) as (victim, honest):
+        honest.knows(victim)
+        async with asyncio.timeout(10):
+            while "too many sessions" not in honest.peers._last_error.get(victim.id, ""):
+                await asyncio.sleep(0.01)
+        victim.known[honest.id] = ["127.0.0.1:1"]
+        await honest.linked(victim)
+
+
+async def test_a_listener_closes_idle_bulk_sessions_too(tmp_path: Path) -> None:
+    limits = PeerLimits(idle_s=0.1, ping_s=0.05)
+    async with (
+        archipelago(tmp_path, 2, mesh=False, limits=limits) as (victim, member),
+        session(victim, member, "bulk") as raw,
+    ):
+        assert (await raw.goodbye()).code == "idle"
 
 
 # --- relaying ----------------------------------------------------------------------------------

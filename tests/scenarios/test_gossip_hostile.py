@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from island.gossip import core
-from island.gossip.core import Head
+from island.gossip.core import Head, LogBatch
 from island.gossip.logs import SIGNATURE
 from island.gossip.messages import (
     BATCH_LIMIT,
@@ -232,6 +232,63 @@ def test_an_origin_over_its_limit_is_refused_and_others_are_not(monkeypatch: pyt
     simulate(4, scenario)
 
 
+def _batches(liar: Stranger, count: int) -> list[LogBatch]:
+    """Consecutive log batches with four records each."""
+    head, batches = Head(), []
+    for number in range(count):
+        batches.append(liar.batch(head, [(f"test/{number}-{n}", b"1") for n in range(4)]))
+        head = head.after(batches[-1])
+    return batches
+
+
+def test_islands_store_the_same_part_of_a_log_over_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "MAX_KEYS", 20)
+
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 2)
+        one, two = world.islands
+        batches = _batches(liar, 7)
+        world.network.partition([[one.id], [two.id], [liar.id]])
+        for batch in batches:
+            await one.g._logs.take(liar.id, [liar.delta(batch)])
+        await two.g._logs.take(liar.id, [liar.delta(*batches)])
+        assert one.g.head(liar.id) == two.g.head(liar.id) == Head().after(batches[4])
+        assert len(one.records("test/")) == 20 and one.records() == two.records()
+        for island in (one, two):
+            (problem,) = island.g.problems()
+            assert "which is the limit" in problem
+        world.network.heal()
+        await world.until(world.converged, within=30)
+        await liar.leave()
+
+    simulate(11, scenario)
+
+
+def test_batches_that_a_peer_does_not_store_are_not_pushed_for_ever() -> None:
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 2)
+        one, two = world.islands
+        two.g._logs._refused.add(liar.id)  # as if the limit of two were lower
+        await liar.say(one, liar.delta(*_batches(liar, 1)))
+        await asyncio.sleep(60)
+        await liar.leave()
+        assert one.peers is not None
+        original, pushed = one.peers.push, 0
+
+        def tapped(to: IslandId, kind: str, body: bytes) -> bool:
+            nonlocal pushed
+            pushed += 1
+            return original(to, kind, body)
+
+        one.peers.push = tapped  # type: ignore[method-assign]  # counts
+        await asyncio.sleep(300)
+        assert not pushed
+        await one.put("test/life", b"goes on")
+        await world.until(lambda: len(two.records("test/life")) == 1, within=10)
+
+    simulate(12, scenario)
+
+
 def test_signatures_checked_for_one_peer_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("island.gossip.logs.VERIFY_RATE", 10.0)
     monkeypatch.setattr("island.gossip.logs.VERIFY_BURST", 10.0)
@@ -317,7 +374,7 @@ def test_silent_peers_do_not_delay_comparisons_with_others() -> None:
         for _ in range(120):
             for stranger in silent:
                 stranger.peers.push(one.id, "gossip.look", b"")
-            spread.look_at(two.id)
+            spread.compare_soon(two.id)
             await asyncio.sleep(1)
         assert max(b - a for a, b in itertools.pairwise(compared)) < 2 * TIMEOUT
         for stranger in silent:

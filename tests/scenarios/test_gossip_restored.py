@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
+from tests.sim.stranger import Stranger
 
 OFFLINE = 45.0
 """Seconds without a session after the restore: longer than a linked island waits before it signs."""
@@ -63,13 +64,37 @@ def test_while_an_island_waits_its_changes_take_effect_there_and_its_status_says
         assert [server.id for server in await victim.m.servers()] == [added.id]
         assert victim.g.head(victim.id).seq == head
         (problem,) = victim.g.problems()
-        assert "waits for a session with another island" in problem
+        assert "has not compared its log with another island" in problem
         world.network.heal()
         await world.until(lambda: victim.g.problems() == [], within=30)
         await asyncio.sleep(5)
         assert [server.id for server in await islands[1].m.servers()] == [added.id]
 
     simulate(22, scenario)
+
+
+def test_a_session_with_an_island_that_does_not_answer_is_no_reason_to_sign() -> None:
+    async def scenario(world: Archipelago) -> None:
+        islands = await _three(world)
+        victim = islands[1]
+        silent = await Stranger.admitted(world)
+        backup = world.backup(victim)
+        await victim.put("test/new", b"1")
+        await world.until(lambda: all(len(i.records("test/")) == 1 for i in islands), within=30)
+        await world.crash(victim)
+        world.restore(victim, backup)
+        world.network.partition([[victim.id, silent.id], [islands[0].id, islands[2].id]])
+        await world.restart(victim, lose_gossip=True)
+        await world.until(lambda: silent.peers.link(victim.id) is not None, within=30)
+        await asyncio.sleep(2 * OFFLINE)
+        assert victim.g.head(victim.id).seq == islands[0].g.head(victim.id).seq - 1
+        assert len(victim.g.problems()) == 1
+        world.network.heal()
+        await world.until(lambda: world.converged() and victim.g.problems() == [], within=60)
+        assert not any(i.g.head(victim.id).frozen for i in islands)
+        await silent.leave()
+
+    simulate(24, scenario)
 
 
 def test_an_island_that_signs_continues_to_sign_without_a_session() -> None:

@@ -1,13 +1,15 @@
-"""The disk of one simulated island. It can be full or slow, fail, and lose data that were not synced."""
+"""The disk of one simulated island. It can be full or slow, hang, fail, and lose data that were not synced."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import resource
 import sqlite3
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,8 @@ class SimDisk:
     """Whether the disk is full: commits fail as in SQLite, and files cannot grow."""
     slow: float = 0.0
     """Maximum delay in seconds of each step of the work on this disk."""
+    hangs: set[str] = field(default_factory=set)
+    """The names of the folders whose mounts do not answer, as given to `Workers.folder`."""
     failures: int = 0
     """Number of the next transactions and calls of `work` that fail with an I/O error."""
     skip: int = 0
@@ -40,6 +44,10 @@ class SimDisk:
     def open(self, kind: Kind, workers: Workers) -> Database:
         """Open or create a database on this disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{kind}.db"
+        if not path.exists():
+            path.write_bytes(_empty(kind))
+            path.chmod(0o600)
         disk = self
 
         class Connection(_Connection):
@@ -47,7 +55,7 @@ class SimDisk:
                 super().__init__(*args, **options)
                 self.disk = disk
 
-        return Database(self.folder / f"{kind}.db", kind, workers, connection=Connection)
+        return Database(path, kind, workers, connection=Connection)
 
     def check_begin(self, sql: str) -> None:
         """Raise SQLite's error for a transaction that cannot read or write the disk, if a failure is due."""
@@ -127,6 +135,14 @@ class _Connection(sqlite3.Connection):
         if self.disk is not None and sql == "COMMIT":
             self.disk.check_commit()
         return super().execute(sql, *args)
+
+
+@functools.cache
+def _empty(kind: Kind) -> bytes:
+    """The file of a new database: creating its tables takes longer than most of what a simulation does with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        Database.open(Path(folder), kind, connection=_Connection).close()
+        return (Path(folder) / f"{kind}.db").read_bytes()
 
 
 def last_checkpoint(database: Database) -> bytes:

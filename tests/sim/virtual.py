@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import selectors
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple
 
+from island.gossip import logs
+from island.kernel.ids import IslandId, NetworkId
 from island.kernel.loops import EXPECTED, Tasks
 from tests.standins.faults import StrictFaults
 
@@ -143,8 +147,35 @@ class SimTasks(Tasks):
                     self.failure = self.failure or error
 
 
+@functools.lru_cache(maxsize=100_000)
+def _verified_once(
+    island: IslandId, kind: str, network: NetworkId, payload: bytes, signature: bytes, verify: Callable[..., bool]
+) -> bool:
+    return verify(island, kind, network, payload, signature)
+
+
+@contextlib.contextmanager
+def _signatures_remembered() -> Iterator[None]:
+    """Verify each signature once, not at each of many islands: it is the largest part of a simulation's time.
+
+    The outcome is a function of the arguments alone, so every island decides as it would by verifying.
+    """
+    names = vars(logs)
+    real = names["verify"]
+    names["verify"] = lambda *arguments: _verified_once(*arguments, real)
+    try:
+        yield
+    finally:
+        names["verify"] = real
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` to its end in virtual time."""
+    with _signatures_remembered():
+        return _run(main)
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
     loop = VirtualLoop()
     try:
         return loop.run_until_complete(main)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from island.kernel.ports import Rng
 from island.kernel.processes import Processes
-from island.kernel.work import Turn
+from island.kernel.work import FOLDER_THREADS, Turn
 from tests.sim.disk import SimDisk
 
 T = TypeVar("T")
@@ -33,6 +33,7 @@ class SimWorkers:
         self._disk = self._lane(16, disk, files=True)
         self._cpu = self._lane(4, disk, files=True)  # hashing and decoding read files as well
         self._blocking = self._lane(16)
+        self._folders: dict[str, SimLane] = {}
 
     def disk(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         return self._disk.run(function, *args)
@@ -40,13 +41,23 @@ class SimWorkers:
     def cpu(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         return self._cpu.run(function, *args)
 
+    def folder(self, name: str, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
+        if name not in self._folders:
+            self._folders[name] = self._lane(FOLDER_THREADS, self.disk_, files=True, folder=name)
+        return self._folders[name].run(function, *args)
+
     def blocking(self, function: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]:
         return self._blocking.run(function, *args)
 
     def lane(self, name: str, width: int = 1) -> SimLane:
         return self._lane(width, self.disk_, files=not name.startswith("db-"))
 
+    def abandon(self) -> None:
+        for lane in self._folders.values():
+            lane.forget()
+
     def close(self) -> None:
+        self.abandon()
         for lane in self._lanes:
             lane.close()
 
@@ -56,16 +67,20 @@ class SimWorkers:
         for lane in self._lanes:
             lane.forget()
 
-    def _lane(self, width: int, disk: SimDisk | None = None, *, files: bool = False) -> SimLane:
-        self._lanes.append(SimLane(self, width, disk, files=files))
+    def _lane(
+        self, width: int, disk: SimDisk | None = None, *, files: bool = False, folder: str | None = None
+    ) -> SimLane:
+        self._lanes.append(SimLane(self, width, disk, files=files, folder=folder))
         return self._lanes[-1]
 
 
 class SimLane:
     """A `Lane` in virtual time. At most `width` pieces of work run at a time, and each step is an event."""
 
-    def __init__(self, workers: SimWorkers, width: int, disk: SimDisk | None, *, files: bool) -> None:
-        self._workers, self._width, self._disk = workers, width, disk
+    def __init__(
+        self, workers: SimWorkers, width: int, disk: SimDisk | None, *, files: bool, folder: str | None
+    ) -> None:
+        self._workers, self._width, self._disk, self._folder = workers, width, disk, folder
         self._files = disk if files else None
         self._waiting: deque[Turn] = deque()
         self._under_way: list[Iterator[None]] = []
@@ -126,6 +141,9 @@ class SimLane:
 
     def _step(self, parts: Iterator[None]) -> None:
         if parts not in self._under_way:  # killed, or finished by `close`
+            return
+        if self._disk is not None and self._folder in self._disk.hangs:
+            asyncio.get_running_loop().call_later(1.0, self._step, parts)
             return
         try:
             next(parts)

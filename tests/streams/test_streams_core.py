@@ -127,3 +127,23 @@ def test_one_tries_again_for_ever_and_not_too_often(state: core.ChannelState) ->
     assert waits == sorted(waits)
     assert waits[0] > 0
     assert waits[-1] in (15.0, 60.0)
+
+
+def test_a_file_that_could_not_be_read_is_read_again_after_growing_pauses() -> None:
+    rest, now, pauses = UnsettledFile(NEW, 40.0), 50.0, []
+    for _ in range(20):
+        rest = core.failed_file(rest, "killed", now, crashed=False)
+        assert look({"a.parquet": NEW}, before={"a.parquet": rest}, now=rest.again - 0.1).read == ()
+        assert look({"a.parquet": NEW}, before={"a.parquet": rest}, now=rest.again).read == ("a.parquet",)
+        pauses.append(rest.again - now)
+        now = rest.again
+    assert pauses == sorted(pauses) and pauses[0] == 2.0 and pauses[-1] == 60.0
+    assert look({"a.parquet": OTHER}, before={"a.parquet": rest}, now=now - 1).read == ("a.parquet",)
+
+
+def test_a_file_that_crashes_its_reader_is_set_aside_after_some_times() -> None:
+    rest = core.failed_file(UnsettledFile(NEW, 40.0), "killed", 50.0, crashed=False)
+    for _ in range(core.MAX_CRASHES):
+        assert not rest.tried
+        rest = core.failed_file(rest, "crashed", 50.0, crashed=True)
+    assert rest.tried and rest.problem == "crashed"

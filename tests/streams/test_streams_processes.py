@@ -15,8 +15,9 @@ import pytest
 from island.errors import OverLimit
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.kernel.ports import SystemClock
+from island.kernel.process_messages import Emit
 from island.kernel.processes import DEFAULT_LIMITS as DEFAULT
-from island.kernel.processes import Emit, InPlaceProcesses, Limits, ProcessPool
+from island.kernel.processes import InPlaceProcesses, Limits, ProcessPool
 from island.streams import store, tables, watched_folder
 from tests.islands.subscribing import ALPHA, Home, running, write
 from tests.standins import bombs

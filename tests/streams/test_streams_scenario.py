@@ -12,12 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import structlog
 
 from island.catalog.service import Catalog, CatalogDependencies
 from island.config import Config, IslandSection, StreamsSection
 from island.errors import BadInput, Conflict, Denied, DiskFailed, IslandError, NotFound, Unreachable
 from island.kernel.ports import SeededRng
 from island.streams.service import Streams, StreamsDependencies
+from island.streams.source import HANGS_SECONDS, LONGEST_PAUSE, REPEAT_S
 from island.streams.views import ChannelView
 from island.trust.users import Principal
 from tests.islands.subscribing import rows_of
@@ -128,6 +130,75 @@ async def two(archipelago: Archipelago, folder: Path) -> Scene:
     await archipelago.add("beta")
     await archipelago.until(archipelago.converged, within=60)
     return scene
+
+
+def test_a_folder_that_is_missing_is_logged_when_it_disappears_and_then_once_an_hour(tmp_path: Path) -> None:
+    async def scenario(archipelago: Archipelago) -> list[tuple[str, str]]:
+        scene = Scene(archipelago, tmp_path)
+        await archipelago.add("alpha")
+        folder, away = scene.drop("alpha"), tmp_path / "away"
+        await scene.streams["alpha"].add_source(ADMIN, folder, "alerts")
+        await asyncio.sleep(10)
+        with structlog.testing.capture_logs() as lines:
+            folder.rename(away)
+            await asyncio.sleep(REPEAT_S + 60)
+            away.rename(folder)
+            await asyncio.sleep(10)
+            folder.rename(away)
+            await asyncio.sleep(10)
+        found = [line for line in lines if line["event"].startswith("source.scan")]
+        assert all(line["source"] == "alerts" for line in found)
+        return [(line["event"], line.get("error", "")) for line in found]
+
+    failed = ("source.scan_failed", f"folder {tmp_path}/drop-alpha cannot be read: No such file or directory")
+    assert simulate(3, scenario) == [failed, failed, ("source.scan_works", ""), failed]
+
+
+@pytest.mark.slow
+def test_a_mount_that_hangs_delays_its_source_only_and_is_shown(tmp_path: Path) -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        scene = await two(archipelago, tmp_path)
+        disk = archipelago.islands[0].disk
+        mounted, local = scene.drop("mounted"), scene.drop("local")
+        for folder in (mounted, local):
+            await scene.streams["alpha"].add_source(ADMIN, folder, folder.name)
+            put(folder, "first", 0, 10)
+
+        async def sources() -> dict[str, Any]:
+            return {view.source: view for view in await scene.streams["beta"].sources()}
+
+        async def files(count: int) -> bool:
+            return len(found := await sources()) == 2 and all(view.files == count for view in found.values())
+
+        await scene.until(lambda: files(1))
+        disk.hangs.add(str(mounted))
+        for name in ("drop-mounted", "drop-local"):
+            await scene.streams["beta"].subscribe(USER, f"alpha/{name}", start="beginning", into=name)
+        for folder in (mounted, local):
+            put(folder, "second", 10, 10)
+
+        async def delivered() -> dict[str, int]:
+            return {view.source: view.rows for view in await scene.streams["beta"].channels() if view.direction == "in"}
+
+        async def local_is_complete() -> bool:
+            return (await delivered())["alpha/drop-local"] == 20
+
+        async def shown() -> bool:
+            found = await sources()
+            return "does not answer" in found["alpha/drop-mounted"].problem and not found["alpha/drop-local"].problem
+
+        await scene.until(local_is_complete)
+        assert (await delivered())["alpha/drop-mounted"] <= 10  # what alpha has in memory
+        await scene.until(shown, within=HANGS_SECONDS + 60)
+        disk.hangs.clear()
+
+        async def all_is_well() -> bool:
+            well = all(not view.problem for view in (await sources()).values())
+            return well and await files(2) and set((await delivered()).values()) == {20}
+
+        await scene.until(all_is_well, within=LONGEST_PAUSE + 60)
+
+    simulate(5, scenario)
 
 
 def test_a_subscription_makes_and_feeds_a_published_dataset(tmp_path: Path) -> None:
@@ -447,3 +518,32 @@ def test_a_source_that_has_ended_is_noted_although_the_disk_fails(tmp_path: Path
         await scene.until(stopped, within=300)
 
     simulate(24, scenario)
+
+
+def test_problems_of_sources_and_channels_are_listed_with_an_action(tmp_path: Path) -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        scene = await two(archipelago, tmp_path)
+        alpha, _beta = archipelago.islands
+        await _watched(scene)
+        await scene.streams["beta"].subscribe(USER, "alpha/alerts", start="beginning", into="mine")
+        await _delivered(scene, 300)
+        assert scene.streams["alpha"].problems() == scene.streams["beta"].problems() == []
+        backup = archipelago.backup(alpha)
+        put(scene.drop("alpha"), "later", 5000, 200)
+        await _delivered(scene, 500)
+        await archipelago.crash(alpha)
+        archipelago.restore(alpha, backup)
+        (scene.drop("alpha") / "later.parquet").unlink()
+        (scene.drop("alpha") / "bad.parquet").write_bytes(b"no data")
+        await archipelago.restart(alpha)
+        await archipelago.until(lambda: bool(scene.streams["beta"].problems()), within=300)
+        channel = await scene.channel("beta")
+        [problem] = scene.streams["beta"].problems()
+        assert channel.state == "stopped"
+        assert f"subscription {channel.id} of alpha/alerts has stopped" in problem
+        assert "restored from a backup" in problem
+        assert "remove the subscription and add it again" in problem
+        await archipelago.until(lambda: bool(scene.streams["alpha"].problems()), within=60)
+        assert "source alerts: bad.parquet" in scene.streams["alpha"].problems()[0]
+
+    simulate(25, scenario)

@@ -123,17 +123,17 @@ def one_list(scene: Scene) -> None:
     stage = scene.stage
     stage.act(1, "Three islands know the same servers and the same data")
 
-    def listed(place: DemoIsland) -> tuple[list[Any], list[Any]]:
-        servers = [(s["island"], s["kind"], s["url"]) for s in place.json("server", "ls")]
-        datasets = [(d["island"], d["name"], d["format"], d["rows"], d["bytes"]) for d in place.json("dataset", "ls")]
-        return sorted(servers), sorted(datasets)
+    def listed(servers: list[dict[str, Any]], datasets: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
+        rows = [(d["island"], d["name"], d["format"], d["rows"], d["bytes"]) for d in datasets]
+        return sorted((s["island"], s["kind"], s["url"]) for s in servers), sorted(rows)
 
-    def agreed() -> tuple[list[Any], list[Any]] | None:
-        views = [listed(place) for place in scene.places]
+    def agreed() -> bool | None:
+        views = [listed(place.get("/api/v1/servers"), place.get("/api/v1/datasets")) for place in scene.places]
         complete = all(len(v[0]) >= 3 and len(v[1]) >= 2 for v in views)
-        return views[0] if complete and views[0] == views[1] == views[2] else None
+        return True if complete and views[0] == views[1] == views[2] else None
 
-    servers, datasets = wait_for("the three islands to agree on servers and datasets", agreed, 60)
+    wait_for("the three islands to agree on servers and datasets", agreed, 60)
+    servers, datasets = listed(scene.laptop.json("server", "ls"), scene.laptop.json("dataset", "ls"))
     stage.typed("laptop", "island", "server", "ls")
     stage.table(("island", "kind", "url"), servers)
     stage.typed("laptop", "island", "dataset", "ls")
@@ -187,7 +187,7 @@ def _remote(scene: Scene, name: str, inputs: str, code: str) -> str:
 
 
 def _job_of(scene: Scene, session: Any) -> dict[str, Any]:
-    jobs = scene.laptop.json("job", "ls")
+    jobs = scene.laptop.get("/api/v1/jobs")
     return next(job for job in jobs if job["id"] == session.session_id and job["kind"] != "batch")
 
 
@@ -208,7 +208,7 @@ def _cell(value: Any) -> str:
 
 
 def _local(scene: Scene, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = scene.laptop.json("dataset", "show", name)
+    found: dict[str, Any] = scene.laptop.get(f"/api/v1/datasets/{name}")
     return found
 
 
@@ -295,7 +295,7 @@ def stream(scene: Scene) -> None:
     watched = scene.root / "data-orion" / "incoming"
     watched.mkdir()
     scene.orion.command("source", "add", "folder", str(watched), "--name", name)
-    wait_for("the laptop to list the source", lambda: _named(scene.laptop.json("source", "ls"), name), 30)
+    wait_for("the laptop to list the source", lambda: _named(scene.laptop.get("/api/v1/sources"), name), 30)
     region = () if scene.alerts else ("--region", "circle " + " ".join(f"{value:g}" for value in NEBULAE_CIRCLE))
     where = ALERTS_WHERE if scene.alerts else NEBULAE_WHERE
     words = (
@@ -317,7 +317,7 @@ def stream(scene: Scene) -> None:
     for drop in scene.portions[:half]:
         drop()
     count = len(_expected(scene, half))
-    wait_for("the first half of the stream", lambda: True if len(_delivered(scene)) >= count else None, 60)
+    wait_for("the first half of the stream", lambda: _listed_rows(scene, count), 60)
     stage.same_rows("delivered", _expected(scene, half), _delivered(scene))
     _channels(scene)
 
@@ -368,10 +368,14 @@ def _expected(scene: Scene, portions: int) -> list[str]:
     ]
 
 
+def _listed_rows(scene: Scene, count: int) -> bool | None:
+    """True once the laptop lists its dataset with at least `count` rows."""
+    found = _named(scene.laptop.get("/api/v1/datasets"), _into(scene))
+    return True if found and found["rows"] >= count else None
+
+
 def _delivered(scene: Scene) -> list[str]:
-    """Read the names of the rows in the laptop's dataset with pandas; empty before the dataset is listed."""
-    if not _named(scene.laptop.json("dataset", "ls"), _into(scene)):
-        return []
+    """Read the names of the rows in the laptop's dataset with pandas."""
     column = "objectId" if scene.alerts else "name"
     code = (
         "import pandas, sys\n"
@@ -409,7 +413,7 @@ def killed(scene: Scene) -> None:
     stage.say("orion is running again, on the same ports.")
     total = len(scene.portions)
     count = len(_expected(scene, total))
-    wait_for("the rest of the stream", lambda: True if len(_delivered(scene)) >= count else None, 90)
+    wait_for("the rest of the stream", lambda: _listed_rows(scene, count), 90)
     stage.same_rows("delivered after the crash", _expected(scene, total), _delivered(scene))
     again = session.client.get_statement(session.session_id, running.statement_id - 1)
     stage.same("the finished result after the restart", "42", str(again.output.text).strip())

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from island.client import Api
 from island.errors import IslandError
 from island.home import Endpoint
 from island.kernel.interpreter import import_path, module_command
@@ -123,6 +124,10 @@ class DemoIsland:
     def json(self, *arguments: str) -> Any:
         """Run a command with `--json` and return the parsed output."""
         return json.loads(self.command(*arguments, "--json"))
+
+    def get(self, path: str) -> Any:
+        """Ask the daemon what a command would ask, without the time that a command takes to start."""
+        return Api(self.home_endpoint()).get(path)
 
     def environment(self) -> dict[str, str]:
         """Return environment variables with which programs use this island."""

@@ -82,6 +82,13 @@ def reply(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 
+def whole_number(text: str, name: str, most: int) -> int:
+    """Parse a whole number from 1 to `most`, the value of the query parameter `name`; raises `BadInput`."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= most):
+        raise BadInput(f"{name} = '{text[:50]}' is not valid", hint=f"Use a number from 1 to {most}.")
+    return int(text)
+
+
 def iso(at: float | None) -> str | None:
     """Format Unix seconds as ISO 8601 in UTC, to the millisecond.
 

@@ -244,10 +244,7 @@ def _statement(job: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(request: web.Request, name: str, default: int) -> int:
-    text = request.query.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and 0 < int(text[:19]) <= 10_000):
-        raise BadInput(f"{name} = '{text[:50]}' is not valid", hint="Use a number from 1 to 10000.")
-    return int(text)
+    return base.whole_number(request.query.get(name, str(default)), name, 10_000)
 
 
 def _path_number(request: web.Request) -> int:

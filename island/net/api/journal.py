@@ -11,7 +11,6 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from island.errors import BadInput
 from island.kernel.ids import IslandId
 from island.net.api import base
 from island.trust.heads import JournalHeads, unreached
@@ -33,7 +32,7 @@ def routes(trust: Trust, heads: JournalHeads, display: Callable[[IslandId], str]
     async def read(request: web.Request) -> web.Response:
         """List the newest rows of the journal, oldest first."""
         query = request.query
-        limit = _limit(query.get("limit", "1000"))
+        limit = base.whole_number(query.get("limit", "1000"), "limit", MAX_ROWS)
         found = await trust.journal(query.get("since", ""), query.get("contains", "")[:1000], limit)
         return base.reply([row(entry, trust.name) for entry in found])
 
@@ -86,9 +85,3 @@ def row(entry: JournalEntry, island: str) -> dict[str, Any]:
         "outcome": entry.outcome,
         "detail": json.dumps(entry.detail, ensure_ascii=False) if entry.detail else "",
     }
-
-
-def _limit(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:19]) <= MAX_ROWS:
-        raise BadInput(f"limit = '{text[:50]}' is not valid", hint=f"Use a number from 1 to {MAX_ROWS}.")
-    return int(text)
