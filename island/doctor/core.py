@@ -287,11 +287,11 @@ def daemon(facts: DaemonFacts) -> Iterator[Finding]:
         found = f"island.toml was changed after {name} started, and the changes are not in force"
         yield Finding("daemon", "warning", found, "Check them with `island config check`, and restart the daemon.")
     if facts.discovery.startswith("failed"):
-        advice = f"See 'Troubleshooting' in {GUIDE}, or set enabled = false under [discovery] in island.toml."
+        advice = f"See 'Troubleshoot by symptom' in {GUIDE}, or set enabled = false under [discovery] in island.toml."
         yield Finding("daemon", "warning", f"discovery on the local network {facts.discovery}", advice)
     for problem in facts.problems:
         severity: Severity = "problem" if facts.state != "starting" else "warning"
-        yield Finding("daemon", severity, problem, f"See 'Troubleshooting' in {GUIDE}, and the daemon's log.")
+        yield Finding("daemon", severity, problem, f"See 'Troubleshoot by symptom' in {GUIDE}, and the daemon's log.")
     if not facts.problems:
         yield Finding("daemon", "ok", f"{name} is {facts.state}")
 
