@@ -26,6 +26,12 @@ def init(
     name: Annotated[str, typer.Option(help="Name of the island.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT of the user port. Loopback only.")] = "127.0.0.1:8990",
     peer_listen: Annotated[str, typer.Option(help='HOST:PORT of the peer port; "" disables it.')] = "127.0.0.1:8991",
+    advertise: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Address at which others reach the peer port, if it differs. May be repeated."
+        ),
+    ] = None,
     archipelago: Annotated[
         str, typer.Option(help="Label of the archipelago, if this island founds one.")
     ] = "archipelago",
@@ -47,7 +53,7 @@ def init(
         )
     values = {
         "island": {"name": check_name(name, "island name"), "archipelago": archipelago},
-        "listen": {"user": listen, "peer": peer_listen},
+        "listen": {"user": listen, "peer": peer_listen, "advertise": advertise or []},
     }
     text = config.render(values)
     config.parse(values, "init")
