@@ -32,6 +32,9 @@ def init(
             metavar="HOST:PORT", help="Address at which others reach the peer port, if it differs. May be repeated."
         ),
     ] = None,
+    livy_url: Annotated[
+        str, typer.Option(metavar="URL", help="The site's own Livy. Without it the island runs an engine of its own.")
+    ] = "",
     archipelago: Annotated[
         str, typer.Option(help="Label of the archipelago, if this island founds one.")
     ] = "archipelago",
@@ -54,6 +57,7 @@ def init(
     values = {
         "island": {"name": check_name(name, "island name"), "archipelago": archipelago},
         "listen": {"user": listen, "peer": peer_listen, "advertise": advertise or []},
+        "livy": {"url": livy_url},
     }
     text = config.render(values)
     config.parse(values, "init")
