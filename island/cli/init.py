@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,7 +54,7 @@ def init(
             "the label of the archipelago is empty, too long or not printable",
             hint="Use 1 to 64 printable characters with --archipelago.",
         )
-    values = {
+    values: dict[str, dict[str, Any]] = {
         "island": {"name": check_name(name, "island name"), "archipelago": archipelago},
         "listen": {"user": listen, "peer": peer_listen, "advertise": advertise or []},
         "livy": {"url": livy_url},
