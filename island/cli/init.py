@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,15 @@ def init(
     name: Annotated[str, typer.Option(help="Name of the island.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT of the user port. Loopback only.")] = "127.0.0.1:8990",
     peer_listen: Annotated[str, typer.Option(help='HOST:PORT of the peer port; "" disables it.')] = "127.0.0.1:8991",
+    advertise: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Address at which others reach the peer port, if it differs. May be repeated."
+        ),
+    ] = None,
+    livy_url: Annotated[
+        str, typer.Option(metavar="URL", help="The site's own Livy. Without it the island runs an engine of its own.")
+    ] = "",
     archipelago: Annotated[
         str, typer.Option(help="Label of the archipelago, if this island founds one.")
     ] = "archipelago",
@@ -45,9 +54,10 @@ def init(
             "the label of the archipelago is empty, too long or not printable",
             hint="Use 1 to 64 printable characters with --archipelago.",
         )
-    values = {
+    values: dict[str, dict[str, Any]] = {
         "island": {"name": check_name(name, "island name"), "archipelago": archipelago},
-        "listen": {"user": listen, "peer": peer_listen},
+        "listen": {"user": listen, "peer": peer_listen, "advertise": advertise or []},
+        "livy": {"url": livy_url},
     }
     text = config.render(values)
     config.parse(values, "init")
