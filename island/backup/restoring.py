@@ -246,7 +246,8 @@ def _adapt(home: Home, manifest: BackupManifest, now: float) -> None:
         for old in {manifest.home, manifest.real_home} - {str(home.path)}:
             catalog_store.move_folder(conn, f"{old}/streams", f"{home.path}/streams")
             streams_store.move_folder(conn, f"{old}/streams", f"{home.path}/streams")
-        if not seal_problems(conn, identity.id):  # a new seal would hide a problem
+        # A new seal would hide a problem, or seal rows of an earlier version, which the daemon checks first.
+        if not (seal_problems(conn, identity.id) or journal.verify_seal(conn, identity.id)):
             journal.append(
                 conn,
                 at=now,

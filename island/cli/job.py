@@ -65,7 +65,8 @@ def explain(job: Id, kind: Kind = None, key_file: KeyFile = None, as_json: base.
         base.say("no island has been considered yet")
     for attempt in sorted({row["attempt"] for row in rows}):
         these = [row for row in rows if row["attempt"] == attempt]
-        base.say(f"decision {attempt}, {these[0]['at']}, {'replayed' if these[0]['replayed'] else 'NOT REPRODUCED'}:")
+        again = "recomputed" if these[0]["replayed"] else "NOT REPRODUCED"
+        base.say(f"decision {attempt}, {these[0]['at']}, {again} from the stored values:")
         base.show_table(("island", "verdict", "reason"), [(r["island"], r["verdict"], r["reason"]) for r in these])
         for row in these:
             if row.get("terms"):

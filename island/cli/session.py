@@ -48,7 +48,11 @@ def open_session(
     if not no_wait:
         row = settle(api, made["job"])
         if row["state"] != "idle":
-            raise IslandError(f"the session is {row['state']}: {row['reason']}", hint="See `island job explain`.")
+            failed = "failed" if row["state"] == "error" else f"is {row['state']}"
+            raise IslandError(
+                f"the session {failed}: {row['reason']}",
+                hint=f"`island job explain {made['id']}` shows which islands were considered.",
+            )
         base.say(f"ready at {row['island']}")
     base.print_line(str(made["id"]))
 

@@ -117,7 +117,7 @@ class HttpConnections:
 class HttpConnection(web.RequestHandler):
     """A connection with timeouts for the head of a request, for pauses in its body, and for an answer that waits."""
 
-    __slots__ = ("_body", "_connections", "_heard", "_timer", "_unread_timer", "address")
+    __slots__ = ("_body", "_connections", "_heard", "_timer", "_unread_timer", "_wire", "address")
 
     def __init__(self, connections: HttpConnections, server: web.Server, **options: Any) -> None:
         loop = asyncio.get_running_loop()
@@ -125,6 +125,9 @@ class HttpConnection(web.RequestHandler):
         self._connections = connections
         self._timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
+        # A reference of its own: aiohttp forgets the transport when it closes a connection, but the transport stays
+        # open until the client has read everything.
+        self._wire: asyncio.Transport | None = None
         self._body: StreamReader | None = None
         self._heard = loop.time()
         self.address = ""
@@ -132,8 +135,9 @@ class HttpConnection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the timeout for the first request head, or refuse the connection if all others are busy."""
         super().connection_made(transport)
-        if self.transport is not None:
-            self.transport.set_write_buffer_limits(WRITE_BUFFER)
+        self._wire = self.transport
+        if self._wire is not None:
+            self._wire.set_write_buffer_limits(WRITE_BUFFER)
         self.address = str((transport.get_extra_info("peername") or ("",))[0])
         if self._connections.has_room(self):
             self._head_is_due()
@@ -145,6 +149,7 @@ class HttpConnection(web.RequestHandler):
         """Stop the timers and remove the connection."""
         self._set_timer(None)
         self._set_unread_timer(None)
+        self._wire = None
         self._connections.gone(self)
         super().connection_lost(exc)
 
@@ -158,8 +163,8 @@ class HttpConnection(web.RequestHandler):
     def pause_writing(self) -> None:
         """Start the timeout for the client to read more of its answer."""
         super().pause_writing()
-        if self.transport is not None:
-            self._answer_waits(self.transport, self.transport.get_write_buffer_size())
+        if self._wire is not None:
+            self._answer_waits(self._wire.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """Stop the timeout for the client to read more of its answer."""
@@ -185,8 +190,8 @@ class HttpConnection(web.RequestHandler):
         """Abort the connection and log the reason."""
         self._connections.strangers.info("http.dropped", self.address, reason=reason)
         self._connections.gone(self)
-        if self.transport is not None:
-            self.transport.abort()
+        if self._wire is not None:
+            self._wire.abort()
 
     def _head_is_due(self) -> None:
         seconds = self._connections.limits.head_s
@@ -204,18 +209,17 @@ class HttpConnection(web.RequestHandler):
         else:
             self._set_timer(self._loop.call_later(seconds - silent, self._look_at_body))
 
-    # The transport is an argument, because aiohttp forgets it when it closes a connection. The transport waits for the
-    # client before it closes, so the timeout applies then too.
-    def _answer_waits(self, transport: asyncio.Transport, unread: int) -> None:
+    def _answer_waits(self, unread: int) -> None:
         seconds = self._connections.limits.stall_s
-        self._set_unread_timer(self._loop.call_later(seconds, self._look_at_answer, transport, unread))
+        self._set_unread_timer(self._loop.call_later(seconds, self._look_at_answer, unread))
 
-    def _look_at_answer(self, transport: asyncio.Transport, unread: int) -> None:
-        if (left := transport.get_write_buffer_size()) < unread:
-            self._answer_waits(transport, left)
+    def _look_at_answer(self, unread: int) -> None:
+        if self._wire is None:
+            return
+        if (left := self._wire.get_write_buffer_size()) < unread:
+            self._answer_waits(left)
         else:
             self.drop(f"nothing of an answer was read for {self._connections.limits.stall_s:g} s")
-            transport.abort()
 
     def _set_unread_timer(self, timer: asyncio.TimerHandle | None) -> None:
         if self._unread_timer is not None:

@@ -642,10 +642,11 @@ class TlsPeers:
             # Not the original error: a `PeerMisbehaved` about an address would be blamed on the island that
             # requested the stream.
             made.set_exception(Unreachable(error.message, hint=error.hint, code=error.code))
-            made.exception()  # perhaps nobody waits for it any more
         finally:
             del self._bulk_making[to]
-            made.cancel()
+            if not made.done():  # not cancelled, because that would cancel the tasks that wait for it
+                made.set_exception(Unreachable(f"the attempt to make a bulk session with {self.name(to)} was ended"))
+            made.exception()  # perhaps nobody waits for it any more
 
     async def _connect_bulk(self, to: IslandId) -> BulkSession:
         control = self._control.get(to)

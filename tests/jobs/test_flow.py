@@ -120,7 +120,7 @@ def test_a_refused_job_is_placed_elsewhere_and_the_reason_is_logged() -> None:
         assert (job.state, job.executor) == ("idle", home.id)
         assert world.materialised == [("laptop", "galaxies")]
         log = await world.log(home, job)
-        assert 'jobs.foreign_code = "none" in its island.toml' in log
+        assert 'in its island.toml, jobs.foreign_code is "none"' in log
         assert "laptop: fetching 858 MiB of big/galaxies" in log
         assert job.moved == 900_000_000
 

@@ -14,7 +14,7 @@ from island.net.frame_pace import FRAMES_PER_TURN, FramePace
 from island.net.frames import Frame, FrameType
 from island.net.handshake import ProvenPeer
 from island.net.limits import PeerLimits
-from island.net.session import PeerSession
+from island.net.session import Established, PeerSession
 from tests.sim.virtual import VirtualClock, VirtualLoop
 
 FLOOD = 5000
@@ -50,9 +50,8 @@ async def test_other_callbacks_run_between_the_frames_of_a_flood() -> None:
     reader, writer = await asyncio.open_connection(sock=ours, limit=2**20)
     peer = ProvenPeer(IslandId("ab" * 32), "mallory", "control", (), b"", "", b"")
     limits = PeerLimits(frames_per_s=1e9, frame_burst=10**9)
-    session = _Counted(
-        peer, reader, writer, dialled=False, address="", clock=SystemClock(), limits=limits, on_end=lambda *_: None
-    )
+    clock, address = SystemClock(), ""
+    session = _Counted(Established(peer, reader, writer, False, address, clock, limits, on_end=lambda *_: None))
     _, flood = await asyncio.open_connection(sock=theirs)
     flood.write(b"".join(frames.pack_frame(FrameType.PUSH, 0)) * FLOOD)
     running = asyncio.ensure_future(session.run())

@@ -14,9 +14,13 @@ UV = Path(sys.executable).with_name("uv")
 
 
 class InstalledWheel:
-    """An environment in `folder` into which the wheel of this checkout is installed."""
+    """An environment in `folder` into which the wheel of this checkout is installed.
 
-    def __init__(self, folder: Path) -> None:
+    Its dependencies are the locked ones, whose installation takes a minute, or those that are in the folder `packages`
+    when it is used.
+    """
+
+    def __init__(self, folder: Path, packages: Path | None = None) -> None:
         self.folder = folder
         source = folder / "source"
         # setuptools writes beside the source, which must stay as it is.
@@ -27,9 +31,15 @@ class InstalledWheel:
         self._uv(*build, "--out-dir", str(folder), str(source))
         [self.wheel] = folder.glob("*.whl")
         shutil.rmtree(source)
-        self._uv("venv", "--quiet", "--python", sys.executable, str(folder / "env"))
-        lock = str(REPOSITORY / "requirements.lock")
-        self._uv("pip", "install", "--quiet", "--python", self.python, "--require-hashes", "--requirement", lock)
+        # Relocatable, because a test may mount it at another place.
+        self._uv("venv", "--quiet", "--relocatable", "--python", sys.executable, str(folder / "env"))
+        if packages is None:
+            lock = str(REPOSITORY / "requirements.lock")
+            install = ("pip", "install", "--quiet", "--python", self.python)
+            self._uv(*install, "--require-hashes", "--requirement", lock)
+        else:
+            [site] = (folder / "env" / "lib").glob("python3*/site-packages")
+            (site / "dependencies.pth").write_text(f"{packages}\n", "utf-8")
         self._uv("pip", "install", "--quiet", "--python", self.python, "--no-deps", str(self.wheel))
 
     @property

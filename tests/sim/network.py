@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -177,6 +178,8 @@ class SimPeers:
         self._listeners: list[LinkListener] = []
         self._streams: dict[int, SimStream] = {}
         self._waiting: dict[IslandId, list[asyncio.Future[bytes]]] = {}
+        self._untaken: dict[IslandId, deque[tuple[str, bytes]]] = {}
+        """Pushes of each session that are not handled yet; the first one is being handled."""
 
     # --- Peers ----------------------------------------------------------------------------------
 
@@ -264,6 +267,7 @@ class SimPeers:
         """End the session with `peer`."""
         if self.up.pop(peer, None) is None:
             return
+        self._untaken.pop(peer, deque()).clear()
         for answer in self._waiting.get(peer, []):
             _settle(answer, Unreachable(f"the session with {peer[:10]} ended"))
         for stream in list(self._streams.values()):
@@ -273,7 +277,17 @@ class SimPeers:
             listener(peer, False)
 
     def _pushed(self, source: IslandId, kind: str, body: bytes) -> None:
-        self.tasks.spawn(f"push {kind}", self._handle(source, kind, body))
+        untaken = self._untaken.setdefault(source, deque())
+        untaken.append((kind, body))
+        if len(untaken) == 1:
+            self.tasks.spawn(f"pushes of {source[:8]}", self._take_pushes(source, untaken))
+
+    async def _take_pushes(self, source: IslandId, untaken: deque[tuple[str, bytes]]) -> None:
+        """Handle the pushes of one session one after the other, as a real session does."""
+        while untaken:
+            await self._handle(source, *untaken[0])
+            if untaken:  # the session may have ended
+                untaken.popleft()
 
     async def _handle(self, source: IslandId, kind: str, body: bytes) -> None:
         if kind not in self._pushes:  # a push of another version of island
