@@ -50,6 +50,8 @@ class MetricDefinition:
     kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     text: str
+    limit: int | None = None
+    """Maximum number of values of its label, if other islands or users choose them."""
 
 
 DEFINED: list[MetricDefinition] = []
@@ -76,23 +78,27 @@ def histogram(name: str, text: str, labels: tuple[str, ...] = (), *, buckets: tu
     return Histogram(f"island_{name}", text, labels, registry=REGISTRY, buckets=buckets)
 
 
-class BoundedLabels:
-    """Limits the values of a label that other islands or users choose, so that they cannot fill the memory.
+class BoundedCounter:
+    """A counter with one label, whose values other islands or users choose: a bounded number of them is kept.
 
-    The first `limit` values are used as they are; all later ones become `OTHERS`.
+    The first `limit` values are counted separately, and all later ones under `OTHERS`, so that they cannot fill the
+    memory.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, name: str, text: str, label: str, limit: int) -> None:
+        """Register the counter `island_NAME_total`."""
+        self._counter = Counter(f"island_{name}", text, (label,), registry=REGISTRY)
         self._limit = limit
         self._used: set[str] = set()
+        DEFINED.append(MetricDefinition(f"island_{name}_total", "counter", (label,), text, limit))
 
-    def value(self, text: str) -> str:
-        """Return `text`, or `OTHERS` if the limit is reached."""
-        if text not in self._used:
+    def labels(self, value: str) -> Counter:
+        """Return the counter of a value."""
+        if value not in self._used:
             if len(self._used) >= self._limit:
-                return OTHERS
-            self._used.add(text)
-        return text
+                return self._counter.labels(OTHERS)
+            self._used.add(value)
+        return self._counter.labels(value)
 
 
 def exposition() -> bytes:

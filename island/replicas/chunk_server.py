@@ -20,8 +20,7 @@ from island.kernel.stranger_log import StrangerLog
 from island.replicas.chunk_store import ChunkStore
 from island.replicas.messages import KIND, MAX_BYTES, MAX_RANGES, ChunkRequest
 
-_SENT = telemetry.counter("replica_sent_bytes", "Bytes of chunks sent to other islands", ("dataset",))
-_SENT_DATASETS = telemetry.BoundedLabels(100)
+_SENT = telemetry.BoundedCounter("replica_sent_bytes", "Bytes of chunks sent to other islands", "dataset", 100)
 
 ANSWERS, ANSWERS_A_PEER = 64, 8
 """Maximum number of answers in progress, in total and to one island. Further requests wait."""
@@ -87,7 +86,7 @@ class ChunkServer:
             if sent:  # unknown names are not counted: another island could fill the memory with them
                 self._chunk_store.count(key, sent=sent)
                 dataset = f"{self._display(request.owner_id)}/{request.name}"
-                _SENT.labels(_SENT_DATASETS.value(dataset)).inc(sent)
+                _SENT.labels(dataset).inc(sent)
 
     async def _blocks(
         self, request: ChunkRequest, path: str, ranges: Sequence[tuple[int, int]]

@@ -30,10 +30,12 @@ from island.replicas.space import DiskQuota, SpaceClaim
 
 log = structlog.get_logger("island")
 
-_RECEIVED = telemetry.counter("replica_received_bytes", "Bytes of chunks received from other islands", ("dataset",))
-_RECEIVED_DATASETS = telemetry.BoundedLabels(100)
-_BAD = telemetry.counter("replica_bad_answers", "Answers with wrong bytes, by the island that sent them", ("holder",))
-_BAD_HOLDERS = telemetry.BoundedLabels(50)
+_RECEIVED = telemetry.BoundedCounter(
+    "replica_received_bytes", "Bytes of chunks received from other islands", "dataset", 100
+)
+_BAD = telemetry.BoundedCounter(
+    "replica_bad_answers", "Answers with wrong bytes, by the island that sent them", "holder", 50
+)
 
 REQUEST_BYTES = 4 * 2**20
 """Maximum number of bytes of one request, so that several holders and streams share the work."""
@@ -306,7 +308,7 @@ class Fetcher:
         name = self._membership.display(holder)
         attempt.final, attempt.error, attempt.reason = True, error, error.message
         self._known[holder].strikes.append(self._clock.monotonic())
-        _BAD.labels(_BAD_HOLDERS.value(name)).inc()
+        _BAD.labels(name).inc()
         self._fault(holder, f"{replica.name}@{replica.snapshot[:12]}: {error.message}")
         log.warning("replicas.hash_mismatch", holder=name, key=holder, dataset=replica.name, error=error.message)
 
@@ -370,7 +372,7 @@ class Fetcher:
             finally:
                 self._chunk_store.count(replica.key, received=answer.received)
                 dataset = f"{self._membership.display(replica.owner)}/{replica.name}"
-                _RECEIVED.labels(_RECEIVED_DATASETS.value(dataset)).inc(answer.received)
+                _RECEIVED.labels(dataset).inc(answer.received)
 
     async def _receive(
         self,

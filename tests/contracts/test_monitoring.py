@@ -13,6 +13,7 @@ import yaml
 from island.kernel.telemetry import REGISTRY
 from tests.contracts import metrics
 from tests.contracts.promtool import promtool
+from tests.contracts.test_links import anchors
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "monitoring"
@@ -51,12 +52,6 @@ def check_expression(expression: str) -> None:
 def rules() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"][0]["rules"]
     return found
-
-
-def anchors(page: Path) -> set[str]:
-    """The anchors of the headings of a page, as they are made for Markdown."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])

@@ -80,7 +80,12 @@ LOST, SEEN = PeerView("virgo", False, "connection refused"), PeerView("lapalma",
         (peers(asked=False), "unchecked", "were not asked", "Start the daemon"),
         (peers(SEEN, hosts=["nowhere.example:1"]), "problem", "'nowhere.example:1'", "DNS entry"),
         (daemon(version="0"), "warning", "runs version 0, but version 1 is installed", "Restart"),
-        (daemon(problems=["the engine exited"], state="degraded"), "problem", "the engine exited", "Troubleshooting"),
+        (
+            daemon(problems=["the engine exited"], state="degraded"),
+            "problem",
+            "the engine exited",
+            "Troubleshoot by symptom",
+        ),
         (daemon(discovery="failed: in use"), "warning", "discovery on the local network failed: in use", "[discovery]"),
         (daemon(error="no token", hint="Set one."), "problem", "cannot be asked: no token", "Set one."),
         (core.sandbox(SandboxFacts(True, True, False, "isl")), "warning", "code of users and other islands", "livy"),
@@ -121,7 +126,7 @@ def test_the_sections_of_the_guide_that_are_named_exist() -> None:
     source = "".join(path.read_text("utf-8") for path in (root / "island" / "doctor").glob("*.py"))
     named = set(re.findall(r"'([A-Z][a-z, ]+)' in", source))
     assert named == {
-        "Troubleshooting", "Connect islands", "Code from other islands", "Restore", "Upgrade, and back",
+        "Troubleshoot by symptom", "Connect islands", "Code from other islands", "Restore", "Upgrade, and back",
     }  # fmt: skip
     guide = (root / core.GUIDE).read_text("utf-8")
     assert all(f"\n## {each}\n" in guide for each in named)
@@ -130,7 +135,7 @@ def test_the_sections_of_the_guide_that_are_named_exist() -> None:
 def test_every_check_is_in_the_guide() -> None:
     root = Path(__file__).resolve().parents[2]
     source = (root / "island" / "doctor" / "core.py").read_text("utf-8")
-    guide = (root / core.GUIDE).read_text("utf-8").partition("\n## Troubleshooting\n")[2]
+    guide = (root / core.GUIDE).read_text("utf-8").partition("\n## Troubleshoot by symptom\n")[2]
     checks = set(re.findall(r'Finding\("([a-z ]+)"', source)) | {"configuration"}
     assert len(checks) == 15
     assert all(f"`{each}`" in guide for each in checks), checks

@@ -117,7 +117,7 @@ async def with_a_full_disk(daemon: Daemon) -> None:
     found = await examined(daemon.home)
     assert failed(found)
     (only,) = about(found, "daemon")
-    assert "gossip.db is full" in only.found and "Troubleshooting" in only.advice
+    assert "gossip.db is full" in only.found and "Troubleshoot by symptom" in only.advice
     await daemon.gossip_db.try_disk()
 
 

@@ -56,6 +56,13 @@ class Asked(Daemon):
         async with aiohttp.ClientSession(headers=headers) as client, client.get(self.server.url + path) as answer:
             return answer.status, await answer.json()
 
+    async def metric(self, line: str) -> bool:
+        """Whether the metrics have this line."""
+        headers = {"Authorization": f"Bearer {self.home.user_token.read_text().strip()}"}
+        url = f"{self.server.url}/metrics"
+        async with aiohttp.ClientSession(headers=headers) as client, client.get(url) as answer:
+            return line in (await answer.text()).splitlines()
+
     async def ask(self) -> str:
         """Compare the two answers, and return the state."""
         code, ready = await self.get("/readyz")
@@ -99,6 +106,8 @@ async def test_status_and_readyz_agree(tmp_path: Path, monkeypatch: pytest.Monke
                 await daemon.start(Tasks(group, daemon.faults))
                 await until(lambda: daemon.engine.running and not daemon.engine.problem, 60)
                 assert await daemon.ask() == "ready"
+                assert await daemon.metric('island_condition{state="ready"} 1.0')
+                assert await daemon.metric('island_engine_running{kind="embedded"} 1.0')
                 code, out = await daemon.command()
                 assert code == 0 and "state         ready\n" in out
 
@@ -112,8 +121,10 @@ async def test_status_and_readyz_agree(tmp_path: Path, monkeypatch: pytest.Monke
 
                 await fill(daemon.gossip_db)
                 assert await daemon.ask() == "degraded"
+                assert await daemon.metric('island_condition{state="degraded"} 1.0')
                 await fill(daemon.state)
                 assert await daemon.ask() == "unavailable"
+                assert await daemon.metric('island_condition{state="unavailable"} 1.0')
                 code, out = await daemon.command()
                 assert code == 1 and "state         unavailable\n" in out and "state.db is full" in out
                 await daemon._try_databases()
