@@ -47,6 +47,7 @@ from island.kernel.db import Database
 from island.kernel.ids import DatasetName, IslandId, check_hash, check_name, is_name, parse_island_id
 from island.kernel.loops import Tasks, backoff
 from island.kernel.ports import Clock, Rng, Signal, Topic
+from island.kernel.stranger_log import StrangerLog
 from island.kernel.telemetry import counter, gauge
 from island.kernel.work import Workers
 from island.membership.service import Membership
@@ -151,6 +152,7 @@ class Catalog:
         self._replicas: dict[tuple[IslandId, str, str], list[ReplicaEntry]] = {}
         self._versions = (-1, -1)
         self._card_cursor = ""
+        self._lines = StrangerLog("owner")
         self._retry: dict[str, tuple[int, float]] = {}
         self._cards_wanted, self._index_wanted, self._sweep_wanted = Signal(), Signal(), Signal()
         needs.gossip.project("dataset", _project_dataset)
@@ -639,12 +641,12 @@ class Catalog:
             failures = self._retry.get(name, (0, 0.0))[0] + 1
             wait = backoff(failures, self._rng, base=5.0, cap=300.0)
             self._retry[name] = (failures, self._clock.monotonic() + wait)
-            log.info("catalog.card_missing", card=name, owner=owners[0], error=error.message)
+            self._lines.info("catalog.card_missing", owners[0], card=name, error=error.message)
             return
         try:
             core.read_card(data or b"")
         except Malformed as error:
-            log.warning("catalog.bad_card", card=name, owner=owners[0], error=error.message)
+            self._lines.warning("catalog.bad_card", owners[0], card=name, error=error.message)
             data = None
         self._retry.pop(name, None)
         await self._db.write(lambda conn: store.put_card(conn, name, data))
@@ -702,33 +704,33 @@ def changed(path: Path) -> FilesChanged:
 # --- projections: run in the writer's thread, in the transaction of the change ------------------
 
 
-def _project_dataset(conn: sqlite3.Connection, change: Change) -> None:
+def _project_dataset(conn: sqlite3.Connection, change: Change) -> str | None:
     name = change.key.removeprefix("dataset/")
-    record = None
+    record, problem = None, None
     if change.value is not None:
         try:
             record = codec.decode(change.value, DatasetRecord)
             if record.coverage:
                 core.unpack_coverage(record.coverage)
         except Malformed as error:
-            log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
-            record = None
+            record, problem = None, error.message
     if record is None or record.visibility != "public" or not is_name(name):
         store.drop_entry(conn, change.origin, name)
     else:
         store.put_entry(conn, change.origin, name, record)
+    return problem
 
 
-def _project_replica(conn: sqlite3.Connection, change: Change) -> None:
+def _project_replica(conn: sqlite3.Connection, change: Change) -> str | None:
     owner, _, name = change.key.removeprefix("replica/").partition("/")
     try:
         parse_island_id(owner)
         check_name(name)
         record = codec.decode(change.value, ReplicaRecord) if change.value else None
     except IslandError as error:
-        log.warning("catalog.bad_record", origin=change.origin, key=change.key, error=error.message)
-        return
+        return error.message
     store.put_replica(conn, change.origin, owner, name, record)
+    return None
 
 
 __all__ = ["Catalog", "DatasetDetails", "OwnFile", "SnapshotHolder"]

@@ -5,6 +5,18 @@ this log. Otherwise an island whose disk was restored from a backup would sign a
 of entries that other islands already have: a fork. Without a session nobody could receive what is
 signed, so waiting delays nothing: changes are stored and projected, and signed later. If state.db
 records that it was restored from a backup, the wait lasts until a peer has shown its head.
+
+Peers can also show batches of this log later. There are two cases, and the hash of the previous batch,
+which each batch contains, distinguishes them exactly, without clocks:
+
+- The batch does not continue a batch that this process signed. Before the restore, this island signed
+  it, and the peers that were compared did not have it. It is imported. Nothing can contradict it: if
+  this process had signed anything, that would be the batch's rival, and would prove a fork.
+- The batch continues a batch that this process signed. No earlier life of this island can have signed it, so
+  another program uses this key now, such as a clone of the machine. This island stops signing until it is started
+  again: two signers would fork the log sooner or later, which freezes it everywhere and for ever, and until then
+  each would undo the changes of the other. The batch is imported nevertheless, so that the own log stays equal to
+  the copies at peers. The other program goes on, or stops in the same way; its sessions tell it of the copy.
 """
 
 from __future__ import annotations
@@ -65,6 +77,8 @@ class OwnLog:
         """Whether all records must be projected again, because a part of the log was restored from peers."""
         self._projecting = asyncio.Lock()
         self._signed_at: dict[str, float] = {}
+        self._signed_head = b""
+        """The hash of the last batch that this process signed; b"" before the first one."""
         logs.returned = self._restore
 
     @property
@@ -192,6 +206,7 @@ class OwnLog:
     def _signed(self, keys: Sequence[str], batches: Sequence[LogBatch], now: float) -> None:
         if not batches:
             return
+        self._signed_head = batches[-1].hash
         self._bytes += sum(len(batch.signed) for batch in batches)
         if self._is_full():
             log.error("gossip.own_log_full", problem=self.problem)
@@ -230,7 +245,13 @@ class OwnLog:
         return batches
 
     async def _restore(self, batches: Sequence[LogBatch]) -> bool:
-        """Store batches of this log that state.db has lost; False if they do not extend it. The caller holds `lock`."""
+        """Store batches of this log that state.db does not have; False if they do not extend it.
+
+        They are from before a restore, or from another program with this key, in which case this island freezes.
+        The caller holds `lock`.
+        """
+        if self._signed_head and batches[0].previous == self._signed_head:
+            self._fork("another program signed changes in the name of this island while this one was running")
 
         def write(conn: sqlite3.Connection) -> bool:
             head = own_log_store.head(conn)

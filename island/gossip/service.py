@@ -96,7 +96,7 @@ class Gossip:
     def project(
         self,
         kind: str,
-        apply: Callable[[sqlite3.Connection, Change], None],
+        apply: Callable[[sqlite3.Connection, Change], str | None],
         *,
         committed: Callable[[Change], None] | None = None,
         version: str = "1",
@@ -104,9 +104,10 @@ class Gossip:
         """Register `apply(conn of gossip.db, change)` for all changes of records of `kind`. Call before `start`.
 
         `apply` runs in the transaction that stores the change, for records of this and of other
-        islands, and must ignore records that it cannot decode. It runs in the writer's thread before
-        the commit, so it must not change state that the event loop reads. That is for `committed`,
-        which is called in the event loop with each change after the commit.
+        islands, and must ignore records that it cannot decode: it returns the reason, which is logged
+        after the commit. It runs in the writer's thread before the commit, so it must not change state
+        that the event loop reads. That is for `committed`, which is called in the event loop with each
+        change after the commit.
 
         With a new `version` or a new gossip.db, `start` applies all records again, so `apply` must be
         idempotent. `committed` is not called for these: read the tables after `start` instead.

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import structlog
-
 import island as package
 from island.errors import BadInput, Conflict, Full, NotFound
 from island.gossip.service import Change, Gossip
@@ -21,6 +19,7 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId, is_name
 from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng, Signal, Topic
+from island.kernel.stranger_log import StrangerLog
 from island.kernel.telemetry import gauge
 from island.membership import core, store
 from island.membership.core import Contact, Names, PeerState
@@ -28,8 +27,6 @@ from island.membership.messages import SELF_KEY, SelfRecord, ServerRecord
 from island.membership.store import ServerRow
 from island.trust import journal
 from island.trust.service import Trust
-
-log = structlog.get_logger("island")
 
 T = TypeVar("T")
 
@@ -94,6 +91,7 @@ class Membership:
         self._known: dict[IslandId, _Known] = {}
         self._states: Counter[PeerState] = Counter()
         self._names = Names()
+        self._lines = StrangerLog("island")
         self._touched: set[IslandId] = set()
         self._servers_touched = False
         self._grown: set[IslandId] = set()
@@ -339,7 +337,7 @@ class Membership:
             self._schedule(island, until)
             if state != known.state:
                 # After a restart, `since` of an island that is still down stays the time of its last contact.
-                log.info("membership.state", island=island, name=self.display(island), state=state, was=known.state)
+                self._lines.info("membership.state", island, name=self.display(island), state=state, was=known.state)
                 if not (known.state == "suspect" and state == "down"):
                     known.since = self._clock.wall()
                 self._states[known.state] -= 1
@@ -437,32 +435,31 @@ def _server_records(conn: sqlite3.Connection) -> dict[str, bytes]:
 # --- projections: run in the writer's thread, in the transaction of the change ----------------------
 
 
-def _project_island(conn: sqlite3.Connection, change: Change) -> None:
+def _project_island(conn: sqlite3.Connection, change: Change) -> str | None:
     if change.key != SELF_KEY:
-        return
+        return None
     if change.value is None:
         store.drop_island(conn, change.origin)
-        return
+        return None
     try:
         record = codec.decode(change.value, SelfRecord)
     except Malformed as error:
-        log.warning("membership.bad_record", origin=change.origin, key=change.key, error=error.message)
-        return
+        return error.message
     store.put_island(conn, change.origin, record)
+    return None
 
 
-def _project_server(conn: sqlite3.Connection, change: Change) -> None:
+def _project_server(conn: sqlite3.Connection, change: Change) -> str | None:
     server = change.key.removeprefix("server/")
     if change.value is None:
         store.drop_row(conn, change.origin, server)
-        return
+        return None
     try:
         record = codec.decode(change.value, ServerRecord)
     except Malformed as error:
-        log.warning("membership.bad_record", origin=change.origin, key=change.key, error=error.message)
-        return
+        return error.message
     if not is_name(server) or not core.is_server(record.kind, record.url, record.comment):
-        log.warning("membership.bad_server", origin=change.origin, key=change.key)
-        return
+        return "not a valid server"
     row = ServerRow(change.origin, server, record.kind, record.url, record.comment)
     store.put_row(conn, row, core.MAX_SERVERS)
+    return None

@@ -45,6 +45,7 @@ from island.net.control import ControlSession
 from island.net.frames import DialBack, RequestHead, SessionClass
 from island.net.handlers import Handlers
 from island.net.handshake import Handshake, ProvenPeer, WrongKey
+from island.net.key_copies import KEY_IN_USE, KeyCopies
 from island.net.limits import PeerLimits
 from island.net.listener import Listener, dial, hang_up, own_addresses
 from island.net.mesh import Mesh
@@ -105,6 +106,7 @@ class TlsPeers:
         )
         self._mesh = Mesh(self, self._limits, clock, rng)
         self._offenders = Offenders(clock, self._limits)
+        self._key_copies = KeyCopies(clock)
         self._silent = SilentAddresses(clock)
         self._lines = StrangerLog("key")
         self._control: dict[IslandId, ControlSession] = {}
@@ -319,14 +321,16 @@ class TlsPeers:
         return island in self._linked
 
     def problems(self) -> list[str]:
-        """Return a description if more islands are known than this one dials, for the status."""
+        """Describe keys that two programs use, and whether more islands are known than are dialled, for the status."""
+        copies = self._key_copies.problems(self.name)
         known = self.targets()
         if len(known) <= self._limits.mesh:
-            return []
+            return copies
         linked, most = sum(island in self._control for island in known), self._limits.mesh
         return [
+            *copies,
             f"{linked} of {len(known)} known islands are linked: this island dials at most {most} at a time, and reads"
-            " from the others through islands that are linked with them"
+            " from the others through islands that are linked with them",
         ]
 
     async def until_unlinked(self, island: IslandId) -> None:
@@ -473,6 +477,7 @@ class TlsPeers:
         if self._stopped:
             raise Unreachable(f"{self._trust.name} stops", code="stops")
         self._names[peer.island] = peer.name
+        self._key_copies.observe(peer.island, peer.instance)
         self._learn(peer.island, peer.addresses)
         given = Established(peer, reader, writer, dialled, address, self._clock, self._limits, self._ended)
         if peer.session == "control":
@@ -499,7 +504,8 @@ class TlsPeers:
             return
         if current is not None:
             # The other side has lost the current session, otherwise it would not have dialled again.
-            current.end(Unreachable("another session has replaced this one", code="replaced"))
+            code = "replaced" if _same_start(current, session) else KEY_IN_USE
+            current.end(Unreachable("another session has replaced this one", code=code))
         self._control[session.island] = session
         self._linked.add(session.island)
         self._last_error.pop(session.island, None)
@@ -514,6 +520,9 @@ class TlsPeers:
 
     def _ended(self, session: PeerSession, error: IslandError) -> None:
         self._all.discard(session)
+        if session.ended_by_peer == KEY_IN_USE:
+            # A program that was stopped before the other one started would not be here to receive this.
+            self._key_copies.reported_by(session.island)
         if isinstance(error, PeerMisbehaved):
             pause = self._offenders.add(session.island)
             log.warning(

@@ -69,6 +69,8 @@ class PeerSession:
         self.rtt: float | None = None
         self.over: IslandError | None = None
         """The reason for which the session ended; None while it is open."""
+        self.ended_by_peer = ""
+        """The code of the reason for which the other side ended the session; "" if it did not."""
         self.retired = False
         self._reader, self._writer = given.reader, given.writer
         self._clock, self._limits, self._on_end = clock, limits, given.on_end
@@ -206,6 +208,7 @@ class PeerSession:
             self._on_pong(codec.decode(frame.payload, Ping).nonce)
         elif frame.type is FrameType.GOODBYE:
             reason = refused(frame.payload)
+            self.ended_by_peer = reason.code
             raise _Lost(f"{self.peer.name} ended the session: {reason.message}", code=reason.code)
         else:
             return False

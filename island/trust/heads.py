@@ -22,6 +22,7 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.loops import Tasks
 from island.kernel.ports import Clock, Peers, Rng, Signal
+from island.kernel.stranger_log import StrangerLog
 from island.trust import core, journal, store
 from island.trust.core import HeldHead
 from island.trust.messages import HeadHeld, HeadOffer, JournalHead
@@ -68,6 +69,7 @@ class JournalHeads:
         self._agreed: dict[IslandId, tuple[int, int]] = {}
         self._disputes: dict[IslandId, JournalHead] = {}
         self._wake = Signal()
+        self._lines = StrangerLog("island")
         peers.on_request(KIND, self._offered)
         peers.on_link(self._on_link)
 
@@ -104,8 +106,8 @@ class JournalHeads:
         row = max(head.seq for head in self._disputes.values())
         return [
             f"rows of the journal are missing or were replaced: the journal does not contain row {row}, "
-            f"which this island signed and sent to {names}. If state.db was restored from a backup, run: "
-            "island journal --acknowledge REASON"
+            f"which this island signed and sent to {names}. If another machine uses a copy of this island's key, "
+            "stop it. If state.db was restored from a backup, run: island journal --acknowledge REASON"
         ]
 
     async def acknowledge(self, who: str, reason: str) -> int:
@@ -234,9 +236,9 @@ class JournalHeads:
             before, after = stored
             self._held[source] = after
             if after.mismatch and after.mismatch != before.mismatch:
-                log.warning("journal.mismatch", island=source, mismatch=after.mismatch)
+                self._lines.warning("journal.mismatch", source, mismatch=after.mismatch)
             elif before.head and after.head and after.head.generation > before.head.generation:
-                log.warning("journal.new_generation", island=source, row=after.head.seq, before=before.head.seq)
+                self._lines.warning("journal.new_generation", source, row=after.head.seq, before=before.head.seq)
 
         _, after = await self._state.write(write, then=committed)
         return after

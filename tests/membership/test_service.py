@@ -11,6 +11,7 @@ from island.gossip.core import Head
 from island.kernel import codec
 from island.kernel.ids import IslandId
 from island.kernel.ports import SeededRng
+from island.kernel.stranger_log import PER_EVENT
 from island.membership import core, store
 from island.membership.messages import SELF_KEY, SelfRecord, ServerRecord
 from island.trust import journal
@@ -18,6 +19,7 @@ from island.trust.keys import Identity
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.stranger import Stranger
 from tests.standins.faults import Fault, Gone
+from tests.standins.member import logged
 
 
 async def _grow(world: Archipelago, *names: str) -> list[SimIsland]:
@@ -240,6 +242,19 @@ def test_a_restart_with_another_address_is_told() -> None:
         assert two.m.view(two.id).addresses == ["new:1", "[2001:db8::1]:2"]
 
     simulate(6, scenario)
+
+
+def test_states_of_many_islands_do_not_fill_the_log() -> None:
+    async def scenario(world: Archipelago) -> None:
+        (one,) = await _grow(world, "one")
+        with logged() as lines:
+            for number in range(2 * PER_EVENT):
+                one.m._learn(IslandId(f"{number:064x}"), None, since=0.0)
+                one.m._on_link(IslandId(f"{number:064x}"), True)
+            assert all(view.state in ("up", "self") for view in one.m.views())
+            assert len(lines.of("membership.state")) == PER_EVENT
+
+    simulate(14, scenario)
 
 
 def test_new_entries_of_one_island_renew_only_this_island(monkeypatch: pytest.MonkeyPatch) -> None:

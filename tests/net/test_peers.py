@@ -195,6 +195,22 @@ async def test_a_restart_on_the_same_port_is_redialled(tmp_path: Path) -> None:
         assert told == [(b.id, True), (b.id, False)] * 3
 
 
+async def test_two_programs_with_one_key_are_reported_by_their_peer_and_by_both(tmp_path: Path) -> None:
+    async with archipelago(tmp_path, 2) as (a, b):
+        clone = Node(tmp_path / "clone", b.name, identity=b.identity)
+        async with clone.running():
+            assert b.trust.network is not None and b.trust.chain is not None
+            await clone.trust.adopt(b.trust.network, b.trust.chain)
+            clone.knows(a)  # now both dial `a` whenever their session was replaced
+            async with asyncio.timeout(20):
+                while not (a.peers.problems() and b.peers.problems() and clone.peers.problems()):
+                    await asyncio.sleep(0.05)
+            assert a.peers.problems()[0].startswith(f"two running programs use the key of {b.name} ({b.id[:10]})")
+            for each in (b, clone):
+                (problem,) = each.peers.problems()
+                assert problem.startswith("another running program uses this island's key: its sessions with island-0")
+
+
 async def test_a_changed_address_is_dialled_at_once(tmp_path: Path) -> None:
     slow = PeerLimits(redial_base_s=3600, redial_cap_s=3600)
     async with archipelago(tmp_path, 2, mesh=False, limits=slow) as (a, b):

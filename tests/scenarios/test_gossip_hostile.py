@@ -29,9 +29,12 @@ from island.gossip.spread import AT_ONCE, TIMEOUT
 from island.kernel import codec
 from island.kernel.ids import IslandId, key_bytes
 from island.kernel.ports import SeededRng
+from island.kernel.stranger_log import PER_ADDRESS
+from island.membership.messages import SELF_KEY
 from island.trust.keys import Identity
 from tests.sim.archipelago import Archipelago, names, simulate
 from tests.sim.stranger import Stranger
+from tests.standins.member import logged
 
 
 async def _grow(world: Archipelago, count: int) -> Stranger:
@@ -355,6 +358,29 @@ def test_a_false_answer_ends_the_session(attack: Callable[[Stranger], bytes]) ->
         await liar.leave()
 
     simulate(9, scenario)
+
+
+@pytest.mark.parametrize("kind", ["server", "island"])
+def test_malformed_records_of_one_island_are_counted_not_logged_one_by_one(kind: str) -> None:
+    async def scenario(world: Archipelago) -> None:
+        liar = await _grow(world, 1)
+        (victim,) = world.islands
+        head = Head()
+        deltas: list[Delta] = []
+        for part in range(8):
+            keys = [SELF_KEY] if kind == "island" else [f"{kind}/{part}-{number}" for number in range(50)]
+            batch = liar.batch(head, [(key, b"\xc1") for key in keys])
+            head, deltas = head.after(batch), [*deltas, liar.delta(batch)]
+        with logged() as lines:
+            for delta in deltas:
+                await liar.say(victim, delta)
+                await asyncio.sleep(1)
+        found = lines.of("gossip.records_ignored")
+        assert len(found) == PER_ADDRESS
+        assert {(line["origin"], line["records"]) for line in found} == {(liar.id, 1 if kind == "island" else 50)}
+        assert not [line for line in lines.lines if line["event"].endswith(("bad_record", "bad_server"))]
+
+    simulate(91, scenario)
 
 
 def test_silent_peers_do_not_delay_comparisons_with_others() -> None:

@@ -90,7 +90,7 @@ async def test_no_record_stops_a_listing_or_a_loop(tmp_path: Path) -> None:
             await get(daemon, "/api/v1/datasets/search?words=evil")
             await mallory.told(*((key, None) for key, _ in RECORDS.values()))
             await well(daemon)
-    assert {line["origin"] for line in logs.of("catalog.bad_record")} == {mallory.id}
+    assert {line["origin"] for line in logs.of("gossip.records_ignored")} == {mallory.id}
 
 
 async def test_a_record_that_decoders_read_differently_does_not_end_the_daemon(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ async def test_a_record_that_decoders_read_differently_does_not_end_the_daemon(t
             await daemon.catalog.index()
             [row] = await get(daemon, "/api/v1/datasets")
             assert (row["name"], row["rows"]) == ("x", 1)
-    assert [line["origin"] for line in logs.of("catalog.bad_record")] == [mallory.id]
+    assert [line["origin"] for line in logs.of("gossip.records_ignored")] == [mallory.id]
 
 
 @pytest.mark.parametrize("name", ["victim\n", "vi\u0441tim", "victim ", "\x1b[2Jvictim", "", "x" * 65])

@@ -177,8 +177,29 @@ class Archipelago:
             await self.services(island)
         if announce:
             await island.membership.announce([f"{island.name}:8991"])
-        self.network.join(island.peers)
+        self.network.take_over(island.peers)
         island.up = True
+
+    async def clone(self, island: SimIsland) -> SimIsland:
+        """Start a copy of a running island with the same key and data, as if its machine had been cloned.
+
+        Both run, and the copy takes over the sessions. `Network.take_over` gives them to one of the two.
+        """
+        name = f"{island.name}-clone"
+        disk = SimDisk(self._folder / f"{len(self.islands):03d}-{name}")
+        workers = self._workers(name, disk, 0)
+        copy = SimIsland(
+            name, island.identity, disk, workers, disk.open("state", workers), disk.open("gossip", workers)
+        )
+        for source, target in ((island.state, copy.state), (island.gossip_db, copy.gossip_db)):
+            with (
+                contextlib.closing(sqlite3.connect(source.path)) as conn,
+                contextlib.closing(sqlite3.connect(target.path)) as other,
+            ):
+                conn.backup(other)
+        self.islands.append(copy)
+        await self.start(copy)
+        return copy
 
     async def crash(self, island: SimIsland) -> None:
         """Kill an island. Committed data are kept."""

@@ -85,6 +85,14 @@ class Network:
             if other != node.me and self._wanted(node.me, other):
                 self._dial_soon(node.me, other)
 
+    def take_over(self, node: SimPeers) -> None:
+        """Give the sessions of a key to `node`. They end if another running island with the same key has them."""
+        current = self.nodes.get(node.me)
+        for other in sorted(current.up) if current is not None else ():
+            for one, lost in ((node.me, other), (other, node.me)):
+                self.nodes[one].lose(lost)
+        self.join(node)
+
     def leave(self, node: SimPeers) -> None:
         """Remove an island whose process has ended. The sessions of the others with it end."""
         self.note(f"stop {node.me[:8]}")

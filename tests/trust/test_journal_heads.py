@@ -11,6 +11,7 @@ import pytest
 
 from island.errors import Conflict, PeerRefused, Unreachable
 from island.kernel import codec
+from island.kernel.stranger_log import PER_ADDRESS
 from island.trust import core, journal, store
 from island.trust.core import HeldHead
 from island.trust.heads import KIND, SIGNATURE, JournalHeads, head_payload
@@ -19,6 +20,7 @@ from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.network import Weather
 from tests.sim.stranger import Stranger
 from tests.standins.faults import Fault, Gone
+from tests.standins.member import logged
 
 
 class World:
@@ -243,6 +245,25 @@ def test_lower_forked_and_giant_heads_of_a_stranger() -> None:
             await archipelago.until(lambda: a.id in stranger.peers.up, within=700)
 
     simulate(13, scenario)
+
+
+def test_heads_that_contradict_each_other_again_and_again_do_not_fill_the_log() -> None:
+    async def scenario(archipelago: Archipelago) -> None:
+        world = World(archipelago)
+        a = await archipelago.add("i0")
+        stranger = await Stranger.admitted(archipelago)
+        await archipelago.until(lambda: a.id in stranger.peers.up, within=30)
+        trust = stranger.trust
+        await offer(stranger, a, HeadOffer(head=signed(trust, 1, 9)))
+        with logged() as lines:
+            for _ in range(10):
+                for contradiction in signed(trust, 1, 5), signed(trust, 1, 9, b"x" * 32):
+                    await pause()
+                    await offer(stranger, a, HeadOffer(head=contradiction))
+        assert len(lines.of("journal.mismatch")) == PER_ADDRESS
+        assert len(world.problems(a)) == 1
+
+    simulate(15, scenario)
 
 
 @pytest.mark.parametrize("lie", ["forged", "nonsense", "silence", "giant"])
