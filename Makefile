@@ -13,7 +13,8 @@ CHECKED := tests/doctor/test_config_file.py tests/doctor/test_doctor_core.py \
   tests/net/test_half_open.py tests/net/test_same_origin.py tests/replicas/test_store_core.py \
   tests/streams/test_streams_core.py tests/streams/test_streams_scenario.py
 NOT_CHECKED := tests/scenarios/test_hostile_executor.py tests/scenarios/test_hostile_jobs.py \
-  tests/scenarios/test_hostile_peer.py tests/scenarios/test_hostile_reader.py tests/kernel/test_processes.py
+  tests/scenarios/test_hostile_peer.py tests/scenarios/test_hostile_reader.py tests/kernel/test_processes.py \
+  tests/kernel/test_service_manager.py
 
 .PHONY: demo test check lint unit install lock lowest bench clean
 
