@@ -46,7 +46,9 @@ def archive_folder(environ: Mapping[str, str], directory: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         return directory / "cache"
-    return folder if os.access(folder, os.W_OK | os.X_OK) else directory / "cache"
+    # An image may have an archive in a file system that is read-only while the engine runs.
+    is_usable = os.access(folder, os.W_OK | os.X_OK) or any(folder.glob("classes-*.jsa"))
+    return folder if is_usable else directory / "cache"
 
 
 class ClassArchive:

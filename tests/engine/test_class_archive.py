@@ -31,6 +31,14 @@ def test_the_folder_is_in_the_cache_of_the_account_or_in_the_engine(tmp_path: Pa
     assert archive_folder({"XDG_CACHE_HOME": str(tmp_path / "file")}, engine) == engine / "cache"
 
 
+def test_an_archive_in_a_read_only_image_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere, so permissions cannot show it
+    cache, engine = tmp_path / "cache", tmp_path / "engine"
+    assert archive_folder({"XDG_CACHE_HOME": str(cache)}, engine) == engine / "cache"
+    (cache / "island" / "classes-0-0.jsa").touch()
+    assert archive_folder({"XDG_CACHE_HOME": str(cache)}, engine) == cache / "island"
+
+
 def test_an_archive_is_for_one_java_and_one_set_of_jars(tmp_path: Path) -> None:
     java, spark = tmp_path / "java", tmp_path / "spark"
     for folder in (java, spark / "jars"):
