@@ -22,7 +22,7 @@ from island.kernel.ports import Clock, Peers, Rng, Signal, Topic
 from island.kernel.stranger_log import StrangerLog
 from island.kernel.telemetry import gauge
 from island.membership import core, store
-from island.membership.core import Contact, Names, PeerState
+from island.membership.core import Contact, IslandNames, PeerState
 from island.membership.messages import SELF_KEY, SelfRecord, ServerRecord
 from island.membership.store import ServerRow
 from island.trust import journal
@@ -90,7 +90,7 @@ class Membership:
         """Touched when an island, a name, an address, a state or a server changes."""
         self._known: dict[IslandId, _Known] = {}
         self._states: Counter[PeerState] = Counter()
-        self._names = Names()
+        self._names = IslandNames()
         self._lines = StrangerLog("island")
         self._touched: set[IslandId] = set()
         self._servers_touched = False

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from island.errors import Ambiguous, BadInput, NotFound
 from island.kernel.ids import IslandId
 from island.membership import core
-from island.membership.core import Contact, Names
+from island.membership.core import Contact, IslandNames
 
 A, B, C = IslandId("a" * 64), IslandId("b" * 64), IslandId("ab" + "c" * 62)
 
@@ -45,7 +45,7 @@ def test_an_opinion_that_changes_by_itself_says_when(
 
 
 def test_a_unique_name_is_what_people_see() -> None:
-    names = Names({A: "alpha", B: "beta"})
+    names = IslandNames({A: "alpha", B: "beta"})
     assert names.display(A) == "alpha"
     assert names.resolve("alpha") == A
     assert names.resolve(A) == A
@@ -54,7 +54,7 @@ def test_a_unique_name_is_what_people_see() -> None:
 
 
 def test_one_name_claimed_twice_is_refused() -> None:
-    names = Names({A: "alpha", B: "alpha"})
+    names = IslandNames({A: "alpha", B: "alpha"})
     assert names.display(A) == "alpha.aaaaaaaaaa"
     with pytest.raises(Ambiguous) as caught:
         names.resolve("alpha")
@@ -63,11 +63,11 @@ def test_one_name_claimed_twice_is_refused() -> None:
 
 
 def test_a_name_never_moves_silently_to_another_key() -> None:
-    names = Names({A: "renamed", B: "alpha"}, {"alpha": frozenset({A, B})})
+    names = IslandNames({A: "renamed", B: "alpha"}, {"alpha": frozenset({A, B})})
     with pytest.raises(Ambiguous, match="was used by another"):
         names.resolve("alpha")
     assert names.display(B) == "alpha.bbbbbbbbbb"
-    gone = Names({A: "renamed"}, {"alpha": frozenset({A})})
+    gone = IslandNames({A: "renamed"}, {"alpha": frozenset({A})})
     with pytest.raises(NotFound) as caught:
         gone.resolve("alpha")
     assert "renamed" in caught.value.hint
@@ -86,7 +86,7 @@ class CountedName(str):
 
 def test_displaying_a_name_does_not_compare_it_with_all_others() -> None:
     islands = [IslandId(f"{number:064x}") for number in range(500)]
-    names = Names({island: CountedName(f"name-{place}") for place, island in enumerate(islands)})
+    names = IslandNames({island: CountedName(f"name-{place}") for place, island in enumerate(islands)})
     for place, island in enumerate(islands):
         names.remember(island, CountedName(f"name-{place}"))
     CountedName.comparisons = 0
@@ -95,7 +95,7 @@ def test_displaying_a_name_does_not_compare_it_with_all_others() -> None:
 
 
 def test_names_that_change() -> None:
-    names = Names({A: "alpha", B: "beta"})
+    names = IslandNames({A: "alpha", B: "beta"})
     names.use(B, "alpha")
     assert names.display(A) == "alpha.aaaaaaaaaa"
     names.use(B, "gamma")
@@ -108,7 +108,7 @@ def test_names_that_change() -> None:
 
 
 def test_a_bounded_number_of_names_is_remembered() -> None:
-    names = Names({A: "alpha"})
+    names = IslandNames({A: "alpha"})
     for number in range(core.NAMES_KEPT):
         names.use(A, f"name-{number}")
         assert names.is_to_remember(A)
@@ -120,20 +120,20 @@ def test_a_bounded_number_of_names_is_remembered() -> None:
 
 def test_a_name_that_is_unknown_shows_the_nearest() -> None:
     with pytest.raises(NotFound) as caught:
-        Names({A: "observatory", B: "broker"}).resolve("observatori")
+        IslandNames({A: "observatory", B: "broker"}).resolve("observatori")
     assert "observatory" in caught.value.hint
     with pytest.raises(NotFound):
-        Names({}).resolve("")
+        IslandNames({}).resolve("")
 
 
 def test_a_prefix_that_fits_two_keys() -> None:
-    names = Names({A: "one", IslandId("aaaa" + "b" * 60): "two"})
+    names = IslandNames({A: "one", IslandId("aaaa" + "b" * 60): "two"})
     with pytest.raises(Ambiguous, match="matches 2"):
         names.resolve("aaaa")
 
 
 def test_a_name_that_looks_like_a_key_prefix_wins() -> None:
-    assert Names({A: "beef", IslandId("beef" + "0" * 60): "other"}).resolve("beef") == A
+    assert IslandNames({A: "beef", IslandId("beef" + "0" * 60): "other"}).resolve("beef") == A
 
 
 @pytest.mark.parametrize(
