@@ -51,7 +51,7 @@ enough."""
 BOOT_SETTLE = 3.0
 """Seconds after the first session in which others are expected. After that, only linked islands are awaited."""
 
-Truth = Callable[[sqlite3.Connection], dict[str, bytes]]
+Derivation = Callable[[sqlite3.Connection], dict[str, bytes]]
 
 
 class OwnLog:
@@ -60,9 +60,9 @@ class OwnLog:
     def __init__(self, state: Database, db: Database, logs: Logs, trust: Trust, peers: Peers, clock: Clock) -> None:
         self._state, self._db, self._logs = state, db, logs
         self._trust, self._peers, self._clock = trust, peers, clock
-        self.poked = Signal()
+        self.wake = Signal()
         self._fork_problem = ""
-        self._truths: dict[str, Truth] = {}
+        self._derived: dict[str, Derivation] = {}
         self._heard: set[IslandId] = set()
         self._waits_since: float | None = None
         """Since when this island has waited before its first signature; None if it does not wait."""
@@ -112,9 +112,9 @@ class OwnLog:
     def _is_full(self) -> bool:
         return self._bytes > core.MAX_LOG_BYTES - BATCH_LIMIT * 4
 
-    def truth(self, prefix: str, wanted: Truth) -> None:
+    def derive(self, prefix: str, wanted: Derivation) -> None:
         """Register a function that derives the records below `prefix` from other tables of state.db."""
-        self._truths[prefix] = wanted
+        self._derived[prefix] = wanted
 
     async def start(self) -> None:
         """Bring the log in state.db and its copy in gossip.db to the same head, and project all records.
@@ -140,7 +140,7 @@ class OwnLog:
         """Record that `peer` has shown its heads, and that all its batches of this log are stored."""
         if not self._ready and peer not in self._heard:
             self._heard.add(peer)
-            self.poked.set()
+            self.wake.set()
 
     async def project(self, *, whole: bool = False) -> None:
         """Project pending changes into gossip.db, or all records with `whole`."""
@@ -277,11 +277,11 @@ class OwnLog:
         log.warning("gossip.own_log_restored", batches=len(batches), seq=batches[-1].last)
         # `_reconcile` has added the differences to the other tables as pending changes. Project everything again.
         self._projected, self._whole_due = 0, True
-        self.poked.set()
+        self.wake.set()
 
     def _reconcile(self, conn: sqlite3.Connection) -> None:
-        for prefix in sorted(self._truths):
-            own_log_store.replace(conn, prefix, self._truths[prefix](conn))
+        for prefix in sorted(self._derived):
+            own_log_store.replace(conn, prefix, self._derived[prefix](conn))
 
     def _fork(self, why: str) -> None:
         if not self._fork_problem:

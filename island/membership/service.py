@@ -107,7 +107,7 @@ class Membership:
         gossip.on_growth(self._on_growth)
         gossip.project("island", _project_island, committed=self._on_island)
         gossip.project("server", _project_server, committed=self._on_server)
-        gossip.truth("server/", _server_records)
+        gossip.derive("server/", _server_records)
         peers.on_link(self._on_link)
 
     async def start(self, tasks: Tasks) -> None:
@@ -262,7 +262,7 @@ class Membership:
 
     async def _commit(self, write: Callable[[sqlite3.Connection], T]) -> T:
         """Write records of this island and wait until they are projected. They spread even after a cancellation."""
-        written = await self._state.write(write, then=lambda _: self._gossip.poke())
+        written = await self._state.write(write, then=lambda _: self._gossip.publish_soon())
         await self._gossip.flush()
         return written
 

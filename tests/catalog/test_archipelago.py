@@ -40,7 +40,7 @@ async def named(island: Island, other: Island) -> None:
 async def put(island: Island, key: str, value: bytes) -> None:
     """Write anything into an island's own log."""
     await island.state.write(lambda conn: island.gossip.put(conn, key, value))
-    island.gossip.poke()
+    island.gossip.publish_soon()
 
 
 async def test_what_is_published_or_withdrawn_is_told_although_its_client_goes_away(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ async def test_replicas_are_holders_once_they_are_complete(tmp_path: Path) -> No
         await sees(beta, 1)
         assert (await beta.catalog.resolve("alpha/stars@cccc")).snapshot == old
         await beta.state.write(lambda conn: beta.gossip.delete(conn, f"replica/{me}/stars"))
-        beta.gossip.poke()
+        beta.gossip.publish_soon()
 
         async def gone() -> bool:
             return alpha.catalog.holders(me, "stars", view.snapshot) == [me]

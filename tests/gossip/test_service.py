@@ -138,7 +138,7 @@ def test_many_own_changes_are_announced_and_pulled_not_pushed() -> None:
                 one.g.put(conn, f"test/{number}", bytes(1000))
 
         await one.state.write(write)
-        one.g.poke()
+        one.g.publish_soon()
         await world.until(lambda: len(two.records("test/")) == 200, within=5)
         assert pushed == {"gossip.look": 0}
 
@@ -282,7 +282,7 @@ def test_the_truth_of_an_owner_is_restored_at_start() -> None:
         original = Gossip.start
 
         async def start(self: Gossip, tasks: SimTasks) -> None:
-            self.truth("kept/", lambda _: {"kept/a": b"1"})
+            self.derive("kept/", lambda _: {"kept/a": b"1"})
             await original(self, tasks)
 
         Gossip.start = start  # type: ignore[method-assign, assignment]  # the owner registers before the start
@@ -374,7 +374,7 @@ async def test_the_same_with_threads_files_and_real_time(tmp_path: Path) -> None
         _, _, gossip, _, _, state, _ = services[number]
         for n in range(20):
             await state.write(lambda conn, n=n: gossip.put(conn, f"test/{writer}-{n}", b"v"))  # type: ignore[misc]
-            gossip.poke()
+            gossip.publish_soon()
 
     await asyncio.gather(*(write(number, writer) for number in range(3) for writer in range(3)))
     async with asyncio.timeout(30):

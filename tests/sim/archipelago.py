@@ -73,7 +73,7 @@ class SimIsland:
         else:
             kept = value
             await self.state.write(lambda conn: gossip.put(conn, key, kept))
-        gossip.poke()
+        gossip.publish_soon()
 
     def records(self, prefix: str = "") -> list[tuple[str, str, bytes | None]]:
         """The records of all islands that this island has, as (origin, key, value)."""
