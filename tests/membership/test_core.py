@@ -26,12 +26,12 @@ A, B, C = IslandId("a" * 64), IslandId("b" * 64), IslandId("ab" + "c" * 62)
         (Contact(linked=False, since=100, heard=110), 126, ("down", None)),
     ],
 )
-def test_opinion(contact: Contact, now: float, expected: tuple[str, float | None]) -> None:
+def test_state_of_a_contact(contact: Contact, now: float, expected: tuple[str, float | None]) -> None:
     assert core.opinion(contact, now) == expected
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6), st.booleans(), st.booleans())
-def test_an_opinion_that_changes_by_itself_says_when(
+def test_state_that_changes_with_time_has_the_time_of_the_change(
     since: float, heard: float, later: float, linked: bool, was_linked: bool
 ) -> None:
     contact = Contact(linked, since, heard, was_linked)
@@ -44,7 +44,7 @@ def test_an_opinion_that_changes_by_itself_says_when(
         assert core.opinion(contact, until)[0] != state or core.opinion(contact, until)[1] != until
 
 
-def test_a_unique_name_is_what_people_see() -> None:
+def test_unique_name_is_displayed_without_key_prefix() -> None:
     names = IslandNames({A: "alpha", B: "beta"})
     assert names.display(A) == "alpha"
     assert names.resolve("alpha") == A
@@ -53,7 +53,7 @@ def test_a_unique_name_is_what_people_see() -> None:
     assert names.resolve("alpha.aaaaaaaaaa") == A
 
 
-def test_one_name_claimed_twice_is_refused() -> None:
+def test_name_used_by_two_islands_is_ambiguous() -> None:
     names = IslandNames({A: "alpha", B: "alpha"})
     assert names.display(A) == "alpha.aaaaaaaaaa"
     with pytest.raises(Ambiguous) as caught:
@@ -94,7 +94,7 @@ def test_displaying_a_name_does_not_compare_it_with_all_others() -> None:
     assert CountedName.comparisons < 10 * len(islands)
 
 
-def test_names_that_change() -> None:
+def test_changed_names() -> None:
     names = IslandNames({A: "alpha", B: "beta"})
     names.use(B, "alpha")
     assert names.display(A) == "alpha.aaaaaaaaaa"
@@ -118,7 +118,7 @@ def test_a_bounded_number_of_names_is_remembered() -> None:
     assert not names.is_to_remember(A)
 
 
-def test_a_name_that_is_unknown_shows_the_nearest() -> None:
+def test_error_for_an_unknown_name_suggests_similar_names() -> None:
     with pytest.raises(NotFound) as caught:
         IslandNames({A: "observatory", B: "broker"}).resolve("observatori")
     assert "observatory" in caught.value.hint
@@ -126,7 +126,7 @@ def test_a_name_that_is_unknown_shows_the_nearest() -> None:
         IslandNames({}).resolve("")
 
 
-def test_a_prefix_that_fits_two_keys() -> None:
+def test_prefix_of_two_keys_is_ambiguous() -> None:
     names = IslandNames({A: "one", IslandId("aaaa" + "b" * 60): "two"})
     with pytest.raises(Ambiguous, match="matches 2"):
         names.resolve("aaaa")
@@ -145,7 +145,7 @@ def test_a_name_that_looks_like_a_key_prefix_wins() -> None:
         ("other", "ssh://host"),
     ],
 )
-def test_servers_that_may_be_listed(kind: str, url: str) -> None:
+def test_valid_servers(kind: str, url: str) -> None:
     assert core.check_server(kind, url, "a comment, with ünïcode") == kind
 
 
@@ -173,7 +173,7 @@ def test_servers_that_may_be_listed(kind: str, url: str) -> None:
         ("livy", "http://host", "bell\a"),
     ],
 )
-def test_servers_that_may_not(kind: str, url: str, comment: str) -> None:
+def test_invalid_servers(kind: str, url: str, comment: str) -> None:
     with pytest.raises(BadInput) as caught:
         core.check_server(kind, url, comment)
     assert "secret" not in str(caught.value)

@@ -126,7 +126,7 @@ async def _restarts(world: Archipelago) -> None:
 
 
 @pytest.mark.parametrize("weather", [Weather(), BAD], ids=["fair", "bad"])
-def test_a_third_restarts_three_times_and_loses_gossip_db(weather: Weather) -> None:
+def test_a_third_of_the_islands_restart_three_times_without_gossip_db(weather: Weather) -> None:
     simulate(31, _restarts, weather)
 
 
@@ -210,7 +210,7 @@ async def _restored_from_backup(world: Archipelago, *, lose_gossip: bool = True)
 
 
 @pytest.mark.parametrize("weather", [Weather(), BAD], ids=["fair", "bad"])
-def test_an_island_restored_from_a_backup_takes_its_own_log_back_before_it_signs(weather: Weather) -> None:
+def test_island_restored_from_a_backup_gets_its_own_log_before_it_signs(weather: Weather) -> None:
     simulate(61, _restored_from_backup, weather)
 
 
@@ -263,7 +263,7 @@ async def _sparse(world: Archipelago) -> None:
 
 
 @pytest.mark.parametrize("weather", [Weather(), BAD], ids=["fair", "bad"])
-def test_thirty_islands_of_which_each_is_linked_with_few(weather: Weather) -> None:
+def test_thirty_islands_with_few_links_each(weather: Weather) -> None:
     simulate(64, _sparse, weather)
 
 

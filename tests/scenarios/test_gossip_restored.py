@@ -51,7 +51,7 @@ def test_a_restored_island_keeps_its_log(which: int, lose_gossip: bool, offline:
     simulate(21, scenario)
 
 
-def test_while_an_island_waits_its_changes_take_effect_there_and_its_status_says_what_it_waits_for() -> None:
+def test_waiting_island_applies_its_changes_and_reports_why_it_waits() -> None:
     async def scenario(world: Archipelago) -> None:
         islands = await _three(world)
         victim = islands[0]
@@ -73,7 +73,7 @@ def test_while_an_island_waits_its_changes_take_effect_there_and_its_status_says
     simulate(22, scenario)
 
 
-def test_a_session_with_an_island_that_does_not_answer_is_no_reason_to_sign() -> None:
+def test_island_does_not_sign_if_its_only_peer_does_not_answer() -> None:
     async def scenario(world: Archipelago) -> None:
         islands = await _three(world)
         victim = islands[1]
