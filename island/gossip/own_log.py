@@ -69,6 +69,10 @@ class OwnLog:
         self._linked_at: float | None = None
         """When this island was linked again after it had no session; None without a session."""
         self._ready = False
+        self._founded_now = False
+        """Whether this island belonged to no network when it was started: its state.db is no older copy then."""
+        self._only_invited = False
+        """Whether invitations are the only sign of others for which this island waits."""
         self._restored_from_backup = False
         """Whether `island restore` made this state.db, and no peer has shown its head since."""
         self._bytes = 0
@@ -91,7 +95,8 @@ class OwnLog:
                 "this island was restored from a backup and signs no changes until another island is linked, because "
                 "others may have newer entries of its log. `island peer ls` shows which islands can be reached."
             )
-        if self._waits_since is not None and self._clock.monotonic() - self._waits_since >= BOOT_WAIT:
+        waits = self._waits_since is not None and self._clock.monotonic() - self._waits_since >= BOOT_WAIT
+        if waits and not self._only_invited:
             return (
                 "this island has not compared its log with another island since it started, so it signs no changes: "
                 "others may have a newer version of its log. Changes are stored and take effect here, and other "
@@ -121,6 +126,7 @@ class OwnLog:
 
         Batches are copied to the database that is behind.
         """
+        self._founded_now = self._trust.network is None
         self._bytes = await self._state.read(own_log_store.log_bytes)
         self._restored_from_backup = await self._state.read(own_log_store.is_restored)
         async with self._logs.lock:
@@ -307,7 +313,11 @@ class OwnLog:
         if not links:
             self._linked_at = None
             # A backup may be older than the admission of every other island, so that it knows of none.
-            return not self._restored_from_backup and not await self._has_others()
+            expects = self._restored_from_backup or await self._has_others()
+            # A copy of state.db may be older than the first admission too, but have the invitation for it.
+            self._only_invited = not expects and not self._founded_now and await self._trust.has_invited()
+            return not (expects or self._only_invited)
+        self._only_invited = False
         self._linked_at = now if self._linked_at is None else self._linked_at
         linked = now - self._linked_at
         expected = max(links, self._known_others()) if linked < BOOT_SETTLE else links

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -172,7 +173,9 @@ def test_a_key_is_signed_once_in_ten_seconds() -> None:
 
 
 async def _alone(world: Archipelago) -> None:
-    island = await world.add("alone")
+    island = await world.add("alone", admitted=False)
+    assert island.trust is not None
+    await island.trust.invite(["alone:1"])  # founds an archipelago
     await island.put("test/a", b"1")
     await island.g.flush()
     assert [value for _, _, value in island.records("test/")] == [b"1"]
@@ -221,9 +224,15 @@ def test_a_copy_in_gossip_db_restores_an_older_state_db_without_any_peer() -> No
     simulate(62, scenario)
 
 
+def _without_invitations(conn: sqlite3.Connection) -> None:
+    """Delete the invitations, because of which an island that is started expects others."""
+    conn.execute("DELETE FROM invitation")
+
+
 async def _contradicting_copy(world: Archipelago) -> None:
     island = await world.add("alone")
-    await asyncio.sleep(1)
+    await island.state.write(_without_invitations)
+    await asyncio.sleep(2)
     backup = world.backup(island)
     await island.put("test/a", b"1")
     await asyncio.sleep(1)

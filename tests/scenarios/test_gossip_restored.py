@@ -97,6 +97,27 @@ def test_island_does_not_sign_if_its_only_peer_does_not_answer() -> None:
     simulate(24, scenario)
 
 
+def test_founder_restored_to_before_its_first_admission_waits_for_a_session() -> None:
+    async def scenario(world: Archipelago) -> None:
+        founder = await world.add("founder")  # it has issued an invitation, but admitted nobody
+        backup = world.backup(founder)
+        member = await world.add("member")
+        await founder.put("test/new", b"1")
+        await world.until(lambda: len(member.records("test/")) == 1, within=60)
+        await world.crash(founder)
+        world.restore(founder, backup)
+        _alone(world, founder)
+        await world.restart(founder, lose_gossip=True)
+        await founder.put("test/after", b"2")
+        await asyncio.sleep(OFFLINE)
+        assert founder.g.head(founder.id).seq == 0 and founder.g.problems() == []
+        world.network.heal()
+        await world.until(lambda: len(member.records("test/")) == 2 and world.converged(), within=60)
+        assert not member.g.head(founder.id).frozen and founder.g.problems() == []
+
+    simulate(25, scenario)
+
+
 def test_an_island_that_signs_continues_to_sign_without_a_session() -> None:
     async def scenario(world: Archipelago) -> None:
         islands = await _three(world)
