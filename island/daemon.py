@@ -34,8 +34,8 @@ from island.jobs.service import Jobs
 from island.kernel import descriptors, loop_lag, telemetry
 from island.kernel.db import Database, Kind
 from island.kernel.db_file import check_file_version
+from island.kernel.host_resolver import HostResolver
 from island.kernel.loops import LoopFaults, Tasks
-from island.kernel.names import Names
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
 from island.kernel.service_manager import ServiceManager
@@ -113,7 +113,7 @@ class Daemon:
         self._opened = contextlib.ExitStack()
         self.workers = ThreadWorkers(self.publishing, self.streaming)
         self._opened.callback(self.workers.close)
-        self.host_names = Names(self.workers)
+        self.host_resolver = HostResolver(self.workers)
         self.state, self.gossip_db, self.chunks = self._open("state"), self._open("gossip"), self._open("chunks")
         identity = Identity.load(home.key)
         files = descriptors.share(descriptors.limit())
@@ -128,7 +128,7 @@ class Daemon:
             addresses=lambda: self.membership.addresses(),  # noqa: PLW0108 - membership is created after the peers
             hints=lambda: self.discovery.hints(),  # noqa: PLW0108 - so is discovery
             limits=PeerLimits.within(files.peer),
-            names=self.host_names,
+            resolver=self.host_resolver,
         )
         self.peer_checks = PeerChecks(self.peers, clock)
         self.heads = JournalHeads(self.state, self.trust, self.peers, clock, rng)
@@ -240,13 +240,15 @@ class Daemon:
         if own.url:
             if self._livy is None:
                 password = secret_text(self.home.path / own.password_file, "a password") if own.password_file else ""
-                self._livy = LivyClient(own.url, (own.user, password) if own.user else None, names=self.host_names)
+                self._livy = LivyClient(
+                    own.url, (own.user, password) if own.user else None, resolver=self.host_resolver
+                )
             return self._livy
         if not self.engine.running:
             raise EngineFailed(self.engine.problem, code="" if self.engine.installed else "no_engine")
         if self._livy is None or self._livy.url != self.engine.url:
             # The engine was restarted on another port. The old client's connections are closed with its session.
-            self._livy = LivyClient(self.engine.url, self.engine.token, names=self.host_names)
+            self._livy = LivyClient(self.engine.url, self.engine.token, resolver=self.host_resolver)
         return self._livy
 
     async def _close_livy(self) -> None:

@@ -12,7 +12,7 @@ FORMAT = 1
 
 MAX_FILES = 100_000
 
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", max_length=64)]
+Hex64 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", max_length=64)]
 
 
 class ArchivedFile(msgspec.Struct, frozen=True):
@@ -20,7 +20,7 @@ class ArchivedFile(msgspec.Struct, frozen=True):
 
     name: Annotated[str, Meta(min_length=1, max_length=100)]
     size: Annotated[int, Meta(ge=0, le=2**53)]
-    sha256: Digest
+    sha256: Hex64
     modified_ns: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     """When it was modified, in nanoseconds since 1970. Published files are recognized by this time."""
 
@@ -30,7 +30,7 @@ class BackupManifest(msgspec.Struct, frozen=True):
 
     format: Annotated[int, Meta(ge=1, le=2**31)]
     island: Annotated[str, Meta(min_length=1, max_length=64)]
-    key: Digest
+    key: Hex64
     """The public key of the island."""
     version: Annotated[str, Meta(max_length=64)]
     """The version of the program that made the backup."""

@@ -57,7 +57,7 @@ _NODE_BITS = 5
 Size = Annotated[int, Meta(ge=0, le=MAX_FILE)]
 Count = Annotated[int, Meta(ge=0, le=(1 << 62))]
 Moment = Annotated[float, Meta(ge=-1e14, le=1e14)]
-Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Blake3Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
 # --- borders and hashes ---------------------------------------------------------------------
@@ -160,7 +160,7 @@ class IndexRef(Message, frozen=True, kw_only=True):
 
     start: Size
     first: Count
-    page: Digest
+    page: Blake3Hash
 
 
 class HashIndex(Message, frozen=True, kw_only=True):
@@ -187,7 +187,7 @@ class FileEntry(Message, frozen=True, kw_only=True):
 
     path: Annotated[str, Meta(min_length=1, max_length=MAX_PATH)]
     size: Size
-    hash: Digest
+    hash: Blake3Hash
     chunks: Count
     format: Annotated[str, Meta(max_length=32)] = ""
     role: Annotated[str, Meta(max_length=32)] = "data"
@@ -228,7 +228,7 @@ class PageRef(Message, frozen=True, kw_only=True):
     """A reference to a page or node, with sums, coverage and time range of all files below it."""
 
     first: Annotated[str, Meta(min_length=1, max_length=MAX_PATH)]
-    page: Digest
+    page: Blake3Hash
     stats: Annotated[bytes, Meta(max_length=32)] = b""
     files: Count
     size: Count

@@ -157,8 +157,8 @@ class Catalog:
         self._cards_wanted, self._index_wanted, self._sweep_wanted = Signal(), Signal(), Signal()
         needs.gossip.project("dataset", _project_dataset)
         needs.gossip.project("replica", _project_replica)
-        needs.gossip.truth("dataset/", store.own_records)
-        needs.gossip.blobs.also(self._pages.get)
+        needs.gossip.derive("dataset/", store.own_records)
+        needs.gossip.blobs.add_source(self._pages.get)
 
     async def start(self, tasks: Tasks) -> None:
         """Delete unfinished packs, load replicas, open the index, and begin to fetch cards."""
@@ -293,7 +293,7 @@ class Catalog:
         """Spread a committed snapshot, and schedule the deletion of unused pages."""
         self._locals.clear()
         PUBLISHED.inc()
-        self._gossip.poke()
+        self._gossip.publish_soon()
         self._sweep_wanted.set()
 
     async def unpublish(self, who: str, name: str) -> None:
@@ -320,7 +320,7 @@ class Catalog:
     def _withdrawn(self) -> None:
         self._locals.clear()
         self._manifests.clear()
-        self._gossip.poke()
+        self._gossip.publish_soon()
         self._sweep_wanted.set()
 
     def who(self, user: str) -> str:

@@ -35,7 +35,7 @@ class Blobs:
     def __init__(self, state: Database, db: Database, peers: Peers, clock: Clock) -> None:
         self._state, self._db, self._peers, self._clock = state, db, peers, clock
         self._fetching: dict[str, asyncio.Lock] = {}
-        self._also: list[Lookup] = []
+        self._sources: list[Lookup] = []
         peers.on_bulk("gossip.blob", self._serve)
 
     def put(self, conn: sqlite3.Connection, data: bytes) -> str:
@@ -49,16 +49,16 @@ class Blobs:
         """Release one use of an own blob, and delete it after the last."""
         own_log_store.drop_blob(conn, name)
 
-    def also(self, lookup: Lookup) -> None:
+    def add_source(self, lookup: Lookup) -> None:
         """Also serve content that `lookup(hash)` returns: verified bytes that another package stores elsewhere."""
-        self._also.append(lookup)
+        self._sources.append(lookup)
 
     async def local(self, name: str) -> bytes | None:
         """The blob if it is on this island, own or fetched; otherwise None."""
         own = await self._state.read(lambda conn: own_log_store.blob(conn, name))
         if own is not None:
             return own
-        for lookup in self._also:
+        for lookup in self._sources:
             if (found := await lookup(name)) is not None:
                 return found
         return await self._db.read(lambda conn: store.blob(conn, name))

@@ -51,7 +51,7 @@ enough."""
 BOOT_SETTLE = 3.0
 """Seconds after the first session in which others are expected. After that, only linked islands are awaited."""
 
-Truth = Callable[[sqlite3.Connection], dict[str, bytes]]
+Derivation = Callable[[sqlite3.Connection], dict[str, bytes]]
 
 
 class OwnLog:
@@ -60,15 +60,19 @@ class OwnLog:
     def __init__(self, state: Database, db: Database, logs: Logs, trust: Trust, peers: Peers, clock: Clock) -> None:
         self._state, self._db, self._logs = state, db, logs
         self._trust, self._peers, self._clock = trust, peers, clock
-        self.poked = Signal()
+        self.wake = Signal()
         self._fork_problem = ""
-        self._truths: dict[str, Truth] = {}
+        self._derived: dict[str, Derivation] = {}
         self._heard: set[IslandId] = set()
         self._waits_since: float | None = None
         """Since when this island has waited before its first signature; None if it does not wait."""
         self._linked_at: float | None = None
         """When this island was linked again after it had no session; None without a session."""
         self._ready = False
+        self._founded_now = False
+        """Whether this island belonged to no network when it was started: its state.db is no older copy then."""
+        self._only_invited = False
+        """Whether invitations are the only sign of others for which this island waits."""
         self._restored_from_backup = False
         """Whether `island restore` made this state.db, and no peer has shown its head since."""
         self._bytes = 0
@@ -91,7 +95,8 @@ class OwnLog:
                 "this island was restored from a backup and signs no changes until another island is linked, because "
                 "others may have newer entries of its log. `island peer ls` shows which islands can be reached."
             )
-        if self._waits_since is not None and self._clock.monotonic() - self._waits_since >= BOOT_WAIT:
+        waits = self._waits_since is not None and self._clock.monotonic() - self._waits_since >= BOOT_WAIT
+        if waits and not self._only_invited:
             return (
                 "this island has not compared its log with another island since it started, so it signs no changes: "
                 "others may have a newer version of its log. Changes are stored and take effect here, and other "
@@ -112,15 +117,16 @@ class OwnLog:
     def _is_full(self) -> bool:
         return self._bytes > core.MAX_LOG_BYTES - BATCH_LIMIT * 4
 
-    def truth(self, prefix: str, wanted: Truth) -> None:
+    def derive(self, prefix: str, wanted: Derivation) -> None:
         """Register a function that derives the records below `prefix` from other tables of state.db."""
-        self._truths[prefix] = wanted
+        self._derived[prefix] = wanted
 
     async def start(self) -> None:
         """Bring the log in state.db and its copy in gossip.db to the same head, and project all records.
 
         Batches are copied to the database that is behind.
         """
+        self._founded_now = self._trust.network is None
         self._bytes = await self._state.read(own_log_store.log_bytes)
         self._restored_from_backup = await self._state.read(own_log_store.is_restored)
         async with self._logs.lock:
@@ -140,7 +146,7 @@ class OwnLog:
         """Record that `peer` has shown its heads, and that all its batches of this log are stored."""
         if not self._ready and peer not in self._heard:
             self._heard.add(peer)
-            self.poked.set()
+            self.wake.set()
 
     async def project(self, *, whole: bool = False) -> None:
         """Project pending changes into gossip.db, or all records with `whole`."""
@@ -277,11 +283,11 @@ class OwnLog:
         log.warning("gossip.own_log_restored", batches=len(batches), seq=batches[-1].last)
         # `_reconcile` has added the differences to the other tables as pending changes. Project everything again.
         self._projected, self._whole_due = 0, True
-        self.poked.set()
+        self.wake.set()
 
     def _reconcile(self, conn: sqlite3.Connection) -> None:
-        for prefix in sorted(self._truths):
-            own_log_store.replace(conn, prefix, self._truths[prefix](conn))
+        for prefix in sorted(self._derived):
+            own_log_store.replace(conn, prefix, self._derived[prefix](conn))
 
     def _fork(self, why: str) -> None:
         if not self._fork_problem:
@@ -307,7 +313,11 @@ class OwnLog:
         if not links:
             self._linked_at = None
             # A backup may be older than the admission of every other island, so that it knows of none.
-            return not self._restored_from_backup and not await self._has_others()
+            expects = self._restored_from_backup or await self._has_others()
+            # A copy of state.db may be older than the first admission too, but have the invitation for it.
+            self._only_invited = not expects and not self._founded_now and await self._trust.has_invited()
+            return not (expects or self._only_invited)
+        self._only_invited = False
         self._linked_at = now if self._linked_at is None else self._linked_at
         linked = now - self._linked_at
         expected = max(links, self._known_others()) if linked < BOOT_SETTLE else links

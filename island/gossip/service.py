@@ -51,7 +51,7 @@ class Gossip:
         """Load the logs, bring projections up to date, and begin to sign and spread."""
         await self._logs.start()
         await self._own.start()
-        self._own.poked.set()
+        self._own.wake.set()
         tasks.forever("gossip.sign", self._sign, rng=self._rng)
         tasks.forever("gossip.network", self._await_network, rng=self._rng)
         self._spread.start(tasks)
@@ -61,7 +61,7 @@ class Gossip:
     def put(self, conn: sqlite3.Connection, key: str, value: bytes) -> None:
         """Set the record `key` (`kind/rest`, ≤ 200 bytes) to `value` (≤ 4 KiB), in a transaction on state.db.
 
-        Call `poke` after the commit. Raises `BadInput` for an invalid key or a value that is too large,
+        Call `publish_soon` after the commit. Raises `BadInput` for an invalid key or a value that is too large,
         and `Full` if this island has too many records.
         """
         own_log_store.put(conn, key, value)
@@ -74,22 +74,22 @@ class Gossip:
         """The records of this island by key, read from state.db."""
         return {key: value for key, (value, _) in own_log_store.state(conn, prefix).items()}
 
-    def truth(self, prefix: str, wanted: Callable[[sqlite3.Connection], dict[str, bytes]]) -> None:
+    def derive(self, prefix: str, wanted: Callable[[sqlite3.Connection], dict[str, bytes]]) -> None:
         """Register `wanted(conn)`, which derives this island's records below `prefix` from tables of state.db.
 
         It is called at every start, and after a part of the log was restored from peers, so that the
         log agrees with these tables after any restore. Call before `start`.
         """
-        self._own.truth(prefix, wanted)
+        self._own.derive(prefix, wanted)
 
-    def poke(self) -> None:
+    def publish_soon(self) -> None:
         """Project, sign and spread committed changes soon."""
-        self._own.poked.set()
+        self._own.wake.set()
 
     async def flush(self) -> None:
         """Wait until all committed changes are in the projections of this island."""
         await self._own.project()
-        self.poke()
+        self.publish_soon()
 
     # --- records of all islands -------------------------------------------------------------------
 
@@ -148,8 +148,8 @@ class Gossip:
     # --- loops ----------------------------------------------------------------------------------
 
     async def _sign(self) -> None:
-        await self._own.poked.wait(self._wait)
-        self._wait = 1.0  # if the step fails, the poke is consumed: try again after a second
+        await self._own.wake.wait(self._wait)
+        self._wait = 1.0  # if the step fails, the signal is consumed: try again after a second
         delta, self._wait = await self._own.step()
         if delta is not None:
             self._spread.push([delta])
@@ -158,5 +158,5 @@ class Gossip:
         version = self._trust.network_known.version
         if self._trust.network is None:
             return await self._trust.network_known.after(version)
-        self._own.poked.set()
+        self._own.wake.set()
         return ENDED

@@ -130,7 +130,7 @@ class Spread:
         if up:
             self._failures.pop(peer, None)
             self.compare_soon(peer)
-            self._own.poked.set()
+            self._own.wake.set()
         else:
             self._due.pop(peer, None)
             self._logs.forget(peer)

@@ -18,7 +18,7 @@ import aiohttp
 import msgspec
 
 from island.errors import BadInput, Conflict, Denied, EngineFailed, IslandError, NotFound, Unauthenticated
-from island.kernel.names import Names
+from island.kernel.host_resolver import HostResolver
 from island.livy.messages import (
     SESSION_ENDED,
     SESSION_STARTING,
@@ -65,7 +65,7 @@ class LivyClient:
     """A client of one Livy server.
 
     `auth` is a token (sent as Bearer), a pair of user and password, or None. The URL may also
-    contain user and password. `timeout_s` is in seconds, `max_answer` in bytes. `names` resolves the host; without
+    contain user and password. `timeout_s` is in seconds, `max_answer` in bytes. `resolver` resolves the host; without
     it, aiohttp does.
 
     `instance` is the instance id of an embedded engine in the latest answer; None for a stock Livy.
@@ -81,7 +81,7 @@ class LivyClient:
         timeout_s: float = 60.0,
         max_answer: int = MAX_ANSWER,
         session: aiohttp.ClientSession | None = None,
-        names: Names | None = None,
+        resolver: HostResolver | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -97,7 +97,7 @@ class LivyClient:
         self._session = session
         self._own = session is None
         self._closed = False
-        self._names = names
+        self._resolver = resolver
 
     async def __aenter__(self) -> Self:
         return self
@@ -241,7 +241,7 @@ class LivyClient:
             # While the daemon stops, the drivers of jobs may still ask. They must not take this for the end of a job.
             raise EngineFailed(f"the client of Livy at {self.url} is closed")
         if self._session is None:
-            connector = aiohttp.TCPConnector(resolver=WorkerResolver(self._names)) if self._names else None
+            connector = aiohttp.TCPConnector(resolver=WorkerResolver(self._resolver)) if self._resolver else None
             self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector)
         try:
             async with self._session.request(

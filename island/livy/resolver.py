@@ -1,4 +1,4 @@
-"""Lets aiohttp resolve names in worker threads. See `kernel.names`."""
+"""Lets aiohttp resolve host names in worker threads. See `kernel.host_resolver`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import socket
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from island.kernel.names import Names
+from island.kernel.host_resolver import HostResolver
 
 
 class WorkerResolver(AbstractResolver):
     """A resolver for `aiohttp.TCPConnector`."""
 
-    def __init__(self, names: Names) -> None:
-        self._names = names
+    def __init__(self, resolver: HostResolver) -> None:
+        self._resolver = resolver
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Return the addresses of a host; raises `OSError`."""
         try:
-            addresses = await self._names.resolve(host, port, family=family)
+            addresses = await self._resolver.resolve(host, port, family=family)
         except TimeoutError as error:
             # aiohttp would report a `TimeoutError` as that of the whole request, which may have had an effect.
             raise socket.gaierror(socket.EAI_AGAIN, str(error)) from error

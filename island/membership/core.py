@@ -78,7 +78,7 @@ def opinion(contact: Contact, now: float) -> tuple[PeerState, float | None]:
 # Names
 
 
-class Names:
+class IslandNames:
     """The names that islands use now (`current`) and have ever used (`former`), also indexed by name."""
 
     def __init__(

@@ -22,7 +22,7 @@ from island.kernel.ports import Clock, Peers, Rng, Signal, Topic
 from island.kernel.stranger_log import StrangerLog
 from island.kernel.telemetry import gauge
 from island.membership import core, store
-from island.membership.core import Contact, Names, PeerState
+from island.membership.core import Contact, IslandNames, PeerState
 from island.membership.messages import SELF_KEY, SelfRecord, ServerRecord
 from island.membership.store import ServerRow
 from island.trust import journal
@@ -90,7 +90,7 @@ class Membership:
         """Touched when an island, a name, an address, a state or a server changes."""
         self._known: dict[IslandId, _Known] = {}
         self._states: Counter[PeerState] = Counter()
-        self._names = Names()
+        self._names = IslandNames()
         self._lines = StrangerLog("island")
         self._touched: set[IslandId] = set()
         self._servers_touched = False
@@ -107,7 +107,7 @@ class Membership:
         gossip.on_growth(self._on_growth)
         gossip.project("island", _project_island, committed=self._on_island)
         gossip.project("server", _project_server, committed=self._on_server)
-        gossip.truth("server/", _server_records)
+        gossip.derive("server/", _server_records)
         peers.on_link(self._on_link)
 
     async def start(self, tasks: Tasks) -> None:
@@ -262,7 +262,7 @@ class Membership:
 
     async def _commit(self, write: Callable[[sqlite3.Connection], T]) -> T:
         """Write records of this island and wait until they are projected. They spread even after a cancellation."""
-        written = await self._state.write(write, then=lambda _: self._gossip.poke())
+        written = await self._state.write(write, then=lambda _: self._gossip.publish_soon())
         await self._gossip.flush()
         return written
 

@@ -14,8 +14,8 @@ from aiohappyeyeballs import start_connection
 
 from island.config import split_address
 from island.errors import ConfigError, IslandError, PeerMisbehaved, Unreachable
+from island.kernel.host_resolver import HostResolver, NetworkAddress
 from island.kernel.loops import Tasks
-from island.kernel.names import Names, NetworkAddress
 from island.kernel.stranger_log import StrangerLog
 from island.net.half_open import HalfOpen
 from island.net.limits import PeerLimits
@@ -26,7 +26,7 @@ READ_AHEAD = 512 * 1024
 _BATCH = 32
 _NEXT_ADDRESS_S = 0.25
 
-Accepted = Callable[[asyncio.StreamReader, asyncio.StreamWriter, str, Callable[[], None]], Awaitable[None]]
+ConnectionHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, str, Callable[[], None]], Awaitable[None]]
 """Serves a connection: reader, writer, remote `host:port`, and a function to call when the peer has proved its key."""
 
 
@@ -34,10 +34,15 @@ class Listener:
     """The listening socket of the peer port. `start` binds it, `close` closes it."""
 
     def __init__(
-        self, listen: str, context: ssl.SSLContext, limits: PeerLimits, accepted: Accepted, names: Names
+        self,
+        listen: str,
+        context: ssl.SSLContext,
+        limits: PeerLimits,
+        accepted: ConnectionHandler,
+        resolver: HostResolver,
     ) -> None:
         self._listen, self._context, self._limits, self._accepted = listen, context, limits, accepted
-        self._names = names
+        self._resolver = resolver
         self._socket: socket.socket | None = None
         self._tasks: Tasks | None = None
         self._half_open = HalfOpen[socket.socket](limits.shaking, limits.shaking_per_address)
@@ -56,7 +61,7 @@ class Listener:
         """
         host, port = split_address(self._listen, "listen.peer")
         try:
-            found = await self._names.resolve(host, port, flags=socket.AI_PASSIVE)
+            found = await self._resolver.resolve(host, port, flags=socket.AI_PASSIVE)
             self._socket = _bound(found[0].family, found[0].sockaddr)
         except OSError as error:
             raise ConfigError(
@@ -156,12 +161,12 @@ class Listener:
 
 
 async def dial(
-    address: str, context: ssl.SSLContext, limits: PeerLimits, names: Names
+    address: str, context: ssl.SSLContext, limits: PeerLimits, resolver: HostResolver
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Open a TLS connection to `host:port`; raises `OSError`, `TimeoutError` or `ConfigError`."""
     host, port = split_address(address, "address")
     async with asyncio.timeout(limits.connect_s):
-        connection = await _connect(await names.resolve(host, port), host)
+        connection = await _connect(await resolver.resolve(host, port), host)
         return await _encrypt(connection, context, limits.connect_s, listening=False)
 
 
@@ -236,7 +241,7 @@ async def hang_up(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-async def own_addresses(host: str, port: int, names: Names) -> list[str]:
+async def own_addresses(host: str, port: int, resolver: HostResolver) -> list[str]:
     """Return the addresses at which others can dial a port that is bound to `host`, at most 8.
 
     For a wildcard address these are the addresses of this machine.
@@ -247,7 +252,7 @@ async def own_addresses(host: str, port: int, names: Names) -> list[str]:
     if host == "::":
         hosts.add(_source(socket.AF_INET6, "2001:db8::1"))
     with contextlib.suppress(OSError):
-        for found in await names.resolve(socket.gethostname(), port):
+        for found in await resolver.resolve(socket.gethostname(), port):
             if found.family == socket.AF_INET or host == "::":
                 hosts.add(str(found.sockaddr[0]))
     real = sorted(each for each in hosts if each and "%" not in each and not each.startswith("127.") and each != "::1")

@@ -21,9 +21,9 @@ import structlog
 from island.config import is_loopback, split_address
 from island.errors import BadInput, ConfigError, IslandError, NotFound, PeerMisbehaved, PeerRefused, Unreachable
 from island.kernel import codec
+from island.kernel.host_resolver import HostResolver
 from island.kernel.ids import IslandId, NetworkId, island_id, key_bytes
 from island.kernel.loops import Tasks
-from island.kernel.names import Names
 from island.kernel.ports import (
     BulkHandler,
     BulkStream,
@@ -89,18 +89,18 @@ class TlsPeers:
         hints: Callable[[], Mapping[IslandId, Sequence[str]]] = dict,
         relayed: Collection[str] = RELAYED,
         limits: PeerLimits | None = None,
-        names: Names | None = None,
+        resolver: HostResolver | None = None,
     ) -> None:
         self.me: IslandId = identity.id
         self._trust, self._clock, self._rng = trust, clock, rng
         self._limits = limits or PeerLimits()
         self._advertise, self._known, self._hints = advertise, addresses, hints
         self._instance = rng.bytes(16)
-        self._host_names = names or Names(ThreadWorkers())
+        self._resolver = resolver or HostResolver(ThreadWorkers())
         self._certificate = tls.own_certificate_hash(identity)
         self._dialling = tls.dialler_context()
         self._listener = (
-            Listener(listen, tls.listener_context(identity), self._limits, self._accepted, self._host_names)
+            Listener(listen, tls.listener_context(identity), self._limits, self._accepted, self._resolver)
             if listen
             else None
         )
@@ -118,7 +118,7 @@ class TlsPeers:
         self._relay_turns = WeakValueDictionary[IslandId, asyncio.Semaphore]()
         self._meters: dict[IslandId, BandwidthMeter] = {}
         self._learned: dict[IslandId, list[str]] = {}
-        self._names: dict[IslandId, str] = {}
+        self._island_names: dict[IslandId, str] = {}
         self._linked = set[IslandId]()
         """Islands with which there was a control session since the start, and the one at which this island joins."""
         self._not_there: set[tuple[IslandId, str]] = set()
@@ -233,7 +233,7 @@ class TlsPeers:
         if self._listener is not None:
             await self._listener.start(tasks)
             self._own = self._advertise or await own_addresses(
-                self._listener.host, self._listener.port or 0, self._host_names
+                self._listener.host, self._listener.port or 0, self._resolver
             )
         tasks.forever("peers.mesh", functools.partial(self._mesh.look, tasks), rng=self._rng)
 
@@ -265,7 +265,7 @@ class TlsPeers:
         core.check_adoption(self._trust.network, network)
         if inviter == self.me:
             raise BadInput("this island made the invitation itself", hint="Use it at the island that is to join.")
-        self._names.setdefault(inviter, given.name)
+        self._island_names.setdefault(inviter, given.name)
         if self._trust.network is None:
             redeem = functools.partial(self._redeem_at, network, inviter, given.secret)
             await first_that_works(_ways(given.addresses, redeem), given.name)
@@ -310,7 +310,7 @@ class TlsPeers:
 
     def name(self, island: IslandId) -> str:
         """Return the name that an island gave itself, or its key prefix."""
-        return self._names.get(island, island[:10])
+        return self._island_names.get(island, island[:10])
 
     def is_linked(self, island: IslandId) -> bool:
         """Return whether there is a control session with an island."""
@@ -398,7 +398,7 @@ class TlsPeers:
     async def _connected(self, address: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]]:
         """Open a TLS connection and return it with the hash of the certificate; failures become `Unreachable`."""
         try:
-            reader, writer = await dial(address, self._dialling, self._limits, self._host_names)
+            reader, writer = await dial(address, self._dialling, self._limits, self._resolver)
         except (OSError, TimeoutError, ConfigError, ValueError) as error:  # ValueError: not a valid host name
             self._silent.failed(address)
             raise Unreachable(f"{address} cannot be dialled: {_reason(error)}", hint=_dial_hint(address)) from error
@@ -476,7 +476,7 @@ class TlsPeers:
     ) -> PeerSession:
         if self._stopped:
             raise Unreachable(f"{self._trust.name} stops", code="stops")
-        self._names[peer.island] = peer.name
+        self._island_names[peer.island] = peer.name
         self._key_copies.observe(peer.island, peer.instance)
         self._learn(peer.island, peer.addresses)
         given = Established(peer, reader, writer, dialled, address, self._clock, self._limits, self._ended)

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from island.kernel.ids import IslandId
 
 
-class Accepted(Protocol):
+class AcceptedSession(Protocol):
     """An accepted session."""
 
     island: IslandId
@@ -19,7 +19,7 @@ class Accepted(Protocol):
         """Since when the session is not used (monotonic seconds); None if it is, or must not end."""
 
 
-A = TypeVar("A", bound=Accepted)
+A = TypeVar("A", bound=AcceptedSession)
 
 
 def least_useful(accepted: Collection[A]) -> A | None:

@@ -132,7 +132,7 @@ class Replicas:
             patience=(needs.patience or FetchTimeouts()).nothing,
             display=needs.membership.display,
         )
-        needs.gossip.blobs.also(self._manifests.page)
+        needs.gossip.blobs.add_source(self._manifests.page)
         self._fetching: dict[tuple[IslandId, str, str], asyncio.Lock] = {}
         self._tasks: Tasks | None = None
         self._faults: list[tuple[IslandId, str]] = []
@@ -657,7 +657,7 @@ class Replicas:
 
         def published(_: None) -> None:
             self._unannounced.pop((owner, name), None)
-            self._gossip.poke()
+            self._gossip.publish_soon()
 
         if record:
             data = codec.encode(record)
@@ -684,7 +684,7 @@ class Replicas:
                     self._gossip.put(conn, key, data)
 
         await self._state.write(write)
-        self._gossip.poke()
+        self._gossip.publish_soon()
 
     async def _on_dropped(self, replica: ReplicaSnapshot) -> None:
         self._manifests.forget(replica.key)

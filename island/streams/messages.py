@@ -35,11 +35,11 @@ SourceName = Annotated[str, Meta(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9
 Incarnation = Annotated[str, Meta(max_length=16, pattern=r"^[0-9a-f]{16}\Z")]
 PositionBytes = Annotated[bytes, Meta(max_length=MAX_POSITION)]
 SchemaBytes = Annotated[bytes, Meta(max_length=MAX_SCHEMA)]
-Predicate = Annotated[str, Meta(max_length=MAX_PREDICATE)]
-Region = Annotated[str, Meta(max_length=MAX_REGION)]
+PredicateText = Annotated[str, Meta(max_length=MAX_PREDICATE)]
+RegionText = Annotated[str, Meta(max_length=MAX_REGION)]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 Start = Literal["beginning", "now"]
-Stopped = Literal["error", "gap", "stopped"]
+StopState = Literal["error", "gap", "stopped"]
 
 
 class StreamPosition(Message, frozen=True):
@@ -63,8 +63,8 @@ class DescribeRequest(Message, frozen=True):
     MAX_BYTES = 32 * 1024
 
     source: SourceName
-    where: Predicate = ""
-    region: Region = ""
+    where: PredicateText = ""
+    region: RegionText = ""
     start: Start = "now"
 
 
@@ -86,8 +86,8 @@ class ReadRequest(Message, frozen=True):
     source: SourceName
     incarnation: Incarnation
     position: PositionBytes
-    where: Predicate = ""
-    region: Region = ""
+    where: PredicateText = ""
+    region: RegionText = ""
     window: Annotated[int, Meta(ge=65536, le=2**32)] = 8 * 1024 * 1024
 
 
@@ -133,7 +133,7 @@ class EndOfStream(Message, tag_field="t", tag="stop", frozen=True):
 
     MAX_BYTES = 32 * 1024
 
-    state: Stopped
+    state: StopState
     reason: Annotated[str, Meta(max_length=2000)]
 
 

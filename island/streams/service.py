@@ -127,7 +127,7 @@ class Streams:
         self._local: dict[str, BulkHandler] = {}
         self._serving.register(self._local.__setitem__)
         self._serving.register(needs.peers.on_bulk)
-        needs.gossip.truth("source/", self._records)
+        needs.gossip.derive("source/", self._records)
         needs.peers.on_link(self._linked)
         self._changing = asyncio.Lock()
         self._tasks: Tasks | None = None
@@ -191,7 +191,7 @@ class Streams:
                 self._journal(conn, caller, "source.add", name, {"path": str(folder)})
 
             def then(_: None) -> None:
-                self._gossip.poke()
+                self._gossip.publish_soon()
                 self._watch(row)
 
             await self._state.write(write, then=then)
@@ -212,7 +212,7 @@ class Streams:
             def then(_: None) -> None:
                 source.removed = True
                 source.changed.touch()
-                self._gossip.poke()
+                self._gossip.publish_soon()
 
             row = await self._state.read(lambda conn: store.source(conn, name))
             source = self._sources.pop(name)
@@ -276,7 +276,7 @@ class Streams:
             self._decoded,
             self._clock,
             poll=self._poll,
-            poke=self._gossip.poke,
+            poke=self._gossip.publish_soon,
             workers=self._workers,
             processes=self._processes,
             limits=self._limits,

@@ -37,7 +37,7 @@ from island.streams.messages import (
     Heartbeat,
     Lag,
     ReadRequest,
-    Stopped,
+    StopState,
     StreamPosition,
     StreamSchema,
     decode_position,
@@ -381,12 +381,12 @@ class _Reader:
             self._lag_at = self._clock.monotonic()
         return self._lag
 
-    async def _end(self, state: Stopped, reason: str) -> None:
+    async def _end(self, state: StopState, reason: str) -> None:
         await self._flush()
         await self._stream.send(encode(EndOfStream(state=state, reason=reason[:2000])))
         await self._stream.finish()
 
 
-async def _stop(stream: BulkStream, state: Stopped, reason: str) -> None:
+async def _stop(stream: BulkStream, state: StopState, reason: str) -> None:
     await stream.send(encode(EndOfStream(state=state, reason=reason[:2000])))
     await stream.finish()

@@ -202,6 +202,10 @@ class Trust:
         """Whether this island has admitted another one."""
         return await self._state.read(store.has_admissions)
 
+    async def has_invited(self) -> bool:
+        """Whether this island has issued an invitation that is stored, expired or not."""
+        return await self._state.read(store.has_invitations)
+
     async def _found(self, who: str) -> None:
         async with self._founding:
             if self.network is not None:

@@ -51,6 +51,11 @@ def has_admissions(conn: sqlite3.Connection) -> bool:
     return conn.execute("SELECT 1 FROM admission LIMIT 1").fetchone() is not None
 
 
+def has_invitations(conn: sqlite3.Connection) -> bool:
+    """Whether an invitation of this island is stored."""
+    return conn.execute("SELECT 1 FROM invitation LIMIT 1").fetchone() is not None
+
+
 def add_admission(
     conn: sqlite3.Connection, key: IslandId, name: str, secret_hash: bytes, chain: bytes, now: float
 ) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import structlog
 
+from island.kernel.host_resolver import HostResolver
 from island.kernel.ids import IslandId
-from island.kernel.names import Names
 from island.kernel.ports import BulkStream, SystemRng
 from island.kernel.work import ThreadWorkers
 from island.net import tls
@@ -54,7 +54,7 @@ async def bare() -> float:
 
     server = await asyncio.start_server(pour, "127.0.0.1", 0, ssl=tls.listener_context(Identity.generate(SystemRng())))
     port = server.sockets[0].getsockname()[1]
-    reader, writer = await dial(f"127.0.0.1:{port}", tls.dialler_context(), PeerLimits(), Names(ThreadWorkers()))
+    reader, writer = await dial(f"127.0.0.1:{port}", tls.dialler_context(), PeerLimits(), HostResolver(ThreadWorkers()))
     begun = time.perf_counter()
     for _ in range(COUNT):
         await reader.readexactly(BLOCK)

@@ -40,10 +40,10 @@ async def named(island: Island, other: Island) -> None:
 async def put(island: Island, key: str, value: bytes) -> None:
     """Write anything into an island's own log."""
     await island.state.write(lambda conn: island.gossip.put(conn, key, value))
-    island.gossip.poke()
+    island.gossip.publish_soon()
 
 
-async def test_what_is_published_or_withdrawn_is_told_although_its_client_goes_away(tmp_path: Path) -> None:
+async def test_publication_and_withdrawal_spread_even_if_caller_is_cancelled(tmp_path: Path) -> None:
     islands = Islands(tmp_path)
     path = write_table(tmp_path / "data" / "virgo.parquet", 30)
     async with islands.island("beta") as beta, islands.island("alpha") as alpha:
@@ -106,7 +106,7 @@ async def test_a_dataset_is_seen_searched_and_shown_while_its_owner_is_down(tmp_
         assert await beta.catalog.search(SearchQuery(words="messier")) == [view]
 
 
-async def test_withdrawn_is_withdrawn_everywhere(tmp_path: Path) -> None:
+async def test_withdrawn_dataset_disappears_everywhere(tmp_path: Path) -> None:
     islands = Islands(tmp_path)
     async with islands.island("alpha") as alpha, islands.island("beta") as beta:
         path = write_table(tmp_path / "data" / "a.parquet")
@@ -145,7 +145,7 @@ async def test_replicas_are_holders_once_they_are_complete(tmp_path: Path) -> No
         await sees(beta, 1)
         assert (await beta.catalog.resolve("alpha/stars@cccc")).snapshot == old
         await beta.state.write(lambda conn: beta.gossip.delete(conn, f"replica/{me}/stars"))
-        beta.gossip.poke()
+        beta.gossip.publish_soon()
 
         async def gone() -> bool:
             return alpha.catalog.holders(me, "stars", view.snapshot) == [me]
@@ -153,7 +153,7 @@ async def test_replicas_are_holders_once_they_are_complete(tmp_path: Path) -> No
         await until(alpha, gone)
 
 
-async def test_names_that_are_not_there_come_with_the_nearest(tmp_path: Path) -> None:
+async def test_error_for_an_unknown_dataset_suggests_similar_names(tmp_path: Path) -> None:
     islands = Islands(tmp_path)
     async with islands.island("alpha") as alpha, islands.island("beta") as beta:
         await alpha.catalog.publish(WHO, write_table(tmp_path / "data" / "a.parquet"), "galaxies")
@@ -181,7 +181,7 @@ RECORD = DatasetRecord(
 )
 
 
-async def test_bad_records_and_cards_of_a_neighbour_change_nothing_else(tmp_path: Path) -> None:
+async def test_bad_records_and_cards_of_one_island_do_not_affect_others(tmp_path: Path) -> None:
     islands = Islands(tmp_path)
     async with islands.island("alpha") as alpha, islands.island("beta") as beta:
         import msgspec
@@ -240,7 +240,7 @@ async def test_bad_records_and_cards_of_a_neighbour_change_nothing_else(tmp_path
         assert (await alpha.catalog.show("alpha/good")).card is not None
 
 
-async def test_a_neighbours_broken_manifest_is_malformed(tmp_path: Path) -> None:
+async def test_broken_manifest_of_another_island_is_malformed(tmp_path: Path) -> None:
     islands = Islands(tmp_path)
     async with islands.island("alpha") as alpha, islands.island("beta") as beta:
         names: list[str] = []
@@ -256,7 +256,7 @@ async def test_a_neighbours_broken_manifest_is_malformed(tmp_path: Path) -> None
             await alpha.catalog.manifest(beta.trust.me, "../../etc/passwd")
 
 
-async def test_two_datasets_of_one_name_are_told_apart(tmp_path: Path) -> None:
+async def test_two_datasets_with_one_name_are_distinguished(tmp_path: Path) -> None:
     from island.kernel.ids import key_prefix
 
     islands = Islands(tmp_path)

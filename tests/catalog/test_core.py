@@ -40,7 +40,7 @@ def bitmaps(draw: st.DrawFn, order: int | None = None) -> tuple[int, set[int]]:
 
 
 @given(bitmaps())
-def test_a_coverage_comes_back_and_never_grows_much(found: tuple[int, set[int]]) -> None:
+def test_coverage_survives_packing_with_little_growth(found: tuple[int, set[int]]) -> None:
     order, cells = found
     bitmap = bitmap_of(order, cells)
     packed = core.pack_coverage(bitmap)
@@ -49,7 +49,7 @@ def test_a_coverage_comes_back_and_never_grows_much(found: tuple[int, set[int]])
 
 
 @given(bitmaps(5))
-def test_coarser_is_what_the_grid_says(found: tuple[int, set[int]]) -> None:
+def test_coarser_coverage_contains_the_finer_cells(found: tuple[int, set[int]]) -> None:
     _, cells = found
     for order in range(6):
         assert core.coarser(bitmap_of(5, cells), order) == bitmap_of(order, {cell >> 2 * (5 - order) for cell in cells})
@@ -85,7 +85,7 @@ def test_broken_coverages_are_refused(packed: bytes) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_no_bytes_do_more_than_be_no_coverage(packed: bytes) -> None:
+def test_random_bytes_are_malformed_coverages(packed: bytes) -> None:
     try:
         order, bitmap = core.unpack_coverage(packed)
     except Malformed:
@@ -98,7 +98,7 @@ def test_no_bytes_do_more_than_be_no_coverage(packed: bytes) -> None:
 
 @given(bitmaps(4))
 @settings(deadline=None)
-def test_mocs_are_those_of_the_formats(found: tuple[int, set[int]]) -> None:
+def test_mocs_are_equal_to_those_of_the_formats_package(found: tuple[int, set[int]]) -> None:
     _, cells = found
     flags = coverage.unpack_flags(bitmap_of(4, cells))
     text = core.moc_of_coverage(core.pack_coverage(bitmap_of(4, cells)))
@@ -115,12 +115,12 @@ def test_mocs_are_those_of_the_formats(found: tuple[int, set[int]]) -> None:
 
 
 @pytest.mark.parametrize("text", ["5/x", "5/99999999", "99/1", "5/3-1", "-1/2", "5/1-2-3", "a/1", "5/٣"])
-def test_what_is_no_moc_is_refused(text: str) -> None:
+def test_invalid_mocs_are_refused(text: str) -> None:
     with pytest.raises(BadInput):
         core.moc_ranges(text)
 
 
-def test_a_moc_that_is_too_long_gets_coarser_and_never_smaller() -> None:
+def test_long_moc_becomes_coarser_and_never_covers_less() -> None:
     cells = set(range(0, core.cells(5), 2))
     text = core.moc_of_coverage(core.pack_coverage(bitmap_of(5, cells)))
     assert len(text) > 20_000
@@ -132,7 +132,7 @@ def test_a_moc_that_is_too_long_gets_coarser_and_never_smaller() -> None:
 # --- records and cards ----------------------------------------------------------------------
 
 
-def test_the_fullest_record_fits() -> None:
+def test_largest_record_fits_the_limit() -> None:
     noise = random.Random(3).randbytes(1536)
     names, hidden = core.fit_columns(f"column_{n:05d}_é" for n in range(5000))
     assert sum(len(name.encode()) + 1 for name in names) <= 1024
@@ -162,7 +162,7 @@ def test_plain_columns_come_before_nested_ones() -> None:
 
 
 @pytest.mark.parametrize("columns", [10, 3000, 50_000])
-def test_the_fullest_card_fits(columns: int) -> None:
+def test_largest_card_fits_the_limit(columns: int) -> None:
     cells = set(range(0, core.cells(5), 2))
     card = Card(
         snapshot="a" * 64,
@@ -206,7 +206,7 @@ def test_times(text: str, low: float, high: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", "..", "yesterday..", "2019", "2020..2019", "2019-13-01..", "1e9..", "9999..", "2019-02-30.."]
 )
-def test_what_is_no_time_is_refused_with_an_example(text: str) -> None:
+def test_invalid_times_are_refused_with_an_example(text: str) -> None:
     with pytest.raises(BadInput) as caught:
         core.parse_times(text)
     assert "2019-12-01..2019-12-31" in caught.value.hint
@@ -234,7 +234,7 @@ def test_a_query_is_bounded() -> None:
 # --- views ----------------------------------------------------------------------------------
 
 
-def test_views_have_a_long_name_and_a_short_one_where_that_is_clear() -> None:
+def test_views_have_a_long_name_and_a_short_one_if_it_is_unique() -> None:
     assert view_name("obs.one", "gaia-dr3") == "obs_one__gaia_dr3"
     assert view_names([("my.site", "open-ngc")]) == [("my_site__open_ngc", "open_ngc")]
     assert view_names([("a", "x"), ("b", "X"), ("b", "y")]) == [("a__x",), ("b__X",), ("b__y", "y")]

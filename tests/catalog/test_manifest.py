@@ -187,7 +187,7 @@ def paths(count: int, seed: int = 0) -> list[str]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 300, 5000, 40_000])
-async def test_every_file_is_found_again(count: int) -> None:
+async def test_every_file_can_be_looked_up(count: int) -> None:
     pages = Pages()
     stats = FileStats(coverage=join_coverages([bytes((0, 0, 1, 0))]), time=(1.0, 2.0), ranges=(("ra", 0.0, 1.0),))
     listed = built(pages, (plain(path, 100) for path in paths(count)), stats)
@@ -232,12 +232,12 @@ def test_long_paths_still_fit() -> None:
     assert listed.root.files == 2000
 
 
-def test_no_files_make_no_snapshot() -> None:
+def test_snapshot_without_files_is_refused() -> None:
     with pytest.raises(BadInput):
         TreeBuilder("parquet", Pages().sink, join_coverages).finish()
 
 
-def test_a_roll_up_knows_only_what_all_its_files_know() -> None:
+def test_summary_has_only_values_that_all_files_have() -> None:
     pages = Pages()
     builder = TreeBuilder("parquet", pages.sink, join_coverages)
     builder.add(plain("a", 5), FileStats(coverage=bytes((0, 0, 1, 0)), time=(1.0, 2.0)))
@@ -269,13 +269,13 @@ BAD_PATHS = [
 
 
 @pytest.mark.parametrize("path", BAD_PATHS)
-def test_paths_that_could_leave_the_snapshot_are_refused(path: str) -> None:
+def test_paths_outside_the_snapshot_are_refused(path: str) -> None:
     with pytest.raises(Malformed):
         manifest.check_path(path)
 
 
 @pytest.mark.parametrize("path", ["a", "a/b.parquet", "Norder=0/Dir=0/Npix=1.parquet", "…/ü", "..a", "a b"])
-def test_plain_paths_are_taken(path: str) -> None:
+def test_valid_paths_are_accepted(path: str) -> None:
     assert manifest.check_path(path) == path
 
 
@@ -379,7 +379,7 @@ def test_indexes_out_of_order_are_refused() -> None:
 
 @given(st.binary(max_size=400))
 @settings(max_examples=300)
-def test_no_bytes_do_more_than_be_malformed(data: bytes) -> None:
+def test_random_bytes_are_malformed_manifests(data: bytes) -> None:
     entry = FileEntry(path="a", size=100 * CHUNK, hash=b"x" * 32, chunks=100, index=b"i" * 32)
     for decode in (
         lambda: manifest.decode_root(data),
@@ -397,7 +397,7 @@ def test_no_bytes_do_more_than_be_malformed(data: bytes) -> None:
 
 @given(st.data())
 @settings(max_examples=200, deadline=None)
-def test_a_flipped_bit_anywhere_in_a_page_is_not_taken_for_the_page(data: st.DataObject) -> None:
+def test_page_with_a_flipped_bit_is_refused(data: st.DataObject) -> None:
     pages = Pages()
     entry = hashed(pages, "a", bytes(3 * CHUNK + 5), [70_000])
     built(pages, [entry, plain("b", 9)])

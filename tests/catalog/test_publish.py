@@ -102,7 +102,7 @@ async def test_only_new_files_are_read_again(alpha: Island, tmp_path: Path, monk
     assert (resolved.snapshot, resolved.newest, resolved.record.rows) == (first.snapshot, True, 2500)
 
 
-async def test_nothing_new_reads_nothing_and_is_the_same_snapshot(alpha: Island, tmp_path: Path) -> None:
+async def test_publishing_unchanged_files_reads_nothing_and_keeps_the_snapshot(alpha: Island, tmp_path: Path) -> None:
     write_table(tmp_path / "data" / "a.parquet")
     first = await alpha.catalog.publish(WHO, tmp_path / "data", "same")
     totals: list[int] = []
@@ -115,7 +115,7 @@ async def test_nothing_new_reads_nothing_and_is_the_same_snapshot(alpha: Island,
     assert kept.title == "A title"
 
 
-async def test_a_file_that_went_away_leaves_rows_and_coverage(alpha: Island, tmp_path: Path) -> None:
+async def test_removed_file_is_excluded_from_row_count_and_coverage(alpha: Island, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write_table(folder / "a.parquet", 100, ra=10.0)
     write_table(folder / "b.parquet", 100, ra=200.0)
@@ -130,7 +130,7 @@ async def test_a_file_that_went_away_leaves_rows_and_coverage(alpha: Island, tmp
     assert await alpha.catalog.search(SearchQuery(region="circle 10.5 12.5 2"))
 
 
-async def test_changed_bytes_are_told_when_they_are_read(alpha: Island, tmp_path: Path) -> None:
+async def test_changed_bytes_are_reported_when_they_are_read(alpha: Island, tmp_path: Path) -> None:
     path = write_table(tmp_path / "data" / "a.parquet")
     first = await alpha.catalog.publish(WHO, path, "a")
     assert await alpha.catalog.own_file(first.snapshot, "a.parquet") is not None
@@ -207,7 +207,7 @@ async def test_bad_names_are_refused(alpha: Island, tmp_path: Path, name: str) -
     assert "letters" in caught.value.hint
 
 
-async def test_what_cannot_be_published_leaves_nothing(alpha: Island, tmp_path: Path, shared_data: Path) -> None:
+async def test_failed_publish_leaves_nothing(alpha: Island, tmp_path: Path, shared_data: Path) -> None:
     good = write_table(tmp_path / "good" / "a.parquet")
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
@@ -313,7 +313,7 @@ async def test_a_cancelled_publish_leaves_nothing(alpha: Island, tmp_path: Path)
     assert (await alpha.catalog.publish(WHO, path, "a")).rows == 400_000
 
 
-async def test_prepared_and_dropped_is_nothing(alpha: Island, tmp_path: Path) -> None:
+async def test_dropped_snapshot_leaves_nothing(alpha: Island, tmp_path: Path) -> None:
     path = write_table(tmp_path / "data" / "a.parquet", 300_000)
     prepared = await alpha.catalog.prepare(path, "a")
     assert await alpha.catalog.datasets() == []
@@ -362,7 +362,7 @@ async def test_a_restart_keeps_what_was_published(tmp_path: Path) -> None:
         assert totals == []
 
 
-async def test_a_lost_pack_is_told_and_publishing_again_heals(alpha: Island, tmp_path: Path) -> None:
+async def test_lost_pack_is_reported_and_repaired_by_publishing_again(alpha: Island, tmp_path: Path) -> None:
     path = write_table(tmp_path / "data" / "a.parquet")
     view = await alpha.catalog.publish(WHO, path, "a")
     for pack in (alpha.home / "manifests").iterdir():
@@ -445,14 +445,14 @@ async def test_the_newest_64_snapshots_stay(alpha: Island, tmp_path: Path, monke
     assert cards == 3
 
 
-async def test_a_region_that_is_no_region_is_told_with_an_example(alpha: Island) -> None:
+async def test_invalid_region_is_refused_with_an_example(alpha: Island) -> None:
     for region in ("circle 1 2", "circle a b c", "circle 1 2 nan", "round", "circle 0 91 1", "x" * 5000):
         with pytest.raises(BadInput) as caught:
             await alpha.catalog.search(SearchQuery(region=region))
         assert "circle 187.7 12.4 5" in caught.value.hint
 
 
-async def test_words_are_never_syntax(alpha: Island, tmp_path: Path) -> None:
+async def test_search_words_are_not_query_syntax(alpha: Island, tmp_path: Path) -> None:
     path = write_table(tmp_path / "data" / "a.parquet")
     view = await alpha.catalog.publish(WHO, path, "m31_halo", title="Andromeda's halo: (M31) AND more*")
     for words in ('"andromeda', "halo*", "(m31)", "m31 AND more", "halo:", "+halo", "m31_halo", "HALO^", "androm"):
@@ -461,7 +461,7 @@ async def test_words_are_never_syntax(alpha: Island, tmp_path: Path) -> None:
         assert await alpha.catalog.search(SearchQuery(words=words)) == [], words
 
 
-async def test_an_index_that_is_damaged_while_it_is_used_is_made_anew(alpha: Island, tmp_path: Path) -> None:
+async def test_index_damaged_while_in_use_is_rebuilt(alpha: Island, tmp_path: Path) -> None:
     view = await alpha.catalog.publish(WHO, write_table(tmp_path / "data" / "a.parquet"), "a", title="Halo stars")
     assert await alpha.catalog.search(SearchQuery(words="halo")) == [view]
 
@@ -488,7 +488,7 @@ async def pool() -> AsyncIterator[ProcessPool]:
     await made.close()
 
 
-async def test_child_processes_say_the_same_of_files_as_this_process(
+async def test_child_processes_describe_files_as_this_process_does(
     alpha: Island, tmp_path: Path, pool: ProcessPool
 ) -> None:
     folder = tmp_path / "data"

@@ -48,7 +48,7 @@ def test_the_oldest_blobs_are_deleted_while_the_total_exceeds_the_limit(conn: sq
     assert _kept(conn) == ["large", "small"]
 
 
-def test_a_blob_that_is_kept_already_counts_once(conn: sqlite3.Connection) -> None:
+def test_stored_blob_is_counted_once(conn: sqlite3.Connection) -> None:
     for _ in range(5):
         store.keep_blob(conn, "same", bytes(100), 300)
     store.keep_blob(conn, "other", bytes(200), 300)

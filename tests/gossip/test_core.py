@@ -30,7 +30,7 @@ def batches(origin: IslandId, *groups: Sequence[tuple[str, bytes | None]], head:
     return found
 
 
-def test_cut_chains_and_numbers_what_it_cuts() -> None:
+def test_cut_batches_are_chained_and_numbered() -> None:
     one, two = batches(A, [("a/1", b"x"), ("a/2", None)], [("a/1", b"y")])
     assert (one.first, one.last, one.previous) == (1, 2, core.ZERO)
     assert (two.first, two.last, two.previous) == (3, 3, one.hash)
@@ -71,12 +71,12 @@ def test_a_value_over_the_limit() -> None:
 
 
 @given(st.binary(max_size=300))
-def test_noise_is_malformed(noise: bytes) -> None:
+def test_random_bytes_are_malformed(noise: bytes) -> None:
     with pytest.raises(Malformed):
         core.open_batch(noise)
 
 
-def test_judge() -> None:
+def test_verdicts_on_batches() -> None:
     one, two, three = batches(A, [("a/1", b"1")], [("a/1", b"2")], [("a/1", b"3")])
     (fork,) = batches(A, [("a/1", b"other")], head=Head().after(one))
     after_two = Head().after(one).after(two)
@@ -89,7 +89,7 @@ def test_judge() -> None:
     assert core.judge_batch(Head(epoch=2), one) is BatchVerdict.OTHER_EPOCH
 
 
-def test_what_contradicts() -> None:
+def test_contradicting_batches() -> None:
     one, two = batches(A, [("a/1", b"1")], [("a/1", b"2")])
     (wide,) = batches(A, [("a/1", b"1"), ("a/1", b"2")])
     (other,) = batches(B, [("a/1", b"other")])
@@ -104,14 +104,14 @@ def _heads(count: int, seq: int = 1) -> HeadVector:
     return HeadVector({IslandId(f"{n:064x}"): Head(1, seq, n.to_bytes(32)) for n in range(1, count + 1)})
 
 
-def test_equal_positions_say_nothing_but_two_hashes() -> None:
+def test_answer_to_an_equal_digest_has_only_two_hashes() -> None:
     mine, theirs = _heads(5), _heads(5)
     answer = theirs.answer(mine.digest())
     assert (answer.indexed, answer.keyed, answer.more) == ((), (), False)
     assert answer.root == mine.digest().root
 
 
-def test_heads_by_index_where_rosters_agree_and_by_key_where_not() -> None:
+def test_heads_are_indexed_if_rosters_are_equal_and_keyed_if_not() -> None:
     mine, theirs = _heads(5), _heads(5)
     theirs.set(IslandId(f"{3:064x}"), Head(1, 9, bytes(32)))
     asked = mine.digest()
@@ -128,7 +128,7 @@ def test_heads_by_index_where_rosters_agree_and_by_key_where_not() -> None:
     assert answer.indexed == ()
 
 
-def test_many_heads_come_in_pages() -> None:
+def test_many_heads_are_split_into_pages() -> None:
     mine, theirs = _heads(HEADS_A_PAGE * 2), _heads(HEADS_A_PAGE * 2 + 10, seq=2)
     after, wanted, pages = b"", 0, 0
     while True:
@@ -146,7 +146,7 @@ def test_many_heads_come_in_pages() -> None:
     assert (wanted, pages) == (HEADS_A_PAGE * 2 + 10, 3)
 
 
-def test_offers_are_what_the_other_does_not_have() -> None:
+def test_offers_are_the_batches_that_the_peer_lacks() -> None:
     mine, theirs = _heads(6), _heads(3)
     asked = mine.digest()
     heads, until = mine.read(asked, theirs.answer(asked))
@@ -155,7 +155,7 @@ def test_offers_are_what_the_other_does_not_have() -> None:
     assert [int.from_bytes(w.origin) for w in difference.offers] == [4, 5, 6]
 
 
-def test_a_fork_at_the_same_number_is_asked_for() -> None:
+def test_last_batch_is_wanted_if_heads_differ_at_one_seq() -> None:
     mine = HeadVector({A: Head(1, 5, b"\1" * 32)})
     theirs = HeadVector({A: Head(1, 5, b"\2" * 32)})
     asked = mine.digest()
@@ -164,7 +164,7 @@ def test_a_fork_at_the_same_number_is_asked_for() -> None:
     assert want.after == 4
 
 
-def test_frozen_origins_look_the_same_wherever_their_stories_parted() -> None:
+def test_frozen_origins_have_equal_digests_at_all_islands() -> None:
     mine = HeadVector({A: Head(1, 5, b"\1" * 32)})
     theirs = HeadVector({A: Head(1, 7, b"\2" * 32)})
     mine.freeze(A)
@@ -176,7 +176,7 @@ def test_frozen_origins_look_the_same_wherever_their_stories_parted() -> None:
     assert mine.digest() == theirs.digest()
 
 
-def test_answers_that_cannot_be_true() -> None:
+def test_inconsistent_answers_are_malformed() -> None:
     mine = _heads(3)
     asked = mine.digest()
     other = _heads(4).digest().roster
@@ -196,21 +196,21 @@ def _index(count: int) -> tuple[HeadAt, ...]:
     return tuple(HeadAt(epoch=1, seq=1, head=b"x") for _ in range(count))
 
 
-def test_due() -> None:
+def test_due_keys() -> None:
     signed = {"a/1": 100.0, "a/2": 95.0}
     assert core.due_keys(["a/1", "a/2", "a/3"], signed, 103.0) == (["a/3"], 105.0)
     assert core.due_keys(["a/1", "a/2"], signed, 105.0) == (["a/2"], 110.0)
     assert core.due_keys([], signed, 105.0) == ([], None)
 
 
-def test_budget() -> None:
+def test_token_bucket() -> None:
     budget = core.TokenBucket(rate=10, burst=20)
     assert sum(budget.take(1, 5.0) for _ in range(50)) == 20
     assert sum(budget.take(1, 5.5) for _ in range(50)) == 5
     assert sum(budget.take(1, 500.0) for _ in range(50)) == 20
 
 
-def test_recent_is_bounded() -> None:
+def test_recent_hashes_are_bounded() -> None:
     recent = core.RecentHashes(3)
     for number in range(5):
         recent.add(bytes([number]))

@@ -79,7 +79,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     made.close()
 
 
-async def test_a_take_that_is_cancelled_during_its_commit_leaves_memory_and_disk_alike(site: Site) -> None:
+async def test_intake_cancelled_during_commit_leaves_memory_and_disk_equal(site: Site) -> None:
     origin = await site.origin("origin")
     first = origin.delta("test/a")
     await cancelled_while_committing(site.db, lambda: site.logs.take(site.neighbour, [first]))
@@ -90,7 +90,7 @@ async def test_a_take_that_is_cancelled_during_its_commit_leaves_memory_and_disk
     assert await site.stored() == {origin.id: origin.head}
 
 
-async def test_who_takes_next_waits_for_the_commit_of_one_that_was_cancelled(site: Site) -> None:
+async def test_next_intake_waits_for_the_commit_of_a_cancelled_one(site: Site) -> None:
     origin = await site.origin("origin")
     delta = origin.delta("test/a")
     second: list[asyncio.Task[IntakeResult]] = []
@@ -105,7 +105,7 @@ async def test_who_takes_next_waits_for_the_commit_of_one_that_was_cancelled(sit
     assert site.logs.positions.get(origin.id) == origin.head
 
 
-async def test_a_head_that_the_database_has_and_memory_has_not_is_read_again(site: Site) -> None:
+async def test_head_that_is_newer_in_the_database_is_read_again(site: Site) -> None:
     origin = await site.origin("origin")
     first, second = origin.delta("test/a"), origin.delta("test/b")
     await site.logs.take(site.neighbour, [first])
@@ -122,7 +122,7 @@ async def test_a_head_that_the_database_has_and_memory_has_not_is_read_again(sit
     assert site.logs.unstored() == {}
 
 
-async def test_an_origin_that_the_database_refuses_is_named_and_costs_no_other(site: Site) -> None:
+async def test_origin_refused_by_the_database_is_reported_and_others_are_stored(site: Site) -> None:
     good, bad = await site.origin("good"), await site.origin("bad")
     trigger = f"CREATE TRIGGER refuse BEFORE INSERT ON gossip_batches WHEN NEW.origin = '{bad.id}'"
     await site.db.write(lambda conn: conn.execute(f"{trigger} BEGIN SELECT RAISE(ABORT, 'no'); END").rowcount)
@@ -138,7 +138,7 @@ async def test_an_origin_that_the_database_refuses_is_named_and_costs_no_other(s
     assert await site.stored() == {good.id: good.head, bad.id: bad.head}
 
 
-async def test_a_disk_that_fails_is_said_of_every_origin_until_they_are_stored(site: Site) -> None:
+async def test_disk_failure_is_reported_for_each_origin_until_it_is_stored(site: Site) -> None:
     origin = await site.origin("origin")
     delta = origin.delta("test/a")
     fault = Fault(site.db)
@@ -150,7 +150,7 @@ async def test_a_disk_that_fails_is_said_of_every_origin_until_they_are_stored(s
     assert site.logs.unstored() == {}
 
 
-async def test_a_batch_that_came_twice_in_a_message_that_could_not_be_stored_is_stored_later(site: Site) -> None:
+async def test_batch_repeated_in_a_message_that_could_not_be_stored_is_stored_later(site: Site) -> None:
     origin = await site.origin("origin")
     first = origin.delta("test/a")
     Fault(site.db)
@@ -161,7 +161,7 @@ async def test_a_batch_that_came_twice_in_a_message_that_could_not_be_stored_is_
     assert await site.stored() == {origin.id: origin.head}
 
 
-async def test_an_origin_over_its_limit_is_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_origin_over_its_limit_is_reported(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "MAX_KEYS", 2)
     origin = await site.origin("origin")
     await site.logs.take(site.neighbour, [origin.delta("test/a", "test/b")])
@@ -172,7 +172,7 @@ async def test_an_origin_over_its_limit_is_named(site: Site, monkeypatch: pytest
     assert not site.logs.accepts(origin.id)
 
 
-async def test_batches_that_the_database_has_lost_are_stored_again(site: Site) -> None:
+async def test_batches_lost_by_the_database_are_stored_again(site: Site) -> None:
     origin = await site.origin("origin")
     deltas = [origin.delta(f"test/{number}") for number in range(4)]
     await site.logs.take(site.neighbour, deltas[:1])

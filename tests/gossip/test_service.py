@@ -41,7 +41,7 @@ def test_put_delete_and_replace_in_one_transaction(tmp_path: Path) -> None:
     db.close()
 
 
-def test_what_was_never_signed_and_is_not_wanted_needs_no_tombstone(tmp_path: Path) -> None:
+def test_unsigned_record_is_deleted_without_a_tombstone(tmp_path: Path) -> None:
     db = Database.open(tmp_path, "state")
     conn = db._writer
     own_log_store.put(conn, "a/1", None)
@@ -65,7 +65,7 @@ def test_records_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     db.close()
 
 
-def test_a_withdrawn_record_counts_and_the_hint_does_not_advise_it(
+def test_tombstones_count_and_the_hint_does_not_suggest_withdrawing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     db = Database.open(tmp_path, "state")
@@ -92,7 +92,7 @@ async def _pair(world: Archipelago) -> tuple[SimIsland, SimIsland]:
     return one, two
 
 
-def test_deletes_reach_the_others() -> None:
+def test_deletions_reach_other_islands() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _pair(world)
         await one.put("test/a", b"1")
@@ -106,7 +106,7 @@ def test_deletes_reach_the_others() -> None:
     simulate(1, scenario)
 
 
-def test_a_batch_that_could_not_be_copied_at_once_is_pushed_later() -> None:
+def test_batch_that_could_not_be_copied_is_pushed_later() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _pair(world)
         await asyncio.sleep(10)
@@ -138,14 +138,14 @@ def test_many_own_changes_are_announced_and_pulled_not_pushed() -> None:
                 one.g.put(conn, f"test/{number}", bytes(1000))
 
         await one.state.write(write)
-        one.g.poke()
+        one.g.publish_soon()
         await world.until(lambda: len(two.records("test/")) == 200, within=5)
         assert pushed == {"gossip.look": 0}
 
     simulate(11, scenario)
 
 
-def test_a_projection_sees_own_records_at_once_and_is_made_anew_when_its_version_changes() -> None:
+def test_projection_has_own_records_at_once_and_is_rebuilt_for_a_new_version() -> None:
     seen: list[Change] = []
 
     async def scenario(world: Archipelago) -> None:
@@ -181,7 +181,7 @@ def test_a_projection_sees_own_records_at_once_and_is_made_anew_when_its_version
     simulate(2, scenario)
 
 
-def test_a_projection_that_fails_stops_nothing() -> None:
+def test_failing_projection_does_not_stop_the_log() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _pair(world)
 
@@ -197,7 +197,7 @@ def test_a_projection_that_fails_stops_nothing() -> None:
     simulate(3, scenario)
 
 
-def test_a_projection_that_could_not_read_the_disk_is_applied_again() -> None:
+def test_projection_is_applied_again_after_a_disk_error() -> None:
     errors: list[Exception] = [failed_read(), failed_write()]
     seen: list[str] = []
 
@@ -217,7 +217,7 @@ def test_a_projection_that_could_not_read_the_disk_is_applied_again() -> None:
 
 
 @pytest.mark.parametrize("what", ["read", "write"])
-def test_a_disk_that_fails_for_a_while_ends_no_loop(what: str) -> None:
+def test_loops_continue_after_disk_failures(what: str) -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _pair(world)
         await two.put("test/c", b"1")  # to be signed while nothing can be
@@ -239,7 +239,7 @@ def test_a_disk_that_fails_for_a_while_ends_no_loop(what: str) -> None:
 @pytest.mark.parametrize(
     "error", [sqlite3.OperationalError("disk I/O error"), sqlite3.IntegrityError("no"), ValueError("odd")], ids=repr
 )
-def test_one_error_in_anti_entropy_does_not_end_it(error: Exception) -> None:
+def test_anti_entropy_continues_after_an_error(error: Exception) -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _pair(world)
         two.tasks.faults.foreseen = (Exception,)
@@ -255,7 +255,7 @@ def test_one_error_in_anti_entropy_does_not_end_it(error: Exception) -> None:
     simulate(10, scenario)
 
 
-def test_an_origin_that_cannot_be_stored_is_a_problem_until_it_can() -> None:
+def test_origin_that_cannot_be_stored_is_a_problem_until_it_is_stored() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _pair(world)
         refuse = f"CREATE TRIGGER refuse BEFORE INSERT ON gossip_batches WHEN NEW.origin = '{one.id}'"
@@ -272,7 +272,7 @@ def test_an_origin_that_cannot_be_stored_is_a_problem_until_it_can() -> None:
     simulate(8, scenario)
 
 
-def test_the_truth_of_an_owner_is_restored_at_start() -> None:
+def test_derived_records_are_restored_at_start() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _pair(world)
         await one.put("kept/stale", b"0")
@@ -282,7 +282,7 @@ def test_the_truth_of_an_owner_is_restored_at_start() -> None:
         original = Gossip.start
 
         async def start(self: Gossip, tasks: SimTasks) -> None:
-            self.truth("kept/", lambda _: {"kept/a": b"1"})
+            self.derive("kept/", lambda _: {"kept/a": b"1"})
             await original(self, tasks)
 
         Gossip.start = start  # type: ignore[method-assign, assignment]  # the owner registers before the start
@@ -295,7 +295,7 @@ def test_the_truth_of_an_owner_is_restored_at_start() -> None:
     simulate(4, scenario)
 
 
-def test_blobs_come_from_their_owner_or_from_whoever_has_them() -> None:
+def test_blobs_are_fetched_from_their_owner_or_another_holder() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _pair(world)
         three = await world.add("three")
@@ -317,7 +317,7 @@ def test_blobs_come_from_their_owner_or_from_whoever_has_them() -> None:
     simulate(5, scenario)
 
 
-def test_a_blob_that_is_not_what_its_name_says_is_refused_and_another_holder_tried() -> None:
+def test_blob_with_a_wrong_hash_is_refused_and_another_holder_is_asked() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _pair(world)
         three = await world.add("three")
@@ -345,7 +345,7 @@ def test_blob_uses_are_counted(tmp_path: Path) -> None:
     db.close()
 
 
-async def test_the_same_with_threads_files_and_real_time(tmp_path: Path) -> None:
+async def test_gossip_with_real_threads_files_and_time(tmp_path: Path) -> None:
     """Three islands on writer threads and files, three concurrent writers each."""
     network = Network(1, Weather(delay=(0.0, 0.002)), record=False)
     services: list[tuple[Identity, Trust, Gossip, SimPeers, SimTasks, Database, Database]] = []
@@ -374,7 +374,7 @@ async def test_the_same_with_threads_files_and_real_time(tmp_path: Path) -> None
         _, _, gossip, _, _, state, _ = services[number]
         for n in range(20):
             await state.write(lambda conn, n=n: gossip.put(conn, f"test/{writer}-{n}", b"v"))  # type: ignore[misc]
-            gossip.poke()
+            gossip.publish_soon()
 
     await asyncio.gather(*(write(number, writer) for number in range(3) for writer in range(3)))
     async with asyncio.timeout(30):
@@ -393,7 +393,7 @@ async def test_the_same_with_threads_files_and_real_time(tmp_path: Path) -> None
         db.close()
 
 
-def test_signing_at_the_limit_of_the_log_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signing_at_the_limit_of_the_log_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "MAX_LOG_BYTES", 120_000)
 
     async def scenario(world: Archipelago) -> None:

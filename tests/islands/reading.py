@@ -302,7 +302,7 @@ class Gossip:
         self.lookups: list[Callable[[str], Awaitable[bytes | None]]] = []
         self.blobs = self
 
-    def also(self, lookup: Callable[[str], Awaitable[bytes | None]]) -> None:
+    def add_source(self, lookup: Callable[[str], Awaitable[bytes | None]]) -> None:
         self.lookups.append(lookup)
 
     def put(self, _: sqlite3.Connection, key: str, value: bytes) -> None:
@@ -314,7 +314,7 @@ class Gossip:
     def own(self, _: sqlite3.Connection, prefix: str) -> dict[str, bytes]:
         return {key: value for key, value in self.records.items() if key.startswith(prefix)}
 
-    def poke(self) -> None:
+    def publish_soon(self) -> None:
         return
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import island
 from island.catalog.messages import SearchQuery
-from island.kernel.names import Names
+from island.kernel.host_resolver import HostResolver
 from island.kernel.work import (
     BLOCKING_THREADS,
     DISK_THREADS,
@@ -53,7 +53,7 @@ async def test_work_of_other_kinds_goes_on_while_every_blocking_call_is_stuck() 
     workers = ThreadWorkers()
     lane = workers.lane("test")
     async with nothing_answers(workers):
-        task = asyncio.get_running_loop().create_task(Names(workers).resolve("localhost", 80))
+        task = asyncio.get_running_loop().create_task(HostResolver(workers).resolve("localhost", 80))
         assert await workers.disk(sum, [1, 2]) == 3
         assert await workers.cpu(sum, [1, 2]) == 3
         assert await lane.run(sum, [1, 2]) == 3

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from island.errors import Ambiguous, BadInput, NotFound
 from island.kernel.ids import IslandId
 from island.membership import core
-from island.membership.core import Contact, Names
+from island.membership.core import Contact, IslandNames
 
 A, B, C = IslandId("a" * 64), IslandId("b" * 64), IslandId("ab" + "c" * 62)
 
@@ -26,12 +26,12 @@ A, B, C = IslandId("a" * 64), IslandId("b" * 64), IslandId("ab" + "c" * 62)
         (Contact(linked=False, since=100, heard=110), 126, ("down", None)),
     ],
 )
-def test_opinion(contact: Contact, now: float, expected: tuple[str, float | None]) -> None:
+def test_state_of_a_contact(contact: Contact, now: float, expected: tuple[str, float | None]) -> None:
     assert core.opinion(contact, now) == expected
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6), st.booleans(), st.booleans())
-def test_an_opinion_that_changes_by_itself_says_when(
+def test_state_that_changes_with_time_has_the_time_of_the_change(
     since: float, heard: float, later: float, linked: bool, was_linked: bool
 ) -> None:
     contact = Contact(linked, since, heard, was_linked)
@@ -44,8 +44,8 @@ def test_an_opinion_that_changes_by_itself_says_when(
         assert core.opinion(contact, until)[0] != state or core.opinion(contact, until)[1] != until
 
 
-def test_a_unique_name_is_what_people_see() -> None:
-    names = Names({A: "alpha", B: "beta"})
+def test_unique_name_is_displayed_without_key_prefix() -> None:
+    names = IslandNames({A: "alpha", B: "beta"})
     assert names.display(A) == "alpha"
     assert names.resolve("alpha") == A
     assert names.resolve(A) == A
@@ -53,8 +53,8 @@ def test_a_unique_name_is_what_people_see() -> None:
     assert names.resolve("alpha.aaaaaaaaaa") == A
 
 
-def test_one_name_claimed_twice_is_refused() -> None:
-    names = Names({A: "alpha", B: "alpha"})
+def test_name_used_by_two_islands_is_ambiguous() -> None:
+    names = IslandNames({A: "alpha", B: "alpha"})
     assert names.display(A) == "alpha.aaaaaaaaaa"
     with pytest.raises(Ambiguous) as caught:
         names.resolve("alpha")
@@ -63,11 +63,11 @@ def test_one_name_claimed_twice_is_refused() -> None:
 
 
 def test_a_name_never_moves_silently_to_another_key() -> None:
-    names = Names({A: "renamed", B: "alpha"}, {"alpha": frozenset({A, B})})
+    names = IslandNames({A: "renamed", B: "alpha"}, {"alpha": frozenset({A, B})})
     with pytest.raises(Ambiguous, match="was used by another"):
         names.resolve("alpha")
     assert names.display(B) == "alpha.bbbbbbbbbb"
-    gone = Names({A: "renamed"}, {"alpha": frozenset({A})})
+    gone = IslandNames({A: "renamed"}, {"alpha": frozenset({A})})
     with pytest.raises(NotFound) as caught:
         gone.resolve("alpha")
     assert "renamed" in caught.value.hint
@@ -86,7 +86,7 @@ class CountedName(str):
 
 def test_displaying_a_name_does_not_compare_it_with_all_others() -> None:
     islands = [IslandId(f"{number:064x}") for number in range(500)]
-    names = Names({island: CountedName(f"name-{place}") for place, island in enumerate(islands)})
+    names = IslandNames({island: CountedName(f"name-{place}") for place, island in enumerate(islands)})
     for place, island in enumerate(islands):
         names.remember(island, CountedName(f"name-{place}"))
     CountedName.comparisons = 0
@@ -94,8 +94,8 @@ def test_displaying_a_name_does_not_compare_it_with_all_others() -> None:
     assert CountedName.comparisons < 10 * len(islands)
 
 
-def test_names_that_change() -> None:
-    names = Names({A: "alpha", B: "beta"})
+def test_changed_names() -> None:
+    names = IslandNames({A: "alpha", B: "beta"})
     names.use(B, "alpha")
     assert names.display(A) == "alpha.aaaaaaaaaa"
     names.use(B, "gamma")
@@ -108,7 +108,7 @@ def test_names_that_change() -> None:
 
 
 def test_a_bounded_number_of_names_is_remembered() -> None:
-    names = Names({A: "alpha"})
+    names = IslandNames({A: "alpha"})
     for number in range(core.NAMES_KEPT):
         names.use(A, f"name-{number}")
         assert names.is_to_remember(A)
@@ -118,22 +118,22 @@ def test_a_bounded_number_of_names_is_remembered() -> None:
     assert not names.is_to_remember(A)
 
 
-def test_a_name_that_is_unknown_shows_the_nearest() -> None:
+def test_error_for_an_unknown_name_suggests_similar_names() -> None:
     with pytest.raises(NotFound) as caught:
-        Names({A: "observatory", B: "broker"}).resolve("observatori")
+        IslandNames({A: "observatory", B: "broker"}).resolve("observatori")
     assert "observatory" in caught.value.hint
     with pytest.raises(NotFound):
-        Names({}).resolve("")
+        IslandNames({}).resolve("")
 
 
-def test_a_prefix_that_fits_two_keys() -> None:
-    names = Names({A: "one", IslandId("aaaa" + "b" * 60): "two"})
+def test_prefix_of_two_keys_is_ambiguous() -> None:
+    names = IslandNames({A: "one", IslandId("aaaa" + "b" * 60): "two"})
     with pytest.raises(Ambiguous, match="matches 2"):
         names.resolve("aaaa")
 
 
 def test_a_name_that_looks_like_a_key_prefix_wins() -> None:
-    assert Names({A: "beef", IslandId("beef" + "0" * 60): "other"}).resolve("beef") == A
+    assert IslandNames({A: "beef", IslandId("beef" + "0" * 60): "other"}).resolve("beef") == A
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_name_that_looks_like_a_key_prefix_wins() -> None:
         ("other", "ssh://host"),
     ],
 )
-def test_servers_that_may_be_listed(kind: str, url: str) -> None:
+def test_valid_servers(kind: str, url: str) -> None:
     assert core.check_server(kind, url, "a comment, with ünïcode") == kind
 
 
@@ -173,7 +173,7 @@ def test_servers_that_may_be_listed(kind: str, url: str) -> None:
         ("livy", "http://host", "bell\a"),
     ],
 )
-def test_servers_that_may_not(kind: str, url: str, comment: str) -> None:
+def test_invalid_servers(kind: str, url: str, comment: str) -> None:
     with pytest.raises(BadInput) as caught:
         core.check_server(kind, url, comment)
     assert "secret" not in str(caught.value)

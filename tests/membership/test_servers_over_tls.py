@@ -21,7 +21,7 @@ class Listed(Site):
         self.server = UserServer(build(Tokens.load(home), routes, Condition), "127.0.0.1:0")
 
 
-async def test_servers_are_listed_everywhere_and_changed_at_home(tmp_path: Path) -> None:
+async def test_servers_are_listed_everywhere_and_changed_by_their_island(tmp_path: Path) -> None:
     async with (
         Listed(tmp_path / "a", "lapalma").running() as one,
         Listed(tmp_path / "b", "laptop", "").running() as two,

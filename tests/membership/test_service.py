@@ -39,7 +39,7 @@ def _shown(island: SimIsland) -> set[str]:
     return {view.name for view in island.m.views()}
 
 
-def test_servers_of_all_islands_are_listed_everywhere_and_changed_by_their_own_only() -> None:
+def test_servers_are_listed_everywhere_and_changed_by_their_island_only() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _grow(world, "one", "two")
         await one.m.set_own_livy("http://127.0.0.1:8990")
@@ -77,7 +77,7 @@ def test_servers_of_all_islands_are_listed_everywhere_and_changed_by_their_own_o
     simulate(1, scenario)
 
 
-def test_a_server_is_told_to_all_although_who_lists_it_goes_away() -> None:
+def test_server_spreads_even_if_caller_is_cancelled() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _grow(world, "one", "two")
         Gone(one.state)
@@ -91,7 +91,7 @@ def test_a_server_is_told_to_all_although_who_lists_it_goes_away() -> None:
 
 
 @pytest.mark.parametrize("what", ["state", "gossip_db"])
-def test_who_is_learnt_of_while_the_disk_fails_is_known_afterwards(what: str) -> None:
+def test_islands_discovered_during_disk_failure_are_kept(what: str) -> None:
     async def scenario(world: Archipelago) -> None:
         _one, two = await _grow(world, "one", "two")
         method = "write" if what == "state" else "read"
@@ -105,7 +105,7 @@ def test_who_is_learnt_of_while_the_disk_fails_is_known_afterwards(what: str) ->
     simulate(9, scenario)
 
 
-def test_what_others_list_is_checked_before_it_is_shown() -> None:
+def test_invalid_servers_of_other_islands_are_not_shown() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _grow(world, "one", "two")
         for server, record in {
@@ -124,7 +124,7 @@ def test_what_others_list_is_checked_before_it_is_shown() -> None:
     simulate(2, scenario)
 
 
-def test_two_islands_of_one_name() -> None:
+def test_two_islands_with_one_name() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two, three = await _grow(world, "one", "two", "three")
         twin = await world.add("two", identity=Identity.generate(SeededRng("twin")))
@@ -151,7 +151,7 @@ def test_two_islands_of_one_name() -> None:
     simulate(3, scenario)
 
 
-def test_an_island_that_renames_itself_again_and_again_occupies_a_bounded_number_of_names() -> None:
+def test_names_remembered_for_one_island_are_bounded() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _grow(world, "one", "two")
         liar = await Stranger.admitted(world, "liar")
@@ -177,7 +177,7 @@ def test_an_island_that_renames_itself_again_and_again_occupies_a_bounded_number
     simulate(10, scenario)
 
 
-def test_states_and_since_when() -> None:
+def test_states_and_the_times_of_their_changes() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two, three = await _grow(world, "one", "two", "three")
         await asyncio.sleep(30)
@@ -230,7 +230,7 @@ def test_an_island_that_is_not_linked_is_up_while_its_log_grows() -> None:
     simulate(5, scenario)
 
 
-def test_a_restart_with_another_address_is_told() -> None:
+def test_new_address_after_a_restart_is_published() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _grow(world, "one", "two")
         assert one.m.addresses() == {two.id: ["two:8991"]}
@@ -257,7 +257,7 @@ def test_states_of_many_islands_do_not_fill_the_log() -> None:
     simulate(14, scenario)
 
 
-def test_new_entries_of_one_island_renew_only_this_island(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_entries_of_one_island_renew_only_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _grow(world, "one", "two")
         for number in range(100):
@@ -278,7 +278,7 @@ def test_new_entries_of_one_island_renew_only_this_island(monkeypatch: pytest.Mo
     simulate(11, scenario)
 
 
-def test_a_server_changes_although_its_island_lists_as_many_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_can_change_when_its_island_lists_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "MAX_SERVERS", 3)
 
     async def scenario(world: Archipelago) -> None:
@@ -297,7 +297,7 @@ def test_a_server_changes_although_its_island_lists_as_many_as_it_may(monkeypatc
     simulate(13, scenario)
 
 
-def test_a_change_of_a_record_is_told() -> None:
+def test_change_of_a_record_touches_changed() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _grow(world, "one", "two")
         await asyncio.sleep(30)
@@ -309,7 +309,7 @@ def test_a_change_of_a_record_is_told() -> None:
     simulate(12, scenario)
 
 
-def test_a_self_record_that_is_not_one_changes_nothing() -> None:
+def test_malformed_self_record_changes_nothing() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _grow(world, "one", "two")
         await one.put("island/self", b"\xc1")

@@ -15,8 +15,8 @@ import pytest
 
 from island.errors import IslandError, PeerMisbehaved, PeerRefused
 from island.kernel import codec
+from island.kernel.host_resolver import HostResolver
 from island.kernel.ids import NetworkId, key_bytes
-from island.kernel.names import Names
 from island.kernel.ports import SystemRng
 from island.kernel.work import ThreadWorkers
 from island.net import frames, tls
@@ -40,7 +40,7 @@ class Raw:
     @classmethod
     @contextlib.asynccontextmanager
     async def to(cls, address: str) -> AsyncIterator[Raw]:
-        reader, writer = await dial(address, tls.dialler_context(), QUICK, Names(ThreadWorkers()))
+        reader, writer = await dial(address, tls.dialler_context(), QUICK, HostResolver(ThreadWorkers()))
         try:
             yield cls(reader, writer)
         finally:
@@ -247,7 +247,7 @@ async def false_listener(
 
 async def handshake_with(address: str, member: Node, expected: Node) -> IslandError:
     """The error with which a member's dial ends."""
-    reader, writer = await dial(address, tls.dialler_context(), QUICK, Names(ThreadWorkers()))
+    reader, writer = await dial(address, tls.dialler_context(), QUICK, HostResolver(ThreadWorkers()))
     try:
         certificate = tls.presented_certificate_hash(writer.get_extra_info("ssl_object"))
         with pytest.raises(IslandError) as caught:

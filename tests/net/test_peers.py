@@ -17,8 +17,8 @@ import pytest
 from island.cli.demo.demo_island import free_ports
 from island.errors import BadInput, ConfigError, Conflict, Denied, PeerRefused, Unreachable
 from island.kernel.codec import encode
+from island.kernel.host_resolver import HostResolver, NetworkAddress
 from island.kernel.ids import IslandId, key_bytes
-from island.kernel.names import Names, NetworkAddress
 from island.kernel.ports import BulkStream, SystemClock, SystemRng
 from island.kernel.stranger_log import PER_ADDRESS
 from island.kernel.work import ThreadWorkers
@@ -416,7 +416,7 @@ async def test_addresses_that_do_not_answer_do_not_delay_the_relay(tmp_path: Pat
         assert await read(one, other) == EXPECTED
 
 
-class TwoAddresses(Names):
+class TwoAddresses(HostResolver):
     """Resolves every name to two addresses."""
 
     def __init__(self, *addresses: tuple[str, int]) -> None:
@@ -685,11 +685,11 @@ def test_the_meter_counts_only_while_bytes_flow() -> None:
 
 
 async def test_own_addresses() -> None:
-    names = Names(ThreadWorkers())
-    assert await own_addresses("127.0.0.1", 5, names) == ["127.0.0.1:5"]
-    assert await own_addresses("::1", 5, names) == ["[::1]:5"]
+    resolver = HostResolver(ThreadWorkers())
+    assert await own_addresses("127.0.0.1", 5, resolver) == ["127.0.0.1:5"]
+    assert await own_addresses("::1", 5, resolver) == ["[::1]:5"]
     for wild in ("0.0.0.0", "::"):
-        found = await own_addresses(wild, 5, names)
+        found = await own_addresses(wild, 5, resolver)
         assert found and all(each.endswith(":5") and "0.0.0.0" not in each for each in found)
 
 

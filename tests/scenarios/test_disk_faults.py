@@ -134,7 +134,7 @@ def test_one_error_at_any_transaction_is_survived() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_power_cut_loses_what_gossip_db_had_not_synced_and_nothing_that_was_accepted(seed: int) -> None:
+def test_power_cut_loses_only_unsynced_data_of_gossip_db(seed: int) -> None:
     async def scenario(world: Archipelago) -> None:
         victim = await _three(world)
         writers = Writers(world, victim, world.islands[0])

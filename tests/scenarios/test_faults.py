@@ -16,7 +16,7 @@ from tests.standins.faults import Fault, full_disk
 from tests.standins.member import get, member, until, victim
 
 
-async def test_an_island_hears_another_whose_session_was_lost_during_a_commit(tmp_path: Path) -> None:
+async def test_gossip_continues_after_a_session_is_lost_during_a_commit(tmp_path: Path) -> None:
     async with victim(tmp_path) as daemon, member(daemon, tmp_path) as other:
         await other.told(("test/a", b"1"))
         logs, busy, gate, storing = daemon.gossip._logs, threading.Event(), threading.Event(), asyncio.Event()

@@ -51,7 +51,7 @@ def test_a_restored_island_keeps_its_log(which: int, lose_gossip: bool, offline:
     simulate(21, scenario)
 
 
-def test_while_an_island_waits_its_changes_take_effect_there_and_its_status_says_what_it_waits_for() -> None:
+def test_waiting_island_applies_its_changes_and_reports_why_it_waits() -> None:
     async def scenario(world: Archipelago) -> None:
         islands = await _three(world)
         victim = islands[0]
@@ -73,7 +73,7 @@ def test_while_an_island_waits_its_changes_take_effect_there_and_its_status_says
     simulate(22, scenario)
 
 
-def test_a_session_with_an_island_that_does_not_answer_is_no_reason_to_sign() -> None:
+def test_island_does_not_sign_if_its_only_peer_does_not_answer() -> None:
     async def scenario(world: Archipelago) -> None:
         islands = await _three(world)
         victim = islands[1]
@@ -95,6 +95,27 @@ def test_a_session_with_an_island_that_does_not_answer_is_no_reason_to_sign() ->
         await silent.leave()
 
     simulate(24, scenario)
+
+
+def test_founder_restored_to_before_its_first_admission_waits_for_a_session() -> None:
+    async def scenario(world: Archipelago) -> None:
+        founder = await world.add("founder")  # it has issued an invitation, but admitted nobody
+        backup = world.backup(founder)
+        member = await world.add("member")
+        await founder.put("test/new", b"1")
+        await world.until(lambda: len(member.records("test/")) == 1, within=60)
+        await world.crash(founder)
+        world.restore(founder, backup)
+        _alone(world, founder)
+        await world.restart(founder, lose_gossip=True)
+        await founder.put("test/after", b"2")
+        await asyncio.sleep(OFFLINE)
+        assert founder.g.head(founder.id).seq == 0 and founder.g.problems() == []
+        world.network.heal()
+        await world.until(lambda: len(member.records("test/")) == 2 and world.converged(), within=60)
+        assert not member.g.head(founder.id).frozen and founder.g.problems() == []
+
+    simulate(25, scenario)
 
 
 def test_an_island_that_signs_continues_to_sign_without_a_session() -> None:

@@ -73,7 +73,7 @@ class SimIsland:
         else:
             kept = value
             await self.state.write(lambda conn: gossip.put(conn, key, kept))
-        gossip.poke()
+        gossip.publish_soon()
 
     def records(self, prefix: str = "") -> list[tuple[str, str, bytes | None]]:
         """The records of all islands that this island has, as (origin, key, value)."""
@@ -113,14 +113,17 @@ class Archipelago:
         self._invitation = ""
         self._databases: list[Database] = []
 
-    async def add(self, name: str, *, identity: Identity | None = None, announce: bool = True) -> SimIsland:
-        """Create an island, have the first island admit it, and start it."""
+    async def add(
+        self, name: str, *, identity: Identity | None = None, announce: bool = True, admitted: bool = True
+    ) -> SimIsland:
+        """Create an island, have the first island admit it, and start it. It has no network if not `admitted`."""
         identity = identity or Identity.generate(SeededRng(f"{self.seed}/key/{name}/{len(self.islands)}"))
         disk = SimDisk(self._folder / f"{len(self.islands):03d}-{name}")
         workers = self._workers(name, disk, 0)
         island = SimIsland(name, identity, disk, workers, disk.open("state", workers), disk.open("gossip", workers))
         self.islands.append(island)
-        await self._admit(island)
+        if admitted:
+            await self._admit(island)
         await self.start(island, announce=announce)
         return island
 

@@ -26,14 +26,14 @@ from island.net.api import base
 KEY_HEADER = "X-Island-Job-Key"
 _WAIT = 60.0
 
-Names = Annotated[list[Annotated[str, Meta(max_length=300)]], Meta(max_length=64)]
+InputNames = Annotated[list[Annotated[str, Meta(max_length=300)]], Meta(max_length=64)]
 
 
 class NewSession(msgspec.Struct, forbid_unknown_fields=True):
     """The body of `POST /api/v1/sessions`."""
 
     kind: Literal["pyspark", "sql", "shared", "spark", "sparkr"] = "pyspark"
-    inputs: Names = []
+    inputs: InputNames = []
     name: Annotated[str, Meta(max_length=256)] | None = None
     at: Annotated[str, Meta(max_length=100)] = ""
     conf: dict[str, str] = {}

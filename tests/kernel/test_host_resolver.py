@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from island.errors import EngineFailed
-from island.kernel.names import Names
+from island.kernel.host_resolver import HostResolver
 from island.kernel.work import ThreadWorkers
 from island.livy.client import LivyClient
 from tests.islands.sessions import archipelago
@@ -24,7 +24,7 @@ from tests.islands.sessions import archipelago
 STUCK = "observatory.invalid"
 
 
-class Resolver:
+class SystemResolver:
     """The system's resolver, which never answers for one name until it is released."""
 
     def __init__(self) -> None:
@@ -46,8 +46,8 @@ class Resolver:
 
 
 @pytest.fixture
-def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
-    made = Resolver()
+def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[SystemResolver]:
+    made = SystemResolver()
     monkeypatch.setattr(socket, "getaddrinfo", made.getaddrinfo)
     yield made
     made.release()
@@ -67,64 +67,64 @@ def run(main: Callable[[ThreadWorkers], Coroutine[Any, Any, None]]) -> None:
         runner.run(whole())
 
 
-def test_a_stuck_name_has_a_timeout_and_one_look_up_and_delays_no_other(resolver: Resolver) -> None:
+def test_a_stuck_name_has_a_timeout_and_one_look_up_and_delays_no_other(system: SystemResolver) -> None:
     async def main(workers: ThreadWorkers) -> None:
-        names = Names(workers, timeout_s=0.1)
-        stuck = await asyncio.gather(*(names.resolve(STUCK, port) for port in range(100)), return_exceptions=True)
+        resolver = HostResolver(workers, timeout_s=0.1)
+        stuck = await asyncio.gather(*(resolver.resolve(STUCK, port) for port in range(100)), return_exceptions=True)
         assert all(isinstance(error, TimeoutError) and STUCK in str(error) for error in stuck)
-        assert resolver.calls == {STUCK: 1}
-        found = await Names(workers).resolve("localhost", 80)
+        assert system.calls == {STUCK: 1}
+        found = await HostResolver(workers).resolve("localhost", 80)
         assert {each.sockaddr[:2] for each in found} <= {("127.0.0.1", 80), ("::1", 80)} and found
 
     run(main)  # ends although the look-up does not
 
 
-def test_a_name_is_looked_up_again_after_its_answer(resolver: Resolver) -> None:
+def test_a_name_is_looked_up_again_after_its_answer(system: SystemResolver) -> None:
     async def main(workers: ThreadWorkers) -> None:
-        names = Names(workers)
+        resolver = HostResolver(workers)
         for _ in range(2):
-            await names.resolve("localhost", 80)
+            await resolver.resolve("localhost", 80)
         with pytest.raises(socket.gaierror):
-            await names.resolve("no-such-host.invalid", 80)
-        assert resolver.calls == {"localhost": 2, "no-such-host.invalid": 1}
+            await resolver.resolve("no-such-host.invalid", 80)
+        assert system.calls == {"localhost": 2, "no-such-host.invalid": 1}
 
     run(main)
 
 
-def test_numeric_addresses_need_no_thread(resolver: Resolver) -> None:
+def test_numeric_addresses_need_no_thread(system: SystemResolver) -> None:
     async def main(workers: ThreadWorkers) -> None:
-        names = Names(workers)
-        assert (await names.resolve("192.0.2.7", 5))[0].sockaddr == ("192.0.2.7", 5)
-        assert (await names.resolve("::1", 5))[0].sockaddr == ("::1", 5, 0, 0)
-        assert not resolver.calls
+        resolver = HostResolver(workers)
+        assert (await resolver.resolve("192.0.2.7", 5))[0].sockaddr == ("192.0.2.7", 5)
+        assert (await resolver.resolve("::1", 5))[0].sockaddr == ("::1", 5, 0, 0)
+        assert not system.calls
 
     run(main)
 
 
-def test_an_island_is_dialled_at_its_next_address(resolver: Resolver, tmp_path: Path) -> None:
+def test_an_island_is_dialled_at_its_next_address(system: SystemResolver, tmp_path: Path) -> None:
     async def main(_: ThreadWorkers) -> None:
         async with archipelago(tmp_path, 2, mesh=False) as (one, other):
             one.known[other.id] = [f"{STUCK}:1", other.address]
             one.peers.connect_soon()
             await one.linked(other)
-            assert resolver.calls[STUCK] == 1
+            assert system.calls[STUCK] == 1
 
     run(main)
 
 
-def test_the_client_of_livy_uses_the_same_look_ups(resolver: Resolver) -> None:
+def test_the_client_of_livy_uses_the_same_look_ups(system: SystemResolver) -> None:
     async def main(workers: ThreadWorkers) -> None:
-        async with LivyClient(f"http://{STUCK}:1", names=Names(workers, timeout_s=0.1)) as client:
+        async with LivyClient(f"http://{STUCK}:1", resolver=HostResolver(workers, timeout_s=0.1)) as client:
             with pytest.raises(EngineFailed, match=f"no name server answered for {STUCK}"):
                 await client.sessions()
-        assert resolver.calls[STUCK] == 1
+        assert system.calls[STUCK] == 1
 
     run(main)
 
 
 PROGRAM = """
 import asyncio, socket, threading, uvloop
-from island.kernel.names import Names
+from island.kernel.host_resolver import HostResolver
 from island.kernel.work import ThreadWorkers
 socket.getaddrinfo = lambda *_, flags=0, **__: threading.Event().wait() if not flags else numeric()
 def numeric():
@@ -132,7 +132,7 @@ def numeric():
 async def main():
     workers = ThreadWorkers()
     try:
-        await Names(workers, timeout_s=0.1).resolve("observatory.invalid", 1)
+        await HostResolver(workers, timeout_s=0.1).resolve("observatory.invalid", 1)
     except TimeoutError:
         print("timed out")
     workers.close()

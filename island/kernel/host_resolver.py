@@ -26,7 +26,7 @@ class NetworkAddress(NamedTuple):
     sockaddr: tuple[Any, ...]
 
 
-class Names:
+class HostResolver:
     """Looks up names with a timeout. There is at most one look-up of a name at a time; its callers share it."""
 
     def __init__(self, workers: Workers, timeout_s: float = TIMEOUT_S) -> None:
