@@ -20,6 +20,7 @@ from island.client import Api
 from island.home import Endpoint
 from tests.cli.test_jobs import livy_in_thread
 from tests.islands.user_port import site_in_thread
+from tests.servers.daemon import as_from_terminal
 
 COMMAND = [sys.executable, "-m", "island.cli.main"]
 
@@ -42,8 +43,7 @@ def command(url: str, token: str, *arguments: str) -> Iterator[subprocess.Popen[
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # As from a terminal: what a shell starts in the background ignores SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - one call
+        preexec_fn=as_from_terminal,  # noqa: PLW1509 - three calls
     )
     try:
         yield process

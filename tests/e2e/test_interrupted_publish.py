@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from island.cli.demo.demo_island import ISLAND, wait_for
-from tests.servers.daemon import ServedIsland, is_read, running
+from tests.servers.daemon import ServedIsland, as_from_terminal, is_read, running
 
 pytestmark = pytest.mark.e2e
 HOLE = 256 << 30
@@ -52,7 +52,12 @@ def large(tmp_path: Path, small: Path) -> Path:
 def publishing(place: ServedIsland, path: Path) -> subprocess.Popen[bytes]:
     """The command that publishes a file as `a`, once the daemon reads the file."""
     command = [*ISLAND, "--home", str(place.home), "dataset", "publish", str(path), "--name", "a"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=as_from_terminal,  # noqa: PLW1509 - three calls
+    )
     wait_for("the daemon to read", lambda: is_read(place, path) or None)
     return process
 

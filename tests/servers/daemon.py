@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,13 @@ from island.errors import IslandError
 
 NO_ENGINE = '"http://127.0.0.1:9"'
 """A Livy that does not answer, as TOML: with it as `livy.url`, a daemon starts no engine."""
+
+
+def as_from_terminal() -> None:
+    """Restore the usual signals in a child. What a shell starts in the background ignores SIGINT, with nohup SIGHUP."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def island_command(
