@@ -65,7 +65,7 @@ lowest: install
 	$(BIN)/uv venv --quiet --python $(BIN)/python build/lowest
 	$(BIN)/uv pip install --quiet --python build/lowest/bin/python --requirement requirements-lowest.lock
 	$(BIN)/uv pip install --quiet --python build/lowest/bin/python --no-deps --no-build-isolation --editable .
-	build/lowest/bin/python -m pytest --quiet --numprocesses 2 -m "not slow and not spark and not e2e" $(CHECKED) \
+	build/lowest/bin/python -m pytest --quiet --numprocesses 2 --dist loadfile -m "not slow and not spark and not e2e" $(CHECKED) \
 	  $(NOT_CHECKED:%=--ignore=%)
 
 bench: install

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -65,6 +66,7 @@ async def _converge(world: Archipelago) -> None:
     await world.until(world.converged, within=120)
 
 
+@pytest.mark.slow
 @SIMULATED
 @given(st.data())
 def test_any_order_duplication_and_loss_converges(data: st.DataObject) -> None:
@@ -89,6 +91,7 @@ def test_any_order_duplication_and_loss_converges(data: st.DataObject) -> None:
     simulate(data.draw(st.integers(0, 2**16)), scenario, record=False)
 
 
+@pytest.mark.slow
 @SIMULATED
 @given(st.data())
 def test_a_fork_freezes_its_origin_everywhere_and_no_other(data: st.DataObject) -> None:

@@ -40,6 +40,7 @@ async def test_the_engine_imports_nothing_from_the_working_directory(
         await asyncio.wait([run])
 
 
+@pytest.mark.slow
 async def test_the_engine_is_restarted_although_its_port_was_taken(tmp_path: Path) -> None:
     need_spark()
     engine = EmbeddedEngine(tmp_path, Config(IslandSection(name="alpha")), SeededRng(1))

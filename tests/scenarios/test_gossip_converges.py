@@ -60,6 +60,7 @@ def test_thirty_islands_under_loss_duplication_and_reordering() -> None:
     simulate(7, thirty, BAD)
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_are_the_same_to_the_byte_in_any_process() -> None:
     runs = [simulate(11, few, BAD), simulate(11, few, BAD)]
     code = (
@@ -271,6 +272,7 @@ async def _sparse(world: Archipelago) -> None:
     await world.until(lambda: _knows_all(world, "test/", 30), within=200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weather", [Weather(), BAD], ids=["fair", "bad"])
 def test_thirty_islands_with_few_links_each(weather: Weather) -> None:
     simulate(64, _sparse, weather)
