@@ -13,7 +13,7 @@ import functools
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -82,7 +82,7 @@ Such a process uses a third of it before it reads a file.
 """
 
 
-class Stopped(Exception):
+class _Stopped(Exception):
     """Raised inside the daemon's task group to end it."""
 
 
@@ -344,6 +344,21 @@ class Daemon:
             Part("service manager", self._report_ready, self.service_manager.stop),
         ]
 
+    @contextlib.asynccontextmanager
+    async def tasks(self) -> AsyncIterator[Tasks]:
+        """The tasks for `start`. At the end of the block all parts stop, the tasks end, and `close` is called."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                try:
+                    yield Tasks(group, self.faults)
+                finally:
+                    await self.stop()
+                raise _Stopped
+        except* _Stopped:
+            log.info("daemon.stopped", home=str(self.home.path))
+        finally:
+            self.close()
+
     async def start(self, tasks: Tasks) -> None:
         """Start every part, which binds both ports. The island is ready when this returns."""
         for part in self._parts():
@@ -407,19 +422,10 @@ async def run_island(
             check_file_version(home.path / f"{kind}.db", kind)
         _make_private(home, config)
         daemon = Daemon(home, config, clock, rng, service_manager)
-        try:
-            async with asyncio.TaskGroup() as group:
-                try:
-                    await daemon.start(Tasks(group, daemon.faults))
-                    ready(daemon)
-                    await stop.wait()
-                finally:
-                    await daemon.stop()
-                raise Stopped
-        except* Stopped:
-            log.info("daemon.stopped", home=str(home.path))
-        finally:
-            daemon.close()
+        async with daemon.tasks() as tasks:
+            await daemon.start(tasks)
+            ready(daemon)
+            await stop.wait()
 
 
 def _make_private(home: Home, config: Config) -> None:

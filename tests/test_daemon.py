@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from island.daemon import Daemon, Part, Stopped
-from island.kernel.loops import Tasks
+from island.daemon import Daemon, Part
 from island.kernel.ports import SystemClock, SystemRng
 from tests.kernel.process_functions import add
 from tests.standins.faults import Fault
@@ -52,22 +51,13 @@ class Recorded(Daemon):
 
 async def run(daemon: Recorded, *, fail: bool) -> None:
     """Start the daemon, let it use a port and a child process, and stop it, with a disk that fails if `fail`."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            try:
-                await daemon.start(Tasks(group, daemon.faults))
-                daemon.peer_port = daemon.peers.port
-                await daemon.trust.invite(["here:1"])  # only an island with a network offers its last journal head
-                assert await daemon.publishing.run(add, 1, 2) == 3
-                if fail:
-                    Fault(daemon.state, what="read", times=None)
-            finally:
-                await daemon.stop()
-            raise Stopped
-    except* Stopped:
-        pass
-    finally:
-        daemon.close()
+    async with daemon.tasks() as tasks:
+        await daemon.start(tasks)
+        daemon.peer_port = daemon.peers.port
+        await daemon.trust.invite(["here:1"])  # only an island with a network offers its last journal head
+        assert await daemon.publishing.run(add, 1, 2) == 3
+        if fail:
+            Fault(daemon.state, what="read", times=None)
 
 
 async def test_parts_stop_in_the_reverse_order_of_their_start(tmp_path: Path) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from island import config
-from island.daemon import Daemon, Stopped
+from island.daemon import Daemon
 from island.doctor import service
 from island.doctor.core import Finding, failed
 from island.errors import Full
 from island.home import Home
-from island.kernel.loops import Tasks
 from island.kernel.ports import SystemClock, SystemRng
 from island.net.peer_checks import PeerChecks
 from tests.islands.sessions import Node
@@ -66,25 +65,16 @@ async def test_a_running_daemon(tmp_path: Path, private: None) -> None:
     place, settings = made(tmp_path / "here", listen=listen)
     with place.locked():
         daemon = Daemon(place, settings, SystemClock(), SystemRng())
-        try:
-            async with asyncio.TaskGroup() as group:
-                try:
-                    found = await examined(place)  # the daemon does not listen yet
-                    (only,) = about(found, "daemon")
-                    assert only.severity == "problem" and "runs, but cannot be asked" in only.found
-                    assert "may still be starting" in only.advice
-                    await daemon.start(Tasks(group, daemon.faults))
-                    await healthy(daemon)
-                    await changed_since_its_start(daemon)
-                    await with_a_full_disk(daemon)
-                    await seen_by_a_peer(daemon, tmp_path)
-                finally:
-                    await daemon.stop()
-                raise Stopped
-        except* Stopped:
-            pass
-        finally:
-            daemon.close()
+        async with daemon.tasks() as tasks:
+            found = await examined(place)  # the daemon does not listen yet
+            (only,) = about(found, "daemon")
+            assert only.severity == "problem" and "runs, but cannot be asked" in only.found
+            assert "may still be starting" in only.advice
+            await daemon.start(tasks)
+            await healthy(daemon)
+            await changed_since_its_start(daemon)
+            await with_a_full_disk(daemon)
+            await seen_by_a_peer(daemon, tmp_path)
 
 
 async def healthy(daemon: Daemon) -> None:

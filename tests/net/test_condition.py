@@ -12,10 +12,9 @@ import pytest
 
 from island import daemon as daemon_module
 from island.cli.demo.demo_island import ISLAND
-from island.daemon import Daemon, Part, Stopped
+from island.daemon import Daemon, Part
 from island.errors import Full
 from island.kernel.db import Database
-from island.kernel.loops import Tasks
 from island.kernel.ports import SystemClock, SystemRng
 from island.net.condition import Phase, State, decide
 from tests.standins.faults import full_disk
@@ -100,42 +99,33 @@ async def fill(database: Database) -> None:
 async def test_status_and_readyz_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_module, "TRY_SECONDS", 3600.0)
     daemon = Asked(tmp_path / "here", {"livy": {"url": ""}})  # with the embedded engine
-    try:
-        async with asyncio.TaskGroup() as group:
-            try:
-                await daemon.start(Tasks(group, daemon.faults))
-                await until(lambda: daemon.engine.running and not daemon.engine.problem, 60)
-                assert await daemon.ask() == "ready"
-                assert await daemon.metric('island_condition{state="ready"} 1.0')
-                assert await daemon.metric('island_engine_running{kind="embedded"} 1.0')
-                code, out = await daemon.command()
-                assert code == 0 and "state         ready\n" in out
+    async with daemon.tasks() as tasks:
+        await daemon.start(tasks)
+        await until(lambda: daemon.engine.running and not daemon.engine.problem, 60)
+        assert await daemon.ask() == "ready"
+        assert await daemon.metric('island_condition{state="ready"} 1.0')
+        assert await daemon.metric('island_engine_running{kind="embedded"} 1.0')
+        code, out = await daemon.command()
+        assert code == 0 and "state         ready\n" in out
 
-                engine = daemon.engine._process
-                assert engine is not None
-                engine.kill()
-                await until(lambda: not daemon.engine.running)
-                assert await daemon.ask() == "degraded"
-                await until(lambda: daemon.engine.running and not daemon.engine.problem, 60)
-                await until_async(lambda: is_state(daemon, "ready"))
+        engine = daemon.engine._process
+        assert engine is not None
+        engine.kill()
+        await until(lambda: not daemon.engine.running)
+        assert await daemon.ask() == "degraded"
+        await until(lambda: daemon.engine.running and not daemon.engine.problem, 60)
+        await until_async(lambda: is_state(daemon, "ready"))
 
-                await fill(daemon.gossip_db)
-                assert await daemon.ask() == "degraded"
-                assert await daemon.metric('island_condition{state="degraded"} 1.0')
-                await fill(daemon.state)
-                assert await daemon.ask() == "unavailable"
-                assert await daemon.metric('island_condition{state="unavailable"} 1.0')
-                code, out = await daemon.command()
-                assert code == 1 and "state         unavailable\n" in out and "state.db is full" in out
-                await daemon._try_databases()
-                assert await daemon.ask() == "ready"
-            finally:
-                await daemon.stop()
-            raise Stopped
-    except* Stopped:
-        pass
-    finally:
-        daemon.close()
+        await fill(daemon.gossip_db)
+        assert await daemon.ask() == "degraded"
+        assert await daemon.metric('island_condition{state="degraded"} 1.0')
+        await fill(daemon.state)
+        assert await daemon.ask() == "unavailable"
+        assert await daemon.metric('island_condition{state="unavailable"} 1.0')
+        code, out = await daemon.command()
+        assert code == 1 and "state         unavailable\n" in out and "state.db is full" in out
+        await daemon._try_databases()
+        assert await daemon.ask() == "ready"
     assert daemon.states[0] == "starting" and daemon.states[-1] == "stopping"
 
 

@@ -15,7 +15,7 @@ import msgpack
 import structlog
 
 from island import config
-from island.daemon import Daemon, Stopped
+from island.daemon import Daemon
 from island.gossip import core as gossip_core
 from island.gossip.core import Head
 from island.gossip.logs import SIGNATURE
@@ -23,7 +23,6 @@ from island.gossip.messages import Delta, DeltaPage, SignedBatch
 from island.home import Home
 from island.kernel import codec
 from island.kernel.ids import IslandId, key_bytes
-from island.kernel.loops import Tasks
 from island.kernel.ports import SystemClock, SystemRng
 from island.trust.keys import Identity
 from island.trust.users import create_tokens
@@ -57,18 +56,9 @@ async def victim(folder: Path, changes: dict[str, dict[str, Any]] | None = None)
 async def running(place: Home, settings: config.Config) -> AsyncIterator[Daemon]:
     """A running daemon with this home folder."""
     daemon = Daemon(place, settings, SystemClock(), SystemRng())
-    try:
-        async with asyncio.TaskGroup() as group:
-            try:
-                await daemon.start(Tasks(group, daemon.faults))
-                yield daemon
-            finally:
-                await daemon.stop()
-            raise Stopped
-    except* Stopped:
-        pass
-    finally:
-        daemon.close()
+    async with daemon.tasks() as tasks:
+        await daemon.start(tasks)
+        yield daemon
 
 
 def address(daemon: Daemon) -> str:
