@@ -72,7 +72,7 @@ def write_secret(path: Path, content: bytes, *, replace: bool = False) -> None:
             os.fsync(descriptor)
         if replace:
             target.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except FileExistsError as error:
         raise ConfigError(
             f"{path} already exists and is not overwritten", hint="Move it away first if you want a new one."
@@ -177,7 +177,8 @@ def _is_credential(path: Path) -> bool:
     return bool(folder) and path.parent == Path(folder or "")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Sync a folder to disk: files created or renamed in it are there after a crash. Raises `OSError`."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -23,6 +23,7 @@ from island.jobs import store as jobs_store
 from island.kernel.db import Kind, newest_version, written_by_newer
 from island.kernel.db_file import check_content, migrated
 from island.kernel.units import format_bytes
+from island.private_files import sync_folder
 from island.streams import store as streams_store
 from island.trust import journal
 from island.trust import store as trust_store
@@ -263,8 +264,4 @@ def _adapt(home: Home, manifest: BackupManifest, now: float) -> None:
 
 def _sync(folder: Path) -> None:
     for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder, folder.parent):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(path)

@@ -24,6 +24,7 @@ from island.errors import BadInput, Conflict, Full, IslandError
 from island.home import Home
 from island.kernel.db import Kind
 from island.kernel.db_file import copy_database
+from island.private_files import sync_folder
 from island.trust.keys import Identity
 from island.trust.users import TOKEN_FILES, Tokens
 
@@ -179,11 +180,7 @@ def _write(manifest: BackupManifest, paths: list[Path], partial: Path, target: P
         size = os.fstat(descriptor).st_size
     _check_target(target)
     partial.rename(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(target.parent)
     return size
 
 

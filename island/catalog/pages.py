@@ -22,6 +22,7 @@ from island.catalog import store
 from island.errors import Full, IslandError
 from island.kernel.db import Database
 from island.kernel.work import Workers
+from island.private_files import sync_folder
 
 log = structlog.get_logger("island")
 
@@ -72,11 +73,7 @@ class PackWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             self._temporary.rename(self._folder / self._name)
-            folder = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(self._folder)
         except OSError as error:
             raise _full(self._temporary, error) from error
         self._file = None

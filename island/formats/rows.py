@@ -18,6 +18,7 @@ from island.formats import avro_types, parquet
 from island.formats.columns import project_schema
 from island.formats.files import sniff
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
+from island.private_files import sync_folder
 
 MAX_BATCH_ROWS = 65_536
 # Bytes of encoded Avro. The Python objects during decoding take about ten times as much memory.
@@ -89,7 +90,7 @@ def write_parquet(rows: Iterable[Any], path: Path, *, schema: Any = None) -> tup
         count = _write(rows, temporary, schema)
         size = temporary.stat().st_size
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         if error.errno in _NO_SPACE:
             raise Full(f"the disk is full: {path} cannot be written", hint="Free disk space and try again.") from error
@@ -127,14 +128,6 @@ def _write(rows: Iterable[Any], path: Path, schema: Any) -> int:
         file.flush()
         os.fsync(file.fileno())
     return count
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- over the wire ----------------------------------------------------------------------------
