@@ -13,6 +13,7 @@ from island.engine.jvm import find_java
 from island.engine.spark import spark_home
 from island.livy.client import LivyClient
 from island.livy.messages import SessionRequest
+from tests.missing import missing
 from tests.servers.engine import Opened, RunningEngine, need_spark
 
 pytestmark = pytest.mark.spark
@@ -24,8 +25,7 @@ async def test_a_session_starts_with_the_archive_and_with_a_damaged_one(tmp_path
     made = ClassArchive(archive_folder(os.environ, tmp_path), find_java(os.environ), Path(spark_home()))
     path = made.find()
     if path is None:
-        assert os.environ.get("CI") != "true"
-        pytest.skip("there is no class-data archive: run `island engine --prepare`")
+        missing("there is no class-data archive: run `island engine --prepare`")
     used = tmp_path / "archives"
     used.mkdir()
     shutil.copy(path, used)
