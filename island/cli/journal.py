@@ -29,13 +29,15 @@ def journal(
         ),
     ] = False,
     acknowledge: Annotated[
-        str,
+        str | None,
         typer.Option(metavar="REASON", help="Accept that rows are missing, for example after restoring a backup."),
-    ] = "",
+    ] = None,
     as_json: base.Json = False,
 ) -> None:
     """Show the journal of this island, oldest row first."""
-    if acknowledge:
+    if acknowledge is not None:
+        if not acknowledge.strip():
+            raise typer.BadParameter("it needs a reason, which is recorded in the journal", param_hint="--acknowledge")
         base.api().post("/api/v1/journal/acknowledge", {"reason": acknowledge})
         base.say("acknowledged; this is recorded in the journal and sent to the other islands")
         return

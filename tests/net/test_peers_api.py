@@ -181,6 +181,8 @@ async def test_a_journal_that_is_shorter_than_others_know_is_seen_on_both_sides(
         assert code == 1 and "the journal of lapalma does not continue row" in out
 
         assert (await one.command("journal", "--acknowledge", "x", role="user"))[0] == 1
+        code, _, err = await one.command("journal", "--acknowledge", " ")
+        assert code == 2 and "needs a reason" in err
         assert (await one.command("journal", "--acknowledge", "restored the backup of Monday"))[0] == 0
         await asyncio.sleep(STORE_EVERY_S)
         code, _, err = await one.command("journal", "--verify")
