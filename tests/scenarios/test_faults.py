@@ -36,12 +36,14 @@ async def test_gossip_continues_after_a_session_is_lost_during_a_commit(tmp_path
         assert await asyncio.to_thread(busy.wait, 10)
         other.say(("test/b", b"2"))
         await asyncio.wait_for(storing.wait(), 10)
-        daemon.peers._control[other.id].end(Unreachable("cut by the test"))
+        ends = (daemon.peers._control, other.id), (other.peers._control, daemon.trust.me)
+        cut = [control[island] for control, island in ends]
+        cut[0].end(Unreachable("cut by the test"))
         await asyncio.sleep(0)
         gate.set()
         await holding
         await until(lambda: daemon.gossip.head(other.id) == other.head)
-        await until(lambda: daemon.peers.link(other.id) is not None)
+        await until(lambda: all(control.get(island) not in (None, *cut) for control, island in ends))
         await other.told(("test/c", b"3"))
         assert (await daemon.gossip_db.read(store.heads))[other.id] == other.head == daemon.gossip.head(other.id)
         assert (await get(daemon, "/api/v1/island"))["problems"] == []
