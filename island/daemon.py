@@ -28,8 +28,8 @@ from island.formats.limits import ReadLimits
 from island.gossip.service import Gossip
 from island.home import Home
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.embedded_engine import EmbeddedEngine
-from island.jobs.livy_engine import LivyEngine
+from island.jobs.engines.embedded_engine import EmbeddedEngine
+from island.jobs.engines.livy_engine import LivyEngine
 from island.jobs.service import Jobs
 from island.kernel import descriptors, loop_lag, telemetry
 from island.kernel.db import Database, Kind

@@ -18,8 +18,8 @@ from island.catalog import store as catalog_store
 from island.errors import BadInput, ConfigError, Conflict, Full, IslandError
 from island.gossip import own_log_store
 from island.home import Home
-from island.jobs import run_store
-from island.jobs import store as jobs_store
+from island.jobs.executor import store as run_store
+from island.jobs.home import store as jobs_store
 from island.kernel.db import Kind, newest_version, written_by_newer
 from island.kernel.db_file import check_content, migrated
 from island.kernel.units import format_bytes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from island.catalog.ports import Inputs
 from island.config import Config
-from island.jobs.livy_engine import EnginePort
+from island.jobs.engines.livy_engine import EnginePort
 from island.jobs.ports import Datasets, Islands
 from island.kernel.db import Database
 from island.kernel.ports import Clock, Peers, Rng

@@ -41,6 +41,9 @@ RESERVATION_S = 30.0
 LEASE_S = 600.0
 """Default lease: seconds after which an executor ends a job whose home is silent."""
 
+DIVERGED = "diverged"
+"""Code of the refusal of a statement whose number another statement has."""
+
 Hex = Annotated[str, Meta(max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
 JobId = Annotated[str, Meta(max_length=64, min_length=40)]
 Short = Annotated[str, Meta(max_length=256)]

@@ -18,11 +18,14 @@ import structlog
 from island.catalog.messages import ResolvedDataset
 from island.catalog.view_names import view_names
 from island.errors import Ambiguous, BadInput, Denied, NotFound, PeerMisbehaved, PeerRefused
-from island.jobs import core, router, store
+from island.jobs import batch_files, core, router
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import JobExchange
-from island.jobs.executor import Executor
-from island.jobs.forwarding import DECLINE, JobForwarder
+from island.jobs.executor.service import Executor
+from island.jobs.executor.store import JobRun
+from island.jobs.home import requests, store, views
+from island.jobs.home.driver import DECLINE, JobForwarder
+from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import (
     MAX_CODE,
     MAX_FILE,
@@ -43,8 +46,6 @@ from island.jobs.messages import (
     StopRequest,
 )
 from island.jobs.router import RoutingDecision
-from island.jobs.run_store import JobRun
-from island.jobs.store import JobRow, StatementRow
 from island.kernel import codec
 from island.kernel.ids import DatasetName, IslandId, is_job_id, job_id
 from island.kernel.loops import Tasks
@@ -115,7 +116,7 @@ class Jobs:
 
     async def start(self, tasks: Tasks) -> None:
         """Resume unfinished runs, then unfinished jobs, whose drivers ask for their runs."""
-        await self._state.write(store.drop_files)
+        await self._state.write(batch_files.drop_unused)
         await self.executor.start(tasks)
         await self.forwarding.start(tasks)
 
@@ -222,11 +223,11 @@ class Jobs:
     ) -> JobRow:
         if refusal := refused_conf(work.conf):
             raise refusal
-        if bad := core.refused_keys(work.conf):
+        if bad := requests.refused_keys(work.conf):
             raise rejected(f"Blacklisted configuration values in session config: {', '.join(bad)}")
         if key is not None and not 0 < len(key) <= _MAX_KEY:
             raise BadInput(f"an idempotency key must have 1 to {_MAX_KEY} characters")
-        pin = self._membership.resolve(text) if (text := core.pinned(queue)) else ""
+        pin = self._membership.resolve(text) if (text := requests.pinned(queue)) else ""
         now = self._clock.wall()
         job = job_id(now, self._rng.bytes(10), self._trust.me)
         digest = core.request_hash(work.kind, shown)
@@ -239,8 +240,10 @@ class Jobs:
                 return earlier, False
             if name and (holder := store.living_name(conn, work.kind, name)) is not None:
                 raise duplicate_name(name, holder)
-            if store.living_of(conn, caller.user) >= core.MAX_SESSIONS_OF_USER:
-                raise rejected(f"{core.MAX_SESSIONS_OF_USER} sessions and batches of {caller.user} have not ended yet.")
+            if store.living_of(conn, caller.user) >= requests.MAX_SESSIONS_OF_USER:
+                raise rejected(
+                    f"{requests.MAX_SESSIONS_OF_USER} sessions and batches of {caller.user} have not ended yet."
+                )
             local = store.next_local(conn)
             store.insert(
                 conn,
@@ -258,7 +261,7 @@ class Jobs:
                 created=now,
             )
             if work.file_hash and not problem:
-                store.keep_file(conn, work.file_hash, data)
+                batch_files.keep(conn, work.file_hash, data)
             inputs = [str(ref) for ref in work.inputs]
             store.first_log(conn, job, now, f"job {job}, inputs: {', '.join(inputs) or 'none'}")
             if problem:
@@ -289,7 +292,7 @@ class Jobs:
 
     async def _inputs_of(self, conf: dict[str, str]) -> tuple[InputRef, ...]:
         found: list[ResolvedDataset] = []
-        for text in core.named_inputs(conf):
+        for text in requests.named_inputs(conf):
             resolved = await self._catalog.resolve(DatasetName.parse(text))
             if all((r.owner, r.name) != (resolved.owner, resolved.name) for r in found):
                 found.append(resolved)
@@ -779,12 +782,12 @@ def _named(conn: sqlite3.Connection, kind: str, key: int | str) -> JobRow | None
 def _state(conn: sqlite3.Connection, job: JobRow) -> str:
     if job.live and job.stop:
         return "shutting_down"
-    return core.session_state(job.state, job.state == "idle" and store.is_busy(conn, job.id))
+    return views.session_state(job.state, job.state == "idle" and store.is_busy(conn, job.id))
 
 
 def _summary(conn: sqlite3.Connection, job: JobRow) -> JobSummary:
     notes = [text for _, text in store.log_lines(conn, job.id)]
-    return JobSummary(job, _state(conn, job), core.livy_log(job.engine_log, notes))
+    return JobSummary(job, _state(conn, job), views.livy_log(job.engine_log, notes))
 
 
 def _summary_size(summary: JobSummary | None) -> int:

@@ -15,10 +15,10 @@ import structlog
 from aiohttp import web
 
 from island.errors import IslandError, Unauthenticated
-from island.jobs import core
+from island.jobs.home import views
+from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import StatementReport
 from island.jobs.service import Jobs, JobSummary
-from island.jobs.store import JobRow, StatementRow
 from island.livy import requests
 from island.livy.messages import (
     AppInfo,
@@ -335,7 +335,7 @@ def session_view(summary: JobSummary) -> SessionView:
         state=summary.state,
         kind=job.work.language,
         app_info=_app_info(job),
-        log=core.short_log(summary.log),
+        log=views.short_log(summary.log),
         ttl=request.ttl,
         idle_timeout=request.idle_timeout,
         driver_memory=request.driver_memory,
@@ -358,7 +358,7 @@ def batch_view(summary: JobSummary) -> BatchView:
         state=summary.state,
         app_id=job.app_id or None,
         app_info=_app_info(job),
-        log=core.short_log(summary.log),
+        log=views.short_log(summary.log),
     )
 
 

@@ -25,7 +25,7 @@ from island.backup import archive, core, restoring, saving
 from island.backup.messages import ArchivedFile, BackupManifest
 from island.errors import BadInput, ConfigError, Conflict, Corrupt, Full, IslandError
 from island.home import Home
-from island.jobs.store import next_local
+from island.jobs.home.store import next_local
 from island.kernel.db import newest_version
 from island.kernel.db_file import copy_database
 from island.trust import journal

@@ -19,7 +19,7 @@ ALLOWED = {
     "engine/class_archive.py:make": "a folder of the engine's own, in a process of its own",
     "engine/lifecycle.py:live": "a folder of the engine's own, in a process of its own",
     "engine/lifecycle.py:_run": "a folder of the engine's own, in a process of its own",
-    "jobs/embedded_engine.py:_run_once": "the folders with Python's modules",
+    "jobs/engines/embedded_engine.py:_run_once": "the folders with Python's modules",
     "kernel/processes.py:_start": "the folders with Python's modules",
     "trust/service.py:_found": "one file in the home folder, once in its life",
 }

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = "The layers: what stands higher may import what stands lower"
+ROLES = "Inside jobs: home and executor are roles of their own, which meet in the service and in messages"
 ENGINE = "The engine imports only livy, kernel, private_files and errors"
 AIOHTTP = "aiohttp is imported by these modules only"
 DATA = "Arrow, Avro and astronomy's libraries are imported by these modules only"
@@ -26,6 +27,8 @@ PURE = "Pure modules reach no input or output, clock, randomness or logging, dir
 BREACHES = [
     (LAYERS, "trust/late.py", "import island.gossip.core"),
     (LAYERS, "newcomer/late.py", ""),  # a package that no layer names
+    (ROLES, "jobs/home/late.py", "import island.jobs.executor.store"),
+    (ROLES, "jobs/executor/late.py", "import island.jobs.home.reports"),
     (ENGINE, "engine/late.py", "import island.config"),
     (ENGINE, "engine/late.py", "import island.newcomer.late"),
     (AIOHTTP, "net/late.py", "import aiohttp"),

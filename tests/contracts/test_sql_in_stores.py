@@ -14,7 +14,7 @@ ISLAND = Path(__file__).resolve().parents[2] / "island"
 STORES = {
     "cli/demo/data.py": "reads the database of OpenNGC, which is not island's",
     "gossip/own_log_store.py": "the own log",
-    "jobs/run_store.py": "what an executor keeps of a job",
+    "jobs/batch_files.py": "the files of batches, which home and executor share",
     "kernel/db.py": "migrations and transactions",
     "kernel/db_file.py": "versions and checks of whole files",
     "trust/journal.py": "the journal",

@@ -16,7 +16,7 @@ from island.catalog.service import Catalog, CatalogDependencies
 from island.config import parse
 from island.gossip.service import Gossip
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.livy_engine import EnginePort, LivyEngine
+from island.jobs.engines.livy_engine import EnginePort, LivyEngine
 from island.jobs.service import Jobs
 from island.kernel.db import Database
 from island.kernel.loops import Tasks

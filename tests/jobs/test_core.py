@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from island.config import JobsSection
 from island.errors import BadInput
 from island.jobs import core
+from island.jobs.executor import policy, texts
+from island.jobs.home import hints, requests, views
 from island.jobs.messages import MAX_HOPS, Envelope, InputRef, StatementReport
 
 ME, HOME = "b" * 64, "a" * 64
@@ -34,31 +36,31 @@ ME, HOME = "b" * 64, "a" * 64
     ],
 )
 def test_settings_that_no_client_may_send(key: str) -> None:
-    assert core.refused_keys({key: "x", "spark.sql.shuffle.partitions": "2"}) == [key]
+    assert requests.refused_keys({key: "x", "spark.sql.shuffle.partitions": "2"}) == [key]
 
 
 def test_settings_of_foreign_jobs_are_an_allow_list() -> None:
     fine = {"spark.sql.shuffle.partitions": "2", "spark.driver.memory": "1g", "spark.island.inputs": "a/b"}
-    assert core.refused_keys(fine) == core.refused_foreign_keys(fine) == []
+    assert requests.refused_keys(fine) == policy.refused_foreign_keys(fine) == []
     own = {"spark.golden": "1", "spark.sql.extensions": "x", "spark.serializer": "x"}
-    assert core.refused_keys(own) == []
-    assert core.refused_foreign_keys(own) == sorted(own)
+    assert requests.refused_keys(own) == []
+    assert policy.refused_foreign_keys(own) == sorted(own)
 
 
 def test_inputs_are_a_comma_separated_list() -> None:
-    assert core.named_inputs({"spark.island.inputs": " a/b, c/d@abcd ,,a/b"}) == ["a/b", "c/d@abcd"]
-    assert core.named_inputs({}) == []
+    assert requests.named_inputs({"spark.island.inputs": " a/b, c/d@abcd ,,a/b"}) == ["a/b", "c/d@abcd"]
+    assert requests.named_inputs({}) == []
     with pytest.raises(BadInput, match="65 inputs"):
-        core.named_inputs({"spark.island.inputs": ",".join(f"a/{n}" for n in range(65))})
+        requests.named_inputs({"spark.island.inputs": ",".join(f"a/{n}" for n in range(65))})
 
 
 def test_each_view_of_an_input_has_its_path() -> None:
     ref = InputRef(owner=HOME, owner_name="a", name="x", snapshot="0" * 64, views=("a__x", "x"))
-    assert core.input_conf([(ref, "/p")]) == {"spark.island.path.a__x": "/p", "spark.island.path.x": "/p"}
+    assert texts.input_conf([(ref, "/p")]) == {"spark.island.path.a__x": "/p", "spark.island.path.x": "/p"}
 
 
 @pytest.mark.parametrize(
-    ("policy", "named", "key"),
+    ("section", "named", "key"),
     [
         (JobsSection(), False, "jobs.accept_from"),
         (JobsSection(foreign_code="any", same_user=True), False, "jobs.accept_from"),
@@ -68,10 +70,10 @@ def test_each_view_of_an_input_has_its_path() -> None:
         (JobsSection(accept_from=["members"], foreign_code="any", same_user=True), False, ""),
     ],
 )
-def test_a_foreign_job_needs_all_three_keys(policy: JobsSection, named: bool, key: str) -> None:
-    refusal = core.policy_refusal(policy, HOME, "h", is_home=False, named=named)
+def test_a_foreign_job_needs_all_three_keys(section: JobsSection, named: bool, key: str) -> None:
+    refusal = policy.policy_refusal(section, HOME, "h", is_home=False, named=named)
     assert key in refusal if key else refusal == ""
-    assert core.policy_refusal(policy, HOME, "h", is_home=True, named=False) == ""
+    assert policy.policy_refusal(section, HOME, "h", is_home=True, named=False) == ""
 
 
 def envelope(**change: Any) -> Envelope:
@@ -88,17 +90,17 @@ def envelope(**change: Any) -> Envelope:
 
 
 def test_envelopes_that_are_not_acceptable() -> None:
-    assert core.envelope_problem(envelope(), HOME, ME) == ""
-    assert "only its home" in core.envelope_problem(envelope(), "c" * 64, ME)
-    assert "already passed through" in core.envelope_problem(envelope(path=(HOME, ME)), HOME, ME)
-    assert "does not begin at its home" in core.envelope_problem(envelope(path=(ME,)), HOME, ME)
-    assert "not pass through more islands" in core.envelope_problem(envelope(hops=0), HOME, ME)
-    assert "not belong" in core.envelope_problem(envelope(home="c" * 64, path=("c" * 64,)), "c" * 64, ME)
+    assert policy.envelope_problem(envelope(), HOME, ME) == ""
+    assert "only its home" in policy.envelope_problem(envelope(), "c" * 64, ME)
+    assert "already passed through" in policy.envelope_problem(envelope(path=(HOME, ME)), HOME, ME)
+    assert "does not begin at its home" in policy.envelope_problem(envelope(path=(ME,)), HOME, ME)
+    assert "not pass through more islands" in policy.envelope_problem(envelope(hops=0), HOME, ME)
+    assert "not belong" in policy.envelope_problem(envelope(home="c" * 64, path=("c" * 64,)), "c" * 64, ME)
 
 
 def test_a_short_output_is_left_as_it_is() -> None:
-    assert core.cut_output('{"status": "ok"}') == '{"status": "ok"}'
-    assert core.cut_output("") == ""
+    assert texts.cut_output('{"status": "ok"}') == '{"status": "ok"}'
+    assert texts.cut_output("") == ""
 
 
 @given(st.integers(1000, 20_000), st.sampled_from(["text", "rows", "error", "png"]))
@@ -110,7 +112,7 @@ def test_a_large_output_is_cut_with_a_notice(size: int, kind: str) -> None:
         "png": {"status": "ok", "data": {"image/png": "A" * size * 2}},
     }
     text = json.dumps(shapes[kind], ensure_ascii=False)
-    cut = core.cut_output(text, 1000)
+    cut = texts.cut_output(text, 1000)
     assert len(cut.encode()) <= (110_000 if kind == "error" else 2_000)
     assert json.loads(cut)["status"] == shapes[kind]["status"]
     assert "cut by island" in cut
@@ -118,7 +120,7 @@ def test_a_large_output_is_cut_with_a_notice(size: int, kind: str) -> None:
 
 def test_an_output_of_many_kinds_is_cut_as_a_whole() -> None:
     output = json.dumps({"status": "ok", "data": {f"text/x-{n}": "x" * 60 for n in range(100)}})
-    cut = core.cut_output(output, 1000)
+    cut = texts.cut_output(output, 1000)
     assert len(cut) <= 1000 and "cut by island" in cut
 
 
@@ -128,20 +130,20 @@ def not_found(evalue: str) -> str:
 
 def test_the_missing_table_is_found_in_sparks_message() -> None:
     message = "[TABLE_OR_VIEW_NOT_FOUND] The table or view `a`.`b c` cannot be found."
-    assert core.missing_table(not_found(message)) == "a.b c"
-    assert core.missing_table(not_found("Table or view not found: a.b; line 1")) == "a.b"
-    assert core.missing_table(not_found("[UNRESOLVED_COLUMN] `x` NOT_FOUND")) == ""
-    assert core.missing_table('{"status": "ok", "data": {"text/plain": "TABLE_OR_VIEW_NOT_FOUND `x`"}}') == ""
+    assert hints.missing_table(not_found(message)) == "a.b c"
+    assert hints.missing_table(not_found("Table or view not found: a.b; line 1")) == "a.b"
+    assert hints.missing_table(not_found("[UNRESOLVED_COLUMN] `x` NOT_FOUND")) == ""
+    assert hints.missing_table('{"status": "ok", "data": {"text/plain": "TABLE_OR_VIEW_NOT_FOUND `x`"}}') == ""
 
 
 def test_the_dataset_that_a_table_means() -> None:
     known = [("ngc", "galaxies"), ("ngc", "open-clusters"), ("ztf", "alerts")]
-    assert core.suggest("ngc__galaxies", known) == ("ngc/galaxies", True)
-    assert core.suggest("NGC.galaxies", known) == ("ngc/galaxies", True)
-    assert core.suggest("open_clusters", known) == ("ngc/open-clusters", True)
-    assert core.suggest("galaxie", known) == ("ngc/galaxies", False)
-    assert core.suggest("nowhere_at_all", known) == ("", False)
-    assert core.suggest("galaxies", [*known, ("ztf", "galaxies")]) == ("ngc/galaxies", False)
+    assert hints.suggest("ngc__galaxies", known) == ("ngc/galaxies", True)
+    assert hints.suggest("NGC.galaxies", known) == ("ngc/galaxies", True)
+    assert hints.suggest("open_clusters", known) == ("ngc/open-clusters", True)
+    assert hints.suggest("galaxie", known) == ("ngc/galaxies", False)
+    assert hints.suggest("nowhere_at_all", known) == ("", False)
+    assert hints.suggest("galaxies", [*known, ("ztf", "galaxies")]) == ("ngc/galaxies", False)
 
 
 def test_a_name_that_several_inputs_share_is_answered_with_their_views() -> None:
@@ -151,9 +153,9 @@ def test_a_name_that_several_inputs_share_is_answered_with_their_views() -> None
         InputRef(owner_name="ztf", name="Stars", views=("ztf__Stars",), **hashes),
         InputRef(owner_name="ztf", name="alerts", views=("ztf__alerts", "alerts"), **hashes),
     ]
-    assert core.views_meant("stars", inputs) == ["ngc__stars", "ztf__Stars"]
-    assert core.views_meant("alerts", inputs) == core.views_meant("nothing", inputs) == []
-    told = json.loads(core.with_views(not_found("no `stars`"), "stars", ["ngc__stars", "ztf__Stars"]))
+    assert hints.views_meant("stars", inputs) == ["ngc__stars", "ztf__Stars"]
+    assert hints.views_meant("alerts", inputs) == hints.views_meant("nothing", inputs) == []
+    told = json.loads(hints.with_views(not_found("no `stars`"), "stars", ["ngc__stars", "ztf__Stars"]))
     assert told["evalue"].splitlines()[-1] == told["traceback"][-1].strip()
     assert "write ngc__stars or ztf__Stars" in told["evalue"]
 
@@ -169,9 +171,9 @@ def test_how_statements_of_a_lost_session_end() -> None:
 
 
 def test_the_log_begins_as_in_livy() -> None:
-    assert core.livy_log([], ["a"]) == ["stdout: ", "\nstderr: ", "\nisland: ", "a"]
-    assert core.livy_log(["stdout: ", "x", "\nstderr: "], [])[:2] == ["stdout: ", "x"]
-    assert len(core.short_log([str(n) for n in range(50)])) == 10
+    assert views.livy_log([], ["a"]) == ["stdout: ", "\nstderr: ", "\nisland: ", "a"]
+    assert views.livy_log(["stdout: ", "x", "\nstderr: "], [])[:2] == ["stdout: ", "x"]
+    assert len(views.short_log([str(n) for n in range(50)])) == 10
 
 
 def test_two_requests_are_the_same_by_content() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from island.config import Config, IslandSection
 from island.errors import EngineFailed
-from island.jobs.embedded_engine import EmbeddedEngine
+from island.jobs.engines.embedded_engine import EmbeddedEngine
 from island.kernel.ports import SeededRng
 from tests.islands.subscribing import until
 from tests.servers.engine import need_spark

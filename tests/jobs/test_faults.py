@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from island.errors import DiskFailed, IslandError, Unreachable
-from island.jobs import run_store
-from island.jobs.store import JobRow
+from island.jobs.executor import store as run_store
+from island.jobs.home.store import JobRow
 from island.kernel.db import Database
 from island.trust import journal
 from tests.sim.archipelago import Archipelago, SimIsland, simulate

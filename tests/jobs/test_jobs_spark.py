@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.jobs.livy_engine import LivyEngine, RemoteJob
+from island.jobs.engines.livy_engine import LivyEngine, RemoteJob
+from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.service import BatchFile
-from island.jobs.store import JobRow, StatementRow
 from island.livy.client import LivyClient
 from island.livy.messages import BatchRequest, SessionRequest
 from island.trust.users import Principal

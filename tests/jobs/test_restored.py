@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from island.errors import IslandError
-from island.jobs import run_store, store
+from island.jobs.executor import store as run_store
+from island.jobs.home import store
 from island.jobs.service import BatchFile
 from island.livy.messages import BatchRequest
 from tests.sim.archipelago import Archipelago, SimIsland, simulate

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from island.errors import EngineFailed, PeerRefused
-from island.jobs.executor import DIVERGED
-from island.jobs.messages import EmptyAnswer, RunStatementRequest
-from island.jobs.store import JobRow
+from island.jobs.home.store import JobRow
+from island.jobs.messages import DIVERGED, EmptyAnswer, RunStatementRequest
 from island.kernel.ids import IslandId
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.jobs import OPEN, PlayedEngine, World

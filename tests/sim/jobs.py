@@ -17,9 +17,9 @@ from island.catalog.ports import LocalInput, Progress
 from island.config import parse
 from island.errors import BadInput, EngineFailed, NotFound, Unreachable
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.livy_engine import EngineLost, RemoteJob
+from island.jobs.engines.livy_engine import EngineLost, RemoteJob
+from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.service import Jobs
-from island.jobs.store import JobRow, StatementRow
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.ports import SeededRng
 from island.livy.messages import SessionRequest

@@ -15,9 +15,14 @@ import structlog
 
 from island.catalog.messages import ResolvedDataset
 from island.errors import Conflict, Denied, EngineFailed, IslandError, NotFound
-from island.jobs import core, run_store, store
+from island.jobs import batch_files, core
 from island.jobs.dependencies import JobsDependencies
+from island.jobs.executor import policy
+from island.jobs.executor import store as run_store
+from island.jobs.executor.driver import LiveRun, RunDriver
+from island.jobs.executor.store import JobRun, RunStatement
 from island.jobs.messages import (
+    DIVERGED,
     RESERVATION_S,
     CodeCompletionAnswer,
     CodeCompletionRequest,
@@ -35,8 +40,6 @@ from island.jobs.messages import (
     StatusRequest,
     StopRequest,
 )
-from island.jobs.run_driver import LiveRun, RunDriver
-from island.jobs.run_store import JobRun, RunStatement
 from island.kernel import codec
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks
@@ -51,9 +54,6 @@ MAX_WAITING = 100
 
 WAIT_S = 60.0
 """Seconds for which a place is assumed to stay occupied; used for the estimated wait in offers."""
-
-DIVERGED = "diverged"
-"""Code of the refusal of a statement whose number another statement has."""
 
 _ENDED_VERSION = 2**52
 
@@ -113,12 +113,12 @@ class Executor:
             del self._reservations[reservation]
 
     def _refusal(self, sender: IslandId, request: OfferRequest) -> str:
-        if problem := core.envelope_problem(request.envelope, sender, self._trust.me):
+        if problem := policy.envelope_problem(request.envelope, sender, self._trust.me):
             return problem
         return self._policy(sender)
 
     def _policy(self, home: IslandId) -> str:
-        return core.policy_refusal(
+        return policy.policy_refusal(
             self._config.jobs,
             home,
             self._membership.display(home),
@@ -231,13 +231,13 @@ class Executor:
 
     def _commit_problem(self, sender: IslandId, request: CommitRequest) -> str:
         envelope = request.envelope
-        if problem := core.envelope_problem(envelope, sender, self._trust.me) or self._policy(sender):
+        if problem := policy.envelope_problem(envelope, sender, self._trust.me) or self._policy(sender):
             return problem
         if request.work.file_hash and hashlib.sha256(request.file).hexdigest() != request.work.file_hash:
             return "the file of the batch does not match its hash"
         if sender == self._trust.me:
             return ""
-        if problem := core.work_problem(request.work):
+        if problem := policy.work_problem(request.work):
             return problem
         network = self._trust.network
         payload = codec.encode(envelope.on_behalf())
@@ -266,7 +266,7 @@ class Executor:
         now = self._clock.wall()
         run_store.insert(conn, request, now)
         if request.work.file_hash:
-            store.keep_file(conn, request.work.file_hash, request.file)
+            batch_files.keep(conn, request.work.file_hash, request.file)
         journal.append(
             conn,
             at=now,
@@ -361,7 +361,7 @@ class Executor:
         """Cancel a statement or end the run. A run that has not begun is recorded as ended and will not begin."""
         live = self._driver.live.get((request.job, request.epoch))
         if live is None:
-            if problem := core.job_problem(request.job, sender):
+            if problem := policy.job_problem(request.job, sender):
                 raise Denied(f"{problem}; only its home may stop a job")
             if self._policy(sender):
                 return EmptyAnswer()  # a commit of that home would be refused, so there is nothing to prevent

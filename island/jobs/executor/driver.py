@@ -20,14 +20,16 @@ from typing import Any
 import structlog
 
 from island.errors import BadInput, EngineFailed, IslandError
-from island.jobs import core, run_store, store
+from island.jobs import batch_files, core
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.livy_engine import EngineLost, RemoteJob
+from island.jobs.engines.livy_engine import EngineLost, RemoteJob
+from island.jobs.executor import store as run_store
+from island.jobs.executor import texts
+from island.jobs.executor.store import JobRun, RunStatement
 from island.jobs.messages import (
     InputRef,
     StatementReport,
 )
-from island.jobs.run_store import JobRun, RunStatement
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks, backoff, is_database, is_transient
 from island.kernel.ports import Signal, Topic
@@ -250,7 +252,7 @@ class RunDriver:
             views = ", ".join(ref.views[-1] for ref in work.inputs)
             self._note(live, f"inputs are available as views: {views}")
         conf = {key: value for key, value in work.conf.items() if not key.startswith("spark.island.")}
-        conf |= core.input_conf(paths)
+        conf |= texts.input_conf(paths)
         body: dict[str, Any] = {"name": run.name, "conf": conf, **work.resources}
         if work.kind == "session":
             return {"kind": work.language, **body}
@@ -259,7 +261,7 @@ class RunDriver:
 
     async def _place_file(self, run: JobRun) -> Path:
         """Write the file of a batch to a folder of its own, where the engine can read it."""
-        data = await self._state.read(lambda conn: store.file(conn, run.work.file_hash))
+        data = await self._state.read(lambda conn: batch_files.read(conn, run.work.file_hash))
         path = self.run_folder(run.job, run.epoch) / run.work.file_name
         await to_the_end(self._workers.disk(_place, path, data))
         return path
@@ -480,7 +482,7 @@ class RunDriver:
                     live,
                     statement,
                     str(view["state"]),
-                    core.cut_output(text),
+                    texts.cut_output(text),
                     view.get("started", 0),
                     view.get("completed", 0),
                 )

@@ -24,11 +24,13 @@ import structlog
 
 from island.catalog.messages import ResolvedDataset
 from island.errors import IslandError, PeerMisbehaved, PeerRefused, Unreachable
-from island.jobs import core, router, store
+from island.jobs import batch_files, core, router
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import JobExchange
-from island.jobs.executor import DIVERGED
+from island.jobs.home import hints, reports, store
+from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import (
+    DIVERGED,
     MAX_HOPS,
     CommitAnswer,
     CommitRequest,
@@ -46,7 +48,6 @@ from island.jobs.messages import (
     StopRequest,
 )
 from island.jobs.router import Candidate, InputTransfer, JobRequirements, RoutingDecision
-from island.jobs.store import JobRow, StatementRow
 from island.kernel import codec
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks, backoff, is_transient
@@ -488,7 +489,7 @@ class JobForwarder:
             envelope=self._envelope(job, job.epoch, to),
             reservation=job.reservation,
             work=job.work,
-            file=await self._state.read(lambda conn: store.file(conn, job.work.file_hash)),
+            file=await self._state.read(lambda conn: batch_files.read(conn, job.work.file_hash)),
         )
         answer = await self._exchange.ask(to, "commit", request, CommitAnswer, timeout=15.0)
         if not answer.accepted:
@@ -572,7 +573,7 @@ class JobForwarder:
         waiting = await self._state.read(lambda conn: store.first_open(conn, job.id))
         request = StatusRequest(job=job.id, epoch=job.epoch, acknowledged=waiting, seen=driven.last_version)
         answer = await self._exchange.ask(IslandId(job.executor), "status", request, JobReport)
-        report = core.checked_report(answer, job.id, job.epoch)
+        report = reports.checked_report(answer, job.id, job.epoch)
         if await self._is_foreign(job, report):
             await self._end_diverged(job)
             return True
@@ -605,7 +606,7 @@ class JobForwarder:
         numbers = [statement.number for statement in report.statements]
         stored = await self._state.read(lambda conn: store.statements(conn, job.id, numbers))
         own = {statement.number: (statement.code, statement.language) for statement in stored}
-        return any(core.is_foreign_statement(each, own.get(each.number)) for each in report.statements)
+        return any(reports.is_foreign_statement(each, own.get(each.number)) for each in report.statements)
 
     async def _end_diverged(self, job: JobRow) -> None:
         """End a session whose statements at the executor are not those of home, at both."""
@@ -623,15 +624,15 @@ class JobForwarder:
         """The statements of a report. A message is added to those that failed because a table is missing."""
         out = []
         for statement in report.statements:
-            table = core.missing_table(statement.output) if statement.state in STATEMENT_ENDED else ""
-            if views := core.views_meant(table, job.work.inputs):
-                statement = msgspec.structs.replace(statement, output=core.with_views(statement.output, table, views))
+            table = hints.missing_table(statement.output) if statement.state in STATEMENT_ENDED else ""
+            if views := hints.views_meant(table, job.work.inputs):
+                statement = msgspec.structs.replace(statement, output=hints.with_views(statement.output, table, views))
             elif table:
                 datasets = [(view.island, view.name) for view in await self._catalog.datasets()]
-                dataset, exact = core.suggest(table, datasets)
+                dataset, exact = hints.suggest(table, datasets)
                 if dataset and dataset not in [str(ref) for ref in job.work.inputs]:
                     inputs = [str(ref) for ref in job.work.inputs]
-                    output = core.with_hint(statement.output, table, dataset, exact, inputs)
+                    output = hints.with_hint(statement.output, table, dataset, exact, inputs)
                     statement = msgspec.structs.replace(statement, output=output)
             out.append(statement)
         return tuple(out)
@@ -661,7 +662,7 @@ class JobForwarder:
         def write(conn: sqlite3.Connection) -> None:
             store.set_released(conn, job.id)
             if job.work.file_hash:
-                store.drop_files(conn)
+                batch_files.drop_unused(conn)
 
         await self._state.write(write)
 

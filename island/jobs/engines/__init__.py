@@ -1,0 +1,1 @@
+"""The engines of an island: the embedded one and Livy servers."""

@@ -1,0 +1,94 @@
+"""The policy of an executor: whose jobs it runs, and what they may set and request. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from island.config import JobsSection
+from island.jobs.core import RESOURCES, STOCK_LANGUAGES
+from island.jobs.messages import MAX_HOPS, Envelope, JobSpec
+from island.kernel.ids import is_job_id
+from island.livy.conf import INPUTS_KEY
+
+# Keys that a job of another home may set: partitioning and sizes of its own computation, and
+# nothing that names a class, a path, an address or a catalog.
+_FOREIGN: Final = re.compile(
+    r"spark\.(app\.name|default\.parallelism|rdd\.compress|speculation|serializer\.objectStreamReset"
+    r"|(driver|executor)\.(memory|cores|memoryOverhead)|driver\.maxResultSize|executor\.instances"
+    r"|dynamicAllocation\.(enabled|maxExecutors|minExecutors)|task\.(cpus|maxFailures)"
+    r"|sql\.(shuffle\.partitions|session\.timeZone|ansi\.enabled|autoBroadcastJoinThreshold|caseSensitive"
+    r"|broadcastTimeout|repl\.eagerEval\.[A-Za-z]+|adaptive\.(?!customCostEvaluatorClass)[A-Za-z.]+|execution\.arrow\.[A-Za-z.]+"
+    r"|files\.maxPartitionBytes|parquet\.(binaryAsString|int96RebaseModeInRead|filterPushdown)))"
+)
+
+
+_VIEW: Final = re.compile(r"[A-Za-z0-9_]{1,200}")
+
+
+_SCRIPT: Final = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}\.py")
+
+
+def refused_foreign_keys(conf: Mapping[str, str]) -> list[str]:
+    """The keys of `conf` that a job of another home may not set, sorted."""
+    return sorted(key for key in conf if key != INPUTS_KEY and not _FOREIGN.fullmatch(key))
+
+
+def policy_refusal(jobs: JobsSection, home: str, home_name: str, *, is_home: bool, named: bool) -> str:
+    """Why this island does not run a job of `home`, naming all keys of island.toml that forbid it; "" if it does.
+
+    `named`: an entry of `accept_from` names `home`.
+    """
+    if is_home:
+        return ""
+    keys = []
+    if not named and "members" not in jobs.accept_from:
+        keys.append("jobs.accept_from does not name it")
+    if jobs.foreign_code == "none":
+        keys.append('jobs.foreign_code is "none"')
+    if not jobs.same_user:
+        keys.append("jobs.same_user is false")
+    if not keys:
+        return ""
+    return f"its administrator does not accept jobs of {home_name}: in its island.toml, {', and '.join(keys)}"
+
+
+def envelope_problem(envelope: Envelope, sender: str, me: str) -> str:
+    """Why an envelope from `sender` is refused, or ""."""
+    if envelope.home != sender:
+        return "only its home may offer a job"
+    if not envelope.path or envelope.path[0] != envelope.home:
+        return "the path of the job does not begin at its home"
+    if me != envelope.home and me in envelope.path:
+        return "the job has already passed through this island"
+    if len(envelope.path) > MAX_HOPS:
+        return "the job passed through too many islands"
+    if envelope.hops < 1 and me != envelope.home:
+        return "the job may not pass through more islands"
+    return job_problem(envelope.job, envelope.home)
+
+
+def job_problem(job: str, home: str) -> str:
+    """Why `job` is not the id of a job of `home`, or ""."""
+    # The id becomes part of a path and of a session name at the engine.
+    return "" if is_job_id(job) and job.endswith("." + home[:10]) else "the id of the job does not belong to that home"
+
+
+def work_problem(work: JobSpec) -> str:
+    """Why the work of another home is refused, or "". An honest home never sends such work."""
+    if bad := refused_foreign_keys(work.conf):
+        return f"a job of another island may not set {', '.join(bad)[:500]} there"
+    if any(not value.isprintable() for value in work.conf.values()):
+        return "a setting in its conf has unprintable characters or several lines"
+    if bad := sorted(set(work.resources) - set(RESOURCES)):
+        return f"a job of another island may not request {', '.join(bad)[:500]} there"
+    if any(not ref.views or not all(_VIEW.fullmatch(view) for view in ref.views) for ref in work.inputs):
+        return "an input has no view, or a view with an invalid name"
+    if work.kind == "batch" and not (_SCRIPT.fullmatch(work.file_name) and work.file_hash):
+        return "its file is missing, or its name is not the plain name of a Python file"
+    if work.kind == "session" and (work.file_name or work.file_hash):
+        return "a session cannot have a file"
+    if work.language not in STOCK_LANGUAGES or (work.language == "batch") != (work.kind == "batch"):
+        return f"a {work.kind} cannot be of kind '{work.language[:40]}'"
+    return ""

@@ -1,0 +1,52 @@
+"""Limits on the outputs of statements, and the settings that pass inputs to an engine. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from island.jobs.core import compact_json
+from island.jobs.messages import MAX_OUTPUT, InputRef
+from island.livy.conf import PATH_PREFIX
+
+
+def input_conf(inputs: Iterable[tuple[InputRef, str]]) -> dict[str, str]:
+    """The settings that pass inputs, given with their local paths, to a session: one for each view."""
+    return {PATH_PREFIX + view: path for ref, path in inputs for view in ref.views}
+
+
+def cut_output(output: str, limit: int = MAX_OUTPUT) -> str:
+    """Livy's output object as JSON of at most about `limit` bytes. A notice in it says what was cut."""
+    size = len(output.encode("utf-8", "surrogatepass"))
+    if size <= limit:
+        return output
+    value = json.loads(output)
+    room = limit // 2
+    if value.get("status") == "error":
+        value["evalue"] = str(value.get("evalue", ""))[: room // 8] + f"\n[cut by island: {size} bytes]"
+        value["traceback"] = [str(line)[:1000] for line in value.get("traceback", [])[:100]]
+        return compact_json(value)
+    data: dict[str, Any] = {}
+    whole = value.get("data", {})
+    for kind, content in whole.items():
+        data.update(_cut_content(kind, content, room // max(4, len(whole)), size))
+    value["data"] = data
+    return compact_json(value)
+
+
+def _cut_content(kind: str, content: Any, room: int, size: int) -> dict[str, Any]:
+    notice = f"[cut by island: the output has {size} bytes; write it to a file, or select less]"
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        rows, used, kept = content["data"], 0, []
+        for row in rows:
+            used += len(compact_json(row)) * 2
+            if used > room:
+                break
+            kept.append(row)
+        text = f"[cut by island: {len(kept)} of {len(rows)} rows are kept; select less]"
+        return {kind: {**content, "data": kept}, "text/plain": text}
+    text = content if isinstance(content, str) else compact_json(content)
+    if kind == "text/plain":
+        return {kind: text[:room] + "\n" + notice}
+    return {kind: content} if len(text) * 2 <= room else {"text/plain": notice}

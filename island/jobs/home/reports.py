@@ -1,0 +1,59 @@
+"""Checks of the reports of executors. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+from island.jobs.core import statement_hash
+from island.jobs.messages import JobReport, StatementReport
+from island.kernel.codec import Malformed
+from island.livy.messages import SESSION_ALIVE, SESSION_ENDED, STATEMENT_ENDED
+
+
+class _Result(msgspec.Struct):
+    """The keys of Livy's output object that clients rely on."""
+
+    status: Literal["ok", "error"]
+    data: dict[str, Any] = {}
+    ename: str | None = None
+    evalue: str | None = None
+    traceback: list[str] | None = None
+
+
+_RESULT: Final = msgspec.json.Decoder(_Result)
+
+
+_STATEMENT_STATES: Final = STATEMENT_ENDED | {"waiting", "running", "cancelling"}
+
+
+def checked_report(report: JobReport, job: str, epoch: int) -> JobReport:
+    """The report, with progress limited to 0..1, after all checks that are needed to store and show it.
+
+    Raises `Malformed` if it is about another job or epoch, or has an unknown state or an output that is not Livy's.
+    """
+    if (report.job, report.epoch) != (job, epoch):
+        raise Malformed("the report is about another job than the requested one")
+    if report.state not in (SESSION_ENDED if report.ended else SESSION_ENDED | SESSION_ALIVE):
+        raise Malformed(f"the report has the unexpected state {report.state[:40]!r}")
+    return msgspec.structs.replace(report, statements=tuple(_checked_statement(each) for each in report.statements))
+
+
+def is_foreign_statement(report: StatementReport, own: tuple[str, str] | None) -> bool:
+    """Whether an executor reports a statement that home did not send. `own`: code and language of home's statement.
+
+    An executor of an earlier version reports no hash.
+    """
+    return own is None or report.code_hash not in ("", statement_hash(*own))
+
+
+def _checked_statement(report: StatementReport) -> StatementReport:
+    if report.state not in _STATEMENT_STATES:
+        raise Malformed(f"a statement has the unexpected state {report.state[:40]!r}")
+    if report.output:
+        try:
+            _RESULT.decode(report.output)
+        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+            raise Malformed(f"the output of a statement is not in Livy's format: {str(error)[:200]}") from error
+    return msgspec.structs.replace(report, progress=min(1.0, max(0.0, report.progress)))  # NaN becomes 0
