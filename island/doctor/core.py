@@ -10,6 +10,7 @@ from island.doctor.facts import (
     ClockFacts,
     DaemonFacts,
     DatabaseFacts,
+    DeniedFile,
     DiskFacts,
     EngineFacts,
     EntryFacts,
@@ -96,7 +97,12 @@ def entries(facts: EntryFacts) -> Iterator[Finding]:
 def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
     """Check versions and content of the databases."""
     for each in facts:
-        if each.version is None:
+        if each.denied is not None:
+            yield _denied(each.denied)
+        elif each.unreadable:
+            advice = f"Check the disk and the system's log, and owner and mode of {each.path}."
+            yield Finding("database", "problem", f"{each.name} cannot be read: {each.unreadable}", advice)
+        elif each.version is None:
             yield Finding("database", "ok", f"{each.name} does not exist yet; the daemon creates it")
         elif each.version > each.newest:
             found = f"{each.name} was written by a newer version of island"
@@ -112,6 +118,13 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
             found = f"{each.name} is intact (schema {each.version})"
             late = "the daemon migrates it when it starts" if each.version < each.newest else ""
             yield Finding("database", "ok", found + (f"; {late}" if late else ""))
+
+
+def _denied(file: DeniedFile) -> Finding:
+    found = f"{file.name} cannot be opened by {file.account}: it belongs to {file.owner}"
+    if file.owner == file.home_owner:
+        return Finding("database", "problem", found, f"Run as {file.owner}: chmod -R u+rwX {file.home}")
+    return Finding("database", "problem", found, f"Run as root: chown -R {file.home_owner}: {file.home}")
 
 
 def _repair(database: DatabaseFacts) -> str:

@@ -41,6 +41,17 @@ class EntryFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class DeniedFile:
+    """A file in the home folder that the account of the check may not read."""
+
+    name: str
+    owner: str
+    account: str
+    home: str
+    home_owner: str
+
+
+@dataclass(frozen=True, slots=True)
 class DatabaseFacts:
     """A database file; `version` is None if it does not exist yet, and `errors` are those of `quick_check`."""
 
@@ -52,6 +63,10 @@ class DatabaseFacts:
     errors: Sequence[str] = ()
     complete: bool = True
     """Whether the check of the content was finished in time."""
+    denied: DeniedFile | None = None
+    """The database, or a file beside it, if its mode or owner keep it from being opened."""
+    unreadable: str = ""
+    """Why it cannot be read for another reason, which says nothing about its content."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ import contextlib
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from island.doctor.facts import EntryFacts, HomeFacts, SecretFacts
+from island.doctor.facts import DeniedFile, EntryFacts, HomeFacts, SecretFacts
 from island.errors import ConfigError
 from island.home import Home
 from island.private_files import OTHERS
@@ -50,6 +50,15 @@ def home(place: Home) -> HomeFacts:
 
 def _allowed(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def denied(folder: Path, paths: Iterable[Path]) -> DeniedFile | None:
+    """Return the first of these files of a home folder that exists and that this account may not read."""
+    for path in paths:
+        if path.exists() and not _allowed(path, os.R_OK):
+            owner, home_owner = account(path.stat().st_uid), account(folder.stat().st_uid)
+            return DeniedFile(path.name, owner, account(os.geteuid()), str(folder), home_owner)
+    return None
 
 
 def secrets(place: Home) -> list[SecretFacts]:

@@ -351,6 +351,33 @@ def test_another_account_is_told_whose_island_it_is() -> None:
             assert f"sudo -u {account} island doctor" in done.stdout
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_databases_of_another_account_are_not_called_damaged() -> None:
+    """As after `island run` by root, once, with the home folder of another account."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Home(Path(name) / "home")
+        init(place.path, "kiso")
+        for kind in service.DATABASES:
+            Database.open(place.path, kind).close()
+        place.path.parent.chmod(0o755)
+        for path in (place.path, place.toml, place.key, place.token, place.user_token):
+            os.chown(path, 65534, 65534)
+        done = subprocess.run(
+            [sys.executable, "-c", DATABASES_AS_NOBODY, str(place.path)], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.count("cannot be opened by nobody: it belongs to root") == 3, done.stdout
+        assert f"Run as root: chown -R nobody: {place.path}" in done.stdout
+        assert "damaged" not in done.stdout and "delete" not in done.stdout
+
+
+def test_a_database_that_cannot_be_opened_is_not_called_damaged(place: Home) -> None:
+    (place.path / "state.db").unlink()
+    (place.path / "state.db").mkdir()
+    (found,) = [each for each in examined(place) if each.check == "database" and each.severity == "problem"]
+    assert found.found == "state.db cannot be read: disk I/O error"
+    assert "system's log" in found.advice and "restore" not in found.advice
+
+
 AS_NOBODY = """
 import os, sys
 from island.doctor import service
@@ -358,4 +385,18 @@ from island.home import Home
 from island.kernel.ports import SystemClock
 os.setegid(65534); os.seteuid(65534)
 print(*service.examine(Home(__import__("pathlib").Path(sys.argv[1])), SystemClock(), {}))
+"""
+
+DATABASES_AS_NOBODY = """
+import os, pathlib, sys
+from island.doctor import core, service, store
+from island.kernel.ports import SystemClock
+
+def databases():
+    home = pathlib.Path(sys.argv[1])
+    return core.databases([store.database(home, kind, SystemClock(), seconds=9.0) for kind in service.DATABASES])
+
+assert all(each.severity == "ok" for each in databases())  # this also loads what the next account may not read
+os.setegid(65534); os.seteuid(65534)
+print(*databases())
 """
