@@ -59,7 +59,7 @@ def _surroundings(
     yield from _guarded("reachability", lambda: core.peers(daemon_facts.peers(settings, rows)))
     clocks += daemon_facts.other_clocks(rows)
     yield from _guarded("clock", lambda: core.clock(_clock(place, clock, clocks)))
-    yield from core.sandbox(_sandbox(settings, owner))
+    yield from _guarded("sandbox", lambda: core.sandbox(_sandbox(settings, owner)))
 
 
 def _guarded(check: str, collect: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -114,4 +114,5 @@ def _sandbox(settings: Config, owner: str) -> SandboxFacts:
         foreign=bool(jobs.accept_from) and jobs.foreign_code != "none" and jobs.same_user,
         root=owner == "root",
         account=owner,
+        livy_accounts=engine_facts.livy_accounts(settings.livy.url) if settings.livy.url else None,
     )

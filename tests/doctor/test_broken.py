@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import os
+import pwd
 import resource
 import socket
 import sqlite3
@@ -20,10 +21,11 @@ from typing import Any
 
 import pytest
 
+from island import config
 from island.cli import base, main
 from island.cli.demo.demo_island import ISLAND, free_ports
 from island.cli.init import init
-from island.doctor import service, store
+from island.doctor import engine_facts, service, store
 from island.doctor.core import Finding, failed
 from island.home import Home
 from island.kernel.db import Database
@@ -266,6 +268,16 @@ def test_a_livy_that_refuses_the_password_and_has_another_time(place: Home, livy
     every = examined(place)
     assert [each.severity for each in every if each.check == "livy"] == ["ok"]
     assert any(each.severity == "problem" and "24 hours ahead of Livy" in each.found for each in every), every
+
+
+def test_a_livy_of_the_same_account_as_the_daemon(place: Home, livy: str) -> None:
+    configure(place, "url", json.dumps(livy))
+    (found,) = [each for each in examined(place) if each.check == "sandbox" and "Livy" in each.found]
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    assert found.severity == "warning" and f"runs as {me}: the code of its sessions can read the key" in found.found
+    configure(place, "url", '"http://192.0.2.1:8998"')  # a network for documentation, which no machine has
+    settings = config.load(place.toml)
+    assert engine_facts.livy_accounts(settings.livy.url) is None
 
 
 def test_a_password_in_the_url_of_livy_is_not_shown(place: Home, livy: str) -> None:
