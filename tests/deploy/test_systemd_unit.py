@@ -159,6 +159,8 @@ def test_a_token_from_the_service_manager_is_used(machine: SystemdMachine) -> No
     assert "kiso" in machine.run(*ISLAND, "--token-file", "/run/token", "status", check=False)
     refused = machine.run(*ISLAND, "status", check=False)
     assert "kiso" not in refused  # the token in the home folder is replaced
+    found = machine.run(*ISLAND, "--token-file", "/run/token", "doctor", check=False)
+    assert "daemon" in found and "cannot be asked" not in found, found
     # The password of a Livy, as the configuration names it, has the mode 0440 of a credential.
     path = "/run/credentials/island.service/livy-password"
     pid = machine.show("island", "MainPID")

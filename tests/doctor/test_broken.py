@@ -45,7 +45,7 @@ def place(tmp_path: Path) -> Home:
 
 
 def examined(place: Home, environ: dict[str, str] | None = None) -> list[Finding]:
-    found = list(service.examine(place, SystemClock(), environ or ENVIRON))
+    found = list(service.examine(place, SystemClock(), environ or ENVIRON, place.endpoint))
     assert all(each.advice for each in found if each.severity != "ok"), found
     return found
 
@@ -369,5 +369,6 @@ from island.doctor import service
 from island.home import Home
 from island.kernel.ports import SystemClock
 os.setegid(65534); os.seteuid(65534)
-print(*service.examine(Home(__import__("pathlib").Path(sys.argv[1])), SystemClock(), {}))
+home = Home(__import__("pathlib").Path(sys.argv[1]))
+print(*service.examine(home, SystemClock(), {}, home.endpoint))
 """
