@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,15 @@ class Home:
         """Return whether this folder is the home folder of an island."""
         return self.toml.exists() or self.key.exists()
 
+    def is_free(self) -> bool:
+        """Return whether a home folder can be made here: nothing exists, or an empty folder. Raises `OSError`.
+
+        The folder that `mkfs` makes at the root of a file system does not count.
+        """
+        if not os.path.lexists(self.path):
+            return True
+        return self.path.is_dir() and all(is_lost_and_found(each) for each in self.path.iterdir())
+
     def config(self) -> config.Config:
         """Read and check the configuration; raises `ConfigError`."""
         return config.load(self.toml)
@@ -128,6 +138,12 @@ class Home:
             yield
         finally:
             os.close(descriptor)
+
+
+def is_lost_and_found(path: Path) -> bool:
+    """Return whether this is the folder `lost+found` of a file system, which belongs to root and stays."""
+    status = path.lstat()
+    return path.name == "lost+found" and stat.S_ISDIR(status.st_mode) and status.st_uid == 0
 
 
 def unreachable(url: str, error: Exception) -> Unreachable:

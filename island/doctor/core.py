@@ -316,8 +316,7 @@ def sandbox(facts: SandboxFacts) -> Iterator[Finding]:
         found = "this island runs as root" + (", and so does the code of its sessions" if facts.embedded else "")
         yield Finding("sandbox", "warning", found, advice)
     if not facts.embedded:
-        found = "sessions run in the site's own Livy; what confines them is decided there"
-        yield Finding("sandbox", "ok", found, "See that Livy maps users to accounts other than that of this daemon.")
+        yield _sandbox_of_livy(facts)
         return
     who = "users and other islands" if facts.foreign else "users"
     found = (
@@ -327,6 +326,25 @@ def sandbox(facts: SandboxFacts) -> Iterator[Finding]:
         f"Set [livy] url to a Livy that runs sessions as other accounts, or see 'Code from other islands' in {GUIDE}."
     )
     yield Finding("sandbox", "warning", found, advice)
+
+
+def _sandbox_of_livy(facts: SandboxFacts) -> Finding:
+    """Say what the account of the site's Livy tells; a session that Livy starts on its own machine has this account."""
+    own = f"Run Livy under an account of its own, other than {facts.account} and root."
+    if facts.livy_accounts is None:
+        found = "sessions run in a Livy on another machine, whose accounts are not known here"
+        advice = f"Check that its sessions cannot run as {facts.account} where this home folder is mounted."
+        return Finding("sandbox", "unchecked", found, advice)
+    if not facts.livy_accounts:
+        found = "Livy is on this machine, and its account is not known"
+        return Finding("sandbox", "unchecked", found, f"{own} Run this command again while Livy is running.")
+    accounts = ", ".join(facts.livy_accounts)
+    if {facts.account, "root"} & set(facts.livy_accounts):
+        found = (
+            f"Livy is on this machine and runs as {accounts}: the code of its sessions can read the key and the tokens"
+        )
+        return Finding("sandbox", "warning", f"{found} of this island, unless Livy changes the account", own)
+    return Finding("sandbox", "ok", f"Livy is on this machine and runs as {accounts}, not as {facts.account}")
 
 
 def failed(findings: Sequence[Finding]) -> bool:

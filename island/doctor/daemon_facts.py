@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,12 @@ from island.client import Api
 from island.config import Config, is_loopback, split_address
 from island.doctor.facts import DaemonFacts, PeerFacts, PeerView
 from island.errors import IslandError, Unreachable
-from island.home import Home
+from island.home import Endpoint, Home
 
 _TIMEOUT_S = 30.0
+
+PeerRows = list[dict[str, Any]] | None
+"""What linked islands say about this one; None if the daemon could not be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,12 @@ def running(place: Home) -> Running:
         return Running(locked)
 
 
-def ask(place: Home, found: Running) -> DaemonFacts:
+def ask(place: Home, found: Running, endpoint: Callable[[], Endpoint]) -> DaemonFacts:
     """Ask the daemon for its status."""
     if not found.locked:
         return DaemonFacts(False, stale=found.pid is not None)
     try:
-        status = Api(place.endpoint(), timeout=_TIMEOUT_S).get("/api/v1/island")
+        status = Api(endpoint(), timeout=_TIMEOUT_S).get("/api/v1/island")
     except Unreachable as error:
         hint = "It may still be starting. Otherwise see its log, and restart it."
         return DaemonFacts(True, found.pid, error=error.message, hint=hint)
@@ -68,16 +72,16 @@ def ask(place: Home, found: Running) -> DaemonFacts:
     )
 
 
-def check_peers(place: Home) -> list[dict[str, Any]] | None:
+def check_peers(endpoint: Callable[[], Endpoint]) -> PeerRows:
     """Let linked islands look at this one; None if the daemon does not answer, or not to this token."""
     try:
-        rows: list[dict[str, Any]] = Api(place.endpoint(), timeout=_TIMEOUT_S).post("/api/v1/peers/check", {})
+        rows: list[dict[str, Any]] = Api(endpoint(), timeout=_TIMEOUT_S).post("/api/v1/peers/check", {})
     except IslandError:  # `ask` has reported it
         return None
     return rows
 
 
-def peers(settings: Config, rows: list[dict[str, Any]] | None) -> PeerFacts:
+def peers(settings: Config, rows: PeerRows) -> PeerFacts:
     """Return how this island can be dialled, with the answers of linked islands."""
     listen = settings.listen
     return PeerFacts(
@@ -88,7 +92,7 @@ def peers(settings: Config, rows: list[dict[str, Any]] | None) -> PeerFacts:
     )
 
 
-def other_clocks(rows: list[dict[str, Any]] | None) -> list[tuple[str, float, float]]:
+def other_clocks(rows: PeerRows) -> list[tuple[str, float, float]]:
     """Return the clocks of linked islands: name, how far it is ahead, maximum error, in seconds."""
     known = [row for row in rows or () if row["clock_ahead_s"] is not None]
     return [(row["island"], row["clock_ahead_s"], row["clock_error_s"]) for row in known]

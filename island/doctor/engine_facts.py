@@ -6,6 +6,7 @@ import base64
 import http.client
 import importlib.metadata
 import json
+import socket
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -13,8 +14,10 @@ from urllib.parse import unquote, urlsplit
 
 from island.config import LivySection, without_password
 from island.doctor.facts import EngineFacts
+from island.doctor.home_facts import account
 from island.engine.jvm import find_java
 from island.errors import EngineFailed, IslandError
+from island.kernel.listening import is_own_address, listening_sockets
 from island.kernel.ports import Clock
 from island.private_files import secret_text
 
@@ -64,6 +67,19 @@ def livy(home: Path, settings: LivySection, clock: Clock) -> tuple[EngineFacts, 
         found = f"the server at {shown} is not a Livy: GET /version answers with status {status} and no version"
         return EngineFacts(shown, error=found, hint=hint), other
     return EngineFacts(shown, version[:100]), other
+
+
+def livy_accounts(url: str) -> list[str] | None:
+    """Return the accounts of the programs that listen at the port of a URL; None if it is on another machine.
+
+    Raises `OSError` if its host name cannot be resolved.
+    """
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    if not any(is_own_address(str(address[0])) for *_, address in found):
+        return None
+    return sorted({account(each.uid) for each in listening_sockets(port)})
 
 
 def _authorization(home: Path, settings: LivySection) -> dict[str, str]:

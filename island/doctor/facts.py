@@ -171,3 +171,6 @@ class SandboxFacts:
     """Whether code of other islands may run."""
     root: bool
     account: str
+    """Account of the daemon: the owner of the home folder."""
+    livy_accounts: Sequence[str] | None = None
+    """Accounts of the programs at the port of the site's Livy, empty if unknown; None if it is on another machine."""

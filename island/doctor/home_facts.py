@@ -11,7 +11,7 @@ from pathlib import Path
 
 from island.doctor.facts import DeniedFile, EntryFacts, HomeFacts, SecretFacts
 from island.errors import ConfigError
-from island.home import Home
+from island.home import Home, is_lost_and_found
 from island.private_files import OTHERS
 from island.trust.keys import Identity
 from island.trust.users import TOKEN_FILES, read_token
@@ -81,7 +81,7 @@ def entries(place: Home) -> EntryFacts:
     """Return the direct entries of the home folder that other accounts can access or own, without the secrets."""
     secret = {place.key.name, *TOKEN_FILES.values()}
     owner = place.path.stat().st_uid
-    found = list(_entries(place.path))
+    found = [(name, status) for name, status in _entries(place.path) if not is_lost_and_found(place.path / name)]
     return EntryFacts(
         open=[name for name, status in found if stat.S_IMODE(status.st_mode) & OTHERS and name not in secret],
         foreign=[name for name, status in found if status.st_uid != owner],

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import os
+import pwd
 import resource
 import socket
 import sqlite3
@@ -20,10 +21,11 @@ from typing import Any
 
 import pytest
 
+from island import config
 from island.cli import base, main
 from island.cli.demo.demo_island import ISLAND, free_ports
 from island.cli.init import init
-from island.doctor import service, store
+from island.doctor import engine_facts, service, store
 from island.doctor.core import Finding, failed
 from island.home import Home
 from island.kernel.db import Database
@@ -43,7 +45,7 @@ def place(tmp_path: Path) -> Home:
 
 
 def examined(place: Home, environ: dict[str, str] | None = None) -> list[Finding]:
-    found = list(service.examine(place, SystemClock(), environ or ENVIRON))
+    found = list(service.examine(place, SystemClock(), environ or ENVIRON, place.endpoint))
     assert all(each.advice for each in found if each.severity != "ok"), found
     return found
 
@@ -268,6 +270,16 @@ def test_a_livy_that_refuses_the_password_and_has_another_time(place: Home, livy
     assert any(each.severity == "problem" and "24 hours ahead of Livy" in each.found for each in every), every
 
 
+def test_a_livy_of_the_same_account_as_the_daemon(place: Home, livy: str) -> None:
+    configure(place, "url", json.dumps(livy))
+    (found,) = [each for each in examined(place) if each.check == "sandbox" and "Livy" in each.found]
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    assert found.severity == "warning" and f"runs as {me}: the code of its sessions can read the key" in found.found
+    configure(place, "url", '"http://192.0.2.1:8998"')  # a network for documentation, which no machine has
+    settings = config.load(place.toml)
+    assert engine_facts.livy_accounts(settings.livy.url) is None
+
+
 def test_a_password_in_the_url_of_livy_is_not_shown(place: Home, livy: str) -> None:
     configure(place, "url", json.dumps(livy.replace("127.0.0.1", "me:right@127.0.0.1")))
     found = examined(place)
@@ -384,7 +396,8 @@ from island.doctor import service
 from island.home import Home
 from island.kernel.ports import SystemClock
 os.setegid(65534); os.seteuid(65534)
-print(*service.examine(Home(__import__("pathlib").Path(sys.argv[1])), SystemClock(), {}))
+home = Home(__import__("pathlib").Path(sys.argv[1]))
+print(*service.examine(home, SystemClock(), {}, home.endpoint))
 """
 
 DATABASES_AS_NOBODY = """
