@@ -10,7 +10,6 @@ from island.doctor.facts import (
     ClockFacts,
     DaemonFacts,
     DatabaseFacts,
-    DeniedFile,
     DiskFacts,
     EngineFacts,
     EntryFacts,
@@ -98,7 +97,8 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
     """Check versions and content of the databases."""
     for each in facts:
         if each.denied is not None:
-            yield _denied(each.denied)
+            found = f"{each.denied.name} cannot be opened by {each.denied.account}: it belongs to {each.denied.owner}"
+            yield Finding("database", "problem", found, each.denied.hint)
         elif each.unreadable:
             advice = f"Check the disk and the system's log, and owner and mode of {each.path}."
             yield Finding("database", "problem", f"{each.name} cannot be read: {each.unreadable}", advice)
@@ -118,13 +118,6 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
             found = f"{each.name} is intact (schema {each.version})"
             late = "the daemon migrates it when it starts" if each.version < each.newest else ""
             yield Finding("database", "ok", found + (f"; {late}" if late else ""))
-
-
-def _denied(file: DeniedFile) -> Finding:
-    found = f"{file.name} cannot be opened by {file.account}: it belongs to {file.owner}"
-    if file.owner == file.home_owner:
-        return Finding("database", "problem", found, f"Run as {file.owner}: chmod -R u+rwX {file.home}")
-    return Finding("database", "problem", found, f"Run as root: chown -R {file.home_owner}: {file.home}")
 
 
 def _repair(database: DatabaseFacts) -> str:

@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 from island.config import LivySection, without_password
 from island.doctor.facts import EngineFacts
-from island.doctor.home_facts import account
 from island.engine.jvm import find_java
 from island.errors import EngineFailed, IslandError
+from island.home import account_name
 from island.kernel.listening import is_own_address, listening_sockets
 from island.kernel.ports import Clock
 from island.private_files import secret_text
@@ -79,7 +79,7 @@ def livy_accounts(url: str) -> list[str] | None:
     found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     if not any(is_own_address(str(address[0])) for *_, address in found):
         return None
-    return sorted({account(each.uid) for each in listening_sockets(port)})
+    return sorted({account_name(each.uid) for each in listening_sockets(port)})
 
 
 def _authorization(home: Path, settings: LivySection) -> dict[str, str]:

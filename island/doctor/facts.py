@@ -47,8 +47,7 @@ class DeniedFile:
     name: str
     owner: str
     account: str
-    home: str
-    home_owner: str
+    hint: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from island.doctor.facts import (
     ClockFacts,
     DaemonFacts,
     DatabaseFacts,
-    DeniedFile,
     DiskFacts,
     EngineFacts,
     EntryFacts,
@@ -49,13 +48,6 @@ def port(state: str, holder: str = "") -> Iterable[Finding]:
     return core.ports([PortFacts("listen.user", "127.0.0.1:80", state, holder)])  # type: ignore[arg-type]  # a literal
 
 
-def denied(owner: str) -> DatabaseFacts:
-    """A database of `owner` in the home folder of kiso, which the account island looks at."""
-    return DatabaseFacts(
-        "state.db", "/srv/state.db", 0, 8, denied=DeniedFile("state.db", owner, "island", "/srv", "kiso")
-    )
-
-
 def daemon(**more: object) -> Iterable[Finding]:
     facts = {"running": True, "pid": 7, "state": "ready", "version": "1", "program": "1", **more}
     return core.daemon(DaemonFacts(**facts))  # type: ignore[arg-type]  # the values have the types of the fields
@@ -77,8 +69,6 @@ LOST, SEEN = PeerView("virgo", False, "connection refused"), PeerView("lapalma",
         (home(account="kim"), "warning", "belongs to island, not to the account kim", "chown -R"),
         (home(writable=False), "problem", "cannot be written by island", "chmod u+rwx"),
         (core.entries(EntryFacts([], ["a", "b", "c", "d"])), "problem", "a, b, c and 1 more", "chown -R"),
-        (core.databases([denied("kim")]), "problem", "by island: it belongs to kim", "chown -R"),
-        (core.databases([denied("kiso")]), "problem", "it belongs to kiso", "Run as kiso: chmod -R u+rwX /srv"),
         (core.open_files(300, "it"), "problem", "300 files: too few", "LimitNOFILE=65536"),
         (core.open_files(1024, "it"), "warning", "each port accepts 256 connections", "LimitNOFILE=65536"),
         (clock(False), "warning", "not synchronized (NTP)", "set-ntp true"),
