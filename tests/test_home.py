@@ -68,3 +68,11 @@ def test_a_home_folder_on_a_read_only_disk(tmp_path: Path) -> None:
         f"island: {home}/lock cannot be opened: Read-only file system",
         "Look for disk errors in the system's log, and mount the disk for writing.",
     ]
+
+
+def test_doctor_names_the_disk_if_it_is_read_only(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    init(home, "kiso", "127.0.0.1:0", "127.0.0.1:0")
+    done = command(*on_read_only_disk(home, *ISLAND, "--home", str(home), "doctor"))
+    problems = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("problem ")]
+    assert problems == [f"disk            the file system of {home} is read-only"]

@@ -61,13 +61,13 @@ def home(facts: HomeFacts) -> Iterator[Finding]:
         found = f"{facts.path} belongs to {facts.owner}, not to the account {facts.account} that runs this check"
         advice = f"Run the daemon and its commands as {facts.owner}, or change the owner of all files: chown -R."
         yield Finding("home", "warning", found, advice)
-    if not facts.writable:
+    if not facts.writable and not facts.read_only:  # the check of the disk reports the latter
         found = f"{facts.path} cannot be written by {facts.account}"
         yield Finding("home", "problem", found, f"Run: chmod u+rwx {facts.path}")
     if facts.mode & 0o077:
         found = f"other accounts of this machine can enter {facts.path} (mode {facts.mode:04o})"
         yield Finding("home", "problem", found, f"Run: chmod 700 {facts.path}")
-    elif facts.writable:
+    elif facts.writable or facts.read_only:
         yield Finding("home", "ok", f"{facts.path}, of {facts.owner}, mode {facts.mode:04o}")
 
 

@@ -21,6 +21,8 @@ class HomeFacts:
     """Permission bits."""
     readable: bool
     writable: bool
+    read_only: bool = False
+    """Whether its file system is mounted read-only."""
 
 
 @dataclass(frozen=True, slots=True)

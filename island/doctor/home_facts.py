@@ -36,6 +36,7 @@ def home(place: Home) -> HomeFacts:
         mode=stat.S_IMODE(status.st_mode),
         readable=readable,
         writable=_allowed(path, os.W_OK),
+        read_only=bool(os.statvfs(path).f_flag & os.ST_RDONLY),
     )
 
 
