@@ -13,6 +13,7 @@ from island.cli.demo.demo_island import ISLAND
 from island.cli.init import init
 from island.errors import ConfigError
 from island.home import Home, ownership_hint
+from island.trust.users import read_token
 from tests.standins.faults import on_read_only_disk
 
 NOBODY = 65534
@@ -76,3 +77,12 @@ def test_doctor_names_the_disk_if_it_is_read_only(tmp_path: Path) -> None:
     done = command(*on_read_only_disk(home, *ISLAND, "--home", str(home), "doctor"))
     problems = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("problem ")]
     assert problems == [f"disk            the file system of {home} is read-only"]
+
+
+def test_the_command_of_the_guide_that_replaces_a_token(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "administrator.md").read_text("utf-8")
+    (line,) = [each for each in guide.splitlines() if each.startswith("(umask 077;")]
+    (tmp_path / "token").write_text("isl_a_the_old_token")
+    subprocess.run(["sh", "-c", line.replace("HOME", str(tmp_path))], check=True, timeout=60)
+    assert read_token(tmp_path / "token").startswith("isl_a_") and "old" not in (tmp_path / "token").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["token"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from island import __version__
 from island.client import Api
 from island.config import Config, is_loopback, split_address
 from island.doctor.facts import DaemonFacts, PeerFacts, PeerView
-from island.errors import IslandError, Unreachable
+from island.errors import IslandError, Unauthenticated, Unreachable
 from island.home import Endpoint, Home
 
 _TIMEOUT_S = 30.0
@@ -59,7 +60,8 @@ def ask(place: Home, found: Running, endpoint: Callable[[], Endpoint]) -> Daemon
         hint = "It may still be starting. Otherwise see its log, and restart it."
         return DaemonFacts(True, found.pid, error=error.message, hint=hint)
     except IslandError as error:
-        return DaemonFacts(True, found.pid, error=error.message, hint=error.hint)
+        hint = _replaced_token(place, found) if error.code == Unauthenticated.code else ""
+        return DaemonFacts(True, found.pid, error=error.message, hint=hint or error.hint)
     return DaemonFacts(
         running=True,
         pid=found.pid,
@@ -70,6 +72,15 @@ def ask(place: Home, found: Running, endpoint: Callable[[], Endpoint]) -> Daemon
         program=__version__,
         configured_later=found.since is not None and place.toml.stat().st_mtime > found.since,
     )
+
+
+def _replaced_token(place: Home, found: Running) -> str:
+    """Return what to do if a token in the home folder is newer than the daemon, which reads it when it starts."""
+    for path in (place.token, place.user_token):
+        with contextlib.suppress(OSError):  # it is missing, or not for this account; the check of the secrets says so
+            if found.since is not None and path.stat().st_mtime > found.since:
+                return f"{path.name} was changed after the daemon started: restart it."
+    return ""
 
 
 def check_peers(endpoint: Callable[[], Endpoint]) -> PeerRows:

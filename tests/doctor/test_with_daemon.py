@@ -75,6 +75,7 @@ async def test_a_running_daemon(tmp_path: Path, private: None, capsys: pytest.Ca
             await daemon.start(tasks)
             await healthy(daemon)
             await with_a_token_that_is_elsewhere(daemon, tmp_path / "token", capsys)
+            await with_a_token_that_was_replaced(daemon)
             await changed_since_its_start(daemon)
             await with_a_full_disk(daemon)
             await seen_by_a_peer(daemon, tmp_path)
@@ -115,6 +116,16 @@ async def with_a_token_that_is_elsewhere(daemon: Daemon, file: Path, capsys: pyt
         assert "none cannot be read" in found["found"] and "--token-file" in found["advice"]
     finally:
         daemon.home.token.write_text(token)
+
+
+async def with_a_token_that_was_replaced(daemon: Daemon) -> None:
+    token, started = daemon.home.token.read_text(), daemon.home.running.stat().st_mtime
+    daemon.home.token.write_text("isl_a_which_the_next_daemon_will_know")
+    for seconds, advice in ((60, "token was changed after the daemon started: restart it"), (-60, "Use the token in")):
+        os.utime(daemon.home.token, (started + seconds, started + seconds))
+        (only,) = about(await examined(daemon.home), "daemon")
+        assert "does not know the token" in only.found and only.advice.startswith(advice)
+    daemon.home.token.write_text(token)
 
 
 async def changed_since_its_start(daemon: Daemon) -> None:
