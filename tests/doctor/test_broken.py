@@ -253,13 +253,19 @@ def livy() -> Iterator[str]:
             thread.join()
 
 
-def test_a_livy_that_refuses_the_password_and_has_another_time(place: Home, livy: str) -> None:
-    configure(place, "url", json.dumps(livy))
+def log_in(place: Home) -> None:
+    """Set the user name and the password that Livy asks for."""
     configure(place, "user", '"me"')  # both keys of this name
     configure(place, "password_file", '"livy.password"')
     text = place.toml.read_text().replace('user = "me"', f'user = "127.0.0.1:{free_ports(1)[0]}"', 1)
     place.toml.write_text(text)
     (place.path / "livy.password").touch(0o600)
+    (place.path / "livy.password").write_text("right")
+
+
+def test_a_livy_that_refuses_the_password_and_has_another_time(place: Home, livy: str) -> None:
+    configure(place, "url", json.dumps(livy))
+    log_in(place)
     (place.path / "livy.password").write_text("wrong")
     found = {each.check: each for each in examined(place)}
     assert found["livy"].severity == "problem" and "refuses the user name" in found["livy"].found
@@ -283,13 +289,13 @@ def test_a_livy_of_the_same_account_as_the_daemon(place: Home, livy: str) -> Non
 def test_a_password_in_the_url_of_livy_is_not_shown(place: Home, livy: str) -> None:
     configure(place, "url", json.dumps(livy.replace("127.0.0.1", "me:right@127.0.0.1")))
     found = examined(place)
-    assert [each.severity for each in found if each.check == "livy"] == ["ok"]
-    (warning,) = [each for each in found if each.check == "configuration"]
-    assert "livy.url contains a user name" in warning.found and "me:right" not in str(found)
+    (problem,) = [each for each in found if each.severity == "problem"]
+    assert "livy.url contains a user name" in problem.found and "me:right" not in str(found)
 
 
 def test_a_server_that_is_no_livy(place: Home, livy: str) -> None:
-    configure(place, "url", json.dumps(livy.replace("127.0.0.1", "me:right@127.0.0.1") + "/ui"))
+    configure(place, "url", json.dumps(livy + "/ui"))
+    log_in(place)
     (found,) = [each for each in examined(place) if each.check == "livy"]
     assert found.severity == "problem" and "is not a Livy: GET /version answers with status 200" in found.found
     with socket.create_server(("127.0.0.1", 0)) as mute:
