@@ -168,7 +168,11 @@ class JobsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="Maximum number of sessions and batches of other islands that run at the same time."),
     ] = 2
     allow_files: Annotated[
-        list[str], Meta(max_length=100, description="Folders with files that batches may refer to by path.")
+        list[str],
+        Meta(
+            max_length=100,
+            description="Folders with files that batches may refer to by path. Files in the home folder are never allowed.",
+        ),
     ] = []
     max_statements: Annotated[Positive, Meta(description="Maximum number of waiting statements in one session.")] = 100
     max_live_per_user: Annotated[

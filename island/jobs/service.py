@@ -93,7 +93,7 @@ class Jobs:
     def __init__(self, needs: JobsDependencies) -> None:
         self._state, self._catalog, self._membership = needs.state, needs.catalog, needs.membership
         self._trust, self._peers, self._config = needs.trust, needs.peers, needs.config
-        self._clock, self._rng, self._workers = needs.clock, needs.rng, needs.workers
+        self._clock, self._rng, self._workers, self._home = needs.clock, needs.rng, needs.workers, needs.home
         self._exchange = JobExchange(needs.peers)
         self.executor = Executor(needs, changed=self._tell_home)
         self.forwarding = JobForwarder(needs, self._exchange, decline=self.executor.decline)
@@ -313,7 +313,9 @@ class Jobs:
         """
         local = _local_path(path)
         real = Path(os.path.realpath(local))
-        if not any(real.is_relative_to(os.path.realpath(folder)) for folder in self._config.jobs.allow_files):
+        allowed = any(real.is_relative_to(os.path.realpath(folder)) for folder in self._config.jobs.allow_files)
+        # The home folder has secrets, and files of all users, also if the administrator allows a folder around it.
+        if not allowed or real.is_relative_to(os.path.realpath(self._home)):
             raise rejected(
                 f"requirement failed: Local path {path[:1000]} cannot be added to user sessions.",
                 hint="Use `island job submit FILE`, or have the administrator add the folder to jobs.allow_files.",
