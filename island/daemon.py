@@ -46,7 +46,20 @@ from island.livy.client import LivyClient
 from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
 from island.net import gateway
-from island.net.api import base, datasets, files, journal, metrics, nearby, peer_checks, peers, servers, status, streams
+from island.net.api import (
+    base,
+    datasets,
+    files,
+    journal,
+    metrics,
+    nearby,
+    peer_checks,
+    peers,
+    servers,
+    status,
+    streams,
+    users,
+)
 from island.net.api import jobs as jobs_api
 from island.net.api.user_port import UserServer, build
 from island.net.condition import Condition, Phase, decide, summary
@@ -61,6 +74,7 @@ from island.streams.service import Streams, StreamsDependencies
 from island.trust.heads import JournalHeads
 from island.trust.keys import Identity
 from island.trust.service import Trust
+from island.trust.user_list import UserList
 from island.trust.users import TOKEN_FILES, Tokens
 
 log = structlog.get_logger("island")
@@ -220,7 +234,9 @@ class Daemon:
             jobs=self.jobs,
             streams=self.streams,
         )
-        application = build(Tokens.load(home.path), self._routes(), self.condition, config.listen.allowed_hosts)
+        tokens = Tokens.load(home.path, shared=config.users.shared_token, clock=clock)
+        self.users = UserList(self.state, tokens, self.trust, clock, rng)
+        application = build(tokens, self._routes(), self.condition, config.listen.allowed_hosts)
         self.server = UserServer(application, config.listen.user, HttpLimits(connections=files.user))
 
     def _open(self, kind: Kind) -> Database:
@@ -262,6 +278,7 @@ class Daemon:
             *peers.routes(self.peers, self.membership, self.trust),
             *nearby.routes(self.discovery, self.membership, self.trust),
             *peer_checks.routes(self.peer_checks, self.membership.display),
+            *users.routes(self.users, self.config, self.clock),
             *servers.routes(self.membership),
             *datasets.routes(self.catalog, self.replicas),
             *files.routes(self.catalog, self.replicas),
@@ -339,6 +356,7 @@ class Daemon:
             Part("engine", self.engine.start, self.engine.stop),
             Part("jobs", self.jobs.start, self.jobs.stop),
             Part("streams", self.streams.start, self.streams.stop),
+            Part("users", lambda _: self.users.load()),
             Part("user port", lambda _: self.server.start(), self.server.stop),
             Part("own Livy", lambda _: self.membership.set_own_livy(self.config.livy.url or self.server.url)),
             Part("running.json", self._write_running, self._remove_running),

@@ -37,6 +37,7 @@ MODULES = (
     "status",
     "config",
     "doctor",
+    "user",
     "peer",
     "server",
     "dataset",

@@ -166,6 +166,9 @@ def _contradictions(parsed: Config) -> Iterator[_Note]:
         key = 'foreign_code = "none"' if jobs.foreign_code == "none" else "same_user = false"
         found = f"jobs of other islands are refused in spite of jobs.accept_from, because of {key}"
         yield "warning", "jobs", "accept_from", found, "All three keys must allow it; see the administrator's guide."
+    if jobs.accounts and not livy.url:
+        found = "jobs.accounts has no effect, because livy.url is empty: the embedded engine runs under this account"
+        yield "warning", "jobs", "accounts", found, "Set livy.url, or remove jobs.accounts."
     if config.size_in_bytes(parsed.decoding.memory) < config.size_in_bytes(_MINIMUM):
         found = f"decoding.memory = '{parsed.decoding.memory}' is raised to {_MINIMUM}"
         yield "warning", "decoding", "memory", found, f"Set at least {_MINIMUM}."
@@ -202,6 +205,8 @@ def line_of(text: str, section: str, key: str) -> int | None:
         if header := re.match(r"\s*\[+\s*([^\]\s]+)\s*\]", line):
             table = header[1].strip("\"'")
             section_line = number if table == section else section_line
+            if table == f"{section}.{key}":  # the key is a table
+                return number
         elif assigned := re.match(r"\s*([^=#\[]+?)\s*=", line):
             words = [word.strip().strip("\"'") for word in assigned[1].split(".")]
             place = [*([table] if table else []), *words]

@@ -22,6 +22,10 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
 
 SCHEMAS = {
     "status": "Island",
+    "user add": "UserWithToken",
+    "user ls": "User",
+    "user show": "User",
+    "user rotate": "UserWithToken",
     "peer ls": "Peer",
     "peer nearby": "Nearby",
     "server ls": "Server",
