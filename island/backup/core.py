@@ -9,7 +9,10 @@ from island.backup.messages import ArchivedFile, BackupManifest
 from island.errors import Corrupt
 
 LAST = ("island.toml", "key")
-"""The last files of a backup, in this order: without them an incomplete copy is not a home folder."""
+"""The last files of a backup, in this order: without them an incomplete copy is not a home folder.
+
+A restore writes them under other names, until its changes to the databases are on disk.
+"""
 
 REQUIRED = ("state.db", "token", "token.user", *LAST)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -71,6 +72,7 @@ def restore(path: Path, home: Home, *, now: float, progress: Progress | None = N
                 _extract(BackupReader(file, str(path)), home, written, progress)
                 _adapt(home, manifest, now)
                 written.sync()
+                _complete(home, written)
         except OSError as error:
             raise explained_error(error, f"the home folder {home.path}", home.path.parent) from error
     return manifest
@@ -221,11 +223,11 @@ def _new_folder(folder: Path) -> Iterator[_Written]:
 
 
 def _extract(reader: BackupReader, home: Home, written: _Written, progress: Progress | None) -> None:
-    """Write the files. `island.toml` and `key` are the last, so that an interrupted copy is not a home folder."""
+    """Write the files; those without which this is not a home folder yet get other names until `_complete`."""
 
     @contextmanager
     def sink(file: ArchivedFile) -> Iterator[Sink]:
-        target = home.path / file.name
+        target = _incomplete(home.path / file.name) if file.name in core.LAST else home.path / file.name
         written.make_folders(file.name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(target, flags, 0o600)
@@ -237,6 +239,21 @@ def _extract(reader: BackupReader, home: Home, written: _Written, progress: Prog
         os.utime(target, ns=(file.modified_ns, file.modified_ns))
 
     reader.files(_counted(sink, reader.manifest, progress))
+
+
+def _incomplete(path: Path) -> Path:
+    """The name of one of the last files until all others are in order. No file of a backup has such a name."""
+    return path.with_name(f".{path.name}.restored")
+
+
+def _complete(home: Home, written: _Written) -> None:
+    """Make the folder a home folder. Before, no daemon starts in it, even if this process is killed."""
+    for path in (home.path / name for name in core.LAST):
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        _incomplete(path).rename(path)
+        written.files.append(path)
+    sync_folder(home.path)
 
 
 def _counted(
@@ -267,7 +284,7 @@ def _adapt(home: Home, manifest: BackupManifest, now: float) -> None:
     for kind in DATABASES:
         if (home.path / f"{kind}.db").exists():
             check_content(home.path / f"{kind}.db")
-    identity = Identity.load(home.key)
+    identity = Identity.load(_incomplete(home.key))
     with migrated(home.path / "state.db", "state") as conn:
         own_log_store.mark_restored(conn, now)
         jobs_store.skip_locals(conn, SKIPPED_JOB_IDS)
