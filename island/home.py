@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from island import config
-from island.errors import Conflict, Unauthenticated, Unreachable
+from island.errors import ConfigError, Conflict, Unauthenticated, Unreachable
 from island.private_files import secret_path, secret_text
 
 
@@ -95,7 +95,7 @@ class Home:
                 return Endpoint(url, secret_text(path, "a token"))
         raise Unauthenticated(
             f"no token can be read in {self.path}",
-            hint="Set --token-file or ISLAND_TOKEN, or run the command under the account that owns the home folder.",
+            hint="Set ISLAND_TOKEN_FILE or ISLAND_TOKEN, or use the account that owns the home folder.",
         )
 
     def in_use(self) -> bool:
@@ -128,6 +128,31 @@ class Home:
             yield
         finally:
             os.close(descriptor)
+
+
+def token_in(file: str, named_by: str) -> str:
+    """Return the token in a file that other accounts cannot read; `named_by` is where its path was given.
+
+    Raises `ConfigError` if it cannot be read, or if others could read it.
+    """
+    try:
+        return secret_text(Path(file).expanduser(), "a token")
+    except OSError as error:
+        raise ConfigError(
+            f"the token file {file} cannot be read: {error.strerror}",
+            hint=f"Check the path given with {named_by} and the permissions of the file.",
+        ) from error
+
+
+def token_of_environment() -> str:
+    """Return `ISLAND_TOKEN`, else the token in the file `ISLAND_TOKEN_FILE`; "" if neither is set.
+
+    Raises `ConfigError` as `token_in` does.
+    """
+    if token := os.environ.get("ISLAND_TOKEN"):
+        return token
+    file = os.environ.get("ISLAND_TOKEN_FILE")
+    return token_in(file, "ISLAND_TOKEN_FILE") if file else ""
 
 
 def unreachable(url: str, error: Exception) -> Unreachable:
