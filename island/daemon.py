@@ -42,6 +42,7 @@ from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
 from island.kernel.service_manager import ServiceManager
 from island.kernel.work import ThreadWorkers, exit_after
+from island.livy.authorization import own_livy_login
 from island.livy.client import LivyClient
 from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
@@ -258,9 +259,8 @@ class Daemon:
         if own.url:
             if self._livy is None:
                 password = secret_text(self.home.path / own.password_file, "a password") if own.password_file else ""
-                self._livy = LivyClient(
-                    own.url, (own.user, password) if own.user else None, resolver=self.host_resolver
-                )
+                login = own_livy_login(own.user, password)
+                self._livy = LivyClient(own.url, login, resolver=self.host_resolver)
             return self._livy
         if not self.engine.running:
             raise EngineFailed(self.engine.problem, code="" if self.engine.installed else "no_engine")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from island.cli import base
-from island.config import as_toml
+from island.config import as_toml, without_password
 
 app = typer.Typer(help="The configuration file of an island.", no_args_is_help=True)
 
@@ -79,8 +79,12 @@ def _environment() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"section": "", "key": "home", "value": str(base.home().path), "source": name or "default"}
     ]
-    if os.environ.get("ISLAND_TOKEN"):
-        rows.append({"section": "", "key": "token", "value": "***", "source": "ISLAND_TOKEN"})
+    if url := os.environ.get("ISLAND_URL"):
+        rows.append({"section": "", "key": "url", "value": without_password(url), "source": "ISLAND_URL"})
+    for name in ("ISLAND_TOKEN", "ISLAND_TOKEN_FILE"):
+        if os.environ.get(name):
+            rows.append({"section": "", "key": "token", "value": "***", "source": name})
+            break
     if java := os.environ.get("JAVA_HOME"):
         rows.append({"section": "", "key": "java", "value": java, "source": "JAVA_HOME"})
     return rows

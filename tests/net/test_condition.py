@@ -14,7 +14,7 @@ from island import daemon as daemon_module
 from island.cli.demo.demo_island import ISLAND
 from island.daemon import Daemon, Part
 from island.errors import Full
-from island.jobs import embedded_engine
+from island.jobs.engines import embedded_engine
 from island.kernel.db import Database
 from island.kernel.ports import SystemClock, SystemRng
 from island.net.condition import Phase, State, decide
