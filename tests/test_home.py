@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import tempfile
@@ -11,7 +12,7 @@ import pytest
 
 from island.cli.demo.demo_island import ISLAND
 from island.cli.init import init
-from island.errors import ConfigError
+from island.errors import ConfigError, Conflict
 from island.home import Home, ownership_hint
 from island.trust.users import read_token
 from tests.standins.faults import on_read_only_disk
@@ -58,6 +59,22 @@ def test_a_lock_of_another_account() -> None:
     assert refused.value.message == f"{home.path}/lock cannot be opened by nobody: it belongs to root"
     assert refused.value.hint == f"Run as root: chown -R nobody: {home.path}"
     assert ownership_hint("nobody", "nobody", home.path) == f"Run as nobody: chmod -R u+rwX {home.path}"
+
+
+def test_a_lock_whose_file_was_deleted_locks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restore that fails deletes its lock, which another process may have opened already."""
+    home, lock = Home(tmp_path), fcntl.flock
+
+    def delete_first(descriptor: int, operation: int) -> None:
+        home.lock.unlink()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", delete_first)
+    with pytest.raises(Conflict), home.locked():
+        pass
+    monkeypatch.undo()
+    with home.locked(), pytest.raises(Conflict), home.locked():
+        pass
 
 
 def test_a_home_folder_on_a_read_only_disk(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, get_args
@@ -68,7 +68,7 @@ def restore(path: Path, home: Home, *, now: float, progress: Progress | None = N
         _check_not_running(manifest)
         _check_space(home, manifest)
         try:
-            with _new_folder(home.path) as written:
+            with _own_folder(home) as written:
                 _extract(BackupReader(file, str(path)), home, written, progress)
                 _adapt(home, manifest, now)
                 written.sync()
@@ -134,15 +134,23 @@ def _check_database(header: bytes, name: str, path: Path) -> None:
 
 def _check_empty(home: Home) -> None:
     if home.in_use():
-        raise Conflict(
-            f"a daemon is running with the home folder {home.path}",
-            hint="Stop it and move the folder away, or restore to another folder and never start both.",
-        )
+        raise _in_use(home)
     if not home.is_free():
-        raise Conflict(
-            f"{home.path} exists and is not an empty folder",
-            hint="Choose another or move it away. Nothing was changed.",
-        )
+        raise _not_empty(home)
+
+
+def _in_use(home: Home) -> Conflict:
+    return Conflict(
+        f"a daemon or another restore is running with the home folder {home.path}",
+        hint="Stop it and move the folder away, or restore to another folder and never start both.",
+    )
+
+
+def _not_empty(home: Home) -> Conflict:
+    return Conflict(
+        f"{home.path} exists and is not an empty folder",
+        hint="Choose another or move it away. Nothing was changed.",
+    )
 
 
 def _check_not_running(manifest: BackupManifest) -> None:
@@ -191,15 +199,25 @@ class _Written:
                 folder.mkdir(mode=0o700)
                 self.folders.append(folder)
 
-    def delete(self) -> None:
-        """Delete what was created; a folder in which another program has created something stays."""
-        for path in self.files:
+    @contextmanager
+    def deleted_on_failure(self) -> Iterator[None]:
+        """If the block fails, delete what was created; a folder that is not empty then stays."""
+        try:
+            yield
+        except BaseException:
+            self._delete()
+            raise
+
+    def _delete(self) -> None:
+        # Each name is forgotten: once the lock is released, another restore may create the same.
+        while self.files:
+            path = self.files.pop()
             # Beside a database SQLite may have left files.
             for each in (path, *(path.with_name(path.name + end) for end in _BESIDE if path.suffix == ".db")):
                 each.unlink(missing_ok=True)
-        for folder in reversed(self.folders):
+        while self.folders:
             with suppress(OSError):
-                folder.rmdir()
+                self.folders.pop().rmdir()
 
     def sync(self) -> None:
         """Sync the folders to disk; each file was synced when it was written."""
@@ -208,18 +226,33 @@ class _Written:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[_Written]:
-    """Create the folder if it does not exist. If the block fails, delete what it wrote."""
-    written = _Written(folder)
-    if not folder.exists():
-        folder.mkdir(mode=0o700, parents=True)
-        written.folders.append(folder)
-    folder.chmod(0o700)
-    try:
-        yield written
-    except BaseException:
-        written.delete()
-        raise
+def _own_folder(home: Home) -> Iterator[_Written]:
+    """Create the folder if it does not exist, and keep daemons and other restores out of it during the block.
+
+    If the block fails, what it wrote is deleted. Raises `Conflict` if the folder is not empty, or in use.
+    """
+    written = _Written(home.path)
+    with written.deleted_on_failure():
+        with suppress(FileExistsError):
+            home.path.mkdir(mode=0o700, parents=True)
+            written.folders.append(home.path)
+        with _locked(home):
+            if not home.is_free(but=home.lock):  # another restore was faster
+                raise _not_empty(home)
+            written.files.append(home.lock)
+            with written.deleted_on_failure():  # as long as nobody else can write there
+                home.path.chmod(0o700)
+                yield written
+
+
+@contextmanager
+def _locked(home: Home) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(home.locked())
+        except Conflict as error:
+            raise _in_use(home) from error
+        yield
 
 
 def _extract(reader: BackupReader, home: Home, written: _Written, progress: Progress | None) -> None:
