@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import sqlite3
 import subprocess
 import tempfile
 from pathlib import Path
@@ -14,6 +16,7 @@ from island.cli.demo.demo_island import ISLAND
 from island.cli.init import init
 from island.errors import ConfigError, Conflict
 from island.home import Home, ownership_hint
+from island.kernel.db import Database
 from island.trust.users import read_token
 from tests.standins.faults import on_read_only_disk
 
@@ -91,9 +94,16 @@ def test_a_home_folder_on_a_read_only_disk(tmp_path: Path) -> None:
 def test_doctor_names_the_disk_if_it_is_read_only(tmp_path: Path) -> None:
     home = tmp_path / "home"
     init(home, "kiso", "127.0.0.1:0", "127.0.0.1:0")
+    Database.open(home, "state").close()
+    with contextlib.closing(sqlite3.connect(home / "state.db", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE last_change (x)")
+        log = (home / "state.db-wal").read_bytes()
+    (home / "state.db-wal").write_bytes(log)  # as after a power failure: its index would have to be written
+    (home / "state.db-wal").chmod(0o600)
     done = command(*on_read_only_disk(home, *ISLAND, "--home", str(home), "doctor"))
     problems = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("problem ")]
     assert problems == [f"disk            the file system of {home} is read-only"]
+    assert "state.db was not checked: unable to open database file" in done.stdout
 
 
 def test_the_command_of_the_guide_that_replaces_a_token(tmp_path: Path) -> None:

@@ -6,16 +6,14 @@ import gzip
 import hashlib
 import io
 import os
-import resource
 import shutil
-import signal
 import sqlite3
 import stat
 import subprocess
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +34,7 @@ from island.kernel.db_file import copy_database
 from island.trust import journal
 from island.trust.keys import Identity
 from island.trust.sealing import seal_problems
-from tests.standins.faults import on_read_only_disk
+from tests.standins.faults import disk_with, on_read_only_disk
 
 NOW = 1_800_000_000.0
 
@@ -347,19 +345,6 @@ def test_a_database_that_cannot_be_copied_is_named(home: Home, tmp_path: Path) -
 
 
 # --- a full disk --------------------------------------------------------------------------------
-
-
-@contextmanager
-def disk_with(size: int) -> Iterator[None]:
-    """No file of this process can be larger than `size` bytes, as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 @pytest.mark.parametrize("size", [50_000, 300_000])

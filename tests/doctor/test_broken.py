@@ -28,8 +28,9 @@ from island.cli.init import init
 from island.doctor import engine_facts, service, store
 from island.doctor.core import Finding, failed
 from island.home import Home
-from island.kernel.db import Database
+from island.kernel.db import Database, newest_version
 from island.kernel.ports import SystemClock
+from tests.standins.faults import disk_with
 
 ENVIRON = dict(os.environ)
 
@@ -394,6 +395,37 @@ def test_a_database_that_cannot_be_opened_is_not_called_damaged(place: Home) -> 
     (found,) = [each for each in examined(place) if each.check == "database" and each.severity == "problem"]
     assert found.found == "state.db cannot be read: disk I/O error"
     assert "system's log" in found.advice and "restore" not in found.advice
+
+
+def leave_log(place: Home) -> None:
+    """Leave state.db as a power failure does: its last change is in the write-ahead log, which has no index."""
+    database = place.path / "state.db"
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE last_change (x)")
+        log = database.with_name("state.db-wal").read_bytes()
+    database.with_name("state.db-wal").write_bytes(log)
+    database.with_name("state.db-wal").chmod(0o600)
+
+
+def test_a_database_that_another_program_locks_is_not_checked(place: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.0)
+    with contextlib.closing(sqlite3.connect(place.path / "state.db", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("CREATE TABLE held (x)")
+        (found, *_) = [each for each in examined(place) if each.check == "database"]
+    assert (found.severity, found.found) == ("unchecked", "state.db was not checked: database is locked")
+    assert "restore" not in found.advice and "delete" not in found.advice
+
+
+def test_a_database_whose_log_does_not_fit_on_the_disk_is_not_checked(place: Home) -> None:
+    leave_log(place)
+    with disk_with(10_000):  # the index of the log needs 32 KiB
+        (found, *_) = [each for each in examined(place) if each.check == "database"]
+    assert (found.severity, found.found) == ("unchecked", "state.db was not checked: disk I/O error")
+    assert "restore" not in found.advice and "delete" not in found.advice
+    assert [each.found for each in examined(place) if "state.db" in each.found] == [
+        f"state.db is intact (schema {newest_version('state')})"
+    ]
 
 
 AS_NOBODY = """
