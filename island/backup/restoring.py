@@ -172,10 +172,10 @@ def _is_running(original: Home, key: str) -> bool:
 
 def _check_space(home: Home, manifest: BackupManifest) -> None:
     parent = next(folder for folder in (home.path, *home.path.parents) if folder.exists())
-    needed, free = core.total_bytes(manifest), shutil.disk_usage(parent).free
+    needed, free = core.bytes_to_restore(manifest), shutil.disk_usage(parent).free
     if needed > free:
         raise Full(
-            f"the backup needs {format_bytes(needed)}, and the disk of {parent} has {format_bytes(free)} free",
+            f"the restore needs {format_bytes(needed)}, and the disk of {parent} has {format_bytes(free)} free",
             hint="Free some space, or choose another folder. Nothing was changed.",
         )
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import datetime
 import errno
 import os
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from island.config import Config
 from island.errors import BadInput, Conflict, Full, IslandError
 from island.home import Home
 from island.kernel.db import Kind
-from island.kernel.db_file import copy_database
+from island.kernel.db_file import copy_database, reading_copy
 from island.private_files import sync_folder
 from island.trust.keys import Identity
 from island.trust.users import TOKEN_FILES, Tokens
@@ -126,8 +124,7 @@ def _collect(home: Home, scratch: Path, optional: list[str], *, streams: bool, l
         copy = paths[f"{kind}.db"] = scratch / f"{kind}.db"
         copy.unlink(missing_ok=True)
         copy_database(home.path / f"{kind}.db", copy, kind)
-    with closing(sqlite3.connect(paths["state.db"])) as conn:
-        conn.row_factory = sqlite3.Row
+    with reading_copy(paths["state.db"], home.path / "state.db") as conn:
         packs = catalog_store.packs(conn)
     # A pack is complete before state.db refers to it, and a segment too. What is newer than the copy does no harm.
     for path in _below(home.path / "manifests"):

@@ -23,14 +23,15 @@ import pytest
 
 from island.backup import archive, core, restoring, saving
 from island.backup.messages import ArchivedFile, BackupManifest
+from island.catalog import store as catalog_store
 from island.cli.demo.demo_island import ISLAND
 from island.cli.init import init
 from island.doctor import home_facts
-from island.errors import BadInput, ConfigError, Conflict, Corrupt, Full, IslandError
+from island.errors import BadInput, ConfigError, Conflict, Corrupt, DiskFailed, Full, IslandError
 from island.home import Home
 from island.jobs.home.store import next_local
 from island.kernel.db import newest_version
-from island.kernel.db_file import copy_database
+from island.kernel.db_file import check_content, copy_database
 from island.trust import journal
 from island.trust.keys import Identity
 from island.trust.sealing import seal_problems
@@ -369,6 +370,62 @@ def test_a_full_disk_leaves_no_part_of_a_home_folder(home: Home, tmp_path: Path)
         with disk_with(200_000), pytest.raises(Full, match="cannot be written"):
             restoring.restore(tmp_path / "b.tar", Home(target), now=NOW)
     assert list((tmp_path / "empty").iterdir()) == [] and not (tmp_path / "new").exists()
+
+
+def test_a_restore_needs_space_for_the_changes_in_state_db(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite writes them to a log beside it first, and a migration may change every page."""
+    files = saving.save(home, tmp_path / "b.tar", now=NOW).manifest.files
+    needed = sum(file.size for file in files) + next(file.size for file in files if file.name == "state.db")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed))
+    with pytest.raises(Full, match="the restore needs"):
+        restoring.restore(tmp_path / "b.tar", Home(tmp_path / "back"), now=NOW)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed + 2**20))
+    restoring.restore(tmp_path / "b.tar", Home(tmp_path / "back"), now=NOW)
+
+
+def test_a_full_disk_is_not_called_a_damaged_database(home: Home) -> None:
+    """The index of the write-ahead log, 32 KiB, does not fit."""
+    path = home.path / "state.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("CREATE TABLE last_change (x)")
+        log = path.with_name("state.db-wal").read_bytes()
+    path.with_name("state.db-wal").write_bytes(log)
+    with disk_with(10_000), pytest.raises(DiskFailed, match="disk I/O error") as refused:
+        check_content(path)
+    assert "free space" in refused.value.hint
+    check_content(path)
+
+
+def test_the_copy_of_a_database_is_read_without_files_beside_it(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would not fit on a disk that the copies have filled."""
+    beside: list[str] = []
+
+    def listed(conn: sqlite3.Connection) -> set[str]:
+        found = catalog_store.packs(conn)
+        (copy,) = [Path(row["file"]) for row in conn.execute("PRAGMA database_list")]
+        beside.extend(path.name for path in copy.parent.iterdir())
+        return found
+
+    monkeypatch.setattr(saving, "catalog_store", SimpleNamespace(packs=listed))
+    saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert sorted(beside) == ["gossip.db", "state.db"]
+
+
+def test_a_database_that_cannot_be_read_is_an_error_with_advice(home: Home, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(home.path / "state.db", isolation_level=None)) as conn:
+        pages = conn.execute("SELECT rootpage FROM sqlite_schema WHERE tbl_name = 'catalog_page'").fetchall()
+        (size,) = conn.execute("PRAGMA page_size").fetchone()
+    with (home.path / "state.db").open("r+b") as file:
+        for (page,) in pages:
+            file.seek((page - 1) * size)
+            file.write(b"damage" * 100)
+    with pytest.raises(DiskFailed, match=f"{home.path}/state.db cannot be read.*malformed"):
+        saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert not (tmp_path / "b.tar").exists()
 
 
 # --- hostile and damaged files ------------------------------------------------------------------
