@@ -7,7 +7,8 @@ import json
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+import msgspec
 
 from island import __version__
 from island.client import Api
@@ -18,7 +19,27 @@ from island.home import Endpoint, Home
 
 _TIMEOUT_S = 30.0
 
-PeerRows = list[dict[str, Any]] | None
+
+class DaemonStatus(msgspec.Struct):
+    """What doctor uses of the answer to `GET /api/v1/island`; a daemon of another version may not have all of it."""
+
+    state: str
+    version: str
+    problems: list[str] = []
+    discovery: str = ""
+
+
+class PeerRow(msgspec.Struct):
+    """What a linked island says about this one: a row of the answer to `POST /api/v1/peers/check`."""
+
+    island: str
+    reached: bool | None = None
+    reason: str = ""
+    clock_ahead_s: float | None = None
+    clock_error_s: float | None = None
+
+
+PeerRows = list[PeerRow] | None
 """What linked islands say about this one; None if the daemon could not be asked."""
 
 
@@ -55,20 +76,23 @@ def ask(place: Home, found: Running, endpoint: Callable[[], Endpoint]) -> Daemon
     if not found.locked:
         return DaemonFacts(False, stale=found.pid is not None)
     try:
-        status = Api(endpoint(), timeout=_TIMEOUT_S).get("/api/v1/island")
+        status = msgspec.convert(Api(endpoint(), timeout=_TIMEOUT_S).get("/api/v1/island"), DaemonStatus)
     except Unreachable as error:
         hint = "It may still be starting. Otherwise see its log, and restart it."
         return DaemonFacts(True, found.pid, error=error.message, hint=hint)
     except IslandError as error:
         hint = _replaced_token(place, found) if error.code == Unauthenticated.code else ""
         return DaemonFacts(True, found.pid, error=error.message, hint=hint or error.hint)
+    except (msgspec.ValidationError, RecursionError) as error:
+        problem = f"its answer is not that of an island: {error}"
+        return DaemonFacts(True, found.pid, error=problem, hint="Restart it, if it is of another version.")
     return DaemonFacts(
         running=True,
         pid=found.pid,
-        state=status["state"],
-        problems=status["problems"],
-        discovery=status["discovery"],
-        version=status["version"],
+        state=status.state,
+        problems=status.problems,
+        discovery=status.discovery,
+        version=status.version,
         program=__version__,
         configured_later=found.since is not None and place.toml.stat().st_mtime > found.since,
     )
@@ -86,10 +110,9 @@ def _replaced_token(place: Home, found: Running) -> str:
 def check_peers(endpoint: Callable[[], Endpoint]) -> PeerRows:
     """Let linked islands look at this one; None if the daemon does not answer, or not to this token."""
     try:
-        rows: list[dict[str, Any]] = Api(endpoint(), timeout=_TIMEOUT_S).post("/api/v1/peers/check", {})
-    except IslandError:  # `ask` has reported it
+        return msgspec.convert(Api(endpoint(), timeout=_TIMEOUT_S).post("/api/v1/peers/check", {}), list[PeerRow])
+    except (IslandError, msgspec.ValidationError, RecursionError):  # `ask` has reported it
         return None
-    return rows
 
 
 def peers(settings: Config, rows: PeerRows) -> PeerFacts:
@@ -99,14 +122,15 @@ def peers(settings: Config, rows: PeerRows) -> PeerFacts:
         listen=listen.peer,
         loopback=bool(listen.peer) and is_loopback(split_address(listen.peer)[0]) and not listen.advertise,
         unknown_hosts=[each for each in listen.advertise if not _resolves(each)],
-        views=None if rows is None else [PeerView(row["island"], row["reached"], row["reason"]) for row in rows],
+        views=None if rows is None else [PeerView(row.island, row.reached, row.reason) for row in rows],
     )
 
 
 def other_clocks(rows: PeerRows) -> list[tuple[str, float, float]]:
     """Return the clocks of linked islands: name, how far it is ahead, maximum error, in seconds."""
-    known = [row for row in rows or () if row["clock_ahead_s"] is not None]
-    return [(row["island"], row["clock_ahead_s"], row["clock_error_s"]) for row in known]
+    return [
+        (row.island, row.clock_ahead_s, row.clock_error_s or 0.0) for row in rows or () if row.clock_ahead_s is not None
+    ]
 
 
 def _resolves(address: str) -> bool:
