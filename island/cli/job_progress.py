@@ -76,7 +76,7 @@ def island_lines(log: list[str]) -> list[str]:
     return log[log.index("\nisland: ") + 1 :] if "\nisland: " in log else []
 
 
-class Elapsed:
+class ElapsedText:
     """Shows how long a command has been waiting, on a line that is overwritten; nothing if stderr is not a terminal."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ def settle(api: Api, job: str, *, headers: dict[str, str] | None = None, quiet: 
 
     Prints the job's progress on stderr meanwhile, and on a terminal the elapsed seconds, unless `quiet`.
     """
-    narrator, elapsed = Narrator(api, job, headers), Elapsed()
+    narrator, elapsed = Narrator(api, job, headers), ElapsedText()
     try:
         while True:
             row: dict[str, Any] = get(api, path(job, "wait"), headers or {}, timeout=1.0)
