@@ -29,6 +29,8 @@ from island.gossip.service import Gossip
 from island.home import Home
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.engines.embedded_engine import EmbeddedEngine
+from island.jobs.engines.engines import Engines
+from island.jobs.engines.files import EngineFiles
 from island.jobs.engines.livy_engine import LivyEngine
 from island.jobs.service import Jobs
 from island.kernel import descriptors, loop_lag, telemetry
@@ -185,7 +187,7 @@ class Daemon:
                 trust=self.trust,
                 peers=self.peers,
                 config=config,
-                livy=LivyEngine(self._livy_now),
+                engines=Engines([LivyEngine(self._livy_now, EngineFiles(home.path / "jobs", self.workers))]),
                 clock=clock,
                 rng=rng,
                 home=home.path,

@@ -108,13 +108,20 @@ class EngineJob:
         raise NotImplementedError
 
     async def live(self) -> None:
-        """Start the process, serve until it ends, and clean up. Raises only if cancelled, also after cleaning up."""
+        """Start the process, serve until it ends, and clean up. Raises only if cancelled, also after cleaning up.
+
+        An exception that nobody expected ends this job only: in the task group it would end the engine with all
+        other sessions.
+        """
         code = EXIT_STARTING
         try:
             if not self._end.is_set():
                 code = await self._run()
         except* (OSError, IslandError) as group:
             self.log.note(f"{self.what} {self.id} failed: {'; '.join(str(error) for error in group.exceptions)}")
+        except* Exception as group:
+            log.error("engine.job_bug", what=self.what, id=self.id, exc_info=group)
+            self.log.note(f"internal error of the engine: {'; '.join(map(repr, group.exceptions))}")
         finally:
             self._record_end(code)
 

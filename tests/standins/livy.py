@@ -33,11 +33,13 @@ def upstream() -> web.Application:
     """The application of a Livy server without Spark."""
     sessions: dict[int, list[str]] = {}
     """The code of the statements of each live session."""
+    names: dict[str, int] = {}
     created = itertools.count()
     cancelled: set[tuple[int, int]] = set()
 
     def session(number: int) -> dict[str, Any]:
-        return {"id": number, "state": "idle", "kind": "pyspark", "log": ["stdout: ", "\nstderr: "]}
+        name = next((name for name, id in names.items() if id == number), None)
+        return {"id": number, "name": name, "state": "idle", "kind": "pyspark", "log": ["stdout: ", "\nstderr: "]}
 
     def statement(session: int, number: int) -> dict[str, Any]:
         code = sessions[session][number]
@@ -47,9 +49,10 @@ def upstream() -> web.Application:
         return {"id": number, "code": code, "state": "available", "output": output_of(code, number), "progress": 1.0}
 
     def named(request: web.Request) -> int:
-        number = int(request.match_info["id"])
+        key = request.match_info["id"]
+        number = int(key) if key.isdigit() else names.get(key, -1)
         if number not in sessions:
-            raise unknown(f"Session '{number}' not found.")
+            raise unknown(f"Session '{key}' not found.")
         return number
 
     def named_statement(request: web.Request) -> tuple[int, int]:
@@ -61,9 +64,11 @@ def upstream() -> web.Application:
     async def version(_: web.Request) -> web.Response:
         return reply({"version": "0.9.0-incubating"})
 
-    async def create(_: web.Request) -> web.Response:
+    async def create(request: web.Request) -> web.Response:
         number = next(created)
         sessions[number] = []
+        if name := (await request.json()).get("name"):
+            names[name] = number
         return reply(session(number), 201)
 
     async def show(request: web.Request) -> web.Response:

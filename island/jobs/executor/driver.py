@@ -14,7 +14,6 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -22,7 +21,7 @@ import structlog
 from island.errors import BadInput, EngineFailed, IslandError
 from island.jobs import batch_files, core
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.engines.livy_engine import EngineLost, RemoteJob
+from island.jobs.engines.port import EngineLost, RemoteJob, RemoteRef
 from island.jobs.executor import store as run_store
 from island.jobs.executor import texts
 from island.jobs.executor.store import JobRun, RunStatement
@@ -34,7 +33,6 @@ from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks, backoff, is_database, is_transient
 from island.kernel.ports import Signal, Topic
 from island.kernel.units import format_bytes
-from island.kernel.work import to_the_end
 from island.livy.conf import PATH_PREFIX
 from island.livy.messages import STATEMENT_ENDED
 
@@ -108,9 +106,9 @@ class RunDriver:
     ) -> None:
         """`policy(home)` is the reason why this island does not run jobs of `home` now, or ""."""
         self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
-        self._trust, self._config, self._engine, self._policy = needs.trust, needs.config, needs.livy, policy
-        self._clock, self._rng, self._folder, self._changed = needs.clock, needs.rng, needs.home / "jobs", changed
-        self._workers = needs.workers
+        self._trust, self._config, self._policy = needs.trust, needs.config, policy
+        self._engine = next(iter(needs.engines.all()), None)
+        self._clock, self._rng, self._changed = needs.clock, needs.rng, changed
         self.live: dict[tuple[str, int], LiveRun] = {}
         """The runs that have not ended, by job and epoch, in the order in which they were accepted."""
         self.places = Topic()
@@ -126,10 +124,6 @@ class RunDriver:
             self.begin(run).take_up(statements)
         for run in uncleared:  # after `live` is complete, because inputs of live runs are not released
             tasks.spawn(f"clear {run.job} {run.epoch}", self._clear(run))
-
-    def run_folder(self, job: str, epoch: int) -> Path:
-        """The folder to which the file of a batch is written."""
-        return self._folder / f"{job.partition('.')[0]}-{epoch}"
 
     def begin(self, run: JobRun) -> LiveRun:
         """Start the driver of a stored run."""
@@ -234,6 +228,7 @@ class RunDriver:
     async def _body(self, live: LiveRun) -> dict[str, Any]:
         """Fetch and verify all inputs, and return Livy's request with their paths in its conf."""
         run, work = live.run, live.run.work
+        assert self._engine is not None
         paths = []
         moved = 0
         for ref in work.inputs:
@@ -246,7 +241,7 @@ class RunDriver:
             if missing:
                 moved += missing
                 self._note(live, f"{ref} is complete: {format_bytes(missing)} fetched and verified")
-            paths.append((ref, local.path))
+            paths.append((ref, await self._engine.share(run.name, local.path)))
         live.run.moved = max(live.run.moved, moved)
         if work.inputs and live.run.step == "accepted":
             views = ", ".join(ref.views[-1] for ref in work.inputs)
@@ -257,14 +252,13 @@ class RunDriver:
         if work.kind == "session":
             return {"kind": work.language, **body}
         file = await self._place_file(run)
-        return {"file": str(file), "args": list(work.args), **body}
+        return {"file": file, "args": list(work.args), **body}
 
-    async def _place_file(self, run: JobRun) -> Path:
-        """Write the file of a batch to a folder of its own, where the engine can read it."""
+    async def _place_file(self, run: JobRun) -> str:
+        """Write the file of a batch where the engine can read it."""
+        assert self._engine is not None
         data = await self._state.read(lambda conn: batch_files.read(conn, run.work.file_hash))
-        path = self.run_folder(run.job, run.epoch) / run.work.file_name
-        await to_the_end(self._workers.disk(_place, path, data))
-        return path
+        return await self._engine.place(run.name, run.work.file_name, data)
 
     def _progress(self, live: LiveRun, ref: InputRef) -> Callable[[int, int, str], None]:
         def progress(done: int, total: int, what: str) -> None:
@@ -375,7 +369,7 @@ class RunDriver:
         self._check_stop(live)
         self._check_lease(live)
         try:
-            remote = await self._engine.show(run.work.kind, run.remote)
+            remote = await self._engine.show(_ref(run))
         except EngineLost:
             raise
         except EngineFailed as error:
@@ -407,7 +401,7 @@ class RunDriver:
         run = live.run
         assert self._engine is not None and run.remote is not None
         try:
-            return await self._engine.log(run.work.kind, run.remote)
+            return await self._engine.log(_ref(run))
         except EngineFailed:
             return []  # the short log of the last answer is kept
 
@@ -421,21 +415,21 @@ class RunDriver:
         assert self._engine is not None and run.remote is not None
         statements = _view_statements(await self._body(live), run.work.inputs)
         for number, code in enumerate(statements):
-            if await self._engine.statement(run.remote, number) is None:
-                await self._engine.post(run.remote, code, "sql")
-            view = await self._await_remote(live, run.remote, number)
+            if await self._engine.statement(_ref(run), number) is None:
+                await self._engine.post(_ref(run), code, "sql")
+            view = await self._await_remote(live, number)
             output = view.get("output") or {}
             if output.get("status") == "error":
                 raise RunEnded("dead", f"the view of an input could not be created: {output.get('evalue', '')}"[:1000])
         run.hidden = live.next_remote = len(statements)
         await self.save(live)
 
-    async def _await_remote(self, live: LiveRun, remote: int, number: int) -> dict[str, Any]:
+    async def _await_remote(self, live: LiveRun, number: int) -> dict[str, Any]:
         assert self._engine is not None
         wait = _POLL_FAST
         while True:
             self._check_stop(live)
-            view = await self._engine.statement(remote, number)
+            view = await self._engine.statement(_ref(live.run), number)
             if view is not None and view.get("state") in STATEMENT_ENDED:
                 return view
             await live.signal.wait(wait)
@@ -453,7 +447,7 @@ class RunDriver:
             try:
                 view = None
                 if posted or failures or live.adopted:
-                    view = await self._engine.statement(run.remote, statement.remote)
+                    view = await self._engine.statement(_ref(run), statement.remote)
                     self._verify_instance(live)
                     self._verify_code(statement, view)
                 if view is None and not posted:
@@ -495,7 +489,7 @@ class RunDriver:
     async def _post(self, live: LiveRun, statement: RunStatement) -> None:
         run = live.run
         assert self._engine is not None and run.remote is not None
-        number = await self._engine.post(run.remote, statement.code, statement.language)
+        number = await self._engine.post(_ref(run), statement.code, statement.language)
         if number != statement.remote:
             statement.remote, live.next_remote = number, number + 1
             await self._state.write(lambda conn: run_store.save_statement(conn, run, statement))
@@ -516,7 +510,7 @@ class RunDriver:
     async def _note_running(self, live: LiveRun, statement: RunStatement, view: Mapping[str, Any]) -> None:
         assert self._engine is not None and live.run.remote is not None
         if statement.cancel and not live.cancel_sent:
-            await self._engine.cancel(live.run.remote, statement.remote)
+            await self._engine.cancel(_ref(live.run), statement.remote)
             live.cancel_sent = True
         before = (statement.state, statement.progress)
         statement.state = str(view.get("state", "running"))
@@ -626,8 +620,8 @@ class RunDriver:
             except IslandError as error:
                 log.info("jobs.not_cleared", job=run.job, error=error.message, failures=failures)
                 await asyncio.sleep(backoff(failures, self._rng))
-        if run.work.file_name:
-            await self._workers.disk(_remove, self.run_folder(run.job, run.epoch))
+        if self._engine is not None:
+            await self._engine.withdraw(run.name)
         await self._state.write(partial(run_store.set_cleared, job=run.job, epoch=run.epoch))
 
     async def _release_inputs(self, run: JobRun) -> None:
@@ -644,7 +638,7 @@ class RunDriver:
         if remote is None and (found := await self._engine.find(run.work.kind, run.name)) is not None:
             remote = found.id
         if remote is not None:
-            await self._engine.end(run.work.kind, remote)
+            await self._engine.end(RemoteRef(run.work.kind, remote, run.name))
 
     # --- notes for home -----------------------------------------------------------------------
 
@@ -665,6 +659,11 @@ class RunDriver:
         await self._state.write(lambda conn: run_store.save(conn, live.run))
 
 
+def _ref(run: JobRun) -> RemoteRef:
+    assert run.remote is not None
+    return RemoteRef(run.work.kind, run.remote, run.name)
+
+
 def _as_running(statement: RunStatement) -> StatementReport:
     """The report on an unfinished statement. An accepted one counts as running, because it may have been posted."""
     report = statement.report()
@@ -677,18 +676,6 @@ def _last_line(lines: list[str]) -> str:
     """The last line of a log that is neither empty nor a heading."""
     found = [line.strip() for line in lines if line.strip() and line.strip() not in ("stdout:", "stderr:")]
     return found[-1][:500] if found else ""
-
-
-def _place(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.write_bytes(data)
-
-
-def _remove(folder: Path) -> None:
-    for entry in folder.glob("*"):
-        entry.unlink(missing_ok=True)
-    if folder.exists():
-        folder.rmdir()
 
 
 def _view_statements(body: Mapping[str, Any], inputs: tuple[InputRef, ...]) -> list[str]:

@@ -17,6 +17,7 @@ from island.catalog.messages import ResolvedDataset
 from island.errors import Conflict, Denied, EngineFailed, IslandError, NotFound
 from island.jobs import batch_files, core
 from island.jobs.dependencies import JobsDependencies
+from island.jobs.engines.port import RemoteRef
 from island.jobs.executor import policy
 from island.jobs.executor import store as run_store
 from island.jobs.executor.driver import LiveRun, RunDriver
@@ -74,7 +75,8 @@ class Executor:
     def __init__(self, needs: JobsDependencies, *, changed: Callable[[IslandId, str, int], None]) -> None:
         self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
-        self._config, self._engine, self._clock, self._rng = needs.config, needs.livy, needs.clock, needs.rng
+        self._config, self._clock, self._rng = needs.config, needs.clock, needs.rng
+        self._engine = next(iter(needs.engines.all()), None)
         self._reservations: dict[str, Reservation] = {}
         self._driver = RunDriver(needs, changed=changed, policy=self._policy)
 
@@ -398,7 +400,8 @@ class Executor:
         live = self._mine(sender, request.job, request.epoch)
         if live.run.remote is None or self._engine is None:
             return CodeCompletionAnswer()
-        found = await self._engine.complete(live.run.remote, request.code, request.language, request.cursor)
+        ref = RemoteRef(live.run.work.kind, live.run.remote, live.run.name)
+        found = await self._engine.complete(ref, request.code, request.language, request.cursor)
         return CodeCompletionAnswer(candidates=tuple(text[:4096] for text in found[:1000]))
 
     def live_runs(self) -> dict[str, int]:
