@@ -21,8 +21,8 @@ from island.errors import Ambiguous, BadInput, Denied, NotFound, PeerMisbehaved,
 from island.jobs import batch_files, core, router
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import JobExchange
+from island.jobs.executor.run import JobRun
 from island.jobs.executor.service import Executor
-from island.jobs.executor.store import JobRun
 from island.jobs.home import requests, store, views
 from island.jobs.home.driver import DECLINE, JobForwarder
 from island.jobs.home.store import JobRow, StatementRow
@@ -609,7 +609,7 @@ class Jobs:
             "statements": 0,
             "bytes_moved": run.moved,
             "epoch": run.epoch,
-            "phase": run.step,
+            "phase": run.phase,
         }
 
     async def listing(self, caller: Principal, limit: int, *, live_only: bool = False) -> list[dict[str, Any]]:
