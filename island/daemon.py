@@ -299,6 +299,7 @@ class Daemon:
             *([self.engine.problem] if self.engine.problem else []),
             *self.peers.problems(),
             *self.streams.problems(),
+            *self.jobs.problems(),
             *self.faults.problems(),
             *telemetry.problems(),
         ]

@@ -124,6 +124,10 @@ class Jobs:
         """The kind and Livy's state of the stored jobs of this home, and the number of jobs with both."""
         return await self._state.read(store.count_by_state)
 
+    def problems(self) -> list[str]:
+        """What an administrator should know about jobs, as sentences for the status."""
+        return self.executor.problems()
+
     def live_runs(self) -> dict[str, int]:
         """The number of sessions and batches of all homes that have not ended at this island, by kind."""
         return self.executor.live_runs()
@@ -803,7 +807,11 @@ def _may(caller: Principal, job: JobRow) -> bool:
 
 
 def _resources(shown: dict[str, Any]) -> dict[str, str | int]:
-    return {name: shown[name] for name in core.RESOURCES if shown.get(name) is not None}
+    """Livy's resource fields of a request. Raises `LivyRefusal` that names the field with a wrong value."""
+    found = {name: shown[name] for name in core.RESOURCES if shown.get(name) is not None}
+    if problem := core.resources_problem(found):
+        raise rejected(f"requirement failed: {problem}.")
+    return found
 
 
 def _check_files(paths: list[str]) -> None:
