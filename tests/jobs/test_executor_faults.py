@@ -25,11 +25,14 @@ class StrictEngine(PlayedEngine):
         self.end_s = 0.0
         """Seconds that the end of a session takes. It counts until then."""
         self.refuses = ""
+        self.overrun = 0
+        """The number of sessions that were requested although the engine was full."""
 
     async def create(self, kind: str, body: Mapping[str, Any]) -> RemoteJob:
         if self.refuses:
             raise EngineRefused(self.refuses)
         if len(self.alive()) >= self.limit:
+            self.overrun += 1
             raise EngineFull(f"too many {kind}s: the limit is {self.limit}")
         return await super().create(kind, body)
 
@@ -87,7 +90,7 @@ def test_the_end_of_one_session_starts_the_next_in_line_and_ends_no_other(end_s:
             assert sorted(states) == ["idle"] * min(4, len(alive)) + ["starting"] * (len(alive) - 4)
             await world.jobs["home"].end(alive.pop(states.index("idle")), deleted=True)
         await a.until(lambda: not engine.alive(), within=60)
-        assert len(engine.created) == 9
+        assert (len(engine.created), engine.overrun) == (9, 0), "a place is free when the engine has ended the session"
 
     simulate(1, scenario)
 
@@ -105,6 +108,7 @@ def test_a_session_that_replaces_another_at_capacity_starts() -> None:
             fresh = await world.settled(home, await world.open(home))
             assert fresh.state == "idle"
             assert "did it" in (await world.run(home, fresh, "it")).output
+        assert engine.overrun == 0
 
     simulate(2, scenario)
 
