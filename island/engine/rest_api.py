@@ -22,6 +22,7 @@ from island.livy import requests
 from island.livy.messages import BatchPage, CompletionResponse, ResponseMessage, SessionPage, StatementPage, StateView
 from island.livy.rest import (
     CANCELED,
+    CODE_HEADER,
     DELETED,
     ENGINE_HEADER,
     HTML_TYPE,
@@ -139,7 +140,8 @@ class EngineApi:
         try:
             return await handler(request)
         except LivyRefusal as refusal:
-            return web.Response(status=refusal.status, body=refusal.json(), headers=JSON_HEADERS)
+            headers = {**JSON_HEADERS, CODE_HEADER: refusal.code}
+            return web.Response(status=refusal.status, body=refusal.json(), headers=headers)
         except web.HTTPMethodNotAllowed as refusal:
             return empty(405, Allow=allow(refusal.allowed_methods))
         except web.HTTPNotFound:

@@ -38,7 +38,7 @@ from island.livy.messages import (
     Version,
 )
 from island.livy.resolver import WorkerResolver
-from island.livy.rest import ENGINE_HEADER
+from island.livy.rest import CODE_HEADER, ENGINE_HEADER, FULL
 
 T = TypeVar("T")
 ATTEMPTS: Final = 3
@@ -249,7 +249,7 @@ class LivyClient:
             ) as response:
                 data = await self._bounded(response)
                 self.instance = response.headers.get(ENGINE_HEADER)
-                status = response.status
+                status, code = response.status, response.headers.get(CODE_HEADER, "")
         except aiohttp.ClientConnectorError as error:
             raise EngineFailed(
                 f"Livy at {self.url} cannot be reached: {error.strerror or error}",
@@ -262,7 +262,7 @@ class LivyClient:
                 f"Livy at {self.url} did not answer {method} {path}: {error or type(error).__name__}"
             ) from error
         if not 200 <= status < 300:
-            raise _refusal(status, data, f"{method} {path}")
+            raise _refusal(status, data, f"{method} {path}", code[:100])
         return data
 
     async def _bounded(self, response: aiohttp.ClientResponse) -> bytes:
@@ -312,8 +312,11 @@ def _typed(data: bytes, kind: type[T], url: str) -> T:
         ) from error
 
 
-def _refusal(status: int, data: bytes, what: str) -> IslandError:
-    """An `IslandError` for Livy's refusal, with Livy's message."""
+def _refusal(status: int, data: bytes, what: str, code: str) -> IslandError:
+    """An `IslandError` for Livy's refusal, with Livy's message.
+
+    Its code is `FULL` if there is no place for a session or batch. Livy says this in words only.
+    """
     try:
         body = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -321,7 +324,11 @@ def _refusal(status: int, data: bytes, what: str) -> IslandError:
     text = body.get("msg") if isinstance(body, dict) else body
     kind = REFUSALS.get(status, EngineFailed)
     message = str(text).strip()[:2000] if text else f"Livy answered {status} to {what}"
-    return kind(message) if kind is not EngineFailed else EngineFailed(f"Livy answered {status} to {what}: {message}")
+    if kind is EngineFailed:
+        return EngineFailed(f"Livy answered {status} to {what}: {message}")
+    if code == FULL or "too many sessions are being created" in message:
+        return kind(message, code=FULL)
+    return kind(message)
 
 
 def _last_lines(log: list[str]) -> str:
