@@ -26,6 +26,7 @@ from island.livy.messages import (
     BatchPage,
     BatchRequest,
     BatchView,
+    Changes,
     CompletionRequest,
     CompletionResponse,
     LogPage,
@@ -53,6 +54,13 @@ REFUSALS: Final[dict[int, type[IslandError]]] = {
     413: BadInput,
     429: BadInput,
 }
+
+
+UNREACHABLE: Final = "engine_unreachable"
+"""The code of an `EngineFailed` for a request that was not sent."""
+
+ANSWERED: Final = "engine_error"
+"""The code of an `EngineFailed` for an answer with a status of 500 or more."""
 
 
 class EngineUncertain(EngineFailed):
@@ -123,6 +131,13 @@ class LivyClient:
         """The version of the Livy server."""
         return await self._get("/version", Version)
 
+    async def changes(self, after: int, wait_s: float) -> int:
+        """The number of changes at an embedded engine, once it is not `after` or `wait_s` have passed.
+
+        Raises `NotFound` at a stock Livy.
+        """
+        return (await self._get(f"/changes?after={after}&wait={wait_s:.3f}", Changes)).changes
+
     # -- sessions -----------------------------------------------------------------------
 
     async def sessions(self, start: int = 0, size: int = 100) -> SessionPage:
@@ -168,7 +183,12 @@ class LivyClient:
 
     async def statement(self, key: int | str, number: int) -> StatementView:
         """One statement."""
-        return await self._get(f"/sessions/{quote(str(key), safe='')}/statements/{number}", StatementView)
+        return await self._get(_statement_path(key, number), StatementView)
+
+    async def changed_statement(self, key: int | str, number: int, state: str, wait_s: float) -> StatementView:
+        """One statement, once its state is not `state` or `wait_s` have passed. A stock Livy answers at once."""
+        path = f"{_statement_path(key, number)}?state={quote(state, safe='')}&wait={wait_s:.3f}"
+        return await self._get(path, StatementView)
 
     async def post_statement(self, key: int | str, code: str, kind: str | None = None) -> StatementView:
         """Post a statement. It is then waiting or running."""
@@ -254,7 +274,7 @@ class LivyClient:
             raise EngineFailed(
                 f"Livy at {self.url} cannot be reached: {error.strerror or error}",
                 hint="Check that it is running, and `[livy] url` in island.toml.",
-                code="engine_unreachable",
+                code=UNREACHABLE,
             ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = EngineFailed if method in ("GET", "HEAD") else EngineUncertain
@@ -296,6 +316,10 @@ def _authorization(auth: str | tuple[str, str] | None) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{auth[0]}:{auth[1]}".encode()).decode()}
 
 
+def _statement_path(key: int | str, number: int) -> str:
+    return f"/sessions/{quote(str(key), safe='')}/statements/{number}"
+
+
 def _log_path(what: str, key: int | str, start: int | None, size: int) -> str:
     begin = "" if start is None else f"from={start}&"
     return f"/{what}/{quote(str(key), safe='')}/log?{begin}size={size}"
@@ -325,7 +349,7 @@ def _refusal(status: int, data: bytes, what: str, code: str) -> IslandError:
     kind = REFUSALS.get(status, EngineFailed)
     message = str(text).strip()[:2000] if text else f"Livy answered {status} to {what}"
     if kind is EngineFailed:
-        return EngineFailed(f"Livy answered {status} to {what}: {message}")
+        return EngineFailed(f"Livy answered {status} to {what}: {message}", code=ANSWERED)
     if code == FULL or "too many sessions are being created" in message:
         return kind(message, code=FULL)
     return kind(message)

@@ -125,9 +125,17 @@ class PlayedLivy:
     """
 
     def __init__(
-        self, version: str = "0.9.0", *, kinds: tuple[str, ...] = KINDS, places: int = 100, files: Path | None = None
+        self,
+        version: str = "0.9.0",
+        *,
+        kinds: tuple[str, ...] = KINDS,
+        places: int = 100,
+        files: Path | None = None,
+        numbers_are_names: bool = False,
     ) -> None:
         self.version, self.kinds, self.places, self.files = version, kinds, places, files
+        self.numbers_are_names = numbers_are_names
+        """A session may have a name of digits, by which it is then not found."""
         self.starting = False
         """New sessions stay in the state `starting`, and batches do not end, until the test sets their state."""
         self.requests: list[str] = []
@@ -249,7 +257,7 @@ class PlayedLivy:
 
     async def _create(self, http: web.Request, what: str) -> web.Response:
         raw = await http.read()
-        request = requests.session_request(raw) if what == "session" else requests.batch_request(raw)
+        request = self._session_request(raw) if what == "session" else requests.batch_request(raw)
         if self.version.startswith("0.7") and isinstance(request, SessionRequest) and request.ttl is not None:
             raise bad_body('Unrecognized field "ttl"')
         if len(self.living()) >= self.places:
@@ -258,6 +266,18 @@ class PlayedLivy:
         first = job.view()
         self._begin(job)
         return _reply(first, 201, Location=f"/{http.path.strip('/')}/{job.id}")
+
+    def _session_request(self, raw: bytes) -> SessionRequest:
+        try:
+            return requests.session_request(raw)
+        except LivyRefusal as refusal:
+            if "Invalid session name" not in refusal.message:
+                raise
+            request = msgspec.json.decode(raw, type=SessionRequest)
+            self._check_kind(request.kind or "shared")
+            if self.numbers_are_names:
+                return request
+            raise
 
     def _admitted(self, what: str, request: SessionRequest | BatchRequest) -> LivyJob:
         """Check a request in the order in which Livy does. Raises `LivyRefusal`."""
