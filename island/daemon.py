@@ -178,6 +178,8 @@ class Daemon:
         )
         self.engine = EmbeddedEngine(home.path, config, rng)
         self._livy: LivyClient | None = None
+        batch_files = EngineFiles(home.path / "jobs", self.workers)
+        self.engines = Engines([LivyEngine(self._livy_now, batch_files, rng=rng, capacity=config.livy.max_sessions)])
         self.jobs = Jobs(
             JobsDependencies(
                 state=self.state,
@@ -187,7 +189,7 @@ class Daemon:
                 trust=self.trust,
                 peers=self.peers,
                 config=config,
-                engines=Engines([LivyEngine(self._livy_now, EngineFiles(home.path / "jobs", self.workers))]),
+                engines=self.engines,
                 clock=clock,
                 rng=rng,
                 home=home.path,
@@ -338,6 +340,7 @@ class Daemon:
             Part("last journal head", stop=self.heads.stop),
             Part("Livy client", stop=self._close_livy),
             Part("engine", self.engine.start, self.engine.stop),
+            Part("engines", self.engines.start),
             Part("jobs", self.jobs.start, self.jobs.stop),
             Part("streams", self.streams.start, self.streams.stop),
             Part("user port", lambda _: self.server.start(), self.server.stop),

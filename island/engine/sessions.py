@@ -85,6 +85,7 @@ class EngineSession(EngineJob):
         self._queue.append(statement)
         self.touched = time.monotonic()
         self._pump()
+        self.place.changes.touch()
         return statement
 
     def statement(self, number: int) -> EngineStatement:
@@ -102,6 +103,7 @@ class EngineSession(EngineJob):
         elif statement.state == "running" and self._process is not None:
             statement.state = "cancelling"
             self._process.send(CancelStatement(number))
+        self.place.changes.touch()
 
     def interrupt(self) -> None:
         """Cancel all statements. The session stays open; in Livy it ends."""

@@ -101,7 +101,7 @@ class Site:
         )
         self.livy = livy
         files = EngineFiles(home / "jobs", self.workers)
-        engines = Engines([LivyEngine(lambda: livy, files)] if livy is not None else [])
+        self.engines = Engines([LivyEngine(lambda: livy, files, rng=rng)] if livy is not None else [])
         self.jobs = Jobs(
             JobsDependencies(
                 state=state,
@@ -111,7 +111,7 @@ class Site:
                 trust=self.trust,
                 peers=self.peers,
                 config=config,
-                engines=engines,
+                engines=self.engines,
                 clock=clock,
                 rng=rng,
                 home=home,
@@ -129,6 +129,7 @@ class Site:
         await self.peers.start(tasks)
         await self.membership.announce(self.peers.local_addresses())
         await self.replicas.start(tasks)
+        await self.engines.start(tasks)
         await self.jobs.start(tasks)
         await self.server.start()
 

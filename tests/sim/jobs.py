@@ -24,6 +24,7 @@ from island.jobs.engines.port import EngineRefused, RemoteJob, RemoteRef, lost
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.service import Jobs
 from island.kernel.ids import DatasetName, IslandId
+from island.kernel.loops import Tasks
 from island.kernel.ports import SeededRng
 from island.livy.messages import SessionRequest
 from island.trust.users import Principal
@@ -81,6 +82,9 @@ class PlayedEngine:
     def start_anew(self, instance: str) -> None:
         """Replace the engine by a new instance without sessions and batches."""
         self.now, self.jobs = instance, {}
+
+    async def start(self, tasks: Tasks) -> None:
+        """Do nothing: it tells what it shows without being asked."""
 
     @property
     def problem(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from island.jobs.engines.port import EnginePort
+from island.kernel.loops import Tasks
 
 
 class Engines:
@@ -12,6 +13,15 @@ class Engines:
 
     def __init__(self, engines: Sequence[EnginePort] = ()) -> None:
         self._engines = {engine.name: engine for engine in engines}
+
+    async def start(self, tasks: Tasks) -> None:
+        """Begin to watch the engines in the background."""
+        for engine in self.all():
+            await engine.start(tasks)
+
+    def problems(self) -> list[str]:
+        """Why engines cannot run anything now, one sentence for each."""
+        return [f"engine '{engine.name}': {engine.problem}" for engine in self.all() if engine.problem]
 
     def all(self) -> tuple[EnginePort, ...]:
         """All engines."""

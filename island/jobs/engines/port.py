@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from island.errors import BadInput, EngineFailed
+from island.kernel.loops import Tasks
 
 
 class EngineLost(EngineFailed):
@@ -92,6 +93,9 @@ class EnginePort(Protocol):
     def free(self) -> int:
         """The places that are free, as last observed: `capacity` without the living sessions and batches of this
         island. 0 while the engine does not answer, and shortly after it raised `EngineFull`."""
+
+    async def start(self, tasks: Tasks) -> None:
+        """Begin to watch the engine in the background."""
 
     async def instance(self) -> str:
         """Request and return the instance id of an embedded engine; "" for a stock Livy."""
