@@ -75,7 +75,7 @@ def test_the_account_of_a_user(user: str, home: str, account: str | None) -> Non
 
 
 async def _two(a: Archipelago, entries: list[str], **more: Any) -> tuple[World, SimIsland, SimIsland, PlayedEngine]:
-    world, engine = World(a), PlayedEngine()
+    world, engine = World(a), PlayedEngine("")
     virgo = await world.island("virgo")
     lick = await world.island("lick", engine=engine, jobs={**OPEN, "accept_from": entries, **more}, url=LIVY)
     await world.linked()
