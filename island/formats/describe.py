@@ -141,7 +141,7 @@ def describe(
     return msgspec.structs.replace(run.run(), files=tuple(found))
 
 
-class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+class DescribeStep(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of a child process that describes a dataset: progress, a file, or, last, the dataset without files.
 
     `progress` is (bytes done, total bytes, file).
@@ -152,14 +152,16 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     dataset: DatasetDescription | None = None
 
 
-def describe_in_steps(emit: Emit[Step], path: Path, ra: str | None, dec: str | None, limits: ReadLimits) -> None:
+def describe_in_steps(
+    emit: Emit[DescribeStep], path: Path, ra: str | None, dec: str | None, limits: ReadLimits
+) -> None:
     """`describe` for a child process: emits each file when it is decoded, and does not keep it in memory."""
 
     def report(done: int, total: int, name: str) -> None:
-        emit(Step(progress=(done, total, name)))
+        emit(DescribeStep(progress=(done, total, name)))
 
-    run = _Description(_survey(path), ra, dec, lambda file: emit(Step(file=file)), report, limits)
-    emit(Step(dataset=run.run()))
+    run = _Description(_survey(path), ra, dec, lambda file: emit(DescribeStep(file=file)), report, limits)
+    emit(DescribeStep(dataset=run.run()))
 
 
 class _Survey(msgspec.Struct, frozen=True):

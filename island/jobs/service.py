@@ -93,7 +93,7 @@ class Jobs:
     def __init__(self, needs: JobsDependencies) -> None:
         self._state, self._catalog, self._membership = needs.state, needs.catalog, needs.membership
         self._trust, self._peers, self._config = needs.trust, needs.peers, needs.config
-        self._clock, self._rng, self._workers = needs.clock, needs.rng, needs.workers
+        self._clock, self._rng, self._workers, self._home = needs.clock, needs.rng, needs.workers, needs.home
         self._exchange = JobExchange(needs.peers)
         self.executor = Executor(needs, changed=self._tell_home)
         self.forwarding = JobForwarder(needs, self._exchange, decline=self.executor.decline)
@@ -238,11 +238,13 @@ class Jobs:
         def write(conn: sqlite3.Connection) -> tuple[JobRow, bool]:
             if key is not None and (earlier := store.repeated(conn, caller.user, key, digest)) is not None:
                 return earlier, False
-            if name and (holder := store.living_name(conn, work.kind, name)) is not None:
+            if name and (holder := store.living_name(conn, work.kind, name, caller.user)) is not None:
                 raise duplicate_name(name, holder)
-            if store.living_of(conn, caller.user) >= requests.MAX_SESSIONS_OF_USER:
+            if store.living_of(conn, caller.user) >= (limit := self._config.jobs.live_limit(caller.user)):
                 raise rejected(
-                    f"{requests.MAX_SESSIONS_OF_USER} sessions and batches of {caller.user} have not ended yet."
+                    f"{limit} sessions and batches of {caller.user} have not ended yet, the maximum"
+                    " (jobs.max_live_per_user).",
+                    hint="Close some of them; `island job ls` lists them.",
                 )
             local = store.next_local(conn)
             store.insert(
@@ -311,7 +313,9 @@ class Jobs:
         """
         local = _local_path(path)
         real = Path(os.path.realpath(local))
-        if not any(real.is_relative_to(os.path.realpath(folder)) for folder in self._config.jobs.allow_files):
+        allowed = any(real.is_relative_to(os.path.realpath(folder)) for folder in self._config.jobs.allow_files)
+        # The home folder has secrets, and files of all users, also if the administrator allows a folder around it.
+        if not allowed or real.is_relative_to(os.path.realpath(self._home)):
             raise rejected(
                 f"requirement failed: Local path {path[:1000]} cannot be added to user sessions.",
                 hint="Use `island job submit FILE`, or have the administrator add the folder to jobs.allow_files.",
@@ -332,7 +336,7 @@ class Jobs:
 
         Raises `LivyRefusal` with status 404, also for deleted jobs and jobs of other users.
         """
-        job = await self._state.read(lambda conn: _named(conn, kind, key))
+        job = await self._state.read(lambda conn: _named(conn, caller, kind, key))
         if job is None or job.deleted or not _may(caller, job):
             raise session_not_found(key)
         return job
@@ -352,7 +356,7 @@ class Jobs:
             elif len(text) >= 4:
                 found = list(store.by_prefix(conn, text.lower(), user))
             jobs = [job for job in found if job is not None]
-            return jobs or [j for j in (store.by_name(conn, each, text) for each in kinds) if j is not None]
+            return jobs or [j for j in (store.by_name(conn, each, text, user) for each in kinds) if j is not None]
 
         found = [job for job in await self._state.read(read) if _may(caller, job) and kind in (None, job.kind)]
         if not found:
@@ -387,10 +391,10 @@ class Jobs:
         """`find` with log and state, in one read transaction and cached, for polling Livy clients."""
 
         def read(conn: sqlite3.Connection) -> JobSummary | None:
-            job = _named(conn, kind, key)
+            job = _named(conn, caller, kind, key)
             return None if job is None else _summary(conn, job)
 
-        found: JobSummary | None = await self._polled((kind, key), read, _summary_size)
+        found: JobSummary | None = await self._polled((caller, kind, key), read, _summary_size)
         if found is None or found.job.deleted or not _may(caller, found.job):
             raise session_not_found(key)
         return found
@@ -404,11 +408,11 @@ class Jobs:
         """
 
         def read(conn: sqlite3.Connection) -> tuple[JobRow | None, StatementRow | None]:
-            job = _named(conn, "session", key)
+            job = _named(conn, caller, "session", key)
             return job, None if job is None else store.statement(conn, job.id, number)
 
         found: tuple[JobRow | None, StatementRow | None] = await self._polled(
-            ("session", key, number), read, _statement_size
+            (caller, "session", key, number), read, _statement_size
         )
         job, statement = found
         if job is None or job.deleted or not _may(caller, job):
@@ -703,7 +707,7 @@ class Jobs:
         if not hmac.compare_digest(known.encode(), request.key.encode("utf-8", "replace")) or job is None:
             raise Denied(
                 "the key is not the key of this job",
-                hint="`island job show ID` at its home shows the key to its owner.",
+                hint="`island job show --show-key ID` at its home shows the key to its owner.",
             )
         log.info("jobs.reattached", job=job.id, island=self._membership.display(sender), what=request.what)
         if request.what == "cancel":
@@ -775,8 +779,10 @@ def _rows(decision: RoutingDecision) -> list[dict[str, Any]]:
     return rows
 
 
-def _named(conn: sqlite3.Connection, kind: str, key: int | str) -> JobRow | None:
-    return store.by_local(conn, kind, key) if isinstance(key, int) else store.by_name(conn, kind, key)
+def _named(conn: sqlite3.Connection, caller: Principal, kind: str, key: int | str) -> JobRow | None:
+    if isinstance(key, int):
+        return store.by_local(conn, kind, key)
+    return store.by_name(conn, kind, key, None if caller.is_administrator else caller.user)
 
 
 def _state(conn: sqlite3.Connection, job: JobRow) -> str:

@@ -46,7 +46,7 @@ ANSWER_S, LAST_OFFER_S = 10.0, 2.0
 STORE_EVERY_S = 1.0
 """Minimum number of seconds between two heads of one island that are stored."""
 
-Answer = Literal["agrees", "disagrees", "unusable", "silent"]
+HeadVerdict = Literal["agrees", "disagrees", "unusable", "silent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class HeadAnswer:
     """The answer of one island about this island's journal."""
 
     island: IslandId
-    answer: Answer
+    answer: HeadVerdict
     """`unusable`: it sent a malformed answer, or a head that this island did not sign. `silent`: it did not answer,
     or its version does not support journal heads."""
 

@@ -134,7 +134,7 @@ def test_a_refused_token_of_the_environment_is_named(
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_wait_shows_its_seconds_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     monkeypatch.setattr(sys, "stderr", err := Terminal() if terminal else io.StringIO())
-    elapsed = job_progress.Elapsed()
+    elapsed = job_progress.ElapsedText()
     elapsed.clear()
     assert err.getvalue() == ""
     elapsed.show(HOSTILE)
