@@ -16,9 +16,10 @@ from aiohttp import web
 
 from island.errors import IslandError, Unauthenticated
 from island.jobs.home import views
+from island.jobs.home.service import JobSummary
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import StatementReport
-from island.jobs.service import Jobs, JobSummary
+from island.jobs.service import Jobs
 from island.livy import requests
 from island.livy.messages import (
     AppInfo,
