@@ -52,7 +52,7 @@ from island.jobs.home.events import (
     WatchClients,
 )
 from island.jobs.home.line import PlaceLine
-from island.jobs.home.machine import HomeJob, JobFacts, OpenStatement
+from island.jobs.home.machine import ExecutorContact, HomeJob, JobFacts, OpenStatement
 from island.jobs.home.placement import Placement
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import (
@@ -416,4 +416,5 @@ def _as_home_job(row: JobRow, statements: Sequence[StatementRow], executor_name:
             )
             for each in statements
         ),
+        contact=ExecutorContact.after_restart(phase),
     )

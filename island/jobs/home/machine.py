@@ -168,6 +168,11 @@ class ExecutorContact:
     run_over: bool = False
     """The run has ended at the executor, or is unknown there."""
 
+    @classmethod
+    def after_restart(cls, phase: str) -> ExecutorContact:
+        """What is known when home starts again: a commit may have been sent before."""
+        return cls(unanswered=int(phase == "committing"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HomeJob:
