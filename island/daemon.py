@@ -16,12 +16,13 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 import structlog
 
 import island
 from island.catalog.service import Catalog, CatalogDependencies
-from island.config import Config, size_in_bytes
+from island.config import Config, is_loopback, size_in_bytes
 from island.discovery.service import Discovery
 from island.errors import DiskFailed, EngineFailed, Full, IslandError
 from island.formats.limits import ReadLimits
@@ -35,6 +36,7 @@ from island.kernel import descriptors, loop_lag, telemetry
 from island.kernel.db import Database, Kind
 from island.kernel.db_file import check_file_version
 from island.kernel.host_resolver import HostResolver
+from island.kernel.listening import listening_sockets
 from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
@@ -44,7 +46,20 @@ from island.livy.client import LivyClient
 from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
 from island.net import gateway
-from island.net.api import base, datasets, files, journal, metrics, nearby, peer_checks, peers, servers, status, streams
+from island.net.api import (
+    base,
+    datasets,
+    files,
+    journal,
+    metrics,
+    nearby,
+    peer_checks,
+    peers,
+    servers,
+    status,
+    streams,
+    users,
+)
 from island.net.api import jobs as jobs_api
 from island.net.api.user_port import UserServer, build
 from island.net.condition import Condition, Phase, decide, summary
@@ -59,6 +74,7 @@ from island.streams.service import Streams, StreamsDependencies
 from island.trust.heads import JournalHeads
 from island.trust.keys import Identity
 from island.trust.service import Trust
+from island.trust.user_list import UserList
 from island.trust.users import TOKEN_FILES, Tokens
 
 log = structlog.get_logger("island")
@@ -218,7 +234,9 @@ class Daemon:
             jobs=self.jobs,
             streams=self.streams,
         )
-        application = build(Tokens.load(home.path), self._routes(), self.condition, config.listen.allowed_hosts)
+        tokens = Tokens.load(home.path, shared=config.users.shared_token, clock=clock)
+        self.users = UserList(self.state, tokens, self.trust, clock, rng)
+        application = build(tokens, self._routes(), self.condition, config.listen.allowed_hosts)
         self.server = UserServer(application, config.listen.user, HttpLimits(connections=files.user))
 
     def _open(self, kind: Kind) -> Database:
@@ -260,6 +278,7 @@ class Daemon:
             *peers.routes(self.peers, self.membership, self.trust),
             *nearby.routes(self.discovery, self.membership, self.trust),
             *peer_checks.routes(self.peer_checks, self.membership.display),
+            *users.routes(self.users, self.config, self.clock),
             *servers.routes(self.membership),
             *datasets.routes(self.catalog, self.replicas),
             *files.routes(self.catalog, self.replicas),
@@ -337,6 +356,7 @@ class Daemon:
             Part("engine", self.engine.start, self.engine.stop),
             Part("jobs", self.jobs.start, self.jobs.stop),
             Part("streams", self.streams.start, self.streams.stop),
+            Part("users", lambda _: self.users.load()),
             Part("user port", lambda _: self.server.start(), self.server.stop),
             Part("own Livy", lambda _: self.membership.set_own_livy(self.config.livy.url or self.server.url)),
             Part("running.json", self._write_running, self._remove_running),
@@ -465,6 +485,18 @@ def main(home: Home, config: Config) -> None:
             raise _first(group) from group
 
 
+def code_shares_account(livy_url: str) -> bool:
+    """Return whether code of sessions is known to run under the account of this process.
+
+    It does in the embedded engine, and usually in a Livy on this machine whose server has this account.
+    """
+    if not livy_url:
+        return True
+    parts = urlsplit(livy_url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return is_loopback(parts.hostname or "") and any(each.uid == os.geteuid() for each in listening_sockets(port))
+
+
 async def _until_signal(home: Home, config: Config, service_manager: ServiceManager) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -490,7 +522,7 @@ async def _until_signal(home: Home, config: Config, service_manager: ServiceMana
             peer=config.listen.peer or "none",
             version=island.__version__,
         )
-        if not config.livy.url:
+        if code_shares_account(config.livy.url):
             log.warning(
                 "engine.shares_account",
                 meaning="code in sessions and batches can read all files that the daemon can read, also its key",

@@ -42,6 +42,9 @@ def test_what_init_writes_is_complete_and_loads(tmp_path: Path) -> None:
         (minimal(listen={"advertise": ["a.example:1", 5]}), ["listen.advertise[1]", "`str`"]),
         (minimal(livy={"url": "livy.example.org:8998"}), ["livy.url", "http://"]),
         (minimal(livy={"url": "http://livy.example.org:no"}), ["livy.url", "http://"]),
+        (minimal(livy={"url": "http://me@livy.example.org"}), ["livy.url", "livy.user"]),
+        (minimal(livy={"url": "http://livy.example.org/ x"}), ["livy.url", "http://"]),
+        (minimal(livy={"url": 'http://livy."example.org'}), ["livy.url", "http://"]),
         (minimal(replicas={"quota": "much"}), ["replicas.quota"]),
         ({"island": {"name": "a/b"}}, ["island.name"]),
         ({"island": {}}, ["has no name"]),
@@ -77,10 +80,10 @@ def test_all_problems_are_found_at_once() -> None:
     assert config.problems(minimal()) == []
 
 
-@pytest.mark.parametrize("secret", ["pa55", "pa/55", "pa@55", "pa?55"])
+@pytest.mark.parametrize("secret", ["pa55", "pa/55", "pa@55", "pa?55", "pa 55", 'pa"55'])
 def test_a_password_in_a_url_is_not_repeated(secret: str) -> None:
     assert config.without_password(f'url = "http://me:{secret}@host:1/x"') == 'url = "http://***@host:1/x"'
-    for raw in (f"ftp://me:{secret}@host", f"http://me:{secret}@host:no"):
+    for raw in (f"ftp://me:{secret}@host", f"http://me:{secret}@host:no", f"me:{secret}@host"):
         assert secret not in str(config.problems(minimal(livy={"url": raw})))
 
 

@@ -57,7 +57,12 @@ def home() -> Home:
 
 
 def api(*, timeout: float = 120.0) -> Api:
-    """Return a client of the operator API; `timeout` is in seconds.
+    """Return a client of the operator API; `timeout` is in seconds. Raises as `endpoint` does."""
+    return Api(endpoint(), timeout=timeout)
+
+
+def endpoint() -> Endpoint:
+    """Return URL and token for the operator API.
 
     The URL is that of `--url`, else that of the home folder. The token is that of `--token-file`, else
     `ISLAND_TOKEN`, else that of the home folder. Raises `IslandError` if no token can be read.
@@ -73,14 +78,14 @@ def api(*, timeout: float = 120.0) -> Api:
             ) from error
     token = token or os.environ.get("ISLAND_TOKEN")
     if token:
-        return Api(Endpoint(TARGET.url or home().url(), token), timeout=timeout)
+        return Endpoint(TARGET.url or home().url(), token)
     if TARGET.url and not home().exists():
         raise Unauthenticated(
             f"no token is given for {TARGET.url}",
             hint="Set ISLAND_TOKEN or --token-file, or select the home folder of the island with --home.",
         )
-    endpoint = home().endpoint()
-    return Api(Endpoint(TARGET.url, endpoint.token) if TARGET.url else endpoint, timeout=timeout)
+    own = home().endpoint()
+    return Endpoint(TARGET.url, own.token) if TARGET.url else own
 
 
 def say(text: str) -> None:

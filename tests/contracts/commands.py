@@ -22,6 +22,10 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
 
 SCHEMAS = {
     "status": "Island",
+    "user add": "UserWithToken",
+    "user ls": "User",
+    "user show": "User",
+    "user rotate": "UserWithToken",
     "peer ls": "Peer",
     "peer nearby": "Nearby",
     "server ls": "Server",
@@ -34,7 +38,7 @@ SCHEMAS = {
     "session ls": "Job",
     "session exec": "JobStatement",
     "job ls": "Job",
-    "job show": "JobShown",
+    "job show": "Job",
     "job explain": "Consideration",
     "job wait": "Job",
     "source ls": "Source",

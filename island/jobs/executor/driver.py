@@ -104,9 +104,14 @@ class RunDriver:
         needs: JobsDependencies,
         *,
         changed: Callable[[IslandId, str, int], None],
-        policy: Callable[[IslandId], str],
+        policy: Callable[[IslandId, str], str],
+        account: Callable[[JobRun], str | None],
     ) -> None:
-        """`policy(home)` is the reason why this island does not run jobs of `home` now, or ""."""
+        """`policy(home, user)` is the reason why this island does not run jobs of a user of `home` now, or "".
+
+        `account(run)` is the local account under which the site's own Livy runs a job, or None.
+        """
+        self._account = account
         self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
         self._trust, self._config, self._engine, self._policy = needs.trust, needs.config, needs.livy, policy
         self._clock, self._rng, self._folder, self._changed = needs.clock, needs.rng, needs.home / "jobs", changed
@@ -254,6 +259,8 @@ class RunDriver:
         conf = {key: value for key, value in work.conf.items() if not key.startswith("spark.island.")}
         conf |= texts.input_conf(paths)
         body: dict[str, Any] = {"name": run.name, "conf": conf, **work.resources}
+        if self._config.livy.url and (account := self._account(run)) is not None:
+            body["proxyUser"] = account
         if work.kind == "session":
             return {"kind": work.language, **body}
         file = await self._place_file(run)
@@ -549,7 +556,7 @@ class RunDriver:
 
     def _check_policy(self, live: LiveRun) -> None:
         # The administrator may have changed island.toml since the run was accepted.
-        if problem := self._policy(IslandId(live.run.home)):
+        if problem := self._policy(IslandId(live.run.home), live.run.user):
             raise RunEnded("killed", f"{self._trust.name} no longer runs it: {problem}")
 
     def _check_stop(self, live: LiveRun) -> None:

@@ -76,7 +76,7 @@ class Executor:
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
         self._config, self._engine, self._clock, self._rng = needs.config, needs.livy, needs.clock, needs.rng
         self._reservations: dict[str, Reservation] = {}
-        self._driver = RunDriver(needs, changed=changed, policy=self._policy)
+        self._driver = RunDriver(needs, changed=changed, policy=self._policy, account=self._account)
 
     async def start(self, tasks: Tasks) -> None:
         """Resume every run that has not ended."""
@@ -115,20 +115,28 @@ class Executor:
     def _refusal(self, sender: IslandId, request: OfferRequest) -> str:
         if problem := policy.envelope_problem(request.envelope, sender, self._trust.me):
             return problem
-        return self._policy(sender)
+        return self._policy(sender, request.envelope.user)
 
-    def _policy(self, home: IslandId) -> str:
+    def _policy(self, home: IslandId, user: str | None) -> str:
         return policy.policy_refusal(
             self._config.jobs,
-            home,
             self._membership.display(home),
+            user,
             is_home=home == self._trust.me,
-            named=any(self._means(entry, home) for entry in self._config.jobs.accept_from),
+            means=lambda text: self._means(text, home),
+        )
+
+    def _account(self, run: JobRun) -> str | None:
+        """The local account under which the site's own Livy runs a job; None for Livy's own choice."""
+        home = IslandId(run.home)
+        return policy.account_of(
+            self._config.jobs.accounts,
+            run.user,
+            is_home=home == self._trust.me,
+            means=lambda text: self._means(text, home),
         )
 
     def _means(self, entry: str, home: IslandId) -> bool:
-        if entry == "members":
-            return True
         try:
             return self._membership.resolve(entry) == home
         except IslandError:
@@ -231,7 +239,8 @@ class Executor:
 
     def _commit_problem(self, sender: IslandId, request: CommitRequest) -> str:
         envelope = request.envelope
-        if problem := policy.envelope_problem(envelope, sender, self._trust.me) or self._policy(sender):
+        problem = policy.envelope_problem(envelope, sender, self._trust.me) or self._policy(sender, envelope.user)
+        if problem:
             return problem
         if request.work.file_hash and hashlib.sha256(request.file).hexdigest() != request.work.file_hash:
             return "the file of the batch does not match its hash"
@@ -363,7 +372,7 @@ class Executor:
         if live is None:
             if problem := policy.job_problem(request.job, sender):
                 raise Denied(f"{problem}; only its home may stop a job")
-            if self._policy(sender):
+            if self._policy(sender, None):
                 return EmptyAnswer()  # a commit of that home would be refused, so there is nothing to prevent
             await self._state.write(
                 lambda conn: run_store.insert_refused(
@@ -433,7 +442,7 @@ class Executor:
         if live is None:
             raise NotFound(f"no run of {job} with epoch {epoch} is alive at this island")
         self._check_home(live.run, sender)
-        if problem := self._policy(sender):
+        if problem := self._policy(sender, live.run.user):
             live.forbidden = True
             self._driver.stir(live)
             raise Denied(f"{self._trust.name} no longer runs this job: {problem}")

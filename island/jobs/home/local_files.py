@@ -21,14 +21,16 @@ class BatchFile:
     data: bytes
 
 
-def read_batch_file(path: str, allowed: Sequence[str]) -> tuple[BatchFile, str]:
-    """Read the file of a batch below an allowed folder. If it cannot be read, the job fails later, as in Livy.
+def read_batch_file(path: str, folders: Sequence[str], home: Path) -> tuple[BatchFile, str]:
+    """Read the file of a batch below one of the allowed folders. If it cannot be read, the job fails later, as in Livy.
 
     Returns the file, and the problem or "". Raises `LivyRefusal` for a path that is not allowed.
     """
     local = _local_path(path)
     real = Path(os.path.realpath(local))
-    if not any(real.is_relative_to(os.path.realpath(folder)) for folder in allowed):
+    allowed = any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
+    # The home folder has secrets, and files of all users, also if the administrator allows a folder around it.
+    if not allowed or real.is_relative_to(os.path.realpath(home)):
         raise rejected(
             f"requirement failed: Local path {path[:1000]} cannot be added to user sessions.",
             hint="Use `island job submit FILE`, or have the administrator add the folder to jobs.allow_files.",

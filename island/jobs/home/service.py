@@ -70,7 +70,7 @@ class HomeJobs:
     def __init__(self, needs: JobsDependencies, exchange: JobExchange, driver: HomeDriver) -> None:
         self._state, self._catalog, self._membership = needs.state, needs.catalog, needs.membership
         self._trust, self._config = needs.trust, needs.config
-        self._clock, self._rng, self._workers = needs.clock, needs.rng, needs.workers
+        self._clock, self._rng, self._workers, self._home = needs.clock, needs.rng, needs.workers, needs.home
         self._exchange, self._driver = exchange, driver
         self._kept: dict[_PollKey, tuple[Topic, int, Any]] = {}
 
@@ -119,7 +119,7 @@ class HomeJobs:
         if file is None:
             allowed = self._config.jobs.allow_files
             content, problem = await self._workers.folder(
-                "jobs.allow_files", read_batch_file, request.file or "", allowed
+                "jobs.allow_files", read_batch_file, request.file or "", allowed, self._home
             )
         else:
             content = file
@@ -175,11 +175,13 @@ class HomeJobs:
         def write(conn: sqlite3.Connection) -> tuple[JobRow, bool]:
             if key is not None and (earlier := store.repeated(conn, caller.user, key, digest)) is not None:
                 return earlier, False
-            if name and (holder := store.living_name(conn, work.kind, name)) is not None:
+            if name and (holder := store.living_name(conn, work.kind, name, caller.user)) is not None:
                 raise duplicate_name(name, holder)
-            if store.living_of(conn, caller.user) >= requests.MAX_SESSIONS_OF_USER:
+            if store.living_of(conn, caller.user) >= (limit := self._config.jobs.live_limit(caller.user)):
                 raise rejected(
-                    f"{requests.MAX_SESSIONS_OF_USER} sessions and batches of {caller.user} have not ended yet."
+                    f"{limit} sessions and batches of {caller.user} have not ended yet, the maximum"
+                    " (jobs.max_live_per_user).",
+                    hint="Close some of them; `island job ls` lists them.",
                 )
             local = store.next_local(conn)
             store.insert(
@@ -245,7 +247,7 @@ class HomeJobs:
 
         Raises `LivyRefusal` with status 404, also for deleted jobs and jobs of other users.
         """
-        return self._seen_by(caller, key, await self._state.read(lambda conn: _named(conn, kind, key)))
+        return self._seen_by(caller, key, await self._state.read(lambda conn: _named(conn, caller, kind, key)))
 
     def _seen_by(self, caller: Principal, key: int | str, job: JobRow | None) -> JobRow:
         if job is None or job.deleted or not _may(caller, job):
@@ -268,7 +270,7 @@ class HomeJobs:
             elif len(text) >= 4:
                 found = list(store.by_prefix(conn, text.lower(), user))
             jobs = [job for job in found if job is not None]
-            return jobs or [j for j in (store.by_name(conn, each, text) for each in kinds) if j is not None]
+            return jobs or [j for j in (store.by_name(conn, each, text, user) for each in kinds) if j is not None]
 
         found = [job for job in await self._state.read(read) if _may(caller, job) and kind in (None, job.kind)]
         if not found:
@@ -304,7 +306,7 @@ class HomeJobs:
         """`find` with log and state, in one read transaction and cached, for polling Livy clients."""
 
         def read(conn: sqlite3.Connection) -> JobSummary | None:
-            job = _named(conn, kind, key)
+            job = _named(conn, caller, kind, key)
             return None if job is None else _summary(conn, job)
 
         summary = await self._polled((kind, key), read, _summary_size)
@@ -322,7 +324,7 @@ class HomeJobs:
         """
 
         def read(conn: sqlite3.Connection) -> tuple[JobRow | None, StatementRow | None]:
-            job = _named(conn, "session", key)
+            job = _named(conn, caller, "session", key)
             return job, None if job is None else store.statement(conn, job.id, number)
 
         found, statement = await self._polled(("session", key, number), read, _statement_size)
@@ -477,8 +479,10 @@ class HomeJobs:
         return list(answer.candidates)
 
 
-def _named(conn: sqlite3.Connection, kind: str, key: int | str) -> JobRow | None:
-    return store.by_local(conn, kind, key) if isinstance(key, int) else store.by_name(conn, kind, key)
+def _named(conn: sqlite3.Connection, caller: Principal, kind: str, key: int | str) -> JobRow | None:
+    if isinstance(key, int):
+        return store.by_local(conn, kind, key)
+    return store.by_name(conn, kind, key, None if caller.is_administrator else caller.user)
 
 
 def _state(conn: sqlite3.Connection, job: JobRow) -> str:

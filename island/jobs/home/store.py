@@ -164,10 +164,11 @@ def skip_locals(conn: sqlite3.Connection, count: int) -> None:
     conn.execute("UPDATE job_counter SET next = next + ?", (count,))
 
 
-def living_name(conn: sqlite3.Connection, kind: str, name: str) -> int | None:
-    """The local id of the live job with this name, or None."""
+def living_name(conn: sqlite3.Connection, kind: str, name: str, user: str) -> int | None:
+    """The local id of the user's live job with this name, or None. Users do not see the names of others."""
     row = conn.execute(
-        "SELECT local FROM job WHERE kind = ? AND name = ? AND deleted = 0 AND phase != 'ended'", (kind, name)
+        "SELECT local FROM job WHERE kind = ? AND name = ? AND user = ? AND deleted = 0 AND phase != 'ended'",
+        (kind, name, user),
     ).fetchone()
     return None if row is None else int(row["local"])
 
@@ -230,11 +231,12 @@ def by_local(conn: sqlite3.Connection, kind: str, local: int) -> JobRow | None:
     return None if row is None else _job(row)
 
 
-def by_name(conn: sqlite3.Connection, kind: str, name: str) -> JobRow | None:
-    """The newest job with this name that Livy clients see, live jobs first, or None."""
+def by_name(conn: sqlite3.Connection, kind: str, name: str, user: str | None) -> JobRow | None:
+    """The newest job with this name that Livy clients of a user see (of any if `user` is None), live jobs first."""
     row = conn.execute(
-        "SELECT * FROM job WHERE kind = ? AND name = ? AND deleted = 0 ORDER BY phase = 'ended', local DESC LIMIT 1",
-        (kind, name),
+        "SELECT * FROM job WHERE kind = ? AND name = ? AND (? IS NULL OR user = ?) AND deleted = 0"
+        " ORDER BY phase = 'ended', local DESC LIMIT 1",
+        (kind, name, user, user),
     ).fetchone()
     return None if row is None else _job(row)
 
