@@ -86,9 +86,10 @@ class Executor:
 
     async def offer(self, sender: IslandId, request: OfferRequest) -> Offer:
         """Answer a request for an offer: a reservation with this island's own estimates, or a refusal with a reason."""
-        refusal = self._refusal(sender, request) or self._capacity_refusal(sender)
-        if refusal:
+        if refusal := self._refusal(sender, request):
             return Offer(refusal=refusal)
+        if refusal := self._capacity_refusal(sender):
+            return Offer(refusal=refusal, code="full" if self._engine else "no_engine")
         languages = await self._languages()
         if request.language not in languages:
             return Offer(refusal=f"its engine does not run '{request.language}'" if languages else "it has no engine")
@@ -262,16 +263,16 @@ class Executor:
             if run.home != sender:
                 raise Denied(f"job {envelope.job} does not belong to this island")
             if not run.request_hash:
-                return CommitAnswer(accepted=False, reason="the job was stopped before it began"), None
+                return CommitAnswer(accepted=False, reason="the job was stopped before it began", code="stopped"), None
             if run.request_hash != envelope.request_hash:
                 raise Conflict(f"another request was committed for job {envelope.job} and this epoch")
             return CommitAnswer(accepted=True), run
         if problem:
             return CommitAnswer(accepted=False, reason=problem), None
         if run_store.newest_epoch(conn, envelope.job) > envelope.epoch:
-            return CommitAnswer(accepted=False, reason="a later epoch of this job was already committed"), None
+            return CommitAnswer(accepted=False, reason="a later epoch of this job was already committed", code="stopped"), None
         if not fresh:
-            return CommitAnswer(accepted=False, reason="the reservation has expired"), None
+            return CommitAnswer(accepted=False, reason="the reservation has expired", code="reservation_expired"), None
         now = self._clock.wall()
         run_store.insert(conn, request, now)
         if request.work.file_hash:
