@@ -238,6 +238,15 @@ def test_after_a_lost_answer_a_refusal_is_not_believed_before_the_run_is_stopped
     assert job.answer(CommitAnswered, CommitAnswer(accepted=False, code=STOPPED, reason="stopped")) == [FindPlace(1)]
 
 
+def test_a_restarted_home_does_not_know_whether_a_commit_was_sent_before() -> None:
+    contact = ExecutorContact.after_restart("committing")
+    job = Played(HomeJob(facts=FACTS, phase="committing", epoch=1, executor="a", reservation="r", contact=contact))
+    assert job.on(JobTakenUp()) == [SendCommit("a", 1, "r")]
+    assert job.answer(CommitAnswered, CommitAnswer(accepted=False, code=RESERVATION_EXPIRED, reason="old")) == [
+        SendStop("a", 1)
+    ]
+
+
 def test_a_run_that_no_engine_accepted_is_tried_elsewhere() -> None:
     job = placed()
     assert job.report("dead", ended=True, code=NOT_STARTED, reason="the input is gone", notes=("a: hm",)) == [
@@ -468,9 +477,15 @@ class JobUnderFaults(RuleBasedStateMachine):
         self.job = HomeJob(facts=FACTS)
         self.stored = self.job
         self.waits: set[str] = set()
+        self.unproven: set[int] = set()
+        """Numbers of the statements that may be at the executor: no report has been handled since they were sent."""
         self.event(JobTakenUp())
 
     def event(self, event: Any) -> None:
+        if isinstance(event, Reported):
+            self.unproven.clear()
+        elif isinstance(event, ExecutorRefused) and isinstance(event.effect, SendStatement):
+            self.unproven.discard(event.effect.number)
         step = machine.handle(self.job, event, self.now)
         self.job = self.stored = step.state
         for effect in step.effects:
@@ -492,10 +507,18 @@ class JobUnderFaults(RuleBasedStateMachine):
                 self.ended += 1
                 for number, state in self.statements.items():
                     self.statements[number] = "lost" if state == "waiting" else state
+            case SendStatement():
+                assert effect.number not in self.unproven, "a statement is not sent twice without proof of absence"
+                self.unproven.add(effect.number)
             case SendRelease():
                 assert effect.epoch not in self.executors[effect.to].alive(), "a run that may live is not released"
             case _:
                 pass
+
+    def end_pause(self) -> None:
+        if self.job.paused:
+            self.waits.discard("retry")
+            self.event(Elapsed("retry"))
 
     # What the client does.
 
@@ -514,20 +537,25 @@ class JobUnderFaults(RuleBasedStateMachine):
         self.event(CancelWanted((number,)))
 
     @precondition(lambda self: self.job.live)
-    @rule()
-    def close(self) -> None:
-        self.stop = True
-        self.event(StopWanted())
+    @rule(chance=st.integers(0, 9))
+    def close(self, chance: int) -> None:
+        if not chance:
+            self.stop = True
+            self.event(StopWanted())
 
     # What happens to the search for a place and to requests.
 
-    @precondition(lambda self: isinstance(self.job.doing, FindPlace | AwaitTurn))
-    @rule(outcome=st.sampled_from(["offers", "full", "behind", "trouble"]), islands=st.sets(st.sampled_from("ab")))
-    def search(self, outcome: str, islands: set[str]) -> None:
+    @precondition(lambda self: self.job.phase == "routing")
+    @rule(
+        outcome=st.sampled_from(["offers", "offers", "offers", "full", "behind", "trouble"]),
+        islands=st.sampled_from(["a", "b", "ab"]),
+    )
+    def search(self, outcome: str, islands: str) -> None:
+        self.end_pause()
         doing = self.job.doing
         assert doing is not None
         refused = {island for island, _ in doing.refused} if isinstance(doing, FindPlace) else set()
-        offers = sorted(islands - refused)
+        offers = sorted(set(islands) - refused)
         if isinstance(doing, AwaitTurn):
             self.event(TurnCame(doing))
         elif outcome == "offers" and offers:
@@ -539,15 +567,16 @@ class JobUnderFaults(RuleBasedStateMachine):
         else:
             self.event(PlaceFound(doing, decision(refusals={"a": "full"}), full=True))
 
-    @precondition(
-        lambda self: isinstance(self.job.doing, SendCommit | AskReport | SendStatement | SendStop | SendRelease)
-    )
+    @precondition(lambda self: self.job.phase != "routing" and (self.job.doing or self.job.paused))
     @rule(
         fate=st.sampled_from(["answered", "answered", "answered", "lost", "answer lost", "late", "not ready"]),
         refusal=st.sampled_from(["", "", FULL, RESERVATION_EXPIRED, POLICY]),
     )
     def exchange(self, fate: str, refusal: str) -> None:
+        self.end_pause()
         effect: Any = self.job.doing
+        if effect is None:
+            return
         if fate == "late":
             self.late.append(effect)
         if fate == "not ready":
@@ -566,7 +595,7 @@ class JobUnderFaults(RuleBasedStateMachine):
     # What happens at the executors, and to time.
 
     @precondition(lambda self: any(each.alive() for each in self.executors.values()))
-    @rule(what=st.sampled_from(["start", "finish", "end"]))
+    @rule(what=st.sampled_from(["start", "start", "finish", "finish", "end"]))
     def run_goes_on(self, what: str) -> None:
         [(executor, epoch)] = [(each, epoch) for each in self.executors.values() for epoch in each.alive()]
         run = executor.runs[epoch]
@@ -587,11 +616,14 @@ class JobUnderFaults(RuleBasedStateMachine):
             self.waits.discard(name)
             self.event(Elapsed(name))
 
-    @rule()
-    def crash(self) -> None:
+    @rule(chance=st.integers(0, 4))
+    def crash(self, chance: int) -> None:
         """Home is killed and started again with what its database has."""
+        if chance:
+            return
         old, self.waits = self.stored, set()
         waiting = [number for number, state in self.statements.items() if state == "waiting"]
+        self.unproven = set(waiting)
         self.job = HomeJob(
             facts=FACTS,
             phase=old.phase,
@@ -605,6 +637,12 @@ class JobUnderFaults(RuleBasedStateMachine):
         )
         if not self.job.finished:
             self.event(JobTakenUp())
+
+    @precondition(lambda self: self.job.live and self.job.doing)
+    @rule(chance=st.integers(0, 9))
+    def bug(self, chance: int) -> None:
+        if not chance and self.job.doing is not None:
+            self.event(Failed(self.job.doing, ValueError("odd")))
 
     # What must always be true.
 
@@ -633,7 +671,7 @@ class JobUnderFaults(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When the client stops the job and every request is answered, everything ends and nothing is left alive."""
         if self.job.live:
-            self.close()
+            self.close(0)
         for _ in range(60):
             if self.job.finished:
                 break
@@ -648,5 +686,5 @@ class JobUnderFaults(RuleBasedStateMachine):
         assert not any(each.alive() for each in self.executors.values())
 
 
-JobUnderFaults.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+JobUnderFaults.TestCase.settings = settings(max_examples=200, stateful_step_count=80, deadline=None)
 TestJobUnderFaults = JobUnderFaults.TestCase
