@@ -10,7 +10,7 @@ from island.errors import IslandError
 from island.jobs.home.store import JobRow
 from island.trust.users import Principal
 from tests.sim.archipelago import Archipelago, simulate
-from tests.sim.jobs import OPEN, PlayedEngine, World
+from tests.sim.jobs import OPEN, USER, PlayedEngine, World
 
 
 async def _now(world: World, jobs: list[JobRow]) -> list[JobRow]:
@@ -137,3 +137,30 @@ def test_a_job_that_is_being_placed_survives_a_full_database(phase: float) -> No
         assert len(engine.created) == 1
 
     simulate(45, scenario)
+
+
+def test_a_session_whose_clients_are_silent_ends() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), PlayedEngine()
+        home = await world.island("home", engine=engine)
+        jobs = world.jobs["home"]
+        watched = await world.settled(home, await world.open(home, heartbeat_timeout_in_second=60))
+        other = await world.settled(home, await world.open(home))
+        for _ in range(5):  # every request about the session counts
+            await asyncio.sleep(40)
+            await jobs.find_summary(USER, "session", watched.local)
+        assert len(engine.alive()) == 2
+        await a.crash(home)  # the time begins anew with a restart of home
+        await a.restart(home)
+        jobs = world.jobs["home"]
+        await asyncio.sleep(50)
+        assert len(engine.alive()) == 2
+        await asyncio.sleep(15)
+        ended = await world.ended(home, watched)
+        assert ended.state == "dead"
+        assert "no client has asked about this session for 60 s (heartbeatTimeoutInSecond)" in await world.log(
+            home, ended
+        )
+        assert "did it" in (await world.run(home, other, "it")).output
+
+    simulate(46, scenario)

@@ -270,7 +270,9 @@ class Executor:
         if problem:
             return CommitAnswer(accepted=False, reason=problem), None
         if run_store.newest_epoch(conn, envelope.job) > envelope.epoch:
-            return CommitAnswer(accepted=False, reason="a later epoch of this job was already committed", code="stopped"), None
+            return CommitAnswer(
+                accepted=False, reason="a later epoch of this job was already committed", code="stopped"
+            ), None
         if not fresh:
             return CommitAnswer(accepted=False, reason="the reservation has expired", code="reservation_expired"), None
         now = self._clock.wall()

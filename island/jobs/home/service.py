@@ -302,6 +302,11 @@ class HomeJobs:
         """Jobs with their logs and states, in one read transaction."""
         return await self._state.read(lambda conn: [_summary(conn, job) for job in jobs])
 
+    @staticmethod
+    def as_accepted(job: JobRow) -> JobSummary:
+        """A job that was just accepted. It is not read again: after the acceptance, no disk may fail the answer."""
+        return JobSummary(job, job.state, views.livy_log(job.engine_log, [f"job {job.id}"]))
+
     async def find_summary(self, caller: Principal, kind: str, key: int | str) -> JobSummary:
         """`find` with log and state, in one read transaction and cached, for polling Livy clients."""
 
@@ -357,6 +362,8 @@ class HomeJobs:
 
     async def state_of(self, job: JobRow) -> str:
         """The Livy state of a job. An idle session with unfinished statements is busy."""
+        if not job.live or job.stop or job.state != "idle":
+            return _state_of(job, has_open_statements=False)
         return await self._state.read(lambda conn: _state(conn, job))
 
     # --- statements ------------------------------------------------------------------------------------
@@ -486,9 +493,11 @@ def _named(conn: sqlite3.Connection, caller: Principal, kind: str, key: int | st
 
 
 def _state(conn: sqlite3.Connection, job: JobRow) -> str:
-    if job.live and job.stop:
-        return "shutting_down"
-    return views.session_state(job.state, job.state == "idle" and store.is_busy(conn, job.id))
+    return _state_of(job, has_open_statements=job.state == "idle" and store.is_busy(conn, job.id))
+
+
+def _state_of(job: JobRow, *, has_open_statements: bool) -> str:
+    return "shutting_down" if job.live and job.stop else views.session_state(job.state, has_open_statements)
 
 
 def _summary(conn: sqlite3.Connection, job: JobRow) -> JobSummary:
