@@ -95,7 +95,7 @@ def test_what_a_restore_changes_in_state_db(home: Home, tmp_path: Path) -> None:
         assert conn.execute("SELECT path FROM stream_sources").fetchone()[0] == f"{home.path}/streams-of-others"
         assert conn.execute("SELECT expires FROM invitation").fetchone()["expires"] == NOW + 5
         for table in ("job", "run"):
-            assert [row["stop"] for row in conn.execute(f"SELECT stop FROM {table}")] == [1]
+            assert [bool(row["stop"]) for row in conn.execute(f"SELECT stop FROM {table}")] == [True]
         newest = journal.entries(conn)[-1]
         assert (newest.seq, newest.act, newest.who) == (last + 1, "island.restore", "administrator@kiso")
         assert journal.verify(conn) == [] and seal_problems(conn, Identity.load(back.key).id) == []

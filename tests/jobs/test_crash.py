@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import pytest
 
 from island.errors import IslandError
+from island.jobs.home.local_files import BatchFile
 from island.jobs.home.store import JobRow, StatementRow
-from island.jobs.service import BatchFile
 from island.livy.messages import BatchRequest, SessionRequest
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.jobs import OPEN, USER, PlayedEngine, World
@@ -176,7 +176,7 @@ async def batch_life(world: World, home: SimIsland, engine: PlayedEngine, *, eng
     assert len(engine.created) <= 1, f"ran twice: {engine.created}"
     if ended.state == "success":
         assert len(engine.created) == 1
-    elif not engine.name:
+    elif not engine.now:
         assert "it is unknown whether the batch ran" in ended.reason  # a stock Livy forgets names
     else:
         assert engine_dies and ended.state == "dead" and ended.reason, ended
