@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -196,6 +197,42 @@ def test_a_pack_that_a_daemon_deletes_meanwhile_starts_the_copy_again(
     saved = saving.save(home, tmp_path / "b.tar", now=NOW)
     assert len(copies) == 2 and saved.warnings == ()
     assert f"manifests/{pack}" not in {file.name for file in saved.manifest.files}
+
+
+@pytest.mark.parametrize("name", ["pack", "streams/copy/part-00000099.parquet"])
+def test_a_file_that_a_daemon_deletes_during_the_backup_does_not_start_it_again(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An active subscription replaces packs, and sweeps segments that it has not committed, every few seconds."""
+    [(pack,)] = rows(home.path / "state.db", "SELECT pack FROM catalog_page LIMIT 1")
+    gone = home.path / (f"manifests/{pack}" if name == "pack" else name)
+    gone.touch()
+    copies: list[str] = []
+
+    def count(source: Path, target: Path, kind: Any) -> int:
+        copies.append(kind)
+        return copy_database(source, target, kind)
+
+    monkeypatch.setattr("island.backup.saving.copy_database", count)
+    saved = saving.save(home, tmp_path / "b.tar", now=NOW, progress=lambda _done, _total: gone.unlink(missing_ok=True))
+    assert copies == ["gossip", "state"] and not gone.exists()
+    assert restoring.verify(tmp_path / "b.tar") == saved.manifest
+    names = {file.name for file in saved.manifest.files}
+    assert ("streams/copy/part-00000001.parquet" in names) and (f"manifests/{pack}" in names)
+    assert "streams/copy/part-00000099.parquet" not in names
+
+
+def test_packs_are_copied_to_another_disk(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse_link(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    def packs(name: str) -> list[ArchivedFile]:
+        files = saving.save(home, tmp_path / name, now=NOW).manifest.files
+        return [file for file in files if file.name.startswith("manifests/")]
+
+    linked = packs("linked.tar")
+    monkeypatch.setattr("os.link", refuse_link)
+    assert packs("copied.tar") == linked != []
 
 
 def test_a_pack_that_is_lost_is_reported(home: Home, tmp_path: Path) -> None:
