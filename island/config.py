@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from island.errors import ConfigError
+from island.regular_file import read_regular
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -346,6 +347,10 @@ RESERVED_ENGINES = ("embedded", "livy")
 """The names of the engine of [livy]: without and with a URL."""
 
 
+FILE_LIMIT = 1024 * 1024
+"""Maximum size of a configuration file, in bytes."""
+
+
 def load(path: Path) -> Config:
     """Read and check a configuration file.
 
@@ -353,17 +358,25 @@ def load(path: Path) -> Config:
     the most similar known key.
     """
     try:
-        raw = tomllib.loads(path.read_text("utf-8"))
+        raw = decoded(read_regular(path, FILE_LIMIT).decode("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no island at {path.parent}",
             hint="Create one with `island init HOME --name NAME`, or select a home folder with --home or ISLAND_HOME.",
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read: {error}", hint="Correct the file; docs/configuration.md describes its format."
         ) from error
     return parse(raw, str(path))
+
+
+def decoded(text: str) -> dict[str, Any]:
+    """Return the tables of a TOML text. Raises `ValueError`, most often `tomllib.TOMLDecodeError`."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
 
 
 def parse(raw: dict[str, Any], where: str) -> Config:

@@ -25,6 +25,7 @@ from island.kernel.db import Kind, newest_version, written_by_newer
 from island.kernel.db_file import check_content, migrated
 from island.kernel.units import format_bytes
 from island.private_files import sync_folder
+from island.regular_file import open_regular
 from island.streams import store as streams_store
 from island.trust import journal
 from island.trust import store as trust_store
@@ -81,7 +82,7 @@ def restore(path: Path, home: Home, *, now: float, progress: Progress | None = N
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except OSError as error:
         raise BadInput(
             f"{path} cannot be read: {error.strerror or error}",

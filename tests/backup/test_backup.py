@@ -622,6 +622,12 @@ def test_a_file_that_is_no_backup_is_refused(home: Home, tmp_path: Path) -> None
         refuse(tmp_path / name, "not a usable backup")
     with pytest.raises(BadInput, match="cannot be read"):
         restoring.verify(tmp_path / "none")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(BadInput, match="not a regular file"):
+        restoring.verify(tmp_path / "fifo")
+    reading, writing = os.pipe()
+    with open(reading, "rb"), open(writing, "wb"), pytest.raises(BadInput, match="not a regular file"):
+        restoring.verify(Path(f"/dev/fd/{reading}"))
 
 
 def test_the_manifest_has_limits() -> None:
