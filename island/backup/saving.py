@@ -193,7 +193,7 @@ def _place(partial: Path, target: Path) -> None:
         raise
     try:
         partial.rename(target)
-    except OSError:
+    except BaseException:
         target.unlink()
         raise
 
