@@ -73,6 +73,14 @@ def show(
     base.print_line("\n".join(_lines(path, rows)))
 
 
+@app.command("reference")
+def reference() -> None:
+    """Print the reference of all keys with types, defaults and meaning, in Markdown."""
+    from island import config
+
+    base.print_line(config.reference())
+
+
 def _environment() -> list[dict[str, Any]]:
     """Return what commands and the daemon take from global options and the environment, without secrets."""
     name = "--home" if base.TARGET.home else "ISLAND_HOME" if os.environ.get("ISLAND_HOME") else ""

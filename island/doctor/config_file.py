@@ -132,7 +132,8 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         return text, tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
-            f"{path} is not valid TOML: {error}", hint="Correct the line; docs/configuration.md describes the format."
+            f"{path} is not valid TOML: {error}",
+            hint="Correct it. `island config reference` describes every key.",
         ) from error
 
 

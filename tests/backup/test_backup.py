@@ -229,6 +229,23 @@ def test_nothing_is_overwritten(home: Home, tmp_path: Path) -> None:
     restoring.restore(tmp_path / "good.tar", Home(tmp_path / "empty"), now=NOW)
 
 
+def test_a_file_that_appears_meanwhile_is_not_overwritten(home: Home, tmp_path: Path) -> None:
+    target = tmp_path / "b.tar"
+
+    def appear(done: int, total: int) -> None:
+        if done == total:
+            target.write_bytes(b"something else")
+
+    with pytest.raises(Conflict, match="not overwritten"):
+        saving.save(home, target, now=NOW, progress=appear)
+    assert target.read_bytes() == b"something else"
+    finished = tmp_path / "finished"
+    finished.write_bytes(b"a backup")
+    with pytest.raises(Conflict, match="not overwritten"):
+        saving._place(finished, target)  # it appears after all checks
+    assert target.read_bytes() == b"something else"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of root")
 def test_the_root_of_a_new_file_system_is_an_empty_folder(home: Home, tmp_path: Path) -> None:
     saving.save(home, tmp_path / "b.tar", now=NOW)

@@ -214,6 +214,11 @@ def test_config_show_prints_no_password(
         assert code == 1 and out == "" and err
 
 
+def test_config_reference_prints_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert island("--home", str(tmp_path / "none"), "config", "reference") == 0
+    assert capsys.readouterr().out == config.reference()
+
+
 def test_config_show_of_a_broken_file_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "island.toml").write_text('[island]\nname = "a/b"\n')
     assert island("--home", str(tmp_path), "config", "show", "--effective") == 1
