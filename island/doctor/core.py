@@ -281,6 +281,9 @@ def daemon(facts: DaemonFacts) -> Iterator[Finding]:
             yield Finding("daemon", "unchecked", f"{found}; what it reports itself was not checked", "Run: island run")
         return
     name = f"the daemon (pid {facts.pid})" if facts.pid else "the daemon"
+    if facts.silent:
+        yield Finding("daemon", "problem", f"{name} does not answer", facts.hint)
+        return
     if facts.error:
         yield Finding(
             "daemon", "problem", f"{name} runs, but cannot be asked: {facts.error}", facts.hint or "See its log."

@@ -159,6 +159,8 @@ class DaemonFacts:
     """Whether island.toml was changed after the daemon started."""
     stale: bool = False
     """Whether a daemon that was killed left `running.json` behind."""
+    silent: bool = False
+    """Whether it did not answer in time; `error` says how long it was waited for."""
     error: str = ""
     hint: str = ""
 

@@ -21,13 +21,13 @@ from typing import Any
 
 import pytest
 
-from island import config
+from island import client, config
 from island.cli import base, main
 from island.cli.demo.demo_island import ISLAND, free_ports
 from island.cli.init import init
 from island.doctor import engine_facts, service, store
 from island.doctor.core import Finding, failed
-from island.home import Home
+from island.home import Endpoint, Home
 from island.kernel.db import Database
 from island.kernel.ports import SystemClock
 
@@ -221,6 +221,32 @@ def test_java_and_spark_that_are_missing(place: Home, tmp_path: Path, monkeypatc
     assert f"Java 17 was not found; looked at {java} (21)" in found["java"].found
     assert "set JAVA_HOME" in found["java"].advice
     assert "PySpark is not installed" in found["spark"].found and "[livy] url" in found["spark"].advice
+
+
+def test_a_daemon_that_hangs(place: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As after SIGSTOP: the system accepts connections, and nobody answers."""
+    monkeypatch.setattr(client, "STATUS_SECONDS", 0.2)
+    asked = []
+
+    def endpoint() -> Endpoint:
+        asked.append(place.endpoint())
+        return asked[-1]
+
+    with socket.create_server(("127.0.0.1", 0)) as mute, place.locked():
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        configure(place, "user", json.dumps(address))
+        place.running.write_text(json.dumps({"pid": os.getpid(), "url": f"http://{address}", "peer_port": None}))
+        silent = f"the daemon (pid {os.getpid()}) does not answer"
+        (only,) = [each for each in service.examine(place, SystemClock(), ENVIRON, endpoint) if each.check == "daemon"]
+        assert only.severity == "problem" and only.found == silent and "restart it" in only.advice
+        assert len(asked) == 1  # it is not asked again, what linked islands see
+        try:
+            with pytest.raises(SystemExit) as stop:
+                main.run(["--home", str(place.path), "status"])
+        finally:
+            base.TARGET.home = None
+    assert stop.value.code == 1
+    assert f"island: {silent}" in capsys.readouterr().err.splitlines()
 
 
 class Livy(http.server.BaseHTTPRequestHandler):
