@@ -16,6 +16,7 @@ from island.config import Config, split_address, without_password
 from island.errors import ConfigError, IslandError
 from island.private_files import secret_text
 
+_INVALID = "Correct the line; docs/configuration.md describes the format."
 _MINIMUM = "256MiB"
 
 
@@ -54,11 +55,14 @@ class ConfigFile:
 def check(path: Path) -> ConfigFile:
     """Check a configuration file completely. Relative paths in it are relative to its folder. Raises nothing."""
     try:
-        text, raw = _read(path)
+        text = _text(path)
     except ConfigError as error:
-        return ConfigFile(
-            path, [ConfigFinding(_line_in(error.message), "problem", "", error.message, error.hint)], None
-        )
+        return ConfigFile(path, [ConfigFinding(None, "problem", "", error.message, error.hint)], None)
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = f"the file is not valid TOML: {error}"
+        return ConfigFile(path, [ConfigFinding(_line_in(found, text), "problem", "", found, _INVALID)], None)
     findings = [
         ConfigFinding(line_of(text, each.section, each.key), "problem", _dotted(each.section, each.key), *each[2:])
         for each in config.problems(raw)
@@ -115,9 +119,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         return text, tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}", hint="Correct the line; docs/configuration.md describes the format."
-        ) from error
+        raise ConfigError(f"{path} is not valid TOML: {error}", hint=_INVALID) from error
 
 
 def _text(path: Path) -> str:
@@ -134,9 +136,10 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _line_in(message: str) -> int | None:
+def _line_in(message: str, text: str) -> int:
+    """Return the line that a message of tomllib names, which may be the end of the text."""
     found = re.search(r"\(at line (\d+), column", message)
-    return int(found[1]) if found else None
+    return int(found[1]) if found else len(text.splitlines())
 
 
 def _dotted(section: str, key: str) -> str:

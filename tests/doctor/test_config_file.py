@@ -66,8 +66,11 @@ def test_the_line_of_a_table_is_its_heading(tmp_path: Path) -> None:
     assert checked(tmp_path, text) == [(5, "problem", "jobs.accounts")]
 
 
-def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
-    assert checked(tmp_path, '[island]\nname = "kiso\n') == [(2, "problem", "")]
+@pytest.mark.parametrize("text", ['[island]\nname = "kiso\n', '[island]\nname = ["kiso"'])
+def test_a_syntax_error_has_its_line_and_no_second_path(tmp_path: Path, text: str) -> None:
+    assert checked(tmp_path, text) == [(2, "problem", "")]
+    (found,) = config_file.check(tmp_path / "island.toml").findings
+    assert found.found.startswith("the file is not valid TOML: ") and str(tmp_path) not in found.found
 
 
 @pytest.mark.parametrize(
