@@ -13,7 +13,7 @@ import msgspec
 
 from island import config
 from island.config import Config, split_address, without_password
-from island.errors import ConfigError, IslandError
+from island.errors import ConfigError
 from island.private_files import secret_text
 
 _INVALID = "Correct the line; docs/configuration.md describes the format."
@@ -185,17 +185,24 @@ def _same_port(user: str, peer: str) -> bool:
 def _missing_files(parsed: Config, folder: Path) -> Iterator[_Note]:
     if parsed.livy.password_file:
         try:
-            secret_text(folder / parsed.livy.password_file, "a password")
-        except IslandError as error:
+            password_in(folder / parsed.livy.password_file)
+        except ConfigError as error:
             yield "problem", "livy", "password_file", error.message, error.hint
-        except OSError as error:
-            found = f"the file of livy.password_file, {folder / parsed.livy.password_file}, cannot be read: "
-            advice = "Create the file with mode 0600, owned by the account of the daemon."
-            yield "problem", "livy", "password_file", found + str(error.strerror), advice
     for allowed in parsed.jobs.allow_files:
         if not Path(allowed).is_dir():
             found = f"jobs.allow_files: {allowed} is not a folder"
             yield "warning", "jobs", "allow_files", found, "Correct the path, or create the folder."
+
+
+def password_in(path: Path) -> str:
+    """Return the password in the file of `livy.password_file`; raises `ConfigError` if it cannot be used."""
+    try:
+        return secret_text(path, "a password")
+    except OSError as error:
+        raise ConfigError(
+            f"the file of livy.password_file, {path}, cannot be read: {error.strerror}",
+            hint="Create the file with mode 0600, owned by the account of the daemon.",
+        ) from error
 
 
 def line_of(text: str, section: str, key: str) -> int | None:

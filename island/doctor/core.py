@@ -85,10 +85,12 @@ def entries(facts: EntryFacts) -> Iterator[Finding]:
     """Check modes and owners of the other files in the home folder."""
     if facts.open:
         found = f"other accounts of this machine can access {_some(facts.open)} in the home folder"
-        yield Finding("modes", "problem", found, "Run: chmod -R go-rwx HOME (the daemon does so when it starts).")
+        yield Finding(
+            "modes", "problem", found, f"Run: chmod -R go-rwx {facts.home} (the daemon does so when it starts)."
+        )
     if facts.foreign:
         found = f"{_some(facts.foreign)} in the home folder belong to another account"
-        yield Finding("modes", "problem", found, "Run: chown -R ACCOUNT HOME, with the account of the daemon.")
+        yield Finding("modes", "problem", found, f"Run as root: chown -R {facts.owner}: {facts.home}")
     if not facts.open and not facts.foreign:
         yield Finding("modes", "ok", "only its owner can access the files in the home folder")
 
@@ -211,6 +213,9 @@ def engine(facts: EngineFacts) -> Iterator[Finding]:
         yield Finding("spark", "ok", f"PySpark {facts.version}")
     if facts.error:
         yield Finding("java", "problem", facts.error, facts.hint)
+    elif facts.ignored:
+        found = f"JAVA_HOME={facts.ignored} has no Java 17 and is ignored: {facts.java} is used"
+        yield Finding("java", "warning", found, "Unset JAVA_HOME, or set it to a Java 17.")
     else:
         yield Finding("java", "ok", f"Java 17 at {facts.java}")
 
@@ -273,12 +278,11 @@ def daemon(facts: DaemonFacts) -> Iterator[Finding]:
     """Check the running daemon and its own problems."""
     if not facts.running:
         found = "the daemon is not running"
+        start = f"island run --home {facts.home}"
         if facts.stale:
-            yield Finding(
-                "daemon", "warning", f"{found}; it did not stop in order", "See its log; start it: island run"
-            )
+            yield Finding("daemon", "warning", f"{found}; it did not stop in order", f"See its log; start it: {start}")
         else:
-            yield Finding("daemon", "unchecked", f"{found}; what it reports itself was not checked", "Run: island run")
+            yield Finding("daemon", "unchecked", f"{found}; what it reports itself was not checked", f"Run: {start}")
         return
     name = f"the daemon (pid {facts.pid})" if facts.pid else "the daemon"
     if facts.silent:

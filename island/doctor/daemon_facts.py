@@ -53,20 +53,22 @@ def running(place: Home) -> Running:
 
 def ask(place: Home, found: Running, endpoint: Callable[[], Endpoint]) -> DaemonFacts:
     """Ask the daemon for its status."""
+    home = str(place.path)
     if not found.locked:
-        return DaemonFacts(False, stale=found.pid is not None)
+        return DaemonFacts(False, home=home, stale=found.pid is not None)
     try:
         status = Api(endpoint(), timeout=client.STATUS_SECONDS).get("/api/v1/island")
     except client.NoAnswer as error:
-        return DaemonFacts(True, found.pid, silent=True, error=error.message, hint=error.hint)
+        return DaemonFacts(True, found.pid, home=home, silent=True, error=error.message, hint=error.hint)
     except Unreachable as error:
         hint = "It may still be starting. Otherwise see its log, and restart it."
-        return DaemonFacts(True, found.pid, error=error.message, hint=hint)
+        return DaemonFacts(True, found.pid, home=home, error=error.message, hint=hint)
     except IslandError as error:
         hint = _replaced_token(place, found) if error.code == Unauthenticated.code else ""
-        return DaemonFacts(True, found.pid, error=error.message, hint=hint or error.hint)
+        return DaemonFacts(True, found.pid, home=home, error=error.message, hint=hint or error.hint)
     return DaemonFacts(
         running=True,
+        home=home,
         pid=found.pid,
         state=status["state"],
         problems=status["problems"],

