@@ -19,6 +19,7 @@ from island.doctor.facts import (
     SandboxFacts,
     SecretFacts,
 )
+from island.kernel.repair import repair_advice
 from island.kernel.units import format_bytes
 
 Severity = Literal["ok", "unchecked", "warning", "problem"]
@@ -112,7 +113,7 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
             advice = f"Run the newer version, or go back with a backup: see 'Upgrade, and back' in {GUIDE}."
             yield Finding("database", "problem", found, advice)
         elif each.errors:
-            yield Finding("database", "problem", f"{each.name} is damaged: {each.errors[0]}", _repair(each))
+            yield Finding("database", "problem", f"{each.name} is damaged: {each.errors[0]}", repair_advice(each.name))
         elif not each.complete:
             advice = f"Stop the daemon and run: sqlite3 {each.path} 'PRAGMA quick_check'"
             yield Finding("database", "unchecked", f"{each.name} is too large to be checked completely here", advice)
@@ -120,14 +121,6 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
             found = f"{each.name} is intact (schema {each.version})"
             late = "the daemon migrates it when it starts" if each.version < each.newest else ""
             yield Finding("database", "ok", found + (f"; {late}" if late else ""))
-
-
-def _repair(database: DatabaseFacts) -> str:
-    if database.name == "gossip.db":
-        return "Check the disk. Then stop the daemon and delete gossip.db*; it is rebuilt from other islands."
-    if database.name == "chunks.db":
-        return "Check the disk. Then stop the daemon and delete chunks.db* and replicas, which are a cache."
-    return f"Check the disk, stop the daemon, and restore a backup with `island restore`: see 'Restore' in {GUIDE}."
 
 
 def disk(facts: DiskFacts) -> Iterator[Finding]:
