@@ -59,11 +59,16 @@ def save(
     """Write a backup of `home` to the new file `target`, mode 0600. `now` is in Unix seconds.
 
     If this raises, `target` does not exist. Raises `Conflict` if it exists already, `ConfigError` if the
-    home folder is not usable, `BadInput`, `Full` and other errors of the disk.
+    home folder is not usable, `BadInput` if `target` is in it, `Full` and other errors of the disk.
     """
     config, identity = home.config(), Identity.load(home.key)
     Tokens.load(home.path)
     _check_target(target)
+    if target.parent.resolve().is_relative_to(home.path.resolve()):
+        raise BadInput(
+            f"{target} is in the home folder {home.path}, and would be lost with it",
+            hint="Write the backup to a folder on another disk.",
+        )
     optional, outside = _optional(home, config)
     made = datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     blank = BackupManifest(

@@ -281,6 +281,14 @@ def test_a_failed_restore_deletes_what_it_wrote_and_nothing_else(home: Home, tmp
     assert tree(new) == {"state.db": b"of another program", "notes": b"of another program"}
 
 
+def test_a_backup_in_the_home_folder_is_refused(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(home.path / "manifests")
+    for target in (home.path / "b.tar", home.path / "manifests" / "b.tar", tmp_path / "link" / "b.tar"):
+        with pytest.raises(BadInput, match=r"is in the home folder.*\n.*on another disk"):
+            saving.save(home, target, now=NOW)
+    assert not list(tmp_path.rglob("*b.tar*"))
+
+
 def test_a_home_folder_of_a_running_daemon_is_refused(home: Home, tmp_path: Path) -> None:
     saving.save(home, tmp_path / "b.tar", now=NOW)
     with home.locked():
