@@ -105,6 +105,13 @@ class Home:
             # No daemon is running: use the configured address.
             return f"http://{self.config().listen.user}"
 
+    def pid(self) -> int | None:
+        """Return the process id that the daemon has written when it was ready; None if none is known."""
+        try:
+            return int(json.loads(self.running.read_text("utf-8"))["pid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def endpoint(self) -> Endpoint:
         """Return the URL and a token for commands: the administrator's token if it can be read, else the user's.
 

@@ -14,9 +14,12 @@ import pytest
 
 from island.cli.demo.demo_island import ISLAND
 from island.cli.init import init
+from island.doctor import core, store
 from island.errors import ConfigError, Conflict
 from island.home import Home, ownership_hint
-from island.kernel.db import Database
+from island.kernel.db import Database, Kind
+from island.kernel.db_file import check_file_version
+from island.kernel.ports import SystemClock
 from island.trust.users import read_token
 from tests.standins.faults import on_read_only_disk
 
@@ -89,6 +92,18 @@ def test_a_home_folder_on_a_read_only_disk(tmp_path: Path) -> None:
         f"island: {home}/lock cannot be opened: Read-only file system",
         "Look for disk errors in the system's log, and mount the disk for writing.",
     ]
+
+
+@pytest.mark.parametrize("name", ["state", "gossip", "chunks"])
+def test_run_and_doctor_advise_the_same_for_a_damaged_database(tmp_path: Path, name: Kind) -> None:
+    path = tmp_path / f"{name}.db"
+    path.write_bytes(b"this was a database " * 100)
+    with pytest.raises(ConfigError) as refused:
+        check_file_version(path, name)
+    (found,) = core.databases([store.database(tmp_path, name, SystemClock(), seconds=9.0)])
+    assert refused.value.hint == found.advice
+    assert f"{name}.db is damaged: file is not a database" in refused.value.message
+    assert ("restore a backup" in found.advice) == (name == "state")
 
 
 def test_doctor_names_the_disk_if_it_is_read_only(tmp_path: Path) -> None:

@@ -58,11 +58,16 @@ def save(
     """Write a backup of `home` to the new file `target`, mode 0600. `now` is in Unix seconds.
 
     If this raises, `target` does not exist. Raises `Conflict` if it exists already, `ConfigError` if the
-    home folder is not usable, `BadInput`, `Full` and other errors of the disk.
+    home folder is not usable, `BadInput` if `target` is in it, `Full` and other errors of the disk.
     """
     config, identity = home.config(), Identity.load(home.key)
     Tokens.load(home.path)
     _check_target(target)
+    if target.parent.resolve().is_relative_to(home.path.resolve()):
+        raise BadInput(
+            f"{target} is in the home folder {home.path}, and would be lost with it",
+            hint="Write the backup to a folder on another disk.",
+        )
     optional, outside = _optional(home, config)
     made = datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     blank = BackupManifest(
@@ -198,10 +203,24 @@ def _write(manifest: BackupManifest, paths: list[Path], partial: Path, target: P
         file.flush()
         os.fsync(descriptor)
         size = os.fstat(descriptor).st_size
-    _check_target(target)
-    partial.rename(target)
+    _place(partial, target)
     sync_folder(target.parent)
     return size
+
+
+def _place(partial: Path, target: Path) -> None:
+    """Give a finished file its name; raises `Conflict` if another program has made a file of this name meanwhile."""
+    try:
+        # A rename would overwrite it. This file is only there to be overwritten; not every disk has hard links.
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        _check_target(target)
+        raise
+    try:
+        partial.rename(target)
+    except BaseException:
+        target.unlink()
+        raise
 
 
 def _check_target(target: Path) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from island.config import LivySection
+from island.doctor.config_file import password_in
 from island.doctor.facts import EngineFacts
-from island.engine.jvm import find_java
+from island.engine.jvm import find_java, ignored_java_home
 from island.errors import EngineFailed, IslandError
 from island.home import account_name
 from island.kernel.listening import is_own_address, listening_sockets
 from island.kernel.ports import Clock
 from island.livy.authorization import authorization, own_livy_login
-from island.private_files import secret_text
 
 _TIMEOUT_S = 10.0
 """For the whole answer of Livy, from the look-up of its name to its last byte."""
@@ -40,7 +40,7 @@ def embedded(environ: Mapping[str, str]) -> EngineFacts:
     except importlib.metadata.PackageNotFoundError:
         version = ""
     try:
-        return EngineFacts("", version, java=str(find_java(environ)))
+        return EngineFacts("", version, java=str(find_java(environ)), ignored=ignored_java_home(environ))
     except EngineFailed as error:
         return EngineFacts("", version, error=error.message, hint=error.hint)
 
@@ -50,11 +50,12 @@ def livy(home: Path, settings: LivySection, clock: Clock) -> tuple[EngineFacts, 
     hint = "Check [livy] url, and that the server runs: curl -i URL/version"
     try:
         headers = _authorization(home, settings)
+    except IslandError as error:
+        return EngineFacts(settings.url, error=f"Livy was not asked: {error.message}", hint=error.hint), None
+    try:
         began, wall = clock.monotonic(), clock.wall()
         status, date, body = _in_time(lambda: _get(settings.url, headers))
         half = (clock.monotonic() - began) / 2
-    except IslandError as error:
-        return EngineFacts(settings.url, error=error.message, hint=error.hint), None
     except (OSError, http.client.HTTPException, ValueError) as error:
         return EngineFacts(settings.url, error=f"Livy does not answer at {settings.url}: {error}", hint=hint), None
     other = (date - (wall + half), half + _DATE_ERROR_S) if date is not None else None
@@ -87,8 +88,8 @@ def livy_accounts(url: str) -> list[str] | None:
 
 
 def _authorization(home: Path, settings: LivySection) -> dict[str, str]:
-    """Return the header with which the daemon logs in; raises `IslandError` and `OSError`."""
-    password = secret_text(home / settings.password_file, "a password") if settings.password_file else ""
+    """Return the header with which the daemon logs in; raises `IslandError` if the password cannot be read."""
+    password = password_in(home / settings.password_file) if settings.password_file else ""
     return authorization(own_livy_login(settings.user, password))
 
 

