@@ -114,9 +114,10 @@ class LivyEngine:
                 await self._meet()
             await self._poller.step()
         except IslandError as error:
-            if error.message != self._problem:
-                log.warning("engines.down", engine=self.name, reason=error.message)
-            self._problem, self.version = error.message, ""
+            problem = "" if self._down() else error.message
+            if problem and problem != self._problem:
+                log.warning("engines.down", engine=self.name, reason=problem)
+            self._problem, self.version = problem, ""
             self._poller.fail(error)
             raise
 
