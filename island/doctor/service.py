@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 
-from island.config import Config
+from island.config import Config, EngineSection
 from island.doctor import config_file, core, daemon_facts, engine_facts, home_facts, machine_facts, store
 from island.doctor.core import Finding
 from island.doctor.daemon_facts import PeerRows, Running
 from island.doctor.facts import ClockFacts, PortFacts, SandboxFacts
 from island.errors import IslandError
 from island.home import Endpoint, Home
+from island.jobs.engines import configured
 from island.kernel.db import Kind
 from island.kernel.ports import Clock
 
@@ -61,12 +62,14 @@ def _surroundings(
 ) -> Iterator[Finding]:
     yield from _guarded("ports", lambda: core.ports(_ports(settings, running)))
     clocks: list[tuple[str, float, float]] = []
-    if settings.livy.url:
-        facts, other = engine_facts.livy(place.path, settings.livy, clock)
+    livys = configured.site_engines(settings)
+    if settings.livy.embedded and not livys:
+        yield from core.engine(engine_facts.embedded(environ))
+    for each in livys:
+        facts, other = engine_facts.livy(place.path, each, clock)
         clocks += [("Livy", *other)] if other else []
-    else:
-        facts = engine_facts.embedded(environ)
-    yield from core.engine(facts)
+        yield from core.engine(facts)
+        yield from _guarded("livy files", functools.partial(_engine_files, place, each))
     yield from _guarded("reachability", lambda: core.peers(daemon_facts.peers(settings, rows)))
     clocks += daemon_facts.other_clocks(rows)
     yield from _guarded("clock", lambda: core.clock(_clock(place, clock, clocks)))
@@ -92,6 +95,10 @@ def _configuration(checked: config_file.ConfigFile) -> Iterator[Finding]:
 
 def _database(place: Home, kind: Kind, clock: Clock) -> Iterator[Finding]:
     return core.databases([store.database(place.path, kind, clock, seconds=DATABASE_SECONDS)])
+
+
+def _engine_files(place: Home, settings: EngineSection) -> Iterator[Finding]:
+    return core.engine_files(engine_facts.files(place.path, settings))
 
 
 def _open_files(running: Running) -> Iterator[Finding]:

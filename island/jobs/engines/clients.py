@@ -72,7 +72,7 @@ class SiteClient:
         elif settings.user:
             file = settings.password_file
             auth = (settings.user, secret_text(self._home / file, "a password") if file else "")
-        return LivyClient(settings.url, auth, tls=_tls(self._home, settings), resolver=self._resolver)
+        return LivyClient(settings.url, auth, tls=tls(self._home, settings), resolver=self._resolver)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -81,35 +81,39 @@ class SiteClient:
 
 
 def negotiation(host: str, workers: Workers) -> Callable[[], Awaitable[str]]:
-    """Make the header `Authorization` for each request to `host` by SPNEGO, with the Kerberos ticket of this account.
-
-    Raises `ConfigError` if pyspnego is not installed. The function raises `EngineFailed` without a valid ticket.
-    """
-    try:
-        import spnego
-    except ImportError as error:
-        raise ConfigError(
-            "an engine of island.toml has kerberos = true, but pyspnego is not installed",
-            hint="Install the extra: pip install 'astrolab-island[kerberos]'.",
-        ) from error
-
-    def token() -> str:
-        context = spnego.client(hostname=host, service="HTTP", protocol="kerberos")
-        return "Negotiate " + base64.b64encode(context.step() or b"").decode("ascii")
+    """Make the header `Authorization` for each request to `host` by SPNEGO, as `negotiate` does."""
 
     async def header() -> str:
-        try:
-            return await workers.blocking(token)  # it may ask the Kerberos server
-        except (spnego.exceptions.SpnegoError, ImportError, OSError) as error:
-            raise EngineFailed(
-                f"no Kerberos ticket for HTTP/{host}: {error}",
-                hint="Get one for the account of the daemon (kinit -kt KEYTAB PRINCIPAL), and renew it in time.",
-            ) from error
+        return await workers.blocking(negotiate, host)  # it may ask the Kerberos server
 
     return header
 
 
-def _tls(home: Path, settings: EngineSection) -> ssl.SSLContext | None:
+def negotiate(host: str) -> str:
+    """The header `Authorization` for one request to `host`, by SPNEGO with the Kerberos ticket of this account.
+
+    Raises `EngineFailed` without pyspnego, and without a valid ticket.
+    """
+    try:
+        import spnego
+        from spnego.exceptions import SpnegoError
+    except ImportError as error:
+        raise EngineFailed(
+            "an engine of island.toml has kerberos = true, but pyspnego is not installed",
+            hint="Install the extra: pip install 'astrolab-island[kerberos]'.",
+        ) from error
+    try:
+        context = spnego.client(hostname=host, service="HTTP", protocol="kerberos")
+        return "Negotiate " + base64.b64encode(context.step() or b"").decode("ascii")
+    except (SpnegoError, ImportError, OSError) as error:
+        raise EngineFailed(
+            f"there is no valid Kerberos ticket for HTTP/{host}: {error}",
+            hint="Get one for the account of the daemon (kinit -kt KEYTAB PRINCIPAL), and renew it in time.",
+        ) from error
+
+
+def tls(home: Path, settings: EngineSection) -> ssl.SSLContext | None:
+    """What an https server is checked against; None for the authorities of the system. Raises `ConfigError`."""
     if not settings.ca_file:
         return None
     try:
