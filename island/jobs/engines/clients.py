@@ -59,9 +59,14 @@ class SiteClient:
         self._client: LivyClient | None = None
 
     def __call__(self) -> LivyClient:
-        """The client. Raises `ConfigError` for a password or certificate file that cannot be used."""
+        """The client. Raises `EngineFailed` for a password or certificate file that cannot be used."""
         if self._client is None:
-            self._client = self._new()
+            try:
+                self._client = self._new()
+            except ConfigError as error:
+                raise EngineFailed(error.message, hint=error.hint) from error
+            except OSError as error:
+                raise EngineFailed(f"its password file cannot be read: {error.strerror}: {error.filename}") from error
         return self._client
 
     def _new(self) -> LivyClient:
