@@ -361,7 +361,7 @@ def load(path: Path) -> Config:
         ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
-            f"{path} cannot be read: {error}", hint="Correct the file; docs/configuration.md describes its format."
+            f"{path} cannot be read: {error}", hint="Correct the file. `island config reference` describes every key."
         ) from error
     return parse(raw, str(path))
 
@@ -448,7 +448,7 @@ def _value_problem(section: str, key: str, value: Any, kind: Any) -> KeyProblem 
     except msgspec.ValidationError as error:
         text, _, place = str(error).partition(" - at `$")
         message = f"{name}{place.rstrip('`')}: {text[:1].lower() + text[1:]}"
-        return KeyProblem(section, key, message, "docs/configuration.md lists every key with its type.")
+        return KeyProblem(section, key, message, "`island config reference` lists every key with its type.")
     try:
         if check := _CONTENT.get(re.sub(r"\[\d+\]", "", name)):
             check(value, name)
@@ -501,11 +501,6 @@ def _check_livy_url(url: str, what: str) -> None:
         )
 
 
-def _check_absolute(path: str, what: str) -> None:
-    if path and not Path(path).is_absolute():
-        raise ConfigError(f"{what} = '{path[:200]}' is not an absolute path", hint="Use a path such as /srv/island.")
-
-
 def _check_accepted(entries: list[str], what: str) -> None:
     for entry in entries:
         island, colon, user = entry.partition(":")
@@ -524,6 +519,11 @@ def _check_accounts(accounts: dict[str, str], what: str) -> None:
                 f"{what}: '{entry[:200]}' is neither USER nor ISLAND:USER",
                 hint='Examples: alice = "aliceunix", "virgo:alice" = "guest1".',
             )
+
+
+def _check_absolute(path: str, what: str) -> None:
+    if path and not Path(path).is_absolute():
+        raise ConfigError(f"{what} = '{path[:200]}' is not an absolute path", hint="Use a path such as /srv/island.")
 
 
 _CONTENT: dict[str, Callable[[Any, str], None]] = {

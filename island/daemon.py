@@ -305,6 +305,7 @@ class Daemon:
             *([self.engine.problem] if self.engine.problem and not self.engine.installed else []),
             *self.peers.problems(),
             *self.streams.problems(),
+            *self.jobs.problems(),
             *self.faults.problems(),
             *telemetry.problems(),
         ]

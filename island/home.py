@@ -107,7 +107,7 @@ class Home:
                 return Endpoint(url, secret_text(path, "a token"))
         raise Unauthenticated(
             f"no token can be read in {self.path}",
-            hint="Set --token-file or ISLAND_TOKEN, or run the command under the account that owns the home folder.",
+            hint="Set ISLAND_TOKEN_FILE or ISLAND_TOKEN, or use the account that owns the home folder.",
         )
 
     def in_use(self) -> bool:
@@ -194,6 +194,31 @@ def ownership_hint(owner: str, home_owner: str, home: Path) -> str:
     if owner == home_owner:
         return f"Run as {owner}: chmod -R u+rwX {home}"
     return f"Run as root: chown -R {home_owner}: {home}"
+
+
+def token_in(file: str, named_by: str) -> str:
+    """Return the token in a file that other accounts cannot read; `named_by` is where its path was given.
+
+    Raises `ConfigError` if it cannot be read, or if others could read it.
+    """
+    try:
+        return secret_text(Path(file).expanduser(), "a token")
+    except OSError as error:
+        raise ConfigError(
+            f"the token file {file} cannot be read: {error.strerror}",
+            hint=f"Check the path given with {named_by} and the permissions of the file.",
+        ) from error
+
+
+def token_of_environment() -> str:
+    """Return `ISLAND_TOKEN`, else the token in the file `ISLAND_TOKEN_FILE`; "" if neither is set.
+
+    Raises `ConfigError` as `token_in` does.
+    """
+    if token := os.environ.get("ISLAND_TOKEN"):
+        return token
+    file = os.environ.get("ISLAND_TOKEN_FILE")
+    return token_in(file, "ISLAND_TOKEN_FILE") if file else ""
 
 
 def unreachable(url: str, error: Exception) -> Unreachable:

@@ -178,10 +178,24 @@ def _write(manifest: BackupManifest, paths: list[Path], partial: Path, target: P
         file.flush()
         os.fsync(descriptor)
         size = os.fstat(descriptor).st_size
-    _check_target(target)
-    partial.rename(target)
+    _place(partial, target)
     sync_folder(target.parent)
     return size
+
+
+def _place(partial: Path, target: Path) -> None:
+    """Give a finished file its name; raises `Conflict` if another program has made a file of this name meanwhile."""
+    try:
+        # A rename would overwrite it. This file is only there to be overwritten; not every disk has hard links.
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        _check_target(target)
+        raise
+    try:
+        partial.rename(target)
+    except BaseException:
+        target.unlink()
+        raise
 
 
 def _check_target(target: Path) -> None:

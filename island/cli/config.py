@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from island.cli import base
-from island.config import as_toml
+from island.config import as_toml, without_password
 
 app = typer.Typer(help="The configuration file of an island.", no_args_is_help=True)
 
@@ -73,14 +73,26 @@ def show(
     base.print_line("\n".join(_lines(path, rows)))
 
 
+@app.command("reference")
+def reference() -> None:
+    """Print the reference of all keys with types, defaults and meaning, in Markdown."""
+    from island import config
+
+    base.print_line(config.reference())
+
+
 def _environment() -> list[dict[str, Any]]:
     """Return what commands and the daemon take from global options and the environment, without secrets."""
     name = "--home" if base.TARGET.home else "ISLAND_HOME" if os.environ.get("ISLAND_HOME") else ""
     rows: list[dict[str, Any]] = [
         {"section": "", "key": "home", "value": str(base.home().path), "source": name or "default"}
     ]
-    if os.environ.get("ISLAND_TOKEN"):
-        rows.append({"section": "", "key": "token", "value": "***", "source": "ISLAND_TOKEN"})
+    if url := os.environ.get("ISLAND_URL"):
+        rows.append({"section": "", "key": "url", "value": without_password(url), "source": "ISLAND_URL"})
+    for name in ("ISLAND_TOKEN", "ISLAND_TOKEN_FILE"):
+        if os.environ.get(name):
+            rows.append({"section": "", "key": "token", "value": "***", "source": name})
+            break
     if java := os.environ.get("JAVA_HOME"):
         rows.append({"section": "", "key": "java", "value": java, "source": "JAVA_HOME"})
     return rows

@@ -133,7 +133,8 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         return text, tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
-            f"{path} is not valid TOML: {error}", hint="Correct the line; docs/configuration.md describes the format."
+            f"{path} is not valid TOML: {error}",
+            hint="Correct it. `island config reference` describes every key.",
         ) from error
 
 
@@ -185,9 +186,9 @@ def _contradictions(parsed: Config) -> Iterator[_Note]:
         key = 'foreign_code = "none"' if jobs.foreign_code == "none" else "same_user = false"
         found = f"jobs of other islands are refused in spite of jobs.accept_from, because of {key}"
         yield "warning", "jobs", "accept_from", found, "All three keys must allow it; see the administrator's guide."
-    if jobs.accounts and not livy.url:
-        found = "jobs.accounts has no effect, because livy.url is empty: the embedded engine runs under this account"
-        yield "warning", "jobs", "accounts", found, "Set livy.url, or remove jobs.accounts."
+    if jobs.accounts and not (livy.url or parsed.engine):
+        found = "jobs.accounts has no effect without a Livy server: the embedded engine runs under this account"
+        yield "warning", "jobs", "accounts", found, "Set livy.url or add an [[engine]], or remove jobs.accounts."
     if config.size_in_bytes(parsed.decoding.memory) < config.size_in_bytes(_MINIMUM):
         found = f"decoding.memory = '{parsed.decoding.memory}' is raised to {_MINIMUM}"
         yield "warning", "decoding", "memory", found, f"Set at least {_MINIMUM}."

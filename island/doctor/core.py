@@ -32,7 +32,7 @@ MIN_INODES = 1000
 MIN_OPEN_FILES, MANY_OPEN_FILES = 512, 4096
 CLOCK_WARNING_S, CLOCK_PROBLEM_S = 5.0, 300.0
 """Differences between clocks, in seconds."""
-GUIDE = "docs/administrator.md"
+GUIDE = "the administrator's guide (docs/administrator.md of the repository)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ def engine(facts: EngineFacts) -> Iterator[Finding]:
         else:
             yield Finding("livy", "ok", f"{which}Livy {facts.version or 'of unknown version'} answers at {facts.livy}")
         return
-    extra = "Install the extra `spark` (pip install 'astrolab-island[spark]'), or set [livy] url to your own Livy."
+    extra = "Install the extra `spark` (in a clone: pip install '.[spark]'), or set [livy] url to your own Livy."
     if not facts.version:
         yield Finding("spark", "problem", "PySpark is not installed, so no session can run on this island", extra)
     elif not facts.version.startswith(f"{SPARK}."):

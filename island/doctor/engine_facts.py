@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import importlib.metadata
 import json
@@ -24,6 +23,7 @@ from island.jobs.engines import clients, configured
 from island.jobs.engines.files import shared_folder_problem
 from island.kernel.listening import is_own_address, listening_sockets
 from island.kernel.ports import Clock
+from island.livy.authorization import authorization, own_livy_login
 from island.private_files import secret_text
 
 _TIMEOUT_S = 10.0
@@ -120,13 +120,11 @@ def livy_accounts(url: str) -> list[str] | None:
 
 
 def _authorization(home: Path, settings: EngineSection) -> dict[str, str]:
-    """Return the header for authentication as the daemon sends it; raises `IslandError` and `OSError`."""
+    """Return the header with which the daemon logs in; raises `IslandError` and `OSError`."""
     if settings.kerberos:
         return {"Authorization": clients.negotiate(urlsplit(settings.url).hostname or "")}
-    if not settings.user:
-        return {}
     password = secret_text(home / settings.password_file, "a password") if settings.password_file else ""
-    return {"Authorization": "Basic " + base64.b64encode(f"{settings.user}:{password}".encode()).decode("ascii")}
+    return authorization(own_livy_login(settings.user, password))
 
 
 def _get(url: str, headers: dict[str, str], tls: ssl.SSLContext | None) -> tuple[int, float | None, bytes]:

@@ -66,7 +66,7 @@ def find_java(environ: Mapping[str, str]) -> Path:
     found = ", ".join(f"{home} ({java_version(home) or 'no Java'})" for home in candidates) or "no folder"
     raise EngineFailed(
         f"Java {JAVA} was not found; looked at {found}",
-        hint="Install the extra `spark` (pip install 'astrolab-island[spark]'), or set JAVA_HOME to a Java 17.",
+        hint="Install the extra `spark` (in a clone: pip install '.[spark]'), or set JAVA_HOME to a Java 17.",
     )
 
 

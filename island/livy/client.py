@@ -8,7 +8,6 @@ client raises `EngineUncertain`, and the caller finds out, for example by the na
 from __future__ import annotations
 
 import asyncio
-import base64
 import ssl
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -20,6 +19,7 @@ import msgspec
 
 from island.errors import BadInput, Conflict, Denied, EngineFailed, IslandError, NotFound, Unauthenticated
 from island.kernel.host_resolver import HostResolver
+from island.livy.authorization import authorization
 from island.livy.messages import (
     SESSION_ENDED,
     SESSION_STARTING,
@@ -104,7 +104,7 @@ class LivyClient:
         self.url = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
         self.instance: str | None = None
         self._authorize = auth if callable(auth) else None
-        self._headers = {} if callable(auth) else _authorization(auth)
+        self._headers = {} if callable(auth) else authorization(auth)
         self._tls = tls
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 10.0))
         self._max_answer = max_answer
@@ -315,14 +315,6 @@ class LivyClient:
                 return view
         except TimeoutError as error:
             raise EngineFailed(f"waited {timeout_s:.0f} s for {what} at {self.url}") from error
-
-
-def _authorization(auth: str | tuple[str, str] | None) -> dict[str, str]:
-    if auth is None:
-        return {}
-    if isinstance(auth, str):
-        return {"Authorization": f"Bearer {auth}"}
-    return {"Authorization": "Basic " + base64.b64encode(f"{auth[0]}:{auth[1]}".encode()).decode()}
 
 
 def _statement_path(key: int | str, number: int) -> str:

@@ -67,7 +67,7 @@ LOCAL: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "config show": (
         ("section", "Section of island.toml; empty for what is set outside of the file"),
-        ("key", "Key of the section; or home, token, java"),
+        ("key", "Key of the section; or home, url, token, java"),
         ("value", "The value in force; *** for a secret"),
         ("source", "file, default, or the option or environment variable"),
     ),

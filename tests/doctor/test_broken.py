@@ -147,7 +147,7 @@ def break_stop(place: Home) -> None:
 
 
 BROKEN: list[tuple[Callable[[Home], None], str, str, str, str]] = [
-    (break_configuration, "configuration", "problem", "livy.max_sessions: expected `int` >= 1", "configuration.md"),
+    (break_configuration, "configuration", "problem", "livy.max_sessions: expected `int` >= 1", "config reference"),
     (break_home, "home", "problem", "other accounts of this machine can enter", "chmod 700"),
     (break_key_mode, "secrets", "problem", "the island's key) can be read by other accounts", "chmod 600"),
     (break_key, "secrets", "problem", "key is not a private key", "Restore it from a backup"),

@@ -62,6 +62,11 @@ def test_lines_of_other_ways_to_write_a_key(tmp_path: Path, text: str, line: int
     assert checked(tmp_path, text) == [(line, "problem", "listen.user")]
 
 
+def test_the_line_of_a_table_is_its_heading(tmp_path: Path) -> None:
+    text = '[island]\nname = "kiso"\n[jobs]\nmax_foreign = 1\n[jobs.accounts]\nalice = "not an account"\n'
+    assert checked(tmp_path, text) == [(5, "problem", "jobs.accounts")]
+
+
 def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
     assert checked(tmp_path, '[island]\nname = "kiso\n') == [(2, "problem", "")]
 
@@ -92,6 +97,7 @@ def test_engines_on_other_machines_need_https_and_pyspnego(tmp_path: Path, monke
         ('[listen]\npeer = "0.0.0.0:8990"', "problem", "listen.peer", ["listen.user", "different ports"]),
         ('[listen]\npeer = ""\nadvertise = ["a:1"]', "warning", "listen.advertise", ["no effect", "listen.peer"]),
         ('[livy]\nuser = "me"', "warning", "livy.user", ["the password is empty"]),
+        ('[jobs]\naccounts = {alice = "a1"}', "warning", "jobs.accounts", ["no effect", "livy.url"]),
         ('[livy]\nuser = "me"\npassword_file = "no"', "problem", "livy.password_file", ["No such file", "0600"]),
         ('[livy]\nuser = "me"\npassword_file = "open"', "problem", "livy.password_file", ["0644", "chmod 600"]),
         ('[livy]\npassword_file = "closed"', "warning", "livy.password_file", ["no effect", "livy.user"]),
@@ -206,6 +212,11 @@ def test_config_show_prints_no_password(
         assert out == f"{GOOD}[livy]\n{shown}\n"
     else:  # nothing is shown, and the command fails
         assert code == 1 and out == "" and err
+
+
+def test_config_reference_prints_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert island("--home", str(tmp_path / "none"), "config", "reference") == 0
+    assert capsys.readouterr().out == config.reference()
 
 
 def test_config_show_of_a_broken_file_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from island.errors import IslandError
 from island.jobs.executor import store as run_store
 from island.jobs.home import store
-from island.jobs.service import BatchFile
+from island.jobs.home.local_files import BatchFile
 from island.livy.messages import BatchRequest
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.jobs import OPEN, USER, PlayedEngine, World
@@ -107,7 +107,7 @@ def test_a_run_that_was_not_submitted_yet_is_not_submitted_again() -> None:
         async def fault(what: str, when: str) -> None:
             if what in ("find", "create", "instance") and when == "before" and not backups:
                 copy = a.backup(executor)
-                if copy.execute("SELECT count(*) FROM run WHERE step != 'ended'").fetchone()[0]:
+                if copy.execute("SELECT count(*) FROM run WHERE phase NOT IN ('clearing', 'cleared')").fetchone()[0]:
                     backups.append(copy)
 
         engine.fault = fault

@@ -255,6 +255,7 @@ class World:
         archipelago.services = self._build
         self.published: list[Published] = []
         self.engines: dict[str, PlayedEngine | None] = {}
+        self.further_engines: dict[str, list[PlayedEngine]] = {}
         self.configs: dict[str, dict[str, Any]] = {}
         self.jobs: dict[str, Jobs] = {}
         self.materialised: list[tuple[str, str]] = []
@@ -272,8 +273,9 @@ class World:
     async def _build(self, island: SimIsland) -> None:
         assert island.trust is not None and island.peers is not None
         config = parse({"island": {"name": island.name}, **self.configs[island.name]}, "test")
-        engine = self.engines[island.name]
-        if engine is not None:
+        first = self.engines[island.name]
+        engines = [*([first] if first is not None else []), *self.further_engines.get(island.name, ())]
+        for engine in engines:
             engine.folder, engine.capacity = self.folder / island.name / "jobs", config.livy.max_sessions
         rng = SeededRng(f"{self.a.seed}/jobs/{island.name}/{island.lives}")
         jobs = self.jobs[island.name] = Jobs(
@@ -285,7 +287,7 @@ class World:
                 trust=island.trust,
                 peers=island.peers,
                 config=config,
-                engines=Engines([engine] if engine is not None else []),
+                engines=Engines(engines),
                 clock=self.a.clock(island),
                 rng=rng,
                 home=self.folder / island.name,

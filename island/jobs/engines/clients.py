@@ -14,6 +14,7 @@ from island.errors import ConfigError, EngineFailed
 from island.jobs.engines.embedded_engine import EmbeddedEngine
 from island.kernel.host_resolver import HostResolver
 from island.kernel.work import Workers
+from island.livy.authorization import own_livy_login
 from island.livy.client import LivyClient
 from island.private_files import secret_text
 
@@ -74,9 +75,9 @@ class SiteClient:
         auth: tuple[str, str] | Callable[[], Awaitable[str]] | None = None
         if settings.kerberos:
             auth = negotiation(urlsplit(settings.url).hostname or "", self._workers)
-        elif settings.user:
+        else:
             file = settings.password_file
-            auth = (settings.user, secret_text(self._home / file, "a password") if file else "")
+            auth = own_livy_login(settings.user, secret_text(self._home / file, "a password") if file else "")
         return LivyClient(settings.url, auth, tls=tls(self._home, settings), resolver=self._resolver)
 
     async def close(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from island.errors import BadInput, EngineFailed
-from island.kernel.loops import Tasks
+
+if TYPE_CHECKING:  # pure modules import the types of this one
+    from island.kernel.loops import Tasks
 
 
 class EngineLost(EngineFailed):
