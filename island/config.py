@@ -91,6 +91,17 @@ class DiscoverySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = []
 
 
+class UsersSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """People who use this island. `island user add` gives each of them a token."""
+
+    shared_token: Annotated[
+        bool,
+        Meta(
+            description="Whether the token in HOME/token.user is accepted beside the users' own tokens. All who use it are one user, named `user`, and see each other's jobs."
+        ),
+    ] = True
+
+
 class LivySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The engine that runs this island's sessions and batches: the embedded one, or a Livy server of the site."""
 
@@ -189,7 +200,7 @@ class JobsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         list[str],
         Meta(
             max_length=1000,
-            description='Islands whose jobs may run at this island: names, keys, or "members" for every member of the archipelago. Empty: none.',
+            description='Islands whose jobs may run at this island: names, keys, or "members" for every member of the archipelago. "ISLAND:USER" is one user of an island. Empty: none.',
         ),
     ] = []
     foreign_code: Annotated[
@@ -207,9 +218,32 @@ class JobsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="Maximum number of sessions and batches of other islands that run at the same time."),
     ] = 2
     allow_files: Annotated[
-        list[str], Meta(max_length=100, description="Folders with files that batches may refer to by path.")
+        list[str],
+        Meta(
+            max_length=100,
+            description="Folders with files that batches may refer to by path. Files in the home folder are never allowed.",
+        ),
     ] = []
     max_statements: Annotated[Positive, Meta(description="Maximum number of waiting statements in one session.")] = 100
+    max_live_per_user: Annotated[
+        Positive,
+        Meta(description="Maximum number of sessions and batches of one user of this island that have not ended."),
+    ] = 50
+    max_live_of: Annotated[
+        dict[Annotated[str, Meta(max_length=64)], Positive],
+        Meta(max_length=10_000, description="Another maximum for some users, for example { alice = 200 }."),
+    ] = {}
+    accounts: Annotated[
+        dict[Annotated[str, Meta(max_length=140)], Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9._-]{0,63}\Z")]],
+        Meta(
+            max_length=10_000,
+            description='Local accounts under which the site\'s own Livy runs the jobs of some users (its `proxyUser`): USER for a user of this island, "ISLAND:USER" for one of another island, for example { alice = "aliceunix", "virgo:alice" = "guest1" }.',
+        ),
+    ] = {}
+
+    def live_limit(self, user: str) -> int:
+        """The maximum number of sessions and batches of a user that have not ended."""
+        return self.max_live_of.get(user, self.max_live_per_user)
 
 
 class ReplicasSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -281,6 +315,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     island: IslandSection
     listen: ListenSection = ListenSection()
     discovery: DiscoverySection = DiscoverySection()
+    users: UsersSection = UsersSection()
     livy: LivySection = LivySection()
     engine: list[EngineSection] = []
     jobs: JobsSection = JobsSection()
@@ -294,6 +329,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "island": IslandSection,
     "listen": ListenSection,
     "discovery": DiscoverySection,
+    "users": UsersSection,
     "livy": LivySection,
     "jobs": JobsSection,
     "replicas": ReplicasSection,
@@ -446,16 +482,43 @@ def _check_hosts(hosts: list[str], what: str) -> None:
 
 
 def _check_livy_url(url: str, what: str) -> None:
+    # A password may contain "/", so that "@" is not in the part of the URL where a parser looks for it.
+    section = what.rpartition(".")[0]
+    if "@" in url:
+        raise ConfigError(
+            f"{what} contains a user name or password, and all islands can see this URL",
+            hint=f"Move them to {section}.user and to the file of {section}.password_file. Write another @ as %40.",
+        )
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if (url or what != "livy.url") and not usable:
+    if (url or what != "livy.url") and (not usable or re.search(r"[\s\"'\\]", url)):
         raise ConfigError(
-            f"{what} = '{without_password(url)[:200]}' is not the URL of a Livy server",
+            f"{what} = {url[:200]!r} is not the URL of a Livy server",
             hint="Use a URL such as http://livy.example.org:8998.",
         )
+
+
+def _check_accepted(entries: list[str], what: str) -> None:
+    for entry in entries:
+        island, colon, user = entry.partition(":")
+        if colon and (island in {"", "members"} or not user or ":" in user):
+            raise ConfigError(
+                f"{what}: '{entry[:200]}' is not the name or key of an island, ISLAND:USER or \"members\"",
+                hint='Examples: "virgo" for all users of virgo, "virgo:alice" for one of them.',
+            )
+
+
+def _check_accounts(accounts: dict[str, str], what: str) -> None:
+    for entry in accounts:
+        island, colon, user = entry.rpartition(":")
+        if not user or (colon and (not island or ":" in island)):
+            raise ConfigError(
+                f"{what}: '{entry[:200]}' is neither USER nor ISLAND:USER",
+                hint='Examples: alice = "aliceunix", "virgo:alice" = "guest1".',
+            )
 
 
 def _check_absolute(path: str, what: str) -> None:
@@ -468,6 +531,8 @@ _CONTENT: dict[str, Callable[[Any, str], None]] = {
     "listen.peer": _check_peer_port,
     "listen.advertise": _check_advertised,
     "listen.allowed_hosts": _check_hosts,
+    "jobs.accept_from": _check_accepted,
+    "jobs.accounts": _check_accounts,
     "livy.url": _check_livy_url,
     "engine.url": _check_livy_url,
     "engine.shared_folder": _check_absolute,
@@ -476,9 +541,10 @@ _CONTENT: dict[str, Callable[[Any, str], None]] = {
 
 
 def without_password(text: str) -> str:
-    """Replace the user name and password of each URL in `text` with `***`, for output."""
-    # Up to the last "@" of the word: a password may contain "/" or "@", although a correct URL encodes them.
-    return re.sub(r"(?<=://)[^\s\"']*@", "***@", text)
+    """Replace what may be a user name and password in a URL of a configuration file with `***`, for output."""
+    # Up to the last "@" of the line: a password may contain any character, also a quote.
+    text = re.sub(r"(\burl[\"']?\s*=\s*[\"']*(?:\w+://)?).*@", r"\1***@", text)
+    return re.sub(r"(?<=://).*@", "***@", text)
 
 
 def split_address(text: str, what: str = "address") -> tuple[str, int]:
@@ -559,6 +625,8 @@ def _type_name(kind: Any) -> str:
     base = getattr(kind, "__origin__", kind)
     if base is list:
         return "list of strings"
+    if base is dict:
+        return f"table of {_type_name(kind.__args__[1])}s"
     if base is Literal:
         return " or ".join(json.dumps(value) for value in kind.__args__)
     inner = kind.__origin__ if hasattr(kind, "__metadata__") else kind
@@ -579,14 +647,19 @@ def render(values: dict[str, dict[str, Any]]) -> str:
             current = section
             lines += ["", f"# {(SECTIONS[section].__doc__ or '').strip()}", f"[{section}]"]
         lines.append(f"# {text}")
-        lines.append(f"{key} = {_toml(values.get(section, {}).get(key, default))}")
+        lines.append(f"{key} = {as_toml(values.get(section, {}).get(key, default))}")
     for section, kind in LISTS.items():
         lines += ["", f"# {(kind.__doc__ or '').strip()}", f"# [[{section}]]"]
-        lines += [f"# {key} = {_toml('' if default is None else default)}" for _, key, _, default, _ in describe(LISTS)]
+        lines += [
+            f"# {key} = {as_toml('' if default is None else default)}" for _, key, _, default, _ in describe(LISTS)
+        ]
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """Return the value of a key as TOML."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{as_toml(name)} = {as_toml(each)}" for name, each in value.items()) + "}"
     # JSON strings, numbers, booleans and lists of strings are valid TOML.
     return json.dumps(value, ensure_ascii=False)
 
@@ -610,6 +683,6 @@ def reference() -> str:
             header = f"[[{section}]]" if section in LISTS else f"[{section}]"
             lines += ["", f"## {header}", "", ({**SECTIONS, **LISTS}[section].__doc__ or "").strip(), ""]
             lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        default_text = "(required)" if default is None else f"`{_toml(default)}`"
+        default_text = "(required)" if default is None else f"`{as_toml(default)}`"
         lines.append(f"| `{key}` | {kind} | {default_text} | {text} |")
     return "\n".join(lines) + "\n"

@@ -26,6 +26,14 @@ def test_what_init_writes_is_complete_and_loads(tmp_path: Path) -> None:
     assert loaded.jobs.accept_from == [] and loaded.jobs.foreign_code == "none" and loaded.jobs.same_user is False
 
 
+def test_tables_are_written_as_toml() -> None:
+    values = {"accounts": {"alice": "aliceunix", "virgo:bob": 'b"o'}, "max_live_of": {"alice": 200}}
+    text = config.render({"island": {"name": "kiso"}, "jobs": values})
+    assert {key: tomllib.loads(text)["jobs"][key] for key in values} == values
+    jobs = config.parse(minimal(jobs={"max_live_of": {"alice": 200}, "max_live_per_user": 7}), "x").jobs
+    assert (jobs.live_limit("alice"), jobs.live_limit("bob")) == (200, 7)
+
+
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
@@ -44,7 +52,20 @@ def test_what_init_writes_is_complete_and_loads(tmp_path: Path) -> None:
         (minimal(listen={"advertise": ["a.example:1", 5]}), ["listen.advertise[1]", "`str`"]),
         (minimal(livy={"url": "livy.example.org:8998"}), ["livy.url", "http://"]),
         (minimal(livy={"url": "http://livy.example.org:no"}), ["livy.url", "http://"]),
+        (minimal(livy={"url": "http://me@livy.example.org"}), ["livy.url", "livy.user"]),
+        (minimal(livy={"url": "http://livy.example.org/ x"}), ["livy.url", "http://"]),
+        (minimal(livy={"url": 'http://livy."example.org'}), ["livy.url", "http://"]),
         (minimal(replicas={"quota": "much"}), ["replicas.quota"]),
+        (
+            minimal(jobs={"accept_from": ["virgo", "members:alice"]}),
+            ["jobs.accept_from", "members:alice", "ISLAND:USER"],
+        ),
+        (minimal(jobs={"accept_from": ["virgo:"]}), ["jobs.accept_from", "'virgo:'"]),
+        (minimal(jobs={"accounts": {"virgo:": "guest"}}), ["jobs.accounts", "'virgo:'", "ISLAND:USER"]),
+        (minimal(jobs={"accounts": {"alice": "a b"}}), ["jobs.accounts", "regex"]),
+        (minimal(jobs={"accounts": ["alice"]}), ["jobs.accounts", "object"]),
+        (minimal(jobs={"max_live_of": {"alice": 0}}), ["jobs.max_live_of"]),
+        (minimal(users={"shared_token": "no"}), ["users.shared_token", "bool"]),
         (minimal(engine={"name": "a", "url": "http://a:1"}), ["'engine' must be a list of tables", "[[engine]]"]),
         (minimal(engine=[{"name": "a"}]), ["engine[0] has no url", "under [[engine]]"]),
         (minimal(engine=[{"name": "a", "url": ""}]), ["engine[0].url", "http://"]),
@@ -95,10 +116,10 @@ def test_all_problems_are_found_at_once() -> None:
     assert config.problems(minimal()) == []
 
 
-@pytest.mark.parametrize("secret", ["pa55", "pa/55", "pa@55", "pa?55"])
+@pytest.mark.parametrize("secret", ["pa55", "pa/55", "pa@55", "pa?55", "pa 55", 'pa"55'])
 def test_a_password_in_a_url_is_not_repeated(secret: str) -> None:
     assert config.without_password(f'url = "http://me:{secret}@host:1/x"') == 'url = "http://***@host:1/x"'
-    for raw in (f"ftp://me:{secret}@host", f"http://me:{secret}@host:no"):
+    for raw in (f"ftp://me:{secret}@host", f"http://me:{secret}@host:no", f"me:{secret}@host"):
         assert secret not in str(config.problems(minimal(livy={"url": raw})))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from island.cli import base
+from island.config import as_toml, without_password
 
 app = typer.Typer(help="The configuration file of an island.", no_args_is_help=True)
 
@@ -57,7 +57,8 @@ def show(
 ) -> None:
     """Print the configuration file, or with --effective all values in force after a restart. Secrets are not shown.
 
-    `--json` always prints all values. Passwords in URLs are replaced with `***`.
+    `--json` always prints all values. A file with a password in `livy.url`, which `island run` refuses, is shown with
+    `***` instead.
     """
     from island.doctor import config_file
 
@@ -78,8 +79,12 @@ def _environment() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"section": "", "key": "home", "value": str(base.home().path), "source": name or "default"}
     ]
-    if os.environ.get("ISLAND_TOKEN"):
-        rows.append({"section": "", "key": "token", "value": "***", "source": "ISLAND_TOKEN"})
+    if url := os.environ.get("ISLAND_URL"):
+        rows.append({"section": "", "key": "url", "value": without_password(url), "source": "ISLAND_URL"})
+    for name in ("ISLAND_TOKEN", "ISLAND_TOKEN_FILE"):
+        if os.environ.get(name):
+            rows.append({"section": "", "key": "token", "value": "***", "source": name})
+            break
     if java := os.environ.get("JAVA_HOME"):
         rows.append({"section": "", "key": "java", "value": java, "source": "JAVA_HOME"})
     return rows
@@ -89,7 +94,7 @@ def _lines(path: Path, rows: list[dict[str, Any]]) -> list[str]:
     """Return rows as TOML, with the source of each value in a comment."""
     lines, section = [], ""
     for row in rows:
-        text = f"{row['key']} = {json.dumps(row['value'], ensure_ascii=False)}"
+        text = f"{row['key']} = {as_toml(row['value'])}"
         source = path.name if row["source"] == "file" else row["source"]
         if row["section"] != section:
             section = row["section"]

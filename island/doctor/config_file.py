@@ -38,7 +38,7 @@ class ConfigFinding:
 
 @dataclass(frozen=True, slots=True)
 class ConfigValue:
-    """A value that is in force, and where it comes from. Passwords in URLs are replaced."""
+    """A value that is in force, and where it comes from. It is no password: a valid configuration contains none."""
 
     section: str
     """The name of the section, for one of several `[[NAME]]` as `NAME[0]`."""
@@ -78,8 +78,30 @@ def check(path: Path) -> ConfigFile:
 
 
 def text_of(path: Path) -> str:
-    """Return the text of a configuration file without passwords in URLs; raises `ConfigError`."""
-    return without_password(_text(path))
+    """Return the text of a configuration file without passwords in URLs.
+
+    Raises `ConfigError` if there is no such file, or if `livy.url` has a password in a form that cannot be replaced.
+    """
+    text = _text(path)
+    shown = without_password(text)
+    for before, after in zip(_livy_urls(text), _livy_urls(shown), strict=True):
+        if "@" in before and not re.fullmatch(r"(\w+://)?\*\*\*@[^@]*", after):
+            raise ConfigError(
+                f"{path} is not shown, because the URL of a Livy contains a user name or password",
+                hint="Move them to the keys `user` and `password_file` of the same section.",
+            )
+    return shown
+
+
+def _livy_urls(text: str) -> list[str]:
+    """Return the URLs of Livy servers in a TOML text; empty if the text is not valid."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return []
+    engines = raw.get("engine")
+    tables = [raw.get("livy"), *(engines if isinstance(engines, list) else [engines])]
+    return [str(table.get("url", "")) for table in tables if isinstance(table, dict)]
 
 
 def values(path: Path) -> list[ConfigValue]:
@@ -87,14 +109,14 @@ def values(path: Path) -> list[ConfigValue]:
     _, raw = _read(path)
     parsed = msgspec.to_builtins(config.parse(raw, str(path)))
     rows = [
-        ConfigValue(section, key, _shown(parsed[section][key]), "file" if key in raw.get(section, {}) else "default")
+        ConfigValue(section, key, parsed[section][key], "file" if key in raw.get(section, {}) else "default")
         for section, key, *_ in config.describe()
     ]
     for section, kind in config.LISTS.items():
         for number, table in enumerate(parsed[section]):
             written = raw[section][number]
             rows += [
-                ConfigValue(f"{section}[{number}]", key, _shown(table[key]), "file" if key in written else "default")
+                ConfigValue(f"{section}[{number}]", key, table[key], "file" if key in written else "default")
                 for key in kind.__struct_fields__
             ]
     return rows
@@ -102,12 +124,6 @@ def values(path: Path) -> list[ConfigValue]:
 
 def _place(finding: ConfigFinding) -> int:
     return finding.line or 0
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_shown(each) for each in value]
-    return without_password(value) if isinstance(value, str) else value
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -162,15 +178,15 @@ def _contradictions(parsed: Config) -> Iterator[_Note]:
     if livy.password_file and not livy.user:
         found = "livy.password_file has no effect, because livy.user is empty"
         yield "warning", "livy", "password_file", found, "Set livy.user."
-    if without_password(livy.url) != livy.url:
-        found = "livy.url contains a user name or password"
-        yield "warning", "livy", "url", found, "Move them to livy.user and to the file of livy.password_file."
     for number, engine in enumerate(parsed.engine):
         yield from _engine_contradictions(f"engine[{number}]", engine)
     if jobs.accept_from and (jobs.foreign_code == "none" or not jobs.same_user):
         key = 'foreign_code = "none"' if jobs.foreign_code == "none" else "same_user = false"
         found = f"jobs of other islands are refused in spite of jobs.accept_from, because of {key}"
         yield "warning", "jobs", "accept_from", found, "All three keys must allow it; see the administrator's guide."
+    if jobs.accounts and not (livy.url or parsed.engine):
+        found = "jobs.accounts has no effect without a Livy server: the embedded engine runs under this account"
+        yield "warning", "jobs", "accounts", found, "Set livy.url or add an [[engine]], or remove jobs.accounts."
     if config.size_in_bytes(parsed.decoding.memory) < config.size_in_bytes(_MINIMUM):
         found = f"decoding.memory = '{parsed.decoding.memory}' is raised to {_MINIMUM}"
         yield "warning", "decoding", "memory", found, f"Set at least {_MINIMUM}."
@@ -190,14 +206,11 @@ def _engine_contradictions(section: str, engine: EngineSection) -> Iterator[_Not
         found = f"{section}.ca_file has no effect, because {section}.url does not begin with https"
         yield "warning", section, "ca_file", found, "Use https, or remove the key."
     if engine.user and engine.url.startswith("http:") and not config.is_loopback(urlsplit(engine.url).hostname or ""):
-        found = f"the password of {section}.user is sent without encryption to {without_password(engine.url)}"
+        found = f"the password of {section}.user is sent without encryption to {engine.url}"
         yield "warning", section, "url", found, "Use https."
     if engine.kerberos and importlib.util.find_spec("spnego") is None:
         found = f"{section}.kerberos is true, but pyspnego is not installed"
         yield "problem", section, "kerberos", found, "Install the extra: pip install 'astrolab-island[kerberos]'."
-    if without_password(engine.url) != engine.url:
-        found = f"{section}.url contains a user name or password"
-        yield "warning", section, "url", found, f"Move them to {section}.user and the file of {section}.password_file."
 
 
 def _same_port(user: str, peer: str) -> bool:
@@ -262,6 +275,8 @@ def line_of(text: str, section: str, key: str) -> int | None:
                 tables[table] += 1
                 table = f"{table}[{tables[table] - 1}]"
             section_line = number if table == section else section_line
+            if table == f"{section}.{key}":  # the key is a table
+                return number
         elif assigned := re.match(r"\s*([^=#\[]+?)\s*=", line):
             words = [word.strip().strip("\"'") for word in assigned[1].split(".")]
             place = [*([table] if table else []), *words]

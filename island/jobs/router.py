@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from island.jobs.cost_model import COMPUTE_S, OUTPUT_BYTES, START_S, Expectation
+from island.kernel.ids import IslandId
 from island.kernel.units import format_bytes
 
 ASSUMED_BANDWIDTH = 10_000_000.0
@@ -23,17 +25,18 @@ ASSUMED_RTT = 0.05
 EXCHANGES = 8
 """Number of control round trips between home and executor for a small job (offer, commit, statement, result)."""
 
-COMPUTE_S = 1.0
-"""Assumed compute time in seconds at speed 1. It is the same at all islands until speeds are measured."""
-
-OUTPUT_BYTES = 100_000
-"""Assumed size in bytes of the results that are sent home, until results are measured."""
-
 FETCH_S = 0.2
 """Fixed cost in seconds of fetching one input: manifest, hashes, streams, syncing to disk, preparing."""
 
-HOME_FACTOR, HOME_SECONDS = 1.1, 0.05
-"""Home is preferred unless another island is better by more than 10 % and 50 ms, the variation of measurements."""
+HOME_FACTOR, HOME_SECONDS = 1.1, 0.15
+"""Home is preferred unless another island is better by more than 10 % and 150 ms, the variation of measurements.
+
+Start and compute do not count for the 10 %: they are about the same everywhere and much larger than moving a small
+dataset, which would then always come to the job.
+"""
+
+RANKED = 10
+"""Maximum number of islands that a decision considers and stores."""
 
 TIE = 0.01
 """Estimates that differ by at most this many seconds count as equal; the random draw decides."""
@@ -72,12 +75,19 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
     """Measured bytes per second between home and this island."""
     wait: float = 0.0
     """Seconds until a place is free."""
-    speed: float = 1.0
+    start: Expectation | None = None
+    """Expected seconds from the commit until the session is ready, without waiting and fetching; None: assumed."""
+    compute: Expectation | None = None
+    """Expected seconds of computing; None: assumed."""
+    output: Expectation | None = None
+    """Expected bytes of results that are sent home; None: assumed."""
     parts: tuple[InputTransfer, ...] = ()
     languages: tuple[str, ...] | None = None
     """Kinds of code that its engine runs; () if it has no engine; None if not known."""
     refusal: str = ""
     """The island's own reason for a refusal (policy or limits), with the setting that would have to change."""
+    full: bool = False
+    """The refusal holds for now only: the island could run the job, but has no free place."""
     offered: bool = False
     """Whether these numbers are the island's own offer, not an estimate of home."""
     draw: float = 0.0
@@ -102,8 +112,12 @@ class CostTerm(msgspec.Struct, frozen=True):
     why: str
 
 
-TERMS = ("wait", "transfer", "preparing", "round trips", "control", "compute", "output")
+TERMS = ("wait", "start", "transfer", "preparing", "round trips", "control", "compute", "output")
 """Names of the terms of every estimate, in order."""
+
+
+ALIKE = ("start", "compute")
+"""Terms that are about the same at all islands."""
 
 
 class Assessment(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -149,8 +163,12 @@ def estimate(wanted: JobRequirements, candidate: Candidate) -> tuple[CostTerm, .
     at_home = candidate.island == wanted.home
     missing = [part for part in candidate.parts if part.missing > 0]
     rtt = 0.0 if at_home else _or(candidate.rtt, ASSUMED_RTT)
+    start = candidate.start or Expectation(START_S)
+    compute = candidate.compute or Expectation(COMPUTE_S)
+    output = (candidate.output or Expectation(OUTPUT_BYTES)).value
     terms = [
         CostTerm("wait", candidate.wait, "a place is free" if candidate.wait == 0 else "places are taken"),
+        CostTerm("start", start.value, _expected(start)),
         CostTerm(
             "transfer", sum(p.missing / _or(p.bandwidth, ASSUMED_BANDWIDTH) for p in missing), _transfer(candidate)
         ),
@@ -159,14 +177,35 @@ def estimate(wanted: JobRequirements, candidate: Candidate) -> tuple[CostTerm, .
         CostTerm(
             "control", EXCHANGES * rtt, "this is home" if at_home else f"{EXCHANGES} × {_rtt(candidate.rtt)} from home"
         ),
-        CostTerm("compute", COMPUTE_S / candidate.speed, f"assumed {COMPUTE_S:g} s at speed {candidate.speed:g}"),
+        CostTerm("compute", compute.value, _expected(compute)),
         CostTerm(
             "output",
-            0.0 if at_home else OUTPUT_BYTES / _or(candidate.bandwidth, ASSUMED_BANDWIDTH),
-            "stays at home" if at_home else f"{format_bytes(OUTPUT_BYTES)} at {_bandwidth(candidate.bandwidth)}",
+            0.0 if at_home else output / _or(candidate.bandwidth, ASSUMED_BANDWIDTH),
+            "stays at home" if at_home else f"{format_bytes(round(output))} at {_bandwidth(candidate.bandwidth)}",
         ),
     ]
     return tuple(terms)
+
+
+def shortlist(
+    home: IslandId, pin: str, holders: Sequence[IslandId], linked: Sequence[tuple[IslandId, float | None]]
+) -> list[IslandId]:
+    """The islands that a decision considers, at most `RANKED`: home, the pinned one, holders and neighbours.
+
+    `holders`: islands that have an input completely. `linked`: the islands with a session, with their round-trip
+    times in seconds. Linked holders come before other linked islands, near ones before far ones; holders without a
+    session come last, so that the explanation can say why they were not chosen.
+    """
+    near = sorted(linked, key=lambda pair: (_or(pair[1], ASSUMED_RTT), pair[0]))
+    has = set(holders)
+    order = [
+        home,
+        *([IslandId(pin)] if pin else []),
+        *(island for island, _ in near if island in has),
+        *(island for island, _ in near),
+        *sorted(has),
+    ]
+    return list(dict.fromkeys(order))[:RANKED]
 
 
 def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingDecision:
@@ -182,7 +221,8 @@ def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingD
     # After the first offers, only islands that offered a place can be chosen.
     offered = {c.island for c in candidates if c.offered and c.island in costs}
     choosable = {island: seconds for island, (_, seconds) in costs.items() if not offered or island in offered}
-    chosen, why = _choose(wanted, candidates, choosable)
+    moving = {i: seconds - sum(t.seconds for t in costs[i][0] if t.what in ALIKE) for i, seconds in choosable.items()}
+    chosen, why = _choose(wanted, candidates, choosable, moving)
     verdicts = []
     for candidate in candidates:
         if candidate.island in reasons:
@@ -207,15 +247,18 @@ def ranking(decision: RoutingDecision) -> list[str]:
     return [v.island for v in decision.verdicts if v.verdict != "rejected"]
 
 
-def _choose(wanted: JobRequirements, candidates: Sequence[Candidate], seconds: dict[str, float]) -> tuple[str, str]:
+def _choose(
+    wanted: JobRequirements, candidates: Sequence[Candidate], seconds: dict[str, float], moving: dict[str, float]
+) -> tuple[str, str]:
     if not seconds:
         return "", "no island can run this job"
     best = min(seconds.values())
+    margin = max(min(moving.values()) * (HOME_FACTOR - 1.0), HOME_SECONDS)
     if wanted.home in seconds:
         at_home = seconds[wanted.home]
         if at_home <= best + TIE:
             return wanted.home, f"your own island is the fastest place: {format_seconds(at_home)}"
-        if at_home <= max(best * HOME_FACTOR, best + HOME_SECONDS):
+        if at_home <= best + margin:
             return (
                 wanted.home,
                 f"home, {format_seconds(at_home)}, is nearly as good as the best, {format_seconds(best)}",
@@ -261,6 +304,13 @@ def _preparing(missing: list[InputTransfer]) -> str:
     if not missing:
         return "nothing has to be fetched"
     return f"{len(missing)} {'input' if len(missing) == 1 else 'inputs'} × {FETCH_S:g} s: manifest, hashes, disk"
+
+
+def _expected(found: Expectation) -> str:
+    if not found.observed:
+        return f"{format_seconds(found.value)}, not observed at this island yet"
+    jobs = "1 job" if found.observed == 1 else f"{found.observed} jobs"
+    return f"{format_seconds(found.value)}, from {jobs} at this island"
 
 
 def _or(value: float | None, assumed: float) -> float:

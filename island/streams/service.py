@@ -15,7 +15,7 @@ import structlog
 
 from island.catalog.service import Catalog
 from island.config import Config, size_in_bytes
-from island.errors import Ambiguous, BadInput, Conflict, Denied, Full, IslandError, NotFound, PeerRefused, Unreachable
+from island.errors import Ambiguous, BadInput, Conflict, Full, IslandError, NotFound, PeerRefused, Unreachable
 from island.formats.limits import DEFAULT_LIMITS, ReadLimits
 from island.formats.predicate import Predicate
 from island.gossip.service import Gossip
@@ -384,14 +384,10 @@ class Streams:
     async def unsubscribe(self, caller: Principal, ident: str) -> SubscriptionView:
         """Remove a subscription; its dataset stays. A user may remove only subscriptions of the same user.
 
-        Raises NotFound, Ambiguous, Denied.
+        Raises NotFound, also for a subscription of another user, and Ambiguous.
         """
         async with self._changing:
-            row = self._find(await self._state.read(store.subscriptions), ident)
-            if caller.role != "administrator" and row.user != caller.user:
-                raise Denied(
-                    f"subscription {row.id} belongs to {row.user}", hint="Use the administrator's token to remove it."
-                )
+            row = self._find(await self._subscribed(caller), ident)
             view = self._subscription_view(row)
             removed = False
 
@@ -420,15 +416,19 @@ class Streams:
         log.info("subscription.removed", subscription=row.id)
         return view
 
-    async def subscriptions(self) -> list[SubscriptionView]:
-        """All subscriptions of this island, oldest first."""
-        return [self._subscription_view(row) for row in await self._state.read(store.subscriptions)]
+    async def subscriptions(self, caller: Principal | None = None) -> list[SubscriptionView]:
+        """The subscriptions of this island that `caller` may see, oldest first; all if it is None."""
+        return [self._subscription_view(row) for row in await self._subscribed(caller)]
 
-    async def channels(self) -> list[ChannelView]:
-        """The channels into this island, then those out of it."""
+    async def _subscribed(self, caller: Principal | None) -> list[SubscriptionRow]:
+        rows = await self._state.read(store.subscriptions)
+        return [row for row in rows if caller is None or caller.is_administrator or row.user == caller.user]
+
+    async def channels(self, caller: Principal | None = None) -> list[ChannelView]:
+        """The channels into this island, then those out of it; for a user, only those of her subscriptions."""
         now = self._clock.monotonic()
         views = []
-        for row in await self._state.read(store.subscriptions):
+        for row in await self._subscribed(caller):
             channel = self._channels.get(row.id)
             status = channel.status if channel else channels.ChannelStatus(state="starting", since=row.updated)
             rate, bytes_rate = channel.meter.rate(now) if channel else (0.0, 0.0)
@@ -455,7 +455,7 @@ class Streams:
                     user=row.user,
                 )
             )
-        return views + self._outgoing()
+        return views + (self._outgoing() if caller is None or caller.is_administrator else [])
 
     def problems(self) -> list[str]:
         """What is wrong with sources of this island, and why subscriptions have stopped or failed, for its status."""

@@ -97,13 +97,16 @@ def append(
 
 
 def entries(
-    conn: sqlite3.Connection, since: float | None = None, contains: str = "", limit: int = 1000
+    conn: sqlite3.Connection, since: float | None = None, contains: str = "", limit: int = 1000, *, who: str = ""
 ) -> list[JournalEntry]:
-    """The newest `limit` rows since `since` (Unix seconds) that contain a text in any column, oldest first."""
+    """The newest `limit` rows since `since` (Unix seconds) that contain a text in any column, oldest first.
+
+    `who` selects the rows of one `user@island`; "" means all.
+    """
     rows = conn.execute(
-        "SELECT * FROM journal WHERE at >= ? AND (? = '' OR instr(lower(who || char(10) || act || char(10) ||"
-        " what || char(10) || outcome || char(10) || detail), lower(?)) > 0) ORDER BY seq DESC LIMIT ?",
-        (since if since is not None else -1e300, contains, contains, limit),
+        "SELECT * FROM journal WHERE at >= ? AND (? = '' OR who = ?) AND (? = '' OR instr(lower(who || char(10) || act"
+        " || char(10) || what || char(10) || outcome || char(10) || detail), lower(?)) > 0) ORDER BY seq DESC LIMIT ?",
+        (since if since is not None else -1e300, who, who, contains, contains, limit),
     ).fetchall()
     return [_entry(row) for row in reversed(rows)]
 

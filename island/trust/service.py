@@ -89,10 +89,15 @@ class Trust:
 
     # --- the journal -------------------------------------------------------------------------
 
-    async def journal(self, since: str = "", contains: str = "", limit: int = 1000) -> list[journal.JournalEntry]:
-        """The newest `limit` matching rows, oldest first. `since` is as in `journal.parse_since`; raises `BadInput`."""
+    async def journal(
+        self, since: str = "", contains: str = "", limit: int = 1000, *, who: str = ""
+    ) -> list[journal.JournalEntry]:
+        """The newest `limit` matching rows, oldest first. `since` is as in `journal.parse_since`; raises `BadInput`.
+
+        `who` (`user@island`) selects the rows about what somebody did; "" means everybody.
+        """
         start = journal.parse_since(since, self._clock.wall()) if since else None
-        return await self._state.read(lambda conn: journal.entries(conn, start, contains, limit))
+        return await self._state.read(lambda conn: journal.entries(conn, start, contains, limit, who=who))
 
     async def verify_journal(self) -> tuple[int, list[str]]:
         """Return (number of the newest row, problems that this island can detect without other islands).

@@ -1,4 +1,4 @@
-"""SQL of trust: the network, invitations, admissions, heads of other islands' journals."""
+"""SQL of trust: the network, invitations, admissions, heads of other islands' journals, users."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from island.kernel import codec
 from island.kernel.ids import IslandId, NetworkId
 from island.trust.core import HeldHead, IssuedInvitation
 from island.trust.messages import JournalHead
+from island.trust.users import UserRow
 
 
 def read_network(conn: sqlite3.Connection) -> tuple[NetworkId, bytes] | None:
@@ -92,3 +93,38 @@ def put_held_head(conn: sqlite3.Connection, island: IslandId, held: HeldHead, no
 
 def _head(data: bytes | None) -> JournalHead | None:
     return codec.decode(data, JournalHead) if data is not None else None
+
+
+# --- users ---------------------------------------------------------------------------------
+
+
+def users(conn: sqlite3.Connection) -> list[UserRow]:
+    """All users with tokens of their own, also revoked ones, by name."""
+    return [_user(row) for row in conn.execute("SELECT * FROM user ORDER BY name")]
+
+
+def user(conn: sqlite3.Connection, name: str) -> UserRow | None:
+    """The user with this name, or None."""
+    row = conn.execute("SELECT * FROM user WHERE name = ?", (name,)).fetchone()
+    return None if row is None else _user(row)
+
+
+def put_user(conn: sqlite3.Connection, user: UserRow) -> None:
+    """Store a user, in place of the one with the same name."""
+    conn.execute(
+        "INSERT OR REPLACE INTO user (name, role, token_hash, created, issued, expires, revoked)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (user.name, user.role, user.token_hash, user.created, user.issued, user.expires, user.revoked),
+    )
+
+
+def _user(row: sqlite3.Row) -> UserRow:
+    return UserRow(
+        name=row["name"],
+        role=row["role"],
+        token_hash=row["token_hash"],
+        created=row["created"],
+        issued=row["issued"],
+        expires=row["expires"],
+        revoked=row["revoked"],
+    )

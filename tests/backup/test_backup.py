@@ -7,9 +7,11 @@ import hashlib
 import io
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import stat
+import subprocess
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +25,9 @@ import pytest
 
 from island.backup import archive, core, restoring, saving
 from island.backup.messages import ArchivedFile, BackupManifest
+from island.cli.demo.demo_island import ISLAND
+from island.cli.init import init
+from island.doctor import home_facts
 from island.errors import BadInput, ConfigError, Conflict, Corrupt, Full, IslandError
 from island.home import Home
 from island.jobs.home.store import next_local
@@ -31,6 +36,7 @@ from island.kernel.db_file import copy_database
 from island.trust import journal
 from island.trust.keys import Identity
 from island.trust.sealing import seal_problems
+from tests.standins.faults import on_read_only_disk
 
 NOW = 1_800_000_000.0
 
@@ -223,6 +229,41 @@ def test_nothing_is_overwritten(home: Home, tmp_path: Path) -> None:
     restoring.restore(tmp_path / "good.tar", Home(tmp_path / "empty"), now=NOW)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of root")
+def test_the_root_of_a_new_file_system_is_an_empty_folder(home: Home, tmp_path: Path) -> None:
+    saving.save(home, tmp_path / "b.tar", now=NOW)
+    disk = tmp_path / "disk"
+    (disk / "lost+found").mkdir(parents=True, mode=0o700)
+    with disk_with(200_000), pytest.raises(Full, match="cannot be written"):
+        restoring.restore(tmp_path / "b.tar", Home(disk), now=NOW)
+    assert [path.name for path in disk.iterdir()] == ["lost+found"]
+    restoring.restore(tmp_path / "b.tar", Home(disk), now=NOW)
+    assert home_facts.entries(Home(disk)).foreign == []
+    os.chown(disk, 65534, 65534)
+    assert "lost+found" not in home_facts.entries(Home(disk)).foreign
+    (tmp_path / "second" / "lost+found").mkdir(parents=True)
+    init(tmp_path / "second", "second")
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "lost+found").touch()
+    with pytest.raises(Conflict, match="not an empty folder"):
+        init(tmp_path / "third", "third")
+
+
+def test_a_failed_restore_deletes_what_it_wrote_and_nothing_else(home: Home, tmp_path: Path) -> None:
+    saving.save(home, tmp_path / "b.tar", now=NOW)
+    new = tmp_path / "new"
+
+    def interfere(done: int, total: int) -> None:
+        # The file is read twice: the second time it is written.
+        if (new / "gossip.db").exists() and not (new / "state.db").exists():
+            (new / "state.db").write_text("of another program")
+            (new / "notes").write_text("of another program")
+
+    with pytest.raises(IslandError, match="File exists"):
+        restoring.restore(tmp_path / "b.tar", Home(new), now=NOW, progress=interfere)
+    assert tree(new) == {"state.db": b"of another program", "notes": b"of another program"}
+
+
 def test_a_home_folder_of_a_running_daemon_is_refused(home: Home, tmp_path: Path) -> None:
     saving.save(home, tmp_path / "b.tar", now=NOW)
     with home.locked():
@@ -258,6 +299,51 @@ def test_a_newer_format_is_refused(home: Home, tmp_path: Path) -> None:
     forge(tmp_path / "good.tar", tmp_path / "newer.tar", lambda files: None, format=2)
     with pytest.raises(IslandError, match="reads formats up to 1"):
         restoring.verify(tmp_path / "newer.tar")
+
+
+# --- a disk that fails --------------------------------------------------------------------------
+
+
+def test_a_backup_of_a_home_folder_on_a_read_only_disk(home: Home, tmp_path: Path) -> None:
+    """SQLite cannot read a database with a write-ahead log there, because it would have to create files beside it."""
+    target = tmp_path / "b.tar"
+    with closing(sqlite3.connect(home.path / "state.db", isolation_level=None)) as conn:
+        conn.execute("CREATE TABLE late (number)")
+        conn.execute("INSERT INTO late VALUES (7)")
+        assert (home.path / "state.db-wal").stat().st_size
+        before = tree(home.path)
+        save = (*ISLAND, "--home", str(home.path), "backup", str(target))
+        done = subprocess.run(on_read_only_disk(home.path, *save), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert tree(home.path) == before
+    restoring.verify(target)
+    with tarfile.open(target) as archived:
+        archived.extract("state.db", tmp_path / "out", filter="data")
+    assert rows(tmp_path / "out" / "state.db", "SELECT number FROM late") == [(7,)]
+    assert not list(tmp_path.glob(".b.tar*"))
+
+
+def test_a_database_that_changes_while_its_files_are_copied(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder cannot be written through this mount, but a daemon writes to it through another one."""
+    copyfile, source = shutil.copyfile, home.path / "state.db"
+
+    def copied(name: Path, target: Path) -> None:
+        copyfile(name, target)
+        os.utime(source, ns=(0, 0))
+
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr(shutil, "copyfile", copied)
+    with pytest.raises(Conflict, match=r"state\.db was changed while it was copied"):
+        copy_database(source, tmp_path / "copy", "state")
+
+
+def test_a_database_that_cannot_be_copied_is_named(home: Home, tmp_path: Path) -> None:
+    (home.path / "gossip.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(IslandError) as refused:
+        saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert str(home.path / "gossip.db") in refused.value.message and "b.tar" not in refused.value.message
 
 
 # --- a full disk --------------------------------------------------------------------------------

@@ -22,6 +22,10 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
 
 SCHEMAS = {
     "status": "Island",
+    "user add": "UserWithToken",
+    "user ls": "User",
+    "user show": "User",
+    "user rotate": "UserWithToken",
     "peer ls": "Peer",
     "peer nearby": "Nearby",
     "server ls": "Server",
@@ -34,7 +38,7 @@ SCHEMAS = {
     "session ls": "Job",
     "session exec": "JobStatement",
     "job ls": "Job",
-    "job show": "JobShown",
+    "job show": "Job",
     "job explain": "Consideration",
     "job wait": "Job",
     "source ls": "Source",
@@ -63,7 +67,7 @@ LOCAL: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "config show": (
         ("section", "Section of island.toml; empty for what is set outside of the file"),
-        ("key", "Key of the section; or home, token, java"),
+        ("key", "Key of the section; or home, url, token, java"),
         ("value", "The value in force; *** for a secret"),
         ("source", "file, default, or the option or environment variable"),
     ),

@@ -61,6 +61,9 @@ def printed(place: ServedIsland) -> dict[str, Any]:
     for path in (root / "small.parquet", root / "folder" / "a.parquet"):
         pq.write_table(table, path)
     answers = {
+        "user add": place.json("user", "add", "alice", "--expires", "30"),
+        "user rotate": place.json("user", "rotate", "alice"),
+        "user show": place.json("user", "show"),
         "dataset publish": place.json("dataset", "publish", str(root / "small.parquet"), "--name", "small"),
         "source add folder": place.json("source", "add", "folder", str(root / "folder"), "--name", "folder"),
         "subscription add": place.json("subscription", "add", "kiso/folder", "--from", "beginning", "--into", "copy"),

@@ -315,7 +315,7 @@ def test_jobs(admin: Caller, user: Caller, small: dict[str, Any]) -> None:
     user.call("POST", "/api/v1/sessions", {"name": "other"}, status=409, Idempotency_Key="k1")
     one = f"/api/v1/jobs/{opened['job']}"
     assert [row["job"] for row in admin.call("GET", "/api/v1/jobs?live=1&kind=session", status=200)] == [opened["job"]]
-    assert user.call("GET", f"{one}?kind=session", status=200)["key"]
+    assert user.call("GET", f"{one}?kind=session&key=1", status=200)["key"]
     user.call("GET", f"{one}?kind=batch", status=404)
     statement = user.call("POST", f"{one}/statements", {"code": "1 + 1"}, status=201)
     assert statement["id"] == 0 and statement["completed"] is None
@@ -399,6 +399,61 @@ def test_livy(user: Caller, small: dict[str, Any], script: Path) -> None:
     user.call("DELETE", where, status=200)
 
 
+def test_users(admin: Caller, user: Caller, place: ServedIsland) -> None:
+    made = admin.call("POST", "/api/v1/users", {"name": "alice", "valid_s": 86400}, status=201)
+    assert (made["name"], made["role"], made["state"], made["island"]) == ("alice", "user", "active", "kiso")
+    alice = Caller(place.url, made["token"])
+    assert alice.call("GET", "/api/v1/user", status=200) == {k: v for k, v in made.items() if k != "token"}
+    assert Caller(place.url, made["token"], basic=True).call("GET", "/api/v1/user", status=200)["name"] == "alice"
+    assert user.call("GET", "/api/v1/user", status=200)["state"] == "shared"
+    assert admin.call("GET", "/api/v1/user", status=200)["role"] == "administrator"
+    carol = admin.call("POST", "/api/v1/users", {"name": "carol", "role": "administrator"}, status=201)
+    assert carol["expires"] is None and carol["token"].startswith("isl_a_")
+
+    assert [row["name"] for row in admin.call("GET", "/api/v1/users", status=200)] == ["alice", "carol"]
+    assert [row["name"] for row in alice.call("GET", "/api/v1/users", status=200)] == ["alice"]
+    assert user.call("GET", "/api/v1/users", status=200) == []
+    for name in ("carol", "nobody"):
+        alice.call("GET", f"/api/v1/users/{name}", status=404)
+        alice.call("DELETE", f"/api/v1/users/{name}", status=404)
+        alice.call("POST", f"/api/v1/users/{name}/rotate", status=404)
+    assert admin.call("GET", "/api/v1/users/alice", status=200)["issued"] == made["issued"]
+    user.call("POST", "/api/v1/users", {"name": "eve", "role": "administrator"}, status=403)
+    for body in ({"name": "Eve"}, {"name": "user"}, {"name": "eve", "role": "root"}, {"name": "eve", "valid_s": -1}):
+        admin.call("POST", "/api/v1/users", body, status=400)
+    admin.call("POST", "/api/v1/users", {"name": "alice"}, status=409)
+
+    alice.call("POST", "/api/v1/users/alice/rotate", {"valid_s": 0}, status=403)
+    again = alice.call("POST", "/api/v1/users/alice/rotate", status=200)
+    assert again["expires"] == made["expires"] and again["token"] != made["token"]
+    unknown = alice.call("GET", "/api/v1/user", status=401)
+    assert unknown == Caller(place.url, "isl_u_" + "A" * 32).call("GET", "/api/v1/user", status=401)
+    alice = Caller(place.url, again["token"])
+    assert alice.call("GET", "/api/v1/journal", status=200)[-1]["act"] == "user.rotate"
+    assert {row["who"] for row in alice.call("GET", "/api/v1/journal", status=200)} == {"alice@kiso"}
+    assert admin.call("DELETE", "/api/v1/users/alice", status=200)["state"] == "revoked"
+    alice.call("GET", "/api/v1/user", status=401)
+    admin.call("POST", "/api/v1/users/alice/rotate", status=400)
+    fresh = admin.call("POST", "/api/v1/users/alice/rotate", {"valid_s": 0}, status=200)
+    assert fresh["state"] == "active"
+
+    # The gateway and the operator API show each user her own.
+    alice, root = Caller(place.url, fresh["token"]), Caller(place.url, carol["token"])
+    hers = alice.call("POST", "/sessions", {"kind": "sql", "name": "mine"}, status=201)["id"]
+    theirs = user.call("POST", "/sessions", {"kind": "sql", "name": "mine"}, status=201)["id"]
+    assert [view["id"] for view in alice.call("GET", "/sessions", status=200)["sessions"]] == [hers]
+    assert [row["id"] for row in alice.call("GET", "/api/v1/jobs", status=200)] == [hers]
+    assert alice.call("GET", "/sessions/mine", status=200)["id"] == hers
+    assert user.call("GET", "/sessions/mine", status=200)["id"] == theirs
+    for key in (theirs, f"{theirs}/statements", f"{theirs}/state", f"{theirs}/log"):
+        alice.call("GET", f"/sessions/{key}", status=404)
+    alice.call("DELETE", f"/sessions/{theirs}", status=404)
+    alice.call("POST", f"/api/v1/jobs/{theirs}/cancel", status=404)
+    assert {hers, theirs} <= {row["id"] for row in root.call("GET", "/api/v1/jobs", status=200)}
+    assert root.call("DELETE", f"/sessions/{theirs}", status=200) == {"msg": "deleted"}
+    alice.call("DELETE", f"/sessions/{hers}", status=200)
+
+
 def test_journal(admin: Caller, user: Caller, small: dict[str, Any]) -> None:
     rows = admin.call("GET", "/api/v1/journal?contains=dataset.publish&limit=5", status=200)
     assert rows and rows[0]["act"] == "dataset.publish" and rows[0]["island"] == "kiso"
@@ -418,7 +473,7 @@ def test_journal(admin: Caller, user: Caller, small: dict[str, Any]) -> None:
 def test_malformed_bodies_are_refused(admin: Caller, body: bytes) -> None:
     for method, path in document.operations():
         if method == "POST" and path.startswith("/api/v1/") and path.rpartition("/")[2] not in ("batches", "fetch"):
-            target = path.replace("{id}", "nothing").replace("{number}", "0")
+            target = path.replace("{id}", "nothing").replace("{number}", "0").replace("{name}", "alice")
             if target.endswith("/statements/0/cancel"):
                 continue  # the operation has no body
             assert admin.call(method, target, body, status=400)["error"] == "bad_input", target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 from island.cli.demo.demo_island import free_ports
 from tests.conftest import REPOSITORY
 from tests.islands.user_port import played_livy
+from tests.missing import missing
 
 SECONDS = 120.0
+PROGRAMS = "/usr/bin:/bin"
 
 
 def commands() -> dict[int, list[str]]:
@@ -49,8 +52,10 @@ async def ready(url: str, daemon: asyncio.subprocess.Process) -> None:
 @pytest.mark.e2e
 @pytest.mark.slow
 async def test_the_commands_of_the_guide_lead_to_a_result(tmp_path: Path) -> None:
+    if shutil.which("curl", path=PROGRAMS) is None:
+        missing("curl is absent: install curl to run this test")
     user, peer = free_ports(2)
-    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    environment = {"HOME": str(tmp_path), "PATH": PROGRAMS, "LANG": "C.UTF-8"}
     # Steps 1 and 2 need root and a network; this stands for the virtual environment that they make.
     (tmp_path / "venv" / "bin").mkdir(parents=True)
     (tmp_path / "venv" / "bin" / "activate").write_text(f"PATH={Path(sys.executable).parent}:$PATH\n", "utf-8")
@@ -85,6 +90,19 @@ async def test_the_commands_of_the_guide_lead_to_a_result(tmp_path: Path) -> Non
             daemon.terminate()
             await asyncio.wait_for(daemon.communicate(), SECONDS)
     assert daemon.returncode == 0
+    await run_below(tmp_path, environment, activate + steps[8][0])
+    unit = (REPOSITORY / "deploy" / "systemd" / "README.md").read_text("utf-8").partition("\n## Readiness")[0]
+    (restore,) = re.findall(r"^runuser -u island -- /opt/island/bin/(island restore .*)$", unit, re.MULTILINE)
+    await run_below(tmp_path, environment, activate + restore)
+    keys = [(tmp_path / home / "key").read_bytes() for home in (".island", "unit")]
+    assert keys[0] == keys[1]
+
+
+async def run_below(folder: Path, environment: dict[str, str], script: str) -> None:
+    """Run a script with the home folders of the account and of the unit below a folder."""
+    script = script.replace("/home/island", str(folder)).replace("/var/lib/island", f"{folder}/unit")
+    code, output = await shell(script, environment)
+    assert code == 0, output
 
 
 def test_the_commands_need_no_other_page() -> None:

@@ -60,20 +60,20 @@ def test_each_view_of_an_input_has_its_path() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "named", "key"),
+    ("section", "key"),
     [
-        (JobsSection(), False, "jobs.accept_from"),
-        (JobsSection(foreign_code="any", same_user=True), False, "jobs.accept_from"),
-        (JobsSection(accept_from=["members"], same_user=True), False, "jobs.foreign_code"),
-        (JobsSection(accept_from=["h"], foreign_code="any"), True, "jobs.same_user"),
-        (JobsSection(accept_from=["h"], foreign_code="any", same_user=True), True, ""),
-        (JobsSection(accept_from=["members"], foreign_code="any", same_user=True), False, ""),
+        (JobsSection(), "jobs.accept_from"),
+        (JobsSection(accept_from=["other"], foreign_code="any", same_user=True), "jobs.accept_from"),
+        (JobsSection(accept_from=["members"], same_user=True), "jobs.foreign_code"),
+        (JobsSection(accept_from=["h"], foreign_code="any"), "jobs.same_user"),
+        (JobsSection(accept_from=["h"], foreign_code="any", same_user=True), ""),
+        (JobsSection(accept_from=["members"], foreign_code="any", same_user=True), ""),
     ],
 )
-def test_a_foreign_job_needs_all_three_keys(section: JobsSection, named: bool, key: str) -> None:
-    refusal = policy.policy_refusal(section, HOME, "h", is_home=False, named=named)
+def test_a_foreign_job_needs_all_three_keys(section: JobsSection, key: str) -> None:
+    refusal = policy.policy_refusal(section, "h", "u", is_home=False, means=lambda text: text == "h")
     assert key in refusal if key else refusal == ""
-    assert policy.policy_refusal(section, HOME, "h", is_home=True, named=False) == ""
+    assert policy.policy_refusal(section, "h", "u", is_home=True, means=lambda _: False) == ""
 
 
 def envelope(**change: Any) -> Envelope:

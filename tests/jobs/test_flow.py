@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from island.errors import Ambiguous, BadInput, Conflict, Denied, NotFound
+from island.jobs.home.local_files import BatchFile
+from island.jobs.home.store import JobRow
 from island.jobs.messages import MAX_FILE
-from island.jobs.service import BatchFile
 from island.kernel.ids import IslandId
 from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.rest import LivyRefusal
@@ -227,6 +228,58 @@ def test_users_see_their_own_and_ids_may_be_shortened() -> None:
         assert (await world.ended(home, batch)).state == "success"
 
     simulate(7, scenario)
+
+
+def test_users_do_not_see_the_names_of_others() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        jobs, eve = world.jobs["home"], Principal("user", "eve")
+        mine = await world.open(home, name="spectra")
+        with pytest.raises(LivyRefusal, match="Duplicate session name"):
+            await world.open(home, name="spectra")
+        with pytest.raises(LivyRefusal):
+            await jobs.find(eve, "session", "spectra")
+        hers = await world.open(home, who=eve, name="spectra")
+        for who, job in ((USER, mine), (eve, hers)):
+            assert (await jobs.find(who, "session", "spectra")).id == job.id
+            assert (await jobs.find_summary(who, "session", "spectra")).job.id == job.id
+            assert (await jobs.named(who, "spectra")).id == job.id
+        assert (await jobs.find(ADMINISTRATOR, "session", "spectra")).id == hers.id
+        await world.settled(home, hers)
+        statement = await jobs.post(hers, "1", None)
+        assert (await jobs.find_statement(eve, "spectra", statement.number))[0].id == hers.id
+        with pytest.raises(LivyRefusal):
+            await jobs.find_statement(USER, "spectra", statement.number)
+
+    simulate(8, scenario)
+
+
+def test_each_user_has_a_quota_that_parallel_requests_do_not_exceed() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island(
+            "home", engine=PlayedEngine(), jobs={"max_live_per_user": 3, "max_live_of": {"eve": 5}}, max_sessions=20
+        )
+        eve = Principal("user", "eve")
+
+        async def opened(who: Principal) -> tuple[list[JobRow], list[LivyRefusal]]:
+            answers = await asyncio.gather(*(world.open(home, who=who) for _ in range(12)), return_exceptions=True)
+            return [each for each in answers if isinstance(each, JobRow)], [
+                each for each in answers if isinstance(each, LivyRefusal)
+            ]
+
+        for who, limit in ((USER, 3), (eve, 5)):
+            jobs, refusals = await opened(who)
+            assert (len(jobs), len(refusals)) == (limit, 12 - limit)
+            assert {refusal.status for refusal in refusals} == {400}
+            [text] = {refusal.message for refusal in refusals}
+            assert text.startswith(f"Rejected, Reason: {limit} sessions and batches of {who.user} have not ended")
+        await world.jobs["home"].end(jobs[0], deleted=True)
+        await world.ended(home, jobs[0])
+        assert len((await opened(eve))[0]) == 1, "an ended session makes room"
+
+    simulate(9, scenario)
 
 
 @pytest.mark.parametrize("after", [0.0, 0.0005, 0.002, 0.01, 0.05, 0.5])

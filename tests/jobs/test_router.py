@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from island.jobs import router
+from island.jobs.cost_model import Expectation
 from island.jobs.router import (
     Candidate,
     InputTransfer,
@@ -20,6 +21,7 @@ from island.jobs.router import (
     ranking,
     reject,
 )
+from island.kernel.ids import IslandId
 
 HOME, NEAR, FAR = "a" * 64, "b" * 64, "c" * 64
 WANTED = JobRequirements(home=HOME, language="pyspark")
@@ -74,7 +76,8 @@ FLIPS = [
     ("round trip", {"rtt": 0.9}),
     ("wait", {"wait": 60.0}),
     ("bandwidth home", {"bandwidth": 1000.0}),
-    ("speed", {"speed": 0.1}),
+    ("start", {"start": Expectation(60.0, 3)}),
+    ("compute", {"compute": Expectation(60.0, 3)}),
 ]
 
 
@@ -140,11 +143,24 @@ def test_only_islands_with_an_offer_are_chosen_after_the_first_offer() -> None:
 def test_every_term_shows_its_number() -> None:
     slow = candidate(NEAR, missing=900_000_000, wait=60.0)
     terms = {term.what: term for term in estimate(WANTED, slow)}
-    assert set(terms) == {"wait", "transfer", "preparing", "round trips", "control", "compute", "output"}
+    assert set(terms) == {"wait", "start", "transfer", "preparing", "round trips", "control", "compute", "output"}
     assert terms["transfer"].seconds == 18 and "858 MiB of 954 MiB of big/stars" in terms["transfer"].why
     assert "47.7 MiB/s" in terms["transfer"].why and "10 files × 10.0 ms" in terms["round trips"].why
     unmeasured = Candidate(island=NEAR, name="n", parts=(InputTransfer("x/y", 10, 10, 1, "x"),))
-    assert "assumed, not measured yet" in estimate(WANTED, unmeasured)[1].why
+    assert "assumed, not measured yet" in estimate(WANTED, unmeasured)[2].why
+    assert terms["start"].why == "5.00 s, not observed at this island yet"
+    known = estimate(WANTED, candidate(NEAR, compute=Expectation(3.0, 1), output=Expectation(50e6)))
+    assert [term.why for term in known if term.what == "compute"] == ["3.00 s, from 1 job at this island"]
+    assert [term.seconds for term in known if term.what == "output"] == [1.0]
+
+
+def test_at_most_ten_islands_are_considered_holders_first_and_near_ones_before_far_ones() -> None:
+    islands = [IslandId(f"{n:064x}") for n in range(1000)]
+    linked = [(island, 0.001 * (1000 - n)) for n, island in enumerate(islands[:900])]
+    down = islands[950]
+    found = router.shortlist(IslandId(HOME), islands[7], [down, islands[3], islands[5]], linked)
+    assert found == [HOME, islands[7], islands[5], islands[3], *reversed(islands[894:900])]
+    assert router.shortlist(IslandId(HOME), "", [down], linked[:2]) == [HOME, islands[1], islands[0], down]
 
 
 sizes = st.integers(0, 10**12)

@@ -16,7 +16,7 @@ import structlog
 
 from island.catalog.service import Catalog, CatalogDependencies
 from island.config import Config, IslandSection, StreamsSection
-from island.errors import BadInput, Conflict, Denied, DiskFailed, IslandError, NotFound, Unreachable
+from island.errors import BadInput, Conflict, DiskFailed, IslandError, NotFound, Unreachable
 from island.kernel.ports import SeededRng
 from island.streams.service import Streams, StreamsDependencies
 from island.streams.source import HANGS_SECONDS, LONGEST_PAUSE, REPEAT_S
@@ -27,6 +27,7 @@ from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.standins.faults import Fault, Gone
 
 ADMIN, USER = Principal("administrator", "administrator"), Principal("user", "user")
+EVE = Principal("user", "eve")
 
 
 class Crash(Exception):
@@ -251,8 +252,15 @@ def test_a_subscription_makes_and_feeds_a_published_dataset(tmp_path: Path) -> N
         with pytest.raises(NotFound):
             await beta.unsubscribe(USER, "nothing")
         administrators = await beta.subscribe(ADMIN, "alpha/alerts", into="other")
-        with pytest.raises(Denied):
-            await beta.unsubscribe(USER, administrators.id)
+        for ident in (administrators.id, "other"):  # as if it did not exist
+            with pytest.raises(NotFound):
+                await beta.unsubscribe(USER, ident)
+        seen = {who.user: [view.id for view in await beta.subscriptions(who)] for who in (USER, ADMIN, EVE)}
+        assert seen == {"user": [made.id], "administrator": [made.id, administrators.id], "eve": []}
+        for who in (USER, ADMIN, EVE):
+            assert [view.id for view in await beta.channels(who)] == seen[who.user]
+        assert [view.direction for view in await scene.streams["alpha"].channels(ADMIN)] == ["out", "out"]
+        assert await scene.streams["alpha"].channels(USER) == []
         await beta.unsubscribe(USER, made.id)
         assert [view.id for view in await beta.subscriptions()] == [administrators.id]
         assert any(view.name == "mine" for view in await scene.catalogs["beta"].datasets()), "its rows stay"

@@ -33,10 +33,14 @@ class RunDriver:
         needs: JobsDependencies,
         *,
         changed: Callable[[IslandId, str, int], None],
-        policy: Callable[[IslandId], str],
+        policy: Callable[[IslandId, str], str],
+        account: Callable[[JobRun], str | None],
     ) -> None:
-        """`policy(home)` is the reason why this island does not run jobs of `home` now, or ""."""
-        self._needs, self._changed, self._policy = needs, changed, policy
+        """`policy(home, user)` is the reason why this island does not run jobs of a user of `home` now, or "".
+
+        `account(run)` is the local account under which a Livy of the site runs a job, or None.
+        """
+        self._needs, self._changed, self._policy, self._account = needs, changed, policy, account
         self._state, self._trust, self._engines = needs.state, needs.trust, needs.engines
         self.actors: dict[RunKey, Actor[JobRun]] = {}
         """The runs that are not cleared, in the order in which they were accepted."""
@@ -83,7 +87,12 @@ class RunDriver:
             version=int(self._needs.clock.wall() * 1000),
         )
         performer = RunPerformer(
-            self._needs, self.places, policy=self._policy, changed=self._changed, is_used=self._is_used
+            self._needs,
+            self.places,
+            policy=self._policy,
+            account=self._account,
+            changed=self._changed,
+            is_used=self._is_used,
         )
         actor = self.actors[run.job, run.epoch] = Actor(
             f"run {run.job} {run.epoch}",
@@ -96,7 +105,7 @@ class RunDriver:
             rng=self._needs.rng,
         )
         performer.actor = actor
-        actor.tell(RunResumed(self._policy(IslandId(run.home))))
+        actor.tell(RunResumed(self._policy(IslandId(run.home), run.user)))
         self._tasks.spawn(f"run {run.job} {run.epoch}", self._carry(actor))
 
     async def _carry(self, actor: Actor[JobRun]) -> None:

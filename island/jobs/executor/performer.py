@@ -48,14 +48,15 @@ class RunPerformer:
         needs: JobsDependencies,
         places: Places,
         *,
-        policy: Callable[[IslandId], str],
+        policy: Callable[[IslandId, str], str],
+        account: Callable[[JobRun], str | None],
         changed: Callable[[IslandId, str, int], None],
         is_used: Callable[[InputRef, RunKey], bool],
     ) -> None:
         """`is_used(input, run)`: whether another run than `run` uses an input."""
         self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
         self._engines, self._clock, self._places = needs.engines, needs.clock, places
-        self._policy, self._changed, self._is_used = policy, changed, is_used
+        self._policy, self._changed, self._is_used, self._account = policy, changed, is_used, account
 
     @property
     def _run(self) -> JobRun:
@@ -113,16 +114,21 @@ class RunPerformer:
             case _:
                 return await self._ask_engine(self._engine(), effect)
 
+    def _proxy_user(self) -> dict[str, str]:
+        """Livy's `proxyUser`: the local account of the job's user. The embedded engine, with an instance, has none."""
+        account = None if self._run.instance else self._account(self._run)
+        return {} if account is None else {"proxyUser": account}
+
     async def _ask_engine(self, engine: EnginePort, effect: Effect) -> object:
         """Effects that are one request to the engine."""
         run = self._run
         match effect:
             case happened.AskInstance():
-                return happened.InstanceSeen(await engine.instance(), self._policy(IslandId(run.home)))
+                return happened.InstanceSeen(await engine.instance(), self._policy(IslandId(run.home), run.user))
             case happened.FindRemote():
                 return happened.RemoteFound(await engine.find(run.work.kind, run.name))
             case happened.CreateRemote(body):
-                created = await engine.create(run.work.kind, body)
+                created = await engine.create(run.work.kind, {**body, **self._proxy_user()})
                 self._places.works(engine.name)
                 return happened.RemoteCreated(created)
             case happened.FollowRemote(known):

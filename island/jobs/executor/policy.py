@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from island.config import JobsSection
 from island.jobs.core import STOCK_LANGUAGES, resources_problem
 from island.jobs.messages import MAX_HOPS, Envelope, JobSpec
-from island.kernel.ids import is_job_id
+from island.kernel.ids import is_job_id, is_name
 from island.livy.conf import INPUTS_KEY
 
 # Keys that a job of another home may set: partitioning and sizes of its own computation, and
@@ -35,16 +35,19 @@ def refused_foreign_keys(conf: Mapping[str, str]) -> list[str]:
     return sorted(key for key in conf if key != INPUTS_KEY and not _FOREIGN.fullmatch(key))
 
 
-def policy_refusal(jobs: JobsSection, home: str, home_name: str, *, is_home: bool, named: bool) -> str:
-    """Why this island does not run a job of `home`, naming all keys of island.toml that forbid it; "" if it does.
+def policy_refusal(
+    jobs: JobsSection, home_name: str, user: str | None, *, is_home: bool, means: Callable[[str], bool]
+) -> str:
+    """Why this island does not run a job of a user, naming all keys of island.toml that forbid it; "" if it does.
 
-    `named`: an entry of `accept_from` names `home`.
+    `user` is None for a job whose user is not known: then it counts what any user of its home may do. `means(text)`
+    tells whether a name or key in `accept_from` means its home.
     """
     if is_home:
         return ""
     keys = []
-    if not named and "members" not in jobs.accept_from:
-        keys.append("jobs.accept_from does not name it")
+    if not any(_accepts(entry, user, means) for entry in jobs.accept_from):
+        keys.append(f"jobs.accept_from names neither it nor its user {user}" if user else "jobs.accept_from lacks it")
     if jobs.foreign_code == "none":
         keys.append('jobs.foreign_code is "none"')
     if not jobs.same_user:
@@ -54,10 +57,31 @@ def policy_refusal(jobs: JobsSection, home: str, home_name: str, *, is_home: boo
     return f"its administrator does not accept jobs of {home_name}: in its island.toml, {', and '.join(keys)}"
 
 
+def _accepts(entry: str, user: str | None, means: Callable[[str], bool]) -> bool:
+    island, colon, name = entry.partition(":")
+    return entry == "members" or (means(island) and (not colon or user is None or name == user))
+
+
+def account_of(accounts: Mapping[str, str], user: str, *, is_home: bool, means: Callable[[str], bool]) -> str | None:
+    """The local account for the jobs of a user in `jobs.accounts`; None if it has none for her.
+
+    `is_home`: she is a user of this island, whose name alone is an entry. `means` is as in `policy_refusal`.
+    """
+    if is_home and user in accounts and ":" not in user:
+        return accounts[user]
+    for entry, account in accounts.items():
+        island, colon, name = entry.rpartition(":")
+        if colon and name == user and means(island):
+            return account
+    return None
+
+
 def envelope_problem(envelope: Envelope, sender: str, me: str) -> str:
     """Why an envelope from `sender` is refused, or ""."""
     if envelope.home != sender:
         return "only its home may offer a job"
+    if not is_name(envelope.user):  # it is shown as USER@ISLAND, and compared with ISLAND:USER
+        return "the name of its user is not valid"
     if not envelope.path or envelope.path[0] != envelope.home:
         return "the path of the job does not begin at its home"
     if me != envelope.home and me in envelope.path:

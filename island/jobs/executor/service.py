@@ -115,7 +115,7 @@ class Executor:
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
         self._config, self._clock, self._rng, self._engines = needs.config, needs.clock, needs.rng, needs.engines
         self._reservations: dict[str, Reservation] = {}
-        self._driver = RunDriver(needs, changed=changed, policy=self._policy)
+        self._driver = RunDriver(needs, changed=changed, policy=self._policy, account=self._account)
 
     async def start(self, tasks: Tasks) -> None:
         """Go on with every run that is not cleared."""
@@ -158,22 +158,30 @@ class Executor:
     def _refusal(self, sender: IslandId, envelope: Envelope) -> JobRefusal | None:
         if problem := policy.envelope_problem(envelope, sender, self._trust.me):
             return JobRefusal(INVALID_JOB, problem)
-        if problem := self._policy(sender):
+        if problem := self._policy(sender, envelope.user):
             return JobRefusal(POLICY, problem)
         return None
 
-    def _policy(self, home: IslandId) -> str:
+    def _policy(self, home: IslandId, user: str | None) -> str:
         return policy.policy_refusal(
             self._config.jobs,
-            home,
             self._membership.display(home),
+            user,
             is_home=home == self._trust.me,
-            named=any(self._means(entry, home) for entry in self._config.jobs.accept_from),
+            means=lambda text: self._means(text, home),
+        )
+
+    def _account(self, run: JobRun) -> str | None:
+        """The local account under which a Livy of the site runs a job; None for Livy's own choice."""
+        home = IslandId(run.home)
+        return policy.account_of(
+            self._config.jobs.accounts,
+            run.user,
+            is_home=home == self._trust.me,
+            means=lambda text: self._means(text, home),
         )
 
     def _means(self, entry: str, home: IslandId) -> bool:
-        if entry == "members":
-            return True
         try:
             return self._membership.resolve(entry) == home
         except IslandError:
@@ -424,7 +432,7 @@ class Executor:
         """Record that a run which has not begun must not begin."""
         if problem := policy.job_problem(request.job, sender):
             raise Denied(f"{problem}; only its home may stop a job")
-        if self._policy(sender):
+        if self._policy(sender, None):
             return  # a commit of that home would be refused, so there is nothing to prevent
         await self._state.write(
             lambda conn: run_store.insert_refused(
@@ -483,7 +491,7 @@ class Executor:
         if actor is None:
             raise _not_alive(job, epoch)
         self._check_home(actor.state, sender)
-        if problem := self._policy(sender):
+        if problem := self._policy(sender, actor.state.user):
             actor.tell(RunForbidden(problem))
             raise Denied(f"{self._trust.name} no longer runs this job: {problem}")
         return actor

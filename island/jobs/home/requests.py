@@ -11,10 +11,6 @@ from island.livy.conf import INPUTS_KEY, is_protected
 QUEUE_PREFIX: Final = "island:"
 
 
-MAX_SESSIONS_OF_USER: Final = 50
-"""Maximum number of live sessions and batches of one user at one home."""
-
-
 # Keys that a client may never set, in addition to those that the engine refuses: where data come
 # from, how names are resolved outside Spark, and all island settings except the inputs.
 _REFUSED_PREFIXES: Final = ("spark.hadoop.", "spark.hive.", "spark.island.", "spark.jars", "spark.submit.")

@@ -30,10 +30,11 @@ def routes(trust: Trust, heads: JournalHeads, display: Callable[[IslandId], str]
     """Return the routes for the journal."""
 
     async def read(request: web.Request) -> web.Response:
-        """List the newest rows of the journal, oldest first."""
-        query = request.query
+        """List the newest rows of the journal, oldest first; for a user, those about what she did."""
+        query, caller = request.query, base.principal(request)
         limit = base.whole_number(query.get("limit", "1000"), "limit", MAX_ROWS)
-        found = await trust.journal(query.get("since", ""), query.get("contains", "")[:1000], limit)
+        who = "" if caller.is_administrator else trust.who(caller.user)
+        found = await trust.journal(query.get("since", ""), query.get("contains", "")[:1000], limit, who=who)
         return base.reply([row(entry, trust.name) for entry in found])
 
     checking = asyncio.Lock()

@@ -52,9 +52,9 @@ def routes(streams: Streams) -> list[web.RouteDef]:
         await streams.remove_source(base.administrator(request), name)
         return base.reply({"name": name, "state": "removed"})
 
-    async def list_subscriptions(_: web.Request) -> web.Response:
-        """List the subscriptions of this island."""
-        return base.reply([subscription_row(view) for view in await streams.subscriptions()])
+    async def list_subscriptions(request: web.Request) -> web.Response:
+        """List the caller's subscriptions; the administrator sees all of this island."""
+        return base.reply([subscription_row(view) for view in await streams.subscriptions(base.principal(request))])
 
     async def subscribe(request: web.Request) -> web.Response:
         """Add a subscription, and publish its dataset ME/INTO; the answer is the row of the subscription."""
@@ -70,9 +70,9 @@ def routes(streams: Streams) -> list[web.RouteDef]:
         view = await streams.unsubscribe(base.principal(request), request.match_info["id"])
         return base.reply(subscription_row(view))
 
-    async def list_channels(_: web.Request) -> web.Response:
-        """List the channels to and from this island."""
-        return base.reply([channel_row(view) for view in await streams.channels()])
+    async def list_channels(request: web.Request) -> web.Response:
+        """List the channels of the caller's subscriptions; the administrator sees all to and from this island."""
+        return base.reply([channel_row(view) for view in await streams.channels(base.principal(request))])
 
     return [
         web.get("/api/v1/sources", list_sources),
