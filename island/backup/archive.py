@@ -97,9 +97,10 @@ class BackupReader:
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._what = name
-        file.seek(0)
-        zipped = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
+        with self._readable():
+            file.seek(0)
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
         self._file: IO[bytes] = gzip.GzipFile(fileobj=file) if zipped else file  # type: ignore[assignment]  # as above
         self.manifest = self._manifest()
 

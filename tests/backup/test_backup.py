@@ -13,8 +13,8 @@ import stat
 import subprocess
 import tarfile
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -265,6 +265,23 @@ def test_nothing_is_overwritten(home: Home, tmp_path: Path) -> None:
     restoring.restore(tmp_path / "good.tar", Home(tmp_path / "empty"), now=NOW)
 
 
+def test_a_file_that_appears_meanwhile_is_not_overwritten(home: Home, tmp_path: Path) -> None:
+    target = tmp_path / "b.tar"
+
+    def appear(done: int, total: int) -> None:
+        if done == total:
+            target.write_bytes(b"something else")
+
+    with pytest.raises(Conflict, match="not overwritten"):
+        saving.save(home, target, now=NOW, progress=appear)
+    assert target.read_bytes() == b"something else"
+    finished = tmp_path / "finished"
+    finished.write_bytes(b"a backup")
+    with pytest.raises(Conflict, match="not overwritten"):
+        saving._place(finished, target)  # it appears after all checks
+    assert target.read_bytes() == b"something else"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of root")
 def test_the_root_of_a_new_file_system_is_an_empty_folder(home: Home, tmp_path: Path) -> None:
     saving.save(home, tmp_path / "b.tar", now=NOW)
@@ -298,6 +315,14 @@ def test_a_failed_restore_deletes_what_it_wrote_and_nothing_else(home: Home, tmp
     with pytest.raises(IslandError, match="File exists"):
         restoring.restore(tmp_path / "b.tar", Home(new), now=NOW, progress=interfere)
     assert tree(new) == {"state.db": b"of another program", "notes": b"of another program"}
+
+
+def test_a_backup_in_the_home_folder_is_refused(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(home.path / "manifests")
+    for target in (home.path / "b.tar", home.path / "manifests" / "b.tar", tmp_path / "link" / "b.tar"):
+        with pytest.raises(BadInput, match=r"is in the home folder.*\n.*on another disk"):
+            saving.save(home, target, now=NOW)
+    assert not list(tmp_path.rglob("*b.tar*"))
 
 
 def test_a_home_folder_of_a_running_daemon_is_refused(home: Home, tmp_path: Path) -> None:
@@ -614,6 +639,53 @@ def test_a_damaged_database_is_found_before_the_home_folder_can_be_used(good: Pa
     assert not (tmp_path / "back").exists()
     forge(good, tmp_path / "worse.tar", lambda files: files.update({"state.db": b"x" * 8192}))
     refuse(tmp_path / "worse.tar", "state.db is not a database")
+
+
+@pytest.mark.parametrize("place", ["/a\0b", "relative", ""])
+def test_a_home_that_is_no_absolute_path_is_refused(good: Path, tmp_path: Path, place: str) -> None:
+    for key in ("home", "real_home"):
+        forge(good, tmp_path / "bad.tar", lambda files: None, **{key: place})
+        refuse(tmp_path / "bad.tar", "its manifest is not valid")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("island.toml", b"a", "island.toml is not valid"),
+        ("island.toml", b"\xff", "island.toml is not valid"),
+        ("token", b"", "the file 'token' does not contain a token"),
+        ("token.user", b"short", "the file 'token.user' does not contain a token"),
+    ],
+)
+def test_a_backup_that_no_daemon_could_start_with_is_refused(
+    good: Path, tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    forge(good, tmp_path / "bad.tar", lambda files: files.update({name: content}))
+    refuse(tmp_path / "bad.tar", reason)
+
+
+def test_a_database_that_cannot_be_migrated_is_refused(good: Path, tmp_path: Path) -> None:
+    """It is a database, but not that of an island."""
+    with closing(sqlite3.connect(tmp_path / "other.db")) as conn:
+        conn.execute("CREATE TABLE journal (x)")
+    other = (tmp_path / "other.db").read_bytes()
+    forge(good, tmp_path / "bad.tar", lambda files: files.update({"state.db": other}))
+    with pytest.raises(Corrupt, match=r"state\.db"):
+        restoring.restore(tmp_path / "bad.tar", Home(tmp_path / "back"), now=NOW)
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_backup_on_a_failing_disk_is_an_error_with_advice(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def failing(path: Path) -> Iterator[Any]:
+        def seek(*_: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        yield SimpleNamespace(seek=seek)
+
+    monkeypatch.setattr(restoring, "_opened", failing)
+    with pytest.raises(Corrupt, match="Input/output error"):
+        restoring.verify(good)
 
 
 def test_a_file_that_is_no_backup_is_refused(home: Home, tmp_path: Path) -> None:
