@@ -104,6 +104,9 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
         if each.denied is not None:
             found = f"{each.denied.name} cannot be opened by {each.denied.account}: it belongs to {each.denied.owner}"
             yield Finding("database", "problem", found, each.denied.hint)
+        elif each.unreadable and each.hindered:
+            advice = "Look for a program that has locked it, a full or read-only disk, and run this command again."
+            yield Finding("database", "unchecked", f"{each.name} was not checked: {each.unreadable}", advice)
         elif each.unreadable:
             advice = f"Check the disk and the system's log, and owner and mode of {each.path}."
             yield Finding("database", "problem", f"{each.name} cannot be read: {each.unreadable}", advice)

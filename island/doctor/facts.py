@@ -71,6 +71,8 @@ class DatabaseFacts:
     """The database, or a file beside it, if its mode or owner keep it from being opened."""
     unreadable: str = ""
     """Why it cannot be read for another reason, which says nothing about its content."""
+    hindered: bool = False
+    """Whether that is a lock, the mode of the disk or a lack of space, rather than a failed read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,12 +86,31 @@ def _not_copied(error: sqlite3.Error, source: Path, target: Path) -> IslandError
     return DiskFailed(f"{source} cannot be copied to {target.parent}: {error}", hint="Check the disks of both.")
 
 
+@contextlib.contextmanager
+def reading_copy(copy: Path, source: Path) -> Iterator[sqlite3.Connection]:
+    """Read the file that `copy_database` has made of `source`; nothing is created beside it.
+
+    Raises `DiskFailed`, and `ConfigError` if a table is missing.
+    """
+    uri = f"file:{quote(str(copy.absolute()))}?mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as conn:
+            conn.row_factory = sqlite3.Row
+            yield conn
+    except sqlite3.Error as error:
+        problem = explained(error, source if primary_code(error) in DAMAGED else copy)
+        raise problem if isinstance(problem, IslandError) else unusable(error, source) from error
+
+
 def check_content(path: Path) -> None:
-    """Raise `Corrupt` if SQLite finds errors in the file."""
+    """Raise `Corrupt` if SQLite finds errors in the file, and `Full` or `DiskFailed` if it cannot be read."""
     try:
         with _opened(path) as conn:
             found = [row[0] for row in conn.execute("PRAGMA quick_check(3)")]
     except sqlite3.Error as error:
+        problem = explained(error, path)
+        if isinstance(problem, IslandError) and primary_code(error) not in DAMAGED:
+            raise problem from error
         found = [str(error)]
     if found != ["ok"]:
         raise Corrupt(f"{path.name} is damaged: {'; '.join(found)[:300]}", hint="Use another backup.")

@@ -25,11 +25,12 @@ from island import client, config
 from island.cli import base, main
 from island.cli.demo.demo_island import ISLAND, free_ports
 from island.cli.init import init
-from island.doctor import engine_facts, service, store
+from island.doctor import core, daemon_facts, engine_facts, machine_facts, service, store
 from island.doctor.core import Finding, failed
 from island.home import Endpoint, Home
-from island.kernel.db import Database
+from island.kernel.db import Database, newest_version
 from island.kernel.ports import SystemClock
+from tests.standins.faults import disk_with
 
 ENVIRON = dict(os.environ)
 
@@ -358,6 +359,107 @@ def test_a_server_that_is_no_livy(place: Home, livy: str) -> None:
     assert found.severity == "problem" and "does not answer" in found.found
 
 
+def answering(head: bytes, body: bytes) -> Callable[[socket.socket], None]:
+    """A server that gives one client this answer."""
+
+    def serve(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(65536)
+            length = b"Content-Length: %d\r\n\r\n" % len(body)
+            with contextlib.suppress(OSError):  # the client may not want the rest
+                connection.sendall(b"HTTP/1.1 200 OK\r\n" + head + length + body)
+
+    return serve
+
+
+def asked(serve: Callable[[socket.socket], None], place: Home, *, key: str = "url") -> list[Finding]:
+    """What doctor finds while `serve` answers as the Livy of the site."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        try:
+            configure(place, key, json.dumps(f"http://127.0.0.1:{server.getsockname()[1]}"))
+            return examined(place)
+        finally:
+            thread.join()
+
+
+VERSION = b'{"version": "0.8"}'
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "severity", "text"),
+    [
+        (b"", b"[" * 60_000, "problem", "is not a Livy"),
+        (b"Date: Mon, 01 Jan 99999999999999999999 00:00:00 GMT\r\n", VERSION, "ok", "Livy 0.8 answers"),
+        (b"Date: Mon, 01 Jan 0001 00:00:00 -0000\r\n", VERSION, "ok", "Livy 0.8 answers"),
+        (b"Date: yesterday\r\n", VERSION, "ok", "Livy 0.8 answers"),
+        (b"", b'{"version": "0.8\\nok  sandbox  all is well"}', "ok", "Livy 0.8 ok  sandbox  all is well answers"),
+    ],
+    ids=["deep", "late", "early", "no date", "lines"],
+)
+def test_a_livy_whose_answer_is_not_trusted(place: Home, head: bytes, body: bytes, severity: str, text: str) -> None:
+    found = asked(answering(head, body), place)
+    (livy,) = [each for each in found if each.check == "livy"]
+    assert livy.severity == severity and text in livy.found
+    assert all("\n" not in each.found + each.advice for each in found)
+    assert "sandbox" in {each.check for each in found}, "the checks after it are made"
+
+
+def test_a_livy_that_answers_byte_by_byte(place: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte arrives in time, but not the answer."""
+    monkeypatch.setattr(engine_facts, "_TIMEOUT_S", 0.5)
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):  # the client has left
+            for _ in range(20):
+                connection.sendall(b"H")
+                threading.Event().wait(0.05)
+
+    (livy,) = [each for each in asked(drip, place) if each.check == "livy"]
+    assert livy.severity == "problem" and livy.found.endswith("no complete answer within 0.5 seconds")
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [(TimeoutError(), "TimeoutError"), (OSError(5, "one\ntwo"), "[Errno 5] one two"), (KeyError("x"), "KeyError: 'x'")],
+)
+def test_a_check_that_fails_is_one_finding(
+    place: Home, monkeypatch: pytest.MonkeyPatch, error: Exception, found: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(machine_facts, "disk", fail)
+    (finding,) = [each for each in examined(place) if each.check == "disk"]
+    assert finding.severity == "unchecked" and finding.found == f"this check was not possible: {found}"
+
+
+@pytest.mark.parametrize(
+    ("status", "severity", "text"),
+    [
+        ({"state": "ready", "problems": [], "version": "0.0.9"}, "warning", "runs version 0.0.9, but version"),
+        ({"state": "ready"}, "problem", "its answer is not that of an island"),
+        ([1], "problem", "its answer is not that of an island"),
+        ({"state": "ready", "problems": 7, "version": "0.1"}, "problem", "its answer is not that of an island"),
+    ],
+    ids=["older", "incomplete", "list", "types"],
+)
+def test_a_daemon_of_another_version(place: Home, status: object, severity: str, text: str) -> None:
+    """A daemon that was not restarted after an upgrade may lack what this version asks for."""
+    with socket.create_server(("127.0.0.1", 0)) as server, place.locked():
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        place.running.write_text(json.dumps({"pid": os.getpid(), "url": url, "peer_port": None}))
+        thread = threading.Thread(target=answering(b"", json.dumps(status).encode()), args=(server,))
+        thread.start()
+        facts = daemon_facts.ask(place, daemon_facts.running(place), place.endpoint)
+        thread.join()
+    found = next(core.daemon(facts))
+    assert found.severity == severity and text in found.found
+
+
 def hang_up(server: socket.socket) -> None:
     connection, _ = server.accept()
     connection.sendall(b"SSH-2.0-OpenSSH\r\n")
@@ -445,6 +547,37 @@ def test_a_database_that_cannot_be_opened_is_not_called_damaged(place: Home) -> 
     (found,) = [each for each in examined(place) if each.check == "database" and each.severity == "problem"]
     assert found.found == "state.db cannot be read: disk I/O error"
     assert "system's log" in found.advice and "restore" not in found.advice
+
+
+def leave_log(place: Home) -> None:
+    """Leave state.db as a power failure does: its last change is in the write-ahead log, which has no index."""
+    database = place.path / "state.db"
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE last_change (x)")
+        log = database.with_name("state.db-wal").read_bytes()
+    database.with_name("state.db-wal").write_bytes(log)
+    database.with_name("state.db-wal").chmod(0o600)
+
+
+def test_a_database_that_another_program_locks_is_not_checked(place: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.0)
+    with contextlib.closing(sqlite3.connect(place.path / "state.db", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("CREATE TABLE held (x)")
+        (found, *_) = [each for each in examined(place) if each.check == "database"]
+    assert (found.severity, found.found) == ("unchecked", "state.db was not checked: database is locked")
+    assert "restore" not in found.advice and "delete" not in found.advice
+
+
+def test_a_database_whose_log_does_not_fit_on_the_disk_is_not_checked(place: Home) -> None:
+    leave_log(place)
+    with disk_with(10_000):  # the index of the log needs 32 KiB
+        (found, *_) = [each for each in examined(place) if each.check == "database"]
+    assert (found.severity, found.found) == ("unchecked", "state.db was not checked: disk I/O error")
+    assert "restore" not in found.advice and "delete" not in found.advice
+    assert [each.found for each in examined(place) if "state.db" in each.found] == [
+        f"state.db is intact (schema {newest_version('state')})"
+    ]
 
 
 AS_NOBODY = """
