@@ -365,6 +365,11 @@ def _sandbox_of_livy(facts: SandboxFacts) -> Finding:
     return Finding("sandbox", "ok", f"Livy is on this machine and runs as {accounts}, not as {facts.account}")
 
 
+def one_line(text: str) -> str:
+    """Return a text without line breaks, so that a part of it cannot look like another line of the output."""
+    return " ".join(text.splitlines())
+
+
 def failed(findings: Sequence[Finding]) -> bool:
     """Return whether a finding is a problem."""
     return any(each.severity == "problem" for each in findings)
