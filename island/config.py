@@ -401,14 +401,20 @@ def _check_hosts(hosts: list[str], what: str) -> None:
 
 
 def _check_livy_url(url: str, what: str) -> None:
+    # A password may contain "/", so that "@" is not in the part of the URL where a parser looks for it.
+    if "@" in url:
+        raise ConfigError(
+            f"{what} contains a user name or password, and all islands can see this URL",
+            hint="Move them to livy.user and to the file of livy.password_file. Write another @ as %40.",
+        )
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if url and not usable:
+    if url and (not usable or re.search(r"[\s\"'\\]", url)):
         raise ConfigError(
-            f"{what} = '{without_password(url)[:200]}' is not the URL of a Livy server",
+            f"{what} = {url[:200]!r} is not the URL of a Livy server",
             hint="Use a URL such as http://livy.example.org:8998.",
         )
 
@@ -446,9 +452,10 @@ _CONTENT: dict[str, Callable[[Any, str], None]] = {
 
 
 def without_password(text: str) -> str:
-    """Replace the user name and password of each URL in `text` with `***`, for output."""
-    # Up to the last "@" of the word: a password may contain "/" or "@", although a correct URL encodes them.
-    return re.sub(r"(?<=://)[^\s\"']*@", "***@", text)
+    """Replace what may be a user name and password in a URL of a configuration file with `***`, for output."""
+    # Up to the last "@" of the line: a password may contain any character, also a quote.
+    text = re.sub(r"(\burl[\"']?\s*=\s*[\"']*(?:\w+://)?).*@", r"\1***@", text)
+    return re.sub(r"(?<=://).*@", "***@", text)
 
 
 def split_address(text: str, what: str = "address") -> tuple[str, int]:

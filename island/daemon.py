@@ -16,12 +16,13 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 import structlog
 
 import island
 from island.catalog.service import Catalog, CatalogDependencies
-from island.config import Config, size_in_bytes
+from island.config import Config, is_loopback, size_in_bytes
 from island.discovery.service import Discovery
 from island.errors import DiskFailed, EngineFailed, Full, IslandError
 from island.formats.limits import ReadLimits
@@ -35,6 +36,7 @@ from island.kernel import descriptors, loop_lag, telemetry
 from island.kernel.db import Database, Kind
 from island.kernel.db_file import check_file_version
 from island.kernel.host_resolver import HostResolver
+from island.kernel.listening import listening_sockets
 from island.kernel.loops import LoopFaults, Tasks
 from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
@@ -483,6 +485,18 @@ def main(home: Home, config: Config) -> None:
             raise _first(group) from group
 
 
+def code_shares_account(livy_url: str) -> bool:
+    """Return whether code of sessions is known to run under the account of this process.
+
+    It does in the embedded engine, and usually in a Livy on this machine whose server has this account.
+    """
+    if not livy_url:
+        return True
+    parts = urlsplit(livy_url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return is_loopback(parts.hostname or "") and any(each.uid == os.geteuid() for each in listening_sockets(port))
+
+
 async def _until_signal(home: Home, config: Config, service_manager: ServiceManager) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -508,7 +522,7 @@ async def _until_signal(home: Home, config: Config, service_manager: ServiceMana
             peer=config.listen.peer or "none",
             version=island.__version__,
         )
-        if not config.livy.url:
+        if code_shares_account(config.livy.url):
             log.warning(
                 "engine.shares_account",
                 meaning="code in sessions and batches can read all files that the daemon can read, also its key",

@@ -7,9 +7,12 @@ The daemon, the commands and `island://` find it in the same way: an explicit fo
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import pwd
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +74,15 @@ class Home:
         """Return whether this folder is the home folder of an island."""
         return self.toml.exists() or self.key.exists()
 
+    def is_free(self) -> bool:
+        """Return whether a home folder can be made here: nothing exists, or an empty folder. Raises `OSError`.
+
+        The folder that `mkfs` makes at the root of a file system does not count.
+        """
+        if not os.path.lexists(self.path):
+            return True
+        return self.path.is_dir() and all(is_lost_and_found(each) for each in self.path.iterdir())
+
     def config(self) -> config.Config:
         """Read and check the configuration; raises `ConfigError`."""
         return config.load(self.toml)
@@ -113,10 +125,43 @@ class Home:
             os.close(descriptor)
         return False
 
+    def check_account(self) -> None:
+        """Raise `ConfigError` if this process runs as root and the home folder belongs to another account.
+
+        Root could use it, but would leave files that the owner cannot open, and run the engine as root.
+        """
+        owner = self.path.stat().st_uid
+        if os.geteuid() == 0 and owner != 0:
+            name = account_name(owner)
+            raise ConfigError(
+                f"the home folder {self.path} belongs to {name}, and this command runs as root",
+                hint=f"Run: runuser -u {name} -- island run --home {self.path}",
+            )
+
+    def _not_opened(self, path: Path, error: OSError) -> ConfigError:
+        found = f"{path} cannot be opened: {error.strerror}"
+        if error.errno == errno.EROFS:
+            hint = "Look for disk errors in the system's log, and mount the disk for writing."
+            return ConfigError(found, hint=hint)
+        if error.errno != errno.EACCES:
+            return ConfigError(found, hint="Check the home folder and its disk with `island doctor`.")
+        owner = account_name((path if path.exists() else self.path).stat().st_uid)
+        return ConfigError(
+            f"{path} cannot be opened by {account_name(os.geteuid())}: it belongs to {owner}",
+            hint=ownership_hint(owner, account_name(self.path.stat().st_uid), self.path),
+        )
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the home folder during the block; raises `Conflict` if another daemon holds it."""
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Hold the lock of the home folder during the block.
+
+        Raises `Conflict` if another daemon holds it, and `ConfigError` if its file cannot be opened for writing.
+        """
+        lock = self.path / "lock"
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._not_opened(lock, error) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,6 +198,27 @@ def token_of_environment() -> str:
         return token
     file = os.environ.get("ISLAND_TOKEN_FILE")
     return token_in(file, "ISLAND_TOKEN_FILE") if file else ""
+
+
+def is_lost_and_found(path: Path) -> bool:
+    """Return whether this is the folder `lost+found` of a file system, which belongs to root and stays."""
+    status = path.lstat()
+    return path.name == "lost+found" and stat.S_ISDIR(status.st_mode) and status.st_uid == 0
+
+
+def account_name(uid: int) -> str:
+    """Return the name of an account, or its number if it has no name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def ownership_hint(owner: str, home_owner: str, home: Path) -> str:
+    """What to do if a file of `owner`, in a home folder of `home_owner`, cannot be opened by the account in use."""
+    if owner == home_owner:
+        return f"Run as {owner}: chmod -R u+rwX {home}"
+    return f"Run as root: chown -R {home_owner}: {home}"
 
 
 def unreachable(url: str, error: Exception) -> Unreachable:

@@ -50,6 +50,9 @@ def test_tables_are_written_as_toml() -> None:
         (minimal(listen={"advertise": ["a.example:1", 5]}), ["listen.advertise[1]", "`str`"]),
         (minimal(livy={"url": "livy.example.org:8998"}), ["livy.url", "http://"]),
         (minimal(livy={"url": "http://livy.example.org:no"}), ["livy.url", "http://"]),
+        (minimal(livy={"url": "http://me@livy.example.org"}), ["livy.url", "livy.user"]),
+        (minimal(livy={"url": "http://livy.example.org/ x"}), ["livy.url", "http://"]),
+        (minimal(livy={"url": 'http://livy."example.org'}), ["livy.url", "http://"]),
         (minimal(replicas={"quota": "much"}), ["replicas.quota"]),
         (
             minimal(jobs={"accept_from": ["virgo", "members:alice"]}),
@@ -95,10 +98,10 @@ def test_all_problems_are_found_at_once() -> None:
     assert config.problems(minimal()) == []
 
 
-@pytest.mark.parametrize("secret", ["pa55", "pa/55", "pa@55", "pa?55"])
+@pytest.mark.parametrize("secret", ["pa55", "pa/55", "pa@55", "pa?55", "pa 55", 'pa"55'])
 def test_a_password_in_a_url_is_not_repeated(secret: str) -> None:
     assert config.without_password(f'url = "http://me:{secret}@host:1/x"') == 'url = "http://***@host:1/x"'
-    for raw in (f"ftp://me:{secret}@host", f"http://me:{secret}@host:no"):
+    for raw in (f"ftp://me:{secret}@host", f"http://me:{secret}@host:no", f"me:{secret}@host"):
         assert secret not in str(config.problems(minimal(livy={"url": raw})))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from island.daemon import Daemon, Part
+from island.daemon import Daemon, Part, code_shares_account
 from island.kernel.ports import SystemClock, SystemRng
 from tests.kernel.process_functions import add
 from tests.standins.faults import Fault
@@ -115,3 +116,12 @@ def test_a_daemon_with_a_thread_that_hangs_exits_when_it_is_stopped(tmp_path: Pa
         finally:
             process.kill()
     assert "event=daemon.stopped" not in lines[-1] and "event=daemon.stop_hangs" in lines[-1]
+
+
+def test_a_livy_of_the_same_account_is_said_to_share_it() -> None:
+    assert code_shares_account("")
+    with socket.create_server(("127.0.0.1", 0)) as livy:
+        port = livy.getsockname()[1]
+        assert code_shares_account(f"http://127.0.0.1:{port}")
+        assert not code_shares_account(f"http://livy.example.org:{port}")
+    assert not code_shares_account(f"http://127.0.0.1:{port}")  # nothing listens there

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, get_args
 
@@ -40,6 +40,9 @@ _SQLITE = b"SQLite format 3\0"
 _HEADER = 100
 _VERSION_AT = 60
 
+_BESIDE = ("-wal", "-shm", "-journal")
+"""Ends of the names of the files that SQLite makes beside a database."""
+
 
 def verify(path: Path, progress: Progress | None = None) -> BackupManifest:
     """Read a whole backup and check it; nothing is written.
@@ -64,10 +67,10 @@ def restore(path: Path, home: Home, *, now: float, progress: Progress | None = N
         _check_not_running(manifest)
         _check_space(home, manifest)
         try:
-            with _new_folder(home.path):
-                _extract(BackupReader(file, str(path)), home, progress)
+            with _new_folder(home.path) as written:
+                _extract(BackupReader(file, str(path)), home, written, progress)
                 _adapt(home, manifest, now)
-                _sync(home.path)
+                written.sync()
         except OSError as error:
             raise explained_error(error, f"the home folder {home.path}", home.path.parent) from error
     return manifest
@@ -128,14 +131,12 @@ def _check_database(header: bytes, name: str, path: Path) -> None:
 
 
 def _check_empty(home: Home) -> None:
-    if not os.path.lexists(home.path):
-        return
     if home.in_use():
         raise Conflict(
             f"a daemon is running with the home folder {home.path}",
             hint="Stop it and move the folder away, or restore to another folder and never start both.",
         )
-    if not home.path.is_dir() or any(home.path.iterdir()):
+    if not home.is_free():
         raise Conflict(
             f"{home.path} exists and is not an empty folder",
             hint="Choose another or move it away. Nothing was changed.",
@@ -172,35 +173,64 @@ def _check_space(home: Home, manifest: BackupManifest) -> None:
 # --- writing ------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class _Written:
+    """The files and folders that a restore has created in `home`, in this order."""
+
+    home: Path
+    folders: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+    def make_folders(self, name: str) -> None:
+        """Create the folders above the file `name`."""
+        for parent in reversed(Path(name).parents[:-1]):
+            folder = self.home / parent
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700)
+                self.folders.append(folder)
+
+    def delete(self) -> None:
+        """Delete what was created; a folder in which another program has created something stays."""
+        for path in self.files:
+            # Beside a database SQLite may have left files.
+            for each in (path, *(path.with_name(path.name + end) for end in _BESIDE if path.suffix == ".db")):
+                each.unlink(missing_ok=True)
+        for folder in reversed(self.folders):
+            with suppress(OSError):
+                folder.rmdir()
+
+    def sync(self) -> None:
+        """Sync the folders to disk; each file was synced when it was written."""
+        for folder in (*self.folders, self.home, self.home.parent):
+            sync_folder(folder)
+
+
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
+def _new_folder(folder: Path) -> Iterator[_Written]:
     """Create the folder if it does not exist. If the block fails, delete what it wrote."""
-    created = not folder.exists()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    written = _Written(folder)
+    if not folder.exists():
+        folder.mkdir(mode=0o700, parents=True)
+        written.folders.append(folder)
     folder.chmod(0o700)
     try:
-        yield
+        yield written
     except BaseException:
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
-        if created:
-            folder.rmdir()
+        written.delete()
         raise
 
 
-def _extract(reader: BackupReader, home: Home, progress: Progress | None) -> None:
+def _extract(reader: BackupReader, home: Home, written: _Written, progress: Progress | None) -> None:
     """Write the files. `island.toml` and `key` are the last, so that an interrupted copy is not a home folder."""
 
     @contextmanager
     def sink(file: ArchivedFile) -> Iterator[Sink]:
         target = home.path / file.name
-        for folder in reversed(target.relative_to(home.path).parents):
-            (home.path / folder).mkdir(mode=0o700, exist_ok=True)
+        written.make_folders(file.name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(target, flags, 0o600), "wb") as out:
+        descriptor = os.open(target, flags, 0o600)
+        written.files.append(target)
+        with os.fdopen(descriptor, "wb") as out:
             yield out.write
             out.flush()
             os.fsync(out.fileno())
@@ -260,8 +290,3 @@ def _adapt(home: Home, manifest: BackupManifest, now: float) -> None:
             )
             network = trust_store.read_network(conn)
             journal.seal(conn, identity, network[0] if network else NO_NETWORK)
-
-
-def _sync(folder: Path) -> None:
-    for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder, folder.parent):
-        sync_folder(path)

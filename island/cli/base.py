@@ -55,7 +55,12 @@ def home() -> Home:
 
 
 def api(*, timeout: float = 120.0) -> Api:
-    """Return a client of the operator API; `timeout` is in seconds.
+    """Return a client of the operator API; `timeout` is in seconds. Raises as `endpoint` does."""
+    return Api(endpoint(), timeout=timeout)
+
+
+def endpoint() -> Endpoint:
+    """Return URL and token for the operator API.
 
     The URL is that of `--url`, else `ISLAND_URL`, else that of the home folder. The token is that of `--token-file`,
     else `ISLAND_TOKEN`, else that in `ISLAND_TOKEN_FILE`, else that of the home folder. `--home` comes before
@@ -64,14 +69,14 @@ def api(*, timeout: float = 120.0) -> Api:
     url = TARGET.url or (None if TARGET.home else os.environ.get("ISLAND_URL"))
     token = token_in(TARGET.token_file, "--token-file") if TARGET.token_file else token_of_environment()
     if token:
-        return Api(Endpoint(url or home().url(), token), timeout=timeout)
+        return Endpoint(url or home().url(), token)
     if url and not home().exists():
         raise Unauthenticated(
             f"no token is given for {url}",
             hint="Set ISLAND_TOKEN_FILE, ISLAND_TOKEN or --token-file, or select a home folder with --home.",
         )
-    endpoint = home().endpoint()
-    return Api(Endpoint(url, endpoint.token) if url else endpoint, timeout=timeout)
+    own = home().endpoint()
+    return Endpoint(url, own.token) if url else own
 
 
 def say(text: str) -> None:

@@ -57,7 +57,8 @@ def show(
 ) -> None:
     """Print the configuration file, or with --effective all values in force after a restart. Secrets are not shown.
 
-    `--json` always prints all values. Passwords in URLs are replaced with `***`.
+    `--json` always prints all values. A file with a password in `livy.url`, which `island run` refuses, is shown with
+    `***` instead.
     """
     from island.doctor import config_file
 

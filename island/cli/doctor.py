@@ -25,7 +25,7 @@ def doctor(as_json: base.Json = False) -> None:
     from island.kernel.ports import SystemClock
 
     findings = []
-    for each in service.examine(base.home(), SystemClock(), os.environ):
+    for each in service.examine(base.home(), SystemClock(), os.environ, base.endpoint):
         findings.append(each)
         if not as_json:
             advice = f"\n{'':11}{'':16}{each.advice}" if each.advice else ""

@@ -47,7 +47,7 @@ def init(
         raise Conflict(
             f"{target.path} is already the home folder of an island", hint="Choose another folder; nothing was changed."
         )
-    if target.path.exists() and (not target.path.is_dir() or any(target.path.iterdir())):
+    if not target.is_free():
         raise Conflict(f"{target.path} exists and is not an empty folder", hint="Choose another; nothing was changed.")
     if not archipelago or len(archipelago) > 64 or not archipelago.isprintable():
         raise BadInput(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from island.cli import base
-from island.cli.job_progress import FAILED, KEY_HEADER, get, key_headers, path, settle
+from island.cli.job_progress import FAILED, KEY_HEADER, follow, get, key_headers, path, settle
 from island.cli.statement_output import print_statements
 from island.errors import BadInput
 
@@ -20,8 +20,16 @@ KeyFile = Annotated[
     str | None,
     typer.Option(
         help="File with the job's key (- reads stdin), for a job of another home. Default: ISLAND_JOB_KEY. "
-        "`island job show ID` at its home shows the key."
+        "`island job show ID --show-key` at its home shows the key."
     ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="SECONDS", help="Wait at most this long; the job goes on. Default: no limit."),
+]
+Memory = Annotated[str | None, typer.Option(help="Memory of Spark's driver, for example 2g.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--conf", metavar="KEY=VALUE", help="Spark setting. May be repeated.")
 ]
 
 
@@ -41,15 +49,23 @@ def ls(
 
 
 @app.command("show")
-def show(job: Id, kind: Kind = None, key_file: KeyFile = None, as_json: base.Json = False) -> None:
-    """Show a job and, of a session, the results of its statements (not with --json).
-
-    Keep the job's key secret: with it, the job can be followed and cancelled from any island.
-    """
+def show(
+    job: Id,
+    kind: Kind = None,
+    key_file: KeyFile = None,
+    show_key: Annotated[
+        bool,
+        typer.Option(
+            "--show-key", help="Show the job's key too. Keep it secret: it gives access to the job from any island."
+        ),
+    ] = False,
+    as_json: base.Json = False,
+) -> None:
+    """Show a job and, of a session, the results of its statements (not with --json)."""
     api, headers = base.api(), key_headers(key_file)
-    row = get(api, path(job), headers, kind=kind)
+    row = get(api, path(job), headers, kind=kind, key=1 if show_key else None)
     base.show_pairs(row, as_json)
-    of_this_home = headers or row["key"]  # the statements of other homes' jobs are stored there
+    of_this_home = headers or row["id"] is not None  # the statements of other homes' jobs are stored there
     if row["kind"] == "session" and of_this_home and not as_json:
         print_statements(get(api, path(row["job"], "statements"), headers))
 
@@ -82,22 +98,28 @@ def cancel(job: Id, kind: Kind = None, key_file: KeyFile = None) -> None:
 
 
 @app.command("logs")
-def logs(job: Id, kind: Kind = None, key_file: KeyFile = None) -> None:
+def logs(
+    job: Id,
+    kind: Kind = None,
+    key_file: KeyFile = None,
+    follow_it: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines until the job has ended; Ctrl-C stops following.")
+    ] = False,
+) -> None:
     """Show the log of the engine and the steps that the island took for the job."""
-    for line in get(base.api(), path(job, "log"), key_headers(key_file), kind=kind)["log"]:
+    api, headers = base.api(), key_headers(key_file)
+    if follow_it:
+        public = job if headers else get(api, path(job), headers, kind=kind)["job"]
+        follow(api, public, headers)
+        return
+    for line in get(api, path(job, "log"), headers, kind=kind)["log"]:
         base.print_line(line)
 
 
 @app.command("wait")
-def wait(job: Id, key_file: KeyFile = None, as_json: base.Json = False) -> None:
+def wait(job: Id, key_file: KeyFile = None, timeout: Timeout = None, as_json: base.Json = False) -> None:
     """Wait until a batch has ended, or a session is idle or has ended. Exit code 1 if it failed."""
-    row = settle(base.api(), job, headers=key_headers(key_file))
-    if as_json:
-        base.show_json(row)
-    else:
-        base.say(f"{row['kind']} {row['job']} is {row['state']}" + (f": {row['reason']}" if row["reason"] else ""))
-    if row["state"] in FAILED:
-        raise typer.Exit(1)
+    _report(settle(base.api(), job, headers=key_headers(key_file), timeout=timeout), as_json)
 
 
 @app.command("submit")
@@ -110,10 +132,18 @@ def submit(
     arguments: Annotated[
         list[str] | None, typer.Option("--arg", help="Argument for the file. May be repeated.")
     ] = None,
+    settings: Settings = None,
+    memory: Memory = None,
     name: Annotated[str | None, typer.Option(help="Name of the batch.")] = None,
     at: Annotated[str, typer.Option(metavar="ISLAND", help="Run the batch at this island only.")] = "",
+    and_wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until the batch has ended. Exit code 1 if it failed.")
+    ] = False,
+    timeout: Timeout = None,
 ) -> None:
     """Run a Python file as a batch where its inputs are, and print the job's public id."""
+    if timeout is not None and not and_wait:
+        raise typer.BadParameter("it is for --wait only", param_hint="--timeout")
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -121,6 +151,20 @@ def submit(
             f"{file} cannot be read: {error.strerror}", hint="Check the path and the permissions of the file."
         ) from error
     query = {"file": file.name, "input": inputs or None, "arg": arguments or None, "name": name, "at": at or None}
-    row = base.api().post("/api/v1/batches", data, **query)
-    base.say(f"batch {row['id']}; follow it with: island job wait {row['job']}")
+    api = base.api()
+    row = api.post("/api/v1/batches", data, **query, conf=settings or None, memory=memory)
+    after = "" if and_wait else f"; follow it with: island job logs --follow {row['job']}"
+    base.say(f"batch {row['id']} is accepted{after}")
     base.print_line(row["job"])
+    if and_wait:
+        _report(settle(api, row["job"], timeout=timeout), as_json=False)
+
+
+def _report(row: dict[str, Any], as_json: bool) -> None:
+    """Print how a job has settled; exit with code 1 if it failed."""
+    if as_json:
+        base.show_json(row)
+    else:
+        base.say(f"{row['kind']} {row['job']} is {row['state']}" + (f": {row['reason']}" if row["reason"] else ""))
+    if row["state"] in FAILED:
+        raise typer.Exit(1)

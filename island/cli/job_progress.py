@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from island.cli import base
+from island.cli.job_log import new_lines, split_log
 from island.client import Api, quote
 from island.errors import IslandError
 from island.kernel.terminal import escaped
@@ -61,19 +62,26 @@ class Narrator:
 
     def __init__(self, api: Api, job: str, headers: dict[str, str] | None = None) -> None:
         self._api, self._job, self._headers = api, job, headers or {}
-        self._printed = 0
+        self._engine: list[str] = []
+        self._printed: list[str] = []
 
     def tell(self) -> None:
-        """Print the lines that are new."""
-        lines = island_lines(get(self._api, path(self._job, "log"), self._headers)["log"])
-        for line in lines[self._printed :]:
+        """Print the lines of the island that are new."""
+        _, lines = self._lines()
+        for line in new_lines(self._printed, lines):
             base.say(f"  {line}")
-        self._printed = max(self._printed, len(lines))
+        self._printed = lines
 
+    def tell_all(self) -> None:
+        """Print the new lines of the engine on stdout, and those of the island on stderr."""
+        engine, _ = self._lines()
+        for line in new_lines(self._engine, engine):
+            base.print_line(line)
+        self._engine = engine
+        self.tell()
 
-def island_lines(log: list[str]) -> list[str]:
-    """Return the lines of a job log that the island wrote, without the engine's."""
-    return log[log.index("\nisland: ") + 1 :] if "\nisland: " in log else []
+    def _lines(self) -> tuple[list[str], list[str]]:
+        return split_log(get(self._api, path(self._job, "log"), self._headers)["log"])
 
 
 class ElapsedText:
@@ -97,20 +105,47 @@ class ElapsedText:
             sys.stderr.flush()
 
 
-def settle(api: Api, job: str, *, headers: dict[str, str] | None = None, quiet: bool = False) -> dict[str, Any]:
+def has_settled(row: dict[str, Any]) -> bool:
+    """Whether a batch has ended, or a session is idle or has ended."""
+    return row["state"] in ENDED or (row["kind"] == "session" and row["state"] == "idle")
+
+
+def follow(api: Api, job: str, headers: dict[str, str]) -> None:
+    """Print the log of a job as it grows, until the job has ended."""
+    narrator = Narrator(api, job, headers)
+    while True:
+        row = get(api, path(job, "wait"), headers, timeout=1.0)
+        narrator.tell_all()
+        if row["state"] in ENDED:
+            return
+        if headers or row["state"] == "idle":
+            time.sleep(1.0)  # such a request does not wait
+
+
+def settle(
+    api: Api, job: str, *, headers: dict[str, str] | None = None, quiet: bool = False, timeout: float | None = None
+) -> dict[str, Any]:
     """Wait until a batch has ended, or a session is idle or has ended; return its row.
 
     Prints the job's progress on stderr meanwhile, and on a terminal the elapsed seconds, unless `quiet`.
+    Raises `IslandError` after `timeout` seconds; the job goes on.
     """
     narrator, elapsed = Narrator(api, job, headers), ElapsedText()
+    end = None if timeout is None else time.monotonic() + timeout
     try:
         while True:
-            row: dict[str, Any] = get(api, path(job, "wait"), headers or {}, timeout=1.0)
+            left = 1.0 if end is None else min(1.0, max(0.0, end - time.monotonic()))
+            row: dict[str, Any] = get(api, path(job, "wait"), headers or {}, timeout=left)
             if not quiet:
                 elapsed.clear()
                 narrator.tell()
-            if row["state"] in ENDED or (row["kind"] == "session" and row["state"] == "idle"):
+            if has_settled(row):
                 return row
+            if end is not None and time.monotonic() >= end:
+                raise IslandError(
+                    f"the {row['kind']} is still {row['state']} after {timeout:g} s; it goes on",
+                    hint=f"Wait for it again with: island job wait {row['job']}",
+                )
             if not quiet:
                 elapsed.show(f"{row['kind']} is {row['state']}")
             if headers:

@@ -98,7 +98,8 @@ def run(arguments: list[str] | None = None) -> None:
     """Run the command and exit: 0 success, 1 failure, 2 usage error, 128 + signal number if interrupted."""
     try:
         command = typer.main.get_command(build())
-        code = command.main(args=_hoisted(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else arguments
+        code = command.main(args=_hoisted(given, command), standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
     except interrupts.Interrupted as stop:
@@ -124,8 +125,11 @@ def run(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _hoisted(arguments: list[str]) -> list[str]:
-    """Move the global options to the front, so that they are also accepted after the command."""
+def _hoisted(arguments: list[str], command: Any) -> list[str]:
+    """Move the global options to the front, so that they are also accepted after the command.
+
+    What follows another option that takes a value is its value, whatever it looks like.
+    """
     front: list[str] = []
     rest: list[str] = []
     items = iter(arguments)
@@ -138,9 +142,17 @@ def _hoisted(arguments: list[str]) -> list[str]:
             front += [item] if value is None else [item, value]
         elif item == "--traceback" or item.startswith(("--home=", "--token-file=", "--url=")):
             front.append(item)
+        elif _takes_value(command, item):
+            rest += [item, *([] if (value := next(items, None)) is None else [value])]
         else:
             rest.append(item)
+            command = getattr(command, "commands", {}).get(item, command)
     return front + rest
+
+
+def _takes_value(command: Any, item: str) -> bool:
+    """Whether `item` is an option of the command whose value is the next argument."""
+    return any(item in each.opts and not getattr(each, "is_flag", True) for each in command.params)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def run() -> None:
     """Run the daemon in the foreground. SIGINT or SIGTERM stops it."""
     home = base.home()
     config = home.config()  # an error in it is reported before the daemon is imported, which takes a second
+    home.check_account()
 
     from island.daemon import main
     from island.kernel import telemetry

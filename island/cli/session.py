@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated, Any
 
 import typer
 
-from island.cli import base, interrupts
+from island.cli import base, interrupts, session_prompt
 from island.cli.job_progress import path, settle
 from island.cli.statement_output import print_result
-from island.client import Api
+from island.client import Api, ApiError
 from island.errors import IslandError
 
 app = typer.Typer(help="Interactive Spark sessions: open, execute, list, close.", no_args_is_help=True)
@@ -33,6 +34,10 @@ def open_session(
         list[str] | None,
         typer.Option("--input", metavar="OWNER/NAME", help="Dataset to use in the session. May be repeated."),
     ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--conf", metavar="KEY=VALUE", help="Spark setting. May be repeated.")
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of Spark's driver, for example 2g.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the session.")] = None,
     at: Annotated[str, typer.Option(metavar="ISLAND", help="Run the session at this island only.")] = "",
     no_wait: Annotated[
@@ -43,7 +48,8 @@ def open_session(
     if kind not in ("pyspark", "sql", "shared", "spark", "sparkr"):
         raise typer.BadParameter(f"'{kind}' is not a kind of session: use pyspark or sql", param_hint="--kind")
     api = base.api()
-    made = api.post("/api/v1/sessions", {"kind": kind, "inputs": inputs or [], "name": name, "at": at})
+    body = {"kind": kind, "inputs": inputs or [], "name": name, "at": at, "memory": memory}
+    made = api.post("/api/v1/sessions", {**body, "conf": _pairs(settings or [])})
     base.say(f"session {made['id']} is job {made['job']}")
     if not no_wait:
         row = settle(api, made["job"])
@@ -76,6 +82,31 @@ def execute(
         raise typer.Exit(1)
 
 
+@app.command("attach")
+def attach(session: Id) -> None:
+    """Type code for a session and see the results. Tab completes names if the engine can do it.
+
+    A statement ends with the line, or as in Python's own prompt; SQL ends with a semicolon; an empty line always ends
+    it. Ctrl-C cancels the running statement. `exit` or Ctrl-D leaves the session open.
+    """
+    api = base.api()
+    row = api.get(path(session), kind="session")
+    language = "pyspark" if row["language"] == "shared" else row["language"]
+    base.say(f"session {row['id']} ({language}) at {row['island']}; exit or Ctrl-D leaves it open")
+
+    def run(code: str) -> None:
+        try:
+            print_result(_run(api, row["job"], {"code": code, "kind": language}))
+        except interrupts.Interrupted as stop:
+            if stop.number != signal.SIGINT:
+                raise
+        except ApiError as error:
+            base.fail(error)  # for example a session that has ended; its results can still be looked at
+
+    with session_prompt.line_editing(session_prompt.Completer(api, row["id"], language)):
+        session_prompt.prompt(f"{row['island']}:{row['id']}", language, run)
+
+
 @app.command("ls")
 def ls(
     everything: Annotated[bool, typer.Option("--all", help="Include sessions that have ended.")] = False,
@@ -91,6 +122,17 @@ def close(session: Id) -> None:
     """Close a session. `island job show ID` still shows the results of its statements."""
     row = base.api().delete(path(session), kind="session")
     base.say(f"session {row['id']} is closed; to see the results of its statements: island job show {row['job']}")
+
+
+def _pairs(lines: list[str]) -> dict[str, str]:
+    """Return the settings of `--conf`. Raises `BadParameter`."""
+    found = {}
+    for line in lines:
+        key, equals, value = line.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"'{line}' is not KEY=VALUE", param_hint="--conf")
+        found[key] = value
+    return found
 
 
 def _run(api: Api, session: str, body: dict[str, Any]) -> dict[str, Any]:

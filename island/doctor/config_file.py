@@ -34,7 +34,7 @@ class ConfigFinding:
 
 @dataclass(frozen=True, slots=True)
 class ConfigValue:
-    """A value that is in force, and where it comes from. Passwords in URLs are replaced."""
+    """A value that is in force, and where it comes from. It is no password: a valid configuration contains none."""
 
     section: str
     key: str
@@ -73,8 +73,27 @@ def check(path: Path) -> ConfigFile:
 
 
 def text_of(path: Path) -> str:
-    """Return the text of a configuration file without passwords in URLs; raises `ConfigError`."""
-    return without_password(_text(path))
+    """Return the text of a configuration file without passwords in URLs.
+
+    Raises `ConfigError` if there is no such file, or if `livy.url` has a password in a form that cannot be replaced.
+    """
+    text = _text(path)
+    shown = without_password(text)
+    if "@" in _livy_url(text) and not re.fullmatch(r"(\w+://)?\*\*\*@[^@]*", _livy_url(shown)):
+        raise ConfigError(
+            f"{path} is not shown, because livy.url contains a user name or password",
+            hint="Move them to livy.user and to the file of livy.password_file.",
+        )
+    return shown
+
+
+def _livy_url(text: str) -> str:
+    """Return `livy.url` of a TOML text; empty if there is none, or the text is not valid."""
+    try:
+        livy = tomllib.loads(text).get("livy")
+    except tomllib.TOMLDecodeError:
+        return ""
+    return str(livy.get("url", "")) if isinstance(livy, dict) else ""
 
 
 def values(path: Path) -> list[ConfigValue]:
@@ -82,19 +101,13 @@ def values(path: Path) -> list[ConfigValue]:
     _, raw = _read(path)
     parsed = msgspec.to_builtins(config.parse(raw, str(path)))
     return [
-        ConfigValue(section, key, _shown(parsed[section][key]), "file" if key in raw.get(section, {}) else "default")
+        ConfigValue(section, key, parsed[section][key], "file" if key in raw.get(section, {}) else "default")
         for section, key, *_ in config.describe()
     ]
 
 
 def _place(finding: ConfigFinding) -> int:
     return finding.line or 0
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_shown(each) for each in value]
-    return without_password(value) if isinstance(value, str) else value
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -149,9 +162,6 @@ def _contradictions(parsed: Config) -> Iterator[_Note]:
     if livy.password_file and not livy.user:
         found = "livy.password_file has no effect, because livy.user is empty"
         yield "warning", "livy", "password_file", found, "Set livy.user."
-    if without_password(livy.url) != livy.url:
-        found = "livy.url contains a user name or password"
-        yield "warning", "livy", "url", found, "Move them to livy.user and to the file of livy.password_file."
     if jobs.accept_from and (jobs.foreign_code == "none" or not jobs.same_user):
         key = 'foreign_code = "none"' if jobs.foreign_code == "none" else "same_user = false"
         found = f"jobs of other islands are refused in spite of jobs.accept_from, because of {key}"

@@ -61,13 +61,13 @@ def home(facts: HomeFacts) -> Iterator[Finding]:
         found = f"{facts.path} belongs to {facts.owner}, not to the account {facts.account} that runs this check"
         advice = f"Run the daemon and its commands as {facts.owner}, or change the owner of all files: chown -R."
         yield Finding("home", "warning", found, advice)
-    if not facts.writable:
+    if not facts.writable and not facts.read_only:  # the check of the disk reports the latter
         found = f"{facts.path} cannot be written by {facts.account}"
         yield Finding("home", "problem", found, f"Run: chmod u+rwx {facts.path}")
     if facts.mode & 0o077:
         found = f"other accounts of this machine can enter {facts.path} (mode {facts.mode:04o})"
         yield Finding("home", "problem", found, f"Run: chmod 700 {facts.path}")
-    elif facts.writable:
+    elif facts.writable or facts.read_only:
         yield Finding("home", "ok", f"{facts.path}, of {facts.owner}, mode {facts.mode:04o}")
 
 
@@ -96,7 +96,13 @@ def entries(facts: EntryFacts) -> Iterator[Finding]:
 def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
     """Check versions and content of the databases."""
     for each in facts:
-        if each.version is None:
+        if each.denied is not None:
+            found = f"{each.denied.name} cannot be opened by {each.denied.account}: it belongs to {each.denied.owner}"
+            yield Finding("database", "problem", found, each.denied.hint)
+        elif each.unreadable:
+            advice = f"Check the disk and the system's log, and owner and mode of {each.path}."
+            yield Finding("database", "problem", f"{each.name} cannot be read: {each.unreadable}", advice)
+        elif each.version is None:
             yield Finding("database", "ok", f"{each.name} does not exist yet; the daemon creates it")
         elif each.version > each.newest:
             found = f"{each.name} was written by a newer version of island"
@@ -303,8 +309,7 @@ def sandbox(facts: SandboxFacts) -> Iterator[Finding]:
         found = "this island runs as root" + (", and so does the code of its sessions" if facts.embedded else "")
         yield Finding("sandbox", "warning", found, advice)
     if not facts.embedded:
-        found = "sessions run in the site's own Livy; what confines them is decided there"
-        yield Finding("sandbox", "ok", found, "See that Livy maps users to accounts other than that of this daemon.")
+        yield _sandbox_of_livy(facts)
         return
     who = "users and other islands" if facts.foreign else "users"
     found = (
@@ -314,6 +319,25 @@ def sandbox(facts: SandboxFacts) -> Iterator[Finding]:
         f"Set [livy] url to a Livy that runs sessions as other accounts, or see 'Code from other islands' in {GUIDE}."
     )
     yield Finding("sandbox", "warning", found, advice)
+
+
+def _sandbox_of_livy(facts: SandboxFacts) -> Finding:
+    """Say what the account of the site's Livy tells; a session that Livy starts on its own machine has this account."""
+    own = f"Run Livy under an account of its own, other than {facts.account} and root."
+    if facts.livy_accounts is None:
+        found = "sessions run in a Livy on another machine, whose accounts are not known here"
+        advice = f"Check that its sessions cannot run as {facts.account} where this home folder is mounted."
+        return Finding("sandbox", "unchecked", found, advice)
+    if not facts.livy_accounts:
+        found = "Livy is on this machine, and its account is not known"
+        return Finding("sandbox", "unchecked", found, f"{own} Run this command again while Livy is running.")
+    accounts = ", ".join(facts.livy_accounts)
+    if {facts.account, "root"} & set(facts.livy_accounts):
+        found = (
+            f"Livy is on this machine and runs as {accounts}: the code of its sessions can read the key and the tokens"
+        )
+        return Finding("sandbox", "warning", f"{found} of this island, unless Livy changes the account", own)
+    return Finding("sandbox", "ok", f"Livy is on this machine and runs as {accounts}, not as {facts.account}")
 
 
 def failed(findings: Sequence[Finding]) -> bool:

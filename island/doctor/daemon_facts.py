@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +13,13 @@ from island import __version__
 from island.client import Api
 from island.config import Config, is_loopback, split_address
 from island.doctor.facts import DaemonFacts, PeerFacts, PeerView
-from island.errors import IslandError, Unreachable
-from island.home import Home
+from island.errors import IslandError, Unauthenticated, Unreachable
+from island.home import Endpoint, Home
 
 _TIMEOUT_S = 30.0
+
+PeerRows = list[dict[str, Any]] | None
+"""What linked islands say about this one; None if the daemon could not be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +50,18 @@ def running(place: Home) -> Running:
         return Running(locked)
 
 
-def ask(place: Home, found: Running) -> DaemonFacts:
+def ask(place: Home, found: Running, endpoint: Callable[[], Endpoint]) -> DaemonFacts:
     """Ask the daemon for its status."""
     if not found.locked:
         return DaemonFacts(False, stale=found.pid is not None)
     try:
-        status = Api(place.endpoint(), timeout=_TIMEOUT_S).get("/api/v1/island")
+        status = Api(endpoint(), timeout=_TIMEOUT_S).get("/api/v1/island")
     except Unreachable as error:
         hint = "It may still be starting. Otherwise see its log, and restart it."
         return DaemonFacts(True, found.pid, error=error.message, hint=hint)
     except IslandError as error:
-        return DaemonFacts(True, found.pid, error=error.message, hint=error.hint)
+        hint = _replaced_token(place, found) if error.code == Unauthenticated.code else ""
+        return DaemonFacts(True, found.pid, error=error.message, hint=hint or error.hint)
     return DaemonFacts(
         running=True,
         pid=found.pid,
@@ -68,16 +74,25 @@ def ask(place: Home, found: Running) -> DaemonFacts:
     )
 
 
-def check_peers(place: Home) -> list[dict[str, Any]] | None:
+def _replaced_token(place: Home, found: Running) -> str:
+    """Return what to do if a token in the home folder is newer than the daemon, which reads it when it starts."""
+    for path in (place.token, place.user_token):
+        with contextlib.suppress(OSError):  # it is missing, or not for this account; the check of the secrets says so
+            if found.since is not None and path.stat().st_mtime > found.since:
+                return f"{path.name} was changed after the daemon started: restart it."
+    return ""
+
+
+def check_peers(endpoint: Callable[[], Endpoint]) -> PeerRows:
     """Let linked islands look at this one; None if the daemon does not answer, or not to this token."""
     try:
-        rows: list[dict[str, Any]] = Api(place.endpoint(), timeout=_TIMEOUT_S).post("/api/v1/peers/check", {})
+        rows: list[dict[str, Any]] = Api(endpoint(), timeout=_TIMEOUT_S).post("/api/v1/peers/check", {})
     except IslandError:  # `ask` has reported it
         return None
     return rows
 
 
-def peers(settings: Config, rows: list[dict[str, Any]] | None) -> PeerFacts:
+def peers(settings: Config, rows: PeerRows) -> PeerFacts:
     """Return how this island can be dialled, with the answers of linked islands."""
     listen = settings.listen
     return PeerFacts(
@@ -88,7 +103,7 @@ def peers(settings: Config, rows: list[dict[str, Any]] | None) -> PeerFacts:
     )
 
 
-def other_clocks(rows: list[dict[str, Any]] | None) -> list[tuple[str, float, float]]:
+def other_clocks(rows: PeerRows) -> list[tuple[str, float, float]]:
     """Return the clocks of linked islands: name, how far it is ahead, maximum error, in seconds."""
     known = [row for row in rows or () if row["clock_ahead_s"] is not None]
     return [(row["island"], row["clock_ahead_s"], row["clock_error_s"]) for row in known]

@@ -6,15 +6,18 @@ import base64
 import http.client
 import importlib.metadata
 import json
+import socket
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from island.config import LivySection, without_password
+from island.config import LivySection
 from island.doctor.facts import EngineFacts
 from island.engine.jvm import find_java
 from island.errors import EngineFailed, IslandError
+from island.home import account_name
+from island.kernel.listening import is_own_address, listening_sockets
 from island.kernel.ports import Clock
 from island.private_files import secret_text
 
@@ -41,7 +44,6 @@ def embedded(environ: Mapping[str, str]) -> EngineFacts:
 
 def livy(home: Path, settings: LivySection, clock: Clock) -> tuple[EngineFacts, OtherClock | None]:
     """Ask the Livy of the site for its version; also return how its clock differs, if its answer tells."""
-    shown = without_password(settings.url)
     hint = "Check [livy] url, and that the server runs: curl -i URL/version"
     try:
         headers = _authorization(home, settings)
@@ -49,21 +51,36 @@ def livy(home: Path, settings: LivySection, clock: Clock) -> tuple[EngineFacts, 
         status, date, body = _get(settings.url, headers)
         half = (clock.monotonic() - began) / 2
     except IslandError as error:
-        return EngineFacts(shown, error=error.message, hint=error.hint), None
+        return EngineFacts(settings.url, error=error.message, hint=error.hint), None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return EngineFacts(shown, error=f"Livy does not answer at {shown}: {error}", hint=hint), None
+        return EngineFacts(settings.url, error=f"Livy does not answer at {settings.url}: {error}", hint=hint), None
     other = (date - (wall + half), half + _DATE_ERROR_S) if date is not None else None
     if status in {401, 403}:
-        found = f"Livy at {shown} refuses the user name and password (HTTP status {status})"
-        return EngineFacts(shown, error=found, hint="Correct livy.user and the file of livy.password_file."), other
+        found = f"Livy at {settings.url} refuses the user name and password (HTTP status {status})"
+        return EngineFacts(
+            settings.url, error=found, hint="Correct livy.user and the file of livy.password_file."
+        ), other
     try:
         version = str(json.loads(body)["version"]) if status == 200 else ""
     except (ValueError, KeyError, TypeError):
         version = ""
     if not version:
-        found = f"the server at {shown} is not a Livy: GET /version answers with status {status} and no version"
-        return EngineFacts(shown, error=found, hint=hint), other
-    return EngineFacts(shown, version[:100]), other
+        found = f"the server at {settings.url} is not a Livy: GET /version answers with status {status} and no version"
+        return EngineFacts(settings.url, error=found, hint=hint), other
+    return EngineFacts(settings.url, version[:100]), other
+
+
+def livy_accounts(url: str) -> list[str] | None:
+    """Return the accounts of the programs that listen at the port of a URL; None if it is on another machine.
+
+    Raises `OSError` if its host name cannot be resolved.
+    """
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    if not any(is_own_address(str(address[0])) for *_, address in found):
+        return None
+    return sorted({account_name(each.uid) for each in listening_sockets(port)})
 
 
 def _authorization(home: Path, settings: LivySection) -> dict[str, str]:

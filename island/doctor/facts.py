@@ -21,6 +21,8 @@ class HomeFacts:
     """Permission bits."""
     readable: bool
     writable: bool
+    read_only: bool = False
+    """Whether its file system is mounted read-only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,16 @@ class EntryFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class DeniedFile:
+    """A file in the home folder that the account of the check may not read."""
+
+    name: str
+    owner: str
+    account: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
 class DatabaseFacts:
     """A database file; `version` is None if it does not exist yet, and `errors` are those of `quick_check`."""
 
@@ -52,6 +64,10 @@ class DatabaseFacts:
     errors: Sequence[str] = ()
     complete: bool = True
     """Whether the check of the content was finished in time."""
+    denied: DeniedFile | None = None
+    """The database, or a file beside it, if its mode or owner keep it from being opened."""
+    unreadable: str = ""
+    """Why it cannot be read for another reason, which says nothing about its content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,3 +172,6 @@ class SandboxFacts:
     """Whether code of other islands may run."""
     root: bool
     account: str
+    """Account of the daemon: the owner of the home folder."""
+    livy_accounts: Sequence[str] | None = None
+    """Accounts of the programs at the port of the site's Livy, empty if unknown; None if it is on another machine."""

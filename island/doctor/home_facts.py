@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from island.doctor.facts import EntryFacts, HomeFacts, SecretFacts
+from island.doctor.facts import DeniedFile, EntryFacts, HomeFacts, SecretFacts
 from island.errors import ConfigError
-from island.home import Home
+from island.home import Home, account_name, is_lost_and_found, ownership_hint
 from island.private_files import OTHERS
 from island.trust.keys import Identity
 from island.trust.users import TOKEN_FILES, read_token
 
 
-def account(uid: int) -> str:
-    """Return the name of an account, or its number if it has no name."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
 def home(place: Home) -> HomeFacts:
     """Return what is known about the home folder itself."""
     path = place.path
-    me = account(os.geteuid())
+    me = account_name(os.geteuid())
     try:
         status = path.stat()
     except PermissionError:  # a folder above it
@@ -40,16 +31,27 @@ def home(place: Home) -> HomeFacts:
         path=str(path),
         exists=True,
         is_island=readable and place.exists(),
-        owner=account(status.st_uid),
+        owner=account_name(status.st_uid),
         account=me,
         mode=stat.S_IMODE(status.st_mode),
         readable=readable,
         writable=_allowed(path, os.W_OK),
+        read_only=bool(os.statvfs(path).f_flag & os.ST_RDONLY),
     )
 
 
 def _allowed(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def denied(folder: Path, paths: Iterable[Path]) -> DeniedFile | None:
+    """Return the first of these files of a home folder that exists and that this account may not read."""
+    for path in paths:
+        if path.exists() and not _allowed(path, os.R_OK):
+            owner = account_name(path.stat().st_uid)
+            hint = ownership_hint(owner, account_name(folder.stat().st_uid), folder)
+            return DeniedFile(path.name, owner, account_name(os.geteuid()), hint)
+    return None
 
 
 def secrets(place: Home) -> list[SecretFacts]:
@@ -72,7 +74,7 @@ def entries(place: Home) -> EntryFacts:
     """Return the direct entries of the home folder that other accounts can access or own, without the secrets."""
     secret = {place.key.name, *TOKEN_FILES.values()}
     owner = place.path.stat().st_uid
-    found = list(_entries(place.path))
+    found = [(name, status) for name, status in _entries(place.path) if not is_lost_and_found(place.path / name)]
     return EntryFacts(
         open=[name for name, status in found if stat.S_IMODE(status.st_mode) & OTHERS and name not in secret],
         foreign=[name for name, status in found if status.st_uid != owner],

@@ -9,7 +9,6 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from island import config
@@ -17,8 +16,8 @@ from island.config import Config, split_address
 from island.doctor.facts import DiskFacts, PortFacts
 from island.home import Home
 from island.kernel.descriptors import MOST
+from island.kernel.listening import listening_sockets
 
-_LISTENING = "0A"
 _UNSYNCHRONIZED_US = 16_000_000
 """The kernel's estimate of the clock's maximum error reaches this value when nothing disciplines the clock."""
 
@@ -118,19 +117,10 @@ def _answers(host: str, number: int) -> bool:
 
 def _listeners(number: int) -> list[tuple[int, str]]:
     """Return pids and names of the programs that listen on a TCP port, as far as this account may see them."""
-    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(number)}
+    sockets = {f"socket:[{each.inode}]" for each in listening_sockets(number)}
     found = []
     for process in Path("/proc").glob("[0-9]*") if sockets else ():
         with contextlib.suppress(OSError):  # it has ended, or belongs to another account
             if any(os.readlink(each) in sockets for each in (process / "fd").iterdir()):
                 found.append((int(process.name), (process / "comm").read_text().strip()))
     return found
-
-
-def _listening_inodes(number: int) -> Iterator[str]:
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):  # not Linux, or no IPv6
-            for line in Path(table).read_text("ascii").splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == number:
-                    yield fields[9]

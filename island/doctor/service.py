@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from island.config import Config
 from island.doctor import config_file, core, daemon_facts, engine_facts, home_facts, machine_facts, store
 from island.doctor.core import Finding
-from island.doctor.daemon_facts import Running
+from island.doctor.daemon_facts import PeerRows, Running
 from island.doctor.facts import ClockFacts, PortFacts, SandboxFacts
 from island.errors import IslandError
-from island.home import Home
+from island.home import Endpoint, Home
 from island.kernel.db import Kind
 from island.kernel.ports import Clock
 
@@ -20,8 +20,13 @@ DATABASE_SECONDS = 20.0
 """Time for the check of one database."""
 
 
-def examine(place: Home, clock: Clock, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Check an island, whether or not its daemon is running, and yield findings as they are made. Changes nothing."""
+def examine(
+    place: Home, clock: Clock, environ: Mapping[str, str], endpoint: Callable[[], Endpoint]
+) -> Iterator[Finding]:
+    """Check an island, whether or not its daemon is running, and yield findings as they are made. Changes nothing.
+
+    `endpoint` returns where and with which token a running daemon is asked; it may raise `IslandError`.
+    """
     folder = home_facts.home(place)
     yield from core.home(folder)
     if not folder.is_island:
@@ -36,16 +41,23 @@ def examine(place: Home, clock: Clock, environ: Mapping[str, str]) -> Iterator[F
     yield from _guarded("disk", lambda: core.disk(machine_facts.disk(place, settings)))
     running = daemon_facts.running(place)
     yield from _guarded("open files", functools.partial(_open_files, running))
-    yield from _guarded("daemon", lambda: core.daemon(daemon_facts.ask(place, running)))
+    yield from _guarded("daemon", lambda: core.daemon(daemon_facts.ask(place, running, endpoint)))
     if settings is None:
         found = "engine, ports, reachability, clock and sandbox were not checked, because island.toml has problems"
         yield Finding("configuration", "unchecked", found, "Correct them, and run this command again.")
         return
-    yield from _surroundings(place, folder.owner, settings, running, clock, environ)
+    rows = daemon_facts.check_peers(endpoint) if running.locked else None
+    yield from _surroundings(place, folder.owner, settings, running, rows, clock, environ)
 
 
 def _surroundings(
-    place: Home, owner: str, settings: Config, running: Running, clock: Clock, environ: Mapping[str, str]
+    place: Home,
+    owner: str,
+    settings: Config,
+    running: Running,
+    rows: PeerRows,
+    clock: Clock,
+    environ: Mapping[str, str],
 ) -> Iterator[Finding]:
     yield from _guarded("ports", lambda: core.ports(_ports(settings, running)))
     clocks: list[tuple[str, float, float]] = []
@@ -55,11 +67,10 @@ def _surroundings(
     else:
         facts = engine_facts.embedded(environ)
     yield from core.engine(facts)
-    rows = daemon_facts.check_peers(place) if running.locked else None
     yield from _guarded("reachability", lambda: core.peers(daemon_facts.peers(settings, rows)))
     clocks += daemon_facts.other_clocks(rows)
     yield from _guarded("clock", lambda: core.clock(_clock(place, clock, clocks)))
-    yield from core.sandbox(_sandbox(settings, owner))
+    yield from _guarded("sandbox", lambda: core.sandbox(_sandbox(settings, owner)))
 
 
 def _guarded(check: str, collect: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -114,4 +125,5 @@ def _sandbox(settings: Config, owner: str) -> SandboxFacts:
         foreign=bool(jobs.accept_from) and jobs.foreign_code != "none" and jobs.same_user,
         root=owner == "root",
         account=owner,
+        livy_accounts=engine_facts.livy_accounts(settings.livy.url) if settings.livy.url else None,
     )

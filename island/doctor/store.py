@@ -6,8 +6,9 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
+from island.doctor import home_facts
 from island.doctor.facts import DatabaseFacts
-from island.kernel.db import Kind, migrations
+from island.kernel.db import DAMAGED, Kind, migrations, primary_code
 from island.kernel.ports import Clock
 
 _STEPS = 100_000
@@ -19,10 +20,13 @@ def database(folder: Path, kind: Kind, clock: Clock, *, seconds: float) -> Datab
     path, newest = folder / f"{kind}.db", migrations(kind)[-1][0]
     if not path.exists() or path.stat().st_size == 0:
         return DatabaseFacts(path.name, str(path), None, newest)
+    files = (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")))
+    if (denied := home_facts.denied(folder, files)) is not None:
+        return DatabaseFacts(path.name, str(path), 0, newest, denied=denied)
     try:
         connection = sqlite3.connect(_read_only(path), uri=True, timeout=5.0)
     except sqlite3.Error as error:
-        return DatabaseFacts(path.name, str(path), 0, newest, [str(error)])
+        return DatabaseFacts(path.name, str(path), 0, newest, unreadable=str(error))
     end = clock.monotonic() + seconds
     connection.set_progress_handler(lambda: clock.monotonic() > end, _STEPS)
     version = 0
@@ -30,8 +34,11 @@ def database(folder: Path, kind: Kind, clock: Clock, *, seconds: float) -> Datab
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+        code = primary_code(error)
+        if code == sqlite3.SQLITE_INTERRUPT:
             return DatabaseFacts(path.name, str(path), version, newest, complete=False)
+        if code not in DAMAGED:
+            return DatabaseFacts(path.name, str(path), version, newest, unreadable=str(error))
         return DatabaseFacts(path.name, str(path), version, newest, [str(error)])
     finally:
         connection.close()

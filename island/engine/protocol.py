@@ -50,6 +50,14 @@ class CancelStatement(msgspec.Struct, frozen=True, tag="cancel", tag_field="t"):
     id: int
 
 
+class CompleteCode(msgspec.Struct, frozen=True, tag="complete", tag_field="t"):
+    """Request for the candidates that may continue `code`. `id` numbers the requests of a session."""
+
+    id: int
+    code: str
+    kind: str
+
+
 class ExecuteScript(msgspec.Struct, frozen=True, tag="script", tag_field="t"):
     """Second frame to a batch: the file and its arguments."""
 
@@ -74,8 +82,15 @@ class StatementDone(msgspec.Struct, frozen=True, tag="done", tag_field="t"):
     output: Output | None
 
 
-ToChild = StartChild | ExecuteStatement | CancelStatement | ExecuteScript
-FromChild = Ready | LogNote | StatementDone
+class CodeCandidates(msgspec.Struct, frozen=True, tag="candidates", tag_field="t"):
+    """Answer to `CompleteCode`."""
+
+    id: int
+    names: list[str]
+
+
+ToChild = StartChild | ExecuteStatement | CancelStatement | CompleteCode | ExecuteScript
+FromChild = Ready | LogNote | StatementDone | CodeCandidates
 
 _to_child: msgspec.json.Decoder[ToChild] = msgspec.json.Decoder(ToChild)
 _from_child: msgspec.json.Decoder[FromChild] = msgspec.json.Decoder(FromChild)

@@ -263,10 +263,10 @@ class EngineApi:
         return empty(204)
 
     async def complete(self, request: web.Request) -> web.Response:
-        """`POST /sessions/N/completion`: no candidates, as in Livy for Python and SQL."""
-        self._session(request)
-        requests.completion_request(await request.read())
-        return answer(CompletionResponse())
+        """`POST /sessions/N/completion`."""
+        session = self._session(request)
+        wanted = requests.completion_request(await request.read())
+        return answer(CompletionResponse(await session.complete(wanted.code, wanted.kind, wanted.cursor)))
 
     # -- statements ---------------------------------------------------------------------
 

@@ -16,10 +16,13 @@ import time
 import types
 from typing import Any
 
+from island.engine.code_completion import python_names, sql_names
 from island.engine.protocol import (
     EXIT_JAVA,
     EXIT_STARTING,
     CancelStatement,
+    CodeCandidates,
+    CompleteCode,
     ExecuteStatement,
     LogNote,
     Ready,
@@ -134,6 +137,21 @@ class StatementRunner:
             output = Output("error", number, ename="ResultTooLarge", evalue=text, traceback=[])
         return output
 
+    def complete(self, request: CompleteCode) -> None:
+        """Answer a request for candidates, in a thread of its own: a property of user code may block."""
+        threading.Thread(target=self._complete, args=(request,), daemon=True).start()
+
+    def _complete(self, request: CompleteCode) -> None:
+        names: list[str] = []
+        try:
+            if request.kind == "sql":
+                names = sql_names(request.code, [*self.start.views, *self.start.aliases])
+            else:
+                names = python_names(request.code, dict(self.shell.names))
+        except Exception as error:  # noqa: BLE001 - a property of user code may raise anything
+            self.channel.send(LogNote(f"completion failed: {type(error).__name__}"))
+        self.channel.send(CodeCandidates(request.id, [name for name in names if name.isprintable()]))
+
     # -- cancelling, called by the thread that reads frames -----------------------------
 
     def cancel(self, number: int) -> None:
@@ -234,6 +252,8 @@ def read_orders(fd: int, session: StatementRunner) -> None:
                 session.queue.put(order)
             elif isinstance(order, CancelStatement):
                 session.cancel(order.id)
+            elif isinstance(order, CompleteCode):
+                session.complete(order)
     except (EOFError, OSError):
         os._exit(0)
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 
 from island.engine.admission import LaunchSpec, statement_kind
 from island.engine.lifecycle import EngineContext, EngineJob
-from island.engine.protocol import CancelStatement, ExecuteStatement, FromChild, Ready, StatementDone
+from island.engine.protocol import (
+    CancelStatement,
+    CodeCandidates,
+    CompleteCode,
+    ExecuteStatement,
+    FromChild,
+    Ready,
+    StatementDone,
+)
 from island.engine.shell import size_of
 from island.livy.messages import (
     SESSION_STARTING,
@@ -20,6 +29,9 @@ from island.livy.messages import (
 )
 from island.livy.requests import milliseconds
 from island.livy.rest import KEPT_STATEMENTS, LivyRefusal, not_active, statement_not_found
+
+COMPLETION_S = 2.0
+"""Seconds after which a completion without an answer has no candidates: user code may block it."""
 
 
 def now_ms() -> int:
@@ -62,6 +74,8 @@ class EngineSession(EngineJob):
         self._next = 0
         self._queue: deque[EngineStatement] = deque()
         self._current: EngineStatement | None = None
+        self._completions: dict[int, asyncio.Future[list[str]]] = {}
+        self._completed = 0
         self._ttl_s = milliseconds(request.ttl) / 1000 if request.ttl else None
         idle = milliseconds(request.idle_timeout) / 1000 if request.idle_timeout else place.limits.idle_timeout_s
         self._idle_s = idle if idle > 0 else None
@@ -103,6 +117,26 @@ class EngineSession(EngineJob):
             statement.state = "cancelling"
             self._process.send(CancelStatement(number))
 
+    async def complete(self, code: str, kind: str, cursor: int | None) -> list[str]:
+        """The candidates for the code before `cursor`; empty while Spark starts, and for kinds that do not run here."""
+        if kind not in ("pyspark", "sql"):
+            return []
+        self.touched = time.monotonic()
+        if self._process is None or self.state not in ("idle", "busy") or len(self._completions) >= 8:
+            return []
+        self._completed += 1
+        number = self._completed
+        future: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self._completions[number] = future
+        self._process.send(CompleteCode(number, code if cursor is None else code[: max(0, cursor)], kind))
+        try:
+            async with asyncio.timeout(COMPLETION_S):
+                return await future
+        except TimeoutError:
+            return []
+        finally:
+            del self._completions[number]
+
     def interrupt(self) -> None:
         """Cancel all statements. The session stays open; in Livy it ends."""
         for number in [s.id for s in self.statements.values() if s.state in ("waiting", "running")]:
@@ -142,6 +176,10 @@ class EngineSession(EngineJob):
             self.state = "idle"
             self._forget_old()
             self._pump()
+        elif isinstance(message, CodeCandidates):
+            future = self._completions.get(message.id)
+            if future is not None and not future.done():
+                future.set_result([name[:200] for name in message.names[:500]])
 
     def finish(self, code: int) -> str:
         """After the end of the processes, end the running statement with an error and cancel the waiting ones."""

@@ -28,8 +28,12 @@ EXCHANGES = 8
 FETCH_S = 0.2
 """Fixed cost in seconds of fetching one input: manifest, hashes, streams, syncing to disk, preparing."""
 
-HOME_FACTOR, HOME_SECONDS = 1.1, 0.05
-"""Home is preferred unless another island is better by more than 10 % and 50 ms, the variation of measurements."""
+HOME_FACTOR, HOME_SECONDS = 1.1, 0.15
+"""Home is preferred unless another island is better by more than 10 % and 150 ms, the variation of measurements.
+
+Start and compute do not count for the 10 %: they are about the same everywhere and much larger than moving a small
+dataset, which would then always come to the job.
+"""
 
 RANKED = 10
 """Maximum number of islands that a decision considers and stores."""
@@ -108,6 +112,10 @@ class CostTerm(msgspec.Struct, frozen=True):
 
 TERMS = ("wait", "start", "transfer", "preparing", "round trips", "control", "compute", "output")
 """Names of the terms of every estimate, in order."""
+
+
+ALIKE = ("start", "compute")
+"""Terms that are about the same at all islands."""
 
 
 class Assessment(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -211,7 +219,8 @@ def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingD
     # After the first offers, only islands that offered a place can be chosen.
     offered = {c.island for c in candidates if c.offered and c.island in costs}
     choosable = {island: seconds for island, (_, seconds) in costs.items() if not offered or island in offered}
-    chosen, why = _choose(wanted, candidates, choosable)
+    moving = {i: seconds - sum(t.seconds for t in costs[i][0] if t.what in ALIKE) for i, seconds in choosable.items()}
+    chosen, why = _choose(wanted, candidates, choosable, moving)
     verdicts = []
     for candidate in candidates:
         if candidate.island in reasons:
@@ -236,15 +245,18 @@ def ranking(decision: RoutingDecision) -> list[str]:
     return [v.island for v in decision.verdicts if v.verdict != "rejected"]
 
 
-def _choose(wanted: JobRequirements, candidates: Sequence[Candidate], seconds: dict[str, float]) -> tuple[str, str]:
+def _choose(
+    wanted: JobRequirements, candidates: Sequence[Candidate], seconds: dict[str, float], moving: dict[str, float]
+) -> tuple[str, str]:
     if not seconds:
         return "", "no island can run this job"
     best = min(seconds.values())
+    margin = max(min(moving.values()) * (HOME_FACTOR - 1.0), HOME_SECONDS)
     if wanted.home in seconds:
         at_home = seconds[wanted.home]
         if at_home <= best + TIE:
             return wanted.home, f"your own island is the fastest place: {format_seconds(at_home)}"
-        if at_home <= max(best * HOME_FACTOR, best + HOME_SECONDS):
+        if at_home <= best + margin:
             return (
                 wanted.home,
                 f"home, {format_seconds(at_home)}, is nearly as good as the best, {format_seconds(best)}",

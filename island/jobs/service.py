@@ -707,7 +707,7 @@ class Jobs:
         if not hmac.compare_digest(known.encode(), request.key.encode("utf-8", "replace")) or job is None:
             raise Denied(
                 "the key is not the key of this job",
-                hint="`island job show ID` at its home shows the key to its owner.",
+                hint="`island job show --show-key ID` at its home shows the key to its owner.",
             )
         log.info("jobs.reattached", job=job.id, island=self._membership.display(sender), what=request.what)
         if request.what == "cancel":

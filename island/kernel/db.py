@@ -225,7 +225,7 @@ class Database:
         except sqlite3.Error as error:
             # A failed sync leaves the complete transaction at the end of the write-ahead log. SQLite ignores it, and
             # the next transaction overwrites it, but a crash before that would bring it to life.
-            if _primary_code(error) == sqlite3.SQLITE_IOERR and not self._writer.in_transaction:
+            if primary_code(error) == sqlite3.SQLITE_IOERR and not self._writer.in_transaction:
                 self._overwrite_failed_commit()
             raise
 
@@ -418,9 +418,13 @@ _DISK_CODES = frozenset(
 )
 
 
+DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+"""SQLite's primary result codes for content that is no database; the first also stands for a failed read."""
+
+
 def explained(error: BaseException, path: Path) -> BaseException:
     """Convert SQLite's error of a full disk to `Full` and of a failing disk to `DiskFailed`; return others as is."""
-    code = _primary_code(error)
+    code = primary_code(error)
     converted: IslandError
     if code == sqlite3.SQLITE_FULL:
         converted = Full(f"the disk of {path} is full", hint="Free some space. Accepted data are not lost.")
@@ -433,16 +437,16 @@ def explained(error: BaseException, path: Path) -> BaseException:
     return converted
 
 
-def _primary_code(error: BaseException) -> int | None:
+def primary_code(error: BaseException) -> int | None:
     """SQLite's primary result code of an error; None if the error is not from SQLite."""
     code = getattr(error, "sqlite_errorcode", None) if isinstance(error, sqlite3.Error) else None
     return None if code is None else code & 0xFF
 
 
 def _hint(error: sqlite3.Error, path: Path) -> str:
-    if _primary_code(error) == sqlite3.SQLITE_NOTADB:
+    if primary_code(error) == sqlite3.SQLITE_NOTADB:
         return "Check the disk. If it is in order, the file was overwritten: restore it from a backup."
-    if _primary_code(error) == sqlite3.SQLITE_CORRUPT:
+    if primary_code(error) == sqlite3.SQLITE_CORRUPT:
         # SQLite returns the same code for a failed read and for damaged content.
         return (
             "Check the disk and the system's log. Restore a backup only if"

@@ -23,6 +23,8 @@ import pytest
 
 from island.backup import archive, core, restoring, saving
 from island.backup.messages import ArchivedFile, BackupManifest
+from island.cli.init import init
+from island.doctor import home_facts
 from island.errors import BadInput, ConfigError, Conflict, Corrupt, Full, IslandError
 from island.home import Home
 from island.jobs.home.store import next_local
@@ -221,6 +223,41 @@ def test_nothing_is_overwritten(home: Home, tmp_path: Path) -> None:
             restoring.restore(tmp_path / "good.tar", Home(target), now=NOW)
     (tmp_path / "empty").mkdir(mode=0o755)
     restoring.restore(tmp_path / "good.tar", Home(tmp_path / "empty"), now=NOW)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of root")
+def test_the_root_of_a_new_file_system_is_an_empty_folder(home: Home, tmp_path: Path) -> None:
+    saving.save(home, tmp_path / "b.tar", now=NOW)
+    disk = tmp_path / "disk"
+    (disk / "lost+found").mkdir(parents=True, mode=0o700)
+    with disk_with(200_000), pytest.raises(Full, match="cannot be written"):
+        restoring.restore(tmp_path / "b.tar", Home(disk), now=NOW)
+    assert [path.name for path in disk.iterdir()] == ["lost+found"]
+    restoring.restore(tmp_path / "b.tar", Home(disk), now=NOW)
+    assert home_facts.entries(Home(disk)).foreign == []
+    os.chown(disk, 65534, 65534)
+    assert "lost+found" not in home_facts.entries(Home(disk)).foreign
+    (tmp_path / "second" / "lost+found").mkdir(parents=True)
+    init(tmp_path / "second", "second")
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "lost+found").touch()
+    with pytest.raises(Conflict, match="not an empty folder"):
+        init(tmp_path / "third", "third")
+
+
+def test_a_failed_restore_deletes_what_it_wrote_and_nothing_else(home: Home, tmp_path: Path) -> None:
+    saving.save(home, tmp_path / "b.tar", now=NOW)
+    new = tmp_path / "new"
+
+    def interfere(done: int, total: int) -> None:
+        # The file is read twice: the second time it is written.
+        if (new / "gossip.db").exists() and not (new / "state.db").exists():
+            (new / "state.db").write_text("of another program")
+            (new / "notes").write_text("of another program")
+
+    with pytest.raises(IslandError, match="File exists"):
+        restoring.restore(tmp_path / "b.tar", Home(new), now=NOW, progress=interfere)
+    assert tree(new) == {"state.db": b"of another program", "notes": b"of another program"}
 
 
 def test_a_home_folder_of_a_running_daemon_is_refused(home: Home, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from island.cli import completion_scripts
 from island.cli.completion import Shell
 from island.membership.messages import SERVER_KINDS
 from tests.contracts import commands
+from tests.missing import missing
 
 TYPED = [
     ("island pee\t", "<peer>"),
@@ -59,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def program(shell: str) -> str:
     found = shutil.which(shell)
     if found is None:
-        pytest.skip(f"{shell} is not installed")
+        missing(f"{shell} is absent: install {shell} to run this test")
     return found
 
 

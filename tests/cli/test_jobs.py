@@ -86,6 +86,46 @@ def test_a_session_by_command(island: Island) -> None:
     assert island("session", "exec", "0", "1").returncode == 1
 
 
+def test_the_key_of_a_job_is_shown_only_if_asked_for(island: Island) -> None:
+    island("session", "open", "--kind", "pyspark", "--conf", "spark.sql.ansi.enabled=true", "--memory", "1g")
+    assert "key" not in json.loads(island("job", "show", "0", "--json").stdout)
+    assert len(json.loads(island("job", "show", "0", "--show-key", "--json").stdout)["key"]) == 32
+
+
+def test_a_session_at_a_prompt(island: Island) -> None:
+    island("session", "open", "--kind", "pyspark")
+    done = island("session", "attach", "0", stdin="1+1\nif True:\n    table\n\nfail\n\nexit\nnever read\n")
+    assert done.returncode == 0
+    assert (
+        done.stdout.startswith("home:0> 2\n")
+        and "ran if True:\n    table" in done.stdout
+        and "boom" in done.stderr
+        and "never" not in done.stdout
+    )
+    assert json.loads(island("job", "show", "0", "--json").stdout)["state"] == "idle"
+    island("session", "close", "0")
+    closed = island("session", "attach", "0", stdin="1+1\n")
+    assert closed.returncode == 0 and "dead" in closed.stderr
+
+
+def test_a_log_is_followed_until_the_end(island: Island) -> None:
+    row = json.loads(island("job", "show", island("session", "open", "--kind", "sql").stdout.strip(), "--json").stdout)
+    island("session", "close", "0")
+    followed = island("job", "logs", "--follow", row["job"])
+    assert followed.returncode == 0 and followed.stderr.count("runs at home") == 1
+
+
+def test_arguments_that_look_like_global_options_reach_the_batch(island: Island, tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    file.write_text("print(1)")
+    done = island("job", "submit", str(file), "--arg", "--url=x", "--arg", "--home", "--conf", "spark.task.cpus=1")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(island("job", "ls", "--json").stdout)
+    assert [row["job"] for row in shown] == [done.stdout.strip()]
+    assert island("job", "submit", str(file), "--conf", "nothing").returncode == 1
+    assert island("job", "submit", str(file), "--timeout", "3").returncode == 2
+
+
 def test_what_is_wrong_is_said(island: Island, tmp_path: Path) -> None:
     unknown = island("session", "open", "--kind", "sql", "--input", "home/nothing")
     assert unknown.returncode == 1 and "home/nothing" in unknown.stderr and unknown.stdout == ""

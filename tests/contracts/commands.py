@@ -38,7 +38,7 @@ SCHEMAS = {
     "session ls": "Job",
     "session exec": "JobStatement",
     "job ls": "Job",
-    "job show": "JobShown",
+    "job show": "Job",
     "job explain": "Consideration",
     "job wait": "Job",
     "source ls": "Source",

@@ -315,7 +315,7 @@ def test_jobs(admin: Caller, user: Caller, small: dict[str, Any]) -> None:
     user.call("POST", "/api/v1/sessions", {"name": "other"}, status=409, Idempotency_Key="k1")
     one = f"/api/v1/jobs/{opened['job']}"
     assert [row["job"] for row in admin.call("GET", "/api/v1/jobs?live=1&kind=session", status=200)] == [opened["job"]]
-    assert user.call("GET", f"{one}?kind=session", status=200)["key"]
+    assert user.call("GET", f"{one}?kind=session&key=1", status=200)["key"]
     user.call("GET", f"{one}?kind=batch", status=404)
     statement = user.call("POST", f"{one}/statements", {"code": "1 + 1"}, status=201)
     assert statement["id"] == 0 and statement["completed"] is None

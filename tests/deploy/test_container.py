@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -22,6 +23,7 @@ import yaml
 
 from island import config
 from island.cli.demo.demo_island import free_ports, wait_for
+from island.kernel.db import Database
 from tests.conftest import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
@@ -196,6 +198,50 @@ def test_the_pod_is_restricted() -> None:
         assert "memory" in container["resources"]["limits"]
     kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
     assert kinds <= {"configMap", "emptyDir", "secret"}
+
+
+def test_the_pod_that_restores_is_that_of_the_island() -> None:
+    restore: dict[str, Any] = yaml.safe_load((DEPLOY / "kubernetes" / "restore.yaml").read_text("utf-8"))["spec"]
+    state = _manifest("StatefulSet")["spec"]
+    pod = state["template"]["spec"]
+    assert restore["securityContext"] == pod["securityContext"] and restore["automountServiceAccountToken"] is False
+    [container], [of_island] = restore["containers"], pod["containers"]
+    assert all(container[key] == of_island[key] for key in ("image", "securityContext"))
+    [claim] = [each["persistentVolumeClaim"]["claimName"] for each in restore["volumes"] if each["name"] == "data"]
+    assert (
+        claim
+        == f"{state['volumeClaimTemplates'][0]['metadata']['name']}-{_manifest('StatefulSet')['metadata']['name']}-0"
+    )
+
+
+def _restoring() -> dict[str, str]:
+    """The scripts that restore a home folder in the volume: of the container's page, and of Kubernetes."""
+    page = (CONTAINER / "README.md").read_text("utf-8")
+    [of_container] = re.findall(r"--entrypoint sh island -euc '(.*?)'", page, re.DOTALL)
+    pod = yaml.safe_load((DEPLOY / "kubernetes" / "restore.yaml").read_text("utf-8"))
+    [of_pod] = pod["spec"]["containers"][0]["args"]
+    return {"container": of_container, "pod": of_pod}
+
+
+@pytest.mark.e2e
+def test_a_backup_is_restored_in_the_volume(tmp_path: Path) -> None:
+    home, saved = tmp_path / "island", tmp_path / "before.tar.gz"
+    environment = _environment(home, {})
+    _run(["island", "init", str(home), "--name", "kiso"], environment)
+    _database(home)
+    key = (home / "key").read_bytes()
+    _run(["island", "backup", str(saved)], environment)
+    for script in _restoring().values():
+        (home / "key").unlink()
+        _run(["sh", "-euc", script.replace("/data/", f"{tmp_path}/")], environment)
+        assert (home / "key").read_bytes() == key and not (tmp_path / "island.old" / "key").exists()
+        shutil.rmtree(tmp_path / "island.old")
+
+
+def _database(home: Path) -> None:
+    """What a first start makes, and a backup needs."""
+    for kind in ("state", "gossip"):
+        Database.open(home, kind).close()
 
 
 def test_the_manifests_refer_to_each_other() -> None:

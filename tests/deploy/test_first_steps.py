@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 from island.cli.demo.demo_island import free_ports
 from tests.conftest import REPOSITORY
 from tests.islands.user_port import played_livy
+from tests.missing import missing
 
 SECONDS = 120.0
+PROGRAMS = "/usr/bin:/bin"
 
 
 def commands() -> dict[int, list[str]]:
@@ -49,8 +52,10 @@ async def ready(url: str, daemon: asyncio.subprocess.Process) -> None:
 @pytest.mark.e2e
 @pytest.mark.slow
 async def test_the_commands_of_the_guide_lead_to_a_result(tmp_path: Path) -> None:
+    if shutil.which("curl", path=PROGRAMS) is None:
+        missing("curl is absent: install curl to run this test")
     user, peer = free_ports(2)
-    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    environment = {"HOME": str(tmp_path), "PATH": PROGRAMS, "LANG": "C.UTF-8"}
     # Steps 1 and 2 need root and a network; this stands for the virtual environment that they make.
     (tmp_path / "venv" / "bin").mkdir(parents=True)
     (tmp_path / "venv" / "bin" / "activate").write_text(f"PATH={Path(sys.executable).parent}:$PATH\n", "utf-8")

@@ -106,6 +106,24 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemdMachine
     assert wheel.names()
 
 
+def _commands(machine: SystemdMachine, heading: str) -> None:
+    """Run the commands below a heading of the README as root."""
+    text = (UNIT.parent / "README.md").read_text("utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    [commands] = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    # The packages are those of the tests, and the environment is a mount. Nothing but a few folders can be written.
+    kept = [line for line in commands.splitlines() if "/bin/pip " not in line]
+    script = "\n".join(kept).replace(" /opt/island\n", "\n").replace("/var/backups/", "/home/backups/")
+    machine.run("bash", "-euc", f"mkdir -p /home/backups\n{script}")
+
+
+def _token(machine: SystemdMachine) -> str:
+    """A file with the token of the unit's credential, for commands of the daemon's account."""
+    machine.write("/run/token", TOKEN)
+    machine.run("chown", "island:", "/run/token")
+    machine.run("chmod", "600", "/run/token")
+    return "/run/token"
+
+
 def _log(machine: SystemdMachine) -> str:
     return machine.run("tail", "--bytes=4000", "/run/island.log", check=False)
 
@@ -153,12 +171,12 @@ def test_the_daemon_has_no_privileges_and_writes_to_its_folders_only(machine: Sy
 
 @pytest.mark.e2e
 def test_a_token_from_the_service_manager_is_used(machine: SystemdMachine) -> None:
-    machine.write("/run/token", TOKEN)
-    machine.run("chown", "island:", "/run/token")
-    machine.run("chmod", "600", "/run/token")
-    assert "kiso" in machine.run(*ISLAND, "--token-file", "/run/token", "status", check=False)
+    island = (*ISLAND, "--token-file", _token(machine))
+    assert "kiso" in machine.run(*island, "status", check=False)
     refused = machine.run(*ISLAND, "status", check=False)
     assert "kiso" not in refused  # the token in the home folder is replaced
+    found = machine.run(*island, "doctor", check=False)
+    assert "daemon" in found and "cannot be asked" not in found, found
     # The password of a Livy, as the configuration names it, has the mode 0440 of a credential.
     path = "/run/credentials/island.service/livy-password"
     pid = machine.show("island", "MainPID")
@@ -167,10 +185,7 @@ def test_a_token_from_the_service_manager_is_used(machine: SystemdMachine) -> No
 
 @pytest.mark.spark
 def test_a_spark_session_runs_in_the_sandbox(machine: SystemdMachine) -> None:
-    machine.write("/run/token", TOKEN)
-    machine.run("chown", "island:", "/run/token")
-    machine.run("chmod", "600", "/run/token")
-    island = (*ISLAND, "--token-file", "/run/token")
+    island = (*ISLAND, "--token-file", _token(machine))
     session = machine.run(*island, "session", "open", "--kind", "pyspark", seconds=300)
     code = "print(spark.range(1000).selectExpr('sum(id) AS s').collect()[0].s)"
     assert "499500" in machine.run(*island, "session", "exec", session, code, seconds=300)
@@ -194,3 +209,23 @@ def test_a_daemon_that_hangs_is_restarted_and_stops_completely(machine: SystemdM
     assert machine.show("island", "Result") == "success"
     # systemd removes the cgroup when the engine and all other children have ended.
     assert machine.run("find", "/sys/fs/cgroup/system.slice", "-name", "island.service") == ""
+
+
+@pytest.mark.e2e
+def test_upgrade_restore_and_removal(machine: SystemdMachine) -> None:
+    """Is the last test, because it removes the island."""
+    machine.run("systemctl", "start", "island")
+    key = machine.run("cat", "/var/lib/island/key")
+    _commands(machine, "Upgrade")
+    assert machine.show("island", "ActiveState") == "active"
+    _commands(machine, "Restore, or go back to the older version")
+    assert machine.show("island", "ActiveState") == "active"
+    assert machine.run("cat", "/var/lib/island/key") == key
+    assert machine.run("stat", "--format=%U %a", "/var/lib/island") == "island 700"
+    island = (*ISLAND, "--token-file", _token(machine))
+    assert "island.restore" in machine.run(*island, "journal")
+
+    _commands(machine, "Remove")
+    left = machine.run("find", "/etc", "/var/lib", "/var/cache", "-name", "*island*", "-print", "-prune")
+    assert left.split() == ["/var/lib/island.old"]
+    assert machine.run("getent", "passwd", "island", check=False) == ""

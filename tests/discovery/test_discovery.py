@@ -56,7 +56,7 @@ async def test_islands_link_at_addresses_that_nobody_told_them(tmp_path: Path, l
         old = {one.peers.port, two.peers.port}
     async with running(*stranger) as away, running(*kiso) as one, running(*nanten) as two:
         assert not old & {one.peers.port, two.peers.port}
-        await until(lambda: one.peers.link(two.trust.me) is not None, 30)
+        await until(lambda: one.peers.link(two.trust.me) is not None)
         link = one.peers.link(two.trust.me) or two.peers.link(one.trust.me)
         assert link is not None
         new = {f"{loopback}:{one.peers.port}", f"{loopback}:{two.peers.port}"}
@@ -76,6 +76,7 @@ async def test_islands_link_at_addresses_that_nobody_told_them(tmp_path: Path, l
         [line] = [each for each in out.splitlines() if each.startswith(str(one.trust.network)[:10])]
         assert code == 0 and all(address in line for address in new) and "island peer join" in err
 
+        await until(lambda: announced(one, two))  # perhaps `two` heard `one` and dialled
         [row] = [each for each in (await get(one, NEARBY))["islands"] if each["network"] == one.trust.network]
         assert row["mine"] and row["island"] == "nanten" and row["key_prefix"] == two.trust.me[:10]
         code, out, _ = await command(two, "peer", "nearby", "--json")

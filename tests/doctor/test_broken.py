@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import os
+import pwd
 import resource
 import socket
 import sqlite3
@@ -20,10 +21,11 @@ from typing import Any
 
 import pytest
 
+from island import config
 from island.cli import base, main
 from island.cli.demo.demo_island import ISLAND, free_ports
 from island.cli.init import init
-from island.doctor import service, store
+from island.doctor import engine_facts, service, store
 from island.doctor.core import Finding, failed
 from island.home import Home
 from island.kernel.db import Database
@@ -43,7 +45,7 @@ def place(tmp_path: Path) -> Home:
 
 
 def examined(place: Home, environ: dict[str, str] | None = None) -> list[Finding]:
-    found = list(service.examine(place, SystemClock(), environ or ENVIRON))
+    found = list(service.examine(place, SystemClock(), environ or ENVIRON, place.endpoint))
     assert all(each.advice for each in found if each.severity != "ok"), found
     return found
 
@@ -251,13 +253,19 @@ def livy() -> Iterator[str]:
             thread.join()
 
 
-def test_a_livy_that_refuses_the_password_and_has_another_time(place: Home, livy: str) -> None:
-    configure(place, "url", json.dumps(livy))
+def log_in(place: Home) -> None:
+    """Set the user name and the password that Livy asks for."""
     configure(place, "user", '"me"')  # both keys of this name
     configure(place, "password_file", '"livy.password"')
     text = place.toml.read_text().replace('user = "me"', f'user = "127.0.0.1:{free_ports(1)[0]}"', 1)
     place.toml.write_text(text)
     (place.path / "livy.password").touch(0o600)
+    (place.path / "livy.password").write_text("right")
+
+
+def test_a_livy_that_refuses_the_password_and_has_another_time(place: Home, livy: str) -> None:
+    configure(place, "url", json.dumps(livy))
+    log_in(place)
     (place.path / "livy.password").write_text("wrong")
     found = {each.check: each for each in examined(place)}
     assert found["livy"].severity == "problem" and "refuses the user name" in found["livy"].found
@@ -268,16 +276,26 @@ def test_a_livy_that_refuses_the_password_and_has_another_time(place: Home, livy
     assert any(each.severity == "problem" and "24 hours ahead of Livy" in each.found for each in every), every
 
 
+def test_a_livy_of_the_same_account_as_the_daemon(place: Home, livy: str) -> None:
+    configure(place, "url", json.dumps(livy))
+    (found,) = [each for each in examined(place) if each.check == "sandbox" and "Livy" in each.found]
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    assert found.severity == "warning" and f"runs as {me}: the code of its sessions can read the key" in found.found
+    configure(place, "url", '"http://192.0.2.1:8998"')  # a network for documentation, which no machine has
+    settings = config.load(place.toml)
+    assert engine_facts.livy_accounts(settings.livy.url) is None
+
+
 def test_a_password_in_the_url_of_livy_is_not_shown(place: Home, livy: str) -> None:
     configure(place, "url", json.dumps(livy.replace("127.0.0.1", "me:right@127.0.0.1")))
     found = examined(place)
-    assert [each.severity for each in found if each.check == "livy"] == ["ok"]
-    (warning,) = [each for each in found if each.check == "configuration"]
-    assert "livy.url contains a user name" in warning.found and "me:right" not in str(found)
+    (problem,) = [each for each in found if each.severity == "problem"]
+    assert "livy.url contains a user name" in problem.found and "me:right" not in str(found)
 
 
 def test_a_server_that_is_no_livy(place: Home, livy: str) -> None:
-    configure(place, "url", json.dumps(livy.replace("127.0.0.1", "me:right@127.0.0.1") + "/ui"))
+    configure(place, "url", json.dumps(livy + "/ui"))
+    log_in(place)
     (found,) = [each for each in examined(place) if each.check == "livy"]
     assert found.severity == "problem" and "is not a Livy: GET /version answers with status 200" in found.found
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -351,11 +369,53 @@ def test_another_account_is_told_whose_island_it_is() -> None:
             assert f"sudo -u {account} island doctor" in done.stdout
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_databases_of_another_account_are_not_called_damaged() -> None:
+    """As after `island run` by root, once, with the home folder of another account."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Home(Path(name) / "home")
+        init(place.path, "kiso")
+        for kind in service.DATABASES:
+            Database.open(place.path, kind).close()
+        place.path.parent.chmod(0o755)
+        for path in (place.path, place.toml, place.key, place.token, place.user_token):
+            os.chown(path, 65534, 65534)
+        done = subprocess.run(
+            [sys.executable, "-c", DATABASES_AS_NOBODY, str(place.path)], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.count("cannot be opened by nobody: it belongs to root") == 3, done.stdout
+        assert f"Run as root: chown -R nobody: {place.path}" in done.stdout
+        assert "damaged" not in done.stdout and "delete" not in done.stdout
+
+
+def test_a_database_that_cannot_be_opened_is_not_called_damaged(place: Home) -> None:
+    (place.path / "state.db").unlink()
+    (place.path / "state.db").mkdir()
+    (found,) = [each for each in examined(place) if each.check == "database" and each.severity == "problem"]
+    assert found.found == "state.db cannot be read: disk I/O error"
+    assert "system's log" in found.advice and "restore" not in found.advice
+
+
 AS_NOBODY = """
 import os, sys
 from island.doctor import service
 from island.home import Home
 from island.kernel.ports import SystemClock
 os.setegid(65534); os.seteuid(65534)
-print(*service.examine(Home(__import__("pathlib").Path(sys.argv[1])), SystemClock(), {}))
+home = Home(__import__("pathlib").Path(sys.argv[1]))
+print(*service.examine(home, SystemClock(), {}, home.endpoint))
+"""
+
+DATABASES_AS_NOBODY = """
+import os, pathlib, sys
+from island.doctor import core, service, store
+from island.kernel.ports import SystemClock
+
+def databases():
+    home = pathlib.Path(sys.argv[1])
+    return core.databases([store.database(home, kind, SystemClock(), seconds=9.0) for kind in service.DATABASES])
+
+assert all(each.severity == "ok" for each in databases())  # this also loads what the next account may not read
+os.setegid(65534); os.seteuid(65534)
+print(*databases())
 """

@@ -53,6 +53,10 @@ def daemon(**more: object) -> Iterable[Finding]:
     return core.daemon(DaemonFacts(**facts))  # type: ignore[arg-type]  # the values have the types of the fields
 
 
+def sandbox_of_livy(accounts: list[str] | None) -> Iterable[Finding]:
+    return core.sandbox(SandboxFacts(False, False, False, "isl", accounts))
+
+
 LOST, SEEN = PeerView("virgo", False, "connection refused"), PeerView("lapalma", True, "")
 
 
@@ -89,7 +93,16 @@ LOST, SEEN = PeerView("virgo", False, "connection refused"), PeerView("lapalma",
         (daemon(discovery="failed: in use"), "warning", "discovery on the local network failed: in use", "[discovery]"),
         (daemon(error="no token", hint="Set one."), "problem", "cannot be asked: no token", "Set one."),
         (core.sandbox(SandboxFacts(True, True, False, "isl")), "warning", "code of users and other islands", "livy"),
-        (core.sandbox(SandboxFacts(False, False, True, "root")), "warning", "runs as root", "account of its own"),
+        (sandbox_of_livy(None), "unchecked", "a Livy on another machine", "cannot run as isl"),
+        (sandbox_of_livy([]), "unchecked", "its account is not known", "while Livy is running"),
+        (sandbox_of_livy(["isl"]), "warning", "runs as isl: the code of its sessions can read the key", "of its own"),
+        (sandbox_of_livy(["root"]), "warning", "runs as root: the code of its sessions can read the key", "of its own"),
+        (
+            core.sandbox(SandboxFacts(False, False, True, "root", ["livy"])),
+            "warning",
+            "runs as root",
+            "account of its own",
+        ),
     ],
 )
 def test_what_is_wrong_and_what_to_do(findings: Iterable[Finding], severity: str, words: str, advice: str) -> None:
@@ -108,7 +121,7 @@ def test_what_is_wrong_and_what_to_do(findings: Iterable[Finding], severity: str
         (peers(listen=""), "only dials out"),
         (core.databases([DatabaseFacts("state.db", "/s", 3, 8)]), "the daemon migrates it when it starts"),
         (core.engine(EngineFacts("http://h", "0.9.0")), "Livy 0.9.0 answers at http://h"),
-        (core.sandbox(SandboxFacts(False, True, False, "isl")), "the site's own Livy"),
+        (sandbox_of_livy(["livy"]), "runs as livy, not as isl"),
     ],
 )
 def test_what_is_right(findings: Iterable[Finding], words: str) -> None:

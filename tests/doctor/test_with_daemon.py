@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from island import config
+from island.cli import base, main
 from island.daemon import Daemon
 from island.doctor import service
 from island.doctor.core import Finding, failed
@@ -35,7 +37,7 @@ class Late(SystemClock):
 
 async def examined(place: Home) -> list[Finding]:
     def run() -> list[Finding]:
-        return list(service.examine(place, SystemClock(), dict(os.environ)))
+        return list(service.examine(place, SystemClock(), dict(os.environ), place.endpoint))
 
     return await asyncio.to_thread(run)
 
@@ -60,7 +62,7 @@ def private() -> Iterator[None]:
     os.umask(before)
 
 
-async def test_a_running_daemon(tmp_path: Path, private: None) -> None:
+async def test_a_running_daemon(tmp_path: Path, private: None, capsys: pytest.CaptureFixture[str]) -> None:
     listen = {"user": "127.0.0.1:0", "peer": "127.0.0.1:0", "advertise": [UNREACHABLE]}
     place, settings = made(tmp_path / "here", listen=listen)
     with place.locked():
@@ -72,6 +74,8 @@ async def test_a_running_daemon(tmp_path: Path, private: None) -> None:
             assert "may still be starting" in only.advice
             await daemon.start(tasks)
             await healthy(daemon)
+            await with_a_token_that_is_elsewhere(daemon, tmp_path / "token", capsys)
+            await with_a_token_that_was_replaced(daemon)
             await changed_since_its_start(daemon)
             await with_a_full_disk(daemon)
             await seen_by_a_peer(daemon, tmp_path)
@@ -87,6 +91,41 @@ async def healthy(daemon: Daemon) -> None:
     assert any(f"= 127.0.0.1:{daemon.peers.port} " in each.found for each in about(found, "ports"))
     (only,) = about(found, "open files")
     assert only.found.startswith("the daemon can open")
+
+
+async def with_a_token_that_is_elsewhere(daemon: Daemon, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As with a credential of the service manager: the token in the home folder is not that of the daemon."""
+
+    def run(*options: str) -> dict[str, dict[str, str]]:
+        try:
+            with pytest.raises(SystemExit):
+                main.run(["--home", str(daemon.home.path), *options, "doctor", "--json"])
+        finally:
+            base.TARGET.home = base.TARGET.token_file = None
+        return {each["check"]: each for each in json.loads(capsys.readouterr().out)}
+
+    token = daemon.home.token.read_text()
+    file.write_text(token)
+    daemon.home.token.write_text("isl_a_which_no_daemon_knows")
+    try:
+        found = (await asyncio.to_thread(run))["daemon"]
+        assert found["severity"] == "problem" and "cannot be asked" in found["found"]
+        found = (await asyncio.to_thread(run, "--token-file", str(file)))["daemon"]
+        assert found["found"] == f"the daemon (pid {os.getpid()}) is ready"
+        found = (await asyncio.to_thread(run, "--token-file", str(file.with_name("none"))))["daemon"]
+        assert "none cannot be read" in found["found"] and "--token-file" in found["advice"]
+    finally:
+        daemon.home.token.write_text(token)
+
+
+async def with_a_token_that_was_replaced(daemon: Daemon) -> None:
+    token, started = daemon.home.token.read_text(), daemon.home.running.stat().st_mtime
+    daemon.home.token.write_text("isl_a_which_the_next_daemon_will_know")
+    for seconds, advice in ((60, "token was changed after the daemon started: restart it"), (-60, "Use the token in")):
+        os.utime(daemon.home.token, (started + seconds, started + seconds))
+        (only,) = about(await examined(daemon.home), "daemon")
+        assert "does not know the token" in only.found and only.advice.startswith(advice)
+    daemon.home.token.write_text(token)
 
 
 async def changed_since_its_start(daemon: Daemon) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from island.cli.demo.demo_island import wait_for
+from island.cli.session_prompt import Completer
 from island.client import Api
 from tests.servers.daemon import ServedIsland
 
@@ -94,6 +95,11 @@ def test_a_session_goes_to_its_data_and_its_results_stay(two: Two) -> None:
     answer = json.loads(run("SELECT max(n) AS top FROM numbers", "--kind", "sql", "--json"))
     assert answer["output"]["data"]["application/json"]["data"] == [[999]]
 
+    names = Completer(Api(two.laptop.home_endpoint()), int(session), "pyspark").candidates(
+        "spark.createD", "spark.createD"
+    )
+    assert "spark.createDataFrame" in names
+
     failed = two.laptop.run("session", "exec", session, "1/0")
     assert failed.returncode == 1 and "ZeroDivisionError" in failed.stderr
 
@@ -143,17 +149,23 @@ def test_a_batch_runs_at_another_island_and_tells_its_end(two: Two, tmp_path: Pa
     done = two.laptop.run("job", "submit", str(script), "--input", "lick/numbers", "--arg", "10", "--at", "lick")
     assert done.returncode == 0, done.stderr
     batch = done.stdout.strip()
-    waited = two.laptop.run("job", "wait", batch)
-    assert waited.returncode == 0, waited.stderr
+    followed = two.laptop.run("job", "logs", batch, "--follow")
+    assert followed.returncode == 0 and followed.stdout.count("COUNTED 10") == 1, followed.stderr
     logs = two.laptop.run("job", "logs", batch).stdout
     assert "COUNTED 10" in logs
     row = job(two.laptop, batch)
     assert (row["kind"], row["state"], row["island"]) == ("batch", "success", "lick")
 
     script.write_text("raise SystemExit(3)\n")
-    failing = two.laptop.run("job", "submit", str(script)).stdout.strip()
-    assert two.laptop.run("job", "wait", failing).returncode == 1
+    failed = two.laptop.run("job", "submit", str(script), "--wait", "--memory", "600m")
+    assert failed.returncode == 1 and "batch" in failed.stderr
+    failing = failed.stdout.strip()
     assert job(two.laptop, failing)["state"] in {"dead", "error"}
+
+    script.write_text("import time\ntime.sleep(300)\n")
+    late = two.laptop.run("job", "submit", str(script), "--wait", "--timeout", "0.5")
+    assert late.returncode == 1 and "after 0.5 s; it goes on" in late.stderr
+    assert two.laptop.run("job", "cancel", late.stdout.strip()).returncode == 0
 
 
 def test_a_job_that_nobody_may_run_says_which_key_forbids_it(two: Two) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from island.errors import BadInput, NotFound
 from island.livy.client import LivyClient
-from island.livy.messages import SessionRequest
+from island.livy.messages import CompletionRequest, SessionRequest
 from tests.servers.engine import Opened, RunningEngine, alive, until
 
 pytestmark = pytest.mark.spark
@@ -24,6 +24,22 @@ async def test_statement_text_and_numbers(session: Opened) -> None:
     assert second.output is not None and second.output.data == {"text/plain": "a\n'b'"}
     assert second.id == first.id + 1
     assert 0 < second.started <= second.completed
+
+
+async def test_names_are_completed_also_while_a_statement_runs(session: Opened) -> None:
+    async def names(code: str, kind: str = "pyspark") -> list[str]:
+        return (await session.client.complete(session.id, CompletionRequest(code, kind))).candidates
+
+    await session.text("brightness = 'of a star'")
+    assert await names("brigh") == ["brightness"]
+    assert "createDataFrame" in await names("spark.createD")
+    assert await names("sel", "sql") == ["SELECT"]
+    assert await names("sc.paral", "spark") == []
+    running = await session.client.post_statement(session.id, "import time; time.sleep(300)")
+    await _until_state(session, running.id, "running")
+    assert "upper" in await names("brightness.up")
+    await session.client.cancel_statement(session.id, running.id)
+    await session.client.wait_statement(session.id, running.id, 60)
 
 
 async def test_cancel_of_plain_python_is_prompt_and_the_session_continues(session: Opened) -> None:

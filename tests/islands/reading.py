@@ -34,7 +34,10 @@ from island.replicas.fetching import FetchTimeouts
 from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.users import Tokens
 
-SHORT = FetchTimeouts(nothing=1.0, block=0.6, open=0.5)
+PATIENT = FetchTimeouts(nothing=60.0, block=60.0, open=60.0)
+"""Timeouts that only a hang reaches: a transfer that is repeated on a slow machine would change what is counted."""
+IMPATIENT = FetchTimeouts(nothing=1.0, block=60.0, open=60.0)
+"""For a transfer that must fail because no holder can be reached."""
 
 
 class Stream:
@@ -360,7 +363,7 @@ class Archipelago:
 
     @contextlib.asynccontextmanager
     async def island(
-        self, name: str, *, quota: str = "1GiB", reserve: str = "0", patience: FetchTimeouts = SHORT
+        self, name: str, *, quota: str = "1GiB", reserve: str = "0", patience: FetchTimeouts = PATIENT
     ) -> AsyncIterator[Island]:
         """A running island. Its home folder is kept for the next one with this name."""
         me, home = key_of(name), self.folder / name

@@ -124,7 +124,7 @@ def test_inputs_on_two_islands_go_to_the_cheaper_place() -> None:
 
 def test_home_is_preferred_unless_another_island_is_clearly_better() -> None:
     assert chosen(candidate(HOME, wait=0.1), candidate(NEAR, rtt=0.001)) == HOME
-    assert chosen(candidate(HOME, wait=0.9), candidate(NEAR, rtt=0.001)) == NEAR
+    assert chosen(candidate(HOME, wait=0.3), candidate(NEAR, rtt=0.001)) == NEAR
 
 
 def test_the_draw_decides_between_equal_estimates() -> None:

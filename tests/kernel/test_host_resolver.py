@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from island.errors import EngineFailed
 from island.kernel.host_resolver import HostResolver
 from island.kernel.work import ThreadWorkers
 from island.livy.client import LivyClient
-from tests.islands.sessions import archipelago
+from tests.islands.sessions import QUICK, archipelago
 
 STUCK = "observatory.invalid"
 
@@ -103,7 +104,7 @@ def test_numeric_addresses_need_no_thread(system: SystemResolver) -> None:
 
 def test_an_island_is_dialled_at_its_next_address(system: SystemResolver, tmp_path: Path) -> None:
     async def main(_: ThreadWorkers) -> None:
-        async with archipelago(tmp_path, 2, mesh=False) as (one, other):
+        async with archipelago(tmp_path, 2, mesh=False, limits=replace(QUICK, connect_s=0.5)) as (one, other):
             one.known[other.id] = [f"{STUCK}:1", other.address]
             one.peers.connect_soon()
             await one.linked(other)

@@ -120,11 +120,11 @@ async def test_processor_time_is_limited_by_file(pool: ProcessPool) -> None:
 
 
 async def test_a_child_that_is_silent_is_ended(pool: ProcessPool) -> None:
-    await pool.run(f.pid)  # the limit is not for the start of a child
+    pid = await pool.run(f.pid)  # the limit is not for the start of a child
     with pytest.raises(Stalled, match="no progress for 1 s"):
         async with aclosing(pool.stream(f.hang, limits=Limits(silent_seconds=1.0))) as items:
-            pid = await anext(items)
-            await anext(items)
+            async for each in items:
+                assert each == pid
     assert ended(pid)
 
 

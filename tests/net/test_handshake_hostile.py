@@ -26,6 +26,7 @@ from island.net.limits import PeerLimits
 from island.net.listener import dial
 from island.trust.keys import Identity
 from tests.islands.sessions import QUICK, Node, admit, archipelago
+from tests.standins.loop_time import LoopTime
 
 RNG = SystemRng()
 
@@ -53,7 +54,7 @@ class Raw:
         await self.writer.drain()
 
     async def receive(self) -> Frame:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await frames.read_frame(self.reader, HANDSHAKE_LIMIT)
 
     async def goodbye(self) -> Refusal:
@@ -66,7 +67,7 @@ class Raw:
     async def hung_up(self) -> None:
         """Wait until the other side has closed the connection."""
         with contextlib.suppress(OSError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while await self.reader.read(65536):
                     pass
 
@@ -251,7 +252,7 @@ async def handshake_with(address: str, member: Node, expected: Node) -> IslandEr
     try:
         certificate = tls.presented_certificate_hash(writer.get_extra_info("ssl_object"))
         with pytest.raises(IslandError) as caught:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await Handshake(reader, writer, member.trust, RNG, (), b"").dial("control", expected.id, certificate)
         return caught.value
     finally:
@@ -326,23 +327,25 @@ async def test_a_secret_is_not_given_to_a_false_inviter(tmp_path: Path) -> None:
 
 
 async def test_slow_and_silent_strangers_are_cut_off_and_bounded(tmp_path: Path) -> None:
-    limits = PeerLimits(first_byte_s=0.3, handshake_s=0.3, shaking_per_address=4, redial_base_s=0.05, redial_cap_s=0.1)
+    limits = PeerLimits(first_byte_s=30, handshake_s=30, shaking_per_address=4, redial_base_s=0.05, redial_cap_s=0.1)
+    time = LoopTime()
     async with victim_and_member(tmp_path, limits) as (victim, member):
         port = victim.peers.port
         assert port is not None
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
-        for each, _ in silent:  # no TLS at all
-            async with asyncio.timeout(5):
-                assert await each.read(1) == b""
+        ended = [asyncio.ensure_future(each.read(1)) for each, _ in silent]  # no TLS at all
+        await time.pass_until_done(*ended)
+        assert [each.result() for each in ended] == [b""] * 5
         async with Raw.to(victim.address) as raw:  # TLS, then a byte now and then
             hello = b"".join(frames.pack_frame(FrameType.HELLO, 0, codec.encode(hello_of(member))))
-            with contextlib.suppress(OSError):
-                for byte in hello:
-                    raw.writer.write(bytes([byte]))
-                    await asyncio.sleep(0.02)
-                    if raw.reader.at_eof():
-                        break
-            await raw.hung_up()
+            ended_slow = asyncio.ensure_future(raw.hung_up())
+            for byte in hello:
+                if ended_slow.done():
+                    break
+                raw.writer.write(bytes([byte]))
+                time.advance(1)
+                await asyncio.sleep(0.001)
+            assert ended_slow.done()
         for _, other in silent:
             other.close()
             with contextlib.suppress(OSError):
@@ -363,7 +366,7 @@ async def test_an_island_of_another_archipelago_is_told_so(tmp_path: Path) -> No
     async with archipelago(tmp_path / "x", 1) as (here,), archipelago(tmp_path / "y", 1) as (there,):
         there.knows(here)
         there.peers.connect_soon()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while here.id not in there.peers._last_error:
                 await asyncio.sleep(0.01)
         assert "different archipelagos" in there.peers._last_error[here.id]
@@ -376,7 +379,7 @@ async def test_an_uninvited_island_without_network_is_refused(tmp_path: Path) ->
     async with node.running(), other.running():
         await admit(other)
         other.knows(node)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while node.id not in other.peers._last_error:
                 await asyncio.sleep(0.01)
         assert "does not belong to an archipelago" in other.peers._last_error[node.id]

@@ -20,6 +20,7 @@ from island.net.condition import Condition
 from island.net.limits import PeerLimits
 from island.trust.users import Tokens
 from tests.islands.sessions import Node, archipelago
+from tests.standins.loop_time import LoopTime
 
 TOKEN = "user-token"
 NEVER = 3600.0
@@ -47,7 +48,7 @@ class Raw:
 
     async def answer(self) -> tuple[int, bytes]:
         """Status and body of the next answer."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER):
             head = await self._reader.readuntil(b"\r\n\r\n")
             length = next(
                 int(li.split(b":")[1]) for li in head.split(b"\r\n") if li.lower().startswith(b"content-length")
@@ -56,14 +57,14 @@ class Raw:
 
     async def closed(self) -> bytes:
         """Wait until the other side has closed the connection; what came before."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER):
             try:
                 return await self._reader.read()
             except ConnectionError:
                 return b""
 
     async def read(self, size: int) -> bytes:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER):
             return await self._reader.read(size)
 
     def pause(self) -> None:
@@ -175,15 +176,20 @@ async def test_requests_that_are_answered_are_never_pushed_out() -> None:
 
 
 async def test_a_head_has_a_time_limit_that_bytes_do_not_renew() -> None:
-    async with user_port(head_s=0.3) as port:
+    time = LoopTime()
+    async with user_port(head_s=30) as port:
         silent, trickling, second = await port.connect(), await port.connect(HALF), await port.connect(WHOLE)
         await second.answer()
         await second.send(HALF)
         closing = [asyncio.ensure_future(each.closed()) for each in (silent, trickling, second)]
-        while not closing[1].done():
+        for _ in range(300):
             await trickling.send(b"x")
-            await asyncio.wait(closing, timeout=0.02)
-        await asyncio.gather(*closing)
+            time.advance(1)
+            await asyncio.sleep(0.001)
+            if closing[1].done():
+                break
+        assert closing[1].done()
+        await time.pass_until_done(*closing)
 
 
 async def test_a_body_that_stalls_ends_its_connection() -> None:
@@ -207,7 +213,7 @@ async def test_an_answer_that_is_not_read_ends_its_connection(path: str) -> None
             deaf = await port.connect()
             deaf.pause()
             await deaf.send(asking(path))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(NEVER):
                 while not any(line["event"] == "http.dropped" for line in lines):
                     await asyncio.sleep(0.01)
             deaf.resume()
@@ -215,11 +221,14 @@ async def test_an_answer_that_is_not_read_ends_its_connection(path: str) -> None
 
 
 async def test_an_answer_that_is_read_slowly_arrives() -> None:
-    async with user_port(stall_s=0.2) as port:
+    time = LoopTime()
+    async with user_port(stall_s=60) as port:
         slow, received = await port.connect(asking("/pour")), 0
         while received < LONG:
-            received += len(await slow.read(65_536))
-            await asyncio.sleep(0.002)  # 0.5 s in all, with progress all the time
+            block = await slow.read(65_536)
+            assert block, "the connection was closed"
+            received += len(block)
+            time.advance(1)  # 256 s in all, with progress all the time
 
 
 async def test_lost_connections_are_not_logged_and_bugs_of_handlers_are_limited() -> None:

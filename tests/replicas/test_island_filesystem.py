@@ -24,7 +24,7 @@ import pytest
 
 from island.catalog.messages import ResolvedDataset
 from island.replicas.fsspec import PROBED, IslandFileSystem
-from tests.islands.reading import Archipelago, Island, good_until, key_of, user_port
+from tests.islands.reading import IMPATIENT, Archipelago, Island, good_until, key_of, user_port
 
 T = TypeVar("T")
 ROWS = 40_000
@@ -296,9 +296,14 @@ async def test_errors_are_those_that_programs_expect_in_the_islands_words(site: 
         await run(lost.ls, "owner/tables")
     with pytest.raises(OSError, match="there is no island at"):  # pandas and pyarrow keep the words
         await run(pd.read_parquet, "island://owner/tables", storage_options={"home": str(site.folder / "nowhere")})
-    site.there.network.kill(site.owner.me)
-    with pytest.raises(OSError, match=r"held only by owner \(down since 12:03:11 UTC\)"):
-        await run(filesystem.cat_file, "owner/tables/a.parquet")
+    async with site.there.island("hasty", patience=IMPATIENT) as hasty, user_port(site.there, hasty):
+        filesystem = fsspec.filesystem("island", home=str(hasty.home))
+        await run(filesystem.ls, "owner/tables")
+        site.there.network.kill(site.owner.me)
+        with pytest.raises(OSError, match=r"held only by owner \(down since 12:03:11 UTC\)"):
+            await run(filesystem.cat_file, "owner/tables/a.parquet")
+        IslandFileSystem.clear_instance_cache()
+        gc.collect()
 
 
 async def test_a_read_stays_at_one_snapshot_until_the_dataset_is_listed_again(

@@ -20,7 +20,7 @@ from island.kernel.processes import ProcessPool
 from island.kernel.work import ThreadWorkers
 from island.replicas import chunk_files
 from island.replicas.materialise import DatasetFolders
-from tests.islands.reading import Archipelago, Island, key_of
+from tests.islands.reading import IMPATIENT, Archipelago, Island, key_of
 from tests.standins import bombs
 
 SCHEMA = {"type": "record", "name": "r", "fields": [{"name": "x", "type": "long"}]}
@@ -180,7 +180,7 @@ async def test_a_fetch_that_was_cut_is_taken_up_and_told_to_others(there: Archip
     (folder / "empty").write_bytes(b"")
     resolved = publish(there, folder)
     size = resolved.record.size
-    async with there.island("owner") as owner, there.island("reader") as reader:
+    async with there.island("owner") as owner, there.island("reader", patience=IMPATIENT) as reader:
         lost = asyncio.Event()
 
         def die(block: bytes, at: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream
 from island.replicas import chunk_files
 from island.replicas.fetching import FetchTimeouts
-from tests.islands.reading import Archipelago, Island, key_of
+from tests.islands.reading import IMPATIENT, PATIENT, Archipelago, Island, key_of
 
 MIB = 2**20
 
@@ -223,12 +224,14 @@ async def test_a_read_goes_on_when_its_only_holder_returns(there: Archipelago, t
 
 async def test_when_all_holders_are_down_the_error_says_who_and_since_when(there: Archipelago, tmp_path: Path) -> None:
     resolved = publish(there, tmp_path / "pub", {"a.bin": content(MIB)})
-    async with there.island("owner") as owner, there.island("reader") as reader:
-        await reader.replicas.read(resolved, "a.bin", 0, 65_536)
+    async with there.island("owner") as owner:
+        async with there.island("reader") as reader:
+            await reader.replicas.read(resolved, "a.bin", 0, 65_536)
         there.network.kill(owner.me)
-        with pytest.raises(Unreachable, match=r"held only by owner \(down since 12:03:11 UTC\)"):
-            await reader.replicas.read(resolved, "a.bin", 0, MIB)
-        assert await reader.replicas.read(resolved, "a.bin", 0, 65_536) == content(MIB)[:65_536]
+        async with there.island("reader", patience=IMPATIENT) as reader:
+            with pytest.raises(Unreachable, match=r"held only by owner \(down since 12:03:11 UTC\)"):
+                await reader.replicas.read(resolved, "a.bin", 0, MIB)
+            assert await reader.replicas.read(resolved, "a.bin", 0, 65_536) == content(MIB)[:65_536]
 
 
 async def test_a_dataset_that_was_never_read_and_whose_owner_is_down_says_so_too(
@@ -236,10 +239,14 @@ async def test_a_dataset_that_was_never_read_and_whose_owner_is_down_says_so_too
 ) -> None:
     data = content(MIB)
     resolved = publish(there, tmp_path / "pub", {"a.bin": data})
-    async with there.island("owner") as owner, there.island("reader") as reader:
+    async with (
+        there.island("owner") as owner,
+        there.island("hasty", patience=IMPATIENT) as hasty,
+        there.island("reader") as reader,
+    ):
         there.network.kill(owner.me)
         with pytest.raises(Unreachable, match=r"manifest of owner/data .*owner \(down since 12:03:11 UTC\)"):
-            await reader.replicas.read(resolved, "a.bin", 0, 10)
+            await hasty.replicas.read(resolved, "a.bin", 0, 10)
         read = asyncio.ensure_future(reader.replicas.read(resolved, "a.bin", 0, 10))
         there.network.revive(owner.me)
         assert await read == data[:10]
@@ -249,7 +256,12 @@ async def test_a_dataset_that_was_never_read_and_whose_owner_is_down_says_so_too
 async def test_hostile_answers_are_refused_in_bounded_memory(fault: str, there: Archipelago, tmp_path: Path) -> None:
     data = content(2 * MIB)
     resolved = publish(there, tmp_path / "pub", {"a.bin": data})
-    async with there.island("owner") as owner, there.island("liar") as liar, there.island("reader") as reader:
+    patience = replace(PATIENT, block=0.5) if fault == "silent" else PATIENT
+    async with (
+        there.island("owner") as owner,
+        there.island("liar") as liar,
+        there.island("reader", patience=patience) as reader,
+    ):
         await replica(there, liar, resolved)
         reader.peers.bandwidth[liar.me] = 1e12
 
@@ -283,7 +295,7 @@ async def test_hostile_answers_are_refused_in_bounded_memory(fault: str, there: 
 async def test_a_slow_holder_is_waited_for_as_long_as_it_delivers(there: Archipelago, tmp_path: Path) -> None:
     data = content(24 * MIB)
     resolved = publish(there, tmp_path / "pub", {"a.bin": data})
-    impatient = FetchTimeouts(nothing=0.2, block=5.0, open=1.0)
+    impatient = FetchTimeouts(nothing=0.2, block=60.0, open=60.0)
     async with there.island("owner") as owner, there.island("reader", patience=impatient) as reader:
         real = owner.peers.handlers["chunks"]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -15,8 +17,11 @@ import pytest
 
 from island.kernel.db import Database, explained
 from island.kernel.loops import EXPECTED, LoopFaults
+from tests.missing import missing
 
 T = TypeVar("T")
+
+_NAMESPACE = ("unshare", "--mount", "--map-root-user")
 
 DISK = "disk I/O error"
 
@@ -40,6 +45,17 @@ def full_disk() -> sqlite3.OperationalError:
     error = sqlite3.OperationalError("database or disk is full")
     error.sqlite_errorcode = sqlite3.SQLITE_FULL
     return error
+
+
+def on_read_only_disk(folder: Path, *command: str) -> list[str]:
+    """The command line that runs `command` where `folder` is on a read-only disk, in a mount namespace of its own."""
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*_NAMESPACE, "true"], capture_output=True, check=False).returncode
+    ):
+        missing("needs unshare (util-linux) with mount namespaces")
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    return [*_NAMESPACE, "sh", "-c", mount, str(folder), *command]
 
 
 @contextlib.contextmanager

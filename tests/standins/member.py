@@ -121,14 +121,14 @@ async def member(
         yield node
 
 
-async def until(look: Callable[[], bool], seconds: float = 15.0) -> None:
+async def until(look: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until a condition is true."""
     async with asyncio.timeout(seconds):
         while not look():
             await asyncio.sleep(0.01)
 
 
-async def until_async(look: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
+async def until_async(look: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
     """Wait until an asynchronous condition is true."""
     async with asyncio.timeout(seconds):
         while not await look():

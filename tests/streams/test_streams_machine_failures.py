@@ -71,8 +71,9 @@ async def test_a_file_is_delivered_after_the_machine_has_ended_its_reader(tmp_pa
     write(home, "one", 0, 10)
     async with running(home, Wire(), ALPHA) as alpha:
         source = await _watched(alpha, *[error] * (2 * core.MAX_CRASHES))
-        await until(lambda: error.message in source.problem)
-        assert error.message in alpha.records["alerts"].problem
+        # The record follows the problem in memory with a commit.
+        await until(lambda: "alerts" in alpha.records and error.message in alpha.records["alerts"].problem)
+        assert error.message in source.problem
         await _later(source, lambda: _rows(alpha) == 10 and not source.problem)
 
 

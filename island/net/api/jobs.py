@@ -37,6 +37,7 @@ class NewSession(msgspec.Struct, forbid_unknown_fields=True):
     name: Annotated[str, Meta(max_length=256)] | None = None
     at: Annotated[str, Meta(max_length=100)] = ""
     conf: dict[str, str] = {}
+    memory: Annotated[str, Meta(max_length=20)] | None = None
 
 
 class NewStatement(msgspec.Struct, forbid_unknown_fields=True):
@@ -112,14 +113,18 @@ class JobsApi:
         """`POST /api/v1/sessions`."""
         body = await base.body(request, NewSession)
         wanted = SessionRequest(
-            kind=body.kind, name=body.name, conf=_conf(body.conf, body.inputs), queue=_queue(body.at)
+            kind=body.kind,
+            name=body.name,
+            conf=_conf(body.conf, body.inputs),
+            queue=_queue(body.at),
+            driver_memory=body.memory,
         )
         key = request.headers.get("Idempotency-Key")
         job = await self._jobs.open_session(base.principal(request), wanted, key=key)
         return base.reply(_timed(await self._jobs.row(job)), 201)
 
     async def submit(self, request: web.Request) -> web.Response:
-        """`POST /api/v1/batches?file=NAME&input=...&arg=...`: the body is the file."""
+        """`POST /api/v1/batches?file=NAME&input=...&arg=...&conf=KEY=VALUE&memory=`: the body is the file."""
         query = request.query
         data = await request.read()
         if len(data) > MAX_FILE:
@@ -131,8 +136,9 @@ class JobsApi:
             file=query.get("file", "job.py"),
             args=query.getall("arg", []),
             name=query.get("name") or None,
-            conf=_conf({}, query.getall("input", [])),
+            conf=_conf(_settings(query.getall("conf", [])), query.getall("input", [])),
             queue=_queue(query.get("at", "")),
+            driver_memory=query.get("memory") or None,
         )
         file = BatchFile(query.get("file", "job.py"), data)
         key = request.headers.get("Idempotency-Key")
@@ -140,13 +146,14 @@ class JobsApi:
         return base.reply(_timed(await self._jobs.row(job)), 201)
 
     async def show(self, request: web.Request) -> web.Response:
-        """`GET /api/v1/jobs/ID`."""
+        """`GET /api/v1/jobs/ID?key=1`: with `key=1` the answer includes the job's key."""
         if (row := await self._elsewhere(request, "show")) is not None:
             return base.reply(_timed(row))
         found = await self._job_or_guest(request)
         if isinstance(found, JobRun):
-            return base.reply(_timed({**self._jobs.run_row(found), "key": ""}))
-        return base.reply(_timed(await self._jobs.show(found)))
+            return base.reply(_timed(self._jobs.run_row(found)))
+        shown = self._jobs.show if request.query.get("key") == "1" else self._jobs.row
+        return base.reply(_timed(await shown(found)))
 
     async def explain(self, request: web.Request) -> web.Response:
         """`GET /api/v1/jobs/ID/explain`: all islands that were considered, best first."""
@@ -221,6 +228,17 @@ class JobsApi:
 
 def _conf(conf: dict[str, str], inputs: list[str]) -> dict[str, str]:
     return {**conf, INPUTS_KEY: ",".join(inputs)} if inputs else conf
+
+
+def _settings(lines: list[str]) -> dict[str, str]:
+    """Return the Spark settings of a query, `KEY=VALUE` each; raises `BadInput`."""
+    settings = {}
+    for line in lines:
+        key, equals, value = line.partition("=")
+        if not key or not equals:
+            raise BadInput(f"conf = '{line[:100]}' is not KEY=VALUE", hint="For example spark.sql.ansi.enabled=true.")
+        settings[key] = value
+    return settings
 
 
 def _queue(at: str) -> str | None:
