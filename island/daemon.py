@@ -30,6 +30,8 @@ from island.gossip.service import Gossip
 from island.home import Home
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.engines.embedded_engine import EmbeddedEngine
+from island.jobs.engines.engines import Engines
+from island.jobs.engines.files import EngineFiles
 from island.jobs.engines.livy_engine import LivyEngine
 from island.jobs.service import Jobs
 from island.kernel import descriptors, loop_lag, telemetry
@@ -42,6 +44,7 @@ from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
 from island.kernel.service_manager import ServiceManager
 from island.kernel.work import ThreadWorkers, exit_after
+from island.livy.authorization import own_livy_login
 from island.livy.client import LivyClient
 from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
@@ -192,6 +195,8 @@ class Daemon:
         )
         self.engine = EmbeddedEngine(home.path, config, rng)
         self._livy: LivyClient | None = None
+        batch_files = EngineFiles(home.path / "jobs", self.workers)
+        self.engines = Engines([LivyEngine(self._livy_now, batch_files, rng=rng, capacity=config.livy.max_sessions)])
         self.jobs = Jobs(
             JobsDependencies(
                 state=self.state,
@@ -201,7 +206,7 @@ class Daemon:
                 trust=self.trust,
                 peers=self.peers,
                 config=config,
-                livy=LivyEngine(self._livy_now),
+                engines=self.engines,
                 clock=clock,
                 rng=rng,
                 home=home.path,
@@ -258,9 +263,8 @@ class Daemon:
         if own.url:
             if self._livy is None:
                 password = secret_text(self.home.path / own.password_file, "a password") if own.password_file else ""
-                self._livy = LivyClient(
-                    own.url, (own.user, password) if own.user else None, resolver=self.host_resolver
-                )
+                login = own_livy_login(own.user, password)
+                self._livy = LivyClient(own.url, login, resolver=self.host_resolver)
             return self._livy
         if not self.engine.running:
             raise EngineFailed(self.engine.problem, code="" if self.engine.installed else "no_engine")
@@ -316,6 +320,7 @@ class Daemon:
             *([self.engine.problem] if self.engine.problem else []),
             *self.peers.problems(),
             *self.streams.problems(),
+            *self.jobs.problems(),
             *self.faults.problems(),
             *telemetry.problems(),
         ]
@@ -354,6 +359,7 @@ class Daemon:
             Part("last journal head", stop=self.heads.stop),
             Part("Livy client", stop=self._close_livy),
             Part("engine", self.engine.start, self.engine.stop),
+            Part("engines", self.engines.start),
             Part("jobs", self.jobs.start, self.jobs.stop),
             Part("streams", self.streams.start, self.streams.stop),
             Part("users", lambda _: self.users.load()),

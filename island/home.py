@@ -175,6 +175,27 @@ class Home:
             os.close(descriptor)
 
 
+def is_lost_and_found(path: Path) -> bool:
+    """Return whether this is the folder `lost+found` of a file system, which belongs to root and stays."""
+    status = path.lstat()
+    return path.name == "lost+found" and stat.S_ISDIR(status.st_mode) and status.st_uid == 0
+
+
+def account_name(uid: int) -> str:
+    """Return the name of an account, or its number if it has no name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def ownership_hint(owner: str, home_owner: str, home: Path) -> str:
+    """What to do if a file of `owner`, in a home folder of `home_owner`, cannot be opened by the account in use."""
+    if owner == home_owner:
+        return f"Run as {owner}: chmod -R u+rwX {home}"
+    return f"Run as root: chown -R {home_owner}: {home}"
+
+
 def token_in(file: str, named_by: str) -> str:
     """Return the token in a file that other accounts cannot read; `named_by` is where its path was given.
 
@@ -198,27 +219,6 @@ def token_of_environment() -> str:
         return token
     file = os.environ.get("ISLAND_TOKEN_FILE")
     return token_in(file, "ISLAND_TOKEN_FILE") if file else ""
-
-
-def is_lost_and_found(path: Path) -> bool:
-    """Return whether this is the folder `lost+found` of a file system, which belongs to root and stays."""
-    status = path.lstat()
-    return path.name == "lost+found" and stat.S_ISDIR(status.st_mode) and status.st_uid == 0
-
-
-def account_name(uid: int) -> str:
-    """Return the name of an account, or its number if it has no name."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def ownership_hint(owner: str, home_owner: str, home: Path) -> str:
-    """What to do if a file of `owner`, in a home folder of `home_owner`, cannot be opened by the account in use."""
-    if owner == home_owner:
-        return f"Run as {owner}: chmod -R u+rwX {home}"
-    return f"Run as root: chown -R {home_owner}: {home}"
 
 
 def unreachable(url: str, error: Exception) -> Unreachable:

@@ -9,6 +9,8 @@ import pytest
 from island import config
 from island.errors import ConfigError
 
+ENGINE = {"name": "cluster", "url": "http://a.example:8998"}
+
 
 def minimal(**sections: Any) -> dict[str, Any]:
     return {"island": {"name": "kiso"}, **sections}
@@ -64,6 +66,14 @@ def test_tables_are_written_as_toml() -> None:
         (minimal(jobs={"accounts": ["alice"]}), ["jobs.accounts", "object"]),
         (minimal(jobs={"max_live_of": {"alice": 0}}), ["jobs.max_live_of"]),
         (minimal(users={"shared_token": "no"}), ["users.shared_token", "bool"]),
+        (minimal(engine={"name": "a", "url": "http://a:1"}), ["'engine' must be a list of tables", "[[engine]]"]),
+        (minimal(engine=[{"name": "a"}]), ["engine[0] has no url", "under [[engine]]"]),
+        (minimal(engine=[{"name": "a", "url": ""}]), ["engine[0].url", "http://"]),
+        (minimal(engine=[ENGINE, {**ENGINE}]), ["engine[1].name", "another engine"]),
+        (minimal(engine=[{**ENGINE, "name": "livy"}]), ["engine[0].name", "another engine"]),
+        (minimal(engine=[{**ENGINE, "kinds": ["cobol"]}]), ["engine[0].kinds", "cobol"]),
+        (minimal(engine=[{**ENGINE, "shared_folder": "here"}]), ["engine[0].shared_folder", "absolute"]),
+        (minimal(engine=[{**ENGINE, "max_session": 1}]), ["engine[0].max_session", "'max_sessions'"]),
         ({"island": {"name": "a/b"}}, ["island.name"]),
         ({"island": {}}, ["has no name"]),
         ({}, ["has no name"]),
@@ -75,6 +85,14 @@ def test_what_is_wrong_is_named(raw: dict[str, Any], words: list[str]) -> None:
     assert "/home/island.toml" in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_an_island_has_any_number_of_engines() -> None:
+    parsed = config.parse(minimal(engine=[ENGINE, {**ENGINE, "name": "other", "kinds": ["sql"]}]), "x")
+    assert [(each.name, each.max_sessions, each.kinds) for each in parsed.engine] == [
+        ("cluster", 4, []),
+        ("other", 4, ["sql"]),
+    ]
 
 
 def test_all_problems_are_found_at_once() -> None:

@@ -98,6 +98,7 @@ def _lines(path: Path, rows: list[dict[str, Any]]) -> list[str]:
         source = path.name if row["source"] == "file" else row["source"]
         if row["section"] != section:
             section = row["section"]
-            lines += ["", f"[{section}]"]
+            header = f"[[{section.partition('[')[0]}]]" if "[" in section else f"[{section}]"
+            lines += ["", header]
         lines.append(f"{text:<48}  # {source}" if section else f"# {text}  ({source})")
     return lines

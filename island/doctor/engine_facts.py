@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import importlib.metadata
 import json
@@ -10,7 +9,7 @@ import socket
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from island.config import LivySection
 from island.doctor.facts import EngineFacts
@@ -19,6 +18,7 @@ from island.errors import EngineFailed, IslandError
 from island.home import account_name
 from island.kernel.listening import is_own_address, listening_sockets
 from island.kernel.ports import Clock
+from island.livy.authorization import authorization, own_livy_login
 from island.private_files import secret_text
 
 _TIMEOUT_S = 10.0
@@ -84,15 +84,9 @@ def livy_accounts(url: str) -> list[str] | None:
 
 
 def _authorization(home: Path, settings: LivySection) -> dict[str, str]:
-    """Return the header for HTTP Basic as the daemon sends it; raises `IslandError` and `OSError`."""
-    parts = urlsplit(settings.url)
-    user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    if settings.user:
-        user = settings.user
-        password = secret_text(home / settings.password_file, "a password") if settings.password_file else ""
-    if not user:
-        return {}
-    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")}
+    """Return the header with which the daemon logs in; raises `IslandError` and `OSError`."""
+    password = secret_text(home / settings.password_file, "a password") if settings.password_file else ""
+    return authorization(own_livy_login(settings.user, password))
 
 
 def _get(url: str, headers: dict[str, str]) -> tuple[int, float | None, bytes]:

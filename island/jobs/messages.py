@@ -44,6 +44,33 @@ LEASE_S = 600.0
 DIVERGED = "diverged"
 """Code of the refusal of a statement whose number another statement has."""
 
+RESERVATION_EXPIRED = "reservation_expired"
+"""Code of a refused commit: the reservation is unknown or too old. The same island may be asked for another offer."""
+
+FULL = "full"
+"""Code of a refusal: too many jobs run or wait there now. A later attempt at the same island may succeed."""
+
+POLICY = "policy"
+"""Code of a refusal: the administrator of the executor does not accept such a job. The reason names the key."""
+
+UNSUPPORTED_KIND = "unsupported_kind"
+"""Code of a refused offer: no engine of the executor runs this kind of session or batch."""
+
+NO_ENGINE = "no_engine"
+"""Code of a refused offer: the executor has no engine, or none that answers."""
+
+NO_INPUT = "no_input"
+"""Code of a refused offer: the executor does not know an input, or cannot fetch it now."""
+
+INVALID_JOB = "invalid_job"
+"""Code of a refusal: the job itself is wrong, in its envelope, its settings, its resources or its file."""
+
+STOPPED = "stopped"
+"""Code of a refused commit: home had stopped the job under this epoch, or has committed it under a later one."""
+
+NOT_STARTED = "not_started"
+"""Code of a report on an ended run that no engine has accepted. None of its code has run: it may be tried elsewhere."""
+
 Hex = Annotated[str, Meta(max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
 JobId = Annotated[str, Meta(max_length=64, min_length=40)]
 Short = Annotated[str, Meta(max_length=256)]
@@ -148,6 +175,8 @@ class Offer(Message, frozen=True, kw_only=True):
     MAX_BYTES = MAX_SHORT_MESSAGE
 
     refusal: Text = ""
+    code: Short = ""
+    """Which refusal it is: one of the codes above; "" for a reservation, and from an island of an earlier version."""
     reservation: Short = ""
     wait: Seconds = 0.0
     languages: Annotated[tuple[Short, ...], Meta(max_length=16)] = ()
@@ -171,6 +200,8 @@ class CommitAnswer(Message, frozen=True, kw_only=True):
 
     accepted: bool
     reason: Text = ""
+    code: Short = ""
+    """Which refusal it is: one of the codes above; "" if accepted, and from an island of an earlier version."""
 
 
 class RunStatementRequest(Message, frozen=True, kw_only=True):
@@ -225,6 +256,8 @@ class JobReport(Message, frozen=True, kw_only=True):
     """Livy's state of the session or batch."""
     ended: bool = False
     reason: Text = ""
+    code: Short = ""
+    """`NOT_STARTED`, or "" if an engine has accepted the job, or may have."""
     app_id: Text = ""
     app_info: Annotated[dict[Short, Text], Meta(max_length=8)] = msgspec.field(default_factory=dict)
     notes: Annotated[tuple[Text, ...], Meta(max_length=LOG_LINES)] = ()

@@ -21,8 +21,8 @@ from island.errors import Ambiguous, BadInput, Denied, NotFound, PeerMisbehaved,
 from island.jobs import batch_files, core, router
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import JobExchange
+from island.jobs.executor.run import JobRun
 from island.jobs.executor.service import Executor
-from island.jobs.executor.store import JobRun
 from island.jobs.home import requests, store, views
 from island.jobs.home.driver import DECLINE, JobForwarder
 from island.jobs.home.store import JobRow, StatementRow
@@ -123,6 +123,10 @@ class Jobs:
     async def count(self) -> list[tuple[str, str, int]]:
         """The kind and Livy's state of the stored jobs of this home, and the number of jobs with both."""
         return await self._state.read(store.count_by_state)
+
+    def problems(self) -> list[str]:
+        """What an administrator should know about jobs, as sentences for the status."""
+        return self.executor.problems()
 
     def live_runs(self) -> dict[str, int]:
         """The number of sessions and batches of all homes that have not ended at this island, by kind."""
@@ -613,7 +617,7 @@ class Jobs:
             "statements": 0,
             "bytes_moved": run.moved,
             "epoch": run.epoch,
-            "phase": run.step,
+            "phase": run.phase,
         }
 
     async def listing(self, caller: Principal, limit: int, *, live_only: bool = False) -> list[dict[str, Any]]:
@@ -809,7 +813,11 @@ def _may(caller: Principal, job: JobRow) -> bool:
 
 
 def _resources(shown: dict[str, Any]) -> dict[str, str | int]:
-    return {name: shown[name] for name in core.RESOURCES if shown.get(name) is not None}
+    """Livy's resource fields of a request. Raises `LivyRefusal` that names the field with a wrong value."""
+    found = {name: shown[name] for name in core.RESOURCES if shown.get(name) is not None}
+    if problem := core.resources_problem(found):
+        raise rejected(f"requirement failed: {problem}.")
+    return found
 
 
 def _check_files(paths: list[str]) -> None:

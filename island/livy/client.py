@@ -8,7 +8,6 @@ client raises `EngineUncertain`, and the caller finds out, for example by the na
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -19,6 +18,7 @@ import msgspec
 
 from island.errors import BadInput, Conflict, Denied, EngineFailed, IslandError, NotFound, Unauthenticated
 from island.kernel.host_resolver import HostResolver
+from island.livy.authorization import authorization
 from island.livy.messages import (
     SESSION_ENDED,
     SESSION_STARTING,
@@ -26,6 +26,7 @@ from island.livy.messages import (
     BatchPage,
     BatchRequest,
     BatchView,
+    Changes,
     CompletionRequest,
     CompletionResponse,
     LogPage,
@@ -38,7 +39,7 @@ from island.livy.messages import (
     Version,
 )
 from island.livy.resolver import WorkerResolver
-from island.livy.rest import ENGINE_HEADER
+from island.livy.rest import CODE_HEADER, ENGINE_HEADER, FULL
 
 T = TypeVar("T")
 ATTEMPTS: Final = 3
@@ -53,6 +54,13 @@ REFUSALS: Final[dict[int, type[IslandError]]] = {
     413: BadInput,
     429: BadInput,
 }
+
+
+UNREACHABLE: Final = "engine_unreachable"
+"""The code of an `EngineFailed` for a request that was not sent."""
+
+ANSWERED: Final = "engine_error"
+"""The code of an `EngineFailed` for an answer with a status of 500 or more."""
 
 
 class EngineUncertain(EngineFailed):
@@ -91,7 +99,7 @@ class LivyClient:
         netloc = parts.netloc.rpartition("@")[2]
         self.url = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
         self.instance: str | None = None
-        self._headers = _authorization(auth)
+        self._headers = authorization(auth)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 10.0))
         self._max_answer = max_answer
         self._session = session
@@ -122,6 +130,13 @@ class LivyClient:
     async def version(self) -> Version:
         """The version of the Livy server."""
         return await self._get("/version", Version)
+
+    async def changes(self, after: int, wait_s: float) -> int:
+        """The number of changes at an embedded engine, once it is not `after` or `wait_s` have passed.
+
+        Raises `NotFound` at a stock Livy.
+        """
+        return (await self._get(f"/changes?after={after}&wait={wait_s:.3f}", Changes)).changes
 
     # -- sessions -----------------------------------------------------------------------
 
@@ -168,7 +183,12 @@ class LivyClient:
 
     async def statement(self, key: int | str, number: int) -> StatementView:
         """One statement."""
-        return await self._get(f"/sessions/{quote(str(key), safe='')}/statements/{number}", StatementView)
+        return await self._get(_statement_path(key, number), StatementView)
+
+    async def changed_statement(self, key: int | str, number: int, state: str, wait_s: float) -> StatementView:
+        """One statement, once its state is not `state` or `wait_s` have passed. A stock Livy answers at once."""
+        path = f"{_statement_path(key, number)}?state={quote(state, safe='')}&wait={wait_s:.3f}"
+        return await self._get(path, StatementView)
 
     async def post_statement(self, key: int | str, code: str, kind: str | None = None) -> StatementView:
         """Post a statement. It is then waiting or running."""
@@ -249,12 +269,12 @@ class LivyClient:
             ) as response:
                 data = await self._bounded(response)
                 self.instance = response.headers.get(ENGINE_HEADER)
-                status = response.status
+                status, code = response.status, response.headers.get(CODE_HEADER, "")
         except aiohttp.ClientConnectorError as error:
             raise EngineFailed(
                 f"Livy at {self.url} cannot be reached: {error.strerror or error}",
                 hint="Check that it is running, and `[livy] url` in island.toml.",
-                code="engine_unreachable",
+                code=UNREACHABLE,
             ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = EngineFailed if method in ("GET", "HEAD") else EngineUncertain
@@ -262,7 +282,7 @@ class LivyClient:
                 f"Livy at {self.url} did not answer {method} {path}: {error or type(error).__name__}"
             ) from error
         if not 200 <= status < 300:
-            raise _refusal(status, data, f"{method} {path}")
+            raise _refusal(status, data, f"{method} {path}", code[:100])
         return data
 
     async def _bounded(self, response: aiohttp.ClientResponse) -> bytes:
@@ -288,12 +308,8 @@ class LivyClient:
             raise EngineFailed(f"waited {timeout_s:.0f} s for {what} at {self.url}") from error
 
 
-def _authorization(auth: str | tuple[str, str] | None) -> dict[str, str]:
-    if auth is None:
-        return {}
-    if isinstance(auth, str):
-        return {"Authorization": f"Bearer {auth}"}
-    return {"Authorization": "Basic " + base64.b64encode(f"{auth[0]}:{auth[1]}".encode()).decode()}
+def _statement_path(key: int | str, number: int) -> str:
+    return f"/sessions/{quote(str(key), safe='')}/statements/{number}"
 
 
 def _log_path(what: str, key: int | str, start: int | None, size: int) -> str:
@@ -312,8 +328,11 @@ def _typed(data: bytes, kind: type[T], url: str) -> T:
         ) from error
 
 
-def _refusal(status: int, data: bytes, what: str) -> IslandError:
-    """An `IslandError` for Livy's refusal, with Livy's message."""
+def _refusal(status: int, data: bytes, what: str, code: str) -> IslandError:
+    """An `IslandError` for Livy's refusal, with Livy's message.
+
+    Its code is `FULL` if there is no place for a session or batch. Livy says this in words only.
+    """
     try:
         body = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -321,7 +340,11 @@ def _refusal(status: int, data: bytes, what: str) -> IslandError:
     text = body.get("msg") if isinstance(body, dict) else body
     kind = REFUSALS.get(status, EngineFailed)
     message = str(text).strip()[:2000] if text else f"Livy answered {status} to {what}"
-    return kind(message) if kind is not EngineFailed else EngineFailed(f"Livy answered {status} to {what}: {message}")
+    if kind is EngineFailed:
+        return EngineFailed(f"Livy answered {status} to {what}: {message}", code=ANSWERED)
+    if code == FULL or "too many sessions are being created" in message:
+        return kind(message, code=FULL)
+    return kind(message)
 
 
 def _last_lines(log: list[str]) -> str:

@@ -7,9 +7,11 @@ import hashlib
 import io
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import stat
+import subprocess
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ import pytest
 
 from island.backup import archive, core, restoring, saving
 from island.backup.messages import ArchivedFile, BackupManifest
+from island.cli.demo.demo_island import ISLAND
 from island.cli.init import init
 from island.doctor import home_facts
 from island.errors import BadInput, ConfigError, Conflict, Corrupt, Full, IslandError
@@ -33,6 +36,7 @@ from island.kernel.db_file import copy_database
 from island.trust import journal
 from island.trust.keys import Identity
 from island.trust.sealing import seal_problems
+from tests.standins.faults import on_read_only_disk
 
 NOW = 1_800_000_000.0
 
@@ -92,7 +96,7 @@ def test_what_a_restore_changes_in_state_db(home: Home, tmp_path: Path) -> None:
         assert conn.execute("SELECT path FROM stream_sources").fetchone()[0] == f"{home.path}/streams-of-others"
         assert conn.execute("SELECT expires FROM invitation").fetchone()["expires"] == NOW + 5
         for table in ("job", "run"):
-            assert [row["stop"] for row in conn.execute(f"SELECT stop FROM {table}")] == [1]
+            assert [bool(row["stop"]) for row in conn.execute(f"SELECT stop FROM {table}")] == [True]
         newest = journal.entries(conn)[-1]
         assert (newest.seq, newest.act, newest.who) == (last + 1, "island.restore", "administrator@kiso")
         assert journal.verify(conn) == [] and seal_problems(conn, Identity.load(back.key).id) == []
@@ -295,6 +299,51 @@ def test_a_newer_format_is_refused(home: Home, tmp_path: Path) -> None:
     forge(tmp_path / "good.tar", tmp_path / "newer.tar", lambda files: None, format=2)
     with pytest.raises(IslandError, match="reads formats up to 1"):
         restoring.verify(tmp_path / "newer.tar")
+
+
+# --- a disk that fails --------------------------------------------------------------------------
+
+
+def test_a_backup_of_a_home_folder_on_a_read_only_disk(home: Home, tmp_path: Path) -> None:
+    """SQLite cannot read a database with a write-ahead log there, because it would have to create files beside it."""
+    target = tmp_path / "b.tar"
+    with closing(sqlite3.connect(home.path / "state.db", isolation_level=None)) as conn:
+        conn.execute("CREATE TABLE late (number)")
+        conn.execute("INSERT INTO late VALUES (7)")
+        assert (home.path / "state.db-wal").stat().st_size
+        before = tree(home.path)
+        save = (*ISLAND, "--home", str(home.path), "backup", str(target))
+        done = subprocess.run(on_read_only_disk(home.path, *save), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert tree(home.path) == before
+    restoring.verify(target)
+    with tarfile.open(target) as archived:
+        archived.extract("state.db", tmp_path / "out", filter="data")
+    assert rows(tmp_path / "out" / "state.db", "SELECT number FROM late") == [(7,)]
+    assert not list(tmp_path.glob(".b.tar*"))
+
+
+def test_a_database_that_changes_while_its_files_are_copied(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder cannot be written through this mount, but a daemon writes to it through another one."""
+    copyfile, source = shutil.copyfile, home.path / "state.db"
+
+    def copied(name: Path, target: Path) -> None:
+        copyfile(name, target)
+        os.utime(source, ns=(0, 0))
+
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr(shutil, "copyfile", copied)
+    with pytest.raises(Conflict, match=r"state\.db was changed while it was copied"):
+        copy_database(source, tmp_path / "copy", "state")
+
+
+def test_a_database_that_cannot_be_copied_is_named(home: Home, tmp_path: Path) -> None:
+    (home.path / "gossip.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(IslandError) as refused:
+        saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert str(home.path / "gossip.db") in refused.value.message and "b.tar" not in refused.value.message
 
 
 # --- a full disk --------------------------------------------------------------------------------

@@ -262,10 +262,17 @@ def test_the_manifests_refer_to_each_other() -> None:
     for container in (*pod["initContainers"], *pod["containers"]):
         assert {mount["name"] for mount in container["volumeMounts"]} <= {*volumes, *claims}
     [container] = pod["containers"]
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        program = container[probe]["exec"]["command"][0]
-        assert (CONTAINER / program).is_file()
+    # A failed readiness takes the pod out of its service. The others restart it, which does not mend a full disk.
+    for probe, path in (("startupProbe", "/healthz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
+        program, asked = container[probe]["exec"]["command"]
+        assert (CONTAINER / program).is_file() and asked == path
     listening = config.parse(tomllib.loads(_manifest("ConfigMap")["data"]["island.toml"]), "ConfigMap").listen.peer
+    livy = config.parse(tomllib.loads(_manifest("ConfigMap")["data"]["island.toml"]), "ConfigMap").livy.url
+    _, namespace, *_ = livy.partition("://")[2].split(".")
+    assert {
+        "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}],
+        "ports": [{"port": int(livy.rpartition(":")[2]), "protocol": "TCP"}],
+    } in _manifest("NetworkPolicy")["spec"]["egress"]
     assert listening == f"0.0.0.0:{container['ports'][0]['containerPort']}"
 
 

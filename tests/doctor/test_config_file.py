@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 
@@ -70,6 +71,25 @@ def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
     assert checked(tmp_path, '[island]\nname = "kiso\n') == [(2, "problem", "")]
 
 
+FIRST = """[[engine]]
+name = "one"
+url = "http://127.0.0.1:1"
+[[engine]]
+name = "two"
+url = "https://127.0.0.1:2"
+"""
+
+
+def test_engines_on_other_machines_need_https_and_pyspnego(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spnego", None)
+    (tmp_path / "pw").write_text("pa55\n")
+    (tmp_path / "pw").chmod(0o600)
+    engine = '[[engine]]\nname = "a"\nurl = "http://livy.example.org:1"\nuser = "me"\npassword_file = "pw"\n'
+    assert checked(tmp_path, GOOD + engine) == [(5, "warning", "engine[0].url")]
+    engine = '[[engine]]\nname = "a"\nurl = "https://livy.example.org"\nkerberos = true\n'
+    assert checked(tmp_path, GOOD + engine) == [(6, "problem", "engine[0].kerberos")]
+
+
 @pytest.mark.parametrize(
     ("extra", "severity", "key", "words"),
     [
@@ -85,6 +105,12 @@ def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
         (r"[livy]" "\n" r'url = "http://me:pa55\"cret@h"', "problem", "livy.url", ["user name or password"]),
         ('[jobs]\naccept_from = ["members"]', "warning", "jobs.accept_from", ['foreign_code = "none"', "three keys"]),
         ('[jobs]\nallow_files = ["/nowhere"]', "warning", "jobs.allow_files", ["/nowhere", "create the folder"]),
+        (FIRST + 'user = "me"', "warning", "engine[1].user", ["the password is empty"]),
+        (FIRST + 'user = "me"\npassword_file = "no"', "problem", "engine[1].password_file", ["No such file", "0600"]),
+        (FIRST + 'password_file = "closed"', "warning", "engine[1].password_file", ["no effect", "engine[1].user"]),
+        (FIRST + 'ca_file = "closed"', "problem", "engine[1].ca_file", ["closed", "PEM"]),
+        (FIRST + 'ca_file = "no"', "problem", "engine[1].ca_file", ["No such file"]),
+        (FIRST + 'shared_folder = "/nowhere"', "problem", "engine[1].shared_folder", ["/nowhere"]),
         ('[decoding]\nmemory = "1MiB"', "warning", "decoding.memory", ["256MiB"]),
     ],
 )
@@ -138,6 +164,7 @@ def test_config_show_says_where_each_value_comes_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = GOOD + '[livy]\nurl = "http://livy.example.org:8998"\nuser = "me"\n'
+    text += '[[engine]]\nname = "cluster"\nurl = "http://a.example"\nmax_sessions = 7\n'
     (tmp_path / "island.toml").write_text(text)
     monkeypatch.setenv("ISLAND_HOME", str(tmp_path))
     monkeypatch.setenv("ISLAND_TOKEN", "isl_a_secret_of_this_island")
@@ -148,8 +175,12 @@ def test_config_show_says_where_each_value_comes_from(
     assert "secret_of" not in out
     assert f'# home = "{tmp_path}"  (ISLAND_HOME)' in out and "(ISLAND_TOKEN)" in out
     lines = {line.partition(" =")[0]: line.rpartition("# ")[2] for line in out.splitlines() if " = " in line}
-    assert (lines["name"], lines["url"], lines["max_sessions"]) == ("island.toml", "island.toml", "default")
+    assert (lines["archipelago"], lines["url"], lines["ca_file"]) == ("default", "island.toml", "default")
     shown = tomllib.loads(out)
+    (engine,) = shown.pop("engine")
+    assert engine.pop("max_sessions") == 7 and set(engine) | {"max_sessions"} == set(
+        config.EngineSection.__struct_fields__
+    )
     assert {(s, k) for s in shown for k in shown[s]} == {(s, k) for s, k, *_ in config.describe()}
     assert island("config", "show", "--json") == 0
     rows = json.loads(capsys.readouterr().out)

@@ -161,13 +161,16 @@ class Fault:
 
 
 class Gone:
-    """Cancels the next caller of `write` when its write is committed, as if its client or peer had disconnected."""
+    """Cancels the next caller of a method of an object when it is done, as if its client or peer had disconnected.
 
-    def __init__(self, database: Database) -> None:
-        self._database, self._original = database, database.write
-        database.write = self._write  # type: ignore[method-assign]  # intercepts the calls of the service
+    By default that is the `write` of a database, whose write is then committed.
+    """
 
-    async def _write(self, function: Callable[[sqlite3.Connection], T], **more: Any) -> T:
-        self._database.write = self._original  # type: ignore[method-assign]  # only one call is intercepted
-        await self._original(function, **more)
+    def __init__(self, owner: object, *, what: str = "write") -> None:
+        self._owner, self._what, self._original = owner, what, getattr(owner, what)
+        setattr(owner, what, self._call)
+
+    async def _call(self, *arguments: Any, **more: Any) -> Any:
+        setattr(self._owner, self._what, self._original)  # only one call is intercepted
+        await self._original(*arguments, **more)
         raise asyncio.CancelledError

@@ -110,10 +110,14 @@ class Member(Node):
 
 @contextlib.asynccontextmanager
 async def member(
-    daemon: Daemon, folder: Path, name: str = "mallory", register: Callable[[Any], None] = lambda _: None
+    daemon: Daemon,
+    folder: Path,
+    name: str = "mallory",
+    register: Callable[[Any], None] = lambda _: None,
+    listen: str = "127.0.0.1:0",
 ) -> AsyncIterator[Member]:
     """Run a member that is linked with the victim."""
-    async with Member(folder / name, name, register=register).running() as node:
+    async with Member(folder / name, name, register=register, listen=listen).running() as node:
         assert isinstance(node, Member)
         await node.peers.join(await daemon.trust.invite([address(daemon)]))
         node.of = daemon

@@ -15,7 +15,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from island.errors import BadInput, NotFound
-from island.jobs.executor.store import JobRun
+from island.jobs.executor.run import JobRun
 from island.jobs.home.store import JobRow
 from island.jobs.messages import MAX_FILE
 from island.jobs.service import BatchFile, Jobs, statement_row
