@@ -483,10 +483,11 @@ def _check_hosts(hosts: list[str], what: str) -> None:
 
 def _check_livy_url(url: str, what: str) -> None:
     # A password may contain "/", so that "@" is not in the part of the URL where a parser looks for it.
+    section = what.rpartition(".")[0]
     if "@" in url:
         raise ConfigError(
             f"{what} contains a user name or password, and all islands can see this URL",
-            hint="Move them to livy.user and to the file of livy.password_file. Write another @ as %40.",
+            hint=f"Move them to {section}.user and to the file of {section}.password_file. Write another @ as %40.",
         )
     try:
         parts = urlsplit(url)

@@ -84,21 +84,24 @@ def text_of(path: Path) -> str:
     """
     text = _text(path)
     shown = without_password(text)
-    if "@" in _livy_url(text) and not re.fullmatch(r"(\w+://)?\*\*\*@[^@]*", _livy_url(shown)):
-        raise ConfigError(
-            f"{path} is not shown, because livy.url contains a user name or password",
-            hint="Move them to livy.user and to the file of livy.password_file.",
-        )
+    for before, after in zip(_livy_urls(text), _livy_urls(shown), strict=True):
+        if "@" in before and not re.fullmatch(r"(\w+://)?\*\*\*@[^@]*", after):
+            raise ConfigError(
+                f"{path} is not shown, because the URL of a Livy contains a user name or password",
+                hint="Move them to the keys `user` and `password_file` of the same section.",
+            )
     return shown
 
 
-def _livy_url(text: str) -> str:
-    """Return `livy.url` of a TOML text; empty if there is none, or the text is not valid."""
+def _livy_urls(text: str) -> list[str]:
+    """Return the URLs of Livy servers in a TOML text; empty if the text is not valid."""
     try:
-        livy = tomllib.loads(text).get("livy")
+        raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
-        return ""
-    return str(livy.get("url", "")) if isinstance(livy, dict) else ""
+        return []
+    engines = raw.get("engine")
+    tables = [raw.get("livy"), *(engines if isinstance(engines, list) else [engines])]
+    return [str(table.get("url", "")) for table in tables if isinstance(table, dict)]
 
 
 def values(path: Path) -> list[ConfigValue]:
@@ -203,14 +206,11 @@ def _engine_contradictions(section: str, engine: EngineSection) -> Iterator[_Not
         found = f"{section}.ca_file has no effect, because {section}.url does not begin with https"
         yield "warning", section, "ca_file", found, "Use https, or remove the key."
     if engine.user and engine.url.startswith("http:") and not config.is_loopback(urlsplit(engine.url).hostname or ""):
-        found = f"the password of {section}.user is sent without encryption to {without_password(engine.url)}"
+        found = f"the password of {section}.user is sent without encryption to {engine.url}"
         yield "warning", section, "url", found, "Use https."
     if engine.kerberos and importlib.util.find_spec("spnego") is None:
         found = f"{section}.kerberos is true, but pyspnego is not installed"
         yield "problem", section, "kerberos", found, "Install the extra: pip install 'astrolab-island[kerberos]'."
-    if without_password(engine.url) != engine.url:
-        found = f"{section}.url contains a user name or password"
-        yield "warning", section, "url", found, f"Move them to {section}.user and the file of {section}.password_file."
 
 
 def _same_port(user: str, peer: str) -> bool:

@@ -8,6 +8,7 @@ client raises `EngineUncertain`, and the caller finds out, for example by the na
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -42,6 +43,7 @@ from island.livy.resolver import WorkerResolver
 from island.livy.rest import CODE_HEADER, ENGINE_HEADER, FULL
 
 T = TypeVar("T")
+Authorize = Callable[[], Awaitable[str]]
 ATTEMPTS: Final = 3
 PAUSE_S: Final = 0.2
 MAX_ANSWER: Final = 128 * 1024 * 1024
@@ -72,9 +74,10 @@ class EngineUncertain(EngineFailed):
 class LivyClient:
     """A client of one Livy server.
 
-    `auth` is a token (sent as Bearer), a pair of user and password, or None. The URL may also
-    contain user and password. `timeout_s` is in seconds, `max_answer` in bytes. `resolver` resolves the host; without
-    it, aiohttp does.
+    `auth` is a token (sent as Bearer), a pair of user and password, a function that makes the header
+    `Authorization` for each request, or None. The URL may also contain user and password. `tls` checks
+    the certificate of an https server; without it, the authorities of the system do. `timeout_s` is in
+    seconds, `max_answer` in bytes. `resolver` resolves the host; without it, aiohttp does.
 
     `instance` is the instance id of an embedded engine in the latest answer; None for a stock Livy.
     All methods raise `IslandError`: `NotFound`, `BadInput` and others with Livy's own message,
@@ -84,8 +87,9 @@ class LivyClient:
     def __init__(
         self,
         url: str,
-        auth: str | tuple[str, str] | None = None,
+        auth: str | tuple[str, str] | Authorize | None = None,
         *,
+        tls: ssl.SSLContext | None = None,
         timeout_s: float = 60.0,
         max_answer: int = MAX_ANSWER,
         session: aiohttp.ClientSession | None = None,
@@ -99,7 +103,9 @@ class LivyClient:
         netloc = parts.netloc.rpartition("@")[2]
         self.url = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
         self.instance: str | None = None
-        self._headers = authorization(auth)
+        self._authorize = auth if callable(auth) else None
+        self._headers = {} if callable(auth) else authorization(auth)
+        self._tls = tls
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 10.0))
         self._max_answer = max_answer
         self._session = session
@@ -260,8 +266,11 @@ class LivyClient:
         if self._closed:
             # While the daemon stops, the drivers of jobs may still ask. They must not take this for the end of a job.
             raise EngineFailed(f"the client of Livy at {self.url} is closed")
+        if self._authorize is not None:
+            headers["Authorization"] = await self._authorize()
         if self._session is None:
-            connector = aiohttp.TCPConnector(resolver=WorkerResolver(self._resolver)) if self._resolver else None
+            resolver = WorkerResolver(self._resolver) if self._resolver else None
+            connector = aiohttp.TCPConnector(resolver=resolver, ssl=self._tls or True)
             self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector)
         try:
             async with self._session.request(
@@ -273,7 +282,7 @@ class LivyClient:
         except aiohttp.ClientConnectorError as error:
             raise EngineFailed(
                 f"Livy at {self.url} cannot be reached: {error.strerror or error}",
-                hint="Check that it is running, and `[livy] url` in island.toml.",
+                hint="Check that it is running, and its url in island.toml.",
                 code=UNREACHABLE,
             ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -17,7 +17,7 @@ from island.config import parse
 from island.gossip.service import Gossip
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.engines.engines import Engines
-from island.jobs.engines.files import EngineFiles
+from island.jobs.engines.files import OwnFiles
 from island.jobs.engines.livy_engine import LivyEngine
 from island.jobs.service import Jobs
 from island.kernel.db import Database
@@ -35,6 +35,7 @@ from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from island.trust.users import Tokens, create_tokens
+from tests.islands.fixed_client import FixedClient
 from tests.standins.livy import upstream
 
 
@@ -100,8 +101,8 @@ class Site:
             )
         )
         self.livy = livy
-        files = EngineFiles(home / "jobs", self.workers)
-        self.engines = Engines([LivyEngine(lambda: livy, files, rng=rng)] if livy is not None else [])
+        files = OwnFiles(home / "jobs", self.workers)
+        self.engines = Engines([LivyEngine(FixedClient(livy), files, rng=rng)] if livy is not None else [])
         self.jobs = Jobs(
             JobsDependencies(
                 state=state,

@@ -13,13 +13,14 @@ from aiohttp.test_utils import TestServer
 
 from island.errors import EngineFailed
 from island.jobs.engines import livy_engine, poller
-from island.jobs.engines.files import EngineFiles
+from island.jobs.engines.files import OwnFiles
 from island.jobs.engines.livy_engine import LivyEngine
 from island.jobs.engines.port import EngineFull, EngineLost, EngineRefused, RemoteJob, RemoteRef
 from island.kernel.loops import Tasks
 from island.kernel.ports import SeededRng
 from island.kernel.work import ThreadWorkers
 from island.livy.client import EngineUncertain, LivyClient
+from tests.islands.fixed_client import FixedClient
 from tests.standins.livy import LivyStatement, PlayedLivy
 
 NAME = "isl-01a3185a-93cd-7518-aa83-05aa8c024f11-1"
@@ -37,8 +38,8 @@ async def engine(
     """An engine over the Livy `livy`, which is listed if `watched`."""
     workers = ThreadWorkers()
     async with TestServer(livy.app()) as server, LivyClient(f"http://127.0.0.1:{server.port}", timeout_s=5) as client:
-        files = EngineFiles(tmp_path / "jobs", workers)
-        found = LivyEngine(lambda: client, files, rng=SeededRng(1), name="site", capacity=capacity, kinds=kinds)
+        files = OwnFiles(tmp_path / "jobs", workers)
+        found = LivyEngine(FixedClient(client), files, rng=SeededRng(1), name="site", capacity=capacity, kinds=kinds)
         try:
             async with asyncio.timeout(60), asyncio.TaskGroup() as group:
                 if watched:

@@ -61,7 +61,7 @@ class PlayedEngine:
     """Livy's behaviour in virtual time: a session is idle after a second, a statement ends after `took` seconds."""
 
     def __init__(self, instance: str = "one") -> None:
-        self.name = "engine"
+        self.name, self.url, self.version = "engine", "", "0.9.0-incubating"
         self.now = instance
         """The instance id; "" for a stock Livy."""
         self.folder: Path | None = None
@@ -85,6 +85,9 @@ class PlayedEngine:
 
     async def start(self, tasks: Tasks) -> None:
         """Do nothing: it tells what it shows without being asked."""
+
+    async def stop(self) -> None:
+        """Do nothing."""
 
     @property
     def problem(self) -> str:

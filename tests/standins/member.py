@@ -30,14 +30,14 @@ from tests.islands.sessions import Node
 
 
 def home(folder: Path, name: str, changes: dict[str, dict[str, Any]]) -> tuple[Home, config.Config]:
-    """A home folder as `island init` creates it, with free ports and the URL of a Livy that is not running."""
+    """A home folder as `island init` creates it, with free ports and without an engine."""
     folder.mkdir(mode=0o700, parents=True)
     Identity.generate(SystemRng()).save(folder / "key")
     create_tokens(folder, SystemRng())
     values: dict[str, Any] = {
         "island": {"name": name, "archipelago": "test"},
         "listen": {"user": "127.0.0.1:0", "peer": "127.0.0.1:0"},
-        "livy": {"url": "http://127.0.0.1:9"},
+        "livy": {"embedded": False},
     }
     for section, keys in changes.items():
         values[section] = {**values.get(section, {}), **keys}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from island.jobs.engines.port import EnginePort
 from island.kernel.loops import Tasks
@@ -19,9 +20,33 @@ class Engines:
         for engine in self.all():
             await engine.start(tasks)
 
+    async def stop(self) -> None:
+        """Close the connections to the engines."""
+        for engine in self.all():
+            await engine.stop()
+
     def problems(self) -> list[str]:
         """Why engines cannot run anything now, one sentence for each."""
-        return [f"engine '{engine.name}': {engine.problem}" for engine in self.all() if engine.problem]
+        return [
+            f"engine '{engine.name}': {engine.problem}" if engine.url else engine.problem
+            for engine in self.all()
+            if engine.problem
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The engines for the status of the island."""
+        return [
+            {
+                "name": engine.name,
+                "url": engine.url or None,
+                "version": engine.version or None,
+                "kinds": list(engine.kinds()),
+                "capacity": engine.capacity,
+                "free": engine.free(),
+                "problem": engine.problem or None,
+            }
+            for engine in self.all()
+        ]
 
     def all(self) -> tuple[EnginePort, ...]:
         """All engines."""

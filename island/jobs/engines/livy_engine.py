@@ -10,9 +10,10 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-from island.errors import BadInput, Denied, EngineFailed, IslandError, NotFound, Unauthenticated
+from island.errors import BadInput, ConfigError, Denied, EngineFailed, IslandError, NotFound, Unauthenticated
 from island.jobs import core
 from island.jobs.engines import kinds
+from island.jobs.engines.clients import EngineClient
 from island.jobs.engines.files import EngineFiles
 from island.jobs.engines.poller import LATER_S, PREFIX, EnginePoller, Key
 from island.jobs.engines.port import EngineFull, EngineLost, EngineRefused, RemoteJob, RemoteRef, lost
@@ -50,22 +51,24 @@ _FAST_S, _SLOW_S = 0.004, 0.5
 class LivyEngine:
     """`EnginePort` over a `LivyClient`.
 
-    `client` returns the current client, because a restarted embedded engine may have another
-    address. It may raise `EngineFailed` while no engine is running. `kinds` are the kinds of sessions
+    `kinds` are the kinds of sessions
     that the engine runs; a Livy whose kinds are not given is asked.
     """
 
     def __init__(
         self,
-        client: Callable[[], LivyClient],
+        client: EngineClient,
         files: EngineFiles,
         *,
         rng: Rng,
         name: str = "livy",
+        url: str = "",
         capacity: int = 4,
         kinds: tuple[str, ...] = (),
+        down: Callable[[], str] = lambda: "",
     ) -> None:
-        self.name, self.capacity = name, capacity
+        """`url` is for display, empty for the embedded engine. `down()` is why it cannot be asked at all, or ""."""
+        self.name, self.url, self.capacity, self._down = name, url, capacity, down
         self.version = ""
         """The version of its API, once it has answered."""
         self.lacks: dict[str, str] = {}
@@ -83,19 +86,23 @@ class LivyEngine:
         """Begin to list the sessions and batches of the engine in the background."""
         tasks.forever(f"engines.poll {self.name}", self._step, rng=self._rng, cap=RETRY_S)
 
+    async def stop(self) -> None:
+        """Close the connections to the engine."""
+        await self._client.close()
+
     @property
     def seen(self) -> str:
         return self._seen
 
     @property
     def problem(self) -> str:
-        return self._problem
+        return self._down() or self._problem
 
     def kinds(self) -> tuple[str, ...]:
         return self._kinds
 
     def free(self) -> int:
-        if self._problem or asyncio.get_running_loop().time() < self._full_until:
+        if self.problem or asyncio.get_running_loop().time() < self._full_until:
             return 0
         return max(0, self.capacity - len(self._living | self._created))
 
@@ -281,7 +288,10 @@ class LivyEngine:
         return await self._ask(lambda livy: livy.batch(key))
 
     async def _ask(self, what: Callable[[LivyClient], Awaitable[T]]) -> T:
-        client = self._client()
+        try:
+            client = self._client()
+        except ConfigError as error:
+            raise EngineFailed(error.message, hint=error.hint) from error
         try:
             answer = await what(client)
         except EngineFailed:

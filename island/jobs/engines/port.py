@@ -78,6 +78,14 @@ class EnginePort(Protocol):
         """The name of the engine in the configuration of this island. A run is bound to it."""
 
     @property
+    def url(self) -> str:
+        """The URL of a Livy server of the site, without credentials; "" for the embedded engine."""
+
+    @property
+    def version(self) -> str:
+        """The version of Livy's API, as last observed; "" while the engine does not answer."""
+
+    @property
     def capacity(self) -> int:
         """The maximum number of sessions and batches of this island that run at the same time."""
 
@@ -98,6 +106,9 @@ class EnginePort(Protocol):
 
     async def start(self, tasks: Tasks) -> None:
         """Begin to watch the engine in the background."""
+
+    async def stop(self) -> None:
+        """Close the connections to the engine."""
 
     async def instance(self) -> str:
         """Request and return the instance id of an embedded engine; "" for a stock Livy."""
