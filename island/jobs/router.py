@@ -86,6 +86,8 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
     """Kinds of code that its engine runs; () if it has no engine; None if not known."""
     refusal: str = ""
     """The island's own reason for a refusal (policy or limits), with the setting that would have to change."""
+    full: bool = False
+    """The refusal holds for now only: the island could run the job, but has no free place."""
     offered: bool = False
     """Whether these numbers are the island's own offer, not an estimate of home."""
     draw: float = 0.0

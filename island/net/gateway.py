@@ -14,11 +14,12 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from island.errors import IslandError, Unauthenticated
+from island.errors import DiskFailed, Full, IslandError, Unauthenticated
 from island.jobs.home import views
+from island.jobs.home.service import JobSummary
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import StatementReport
-from island.jobs.service import Jobs, JobSummary
+from island.jobs.service import Jobs
 from island.livy import requests
 from island.livy.messages import (
     AppInfo,
@@ -81,9 +82,13 @@ async def livy_errors(request: web.Request, handler: base.Handler) -> web.Stream
     except IslandError as error:
         if not is_livy(request.path):
             raise
-        # Clients display `msg`. Some clients repeat a request without limit after a 5xx status.
-        status = error.status if error.status < 500 or request.method == "GET" else 400
-        return answer(ResponseMessage(f"Rejected, Reason: {error.line}"), 400 if status == 404 else status)
+        # Clients display `msg`. Some clients repeat a request without limit after a 5xx status, which only a disk that
+        # is full or fails deserves: nothing was accepted then.
+        passing = isinstance(error, Full | DiskFailed) or request.method == "GET"
+        status = error.status if error.status < 500 or passing else 400
+        refused = answer(ResponseMessage(f"Rejected, Reason: {error.line}"), 400 if status == 404 else status)
+        refused.headers.update(base.retry_after(error))
+        return refused
     except web.HTTPMethodNotAllowed as refusal:
         if not is_livy(request.path):
             raise
@@ -183,7 +188,7 @@ class Gateway:
             job = await self._jobs.open_session(base.principal(request), wanted, key=_key(request))
         except IslandError as error:
             raise _refused(error) from error
-        return answer(session_view((await self._jobs.seen([job]))[0]), 201, f"/sessions/{job.local}")
+        return answer(session_view(self._jobs.as_accepted(job)), 201, f"/sessions/{job.local}")
 
     async def _summary(self, request: web.Request, kind: str = "session") -> JobSummary:
         return await self._jobs.find_summary(base.principal(request), kind, id_or_name(request.match_info["key"]))
@@ -302,7 +307,7 @@ class Gateway:
             job = await self._jobs.submit_batch(base.principal(request), wanted, key=_key(request))
         except IslandError as error:
             raise _refused(error) from error
-        return answer(batch_view((await self._jobs.seen([job]))[0]), 201, f"/batches/{job.local}")
+        return answer(batch_view(self._jobs.as_accepted(job)), 201, f"/batches/{job.local}")
 
     async def show_batch(self, request: web.Request) -> web.Response:
         """`GET /batches/N`."""

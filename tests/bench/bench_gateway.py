@@ -182,7 +182,7 @@ async def accepts(seconds: float) -> tuple[float, float]:
     unlimited = {"jobs": {"max_live_per_user": 10**9}}  # one user opens them all
     with tempfile.TemporaryDirectory() as folder:
         async with site(Path(folder) / "home", sections=unlimited) as home, aiohttp.ClientSession() as http:
-            home.jobs.forwarding.drive = lambda job: None  # type: ignore[method-assign]  # only accepting is measured
+            home.jobs.driver.drive = lambda row, statements=(): None  # type: ignore[method-assign]  # only accepting is measured
             who = Principal("user", "user")
             request = SessionRequest(kind="sql", conf={"spark.sql.shuffle.partitions": "4"})
 

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import pytest
 
 from island.errors import IslandError
+from island.jobs.home.local_files import BatchFile
 from island.jobs.home.store import JobRow, StatementRow
-from island.jobs.service import BatchFile
 from island.livy.messages import BatchRequest, SessionRequest
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.jobs import OPEN, USER, PlayedEngine, World

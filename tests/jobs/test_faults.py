@@ -92,7 +92,7 @@ def _bug_in_engine(world: World, engine: PlayedEngine) -> None:
 
 
 def _bug_in_driver(world: World, engine: PlayedEngine) -> None:
-    Fault(world.jobs["home"].forwarding, ValueError("odd"), what="_refresh")
+    Fault(world.jobs["home"].driver, ValueError("odd"), what="_ask_report")
 
 
 @pytest.mark.parametrize(("bug", "state"), [(_bug_in_engine, "dead"), (_bug_in_driver, "error")])

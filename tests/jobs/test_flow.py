@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from island.errors import Ambiguous, BadInput, Conflict, Denied, NotFound
+from island.jobs.home.local_files import BatchFile
 from island.jobs.home.store import JobRow
 from island.jobs.messages import MAX_FILE
-from island.jobs.service import BatchFile
 from island.kernel.ids import IslandId
 from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.rest import LivyRefusal

@@ -15,8 +15,8 @@ import pytest
 
 from island.jobs.engines.livy_engine import LivyEngine
 from island.jobs.engines.port import RemoteJob
+from island.jobs.home.local_files import BatchFile
 from island.jobs.home.store import JobRow, StatementRow
-from island.jobs.service import BatchFile
 from island.livy.client import LivyClient
 from island.livy.messages import BatchRequest, SessionRequest
 from island.trust.users import Principal

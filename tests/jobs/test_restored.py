@@ -11,7 +11,7 @@ import pytest
 from island.errors import IslandError
 from island.jobs.executor import store as run_store
 from island.jobs.home import store
-from island.jobs.service import BatchFile
+from island.jobs.home.local_files import BatchFile
 from island.livy.messages import BatchRequest
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.jobs import OPEN, USER, PlayedEngine, World

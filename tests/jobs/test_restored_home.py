@@ -66,7 +66,7 @@ def test_a_home_continues_if_it_was_restored_to_its_last_state() -> None:
 def test_an_executor_refuses_another_statement_with_a_known_number() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, engine, job = await _session(a)
-        exchange = world.jobs["home"].forwarding._exchange
+        exchange = world.jobs["home"].driver._exchange
 
         async def send(number: int, code: str) -> None:
             request = RunStatementRequest(job=job.id, epoch=1, number=number, code=code)

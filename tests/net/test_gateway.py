@@ -11,8 +11,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from island.errors import Full
 from island.livy.client import LivyClient
 from tests.islands.user_port import Site, played_livy, site
+from tests.standins.faults import Fault
 
 
 class Http:
@@ -144,6 +146,30 @@ async def test_the_operator_api_shows_the_same_job(http: Http) -> None:
     assert (await http("POST", "/api/v1/jobs/0/cancel"))[1]["state"] in ("shutting_down", "dead")
     batch = await http("POST", "/api/v1/batches?file=a.txt", raw=b"print(1)")
     assert batch[0] == 400 and ".py" in batch[1]["message"]
+
+
+async def test_a_full_disk_refuses_before_acceptance_and_never_after(http: Http) -> None:
+    await http("POST", "/sessions", {"kind": "sql"})
+    await http.idle(0)
+    full = Fault(http.place.state, Full("the disk is full"), times=None)
+    requests: list[tuple[str, str, Any]] = [
+        ("POST", "/sessions", {"kind": "sql"}),
+        ("POST", "/sessions/0/statements", {"code": "1"}),
+        ("DELETE", "/sessions/0", None),
+        ("POST", "/api/v1/sessions", {"kind": "sql"}),
+    ]
+    for method, path, body in requests:
+        status, answer, headers = await http(method, path, body)
+        assert (status, headers["Retry-After"]) == (507, "30"), answer
+        assert "full" in str(answer)
+    full.mend()
+    assert (await http("GET", "/sessions"))[1]["total"] == 1, "nothing was accepted"
+    # After an acceptance nothing is read that could fail the answer.
+    unread = Fault(http.place.state, Full("the disk is full"), what="read", times=None)
+    for path in ("/sessions", "/api/v1/sessions"):
+        assert (await http("POST", path, {"kind": "sql"}))[0] == 201
+    unread.mend()
+    assert (await http("GET", "/sessions"))[1]["total"] == 3
 
 
 async def test_names_and_codes_are_data(http: Http) -> None:

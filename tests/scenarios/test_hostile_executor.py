@@ -147,16 +147,16 @@ async def test_an_invalid_report_is_refused(tmp_path: Path, what: str) -> None:
             await post(daemon, f"/sessions/{session}/statements", {"code": "SELECT 1"})
             liar.report = REPORTS[what]
             asked = liar.asked
-            daemon.jobs.forwarding.news(_executor(daemon), liar.job, 1)
+            daemon.jobs.driver.news(_executor(daemon), liar.job, 1)
             await until(lambda: liar.asked > asked)
-            await until(lambda: daemon.jobs.forwarding.lost_since(liar.job) is not None)
+            await until(lambda: daemon.jobs.driver.lost_since(liar.job) is not None)
             [statement] = (await get(daemon, f"/sessions/{session}/statements"))["statements"]
             assert statement["state"] in ("waiting", "running") and statement["output"] is None
             await well(daemon)
             # Only that job was affected: a correct report is accepted later.
             output = {"status": "ok", "execution_count": 0, "data": {"text/plain": "1"}}
             liar.report = result(json.dumps(output), progress=math.nan)
-            daemon.jobs.forwarding.news(_executor(daemon), liar.job, 1)
+            daemon.jobs.driver.news(_executor(daemon), liar.job, 1)
             await until_async(lambda: _has(daemon, session, output))
 
 

@@ -6,7 +6,6 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from island.jobs.core import statement_hash
 from island.jobs.messages import JobReport, StatementReport
 from island.kernel.codec import Malformed
 from island.livy.messages import SESSION_ALIVE, SESSION_ENDED, STATEMENT_ENDED
@@ -40,12 +39,14 @@ def checked_report(report: JobReport, job: str, epoch: int) -> JobReport:
     return msgspec.structs.replace(report, statements=tuple(_checked_statement(each) for each in report.statements))
 
 
-def is_foreign_statement(report: StatementReport, own: tuple[str, str] | None) -> bool:
-    """Whether an executor reports a statement that home did not send. `own`: code and language of home's statement.
-
-    An executor of an earlier version reports no hash.
-    """
-    return own is None or report.code_hash not in ("", statement_hash(*own))
+def differs(last: JobReport | None, new: JobReport) -> bool:
+    """Whether a report has anything, besides statements, that was not in the last one."""
+    if last is None:
+        return True
+    keep = ("state", "reason", "app_id", "app_info", "moved")
+    if any(getattr(last, name) != getattr(new, name) for name in keep) or len(last.notes) != len(new.notes):
+        return True
+    return new.log is not None and new.log != last.log
 
 
 def _checked_statement(report: StatementReport) -> StatementReport:

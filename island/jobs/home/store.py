@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from island.errors import Conflict
+from island.jobs import batch_files, core
+from island.jobs.home.events import AddNotes, CancelStatements, KeepDecision, KeepEnd, KeepReport, KeepStop
+from island.jobs.home.machine import HomeJob
 from island.jobs.messages import LOG_LINES, JobReport, JobSpec, StatementReport
 from island.kernel import codec
+from island.kernel.machine import Write
 from island.livy.messages import STATEMENT_ENDED
+
+_OPEN: Final = "state IN ('waiting', 'running', 'cancelling')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,10 +278,13 @@ def count_by_state(conn: sqlite3.Connection) -> list[tuple[str, str, int]]:
     return [tuple(row) for row in conn.execute("SELECT kind, state, count(*) FROM job GROUP BY kind, state")]
 
 
-def unfinished(conn: sqlite3.Connection) -> list[JobRow]:
-    """The jobs that have not ended or are not released at their executor, oldest first."""
+def unfinished(conn: sqlite3.Connection) -> list[tuple[JobRow, list[StatementRow]]]:
+    """The jobs that have not ended or are not released at their executor, oldest first, with their open statements."""
+    pending: dict[str, list[StatementRow]] = {}
+    for row in conn.execute(f"SELECT * FROM job_statement WHERE {_OPEN} ORDER BY job, number"):
+        pending.setdefault(row["job"], []).append(_statement(row))
     rows = conn.execute("SELECT * FROM job WHERE phase != 'ended' OR released = 0 ORDER BY created, id")
-    return [_job(row) for row in rows]
+    return [(_job(row), pending.get(row["id"], [])) for row in rows]
 
 
 # --- log and decisions -------------------------------------------------------------------------
@@ -318,34 +329,82 @@ def decisions(conn: sqlite3.Connection, job: str) -> list[tuple[float, str]]:
 # --- progress ----------------------------------------------------------------------------------
 
 
-def place(conn: sqlite3.Connection, job: str, executor: str, reservation: str) -> int:
-    """Store the choice of the executor before the commit is sent, and return the new epoch. Raises `Conflict`."""
-    row = conn.execute(
-        "UPDATE job SET phase = 'committing', epoch = epoch + 1, executor = ?, reservation = ?, notes = 0"
-        " WHERE id = ? AND phase = 'routing' RETURNING epoch",
-        (executor, reservation, job),
-    ).fetchone()
-    if row is None:
-        raise Conflict(f"job {job} is not waiting for a place")
-    return int(row["epoch"])
+def is_changed(old: HomeJob, new: HomeJob) -> bool:
+    """Whether two states of a job differ in what its row has."""
+    return _stored(old) != _stored(new)
 
 
-def set_phase(conn: sqlite3.Connection, job: str, epoch: int, phase: str) -> bool:
-    """Set the phase of a job. False if the job has ended or has another epoch by now."""
-    changed = conn.execute(
-        "UPDATE job SET phase = ? WHERE id = ? AND epoch = ? AND phase != 'ended'", (phase, job, epoch)
-    )
-    return changed.rowcount > 0
+def _stored(job: HomeJob) -> tuple[object, ...]:
+    return job.phase, job.epoch, job.executor, job.reservation
 
 
-def apply_report(conn: sqlite3.Connection, job: str, epoch: int, report: JobReport, at: float) -> bool:
-    """Store the report of an executor. False, and nothing is stored, if the job has ended or has another epoch.
+def save(conn: sqlite3.Connection, old: HomeJob, new: HomeJob, writes: Sequence[Write], at: float) -> None:
+    """Store one step of the machine of a job. `at` is in Unix seconds."""
+    job = new.facts.id
+    if is_changed(old, new):
+        conn.execute(
+            "UPDATE job SET phase = ?, epoch = ?, executor = ?, reservation = ?, released = ?,"
+            " notes = CASE WHEN epoch = ? THEN notes ELSE 0 END WHERE id = ?",
+            (
+                "ended" if new.phase == "released" else new.phase,
+                new.epoch,
+                new.executor,
+                new.reservation,
+                int(new.phase == "released"),
+                new.epoch,
+                job,
+            ),
+        )
+    for write in writes:
+        _SAVE[type(write)](conn, new, write, at)
+    if new.phase == "released" and new.facts.work.file_hash:
+        batch_files.drop_unused(conn)
 
-    Results are written once: a statement in its last state is not changed.
-    """
-    row = conn.execute("SELECT epoch, notes, phase FROM job WHERE id = ?", (job,)).fetchone()
-    if row is None or row["epoch"] != epoch or row["phase"] == "ended":
-        return False
+
+def _save_notes(conn: sqlite3.Connection, job: HomeJob, write: AddNotes, at: float) -> None:
+    add_log(conn, job.facts.id, at, write.lines)
+
+
+def _save_decision(conn: sqlite3.Connection, job: HomeJob, write: KeepDecision, at: float) -> None:
+    add_decision(conn, job.facts.id, at, msgspec.json.encode(write.decision).decode())
+
+
+def _save_report(conn: sqlite3.Connection, job: HomeJob, write: KeepReport, at: float) -> None:
+    apply_report(conn, job.facts.id, write.report, at)
+
+
+def _save_cancelled(conn: sqlite3.Connection, job: HomeJob, write: CancelStatements, _at: float) -> None:
+    for number in write.numbers:
+        apply_statement(conn, job.facts.id, StatementReport(number=number, state="cancelled", progress=1.0))
+
+
+def _save_stop(conn: sqlite3.Connection, job: HomeJob, _: KeepStop, _at: float) -> None:
+    want_stop(conn, job.facts.id, deleted=False)
+
+
+def _save_end(conn: sqlite3.Connection, job: HomeJob, write: KeepEnd, at: float) -> None:
+    end(conn, job.facts.id, at, write.state, write.reason)
+    for each in open_statements(conn, job.facts.id):
+        report = each.report()
+        if each.number <= write.sent:
+            report = msgspec.structs.replace(report, state="running")
+        why = write.reason or f"its session is {write.state}"
+        apply_statement(conn, job.facts.id, core.lost_statement(report, why))
+
+
+_SAVE: Final[dict[type[Write], Callable[[sqlite3.Connection, HomeJob, Any, float], None]]] = {
+    AddNotes: _save_notes,
+    KeepDecision: _save_decision,
+    KeepReport: _save_report,
+    CancelStatements: _save_cancelled,
+    KeepStop: _save_stop,
+    KeepEnd: _save_end,
+}
+
+
+def apply_report(conn: sqlite3.Connection, job: str, report: JobReport, at: float) -> None:
+    """Store the report of an executor. Results are written once: a statement in its last state is not changed."""
+    row = conn.execute("SELECT notes FROM job WHERE id = ?", (job,)).fetchone()
     if fresh := report.notes[row["notes"] :]:
         add_log(conn, job, at, fresh)
     conn.execute(
@@ -365,34 +424,26 @@ def apply_report(conn: sqlite3.Connection, job: str, epoch: int, report: JobRepo
     )
     for statement in report.statements:
         apply_statement(conn, job, statement)
-    return True
 
 
 def apply_statement(conn: sqlite3.Connection, job: str, report: StatementReport) -> None:
     """Store the state and result of a statement, unless it already has its last state."""
     conn.execute(
         "UPDATE job_statement SET state = ?, output = ?, started = ?, completed = ?"
-        " WHERE job = ? AND number = ? AND state IN ('waiting', 'running', 'cancelling')",
+        f" WHERE job = ? AND number = ? AND {_OPEN}",
         (report.state, report.output, report.started, report.completed, job, report.number),
     )
 
 
-def end(conn: sqlite3.Connection, job: str, at: float, state: str, reason: str, *, released: bool) -> bool:
-    """Store the last state of a job. False if it had already ended.
-
-    `released`: there is no executor that must release its run.
-    """
-    changed = conn.execute(
-        "UPDATE job SET phase = 'ended', state = ?, reason = ?, ended = ?, released = ?"
-        " WHERE id = ? AND phase != 'ended'",
-        (state, reason, at, int(released), job),
-    )
-    return changed.rowcount > 0
+def end(conn: sqlite3.Connection, job: str, at: float, state: str, reason: str) -> None:
+    """Store the last state of a job."""
+    conn.execute("UPDATE job SET state = ?, reason = ?, ended = ? WHERE id = ?", (state, reason, at, job))
 
 
-def set_released(conn: sqlite3.Connection, job: str) -> None:
-    """Record that the executor has released the run of this job."""
-    conn.execute("UPDATE job SET released = 1 WHERE id = ?", (job,))
+def insert_ended(conn: sqlite3.Connection, job: str, at: float, state: str, reason: str) -> None:
+    """Give a job that was just inserted its last state: it needs no executor."""
+    end(conn, job, at, state, reason)
+    conn.execute("UPDATE job SET phase = 'ended', released = 1 WHERE id = ?", (job,))
 
 
 def want_stop(conn: sqlite3.Connection, job: str, *, deleted: bool) -> None:
@@ -414,20 +465,12 @@ def stop_restored(conn: sqlite3.Connection, at: float) -> None:
         add_log(conn, row["id"], at, ["this island was restored from a backup, and what the job did since is unknown"])
 
 
-def wants_stop(conn: sqlite3.Connection, job: str) -> bool:
-    """Whether the owner has requested the end of a job."""
-    row = conn.execute("SELECT stop FROM job WHERE id = ?", (job,)).fetchone()
-    return bool(row and row["stop"])
-
-
 # --- statements --------------------------------------------------------------------------------
 
 
 def add_statement(conn: sqlite3.Connection, job: str, code: str, language: str, limit: int) -> int | None:
     """Append a statement and return its number; None if `limit` statements are already unfinished."""
-    waiting = conn.execute(
-        "SELECT count(*) FROM job_statement WHERE job = ? AND state IN ('waiting', 'running', 'cancelling')", (job,)
-    ).fetchone()[0]
+    waiting = conn.execute(f"SELECT count(*) FROM job_statement WHERE job = ? AND {_OPEN}", (job,)).fetchone()[0]
     if waiting >= limit:
         return None
     row = conn.execute(
@@ -457,40 +500,23 @@ def statements(conn: sqlite3.Connection, job: str, numbers: Sequence[int] | None
 
 def is_busy(conn: sqlite3.Connection, job: str) -> bool:
     """Whether the job has an unfinished statement."""
-    row = conn.execute(
-        "SELECT 1 FROM job_statement WHERE job = ? AND state IN ('waiting', 'running', 'cancelling') LIMIT 1", (job,)
-    ).fetchone()
+    row = conn.execute(f"SELECT 1 FROM job_statement WHERE job = ? AND {_OPEN} LIMIT 1", (job,)).fetchone()
     return row is not None
 
 
 def open_statements(conn: sqlite3.Connection, job: str) -> list[StatementRow]:
     """The unfinished statements of a job, in order."""
     rows = conn.execute(
-        "SELECT * FROM job_statement WHERE job = ? AND state IN ('waiting', 'running', 'cancelling') ORDER BY number",
+        f"SELECT * FROM job_statement WHERE job = ? AND {_OPEN} ORDER BY number",
         (job,),
     )
     return [_statement(row) for row in rows]
 
 
-def first_open(conn: sqlite3.Connection, job: str) -> int:
-    """The number of the first unfinished statement, or the number that the next statement will get."""
-    pending = open_statements(conn, job)
-    if pending:
-        return pending[0].number
-    row = conn.execute("SELECT statements FROM job WHERE id = ?", (job,)).fetchone()
-    return int(row["statements"]) if row else 0
-
-
-def cancel_statement(conn: sqlite3.Connection, job: str, number: int, *, sent: bool) -> str | None:
-    """Cancel a statement that was not sent, or record the request if it was sent.
-
-    Returns the previous state; None if there is no such statement.
-    """
-    row = conn.execute("SELECT state FROM job_statement WHERE job = ? AND number = ?", (job, number)).fetchone()
-    if row is None:
-        return None
-    if row["state"] == "waiting" and not sent:
-        conn.execute("UPDATE job_statement SET state = 'cancelled' WHERE job = ? AND number = ?", (job, number))
-    elif row["state"] not in STATEMENT_ENDED:
-        conn.execute("UPDATE job_statement SET cancel = 1 WHERE job = ? AND number = ?", (job, number))
-    return str(row["state"])
+def want_cancel(conn: sqlite3.Connection, job: str, number: int | None) -> list[int]:
+    """Record that the owner cancels a statement, or all if `number` is None. Returns the numbers of those concerned."""
+    rows = conn.execute(
+        f"UPDATE job_statement SET cancel = 1 WHERE job = ? AND (? IS NULL OR number = ?) AND {_OPEN} RETURNING number",
+        (job, number, number),
+    )
+    return sorted(row["number"] for row in rows.fetchall())

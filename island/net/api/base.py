@@ -19,7 +19,7 @@ import msgspec
 import structlog
 from aiohttp import HttpVersion11, web
 
-from island.errors import BadInput, Denied, IslandError, TooManyRequests, Unauthenticated
+from island.errors import BadInput, Denied, IslandError, Unauthenticated
 from island.net.same_origin import SameOrigin, is_browser
 from island.trust.users import Principal, Tokens
 
@@ -227,6 +227,12 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     return await handler(request)
 
 
+def retry_after(error: IslandError) -> dict[str, str]:
+    """Return the header that tells a client when to repeat a request that was refused for a passing reason."""
+    seconds = {429: "1", 503: "5", 507: "30"}.get(error.status)
+    return {} if seconds is None else {"Retry-After": seconds}
+
+
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every `IslandError` as JSON. Other exceptions are logged with a traceback and answered with 500."""
@@ -237,12 +243,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not is_browser(request.headers):
             response.headers["WWW-Authenticate"] = 'Basic realm="island"'
         return response
-    except TooManyRequests as error:
-        response = reply(problem(error), error.status)
-        response.headers["Retry-After"] = "1"
-        return response
     except IslandError as error:
-        return reply(problem(error), error.status)
+        response = reply(problem(error), error.status)
+        response.headers.update(retry_after(error))
+        return response
     except web.HTTPException as error:
         if error.status < 400 or error.content_type == "application/json":
             raise

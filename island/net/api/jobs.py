@@ -16,9 +16,10 @@ from msgspec import Meta
 
 from island.errors import BadInput, NotFound
 from island.jobs.executor.run import JobRun
+from island.jobs.home.local_files import BatchFile
 from island.jobs.home.store import JobRow
 from island.jobs.messages import MAX_FILE
-from island.jobs.service import BatchFile, Jobs, statement_row
+from island.jobs.service import Jobs, statement_row
 from island.livy.conf import INPUTS_KEY
 from island.livy.messages import BatchRequest, SessionRequest
 from island.net.api import base

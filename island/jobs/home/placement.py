@@ -1,0 +1,192 @@
+"""The search for a place: candidates from what home knows, and their offers. `jobs.router` decides."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from island.catalog.messages import ResolvedDataset
+from island.errors import IslandError
+from island.jobs import router
+from island.jobs.dependencies import JobsDependencies
+from island.jobs.exchange import JobExchange
+from island.jobs.home.envelopes import envelope
+from island.jobs.home.machine import PATIENCE_S, JobFacts
+from island.jobs.messages import FULL, InputRef, Offer, OfferRequest
+from island.jobs.router import Candidate, InputTransfer, JobRequirements, RoutingDecision
+from island.kernel.ids import DatasetName, IslandId
+from island.membership.service import IslandView
+
+ASKED = 3
+"""Maximum number of islands, besides home, that are asked for an offer at a time."""
+
+AT_ONCE = 16
+"""Maximum number of jobs that look for a place at the same time; more of them wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundPlaces:
+    """The decision about a job with the offers that led to it."""
+
+    decision: RoutingDecision
+    reservations: dict[str, str]
+    """Reservations by the key of the island."""
+    asked: tuple[str, ...]
+    """Names of the islands that were asked for an offer."""
+    full: bool
+    """Whether an island could run the job but has no free place."""
+    absent: tuple[str, ...]
+    """Names of the islands that are not linked now, but were a short time ago."""
+
+
+class Placement:
+    """Asks islands for offers."""
+
+    def __init__(self, needs: JobsDependencies, exchange: JobExchange) -> None:
+        self._exchange, self._catalog, self._inputs = exchange, needs.catalog, needs.inputs
+        self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
+        self._clock, self._rng = needs.clock, needs.rng
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def find(self, job: JobFacts, epoch: int, refused: Mapping[str, str]) -> FoundPlaces:
+        """Ask the best candidates and home for offers, and the next best ones until a place is offered.
+
+        `refused`: islands that refused the job for good, with their reasons. Raises `IslandError` if the job
+        cannot be routed, because an input is unknown.
+        """
+        async with self._turns:
+            views = self._membership.views()
+            guesses = await self._guesses(job, views, refused)
+            search = _Search(
+                wanted=JobRequirements(home=self._trust.me, language=job.work.language, pin=job.pin),
+                known={each.island: each for each in guesses},
+                down={each.island for each in guesses if not each.up},
+            )
+            while asked := search.next_to_ask():
+                answers = await asyncio.gather(*(self._ask_offer(job, epoch, search.known[each]) for each in asked))
+                search.add(answers)
+            recent: set[str] = {view.island for view in views if self._was_up_recently(view)}
+            return search.found(recent)
+
+    def _was_up_recently(self, view: IslandView) -> bool:
+        return view.state != "down" or self._clock.wall() - view.since < 2 * PATIENCE_S
+
+    async def _guesses(self, job: JobFacts, views: list[IslandView], refused: Mapping[str, str]) -> list[Candidate]:
+        """All known islands as candidates, with estimates from what home knows before it asks them."""
+        inputs = [(ref, await self._resolved(ref)) for ref in job.work.inputs]
+        candidates = []
+        for view in views:
+            here = view.island == self._trust.me
+            link = None if here else self._peers.link(view.island)
+            up = here or link is not None
+            candidates.append(
+                Candidate(
+                    island=view.island,
+                    name=view.display,
+                    up=up,
+                    state="" if up else self._why_down(view.state, view.since),
+                    rtt=0.0 if here else (link.rtt if link else None),
+                    bandwidth=link.bandwidth if link else None,
+                    parts=tuple([await self._part(ref, resolved, view.island) for ref, resolved in inputs]),
+                    refusal=refused.get(view.island, ""),
+                    draw=self._rng.random(),
+                )
+            )
+        return candidates
+
+    async def _resolved(self, ref: InputRef) -> ResolvedDataset:
+        return await self._catalog.resolve(DatasetName(ref.owner, ref.name, ref.snapshot))
+
+    def _why_down(self, state: str, since: float) -> str:
+        if state == "up":
+            return "there is no session with it at the moment"
+        return f"it has been {state} for {router.format_seconds(max(0.0, self._clock.wall() - since))}"
+
+    async def _part(self, ref: InputRef, resolved: ResolvedDataset, island: IslandId) -> InputTransfer:
+        holders = self._catalog.holders(resolved.owner, resolved.name, resolved.snapshot)
+        size, files = resolved.record.size, resolved.record.files
+        if island == self._trust.me:
+            missing = await self._inputs.missing(resolved)
+        else:
+            missing = 0 if island in holders else size
+        if not missing:
+            return InputTransfer(str(ref), size, 0, files)
+        source = next((holder for holder in holders if holder != island), resolved.owner)
+        link = self._peers.link(source) if island == self._trust.me else None
+        return InputTransfer(
+            dataset=str(ref),
+            bytes=size,
+            missing=missing,
+            files=files,
+            source=self._membership.display(source),
+            rtt=link.rtt if link else None,
+            bandwidth=link.bandwidth if link else None,
+        )
+
+    async def _ask_offer(self, job: JobFacts, epoch: int, guess: Candidate) -> tuple[Candidate, str]:
+        request = OfferRequest(
+            envelope=envelope(self._trust, job, epoch, guess.island),
+            kind=job.work.kind,
+            language=job.work.language,
+            inputs=job.work.inputs,
+        )
+        try:
+            offer = await self._exchange.ask(IslandId(guess.island), "offer", request, Offer)
+        except IslandError as error:
+            return msgspec.structs.replace(guess, up=False, state=f"it did not answer: {error.message}"), ""
+        if not offer.refusal and not offer.reservation:
+            return msgspec.structs.replace(guess, refusal="it has sent an offer without a reservation"), ""
+        if offer.refusal:
+            return msgspec.structs.replace(guess, refusal=offer.refusal, full=offer.code == FULL), ""
+        parts = tuple(
+            InputTransfer(p.dataset, p.bytes, p.missing, p.files, p.source, p.rtt, p.bandwidth) for p in offer.parts
+        )
+        offered = msgspec.structs.replace(
+            guess, offered=True, wait=max(0.0, offer.wait), languages=offer.languages, parts=parts
+        )
+        return offered, offer.reservation
+
+
+@dataclass(slots=True, kw_only=True)
+class _Search:
+    """One search: what is known of the candidates so far, by their keys."""
+
+    wanted: JobRequirements
+    known: dict[str, Candidate]
+    down: set[str]
+    """The islands that could not be asked."""
+    reservations: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def next_to_ask(self) -> list[str]:
+        """Keys of the best candidates that were not asked yet, and home; none when there is a reservation."""
+        if self.reservations:
+            return []
+        unasked = [i for i in router.ranking(self._decision()) if not self.known[i].offered]
+        asked = unasked[:ASKED]
+        if self.wanted.home in unasked and self.wanted.home not in asked:
+            asked.append(self.wanted.home)
+        self.asked += asked
+        return asked
+
+    def add(self, answers: list[tuple[Candidate, str]]) -> None:
+        for candidate, reservation in answers:
+            self.known[candidate.island] = candidate
+            if reservation:
+                self.reservations[candidate.island] = reservation
+
+    def found(self, recent: set[str]) -> FoundPlaces:
+        eligible = [each for each in self.known.values() if self.wanted.pin in ("", each.island)]
+        return FoundPlaces(
+            decision=self._decision(),
+            reservations=self.reservations,
+            asked=tuple(self.known[island].name for island in self.asked),
+            full=any(each.up and each.full for each in eligible),
+            absent=tuple(each.name for each in eligible if each.island in self.down & recent),
+        )
+
+    def _decision(self) -> RoutingDecision:
+        return router.decide(self.wanted, list(self.known.values()))

@@ -1,0 +1,166 @@
+"""Jobs without a free place wait in line at their home, and a home whose disk is full only waits."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from island.errors import IslandError
+from island.jobs.home.store import JobRow
+from island.trust.users import Principal
+from tests.sim.archipelago import Archipelago, simulate
+from tests.sim.jobs import OPEN, USER, PlayedEngine, World
+
+
+async def _now(world: World, jobs: list[JobRow]) -> list[JobRow]:
+    """The current rows of jobs."""
+    rows = await world.jobs["home"].newest(Principal("administrator", "administrator"), 1000)
+    found = {row.id: row for row in rows}
+    return [found[job.id] for job in jobs]
+
+
+def test_more_live_jobs_than_all_islands_take_wait_at_home_in_order() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine(), max_sessions=4)
+        users = [Principal("user", f"user{number}") for number in range(3)]
+        jobs = [await world.open(home, who=users[number % 3]) for number in range(115)]
+        await asyncio.sleep(30)
+        rows = await _now(world, jobs)
+        assert all(row.live for row in rows), [row.reason for row in rows if not row.live]
+        waiting = [row for row in rows if row.phase == "routing"]
+        assert waiting and "waits in line" in await world.log(home, waiting[-1])
+        # One that waits in line can be ended at once, and the others keep their order.
+        await world.jobs["home"].end(waiting[-1], deleted=False)
+        assert (await world.ended(home, waiting[-1])).state == "killed"
+        for job in jobs[:12]:
+            await world.jobs["home"].end(job, deleted=True)
+        await asyncio.sleep(60)
+        still = {row.id for row in await _now(world, jobs) if row.phase == "routing"}
+        order = [row.id in still for row in waiting[:-1]]
+        assert order == sorted(order), "who came first is placed first"
+        assert not all(order)
+
+    simulate(41, scenario)
+
+
+def test_a_session_that_follows_a_closed_one_at_capacity_gets_its_place() -> None:
+    """What `%%configure -f` does: DELETE, and at once POST. The place is free when the engine has cleared it."""
+
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine(), max_sessions=4)
+        jobs = [await world.settled(home, await world.open(home)) for _ in range(4)]
+        for _ in range(4):
+            await world.jobs["home"].end(jobs.pop(0), deleted=True)
+            jobs.append(await world.open(home))
+        for job in jobs:
+            assert (await world.settled(home, job, 120)).state == "idle"
+
+    simulate(42, scenario)
+
+
+def test_foreign_places_that_are_taken_are_waited_for() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home")
+        there = PlayedEngine()
+        await world.island("there", engine=there, jobs={**OPEN, "max_foreign": 2})
+        await world.linked()
+        jobs = [await world.settled(home, await world.open(home)) for _ in range(2)]
+        jobs += [await world.open(home) for _ in range(3)]
+        await asyncio.sleep(30)
+        rows = await _now(world, jobs)
+        assert [row.state for row in rows].count("idle") == 2
+        assert all(row.live for row in rows), [row.reason for row in rows if not row.live]
+        for row in rows:
+            if row.state == "idle":
+                await world.jobs["home"].end(row, deleted=True)
+        for job in jobs[2:]:
+            found = await world.settled(home, job)
+            assert found.state == "idle"
+            await world.jobs["home"].end(found, deleted=True)
+        assert len(there.created) == 5
+
+    simulate(43, scenario)
+
+
+@pytest.mark.parametrize("where", ["home", "there", "both"])
+@pytest.mark.parametrize("when", [0.0, 0.2, 0.35, 1.0])
+def test_a_database_that_is_full_for_three_seconds_only_delays(where: str, when: float) -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), PlayedEngine()
+        home = await world.island("home")
+        there = await world.island("there", engine=engine, jobs=OPEN)
+        await world.linked()
+        job = await world.settled(home, await world.open(home))
+        disks = {"home": [home.disk], "there": [there.disk], "both": [home.disk, there.disk]}[where]
+        jobs = world.jobs["home"]
+        first = await jobs.post(job, "first", None)
+        await asyncio.sleep(when)
+        for disk in disks:
+            disk.full = True
+        await asyncio.sleep(1.0)
+        if where != "there":
+            with pytest.raises(IslandError) as refused:  # before it is accepted, never after
+                await jobs.post(job, "never", None)
+            assert refused.value.status in (503, 507)
+        await asyncio.sleep(2.0)
+        for disk in disks:
+            disk.full = False
+        assert (await jobs.finished_statement(job, first.number, 60))[0].state == "available"
+        assert "did second" in (await world.run(home, job, "second", 60)).output
+        long = await jobs.post(job, "sleep", None)
+        await a.until(lambda: engine.ran[-1] == "sleep", within=30)
+        await jobs.cancel_statement(job, long.number)
+        assert (await jobs.finished_statement(job, long.number, 30))[0].state == "cancelled"
+        await jobs.end(job, deleted=False)
+        await world.ended(home, job)
+        await a.until(lambda: not engine.alive(), within=60)
+        assert engine.ran == ["first", "second", "sleep"]
+
+    simulate(44, scenario)
+
+
+@pytest.mark.parametrize("phase", [0.0, 0.02, 0.1, 1.0])
+def test_a_job_that_is_being_placed_survives_a_full_database(phase: float) -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), PlayedEngine()
+        home = await world.island("home", engine=engine)
+        job = await world.open(home)
+        await asyncio.sleep(phase)
+        home.disk.full = True
+        await asyncio.sleep(3.0)
+        home.disk.full = False
+        assert "did it" in (await world.run(home, job, "it", 60)).output
+        assert len(engine.created) == 1
+
+    simulate(45, scenario)
+
+
+def test_a_session_whose_clients_are_silent_ends() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), PlayedEngine()
+        home = await world.island("home", engine=engine)
+        jobs = world.jobs["home"]
+        watched = await world.settled(home, await world.open(home, heartbeat_timeout_in_second=60))
+        other = await world.settled(home, await world.open(home))
+        for _ in range(5):  # every request about the session counts
+            await asyncio.sleep(40)
+            await jobs.find_summary(USER, "session", watched.local)
+        assert len(engine.alive()) == 2
+        await a.crash(home)  # the time begins anew with a restart of home
+        await a.restart(home)
+        jobs = world.jobs["home"]
+        await asyncio.sleep(50)
+        assert len(engine.alive()) == 2
+        await asyncio.sleep(15)
+        ended = await world.ended(home, watched)
+        assert ended.state == "dead"
+        assert "no client has asked about this session for 60 s (heartbeatTimeoutInSecond)" in await world.log(
+            home, ended
+        )
+        assert "did it" in (await world.run(home, other, "it")).output
+
+    simulate(46, scenario)
