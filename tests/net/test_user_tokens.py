@@ -10,6 +10,7 @@ import aiohttp
 
 from island.daemon import Daemon
 from island.trust.users import Principal
+from tests.islands.user_port import played_livy
 from tests.standins.member import victim
 
 ROOT = Principal("administrator", "administrator")
@@ -68,7 +69,11 @@ async def test_the_shared_token_can_be_turned_off(tmp_path: Path) -> None:
 
 async def test_the_quota_of_a_user_is_refused_as_livy_refuses(tmp_path: Path) -> None:
     limits = {"max_live_per_user": 1, "max_live_of": {"bob": 2}}
-    async with victim(tmp_path, {"jobs": limits}) as daemon, aiohttp.ClientSession() as client:
+    async with (
+        played_livy() as livy,
+        victim(tmp_path, {"jobs": limits, "livy": {"url": livy}}) as daemon,
+        aiohttp.ClientSession() as client,
+    ):
         for name, limit in (("alice", 1), ("bob", 2)):
             token = (await daemon.users.add(ROOT, name, "user")).token
             assert (await ask(client, daemon, token))[1]["max_live"] == limit
