@@ -20,6 +20,7 @@ from island.config import Config, EngineSection, split_address, without_password
 from island.errors import ConfigError, IslandError
 from island.private_files import secret_text
 
+_INVALID = "Correct the line; `island config reference` describes every key."
 _MINIMUM = "256MiB"
 
 
@@ -59,11 +60,14 @@ class ConfigFile:
 def check(path: Path) -> ConfigFile:
     """Check a configuration file completely. Relative paths in it are relative to its folder. Raises nothing."""
     try:
-        text, raw = _read(path)
+        text = _text(path)
     except ConfigError as error:
-        return ConfigFile(
-            path, [ConfigFinding(_line_in(error.message), "problem", "", error.message, error.hint)], None
-        )
+        return ConfigFile(path, [ConfigFinding(None, "problem", "", error.message, error.hint)], None)
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = f"the file is not valid TOML: {error}"
+        return ConfigFile(path, [ConfigFinding(_line_in(found, text), "problem", "", found, _INVALID)], None)
     findings = [
         ConfigFinding(line_of(text, each.section, each.key), "problem", _dotted(each.section, each.key), *each[2:])
         for each in config.problems(raw)
@@ -131,9 +135,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         return text, tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}", hint="Correct the line; docs/configuration.md describes the format."
-        ) from error
+        raise ConfigError(f"{path} is not valid TOML: {error}", hint=_INVALID) from error
 
 
 def _text(path: Path) -> str:
@@ -150,9 +152,10 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _line_in(message: str) -> int | None:
+def _line_in(message: str, text: str) -> int:
+    """Return the line that a message of tomllib names, which may be the end of the text."""
     found = re.search(r"\(at line (\d+), column", message)
-    return int(found[1]) if found else None
+    return int(found[1]) if found else len(text.splitlines())
 
 
 def _dotted(section: str, key: str) -> str:
@@ -241,13 +244,20 @@ def _password(section: str, name: str, folder: Path) -> Iterator[_Note]:
     if not name:
         return
     try:
-        secret_text(folder / name, "a password")
+        password_in(folder / name, section)
     except IslandError as error:
         yield "problem", section, "password_file", error.message, error.hint
+
+
+def password_in(path: Path, section: str = "livy") -> str:
+    """Return the password in the file of `password_file`; raises `ConfigError` if it cannot be used."""
+    try:
+        return secret_text(path, "a password")
     except OSError as error:
-        found = f"the file of {section}.password_file, {folder / name}, cannot be read: {error.strerror}"
-        advice = "Create the file with mode 0600, owned by the account of the daemon."
-        yield "problem", section, "password_file", found, advice
+        raise ConfigError(
+            f"the file of {section}.password_file, {path}, cannot be read: {error.strerror}",
+            hint="Create the file with mode 0600, owned by the account of the daemon.",
+        ) from error
 
 
 def _unusable_certificates(path: Path) -> str:

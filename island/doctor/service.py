@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 
@@ -27,6 +28,14 @@ def examine(
 
     `endpoint` returns where and with which token a running daemon is asked; it may raise `IslandError`.
     """
+    for each in _findings(place, clock, environ, endpoint):
+        # Texts of Livy, peers and files are in them, which could contain lines that look like those of other checks.
+        yield dataclasses.replace(each, found=_one_line(each.found), advice=_one_line(each.advice))
+
+
+def _findings(
+    place: Home, clock: Clock, environ: Mapping[str, str], endpoint: Callable[[], Endpoint]
+) -> Iterator[Finding]:
     folder = home_facts.home(place)
     yield from core.home(folder)
     if not folder.is_island:
@@ -41,12 +50,13 @@ def examine(
     yield from _guarded("disk", lambda: core.disk(machine_facts.disk(place, settings)))
     running = daemon_facts.running(place)
     yield from _guarded("open files", functools.partial(_open_files, running))
-    yield from _guarded("daemon", lambda: core.daemon(daemon_facts.ask(place, running, endpoint)))
+    daemon = daemon_facts.ask(place, running, endpoint)
+    yield from core.daemon(daemon)
     if settings is None:
         found = "engine, ports, reachability, clock and sandbox were not checked, because island.toml has problems"
         yield Finding("configuration", "unchecked", found, "Correct them, and run this command again.")
         return
-    rows = daemon_facts.check_peers(endpoint) if running.locked else None
+    rows = daemon_facts.check_peers(endpoint) if running.locked and not daemon.error else None
     yield from _surroundings(place, folder.owner, settings, running, rows, clock, environ)
 
 
@@ -61,16 +71,23 @@ def _surroundings(
 ) -> Iterator[Finding]:
     yield from _guarded("ports", lambda: core.ports(_ports(settings, running)))
     clocks: list[tuple[str, float, float]] = []
-    if settings.livy.url:
-        facts, other = engine_facts.livy(place.path, settings.livy, clock)
-        clocks += [("Livy", *other)] if other else []
-    else:
-        facts = engine_facts.embedded(environ)
-    yield from core.engine(facts)
+    engine = "livy" if settings.livy.url else "spark"
+    yield from _guarded(engine, lambda: _engine(place, settings, clock, environ, clocks))
     yield from _guarded("reachability", lambda: core.peers(daemon_facts.peers(settings, rows)))
     clocks += daemon_facts.other_clocks(rows)
     yield from _guarded("clock", lambda: core.clock(_clock(place, clock, clocks)))
     yield from _guarded("sandbox", lambda: core.sandbox(_sandbox(settings, owner)))
+
+
+def _engine(
+    place: Home, settings: Config, clock: Clock, environ: Mapping[str, str], clocks: list[tuple[str, float, float]]
+) -> Iterator[Finding]:
+    """Check the engine, and add the clock of the site's Livy to `clocks`."""
+    if not settings.livy.url:
+        return core.engine(engine_facts.embedded(environ))
+    facts, other = engine_facts.livy(place.path, settings.livy, clock)
+    clocks += [("Livy", *other)] if other else []
+    return core.engine(facts)
 
 
 def _guarded(check: str, collect: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -78,8 +95,15 @@ def _guarded(check: str, collect: Callable[[], Iterator[Finding]]) -> Iterator[F
     try:
         yield from collect()
     except (OSError, IslandError, ValueError) as error:
-        found = f"this check was not possible: {str(error).splitlines()[0]}"
+        found = f"this check was not possible: {str(error) or type(error).__name__}"
         yield Finding(check, "unchecked", found, "Run the command as the account that owns the home folder.")
+    except Exception as error:  # noqa: BLE001 - a fault of one check must not hide the others
+        found = f"this check was not possible: {type(error).__name__}: {error}"
+        yield Finding(check, "unchecked", found, "This is a fault of `island doctor`: report it with this line.")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def _configuration(checked: config_file.ConfigFile) -> Iterator[Finding]:

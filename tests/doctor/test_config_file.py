@@ -67,8 +67,11 @@ def test_the_line_of_a_table_is_its_heading(tmp_path: Path) -> None:
     assert checked(tmp_path, text) == [(5, "problem", "jobs.accounts")]
 
 
-def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
-    assert checked(tmp_path, '[island]\nname = "kiso\n') == [(2, "problem", "")]
+@pytest.mark.parametrize("text", ['[island]\nname = "kiso\n', '[island]\nname = ["kiso"'])
+def test_a_syntax_error_has_its_line_and_no_second_path(tmp_path: Path, text: str) -> None:
+    assert checked(tmp_path, text) == [(2, "problem", "")]
+    (found,) = config_file.check(tmp_path / "island.toml").findings
+    assert found.found.startswith("the file is not valid TOML: ") and str(tmp_path) not in found.found
 
 
 FIRST = """[[engine]]
@@ -187,6 +190,22 @@ def test_config_show_says_where_each_value_comes_from(
     assert {(each["section"], each["key"]): each["source"] for each in rows}["livy", "user"] == "file"
 
 
+def test_config_show_leaves_out_a_java_home_that_is_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "island.toml").write_text(GOOD)
+    java = tmp_path / "java"
+    (java / "bin").mkdir(parents=True)
+    (java / "bin" / "java").touch()
+    for version, shown in (("17.0.1", True), ("21.0.1", False)):
+        (java / "release").write_text(f'JAVA_VERSION="{version}"\n')
+        monkeypatch.setenv("JAVA_HOME", str(java))
+        assert island("--home", str(tmp_path), "config", "show", "--effective") == 0
+        out, err = capsys.readouterr()
+        assert (f'# java = "{java}"  (JAVA_HOME)' in out) == shown
+        assert ("has no Java 17 and is ignored" in err) == (not shown)
+
+
 @pytest.mark.parametrize(
     ("line", "shown"),
     [
@@ -212,6 +231,11 @@ def test_config_show_prints_no_password(
         assert out == f"{GOOD}[livy]\n{shown}\n"
     else:  # nothing is shown, and the command fails
         assert code == 1 and out == "" and err
+
+
+def test_config_reference_prints_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert island("--home", str(tmp_path / "none"), "config", "reference") == 0
+    assert capsys.readouterr().out == config.reference()
 
 
 def test_config_show_of_a_broken_file_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,8 +48,12 @@ def port(state: str, holder: str = "") -> Iterable[Finding]:
     return core.ports([PortFacts("listen.user", "127.0.0.1:80", state, holder)])  # type: ignore[arg-type]  # a literal
 
 
+def entries(*foreign: str) -> Iterable[Finding]:
+    return core.entries(EntryFacts([], foreign, home="/srv", owner="kiso"))
+
+
 def daemon(**more: object) -> Iterable[Finding]:
-    facts = {"running": True, "pid": 7, "state": "ready", "version": "1", "program": "1", **more}
+    facts = {"running": True, "home": "/srv", "pid": 7, "state": "ready", "version": "1", "program": "1", **more}
     return core.daemon(DaemonFacts(**facts))  # type: ignore[arg-type]  # the values have the types of the fields
 
 
@@ -68,7 +72,12 @@ LOST, SEEN = PeerView("virgo", False, "connection refused"), PeerView("lapalma",
         (disk(read_only=True), "problem", "is read-only", "system's log"),
         (home(account="kim"), "warning", "belongs to island, not to the account kim", "chown -R"),
         (home(writable=False), "problem", "cannot be written by island", "chmod u+rwx"),
-        (core.entries(EntryFacts([], ["a", "b", "c", "d"])), "problem", "a, b, c and 1 more", "chown -R"),
+        (
+            entries("a", "b", "c", "d"),
+            "problem",
+            "a, b, c and 1 more",
+            "chown -R kiso: /srv",
+        ),
         (core.open_files(300, "it"), "problem", "300 files: too few", "LimitNOFILE=65536"),
         (core.open_files(1024, "it"), "warning", "each port accepts 256 connections", "LimitNOFILE=65536"),
         (clock(False), "warning", "not synchronized (NTP)", "set-ntp true"),
@@ -141,14 +150,14 @@ def test_the_sections_of_the_guide_that_are_named_exist() -> None:
     assert named == {
         "Troubleshoot by symptom", "Connect islands", "Code from other islands", "Restore", "Upgrade, and back",
     }  # fmt: skip
-    guide = (root / core.GUIDE).read_text("utf-8")
+    guide = (root / "docs" / "administrator.md").read_text("utf-8")
     assert all(f"\n## {each}\n" in guide for each in named)
 
 
 def test_every_check_is_in_the_guide() -> None:
     root = Path(__file__).resolve().parents[2]
     source = (root / "island" / "doctor" / "core.py").read_text("utf-8")
-    guide = (root / core.GUIDE).read_text("utf-8").partition("\n## Troubleshoot by symptom\n")[2]
+    guide = (root / "docs" / "administrator.md").read_text("utf-8").partition("\n## Troubleshoot by symptom\n")[2]
     checks = set(re.findall(r'Finding\("([a-z ]+)"', source)) | {"configuration"}
     assert len(checks) == 15
     assert all(f"`{each}`" in guide for each in checks), checks
