@@ -45,7 +45,7 @@ TARGET = Target()
 PROSE = frozenset({"comment", "description", "detail", "error", "problem", "reason", "title"})
 """Columns whose text may be wrapped in a narrow terminal."""
 
-SENTENCES = frozenset({"problems", "warnings"})
+SENTENCES = frozenset({"engines", "problems", "warnings"})
 """Keys of lists whose items are printed on a line each."""
 
 

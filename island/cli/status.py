@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from island import client
@@ -22,6 +24,15 @@ def status(as_json: base.Json = False) -> None:
         raise client.NoAnswer(
             f"the daemon (pid {pid}) does not answer" if pid else error.message, hint=error.hint
         ) from error
-    base.show_pairs(found, as_json)
+    shown = found if as_json else {**found, "engines": [_sentence(each) for each in found["engines"]]}
+    base.show_pairs(shown, as_json)
     if found["problems"]:
         raise typer.Exit(1)
+
+
+def _sentence(engine: dict[str, Any]) -> str:
+    what = f"Livy at {engine['url']}" if engine["url"] else "on this machine"
+    if engine["problem"]:
+        return f"{engine['name']}: {what}; it does not work, see problems"
+    kinds = ", ".join(engine["kinds"]) or "unknown kinds"
+    return f"{engine['name']}: {what}; {engine['free']} of {engine['capacity']} places are free; {kinds}"

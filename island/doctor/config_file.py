@@ -18,6 +18,7 @@ import msgspec
 from island import config
 from island.config import Config, EngineSection, split_address, without_password
 from island.errors import ConfigError, IslandError
+from island.jobs.engines.files import shared_folder_problem
 from island.private_files import secret_text
 
 _INVALID = "Correct the line; `island config reference` describes every key."
@@ -234,6 +235,10 @@ def _missing_files(parsed: Config, folder: Path) -> Iterator[_Note]:
                 f"{section}.ca_file: {problem}",
                 "Name a file with certificates in PEM.",
             )
+        if engine.shared_folder and (problem := shared_folder_problem(Path(engine.shared_folder))):
+            found = f"{section}.shared_folder: {problem}"
+            advice = "See 'A Livy of another account' in docs/administrator.md."
+            yield "problem", section, "shared_folder", found, advice
     for allowed in parsed.jobs.allow_files:
         if not Path(allowed).is_dir():
             found = f"jobs.allow_files: {allowed} is not a folder"

@@ -12,6 +12,7 @@ from island.doctor.facts import (
     DatabaseFacts,
     DiskFacts,
     EngineFacts,
+    EngineFileFacts,
     EntryFacts,
     HomeFacts,
     PeerFacts,
@@ -194,10 +195,11 @@ def clock(facts: ClockFacts) -> Iterator[Finding]:
 def engine(facts: EngineFacts) -> Iterator[Finding]:
     """Check Java and Spark for the embedded engine, or the Livy of the site."""
     if facts.livy:
+        which = f"engine '{facts.engine}': " if facts.engine else ""
         if facts.error:
-            yield Finding("livy", "problem", facts.error, facts.hint)
+            yield Finding("livy", "problem", which + facts.error, facts.hint)
         else:
-            yield Finding("livy", "ok", f"Livy {facts.version or 'of unknown version'} answers at {facts.livy}")
+            yield Finding("livy", "ok", f"{which}Livy {facts.version or 'of unknown version'} answers at {facts.livy}")
         return
     extra = "Install the extra `spark` (in a clone: pip install '.[spark]'), or set [livy] url to your own Livy."
     if not facts.version:
@@ -214,6 +216,24 @@ def engine(facts: EngineFacts) -> Iterator[Finding]:
         yield Finding("java", "warning", found, "Unset JAVA_HOME, or set it to a Java 17.")
     else:
         yield Finding("java", "ok", f"Java 17 at {facts.java}")
+
+
+def engine_files(facts: EngineFileFacts) -> Iterator[Finding]:
+    """Check whether a Livy can read inputs and the files of batches."""
+    of = f"engine '{facts.engine}'"
+    share = f"See 'A Livy of another account' in {GUIDE}."
+    if facts.problem:
+        yield Finding("livy files", "problem", f"the shared folder of {of} cannot be used: {facts.problem}", share)
+    elif facts.denied:
+        accounts = _some(facts.denied)
+        found = f"{of} runs as {accounts}, which cannot read {facts.folder}: its jobs find neither inputs nor files"
+        change = f"Add {accounts} to the group of {facts.folder}, and start Livy again." if facts.shared else share
+        yield Finding("livy files", "problem", found, change)
+    elif facts.accounts is None:
+        found = f"{of} is on another machine: whether it can read {facts.folder} is not known"
+        yield Finding("livy files", "unchecked", found, f"Run a batch there. {share}")
+    elif facts.accounts:
+        yield Finding("livy files", "ok", f"{of} runs as {_some(facts.accounts)}, which can read {facts.folder}")
 
 
 def ports(facts: Sequence[PortFacts]) -> Iterator[Finding]:

@@ -104,7 +104,7 @@ class ClockFacts:
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What the embedded engine needs, or the Livy of the site if `livy` is not empty."""
+    """What the embedded engine needs, or a Livy if `livy`, its URL, is not empty."""
 
     livy: str
     version: str = ""
@@ -115,6 +115,24 @@ class EngineFacts:
     """Value of JAVA_HOME, if it has no Java of the right version."""
     error: str = ""
     hint: str = ""
+    engine: str = ""
+    """Name of a Livy of `[[engine]]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFileFacts:
+    """Whether a Livy can read the files of its jobs, which are in `folder`."""
+
+    engine: str
+    folder: str
+    shared: bool
+    """Whether `folder` is the `shared_folder` of the engine. Otherwise it is in the home folder."""
+    problem: str
+    """Why the folder cannot be used at all."""
+    accounts: list[str] | None
+    """The accounts of the Livy; None if it is on another machine, empty if it does not run."""
+    denied: list[str]
+    """Those of them that cannot read the folder."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 
-from island.config import Config
+from island.config import Config, EngineSection
 from island.doctor import config_file, core, daemon_facts, engine_facts, home_facts, machine_facts, store
 from island.doctor.core import Finding
 from island.doctor.daemon_facts import PeerRows, Running
 from island.doctor.facts import ClockFacts, PortFacts, SandboxFacts
 from island.errors import IslandError
 from island.home import Endpoint, Home
+from island.jobs.engines import configured
 from island.kernel.db import Kind
 from island.kernel.ports import Clock
 
@@ -71,21 +72,23 @@ def _surroundings(
 ) -> Iterator[Finding]:
     yield from _guarded("ports", lambda: core.ports(_ports(settings, running)))
     clocks: list[tuple[str, float, float]] = []
-    engine = "livy" if settings.livy.url else "spark"
-    yield from _guarded(engine, lambda: _engine(place, settings, clock, environ, clocks))
+    livys = configured.site_engines(settings)
+    if settings.livy.embedded and not livys:
+        yield from _guarded("spark", lambda: core.engine(engine_facts.embedded(environ)))
+    for each in livys:
+        yield from _guarded("livy", functools.partial(_livy, place, each, clock, clocks))
+        yield from _guarded("livy files", functools.partial(_engine_files, place, each))
     yield from _guarded("reachability", lambda: core.peers(daemon_facts.peers(settings, rows)))
     clocks += daemon_facts.other_clocks(rows)
     yield from _guarded("clock", lambda: core.clock(_clock(place, clock, clocks)))
     yield from _guarded("sandbox", lambda: core.sandbox(_sandbox(settings, owner)))
 
 
-def _engine(
-    place: Home, settings: Config, clock: Clock, environ: Mapping[str, str], clocks: list[tuple[str, float, float]]
+def _livy(
+    place: Home, settings: EngineSection, clock: Clock, clocks: list[tuple[str, float, float]]
 ) -> Iterator[Finding]:
-    """Check the engine, and add the clock of the site's Livy to `clocks`."""
-    if not settings.livy.url:
-        return core.engine(engine_facts.embedded(environ))
-    facts, other = engine_facts.livy(place.path, settings.livy, clock)
+    """Check a Livy of the site, and add its clock to `clocks`."""
+    facts, other = engine_facts.livy(place.path, settings, clock)
     clocks += [("Livy", *other)] if other else []
     return core.engine(facts)
 
@@ -116,6 +119,10 @@ def _configuration(checked: config_file.ConfigFile) -> Iterator[Finding]:
 
 def _database(place: Home, kind: Kind, clock: Clock) -> Iterator[Finding]:
     return core.databases([store.database(place.path, kind, clock, seconds=DATABASE_SECONDS)])
+
+
+def _engine_files(place: Home, settings: EngineSection) -> Iterator[Finding]:
+    return core.engine_files(engine_facts.files(place.path, settings))
 
 
 def _open_files(running: Running) -> Iterator[Finding]:

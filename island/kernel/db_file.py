@@ -99,7 +99,7 @@ def reading_copy(copy: Path, source: Path) -> Iterator[sqlite3.Connection]:
             yield conn
     except sqlite3.Error as error:
         problem = explained(error, source if primary_code(error) in DAMAGED else copy)
-        raise problem if isinstance(problem, IslandError) else _unusable(error, source) from error
+        raise problem if isinstance(problem, IslandError) else unusable(error, source) from error
 
 
 def check_content(path: Path) -> None:

@@ -11,5 +11,5 @@ def repair_advice(database: str) -> str:
         return "Check the disk. Then stop the daemon and delete chunks.db* and replicas, which are a cache."
     return (
         "Check the disk, stop the daemon, and restore a backup with `island restore`:"
-        " see 'Restore' in docs/administrator.md."
+        " see 'Restore' in docs/administrator.md of the repository."
     )

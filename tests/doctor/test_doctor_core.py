@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from island.doctor.facts import (
     DatabaseFacts,
     DiskFacts,
     EngineFacts,
+    EngineFileFacts,
     EntryFacts,
     HomeFacts,
     PeerFacts,
@@ -64,6 +65,12 @@ def sandbox_of_livy(accounts: list[str] | None) -> Iterable[Finding]:
 LOST, SEEN = PeerView("virgo", False, "connection refused"), PeerView("lapalma", True, "")
 
 
+def livy_files(
+    accounts: list[str] | None = None, *, problem: str = "", denied: Sequence[str] = (), shared: bool = True
+) -> Iterable[Finding]:
+    return core.engine_files(EngineFileFacts("a", "/srv", shared, problem, accounts, list(denied)))
+
+
 @pytest.mark.parametrize(
     ("findings", "severity", "words", "advice"),
     [
@@ -85,6 +92,21 @@ LOST, SEEN = PeerView("virgo", False, "connection refused"), PeerView("lapalma",
         (clock(True, ("virgo", 20.0, 1.0)), "warning", "20 seconds behind virgo", "Or the other clock is wrong"),
         (clock(True, ("virgo", -9000.0, 1.0)), "problem", "2 hours ahead of virgo", "Or the other clock is wrong"),
         (core.engine(EngineFacts("", "4.0.1", "/java")), "problem", "PySpark 4.0.1 is installed", "extra `spark`"),
+        (core.engine(EngineFacts("http://h", error="down", engine="a")), "problem", "engine 'a': down", ""),
+        (livy_files(problem="/srv is not a folder"), "problem", "/srv is not a folder", "A Livy of another account"),
+        (
+            livy_files(["livy"], denied=["livy"]),
+            "problem",
+            "runs as livy, which cannot read /srv",
+            "to the group of /srv",
+        ),
+        (
+            livy_files(["livy"], denied=["livy"], shared=False),
+            "problem",
+            "runs as livy, which cannot read /srv",
+            "A Livy of another account",
+        ),
+        (livy_files(None), "unchecked", "is on another machine", "Run a batch"),
         (port("denied"), "problem", "cannot be used by this account", "below 1024"),
         (port("silent"), "problem", "nothing answers at listen.user", "restart"),
         (port("taken"), "problem", "in use by another program", "change listen.user"),
@@ -130,6 +152,8 @@ def test_what_is_wrong_and_what_to_do(findings: Iterable[Finding], severity: str
         (peers(listen=""), "only dials out"),
         (core.databases([DatabaseFacts("state.db", "/s", 3, 8)]), "the daemon migrates it when it starts"),
         (core.engine(EngineFacts("http://h", "0.9.0")), "Livy 0.9.0 answers at http://h"),
+        (core.engine(EngineFacts("http://h", "0.9.0", engine="a")), "engine 'a': Livy 0.9.0 answers at http://h"),
+        (livy_files(["livy"]), "runs as livy, which can read /srv"),
         (sandbox_of_livy(["livy"]), "runs as livy, not as isl"),
     ],
 )
@@ -159,5 +183,5 @@ def test_every_check_is_in_the_guide() -> None:
     source = (root / "island" / "doctor" / "core.py").read_text("utf-8")
     guide = (root / "docs" / "administrator.md").read_text("utf-8").partition("\n## Troubleshoot by symptom\n")[2]
     checks = set(re.findall(r'Finding\("([a-z ]+)"', source)) | {"configuration"}
-    assert len(checks) == 15
+    assert len(checks) == 16
     assert all(f"`{each}`" in guide for each in checks), checks

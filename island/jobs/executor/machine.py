@@ -66,6 +66,9 @@ from island.livy.messages import STATEMENT_ENDED
 TRIES: Final = 10
 """Consecutive disk errors after which a run ends. Errors of the database are retried without limit."""
 
+ENGINE_TRIES: Final = 3
+"""Errors with which an engine answers in a row before the run is given to another engine, or back to its home."""
+
 LEASE_CHECK_S: Final = 60.0
 """Maximum number of seconds between two checks of the lease: timers stop while the computer sleeps."""
 
@@ -517,7 +520,7 @@ def _not_submitted(run: JobRun, event: EffectFailed) -> Step[JobRun]:
             return Step(run, (FindRemote(),))
         if event.kind is not FailureKind.UNREACHABLE:
             run = replace(run, doubt=True)
-    elif refused and not run.doubt and run.phase == "fetching":
+    elif refused and not run.doubt and run.phase == "fetching" and run.memory.failures + 1 >= ENGINE_TRIES:
         run = _remember(run, refusal=event.text, full=event.kind is FailureKind.FULL)
         return _refused(run)
     return _retried(run, event.text, "engine")
@@ -612,6 +615,18 @@ def _clearing(run: JobRun) -> tuple[Effect, ...]:
 
 def _after_end(run: JobRun, event: Any, now: Now) -> Step[JobRun]:
     match event:
+        case PlaceGranted():
+            return Step(run, (FreePlace(),))
+        case RunStopAsked(reply=reply) | StatementCancelAsked(reply=reply):
+            return Step(run, () if reply is None else (Answer(reply),))
+        case StatementOffered(reply=reply):
+            return Step(run, (Refuse(reply, NotFound(f"the run of {run.job} has ended: {run.reason}")),))
+        case _:
+            return Step(run) if run.finished else _while_clearing(run, event)
+
+
+def _while_clearing(run: JobRun, event: Any) -> Step[JobRun]:
+    match event:
         case RunResumed() | Elapsed("clear"):
             return Step(run, _clearing(run))
         case RemoteCreated(remote) if run.memory.creating:
@@ -630,12 +645,6 @@ def _after_end(run: JobRun, event: Any, now: Now) -> Step[JobRun]:
             return Step(run, (CleanUp(),))
         case RunCleaned():
             return Step(replace(_remember(run, problem=""), phase="cleared"))
-        case PlaceGranted():
-            return Step(run, (FreePlace(),))
-        case RunStopAsked(reply=reply) | StatementCancelAsked(reply=reply):
-            return Step(run, () if reply is None else (Answer(reply),))
-        case StatementOffered(reply=reply):
-            return Step(run, (Refuse(reply, NotFound(f"the run of {run.job} has ended: {run.reason}")),))
         case _:
             return Step(run)
 

@@ -27,6 +27,7 @@ from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import is_database, is_transient
 from island.kernel.machine import Effect, Write
 from island.kernel.units import format_bytes
+from island.livy.client import ANSWERED
 
 log = structlog.get_logger("island")
 
@@ -247,7 +248,9 @@ def failure_kind(error: Exception) -> FailureKind:
     if isinstance(error, BadInput | msgspec.ValidationError):
         return FailureKind.REFUSED
     if isinstance(error, EngineFailed):
-        return FailureKind.UNREACHABLE if error.code in _NOT_SENT else FailureKind.SILENT
+        if error.code in _NOT_SENT:
+            return FailureKind.UNREACHABLE
+        return FailureKind.ERROR if error.code == ANSWERED else FailureKind.SILENT
     if is_transient(error):
         return FailureKind.DATABASE if is_database(error) else FailureKind.DISK
     return FailureKind.ERROR if isinstance(error, IslandError) else FailureKind.BUG
