@@ -184,13 +184,12 @@ async def test_a_restart_on_the_same_port_is_redialled(tmp_path: Path) -> None:
     async with archipelago(tmp_path, 1, register=served) as (a,):
         told: list[tuple[IslandId, bool]] = []
         a.peers.on_link(lambda island, up: told.append((island, up)))
-        identity, listen = Identity.generate(SystemRng()), "127.0.0.1:0"
+        identity, listen = Identity.generate(SystemRng()), f"127.0.0.1:{free_ports(1)[0]}"
         for start in range(3):
             b = Node(tmp_path / "b", "b", listen=listen, identity=identity, register=served)
             if start == 0:
                 await admit(a, b)
             async with b.running():
-                listen = b.address
                 a.knows(b)
                 await a.linked(b)
                 assert await a.peers.request(b.id, "echo", b"1") == b"b:1"
