@@ -29,13 +29,13 @@ async def test_gossip_continues_after_a_session_is_lost_during_a_commit(tmp_path
 
         def hold(_: sqlite3.Connection) -> None:
             busy.set()
-            gate.wait(10)
+            gate.wait(60)
 
         logs._store = tapped  # type: ignore[method-assign]  # tells the moment at which the session is to be lost
         holding = asyncio.get_running_loop().create_task(daemon.gossip_db.write(hold))
-        assert await asyncio.to_thread(busy.wait, 10)
+        assert await asyncio.to_thread(busy.wait, 60)
         other.say(("test/b", b"2"))
-        await asyncio.wait_for(storing.wait(), 10)
+        await asyncio.wait_for(storing.wait(), 60)
         ends = (daemon.peers._control, other.id), (other.peers._control, daemon.trust.me)
         cut = [control[island] for control, island in ends]
         cut[0].end(Unreachable("cut by the test"))
