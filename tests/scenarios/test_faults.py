@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from island import daemon as daemon_module
 from island.errors import Full, Unreachable
 from island.gossip import store
 from tests.standins.faults import Fault, full_disk
@@ -68,7 +69,9 @@ async def test_status_shows_an_origin_that_cannot_be_stored_and_a_failing_loop(t
         assert (await get(daemon, "/api/v1/island"))["problems"] == []
 
 
-async def test_status_shows_a_full_disk_until_a_write_succeeds(tmp_path: Path) -> None:
+async def test_status_shows_a_full_disk_until_a_write_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_module, "TRY_SECONDS", 3600.0)  # else the daemon may repair the database at any moment
+
     def full(_: sqlite3.Connection) -> None:
         raise full_disk()
 
