@@ -141,11 +141,11 @@ async def test_malformed_packets_and_foreign_announcements_change_nothing(loopba
             server="liar.local.",
             addresses=[IPv4Address(loopback).packed],
         )
-        host.changed.clear()
         await (await stranger.async_register_service(liar, strict=False))
-        async with asyncio.timeout(60):
-            await host.changed.wait()
-        assert any(b"\x1b[31m" in each.text for each in host.responder.heard())
+        async with asyncio.timeout(60):  # other test runs are heard, too
+            while not any(b"\x1b[31m" in each.text for each in host.responder.heard()):
+                host.changed.clear()
+                await host.changed.wait()
         assert host.found() == [announcement(loopback, 8991)]
         await stranger.async_close()
 
