@@ -73,6 +73,14 @@ def show(
     base.print_line("\n".join(_lines(path, rows)))
 
 
+@app.command("reference")
+def reference() -> None:
+    """Print the reference of all keys with types, defaults and meaning, in Markdown."""
+    from island import config
+
+    base.print_line(config.reference())
+
+
 def _environment() -> list[dict[str, Any]]:
     """Return what commands and the daemon take from global options and the environment, without secrets."""
     name = "--home" if base.TARGET.home else "ISLAND_HOME" if os.environ.get("ISLAND_HOME") else ""
@@ -85,7 +93,11 @@ def _environment() -> list[dict[str, Any]]:
         if os.environ.get(name):
             rows.append({"section": "", "key": "token", "value": "***", "source": name})
             break
-    if java := os.environ.get("JAVA_HOME"):
+    from island.engine.jvm import ignored_java_home
+
+    if ignored := ignored_java_home(os.environ):
+        base.say(f"warning: JAVA_HOME={ignored} has no Java 17 and is ignored")
+    elif java := os.environ.get("JAVA_HOME"):
         rows.append({"section": "", "key": "java", "value": java, "source": "JAVA_HOME"})
     return rows
 

@@ -32,8 +32,11 @@ CLOSED_LABELS = {
     *("session", "state", "status", "version"),
 }
 """Labels whose values are constants of the program."""
-BOUNDED_WHEN_SET = {"island_channel_lag_rows", "island_channel_lag_seconds"}
-"""Gauges that are set for at most `MAX_CHANNELS` names."""
+BOUNDED_WHEN_SET = {
+    *("island_channel_lag_rows", "island_channel_lag_seconds"),
+    *("island_engine_free_places", "island_engine_running"),
+}
+"""Gauges that are set for at most `MAX_CHANNELS` names, or for the engines of the configuration."""
 RESERVED_LABELS = {"le", "quantile", "job", "instance"}
 RESERVED_ENDS = ("_total", "_count", "_sum", "_bucket", "_created")
 

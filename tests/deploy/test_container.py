@@ -138,6 +138,12 @@ def test_the_health_check_fails_if_no_daemon_answers(tmp_path: Path) -> None:
     assert done.returncode == 1 and "refused" in done.stderr
 
 
+def test_the_health_check_without_a_home_folder_says_so_in_a_line(tmp_path: Path) -> None:
+    environment = _environment(tmp_path / "none", {})
+    done = subprocess.run(["healthcheck"], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "there is no island at" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.e2e
 def test_the_composition_makes_an_archipelago_of_three_islands(tmp_path: Path) -> None:
     """Runs the commands of each service as a process, in the order of their dependencies."""

@@ -32,16 +32,23 @@ class _Over(Exception):
 
 
 @asynccontextmanager
-async def engine(
-    livy: PlayedLivy, tmp_path: Path, *, capacity: int = 4, kinds: tuple[str, ...] = ("pyspark",), watched: bool = True
+async def engine_at(
+    url: str, jobs: Path, *, capacity: int = 4, kinds: tuple[str, ...] = ("pyspark",), watched: bool = True
 ) -> AsyncIterator[LivyEngine]:
-    """An engine over the Livy `livy`, which is listed if `watched`."""
+    """An engine over the Livy at a URL, which is listed if `watched`. The files of batches are below `jobs`."""
     workers = ThreadWorkers()
-    async with TestServer(livy.app()) as server, LivyClient(f"http://127.0.0.1:{server.port}", timeout_s=5) as client:
-        files = OwnFiles(tmp_path / "jobs", workers)
-        found = LivyEngine(FixedClient(client), files, rng=SeededRng(1), name="site", capacity=capacity, kinds=kinds)
+    async with LivyClient(url, timeout_s=30) as client:
+        found = LivyEngine(
+            FixedClient(client),
+            OwnFiles(jobs, workers),
+            rng=SeededRng(1),
+            name="site",
+            url=url,
+            capacity=capacity,
+            kinds=kinds,
+        )
         try:
-            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            async with asyncio.timeout(300), asyncio.TaskGroup() as group:
                 if watched:
                     await found.start(Tasks(group))
                 yield found
@@ -50,6 +57,17 @@ async def engine(
             pass
         finally:
             workers.close()
+
+
+@asynccontextmanager
+async def engine(
+    livy: PlayedLivy, tmp_path: Path, *, capacity: int = 4, kinds: tuple[str, ...] = ("pyspark",), watched: bool = True
+) -> AsyncIterator[LivyEngine]:
+    """An engine over the Livy `livy`."""
+    async with TestServer(livy.app()) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        async with engine_at(url, tmp_path / "jobs", capacity=capacity, kinds=kinds, watched=watched) as found:
+            yield found
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
+import signal
 import sqlite3
 import subprocess
 import threading
@@ -56,6 +58,19 @@ def on_read_only_disk(folder: Path, *command: str) -> list[str]:
         missing("needs unshare (util-linux) with mount namespaces")
     mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
     return [*_NAMESPACE, "sh", "-c", mount, str(folder), *command]
+
+
+@contextlib.contextmanager
+def disk_with(size: int) -> Iterator[None]:
+    """No file of this process can be larger than `size` bytes, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
 
 @contextlib.contextmanager

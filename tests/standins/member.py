@@ -29,7 +29,7 @@ from island.trust.users import create_tokens
 from tests.islands.sessions import Node
 
 
-def home(folder: Path, name: str, changes: dict[str, dict[str, Any]]) -> tuple[Home, config.Config]:
+def home(folder: Path, name: str, changes: dict[str, Any]) -> tuple[Home, config.Config]:
     """A home folder as `island init` creates it, with free ports and without an engine."""
     folder.mkdir(mode=0o700, parents=True)
     Identity.generate(SystemRng()).save(folder / "key")
@@ -40,12 +40,12 @@ def home(folder: Path, name: str, changes: dict[str, dict[str, Any]]) -> tuple[H
         "livy": {"embedded": False},
     }
     for section, keys in changes.items():
-        values[section] = {**values.get(section, {}), **keys}
+        values[section] = {**values.get(section, {}), **keys} if isinstance(keys, dict) else keys
     return Home(folder), config.parse(values, "test")
 
 
 @contextlib.asynccontextmanager
-async def victim(folder: Path, changes: dict[str, dict[str, Any]] | None = None) -> AsyncIterator[Daemon]:
+async def victim(folder: Path, changes: dict[str, Any] | None = None) -> AsyncIterator[Daemon]:
     """A running daemon that has founded a network."""
     async with running(*home(folder / "victim", "victim", changes or {})) as daemon:
         await daemon.trust.invite([address(daemon)])

@@ -14,6 +14,7 @@ from island.errors import ConfigError, EngineFailed
 from island.jobs.engines.embedded_engine import EmbeddedEngine
 from island.kernel.host_resolver import HostResolver
 from island.kernel.work import Workers
+from island.livy.authorization import own_livy_login
 from island.livy.client import LivyClient
 from island.private_files import secret_text
 
@@ -59,9 +60,14 @@ class SiteClient:
         self._client: LivyClient | None = None
 
     def __call__(self) -> LivyClient:
-        """The client. Raises `ConfigError` for a password or certificate file that cannot be used."""
+        """The client. Raises `EngineFailed` for a password or certificate file that cannot be used."""
         if self._client is None:
-            self._client = self._new()
+            try:
+                self._client = self._new()
+            except ConfigError as error:
+                raise EngineFailed(error.message, hint=error.hint) from error
+            except OSError as error:
+                raise EngineFailed(f"its password file cannot be read: {error.strerror}: {error.filename}") from error
         return self._client
 
     def _new(self) -> LivyClient:
@@ -69,10 +75,10 @@ class SiteClient:
         auth: tuple[str, str] | Callable[[], Awaitable[str]] | None = None
         if settings.kerberos:
             auth = negotiation(urlsplit(settings.url).hostname or "", self._workers)
-        elif settings.user:
+        else:
             file = settings.password_file
-            auth = (settings.user, secret_text(self._home / file, "a password") if file else "")
-        return LivyClient(settings.url, auth, tls=_tls(self._home, settings), resolver=self._resolver)
+            auth = own_livy_login(settings.user, secret_text(self._home / file, "a password") if file else "")
+        return LivyClient(settings.url, auth, tls=tls(self._home, settings), resolver=self._resolver)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -81,35 +87,39 @@ class SiteClient:
 
 
 def negotiation(host: str, workers: Workers) -> Callable[[], Awaitable[str]]:
-    """Make the header `Authorization` for each request to `host` by SPNEGO, with the Kerberos ticket of this account.
-
-    Raises `ConfigError` if pyspnego is not installed. The function raises `EngineFailed` without a valid ticket.
-    """
-    try:
-        import spnego
-    except ImportError as error:
-        raise ConfigError(
-            "an engine of island.toml has kerberos = true, but pyspnego is not installed",
-            hint="Install the extra: pip install 'astrolab-island[kerberos]'.",
-        ) from error
-
-    def token() -> str:
-        context = spnego.client(hostname=host, service="HTTP", protocol="kerberos")
-        return "Negotiate " + base64.b64encode(context.step() or b"").decode("ascii")
+    """Make the header `Authorization` for each request to `host` by SPNEGO, as `negotiate` does."""
 
     async def header() -> str:
-        try:
-            return await workers.blocking(token)  # it may ask the Kerberos server
-        except (spnego.exceptions.SpnegoError, ImportError, OSError) as error:
-            raise EngineFailed(
-                f"no Kerberos ticket for HTTP/{host}: {error}",
-                hint="Get one for the account of the daemon (kinit -kt KEYTAB PRINCIPAL), and renew it in time.",
-            ) from error
+        return await workers.blocking(negotiate, host)  # it may ask the Kerberos server
 
     return header
 
 
-def _tls(home: Path, settings: EngineSection) -> ssl.SSLContext | None:
+def negotiate(host: str) -> str:
+    """The header `Authorization` for one request to `host`, by SPNEGO with the Kerberos ticket of this account.
+
+    Raises `EngineFailed` without pyspnego, and without a valid ticket.
+    """
+    try:
+        import spnego
+        from spnego.exceptions import SpnegoError
+    except ImportError as error:
+        raise EngineFailed(
+            "an engine of island.toml has kerberos = true, but pyspnego is not installed",
+            hint="Install the extra `kerberos` (in a clone: pip install '.[kerberos]').",
+        ) from error
+    try:
+        context = spnego.client(hostname=host, service="HTTP", protocol="kerberos")
+        return "Negotiate " + base64.b64encode(context.step() or b"").decode("ascii")
+    except (SpnegoError, ImportError, OSError) as error:
+        raise EngineFailed(
+            f"there is no valid Kerberos ticket for HTTP/{host}: {error}",
+            hint="Get one for the account of the daemon (kinit -kt KEYTAB PRINCIPAL), and renew it in time.",
+        ) from error
+
+
+def tls(home: Path, settings: EngineSection) -> ssl.SSLContext | None:
+    """What an https server is checked against; None for the authorities of the system. Raises `ConfigError`."""
     if not settings.ca_file:
         return None
     try:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-from island.errors import BadInput, ConfigError, Denied, EngineFailed, IslandError, NotFound, Unauthenticated
+from island.errors import BadInput, Denied, EngineFailed, IslandError, NotFound, Unauthenticated
 from island.jobs import core
 from island.jobs.engines import kinds
 from island.jobs.engines.clients import EngineClient
@@ -114,9 +114,10 @@ class LivyEngine:
                 await self._meet()
             await self._poller.step()
         except IslandError as error:
-            if error.message != self._problem:
-                log.warning("engines.down", engine=self.name, reason=error.message)
-            self._problem, self.version = error.message, ""
+            problem = "" if self._down() else error.message
+            if problem and problem != self._problem:
+                log.warning("engines.down", engine=self.name, reason=problem)
+            self._problem, self.version = problem, ""
             self._poller.fail(error)
             raise
 
@@ -288,10 +289,7 @@ class LivyEngine:
         return await self._ask(lambda livy: livy.batch(key))
 
     async def _ask(self, what: Callable[[LivyClient], Awaitable[T]]) -> T:
-        try:
-            client = self._client()
-        except ConfigError as error:
-            raise EngineFailed(error.message, hint=error.hint) from error
+        client = self._client()
         try:
             answer = await what(client)
         except EngineFailed:
