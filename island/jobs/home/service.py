@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +51,9 @@ STATEMENTS = counter("job_statements_accepted", "Statements accepted by this isl
 _MAX_KEY = 200
 _KEPT, _KEPT_SIZE = 1000, 32 * 1024
 """Cache of answers to polling clients: maximum number of entries, and maximum characters of each."""
+
+_PART = 4 * 1024 * 1024
+"""Characters of codes and outputs of statements that are read at a time."""
 
 T = TypeVar("T")
 _PollKey = tuple[str, int | str] | tuple[str, int | str, int]
@@ -407,10 +411,16 @@ class HomeJobs:
             raise statement_not_found()
         return found, self._progress(job, found)
 
-    async def statements(self, job: JobRow) -> list[tuple[StatementRow, StatementReport]]:
-        """All statements of a session in order, with their progress."""
-        found = await self._state.read(lambda conn: store.statements(conn, job.id))
-        return [(statement, self._progress(job, statement)) for statement in found]
+    async def statement_parts(
+        self, job: JobRow, numbers: Sequence[int]
+    ) -> AsyncIterator[list[tuple[StatementRow, StatementReport]]]:
+        """Statements of a session with their progress, in parts of a few MiB: outputs may be larger than memory."""
+        while numbers:
+            found = await self._state.read(partial(store.statements, job=job.id, numbers=numbers, room=_PART))
+            if not found:
+                return
+            yield [(statement, self._progress(job, statement)) for statement in found]
+            numbers = numbers[numbers.index(found[-1].number) + 1 :]
 
     def _progress(self, job: JobRow, statement: StatementRow) -> StatementReport:
         if statement.ended:

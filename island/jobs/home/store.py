@@ -489,13 +489,17 @@ def statement(conn: sqlite3.Connection, job: str, number: int) -> StatementRow |
     return None if row is None else _statement(row)
 
 
-def statements(conn: sqlite3.Connection, job: str, numbers: Sequence[int] | None = None) -> list[StatementRow]:
-    """The statements of a job in order: all, or those with these numbers."""
-    if numbers is None:
-        rows = conn.execute("SELECT * FROM job_statement WHERE job = ? ORDER BY number", (job,)).fetchall()
-        return [_statement(row) for row in rows]
-    found = [statement(conn, job, number) for number in numbers]
-    return [each for each in found if each is not None]
+def statements(conn: sqlite3.Connection, job: str, numbers: Iterable[int], room: int) -> list[StatementRow]:
+    """The first of the statements with these numbers: at least one, more while they have at most `room` characters."""
+    found: list[StatementRow] = []
+    for number in numbers:
+        if (row := statement(conn, job, number)) is None:
+            continue
+        room -= len(row.code) + len(row.output)
+        if found and room < 0:
+            break
+        found.append(row)
+    return found
 
 
 def is_busy(conn: sqlite3.Connection, job: str) -> bool:
