@@ -17,6 +17,7 @@ from island.jobs.executor.service import Executor
 from island.jobs.executor.store import JobRun
 from island.jobs.home import store
 from island.jobs.home.driver import DECLINE, HomeDriver
+from island.jobs.home.retention import Retention
 from island.jobs.home.service import HomeJobs
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import (
@@ -54,6 +55,7 @@ class Jobs(HomeJobs):
         self.driver = HomeDriver(needs, exchange, decline=self.executor.decline)
         super().__init__(needs, exchange, self.driver)
         self._peers = needs.peers
+        self._retention = Retention(needs.state, needs.config.jobs, needs.clock, needs.rng)
         self._serve()
 
     def _serve(self) -> None:
@@ -74,6 +76,7 @@ class Jobs(HomeJobs):
         await self._state.write(batch_files.drop_unused)
         await self.executor.start(tasks)
         await self.driver.start(tasks)
+        self._retention.start(tasks)
 
     def live_runs(self) -> dict[str, int]:
         """The number of sessions and batches of all homes that have not ended at this island, by kind."""

@@ -48,6 +48,9 @@ from island.trust.users import Principal
 ACCEPTED = counter("jobs_accepted", "Sessions and batches accepted by this island as home", ("kind",))
 STATEMENTS = counter("job_statements_accepted", "Statements accepted by this island as home")
 
+LISTED_S = 600.0
+"""Seconds for which Livy's listings show a job after its end, as Livy's `session.state-retain.sec`."""
+
 _MAX_KEY = 200
 _KEPT, _KEPT_SIZE = 1000, 32 * 1024
 """Cache of answers to polling clients: maximum number of entries, and maximum characters of each."""
@@ -289,9 +292,13 @@ class HomeJobs:
         return found[0]
 
     async def page(self, caller: Principal, kind: str, start: int, size: int) -> tuple[int, list[JobRow]]:
-        """The number of jobs of a kind that a Livy client sees, and a page of them."""
+        """The number of jobs of a kind that Livy's listing shows, and a page of them, live ones first.
+
+        As in Livy, jobs are listed for ten minutes after their end. Each is found by its id for as long as it is kept.
+        """
         user = None if caller.is_administrator else caller.user
-        return await self._state.read(lambda conn: store.page(conn, kind, user, start, size))
+        since = self._clock.wall() - LISTED_S
+        return await self._state.read(lambda conn: store.page(conn, kind, user, start, size, since))
 
     async def newest(self, caller: Principal, limit: int, *, live_only: bool = False) -> list[JobRow]:
         """The newest jobs of this home that the caller may see."""
