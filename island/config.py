@@ -11,7 +11,7 @@ import ipaddress
 import json
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
@@ -20,6 +20,12 @@ import msgspec
 from msgspec import Meta
 
 from island.errors import ConfigError
+
+SIZE, JAVA_SIZE = r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z", r"^[0-9]+[mg]\Z"
+"""Sizes in bytes, and those of the options of Java."""
+
+_FORMS = {SIZE: "a size; write for example 20GiB", JAVA_SIZE: "a size for Java; write for example 1g"}
+"""What a value has to be that does not match a pattern."""
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -103,7 +109,7 @@ class UsersSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LivySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The Livy server that runs this island's sessions and batches."""
+    """The engine that runs this island's sessions and batches: the embedded one, or a Livy server of the site."""
 
     url: Annotated[
         str,
@@ -118,13 +124,19 @@ class LivySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             description="File (mode 0600) with the password for the site's own Livy. A relative path is relative to the home folder."
         ),
     ] = ""
+    embedded: Annotated[
+        bool,
+        Meta(
+            description="Whether to start the embedded engine if `url` is empty. Set it to false if all engines are sections [[engine]], or if jobs shall run at other islands only."
+        ),
+    ] = True
     max_sessions: Annotated[
         Positive, Meta(description="Maximum number of sessions and batches that run at the same time.")
     ] = 4
     driver_memory: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+[mg]\Z",
+            pattern=JAVA_SIZE,
             description="Memory of the Spark driver of each session in the embedded engine, for example 512m or 1g.",
         ),
     ] = "1g"
@@ -141,6 +153,50 @@ class LivySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         list[Annotated[str, Meta(pattern=r"^-\S+\Z")]],
         Meta(max_length=100, description='Options for Java in the embedded engine, for example ["-XX:+UseG1GC"].'),
     ] = []
+
+
+class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A further engine: a Livy server, on this machine or another one. There may be any number of these sections."""
+
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[a-z0-9][a-z0-9._-]{0,63}\Z",
+            description="Name of the engine, for display and in the database: runs are bound to it, so do not give the name of one engine to another.",
+        ),
+    ]
+    url: Annotated[str, Meta(description="URL of the Livy server, for example https://livy.example.org:8998.")]
+    max_sessions: Annotated[
+        Positive,
+        Meta(description="Maximum number of sessions and batches of this island that run there at the same time."),
+    ] = 4
+    kinds: Annotated[
+        list[Literal["pyspark", "shared", "spark", "sparkr", "sql"]],
+        Meta(max_length=5, description="Kinds of sessions that it runs. Empty: it is asked when the daemon starts."),
+    ] = []
+    user: Annotated[str, Meta(description="User name for HTTP Basic authentication.")] = ""
+    password_file: Annotated[
+        str,
+        Meta(description="File (mode 0600) with the password. A relative path is relative to the home folder."),
+    ] = ""
+    ca_file: Annotated[
+        str,
+        Meta(
+            description="File with the certificates (PEM) of the authorities that this https server is checked against. Empty: those of the system."
+        ),
+    ] = ""
+    kerberos: Annotated[
+        bool,
+        Meta(
+            description='Whether to authenticate by Kerberos (SPNEGO) with the ticket of the daemon\'s account (requires the extra "kerberos").'
+        ),
+    ] = False
+    shared_folder: Annotated[
+        str,
+        Meta(
+            description="Folder that the account of the Livy server can read, on this machine or mounted at the same path on its machine. Inputs and the files of batches are copied there while a job uses them. Required if that account cannot read the home folder."
+        ),
+    ] = ""
 
 
 class JobsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -216,14 +272,14 @@ class ReplicasSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quota: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
+            pattern=SIZE,
             description="Maximum size of the chunk store, for example 500MiB or 20GiB.",
         ),
     ] = "20GiB"
     reserve: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
+            pattern=SIZE,
             description="Minimum free space on the disk. The chunk store does not grow when less is free.",
         ),
     ] = "1GiB"
@@ -236,7 +292,7 @@ class StreamsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
+            pattern=SIZE,
             description="Maximum size of the rows that are sent to one subscriber but not yet acknowledged, for example 8MiB.",
         ),
     ] = "8MiB"
@@ -248,7 +304,7 @@ class DecodingSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
+            pattern=SIZE,
             description="Memory limit of a process that reads files, for example 512MiB or 2GiB; at least 256MiB. At most five such processes run at the same time.",
         ),
     ] = "1GiB"
@@ -281,6 +337,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     discovery: DiscoverySection = DiscoverySection()
     users: UsersSection = UsersSection()
     livy: LivySection = LivySection()
+    engine: list[EngineSection] = []
     jobs: JobsSection = JobsSection()
     replicas: ReplicasSection = ReplicasSection()
     streams: StreamsSection = StreamsSection()
@@ -302,6 +359,13 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
 }
 
 
+LISTS: dict[str, type[msgspec.Struct]] = {"engine": EngineSection}
+"""Sections of which there may be any number, written as [[NAME]]."""
+
+RESERVED_ENGINES = ("embedded", "livy")
+"""The names of the engine of [livy]: without and with a URL."""
+
+
 def load(path: Path) -> Config:
     """Read and check a configuration file.
 
@@ -317,8 +381,12 @@ def load(path: Path) -> Config:
         ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
-            f"{path} cannot be read: {error}", hint="Correct the file; docs/configuration.md describes its format."
+            f"{path} cannot be read: {error}", hint="Correct the file. `island config reference` describes every key."
         ) from error
+    found = problems(raw)
+    if len(found) > 1:
+        hint = f"{found[0].hint} `island config check` lists all {len(found)} problems."
+        raise ConfigError(f"{path}: {found[0].message}", hint=hint)
     return parse(raw, str(path))
 
 
@@ -340,7 +408,8 @@ class KeyProblem(NamedTuple):
 
 def problems(raw: dict[str, Any]) -> list[KeyProblem]:
     """Return everything that is wrong with a configuration: unknown sections, then each section's keys."""
-    found = [_unknown(name, SECTIONS, "") for name in raw if name not in SECTIONS]
+    known = [*SECTIONS, *LISTS]
+    found = [_unknown(name, known, "") for name in raw if name not in known]
     for section, kind in SECTIONS.items():
         values = raw.get(section, {})
         if isinstance(values, dict):
@@ -348,7 +417,24 @@ def problems(raw: dict[str, Any]) -> list[KeyProblem]:
         else:
             hint = f"Write [{section}] on a separate line."
             found.append(KeyProblem(section, "", f"'{section}' must be a table", hint))
+    for section, kind in LISTS.items():
+        found += _list_problems(section, kind, raw.get(section, []))
     return found
+
+
+def _list_problems(section: str, kind: type[msgspec.Struct], tables: Any) -> Iterator[KeyProblem]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        hint = f"Write [[{section}]] on a separate line for each of them."
+        yield KeyProblem(section, "", f"'{section}' must be a list of tables", hint)
+        return
+    names: list[object] = list(RESERVED_ENGINES)
+    for number, table in enumerate(tables):
+        place = f"{section}[{number}]"
+        yield from _section_problems(place, kind, table)
+        if (name := table.get("name")) in names:
+            found = f"{place}.name = '{name}' is the name of another engine"
+            yield KeyProblem(place, "name", found, f"Use different names; {' and '.join(RESERVED_ENGINES)} are taken.")
+        names.append(name)
 
 
 def _section_problems(section: str, kind: type[msgspec.Struct], values: dict[str, Any]) -> Iterator[KeyProblem]:
@@ -356,8 +442,13 @@ def _section_problems(section: str, kind: type[msgspec.Struct], values: dict[str
     for key in values:
         if key not in types:
             yield _unknown(key, types, section)
-    if section == "island" and "name" not in values:
-        yield KeyProblem("island", "name", "[island] has no name", 'Add name = "NAME" under [island].')
+    for field in msgspec.structs.fields(kind):
+        if field.required and field.name not in values:
+            missing = f"{section if '[' in section else f'[{section}]'} has no {field.name}"
+            header = re.sub(r"(.+)\[\d+\]", r"[\1]", section)
+            yield KeyProblem(
+                section, field.name, missing, f'Add {field.name} = "{field.name.upper()}" under [{header}].'
+            )
     for key, kind_of_key in types.items():
         if key in values and (found := _value_problem(section, key, values[key], kind_of_key)):
             yield found
@@ -381,9 +472,11 @@ def _value_problem(section: str, key: str, value: Any, kind: Any) -> KeyProblem 
     except msgspec.ValidationError as error:
         text, _, place = str(error).partition(" - at `$")
         message = f"{name}{place.rstrip('`')}: {text[:1].lower() + text[1:]}"
-        return KeyProblem(section, key, message, "docs/configuration.md lists every key with its type.")
+        if form := next((form for pattern, form in _FORMS.items() if repr(pattern) in text), ""):
+            message = f"{name} = {as_toml(value)} is not {form}"
+        return KeyProblem(section, key, message, "`island config reference` lists every key with its type.")
     try:
-        if check := _CONTENT.get(name):
+        if check := _CONTENT.get(re.sub(r"\[\d+\]", "", name)):
             check(value, name)
     except ConfigError as error:
         return KeyProblem(section, key, error.message, error.hint)
@@ -416,17 +509,18 @@ def _check_hosts(hosts: list[str], what: str) -> None:
 
 def _check_livy_url(url: str, what: str) -> None:
     # A password may contain "/", so that "@" is not in the part of the URL where a parser looks for it.
+    section = what.rpartition(".")[0]
     if "@" in url:
         raise ConfigError(
             f"{what} contains a user name or password, and all islands can see this URL",
-            hint="Move them to livy.user and to the file of livy.password_file. Write another @ as %40.",
+            hint=f"Move them to {section}.user and to the file of {section}.password_file. Write another @ as %40.",
         )
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if url and (not usable or re.search(r"[\s\"'\\]", url)):
+    if (url or what != "livy.url") and (not usable or re.search(r"[\s\"'\\]", url)):
         raise ConfigError(
             f"{what} = {url[:200]!r} is not the URL of a Livy server",
             hint="Use a URL such as http://livy.example.org:8998.",
@@ -453,6 +547,11 @@ def _check_accounts(accounts: dict[str, str], what: str) -> None:
             )
 
 
+def _check_absolute(path: str, what: str) -> None:
+    if path and not Path(path).is_absolute():
+        raise ConfigError(f"{what} = '{path[:200]}' is not an absolute path", hint="Use a path such as /srv/island.")
+
+
 _CONTENT: dict[str, Callable[[Any, str], None]] = {
     "listen.user": _check_user_port,
     "listen.peer": _check_peer_port,
@@ -461,6 +560,8 @@ _CONTENT: dict[str, Callable[[Any, str], None]] = {
     "jobs.accept_from": _check_accepted,
     "jobs.accounts": _check_accounts,
     "livy.url": _check_livy_url,
+    "engine.url": _check_livy_url,
+    "engine.shared_folder": _check_absolute,
 }
 """Checks of values whose type is right; they raise `ConfigError`."""
 
@@ -529,10 +630,12 @@ def size_in_bytes(text: str) -> int:
     return int(text)
 
 
-def describe() -> list[tuple[str, str, str, Any, str]]:
+def describe(
+    sections: Mapping[str, type[msgspec.Struct]] = SECTIONS,
+) -> list[tuple[str, str, str, Any, str]]:
     """Return every key as (section, key, type, default, description), in the order of the file."""
     rows = []
-    for section, kind in SECTIONS.items():
+    for section, kind in sections.items():
         hints = get_type_hints(kind, include_extras=True)
         for field in msgspec.structs.fields(kind):
             default = field.default if field.default is not msgspec.NODEFAULT else None
@@ -571,6 +674,11 @@ def render(values: dict[str, dict[str, Any]]) -> str:
             lines += ["", f"# {(SECTIONS[section].__doc__ or '').strip()}", f"[{section}]"]
         lines.append(f"# {text}")
         lines.append(f"{key} = {as_toml(values.get(section, {}).get(key, default))}")
+    for section, kind in LISTS.items():
+        lines += ["", f"# {(kind.__doc__ or '').strip()}", f"# [[{section}]]"]
+        lines += [
+            f"# {key} = {as_toml('' if default is None else default)}" for _, key, _, default, _ in describe(LISTS)
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -595,10 +703,11 @@ def reference() -> str:
         "`island/config.py`.",
     ]
     current = ""
-    for section, key, kind, default, text in describe():
+    for section, key, kind, default, text in [*describe(), *describe(LISTS)]:
         if section != current:
             current = section
-            lines += ["", f"## [{section}]", "", (SECTIONS[section].__doc__ or "").strip(), ""]
+            header = f"[[{section}]]" if section in LISTS else f"[{section}]"
+            lines += ["", f"## {header}", "", ({**SECTIONS, **LISTS}[section].__doc__ or "").strip(), ""]
             lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         default_text = "(required)" if default is None else f"`{as_toml(default)}`"
         lines.append(f"| `{key}` | {kind} | {default_text} | {text} |")

@@ -24,13 +24,13 @@ import island
 from island.catalog.service import Catalog, CatalogDependencies
 from island.config import Config, is_loopback, size_in_bytes
 from island.discovery.service import Discovery
-from island.errors import DiskFailed, EngineFailed, Full, IslandError
+from island.errors import DiskFailed, Full, IslandError
 from island.formats.limits import ReadLimits
 from island.gossip.service import Gossip
 from island.home import Home
 from island.jobs.dependencies import JobsDependencies
+from island.jobs.engines import configured
 from island.jobs.engines.embedded_engine import EmbeddedEngine
-from island.jobs.engines.livy_engine import LivyEngine
 from island.jobs.service import Jobs
 from island.kernel import descriptors, loop_lag, telemetry
 from island.kernel.db import Database, Kind
@@ -42,7 +42,6 @@ from island.kernel.ports import Clock, Rng, SystemClock, SystemRng
 from island.kernel.processes import CHILDREN, ProcessPool
 from island.kernel.service_manager import ServiceManager
 from island.kernel.work import ThreadWorkers, exit_after
-from island.livy.client import LivyClient
 from island.livy.http_connections import HttpLimits
 from island.membership.service import Membership
 from island.net import gateway
@@ -67,7 +66,7 @@ from island.net.limits import PeerLimits
 from island.net.measurements import Measurements
 from island.net.peer_checks import PeerChecks
 from island.net.peers import TlsPeers
-from island.private_files import close_umask, create_private, make_private, secret_text
+from island.private_files import close_umask, create_private, make_private
 from island.replicas.service import Replicas, ReplicasDependencies
 from island.streams import source as streams_source
 from island.streams.service import Streams, StreamsDependencies
@@ -191,7 +190,9 @@ class Daemon:
             )
         )
         self.engine = EmbeddedEngine(home.path, config, rng)
-        self._livy: LivyClient | None = None
+        self.engines = configured.engines(
+            config, home.path, self.engine, workers=self.workers, resolver=self.host_resolver, rng=rng
+        )
         self.jobs = Jobs(
             JobsDependencies(
                 state=self.state,
@@ -201,7 +202,7 @@ class Daemon:
                 trust=self.trust,
                 peers=self.peers,
                 config=config,
-                livy=LivyEngine(self._livy_now),
+                engines=self.engines,
                 clock=clock,
                 rng=rng,
                 home=home.path,
@@ -228,7 +229,7 @@ class Daemon:
         self.measurements = Measurements(
             home=home.path,
             condition=self.condition,
-            engine_running=lambda: None if config.livy.url else self.engine.running,
+            engines=self.engines,
             databases={"state": self.state, "gossip": self.gossip_db, "chunks": self.chunks},
             workers=self.workers,
             jobs=self.jobs,
@@ -252,27 +253,6 @@ class Daemon:
         memory = max(MIN_MEMORY, size_in_bytes(self.config.decoding.memory))
         return ProcessPool(name, memory_bytes=memory, hint=hint, size=size)
 
-    def _livy_now(self) -> LivyClient:
-        """Return the client of the Livy server that runs this island's jobs; raises `EngineFailed` if none runs."""
-        own = self.config.livy
-        if own.url:
-            if self._livy is None:
-                password = secret_text(self.home.path / own.password_file, "a password") if own.password_file else ""
-                self._livy = LivyClient(
-                    own.url, (own.user, password) if own.user else None, resolver=self.host_resolver
-                )
-            return self._livy
-        if not self.engine.running:
-            raise EngineFailed(self.engine.problem, code="" if self.engine.installed else "no_engine")
-        if self._livy is None or self._livy.url != self.engine.url:
-            # The engine was restarted on another port. The old client's connections are closed with its session.
-            self._livy = LivyClient(self.engine.url, self.engine.token, resolver=self.host_resolver)
-        return self._livy
-
-    async def _close_livy(self) -> None:
-        if self._livy is not None:
-            await self._livy.close()
-
     def _routes(self) -> list[Any]:
         return [
             *peers.routes(self.peers, self.membership, self.trust),
@@ -290,6 +270,13 @@ class Daemon:
             *metrics.routes(self.measurements.take),
         ]
 
+    def _livys(self) -> dict[str, tuple[str, str]]:
+        """Return URL and comment of each Livy that this island lists as its own, by server id."""
+        found = {configured.LIVY: (self.config.livy.url or self.server.url, "Livy of this island")}
+        for each in self.config.engine:
+            found[f"{configured.LIVY}-{each.name}"] = (each.url, f"engine '{each.name}' of this island")
+        return found
+
     def _status(self) -> dict[str, Any]:
         return {
             "island": self.config.island.name,
@@ -302,6 +289,7 @@ class Daemon:
             "peer_address": self.config.listen.peer or None,
             "discovery": self.discovery.summary(),
             "engine": self.config.livy.url or self.engine.url or None,
+            "engines": self.engines.rows(),
         }
 
     def condition(self) -> Condition:
@@ -313,9 +301,11 @@ class Daemon:
             *self.replicas.problems(),
             *self.gossip.problems(self.membership.display),
             *self.heads.problems(self.membership.display),
-            *([self.engine.problem] if self.engine.problem else []),
+            *self.engines.problems(),
+            *([self.engine.problem] if self.engine.problem and not self.engine.installed else []),
             *self.peers.problems(),
             *self.streams.problems(),
+            *self.jobs.problems(),
             *self.faults.problems(),
             *telemetry.problems(),
         ]
@@ -352,13 +342,13 @@ class Daemon:
             Part("discovery", self.discovery.start, self.discovery.stop),
             # Stopped before the peers, because the last journal head is sent to other islands over their sessions.
             Part("last journal head", stop=self.heads.stop),
-            Part("Livy client", stop=self._close_livy),
             Part("engine", self.engine.start, self.engine.stop),
+            Part("engines", self.engines.start, self.engines.stop),
             Part("jobs", self.jobs.start, self.jobs.stop),
             Part("streams", self.streams.start, self.streams.stop),
             Part("users", lambda _: self.users.load()),
             Part("user port", lambda _: self.server.start(), self.server.stop),
-            Part("own Livy", lambda _: self.membership.set_own_livy(self.config.livy.url or self.server.url)),
+            Part("own Livy", lambda _: self.membership.set_own_livys(self._livys())),
             Part("running.json", self._write_running, self._remove_running),
             # The last part: the service manager learns that all others run, and before any other stops.
             Part("service manager", self._report_ready, self.service_manager.stop),
@@ -454,8 +444,7 @@ def _make_private(home: Home, config: Config) -> None:
     Secret files are not changed: the daemon refuses a secret that other accounts could read.
     """
     keep = {home.key, *(home.path / name for name in TOKEN_FILES.values()), home.recovery_key}
-    if config.livy.password_file:
-        keep.add(home.path / config.livy.password_file)
+    keep |= {home.path / each.password_file for each in configured.site_engines(config) if each.password_file}
     changed, failed = make_private(home.path, "state.db", keep)
     if changed:
         log.warning("home.made_private", modes_changed=changed)

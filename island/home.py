@@ -70,18 +70,23 @@ class Home:
         """File with the daemon's pid and ports, which exists while the daemon is running."""
         return self.path / "running.json"
 
+    @property
+    def lock(self) -> Path:
+        """File that the daemon, or a restore, holds locked while it uses the home folder."""
+        return self.path / "lock"
+
     def exists(self) -> bool:
         """Return whether this folder is the home folder of an island."""
         return self.toml.exists() or self.key.exists()
 
-    def is_free(self) -> bool:
+    def is_free(self, *, but: Path | None = None) -> bool:
         """Return whether a home folder can be made here: nothing exists, or an empty folder. Raises `OSError`.
 
-        The folder that `mkfs` makes at the root of a file system does not count.
+        The folder that `mkfs` makes at the root of a file system does not count, nor the file `but`.
         """
         if not os.path.lexists(self.path):
             return True
-        return self.path.is_dir() and all(is_lost_and_found(each) for each in self.path.iterdir())
+        return self.path.is_dir() and all(each == but or is_lost_and_found(each) for each in self.path.iterdir())
 
     def config(self) -> config.Config:
         """Read and check the configuration; raises `ConfigError`."""
@@ -96,6 +101,13 @@ class Home:
             # No daemon is running: use the configured address.
             return f"http://{self.config().listen.user}"
 
+    def pid(self) -> int | None:
+        """Return the process id that the daemon has written when it was ready; None if none is known."""
+        try:
+            return int(json.loads(self.running.read_text("utf-8"))["pid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def endpoint(self) -> Endpoint:
         """Return the URL and a token for commands: the administrator's token if it can be read, else the user's.
 
@@ -107,13 +119,13 @@ class Home:
                 return Endpoint(url, secret_text(path, "a token"))
         raise Unauthenticated(
             f"no token can be read in {self.path}",
-            hint="Set --token-file or ISLAND_TOKEN, or run the command under the account that owns the home folder.",
+            hint="Set ISLAND_TOKEN_FILE or ISLAND_TOKEN, or use the account that owns the home folder.",
         )
 
     def in_use(self) -> bool:
         """Return whether a daemon runs with this home folder. Raises `OSError` if its lock cannot be opened."""
         try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return False
         try:
@@ -157,22 +169,27 @@ class Home:
 
         Raises `Conflict` if another daemon holds it, and `ConfigError` if its file cannot be opened for writing.
         """
-        lock = self.path / "lock"
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise self._not_opened(lock, error) from error
+            raise self._not_opened(self.lock, error) from error
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not self._take(descriptor):
                 raise Conflict(
                     f"another daemon is already running with the home folder {self.path}",
                     hint="Stop it first, or use another home folder (--home).",
-                ) from error
+                )
             yield
         finally:
             os.close(descriptor)
+
+    def _take(self, descriptor: int) -> bool:
+        """Lock the open file; False if another process holds it, or has deleted it since (a restore that failed)."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(descriptor), self.lock.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
 
 
 def is_lost_and_found(path: Path) -> bool:
@@ -194,6 +211,31 @@ def ownership_hint(owner: str, home_owner: str, home: Path) -> str:
     if owner == home_owner:
         return f"Run as {owner}: chmod -R u+rwX {home}"
     return f"Run as root: chown -R {home_owner}: {home}"
+
+
+def token_in(file: str, named_by: str) -> str:
+    """Return the token in a file that other accounts cannot read; `named_by` is where its path was given.
+
+    Raises `ConfigError` if it cannot be read, or if others could read it.
+    """
+    try:
+        return secret_text(Path(file).expanduser(), "a token")
+    except OSError as error:
+        raise ConfigError(
+            f"the token file {file} cannot be read: {error.strerror}",
+            hint=f"Check the path given with {named_by} and the permissions of the file.",
+        ) from error
+
+
+def token_of_environment() -> str:
+    """Return `ISLAND_TOKEN`, else the token in the file `ISLAND_TOKEN_FILE`; "" if neither is set.
+
+    Raises `ConfigError` as `token_in` does.
+    """
+    if token := os.environ.get("ISLAND_TOKEN"):
+        return token
+    file = os.environ.get("ISLAND_TOKEN_FILE")
+    return token_in(file, "ISLAND_TOKEN_FILE") if file else ""
 
 
 def unreachable(url: str, error: Exception) -> Unreachable:

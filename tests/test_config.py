@@ -9,6 +9,8 @@ import pytest
 from island import config
 from island.errors import ConfigError
 
+ENGINE = {"name": "cluster", "url": "http://a.example:8998"}
+
 
 def minimal(**sections: Any) -> dict[str, Any]:
     return {"island": {"name": "kiso"}, **sections}
@@ -22,6 +24,14 @@ def test_what_init_writes_is_complete_and_loads(tmp_path: Path) -> None:
     loaded = config.load(path)
     assert loaded == config.parse(minimal(), "x")
     assert loaded.jobs.accept_from == [] and loaded.jobs.foreign_code == "none" and loaded.jobs.same_user is False
+
+
+def test_tables_are_written_as_toml() -> None:
+    values = {"accounts": {"alice": "aliceunix", "virgo:bob": 'b"o'}, "max_live_of": {"alice": 200}}
+    text = config.render({"island": {"name": "kiso"}, "jobs": values})
+    assert {key: tomllib.loads(text)["jobs"][key] for key in values} == values
+    jobs = config.parse(minimal(jobs={"max_live_of": {"alice": 200}, "max_live_per_user": 7}), "x").jobs
+    assert (jobs.live_limit("alice"), jobs.live_limit("bob")) == (200, 7)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +55,26 @@ def test_what_init_writes_is_complete_and_loads(tmp_path: Path) -> None:
         (minimal(livy={"url": "http://me@livy.example.org"}), ["livy.url", "livy.user"]),
         (minimal(livy={"url": "http://livy.example.org/ x"}), ["livy.url", "http://"]),
         (minimal(livy={"url": 'http://livy."example.org'}), ["livy.url", "http://"]),
-        (minimal(replicas={"quota": "much"}), ["replicas.quota"]),
+        (minimal(replicas={"quota": "lots"}), ['replicas.quota = "lots" is not a size', "for example 20GiB"]),
+        (minimal(livy={"driver_memory": "1GiB"}), ['livy.driver_memory = "1GiB" is not', "for example 1g"]),
+        (
+            minimal(jobs={"accept_from": ["virgo", "members:alice"]}),
+            ["jobs.accept_from", "members:alice", "ISLAND:USER"],
+        ),
+        (minimal(jobs={"accept_from": ["virgo:"]}), ["jobs.accept_from", "'virgo:'"]),
+        (minimal(jobs={"accounts": {"virgo:": "guest"}}), ["jobs.accounts", "'virgo:'", "ISLAND:USER"]),
+        (minimal(jobs={"accounts": {"alice": "a b"}}), ["jobs.accounts", "regex"]),
+        (minimal(jobs={"accounts": ["alice"]}), ["jobs.accounts", "object"]),
+        (minimal(jobs={"max_live_of": {"alice": 0}}), ["jobs.max_live_of"]),
+        (minimal(users={"shared_token": "no"}), ["users.shared_token", "bool"]),
+        (minimal(engine={"name": "a", "url": "http://a:1"}), ["'engine' must be a list of tables", "[[engine]]"]),
+        (minimal(engine=[{"name": "a"}]), ["engine[0] has no url", "under [[engine]]"]),
+        (minimal(engine=[{"name": "a", "url": ""}]), ["engine[0].url", "http://"]),
+        (minimal(engine=[ENGINE, {**ENGINE}]), ["engine[1].name", "another engine"]),
+        (minimal(engine=[{**ENGINE, "name": "livy"}]), ["engine[0].name", "another engine"]),
+        (minimal(engine=[{**ENGINE, "kinds": ["cobol"]}]), ["engine[0].kinds", "cobol"]),
+        (minimal(engine=[{**ENGINE, "shared_folder": "here"}]), ["engine[0].shared_folder", "absolute"]),
+        (minimal(engine=[{**ENGINE, "max_session": 1}]), ["engine[0].max_session", "'max_sessions'"]),
         ({"island": {"name": "a/b"}}, ["island.name"]),
         ({"island": {}}, ["has no name"]),
         ({}, ["has no name"]),
@@ -57,6 +86,14 @@ def test_what_is_wrong_is_named(raw: dict[str, Any], words: list[str]) -> None:
     assert "/home/island.toml" in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_an_island_has_any_number_of_engines() -> None:
+    parsed = config.parse(minimal(engine=[ENGINE, {**ENGINE, "name": "other", "kinds": ["sql"]}]), "x")
+    assert [(each.name, each.max_sessions, each.kinds) for each in parsed.engine] == [
+        ("cluster", 4, []),
+        ("other", 4, ["sql"]),
+    ]
 
 
 def test_all_problems_are_found_at_once() -> None:
@@ -96,6 +133,18 @@ def test_a_missing_or_broken_file_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "island.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError):
         config.load(tmp_path / "island.toml")
+
+
+def test_a_file_with_many_problems_names_the_command_that_lists_them(tmp_path: Path) -> None:
+    (tmp_path / "island.toml").write_text("[jbos]\n[island]\nname = 3\n")
+    with pytest.raises(ConfigError) as error:
+        config.load(tmp_path / "island.toml")
+    assert "'jbos'" in error.value.message
+    assert error.value.hint.endswith("`island config check` lists all 2 problems.")
+    (tmp_path / "island.toml").write_text("[island]\nname = 3\n")
+    with pytest.raises(ConfigError) as error:
+        config.load(tmp_path / "island.toml")
+    assert "config check" not in error.value.hint
 
 
 def test_sizes() -> None:

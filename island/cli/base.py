@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,10 +23,9 @@ from rich.table import Table
 
 from island.client import Api
 from island.errors import IslandError, Unauthenticated
-from island.home import Endpoint, Home
+from island.home import Endpoint, Home, token_in, token_of_environment
 from island.kernel.terminal import escaped
 from island.kernel.units import format_bytes
-from island.private_files import secret_text
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -47,7 +45,7 @@ TARGET = Target()
 PROSE = frozenset({"comment", "description", "detail", "error", "problem", "reason", "title"})
 """Columns whose text may be wrapped in a narrow terminal."""
 
-SENTENCES = frozenset({"problems", "warnings"})
+SENTENCES = frozenset({"engines", "problems", "warnings"})
 """Keys of lists whose items are printed on a line each."""
 
 
@@ -64,28 +62,21 @@ def api(*, timeout: float = 120.0) -> Api:
 def endpoint() -> Endpoint:
     """Return URL and token for the operator API.
 
-    The URL is that of `--url`, else that of the home folder. The token is that of `--token-file`, else
-    `ISLAND_TOKEN`, else that of the home folder. Raises `IslandError` if no token can be read.
+    The URL is that of `--url`, else `ISLAND_URL`, else that of the home folder. The token is that of `--token-file`,
+    else `ISLAND_TOKEN`, else that in `ISLAND_TOKEN_FILE`, else that of the home folder. `--home` comes before
+    `ISLAND_URL`. Raises `IslandError` if no token can be read.
     """
-    token = None
-    if TARGET.token_file:
-        try:
-            token = secret_text(Path(TARGET.token_file), "a token")
-        except OSError as error:
-            raise IslandError(
-                f"the token file {TARGET.token_file} cannot be read: {error.strerror}",
-                hint="Check the path given with --token-file and the permissions of the file.",
-            ) from error
-    token = token or os.environ.get("ISLAND_TOKEN")
+    url = TARGET.url or (None if TARGET.home else os.environ.get("ISLAND_URL"))
+    token = token_in(TARGET.token_file, "--token-file") if TARGET.token_file else token_of_environment()
     if token:
-        return Endpoint(TARGET.url or home().url(), token)
-    if TARGET.url and not home().exists():
+        return Endpoint(url or home().url(), token)
+    if url and not home().exists():
         raise Unauthenticated(
-            f"no token is given for {TARGET.url}",
-            hint="Set ISLAND_TOKEN or --token-file, or select the home folder of the island with --home.",
+            f"no token is given for {url}",
+            hint="Set ISLAND_TOKEN_FILE, ISLAND_TOKEN or --token-file, or select a home folder with --home.",
         )
     own = home().endpoint()
-    return Endpoint(TARGET.url, own.token) if TARGET.url else own
+    return Endpoint(url, own.token) if url else own
 
 
 def say(text: str) -> None:
@@ -200,7 +191,8 @@ def progress_bar(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
 def fail(error: IslandError) -> None:
     """Print an error on stderr: the message, and the hint on a second line."""
     say(f"island: {error.message}")
-    if error.code == Unauthenticated.code and os.environ.get("ISLAND_TOKEN") and not TARGET.token_file:
-        say("ISLAND_TOKEN is set and overrides the token of the home folder. Unset it, or set the right token.")
+    overriding = next((name for name in ("ISLAND_TOKEN", "ISLAND_TOKEN_FILE") if os.environ.get(name)), "")
+    if error.code == Unauthenticated.code and overriding and not TARGET.token_file:
+        say(f"{overriding} is set and overrides the token of the home folder. Unset it, or set the right token.")
     elif error.hint:
         say(error.hint)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from island.cli import base
-from island.config import as_toml
+from island.config import as_toml, without_password
 
 app = typer.Typer(help="The configuration file of an island.", no_args_is_help=True)
 
@@ -73,15 +73,31 @@ def show(
     base.print_line("\n".join(_lines(path, rows)))
 
 
+@app.command("reference")
+def reference() -> None:
+    """Print the reference of all keys with types, defaults and meaning, in Markdown."""
+    from island import config
+
+    base.print_line(config.reference())
+
+
 def _environment() -> list[dict[str, Any]]:
     """Return what commands and the daemon take from global options and the environment, without secrets."""
     name = "--home" if base.TARGET.home else "ISLAND_HOME" if os.environ.get("ISLAND_HOME") else ""
     rows: list[dict[str, Any]] = [
         {"section": "", "key": "home", "value": str(base.home().path), "source": name or "default"}
     ]
-    if os.environ.get("ISLAND_TOKEN"):
-        rows.append({"section": "", "key": "token", "value": "***", "source": "ISLAND_TOKEN"})
-    if java := os.environ.get("JAVA_HOME"):
+    if url := os.environ.get("ISLAND_URL"):
+        rows.append({"section": "", "key": "url", "value": without_password(url), "source": "ISLAND_URL"})
+    for name in ("ISLAND_TOKEN", "ISLAND_TOKEN_FILE"):
+        if os.environ.get(name):
+            rows.append({"section": "", "key": "token", "value": "***", "source": name})
+            break
+    from island.engine.jvm import ignored_java_home
+
+    if ignored := ignored_java_home(os.environ):
+        base.say(f"warning: JAVA_HOME={ignored} has no Java 17 and is ignored")
+    elif java := os.environ.get("JAVA_HOME"):
         rows.append({"section": "", "key": "java", "value": java, "source": "JAVA_HOME"})
     return rows
 
@@ -94,6 +110,7 @@ def _lines(path: Path, rows: list[dict[str, Any]]) -> list[str]:
         source = path.name if row["source"] == "file" else row["source"]
         if row["section"] != section:
             section = row["section"]
-            lines += ["", f"[{section}]"]
+            header = f"[[{section.partition('[')[0]}]]" if "[" in section else f"[{section}]"
+            lines += ["", header]
         lines.append(f"{text:<48}  # {source}" if section else f"# {text}  ({source})")
     return lines

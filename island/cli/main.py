@@ -65,10 +65,15 @@ def options(
         str | None, typer.Option(help="Home folder of the island. Default: ISLAND_HOME, then ~/.island.")
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="URL of the daemon's user port. Default: that of the home folder.")
+        str | None,
+        typer.Option(help="URL of the daemon's user port. Default: ISLAND_URL, then that of the home folder."),
     ] = None,
     token_file: Annotated[
-        str | None, typer.Option(help="File with the token. Default: ISLAND_TOKEN, then the token in the home folder.")
+        str | None,
+        typer.Option(
+            help="File with the token, which only you can read. Default: the token in ISLAND_TOKEN, then that in the "
+            "file ISLAND_TOKEN_FILE, then that of the home folder."
+        ),
     ] = None,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show Python tracebacks of errors.")] = False,
     version: Annotated[

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import ssl
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
 from island import config
-from island.config import Config, split_address, without_password
+from island.config import Config, EngineSection, split_address, without_password
 from island.errors import ConfigError, IslandError
+from island.jobs.engines.files import shared_folder_problem
 from island.private_files import secret_text
 
+_INVALID = "Correct the line; `island config reference` describes every key."
 _MINIMUM = "256MiB"
 
 
@@ -37,6 +43,7 @@ class ConfigValue:
     """A value that is in force, and where it comes from. It is no password: a valid configuration contains none."""
 
     section: str
+    """The name of the section, for one of several `[[NAME]]` as `NAME[0]`."""
     key: str
     value: Any
     source: Literal["file", "default"]
@@ -54,11 +61,14 @@ class ConfigFile:
 def check(path: Path) -> ConfigFile:
     """Check a configuration file completely. Relative paths in it are relative to its folder. Raises nothing."""
     try:
-        text, raw = _read(path)
+        text = _text(path)
     except ConfigError as error:
-        return ConfigFile(
-            path, [ConfigFinding(_line_in(error.message), "problem", "", error.message, error.hint)], None
-        )
+        return ConfigFile(path, [ConfigFinding(None, "problem", "", error.message, error.hint)], None)
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = f"the file is not valid TOML: {error}"
+        return ConfigFile(path, [ConfigFinding(_line_in(found, text), "problem", "", found, _INVALID)], None)
     findings = [
         ConfigFinding(line_of(text, each.section, each.key), "problem", _dotted(each.section, each.key), *each[2:])
         for each in config.problems(raw)
@@ -79,31 +89,42 @@ def text_of(path: Path) -> str:
     """
     text = _text(path)
     shown = without_password(text)
-    if "@" in _livy_url(text) and not re.fullmatch(r"(\w+://)?\*\*\*@[^@]*", _livy_url(shown)):
-        raise ConfigError(
-            f"{path} is not shown, because livy.url contains a user name or password",
-            hint="Move them to livy.user and to the file of livy.password_file.",
-        )
+    for before, after in zip(_livy_urls(text), _livy_urls(shown), strict=True):
+        if "@" in before and not re.fullmatch(r"(\w+://)?\*\*\*@[^@]*", after):
+            raise ConfigError(
+                f"{path} is not shown, because the URL of a Livy contains a user name or password",
+                hint="Move them to the keys `user` and `password_file` of the same section.",
+            )
     return shown
 
 
-def _livy_url(text: str) -> str:
-    """Return `livy.url` of a TOML text; empty if there is none, or the text is not valid."""
+def _livy_urls(text: str) -> list[str]:
+    """Return the URLs of Livy servers in a TOML text; empty if the text is not valid."""
     try:
-        livy = tomllib.loads(text).get("livy")
+        raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
-        return ""
-    return str(livy.get("url", "")) if isinstance(livy, dict) else ""
+        return []
+    engines = raw.get("engine")
+    tables = [raw.get("livy"), *(engines if isinstance(engines, list) else [engines])]
+    return [str(table.get("url", "")) for table in tables if isinstance(table, dict)]
 
 
 def values(path: Path) -> list[ConfigValue]:
     """Return every key with the value in force; raises `ConfigError` if the file is missing or has problems."""
     _, raw = _read(path)
     parsed = msgspec.to_builtins(config.parse(raw, str(path)))
-    return [
+    rows = [
         ConfigValue(section, key, parsed[section][key], "file" if key in raw.get(section, {}) else "default")
         for section, key, *_ in config.describe()
     ]
+    for section, kind in config.LISTS.items():
+        for number, table in enumerate(parsed[section]):
+            written = raw[section][number]
+            rows += [
+                ConfigValue(f"{section}[{number}]", key, table[key], "file" if key in written else "default")
+                for key in kind.__struct_fields__
+            ]
+    return rows
 
 
 def _place(finding: ConfigFinding) -> int:
@@ -115,9 +136,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         return text, tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}", hint="Correct the line; docs/configuration.md describes the format."
-        ) from error
+        raise ConfigError(f"{path} is not valid TOML: {error}", hint=_INVALID) from error
 
 
 def _text(path: Path) -> str:
@@ -134,9 +153,10 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _line_in(message: str) -> int | None:
+def _line_in(message: str, text: str) -> int:
+    """Return the line that a message of tomllib names, which may be the end of the text."""
     found = re.search(r"\(at line (\d+), column", message)
-    return int(found[1]) if found else None
+    return int(found[1]) if found else len(text.splitlines())
 
 
 def _dotted(section: str, key: str) -> str:
@@ -162,16 +182,39 @@ def _contradictions(parsed: Config) -> Iterator[_Note]:
     if livy.password_file and not livy.user:
         found = "livy.password_file has no effect, because livy.user is empty"
         yield "warning", "livy", "password_file", found, "Set livy.user."
+    for number, engine in enumerate(parsed.engine):
+        yield from _engine_contradictions(f"engine[{number}]", engine)
     if jobs.accept_from and (jobs.foreign_code == "none" or not jobs.same_user):
         key = 'foreign_code = "none"' if jobs.foreign_code == "none" else "same_user = false"
         found = f"jobs of other islands are refused in spite of jobs.accept_from, because of {key}"
         yield "warning", "jobs", "accept_from", found, "All three keys must allow it; see the administrator's guide."
-    if jobs.accounts and not livy.url:
-        found = "jobs.accounts has no effect, because livy.url is empty: the embedded engine runs under this account"
-        yield "warning", "jobs", "accounts", found, "Set livy.url, or remove jobs.accounts."
+    if jobs.accounts and not (livy.url or parsed.engine):
+        found = "jobs.accounts has no effect without a Livy server: the embedded engine runs under this account"
+        yield "warning", "jobs", "accounts", found, "Set livy.url or add an [[engine]], or remove jobs.accounts."
     if config.size_in_bytes(parsed.decoding.memory) < config.size_in_bytes(_MINIMUM):
         found = f"decoding.memory = '{parsed.decoding.memory}' is raised to {_MINIMUM}"
         yield "warning", "decoding", "memory", found, f"Set at least {_MINIMUM}."
+
+
+def _engine_contradictions(section: str, engine: EngineSection) -> Iterator[_Note]:
+    if engine.kerberos and engine.user:
+        found = f"{section}.user has no effect, because {section}.kerberos is true"
+        yield "warning", section, "user", found, "Remove one of them."
+    elif engine.user and not engine.password_file:
+        found = f"{section}.user is set without {section}.password_file: the password is empty"
+        yield "warning", section, "user", found, "Write the password to a file with mode 0600 and name it."
+    if engine.password_file and not engine.user:
+        found = f"{section}.password_file has no effect, because {section}.user is empty"
+        yield "warning", section, "password_file", found, f"Set {section}.user."
+    if engine.ca_file and not engine.url.startswith("https:"):
+        found = f"{section}.ca_file has no effect, because {section}.url does not begin with https"
+        yield "warning", section, "ca_file", found, "Use https, or remove the key."
+    if engine.user and engine.url.startswith("http:") and not config.is_loopback(urlsplit(engine.url).hostname or ""):
+        found = f"the password of {section}.user is sent without encryption to {engine.url}"
+        yield "warning", section, "url", found, "Use https."
+    if engine.kerberos and importlib.util.find_spec("spnego") is None:
+        found = f"{section}.kerberos is true, but pyspnego is not installed"
+        yield "problem", section, "kerberos", found, "Install the extra: pip install 'astrolab-island[kerberos]'."
 
 
 def _same_port(user: str, peer: str) -> bool:
@@ -180,30 +223,72 @@ def _same_port(user: str, peer: str) -> bool:
 
 
 def _missing_files(parsed: Config, folder: Path) -> Iterator[_Note]:
-    if parsed.livy.password_file:
-        try:
-            secret_text(folder / parsed.livy.password_file, "a password")
-        except IslandError as error:
-            yield "problem", "livy", "password_file", error.message, error.hint
-        except OSError as error:
-            found = f"the file of livy.password_file, {folder / parsed.livy.password_file}, cannot be read: "
-            advice = "Create the file with mode 0600, owned by the account of the daemon."
-            yield "problem", "livy", "password_file", found + str(error.strerror), advice
+    yield from _password("livy", parsed.livy.password_file, folder)
+    for number, engine in enumerate(parsed.engine):
+        section = f"engine[{number}]"
+        yield from _password(section, engine.password_file, folder)
+        if engine.ca_file and (problem := _unusable_certificates(folder / engine.ca_file)):
+            yield (
+                "problem",
+                section,
+                "ca_file",
+                f"{section}.ca_file: {problem}",
+                "Name a file with certificates in PEM.",
+            )
+        if engine.shared_folder and (problem := shared_folder_problem(Path(engine.shared_folder))):
+            found = f"{section}.shared_folder: {problem}"
+            advice = "See 'A Livy of another account' in docs/administrator.md."
+            yield "problem", section, "shared_folder", found, advice
     for allowed in parsed.jobs.allow_files:
         if not Path(allowed).is_dir():
             found = f"jobs.allow_files: {allowed} is not a folder"
             yield "warning", "jobs", "allow_files", found, "Correct the path, or create the folder."
 
 
+def _password(section: str, name: str, folder: Path) -> Iterator[_Note]:
+    if not name:
+        return
+    try:
+        password_in(folder / name, section)
+    except IslandError as error:
+        yield "problem", section, "password_file", error.message, error.hint
+
+
+def password_in(path: Path, section: str = "livy") -> str:
+    """Return the password in the file of `password_file`; raises `ConfigError` if it cannot be used."""
+    try:
+        return secret_text(path, "a password")
+    except OSError as error:
+        raise ConfigError(
+            f"the file of {section}.password_file, {path}, cannot be read: {error.strerror}",
+            hint="Create the file with mode 0600, owned by the account of the daemon.",
+        ) from error
+
+
+def _unusable_certificates(path: Path) -> str:
+    try:
+        ssl.create_default_context(cafile=str(path))
+    except OSError as error:  # also `ssl.SSLError`
+        return f"{path} cannot be used: {error.strerror or error}"
+    return ""
+
+
 def line_of(text: str, section: str, key: str) -> int | None:
-    """Return the line of `key` in `section` (of the section, if the key is empty or not found) in a TOML text."""
+    """Return the line of `key` in `section` (of the section, if the key is empty or not found) in a TOML text.
+
+    The first table `[[NAME]]` is the section `NAME[0]`.
+    """
     table, section_line, quotes = "", None, ""
+    tables = Counter[str]()
     for number, line in enumerate(text.splitlines(), 1):
         if quotes:  # inside a string of several lines
             quotes = "" if line.count(quotes) % 2 else quotes
             continue
         if header := re.match(r"\s*\[+\s*([^\]\s]+)\s*\]", line):
             table = header[1].strip("\"'")
+            if line.lstrip().startswith("[["):
+                tables[table] += 1
+                table = f"{table}[{tables[table] - 1}]"
             section_line = number if table == section else section_line
             if table == f"{section}.{key}":  # the key is a table
                 return number

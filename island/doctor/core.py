@@ -12,6 +12,7 @@ from island.doctor.facts import (
     DatabaseFacts,
     DiskFacts,
     EngineFacts,
+    EngineFileFacts,
     EntryFacts,
     HomeFacts,
     PeerFacts,
@@ -19,6 +20,7 @@ from island.doctor.facts import (
     SandboxFacts,
     SecretFacts,
 )
+from island.kernel.repair import repair_advice
 from island.kernel.units import format_bytes
 
 Severity = Literal["ok", "unchecked", "warning", "problem"]
@@ -31,7 +33,7 @@ MIN_INODES = 1000
 MIN_OPEN_FILES, MANY_OPEN_FILES = 512, 4096
 CLOCK_WARNING_S, CLOCK_PROBLEM_S = 5.0, 300.0
 """Differences between clocks, in seconds."""
-GUIDE = "docs/administrator.md"
+GUIDE = "the administrator's guide (docs/administrator.md of the repository)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,12 @@ def entries(facts: EntryFacts) -> Iterator[Finding]:
     """Check modes and owners of the other files in the home folder."""
     if facts.open:
         found = f"other accounts of this machine can access {_some(facts.open)} in the home folder"
-        yield Finding("modes", "problem", found, "Run: chmod -R go-rwx HOME (the daemon does so when it starts).")
+        yield Finding(
+            "modes", "problem", found, f"Run: chmod -R go-rwx {facts.home} (the daemon does so when it starts)."
+        )
     if facts.foreign:
         found = f"{_some(facts.foreign)} in the home folder belong to another account"
-        yield Finding("modes", "problem", found, "Run: chown -R ACCOUNT HOME, with the account of the daemon.")
+        yield Finding("modes", "problem", found, f"Run as root: chown -R {facts.owner}: {facts.home}")
     if not facts.open and not facts.foreign:
         yield Finding("modes", "ok", "only its owner can access the files in the home folder")
 
@@ -99,6 +103,9 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
         if each.denied is not None:
             found = f"{each.denied.name} cannot be opened by {each.denied.account}: it belongs to {each.denied.owner}"
             yield Finding("database", "problem", found, each.denied.hint)
+        elif each.unreadable and each.hindered:
+            advice = "Look for a program that has locked it, a full or read-only disk, and run this command again."
+            yield Finding("database", "unchecked", f"{each.name} was not checked: {each.unreadable}", advice)
         elif each.unreadable:
             advice = f"Check the disk and the system's log, and owner and mode of {each.path}."
             yield Finding("database", "problem", f"{each.name} cannot be read: {each.unreadable}", advice)
@@ -110,7 +117,7 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
             advice = f"Run the newer version, or go back with a backup: see 'Upgrade, and back' in {GUIDE}."
             yield Finding("database", "problem", found, advice)
         elif each.errors:
-            yield Finding("database", "problem", f"{each.name} is damaged: {each.errors[0]}", _repair(each))
+            yield Finding("database", "problem", f"{each.name} is damaged: {each.errors[0]}", repair_advice(each.name))
         elif not each.complete:
             advice = f"Stop the daemon and run: sqlite3 {each.path} 'PRAGMA quick_check'"
             yield Finding("database", "unchecked", f"{each.name} is too large to be checked completely here", advice)
@@ -118,14 +125,6 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
             found = f"{each.name} is intact (schema {each.version})"
             late = "the daemon migrates it when it starts" if each.version < each.newest else ""
             yield Finding("database", "ok", found + (f"; {late}" if late else ""))
-
-
-def _repair(database: DatabaseFacts) -> str:
-    if database.name == "gossip.db":
-        return "Check the disk. Then stop the daemon and delete gossip.db*; it is rebuilt from other islands."
-    if database.name == "chunks.db":
-        return "Check the disk. Then stop the daemon and delete chunks.db* and replicas, which are a cache."
-    return f"Check the disk, stop the daemon, and restore a backup with `island restore`: see 'Restore' in {GUIDE}."
 
 
 def disk(facts: DiskFacts) -> Iterator[Finding]:
@@ -196,12 +195,13 @@ def clock(facts: ClockFacts) -> Iterator[Finding]:
 def engine(facts: EngineFacts) -> Iterator[Finding]:
     """Check Java and Spark for the embedded engine, or the Livy of the site."""
     if facts.livy:
+        which = f"engine '{facts.engine}': " if facts.engine else ""
         if facts.error:
-            yield Finding("livy", "problem", facts.error, facts.hint)
+            yield Finding("livy", "problem", which + facts.error, facts.hint)
         else:
-            yield Finding("livy", "ok", f"Livy {facts.version or 'of unknown version'} answers at {facts.livy}")
+            yield Finding("livy", "ok", f"{which}Livy {facts.version or 'of unknown version'} answers at {facts.livy}")
         return
-    extra = "Install the extra `spark` (pip install 'astrolab-island[spark]'), or set [livy] url to your own Livy."
+    extra = "Install the extra `spark` (in a clone: pip install '.[spark]'), or set [livy] url to your own Livy."
     if not facts.version:
         yield Finding("spark", "problem", "PySpark is not installed, so no session can run on this island", extra)
     elif not facts.version.startswith(f"{SPARK}."):
@@ -211,8 +211,29 @@ def engine(facts: EngineFacts) -> Iterator[Finding]:
         yield Finding("spark", "ok", f"PySpark {facts.version}")
     if facts.error:
         yield Finding("java", "problem", facts.error, facts.hint)
+    elif facts.ignored:
+        found = f"JAVA_HOME={facts.ignored} has no Java 17 and is ignored: {facts.java} is used"
+        yield Finding("java", "warning", found, "Unset JAVA_HOME, or set it to a Java 17.")
     else:
         yield Finding("java", "ok", f"Java 17 at {facts.java}")
+
+
+def engine_files(facts: EngineFileFacts) -> Iterator[Finding]:
+    """Check whether a Livy can read inputs and the files of batches."""
+    of = f"engine '{facts.engine}'"
+    share = f"See 'A Livy of another account' in {GUIDE}."
+    if facts.problem:
+        yield Finding("livy files", "problem", f"the shared folder of {of} cannot be used: {facts.problem}", share)
+    elif facts.denied:
+        accounts = _some(facts.denied)
+        found = f"{of} runs as {accounts}, which cannot read {facts.folder}: its jobs find neither inputs nor files"
+        change = f"Add {accounts} to the group of {facts.folder}, and start Livy again." if facts.shared else share
+        yield Finding("livy files", "problem", found, change)
+    elif facts.accounts is None:
+        found = f"{of} is on another machine: whether it can read {facts.folder} is not known"
+        yield Finding("livy files", "unchecked", found, f"Run a batch there. {share}")
+    elif facts.accounts:
+        yield Finding("livy files", "ok", f"{of} runs as {_some(facts.accounts)}, which can read {facts.folder}")
 
 
 def ports(facts: Sequence[PortFacts]) -> Iterator[Finding]:
@@ -273,14 +294,16 @@ def daemon(facts: DaemonFacts) -> Iterator[Finding]:
     """Check the running daemon and its own problems."""
     if not facts.running:
         found = "the daemon is not running"
+        start = f"island run --home {facts.home}"
         if facts.stale:
-            yield Finding(
-                "daemon", "warning", f"{found}; it did not stop in order", "See its log; start it: island run"
-            )
+            yield Finding("daemon", "warning", f"{found}; it did not stop in order", f"See its log; start it: {start}")
         else:
-            yield Finding("daemon", "unchecked", f"{found}; what it reports itself was not checked", "Run: island run")
+            yield Finding("daemon", "unchecked", f"{found}; what it reports itself was not checked", f"Run: {start}")
         return
     name = f"the daemon (pid {facts.pid})" if facts.pid else "the daemon"
+    if facts.silent:
+        yield Finding("daemon", "problem", f"{name} does not answer", facts.hint)
+        return
     if facts.error:
         yield Finding(
             "daemon", "problem", f"{name} runs, but cannot be asked: {facts.error}", facts.hint or "See its log."

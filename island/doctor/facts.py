@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -40,6 +40,9 @@ class EntryFacts:
 
     open: Sequence[str]
     foreign: Sequence[str]
+    home: str
+    owner: str
+    """Account that owns the home folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class DatabaseFacts:
     """The database, or a file beside it, if its mode or owner keep it from being opened."""
     unreadable: str = ""
     """Why it cannot be read for another reason, which says nothing about its content."""
+    hindered: bool = False
+    """Whether that is a lock, the mode of the disk or a lack of space, rather than a failed read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +104,35 @@ class ClockFacts:
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What the embedded engine needs, or the Livy of the site if `livy` is not empty."""
+    """What the embedded engine needs, or a Livy if `livy`, its URL, is not empty."""
 
     livy: str
     version: str = ""
     """Version of PySpark or of Livy; empty if it is not installed or does not answer."""
     java: str = ""
     """Home folder of Java."""
+    ignored: str = ""
+    """Value of JAVA_HOME, if it has no Java of the right version."""
     error: str = ""
     hint: str = ""
+    engine: str = ""
+    """Name of a Livy of `[[engine]]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFileFacts:
+    """Whether a Livy can read the files of its jobs, which are in `folder`."""
+
+    engine: str
+    folder: str
+    shared: bool
+    """Whether `folder` is the `shared_folder` of the engine. Otherwise it is in the home folder."""
+    problem: str
+    """Why the folder cannot be used at all."""
+    accounts: list[str] | None
+    """The accounts of the Livy; None if it is on another machine, empty if it does not run."""
+    denied: list[str]
+    """Those of them that cannot read the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +172,7 @@ class DaemonFacts:
     """The daemon of the home folder."""
 
     running: bool
+    home: str = field(kw_only=True)
     pid: int | None = None
     state: str = ""
     problems: Sequence[str] = ()
@@ -159,6 +185,8 @@ class DaemonFacts:
     """Whether island.toml was changed after the daemon started."""
     stale: bool = False
     """Whether a daemon that was killed left `running.json` behind."""
+    silent: bool = False
+    """Whether it did not answer in time; `error` says how long it was waited for."""
     error: str = ""
     hint: str = ""
 

@@ -38,17 +38,24 @@ _FORMAT: Final = b"1"
 def archive_folder(environ: Mapping[str, str], directory: Path) -> Path:
     """The folder for archives: `island` in this account's cache folder, or `cache` in the engine's folder `directory`.
 
-    The cache folder is XDG_CACHE_HOME or ~/.cache. A service account may have none, or may not write to it.
+    The cache folder is XDG_CACHE_HOME or ~/.cache. A service account may have none, or may not write to it, or other
+    accounts may write to it.
     """
     try:
         given = environ.get("XDG_CACHE_HOME", "")
         folder = (Path(given) if given.startswith("/") else Path.home() / ".cache") / "island"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private = _is_private(folder.stat())
     except (OSError, RuntimeError):
         return directory / "cache"
     # An image may have an archive in a file system that is read-only while the engine runs.
     is_usable = os.access(folder, os.W_OK | os.X_OK) or any(folder.glob("classes-*.jsa"))
-    return folder if is_usable else directory / "cache"
+    return folder if private and is_usable else directory / "cache"
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Whether no other account than root can change a file, or what is in a folder."""
+    return status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022
 
 
 class ClassArchive:
@@ -62,12 +69,15 @@ class ClassArchive:
         self.stem = f"classes-{_fingerprint(java_home, spark_home)}"
 
     def find(self) -> Path | None:
-        """The path of the archive; None if there is none that is whole and that no other account can change."""
+        """The path of the archive; None if there is none that is whole and that no other account can replace."""
         for path in self.folder.glob(f"{self.stem}-*.jsa"):
             with contextlib.suppress(OSError):  # another engine has deleted it
                 found = path.stat()
-                private = found.st_uid in (os.geteuid(), 0) and not found.st_mode & 0o022
-                if private and path.stem == f"{self.stem}-{found.st_size}":
+                if (
+                    _is_private(found)
+                    and _is_private(self.folder.stat())
+                    and path.stem == f"{self.stem}-{found.st_size}"
+                ):
                     return path
         return None
 

@@ -66,8 +66,14 @@ def find_java(environ: Mapping[str, str]) -> Path:
     found = ", ".join(f"{home} ({java_version(home) or 'no Java'})" for home in candidates) or "no folder"
     raise EngineFailed(
         f"Java {JAVA} was not found; looked at {found}",
-        hint="Install the extra `spark` (pip install 'astrolab-island[spark]'), or set JAVA_HOME to a Java 17.",
+        hint="Install the extra `spark` (in a clone: pip install '.[spark]'), or set JAVA_HOME to a Java 17.",
     )
+
+
+def ignored_java_home(environ: Mapping[str, str]) -> str:
+    """The value of JAVA_HOME if it has no Java 17, so that `find_java` takes another one; "" otherwise."""
+    given = environ.get("JAVA_HOME", "")
+    return given if given and java_version(Path(given)) != JAVA else ""
 
 
 def properties(conf: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ from island.engine.process import JobProcess, ProcessLog, environment
 from island.engine.protocol import EXIT_STARTING, FromChild, LogNote, StartChild
 from island.engine.store import EngineStore, Table
 from island.errors import IslandError
+from island.kernel.ports import Topic
 from island.livy.messages import SESSION_ENDED
 from island.livy.rest import SHORT_LOG_LINES
 
@@ -38,6 +39,8 @@ class EngineContext(msgspec.Struct, frozen=True):
     limits: EngineLimits
     store: EngineStore
     archive: ClassArchive | None
+    changes: Topic = msgspec.field(default_factory=Topic)
+    """Touched when the state of a session, batch or statement has changed."""
 
     def archive_options(self) -> list[str]:
         """Java's options for the class-data archive; none while there is no archive."""
@@ -108,13 +111,20 @@ class EngineJob:
         raise NotImplementedError
 
     async def live(self) -> None:
-        """Start the process, serve until it ends, and clean up. Raises only if cancelled, also after cleaning up."""
+        """Start the process, serve until it ends, and clean up. Raises only if cancelled, also after cleaning up.
+
+        An exception that nobody expected ends this job only: in the task group it would end the engine with all
+        other sessions.
+        """
         code = EXIT_STARTING
         try:
             if not self._end.is_set():
                 code = await self._run()
         except* (OSError, IslandError) as group:
             self.log.note(f"{self.what} {self.id} failed: {'; '.join(str(error) for error in group.exceptions)}")
+        except* Exception as group:
+            log.error("engine.job_bug", what=self.what, id=self.id, exc_info=group)
+            self.log.note(f"internal error of the engine: {'; '.join(map(repr, group.exceptions))}")
         finally:
             self._record_end(code)
 
@@ -126,12 +136,14 @@ class EngineJob:
         process = self._process = await JobProcess.start(self.module, self.scratch, env, self.log, *self.first_frames())
         try:
             self.started()
+            self.place.changes.touch()
             async with asyncio.TaskGroup() as group:
                 group.create_task(process.keep_log())
                 killer = group.create_task(self._kill_on_end(process))
                 try:
                     async for message in process.frames():
                         self.take(message)
+                        self.place.changes.touch()
                     code = await process.wait()
                 finally:
                     killer.cancel()
@@ -160,6 +172,7 @@ class EngineJob:
         shutil.rmtree(self.scratch, ignore_errors=True)
         log.info("engine.ended", what=self.what, id=self.id, name=self.name, state=self.state, code=code)
         self.gone.set()
+        self.place.changes.touch()
 
     def order_end(self, why: str) -> None:
         """Request the end of the job. `why` is added to its log."""

@@ -172,7 +172,7 @@ class JobProcess:
                     raise EngineFailed(f"the session's process sent a frame of {size} bytes; the limit is {MAX_FRAME}")
                 try:
                     message = from_child(await reader.readexactly(size))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:  # user code can make the process send anything
                     raise EngineFailed(f"the session's process sent an invalid frame: {error}") from error
                 yield message
         except asyncio.IncompleteReadError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -19,9 +20,18 @@ from island.engine.service import EngineService
 from island.engine.sessions import EngineSession, EngineStatement
 from island.errors import IslandError
 from island.livy import requests
-from island.livy.messages import BatchPage, CompletionResponse, ResponseMessage, SessionPage, StatementPage, StateView
+from island.livy.messages import (
+    BatchPage,
+    Changes,
+    CompletionResponse,
+    ResponseMessage,
+    SessionPage,
+    StatementPage,
+    StateView,
+)
 from island.livy.rest import (
     CANCELED,
+    CODE_HEADER,
     DELETED,
     ENGINE_HEADER,
     HTML_TYPE,
@@ -30,6 +40,7 @@ from island.livy.rest import (
     SECURITY_HEADERS,
     LivyRefusal,
     allow,
+    bad_body,
     id_or_name,
     integer,
     log_page,
@@ -45,6 +56,7 @@ from island.livy.rest import (
 log = structlog.get_logger("island.engine")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 JOB_API: Final = "this engine does not support the job API (pickled functions); send statements or batches."
+MAX_WAIT_S: Final = 30.0
 UI: Final = (
     "<!doctype html><title>island engine</title><h1>island engine</h1><p>{sessions} sessions, {batches} batches.</p>"
 )
@@ -74,6 +86,15 @@ def is_allowed(header: str, token: str) -> bool:
     return hmac.compare_digest(value.strip().encode(), token.encode())
 
 
+def _seconds(request: web.Request) -> float:
+    """The parameter `wait`: for how long an answer may wait for a change. Raises `LivyRefusal`."""
+    text = request.query.get("wait", "0")
+    try:
+        return min(max(float(text), 0.0), MAX_WAIT_S)
+    except ValueError as error:
+        raise bad_body(f"Invalid number of seconds: {text[:100]}") from error
+
+
 class EngineApi:
     """The HTTP resources of Livy for one engine."""
 
@@ -89,6 +110,7 @@ class EngineApi:
         route.add_get("/", self.root)
         route.add_get("/ui", self.ui)
         route.add_get("/version", self.version)
+        route.add_get("/changes", self.changes)
         for path in ("/sessions", "/sessions/"):
             route.add_get(path, self.list_sessions)
             route.add_post(path, self.create_session)
@@ -139,7 +161,8 @@ class EngineApi:
         try:
             return await handler(request)
         except LivyRefusal as refusal:
-            return web.Response(status=refusal.status, body=refusal.json(), headers=JSON_HEADERS)
+            headers = {**JSON_HEADERS, CODE_HEADER: refusal.code}
+            return web.Response(status=refusal.status, body=refusal.json(), headers=headers)
         except web.HTTPMethodNotAllowed as refusal:
             return empty(405, Allow=allow(refusal.allowed_methods))
         except web.HTTPNotFound:
@@ -170,6 +193,13 @@ class EngineApi:
     async def version(self, _request: web.Request) -> web.Response:
         """`GET /version`: the version of Livy's API."""
         return answer(version_view("astrolab-island", self.engine.place.instance))
+
+    async def changes(self, request: web.Request) -> web.Response:
+        """`GET /changes?after=N&wait=S`: the number of changes, once it is not N or S seconds have passed."""
+        topic, after = self.engine.place.changes, integer(request.query.get("after", "-1"))
+        if topic.version == after:
+            await topic.after(after, _seconds(request))
+        return answer(Changes(topic.version))
 
     # -- sessions -----------------------------------------------------------------------
 
@@ -283,9 +313,15 @@ class EngineApi:
         return answer(statement.view(), 201, f"/sessions/{session.id}/statements/{statement.id}")
 
     async def show_statement(self, request: web.Request) -> web.Response:
-        """`GET /sessions/N/statements/M`."""
+        """`GET /sessions/N/statements/M`. With `?state=S&wait=S`: once its state is not S, or the time is over."""
         session = self._live_session(request)
-        return answer(session.statement(integer(request.match_info["statement"])).view())
+        statement = session.statement(integer(request.match_info["statement"]))
+        if "wait" in request.query:
+            known, topic, loop = request.query.get("state", ""), self.engine.place.changes, asyncio.get_running_loop()
+            until = loop.time() + _seconds(request)
+            while statement.state == known and (left := until - loop.time()) > 0:
+                await topic.after(topic.version, left)
+        return answer(statement.view())
 
     async def cancel_statement(self, request: web.Request) -> web.Response:
         """`POST /sessions/N/statements/M/cancel`."""

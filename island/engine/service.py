@@ -16,7 +16,7 @@ from island.engine.lifecycle import EngineContext, EngineJob
 from island.engine.sessions import EngineSession
 from island.engine.store import EndedJob
 from island.livy.messages import BatchRequest, BatchView, SessionRequest, SessionView
-from island.livy.rest import duplicate_name, livy_log_lines, rejected, session_not_found
+from island.livy.rest import FULL, duplicate_name, livy_log_lines, rejected, session_not_found
 
 log = structlog.get_logger("island.engine")
 
@@ -74,6 +74,7 @@ class EngineService:
             raise rejected(
                 f"too many {what}: {living} are live on this engine; the limit is {limit}.",
                 hint=f"Delete {what} that are not needed, or wait for one to end.",
+                code=FULL,
             )
 
     # -- finding ------------------------------------------------------------------------

@@ -99,6 +99,7 @@ class EngineSession(EngineJob):
         self._queue.append(statement)
         self.touched = time.monotonic()
         self._pump()
+        self.place.changes.touch()
         return statement
 
     def statement(self, number: int) -> EngineStatement:
@@ -116,6 +117,7 @@ class EngineSession(EngineJob):
         elif statement.state == "running" and self._process is not None:
             statement.state = "cancelling"
             self._process.send(CancelStatement(number))
+        self.place.changes.touch()
 
     async def complete(self, code: str, kind: str, cursor: int | None) -> list[str]:
         """The candidates for the code before `cursor`; empty while Spark starts, and for kinds that do not run here."""

@@ -36,7 +36,8 @@ def spark_home() -> str:
     spec = importlib.util.find_spec("pyspark")
     if spec is None or not spec.origin:
         raise EngineFailed(
-            "pyspark is not installed", hint="Install the extra `spark`: pip install 'astrolab-island[spark]'."
+            "pyspark is not installed",
+            hint="Install the extra `spark`, in a clone: pip install '.[spark]'.",
         )
     return str(Path(spec.origin).parent)
 

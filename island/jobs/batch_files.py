@@ -20,5 +20,5 @@ def drop_unused(conn: sqlite3.Connection) -> None:
     """Delete the files that no live job and no live run needs."""
     conn.execute(
         "DELETE FROM job_file WHERE hash NOT IN (SELECT file_hash FROM job WHERE phase != 'ended')"
-        " AND hash NOT IN (SELECT file_hash FROM run WHERE step != 'ended')"
+        " AND hash NOT IN (SELECT file_hash FROM run WHERE phase NOT IN ('clearing', 'cleared'))"
     )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 from island.jobs.messages import StatementReport
@@ -30,6 +32,12 @@ RESOURCES: Final = (
 """The fields of Livy's requests, besides `conf`, that are sent to the executor."""
 
 
+_MEMORY: Final = re.compile(r"([0-9]{1,9})([kmgt]?)b?", re.IGNORECASE)
+_TIME: Final = re.compile(r"[0-9]{1,9}(us|ms|s|m|min|h|d)?", re.IGNORECASE)
+_MAX_MEMORY: Final = 1 << 44
+_MAX_COUNT: Final = {"driverCores": 4096, "executorCores": 4096, "numExecutors": 100_000}
+
+
 def request_hash(kind: str, request: Any) -> str:
     """The SHA-256 of the kind and canonical JSON of a request. Equal hashes mean equal requests."""
     text = json.dumps([kind, request], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -39,6 +47,31 @@ def request_hash(kind: str, request: Any) -> str:
 def statement_hash(code: str, language: str) -> str:
     """The hash by which home and executor recognize that they mean the same statement by a number."""
     return request_hash("statement", [code, language])
+
+
+def resources_problem(resources: Mapping[str, object]) -> str:
+    """Why a value of Livy's resource fields cannot be used, naming its key; "" if all can."""
+    for key, value in resources.items():
+        if problem := _resource_problem(key, value):
+            return f"{key} = {str(value)[:100]!r} {problem}"
+    return ""
+
+
+def _resource_problem(key: str, value: object) -> str:
+    if key in ("driverMemory", "executorMemory"):
+        found = _MEMORY.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            return "is not an amount of memory such as 512m or 2g"
+        size = int(found[1]) << {"k": 10, "m": 20, "": 20, "g": 30, "t": 40}[found[2].lower()]
+        return "" if 0 < size <= _MAX_MEMORY else "is not between 1k and 16t"
+    if key in ("ttl", "idleTimeout"):
+        right = isinstance(value, str) and _TIME.fullmatch(value) is not None
+        return "" if right else "is not a time such as 30s, 10m or 1h"
+    if key in _MAX_COUNT:
+        most = _MAX_COUNT[key]
+        right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+        return "" if right else f"is not a whole number from 1 to {most}"
+    return "is not a resource that an island passes on"
 
 
 def error_output(name: str, text: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from island.catalog.ports import Inputs
 from island.config import Config
-from island.jobs.engines.livy_engine import EnginePort
+from island.jobs.engines.engines import Engines
 from island.jobs.ports import Datasets, Islands
 from island.kernel.db import Database
 from island.kernel.ports import Clock, Peers, Rng
@@ -26,8 +26,7 @@ class JobsDependencies:
     trust: Trust
     peers: Peers
     config: Config
-    livy: EnginePort | None
-    """None if this island has no engine."""
+    engines: Engines
     clock: Clock
     rng: Rng
     home: Path

@@ -13,8 +13,8 @@ from island.errors import Ambiguous, BadInput, Denied, NotFound, PeerMisbehaved,
 from island.jobs import batch_files, router
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import JobExchange
+from island.jobs.executor.run import JobRun
 from island.jobs.executor.service import Executor
-from island.jobs.executor.store import JobRun
 from island.jobs.home import store
 from island.jobs.home.driver import DECLINE, HomeDriver
 from island.jobs.home.retention import Retention
@@ -77,6 +77,10 @@ class Jobs(HomeJobs):
         await self.executor.start(tasks)
         await self.driver.start(tasks)
         self._retention.start(tasks)
+
+    def problems(self) -> list[str]:
+        """What an administrator should know about jobs, as sentences for the status."""
+        return self.executor.problems()
 
     def live_runs(self) -> dict[str, int]:
         """The number of sessions and batches of all homes that have not ended at this island, by kind."""
@@ -145,7 +149,7 @@ class Jobs(HomeJobs):
             "statements": 0,
             "bytes_moved": run.moved,
             "epoch": run.epoch,
-            "phase": run.step,
+            "phase": run.phase,
         }
 
     async def listing(self, caller: Principal, limit: int, *, live_only: bool = False) -> list[dict[str, Any]]:

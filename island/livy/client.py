@@ -8,7 +8,7 @@ client raises `EngineUncertain`, and the caller finds out, for example by the na
 from __future__ import annotations
 
 import asyncio
-import base64
+import ssl
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -19,6 +19,7 @@ import msgspec
 
 from island.errors import BadInput, Conflict, Denied, EngineFailed, IslandError, NotFound, Unauthenticated
 from island.kernel.host_resolver import HostResolver
+from island.livy.authorization import authorization
 from island.livy.messages import (
     SESSION_ENDED,
     SESSION_STARTING,
@@ -26,6 +27,7 @@ from island.livy.messages import (
     BatchPage,
     BatchRequest,
     BatchView,
+    Changes,
     CompletionRequest,
     CompletionResponse,
     LogPage,
@@ -38,9 +40,10 @@ from island.livy.messages import (
     Version,
 )
 from island.livy.resolver import WorkerResolver
-from island.livy.rest import ENGINE_HEADER
+from island.livy.rest import CODE_HEADER, ENGINE_HEADER, FULL
 
 T = TypeVar("T")
+Authorize = Callable[[], Awaitable[str]]
 ATTEMPTS: Final = 3
 PAUSE_S: Final = 0.2
 MAX_ANSWER: Final = 128 * 1024 * 1024
@@ -55,6 +58,13 @@ REFUSALS: Final[dict[int, type[IslandError]]] = {
 }
 
 
+UNREACHABLE: Final = "engine_unreachable"
+"""The code of an `EngineFailed` for a request that was not sent."""
+
+ANSWERED: Final = "engine_error"
+"""The code of an `EngineFailed` for an answer with a status of 500 or more."""
+
+
 class EngineUncertain(EngineFailed):
     """The request was sent but its answer was lost: it may or may not have been accepted."""
 
@@ -64,9 +74,10 @@ class EngineUncertain(EngineFailed):
 class LivyClient:
     """A client of one Livy server.
 
-    `auth` is a token (sent as Bearer), a pair of user and password, or None. The URL may also
-    contain user and password. `timeout_s` is in seconds, `max_answer` in bytes. `resolver` resolves the host; without
-    it, aiohttp does.
+    `auth` is a token (sent as Bearer), a pair of user and password, a function that makes the header
+    `Authorization` for each request, or None. The URL may also contain user and password. `tls` checks
+    the certificate of an https server; without it, the authorities of the system do. `timeout_s` is in
+    seconds, `max_answer` in bytes. `resolver` resolves the host; without it, aiohttp does.
 
     `instance` is the instance id of an embedded engine in the latest answer; None for a stock Livy.
     All methods raise `IslandError`: `NotFound`, `BadInput` and others with Livy's own message,
@@ -76,8 +87,9 @@ class LivyClient:
     def __init__(
         self,
         url: str,
-        auth: str | tuple[str, str] | None = None,
+        auth: str | tuple[str, str] | Authorize | None = None,
         *,
+        tls: ssl.SSLContext | None = None,
         timeout_s: float = 60.0,
         max_answer: int = MAX_ANSWER,
         session: aiohttp.ClientSession | None = None,
@@ -91,7 +103,9 @@ class LivyClient:
         netloc = parts.netloc.rpartition("@")[2]
         self.url = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
         self.instance: str | None = None
-        self._headers = _authorization(auth)
+        self._authorize = auth if callable(auth) else None
+        self._headers = {} if callable(auth) else authorization(auth)
+        self._tls = tls
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, 10.0))
         self._max_answer = max_answer
         self._session = session
@@ -122,6 +136,13 @@ class LivyClient:
     async def version(self) -> Version:
         """The version of the Livy server."""
         return await self._get("/version", Version)
+
+    async def changes(self, after: int, wait_s: float) -> int:
+        """The number of changes at an embedded engine, once it is not `after` or `wait_s` have passed.
+
+        Raises `NotFound` at a stock Livy.
+        """
+        return (await self._get(f"/changes?after={after}&wait={wait_s:.3f}", Changes)).changes
 
     # -- sessions -----------------------------------------------------------------------
 
@@ -168,7 +189,12 @@ class LivyClient:
 
     async def statement(self, key: int | str, number: int) -> StatementView:
         """One statement."""
-        return await self._get(f"/sessions/{quote(str(key), safe='')}/statements/{number}", StatementView)
+        return await self._get(_statement_path(key, number), StatementView)
+
+    async def changed_statement(self, key: int | str, number: int, state: str, wait_s: float) -> StatementView:
+        """One statement, once its state is not `state` or `wait_s` have passed. A stock Livy answers at once."""
+        path = f"{_statement_path(key, number)}?state={quote(state, safe='')}&wait={wait_s:.3f}"
+        return await self._get(path, StatementView)
 
     async def post_statement(self, key: int | str, code: str, kind: str | None = None) -> StatementView:
         """Post a statement. It is then waiting or running."""
@@ -240,8 +266,11 @@ class LivyClient:
         if self._closed:
             # While the daemon stops, the drivers of jobs may still ask. They must not take this for the end of a job.
             raise EngineFailed(f"the client of Livy at {self.url} is closed")
+        if self._authorize is not None:
+            headers["Authorization"] = await self._authorize()
         if self._session is None:
-            connector = aiohttp.TCPConnector(resolver=WorkerResolver(self._resolver)) if self._resolver else None
+            resolver = WorkerResolver(self._resolver) if self._resolver else None
+            connector = aiohttp.TCPConnector(resolver=resolver, ssl=self._tls or True)
             self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector)
         try:
             async with self._session.request(
@@ -249,12 +278,12 @@ class LivyClient:
             ) as response:
                 data = await self._bounded(response)
                 self.instance = response.headers.get(ENGINE_HEADER)
-                status = response.status
+                status, code = response.status, response.headers.get(CODE_HEADER, "")
         except aiohttp.ClientConnectorError as error:
             raise EngineFailed(
                 f"Livy at {self.url} cannot be reached: {error.strerror or error}",
-                hint="Check that it is running, and `[livy] url` in island.toml.",
-                code="engine_unreachable",
+                hint="Check that it is running, and its url in island.toml.",
+                code=UNREACHABLE,
             ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = EngineFailed if method in ("GET", "HEAD") else EngineUncertain
@@ -262,7 +291,7 @@ class LivyClient:
                 f"Livy at {self.url} did not answer {method} {path}: {error or type(error).__name__}"
             ) from error
         if not 200 <= status < 300:
-            raise _refusal(status, data, f"{method} {path}")
+            raise _refusal(status, data, f"{method} {path}", code[:100])
         return data
 
     async def _bounded(self, response: aiohttp.ClientResponse) -> bytes:
@@ -288,12 +317,8 @@ class LivyClient:
             raise EngineFailed(f"waited {timeout_s:.0f} s for {what} at {self.url}") from error
 
 
-def _authorization(auth: str | tuple[str, str] | None) -> dict[str, str]:
-    if auth is None:
-        return {}
-    if isinstance(auth, str):
-        return {"Authorization": f"Bearer {auth}"}
-    return {"Authorization": "Basic " + base64.b64encode(f"{auth[0]}:{auth[1]}".encode()).decode()}
+def _statement_path(key: int | str, number: int) -> str:
+    return f"/sessions/{quote(str(key), safe='')}/statements/{number}"
 
 
 def _log_path(what: str, key: int | str, start: int | None, size: int) -> str:
@@ -312,8 +337,11 @@ def _typed(data: bytes, kind: type[T], url: str) -> T:
         ) from error
 
 
-def _refusal(status: int, data: bytes, what: str) -> IslandError:
-    """An `IslandError` for Livy's refusal, with Livy's message."""
+def _refusal(status: int, data: bytes, what: str, code: str) -> IslandError:
+    """An `IslandError` for Livy's refusal, with Livy's message.
+
+    Its code is `FULL` if there is no place for a session or batch. Livy says this in words only.
+    """
     try:
         body = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -321,7 +349,11 @@ def _refusal(status: int, data: bytes, what: str) -> IslandError:
     text = body.get("msg") if isinstance(body, dict) else body
     kind = REFUSALS.get(status, EngineFailed)
     message = str(text).strip()[:2000] if text else f"Livy answered {status} to {what}"
-    return kind(message) if kind is not EngineFailed else EngineFailed(f"Livy answered {status} to {what}: {message}")
+    if kind is EngineFailed:
+        return EngineFailed(f"Livy answered {status} to {what}: {message}", code=ANSWERED)
+    if code == FULL or "too many sessions are being created" in message:
+        return kind(message, code=FULL)
+    return kind(message)
 
 
 def _last_lines(log: list[str]) -> str:

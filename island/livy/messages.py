@@ -162,6 +162,12 @@ class Version(msgspec.Struct, frozen=True):
     user: str = ""
 
 
+class Changes(msgspec.Struct, frozen=True):
+    """`GET /changes` of an embedded engine: how many changes there were. It only tells whether there was one."""
+
+    changes: int
+
+
 class CompletionResponse(msgspec.Struct, frozen=True):
     """`POST /sessions/N/completion`."""
 

@@ -30,6 +30,12 @@ JSON_HEADERS: Final = {"Content-Type": JSON_TYPE, **SECURITY_HEADERS}
 ENGINE_HEADER: Final = "X-Island-Engine"
 """Header with the instance id of an embedded engine. A stock Livy does not send it."""
 
+CODE_HEADER: Final = "X-Island-Code"
+"""Header with the code of a refusal by an embedded engine. A stock Livy does not send it."""
+
+FULL: Final = "engine_full"
+"""The code of the refusal of a session or batch for which there is no place now."""
+
 PAGE_SIZE: Final = 100
 SHORT_LOG_LINES: Final = 10
 KEPT_STATEMENTS: Final = 100
@@ -66,9 +72,9 @@ def bad_body(text: str) -> LivyRefusal:
     return LivyRefusal(400, text, code="bad_body")
 
 
-def rejected(reason: str, *, hint: str = "") -> LivyRefusal:
+def rejected(reason: str, *, hint: str = "", code: str = "rejected") -> LivyRefusal:
     """Refusal of a well-formed request: status 400 with `{"msg": "Rejected, Reason: ..."}`."""
-    return LivyRefusal(400, ResponseMessage(f"Rejected, Reason: {reason}"), hint=hint, code="rejected")
+    return LivyRefusal(400, ResponseMessage(f"Rejected, Reason: {reason}"), hint=hint, code=code)
 
 
 def requirement(text: str) -> LivyRefusal:

@@ -234,6 +234,11 @@ def is_server(kind: str, url: str, comment: str) -> bool:
     return True
 
 
+def is_engine(server: str) -> bool:
+    """Whether a server id is that of an engine. The ids of all other servers are hex digits."""
+    return server == "livy" or server.startswith("livy-")
+
+
 def server_id(kind: str, url: str) -> str:
     """Derive the id of a server, 8 hex digits, from its kind and URL."""
     return blake3(f"{kind}\0{url}".encode()).hexdigest()[:8]

@@ -6,7 +6,7 @@ import heapq
 import math
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,7 +32,6 @@ T = TypeVar("T")
 
 ISLANDS = gauge("peers_known", "Known islands other than this one, by state", ("state",))
 
-OWN_LIVY = "livy"
 """The server id of the Livy that the island itself uses as its engine."""
 
 
@@ -234,10 +233,10 @@ class Membership:
             listed = store.own_servers(conn)
             server = core.find_server(id, listed)
             record = listed[server]
-            if server == OWN_LIVY:
+            if core.is_engine(server):
                 raise BadInput(
-                    "the Livy that this island uses as its engine is always listed",
-                    hint="To use another one, set [livy] url in island.toml.",
+                    "the Livy servers that this island uses as its engines are always listed",
+                    hint="To use others, change [livy] url and [[engine]] in island.toml.",
                 )
             store.drop_server(conn, server)
             self._gossip.delete(conn, f"server/{server}")
@@ -246,17 +245,21 @@ class Membership:
 
         return self._server_view(await self._commit(write))
 
-    async def set_own_livy(self, url: str | None, comment: str = "Livy of this island") -> None:
-        """List the Livy that this island uses as its engine, or none. Its id does not change with the URL."""
-        if url is not None:
+    async def set_own_livys(self, listed: Mapping[str, tuple[str, str]]) -> None:
+        """List the Livy servers that this island uses as its engines: URL and comment by server id.
+
+        An id is `livy`, or begins with `livy-`. Other servers with such an id are removed from the list.
+        """
+        for url, comment in listed.values():
             core.check_server("livy", url, comment)
 
         def write(conn: sqlite3.Connection) -> None:
-            if url is not None:
-                self._put(conn, OWN_LIVY, ServerRecord(kind="livy", url=url, comment=comment))
-            elif OWN_LIVY in store.own_servers(conn):
-                store.drop_server(conn, OWN_LIVY)
-                self._gossip.delete(conn, f"server/{OWN_LIVY}")
+            for server, (url, comment) in listed.items():
+                self._put(conn, server, ServerRecord(kind="livy", url=url, comment=comment))
+            for server in store.own_servers(conn):
+                if core.is_engine(server) and server not in listed:
+                    store.drop_server(conn, server)
+                    self._gossip.delete(conn, f"server/{server}")
 
         await self._commit(write)
 

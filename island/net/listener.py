@@ -216,20 +216,24 @@ async def _encrypt(
     try:
         transport = await asyncio.shield(making)
     except asyncio.CancelledError:
-        # asyncio does not close a TLS transport that is cancelled before it has started, which takes up to
-        # two iterations of the event loop. Let it start, then cancel it.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        making.cancel()
+        # The end of the connection ends the handshake. If `making` were cancelled instead, asyncio would not close a
+        # transport that has not started yet, and would keep one open whose handshake has just ended until the other
+        # side answers its end of TLS. Its closed descriptor could then not be used for the next connection.
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        making.add_done_callback(functools.partial(_abandon, connection))
         await asyncio.wait({making})
-        if not making.cancelled() and making.exception() is None:
-            making.result().abort()
-        connection.close()
         raise
     except BaseException:
         connection.close()
         raise
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+def _abandon(connection: socket.socket, making: asyncio.Task[asyncio.WriteTransport]) -> None:
+    if not making.cancelled() and making.exception() is None:
+        making.result().abort()
+    connection.close()
 
 
 async def hang_up(writer: asyncio.StreamWriter) -> None:

@@ -16,6 +16,7 @@ import structlog
 
 import island
 from island.errors import IslandError
+from island.jobs.engines.engines import Engines
 from island.jobs.service import Jobs
 from island.kernel.db import Database
 from island.kernel.telemetry import OTHERS, counter, gauge
@@ -33,7 +34,8 @@ log = structlog.get_logger("island")
 BUILD = gauge("build_info", "Version of the program and of Python; the value is always 1", ("version", "python"))
 CONDITION = gauge("condition", "1 for the present state of the island, 0 for the others", ("state",))
 PROBLEMS = gauge("problems", "Problems that `island status` lists")
-ENGINE = gauge("engine_running", "1 if the engine runs. Absent if the site has its own Livy", ("kind",))
+ENGINE = gauge("engine_running", "1 if the engine runs and answers", ("engine",))
+PLACES = gauge("engine_free_places", "Sessions and batches that the engine has places for", ("engine",))
 JOBS = gauge("jobs", "Stored jobs of this home, with those that have ended, by Livy's state", ("kind", "state"))
 RUNS = gauge("runs_live", "Sessions and batches of all islands that this island runs or will run", ("kind",))
 CHANNELS = gauge("channels", "Channels by direction and state", ("direction", "state"))
@@ -94,14 +96,13 @@ class Measurements:
         *,
         home: Path,
         condition: Callable[[], Condition],
-        engine_running: Callable[[], bool | None],
+        engines: Engines,
         databases: Mapping[str, Database],
         workers: ThreadWorkers,
         jobs: Jobs,
         streams: Streams,
     ) -> None:
-        """`engine_running()` is None if the site has its own Livy."""
-        self._home, self._condition, self._engine = home, condition, engine_running
+        self._home, self._condition, self._engines = home, condition, engines
         self._databases, self._workers, self._jobs, self._streams = databases, workers, jobs, streams
         self._measuring = asyncio.Lock()
 
@@ -122,9 +123,11 @@ class Measurements:
         for state in get_args(State):
             CONDITION.labels(state).set(state == now.state)
         PROBLEMS.set(len(now.problems))
-        ENGINE.clear()
-        if (runs := self._engine()) is not None:
-            ENGINE.labels("embedded").set(runs)
+        for each in (ENGINE, PLACES):
+            each.clear()
+        for engine in self._engines.all():
+            ENGINE.labels(engine.name).set(not engine.problem)
+            PLACES.labels(engine.name).set(engine.free())
         for name, database in self._databases.items():
             DATABASE_FAILING.labels(name).set(bool(database.problem))
             QUEUE.labels(f"{name}.db writes").set(database.waiting)

@@ -5,8 +5,9 @@ stores what is read. Paths below OWNER/NAME are the published relative paths. Th
 synchronous and thread-safe, can be pickled, and works after a fork; it has no event loop.
 
 Storage options: `home` (the home folder; default `ISLAND_HOME`, then `~/.island`), or `url`
-and `token` (default for the token: `ISLAND_TOKEN`). `endpoint` is an alias of `url` for
-pandas, where `url` collides with an argument of fsspec itself.
+(default without `home`: `ISLAND_URL`) and `token` (default: `ISLAND_TOKEN`, then the token in
+the file `ISLAND_TOKEN_FILE`). `endpoint` is an alias of `url` for pandas, where `url` collides
+with an argument of fsspec itself.
 
 A filesystem pins OWNER/NAME to the snapshot that was the newest when the dataset was listed.
 It reads from that snapshot until the dataset is listed again, so that one read sees one
@@ -36,7 +37,7 @@ from fsspec.caching import BaseCache
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from island.errors import IslandError
-from island.home import Home
+from island.home import Home, token_of_environment
 from island.kernel.ports import SystemClock
 from island.private_files import secret_text
 
@@ -584,8 +585,8 @@ class _Client:
             home, url, token = self._options
             place = Home.find(home)
             try:
-                url = url or place.url()
-                token = token or os.environ.get("ISLAND_TOKEN", "") or _token(place)
+                url = url or (not home and os.environ.get("ISLAND_URL")) or place.url()
+                token = token or token_of_environment() or _token(place)
             except IslandError as error:
                 # Not FileNotFoundError: pyarrow would report a missing dataset and drop this message.
                 raise ConnectionError(errno.ENOTCONN, error.line, str(place.path)) from error
@@ -614,7 +615,7 @@ def _token(home: Home) -> str:
             return secret_text(path, "a token")
     raise PermissionError(
         errno.EACCES,
-        "no readable token in this home folder: set the storage option `token` or ISLAND_TOKEN",
+        "no readable token in this home folder: set the storage option `token`, ISLAND_TOKEN_FILE or ISLAND_TOKEN",
         str(home.path),
     )
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
 import os
-import resource
-import signal
+import shutil
 import sqlite3
 import stat
+import subprocess
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,16 +24,19 @@ import pytest
 
 from island.backup import archive, core, restoring, saving
 from island.backup.messages import ArchivedFile, BackupManifest
+from island.catalog import store as catalog_store
+from island.cli.demo.demo_island import ISLAND
 from island.cli.init import init
 from island.doctor import home_facts
-from island.errors import BadInput, ConfigError, Conflict, Corrupt, Full, IslandError
+from island.errors import BadInput, ConfigError, Conflict, Corrupt, DiskFailed, Full, IslandError
 from island.home import Home
 from island.jobs.home.store import next_local
 from island.kernel.db import newest_version
-from island.kernel.db_file import copy_database
+from island.kernel.db_file import check_content, copy_database
 from island.trust import journal
 from island.trust.keys import Identity
 from island.trust.sealing import seal_problems
+from tests.standins.faults import disk_with, on_read_only_disk
 
 NOW = 1_800_000_000.0
 
@@ -59,9 +63,9 @@ def test_a_backup_restores_the_island(home: Home, tmp_path: Path, name: str) -> 
     restoring.restore(tmp_path / name, back, now=NOW + 5)
     before, after = tree(home.path), tree(back.path)
     left_out = {path for path in before if path.startswith("replicas/")} | {"chunks.db"}
-    assert after.keys() == before.keys() - left_out
-    changed = {path for path in after if after[path] != before[path]}
-    assert changed <= {"state.db", "gossip.db"}
+    assert after.keys() == before.keys() - left_out | {"lock"}
+    changed = {path for path in after if after[path] != before.get(path)}
+    assert changed <= {"state.db", "gossip.db", "lock"}
     for path in (back.path, *back.path.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
     segment = "streams/copy/part-00000001.parquet"
@@ -92,7 +96,7 @@ def test_what_a_restore_changes_in_state_db(home: Home, tmp_path: Path) -> None:
         assert conn.execute("SELECT path FROM stream_sources").fetchone()[0] == f"{home.path}/streams-of-others"
         assert conn.execute("SELECT expires FROM invitation").fetchone()["expires"] == NOW + 5
         for table in ("job", "run"):
-            assert [row["stop"] for row in conn.execute(f"SELECT stop FROM {table}")] == [1]
+            assert [bool(row["stop"]) for row in conn.execute(f"SELECT stop FROM {table}")] == [True]
         newest = journal.entries(conn)[-1]
         assert (newest.seq, newest.act, newest.who) == (last + 1, "island.restore", "administrator@kiso")
         assert journal.verify(conn) == [] and seal_problems(conn, Identity.load(back.key).id) == []
@@ -195,6 +199,42 @@ def test_a_pack_that_a_daemon_deletes_meanwhile_starts_the_copy_again(
     assert f"manifests/{pack}" not in {file.name for file in saved.manifest.files}
 
 
+@pytest.mark.parametrize("name", ["pack", "streams/copy/part-00000099.parquet"])
+def test_a_file_that_a_daemon_deletes_during_the_backup_does_not_start_it_again(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An active subscription replaces packs, and sweeps segments that it has not committed, every few seconds."""
+    [(pack,)] = rows(home.path / "state.db", "SELECT pack FROM catalog_page LIMIT 1")
+    gone = home.path / (f"manifests/{pack}" if name == "pack" else name)
+    gone.touch()
+    copies: list[str] = []
+
+    def count(source: Path, target: Path, kind: Any) -> int:
+        copies.append(kind)
+        return copy_database(source, target, kind)
+
+    monkeypatch.setattr("island.backup.saving.copy_database", count)
+    saved = saving.save(home, tmp_path / "b.tar", now=NOW, progress=lambda _done, _total: gone.unlink(missing_ok=True))
+    assert copies == ["gossip", "state"] and not gone.exists()
+    assert restoring.verify(tmp_path / "b.tar") == saved.manifest
+    names = {file.name for file in saved.manifest.files}
+    assert ("streams/copy/part-00000001.parquet" in names) and (f"manifests/{pack}" in names)
+    assert "streams/copy/part-00000099.parquet" not in names
+
+
+def test_packs_are_copied_to_another_disk(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse_link(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    def packs(name: str) -> list[ArchivedFile]:
+        files = saving.save(home, tmp_path / name, now=NOW).manifest.files
+        return [file for file in files if file.name.startswith("manifests/")]
+
+    linked = packs("linked.tar")
+    monkeypatch.setattr("os.link", refuse_link)
+    assert packs("copied.tar") == linked != []
+
+
 def test_a_pack_that_is_lost_is_reported(home: Home, tmp_path: Path) -> None:
     [(pack,)] = rows(home.path / "state.db", "SELECT pack FROM catalog_page LIMIT 1")
     (home.path / "manifests" / pack).unlink()
@@ -223,6 +263,23 @@ def test_nothing_is_overwritten(home: Home, tmp_path: Path) -> None:
             restoring.restore(tmp_path / "good.tar", Home(target), now=NOW)
     (tmp_path / "empty").mkdir(mode=0o755)
     restoring.restore(tmp_path / "good.tar", Home(tmp_path / "empty"), now=NOW)
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(home: Home, tmp_path: Path) -> None:
+    target = tmp_path / "b.tar"
+
+    def appear(done: int, total: int) -> None:
+        if done == total:
+            target.write_bytes(b"something else")
+
+    with pytest.raises(Conflict, match="not overwritten"):
+        saving.save(home, target, now=NOW, progress=appear)
+    assert target.read_bytes() == b"something else"
+    finished = tmp_path / "finished"
+    finished.write_bytes(b"a backup")
+    with pytest.raises(Conflict, match="not overwritten"):
+        saving._place(finished, target)  # it appears after all checks
+    assert target.read_bytes() == b"something else"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of root")
@@ -260,10 +317,18 @@ def test_a_failed_restore_deletes_what_it_wrote_and_nothing_else(home: Home, tmp
     assert tree(new) == {"state.db": b"of another program", "notes": b"of another program"}
 
 
+def test_a_backup_in_the_home_folder_is_refused(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(home.path / "manifests")
+    for target in (home.path / "b.tar", home.path / "manifests" / "b.tar", tmp_path / "link" / "b.tar"):
+        with pytest.raises(BadInput, match=r"is in the home folder.*\n.*on another disk"):
+            saving.save(home, target, now=NOW)
+    assert not list(tmp_path.rglob("*b.tar*"))
+
+
 def test_a_home_folder_of_a_running_daemon_is_refused(home: Home, tmp_path: Path) -> None:
     saving.save(home, tmp_path / "b.tar", now=NOW)
     with home.locked():
-        with pytest.raises(Conflict, match="a daemon is running with the home folder"):
+        with pytest.raises(Conflict, match="a daemon or another restore is running with the home folder"):
             restoring.restore(tmp_path / "b.tar", home, now=NOW)
         with pytest.raises(Conflict, match="'kiso', whose key is in the backup, is running"):
             restoring.restore(tmp_path / "b.tar", Home(tmp_path / "second"), now=NOW)
@@ -297,20 +362,52 @@ def test_a_newer_format_is_refused(home: Home, tmp_path: Path) -> None:
         restoring.verify(tmp_path / "newer.tar")
 
 
+# --- a disk that fails --------------------------------------------------------------------------
+
+
+def test_a_backup_of_a_home_folder_on_a_read_only_disk(home: Home, tmp_path: Path) -> None:
+    """SQLite cannot read a database with a write-ahead log there, because it would have to create files beside it."""
+    target = tmp_path / "b.tar"
+    with closing(sqlite3.connect(home.path / "state.db", isolation_level=None)) as conn:
+        conn.execute("CREATE TABLE late (number)")
+        conn.execute("INSERT INTO late VALUES (7)")
+        assert (home.path / "state.db-wal").stat().st_size
+        before = tree(home.path)
+        save = (*ISLAND, "--home", str(home.path), "backup", str(target))
+        done = subprocess.run(on_read_only_disk(home.path, *save), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert tree(home.path) == before
+    restoring.verify(target)
+    with tarfile.open(target) as archived:
+        archived.extract("state.db", tmp_path / "out", filter="data")
+    assert rows(tmp_path / "out" / "state.db", "SELECT number FROM late") == [(7,)]
+    assert not list(tmp_path.glob(".b.tar*"))
+
+
+def test_a_database_that_changes_while_its_files_are_copied(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder cannot be written through this mount, but a daemon writes to it through another one."""
+    copyfile, source = shutil.copyfile, home.path / "state.db"
+
+    def copied(name: Path, target: Path) -> None:
+        copyfile(name, target)
+        os.utime(source, ns=(0, 0))
+
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr(shutil, "copyfile", copied)
+    with pytest.raises(Conflict, match=r"state\.db was changed while it was copied"):
+        copy_database(source, tmp_path / "copy", "state")
+
+
+def test_a_database_that_cannot_be_copied_is_named(home: Home, tmp_path: Path) -> None:
+    (home.path / "gossip.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(IslandError) as refused:
+        saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert str(home.path / "gossip.db") in refused.value.message and "b.tar" not in refused.value.message
+
+
 # --- a full disk --------------------------------------------------------------------------------
-
-
-@contextmanager
-def disk_with(size: int) -> Iterator[None]:
-    """No file of this process can be larger than `size` bytes, as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 @pytest.mark.parametrize("size", [50_000, 300_000])
@@ -335,6 +432,62 @@ def test_a_full_disk_leaves_no_part_of_a_home_folder(home: Home, tmp_path: Path)
         with disk_with(200_000), pytest.raises(Full, match="cannot be written"):
             restoring.restore(tmp_path / "b.tar", Home(target), now=NOW)
     assert list((tmp_path / "empty").iterdir()) == [] and not (tmp_path / "new").exists()
+
+
+def test_a_restore_needs_space_for_the_changes_in_state_db(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite writes them to a log beside it first, and a migration may change every page."""
+    files = saving.save(home, tmp_path / "b.tar", now=NOW).manifest.files
+    needed = sum(file.size for file in files) + next(file.size for file in files if file.name == "state.db")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed))
+    with pytest.raises(Full, match="the restore needs"):
+        restoring.restore(tmp_path / "b.tar", Home(tmp_path / "back"), now=NOW)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed + 2**20))
+    restoring.restore(tmp_path / "b.tar", Home(tmp_path / "back"), now=NOW)
+
+
+def test_a_full_disk_is_not_called_a_damaged_database(home: Home) -> None:
+    """The index of the write-ahead log, 32 KiB, does not fit."""
+    path = home.path / "state.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("CREATE TABLE last_change (x)")
+        log = path.with_name("state.db-wal").read_bytes()
+    path.with_name("state.db-wal").write_bytes(log)
+    with disk_with(10_000), pytest.raises(DiskFailed, match="disk I/O error") as refused:
+        check_content(path)
+    assert "free space" in refused.value.hint
+    check_content(path)
+
+
+def test_the_copy_of_a_database_is_read_without_files_beside_it(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would not fit on a disk that the copies have filled."""
+    beside: list[str] = []
+
+    def listed(conn: sqlite3.Connection) -> set[str]:
+        found = catalog_store.packs(conn)
+        (copy,) = [Path(row["file"]) for row in conn.execute("PRAGMA database_list")]
+        beside.extend(path.name for path in copy.parent.iterdir())
+        return found
+
+    monkeypatch.setattr(saving, "catalog_store", SimpleNamespace(packs=listed))
+    saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert sorted(beside) == ["gossip.db", "state.db"]
+
+
+def test_a_database_that_cannot_be_read_is_an_error_with_advice(home: Home, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(home.path / "state.db", isolation_level=None)) as conn:
+        pages = conn.execute("SELECT rootpage FROM sqlite_schema WHERE tbl_name = 'catalog_page'").fetchall()
+        (size,) = conn.execute("PRAGMA page_size").fetchone()
+    with (home.path / "state.db").open("r+b") as file:
+        for (page,) in pages:
+            file.seek((page - 1) * size)
+            file.write(b"damage" * 100)
+    with pytest.raises(DiskFailed, match=f"{home.path}/state.db cannot be read.*malformed"):
+        saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert not (tmp_path / "b.tar").exists()
 
 
 # --- hostile and damaged files ------------------------------------------------------------------

@@ -15,7 +15,8 @@ import pytest
 from island.cli import base, job_progress
 from island.cli.demo.demo_island import ISLAND
 from island.cli.demo.stage import Stage
-from island.errors import IslandError, Unauthenticated
+from island.errors import ConfigError, IslandError, Unauthenticated
+from island.home import Endpoint
 
 
 class Terminal(io.StringIO):
@@ -118,7 +119,49 @@ def test_a_url_without_a_token_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(base, "TARGET", base.Target(home=str(tmp_path), url="http://127.0.0.1:1"))
     with pytest.raises(Unauthenticated, match="no token is given") as error:
         base.api()
-    assert "ISLAND_TOKEN or --token-file" in error.value.hint
+    assert "ISLAND_TOKEN_FILE, ISLAND_TOKEN or --token-file" in error.value.hint
+
+
+@pytest.fixture
+def personal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The file with a person's token, which is named in the environment, on a machine without a home folder."""
+    file = tmp_path / "my-token"
+    file.write_text("isl_u_in_the_file\n")
+    file.chmod(0o600)
+    monkeypatch.delenv("ISLAND_TOKEN", raising=False)
+    monkeypatch.setenv("ISLAND_TOKEN_FILE", str(file))
+    monkeypatch.setenv("ISLAND_URL", "http://127.0.0.1:9000")
+    monkeypatch.setenv("ISLAND_HOME", str(tmp_path / "none"))
+    monkeypatch.setattr(base, "TARGET", base.Target())
+    return file
+
+
+def test_the_environment_names_the_island_and_the_token(personal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert base.api().endpoint == Endpoint("http://127.0.0.1:9000", "isl_u_in_the_file")
+    monkeypatch.setenv("ISLAND_TOKEN", "isl_u_in_the_environment")
+    assert base.api().endpoint.token == "isl_u_in_the_environment"
+    monkeypatch.setattr(base, "TARGET", base.Target(url="http://127.0.0.1:1", token_file=str(personal)))
+    assert base.api().endpoint == Endpoint("http://127.0.0.1:1", "isl_u_in_the_file")
+
+
+def test_a_home_folder_that_is_named_comes_before_the_url_of_the_environment(
+    personal: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "running.json").write_text('{"url": "http://127.0.0.1:7777"}')
+    monkeypatch.setattr(base, "TARGET", base.Target(home=str(tmp_path / "home")))
+    assert base.api().endpoint == Endpoint("http://127.0.0.1:7777", "isl_u_in_the_file")
+
+
+def test_a_token_file_that_others_can_read_is_refused(personal: Path) -> None:
+    personal.chmod(0o640)
+    with pytest.raises(ConfigError, match="can be read by other accounts") as error:
+        base.api()
+    assert "chmod 600" in error.value.hint
+    personal.unlink()
+    with pytest.raises(ConfigError, match="cannot be read") as error:
+        base.api()
+    assert "ISLAND_TOKEN_FILE" in error.value.hint
 
 
 @pytest.mark.parametrize("overridden", [False, True])

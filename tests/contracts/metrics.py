@@ -33,9 +33,10 @@ OUTRO = """
 The metrics `process_*` (processor time, memory, open files, start time) are those of Prometheus' client libraries. They
 describe the daemon without its child processes, so without the engine.
 
-`island_condition` is the state that `/readyz` and `island status` report. `island_engine_running` is absent if the site
-has its own Livy (`[livy] url`): monitor that server itself. `island_measurements_failed_total` counts scrapes in which
-jobs, channels or the disk could not be read, for example while `state.db` is damaged; these metrics are then absent.
+`island_condition` is the state that `/readyz` and `island status` report. The label `engine` is the name of an engine:
+`embedded`, `livy` for that of `[livy] url`, or the name of an `[[engine]]`. `island_measurements_failed_total` counts
+scrapes in which jobs, channels or the disk could not be read, for example while `state.db` is damaged; these metrics
+are then absent.
 """
 
 

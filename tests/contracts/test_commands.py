@@ -45,6 +45,7 @@ def test_every_command_with_json_has_its_keys_on_the_page() -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedIsland]:
     """An island with one object of each kind. Its Livy is down, so sessions need no Spark."""
     made = ServedIsland(tmp_path_factory.mktemp("commands"), "kiso")
+    made.configure("url", '"http://127.0.0.1:9"')  # a Livy that is down
     try:
         made.start()
         yield made

@@ -32,8 +32,11 @@ CLOSED_LABELS = {
     *("session", "state", "status", "version"),
 }
 """Labels whose values are constants of the program."""
-BOUNDED_WHEN_SET = {"island_channel_lag_rows", "island_channel_lag_seconds"}
-"""Gauges that are set for at most `MAX_CHANNELS` names."""
+BOUNDED_WHEN_SET = {
+    *("island_channel_lag_rows", "island_channel_lag_seconds"),
+    *("island_engine_free_places", "island_engine_running"),
+}
+"""Gauges that are set for at most `MAX_CHANNELS` names, or for the engines of the configuration."""
 RESERVED_LABELS = {"le", "quantile", "job", "instance"}
 RESERVED_ENDS = ("_total", "_count", "_sum", "_bucket", "_created")
 
@@ -181,7 +184,7 @@ async def test_what_an_operator_needs(place: Scraped) -> None:
     assert await place.value("island_problems") == 0.0
     assert await place.value("island_database_failing", database="state") == 0.0
     assert 0 < (await place.value("island_home_free_bytes") or 0) <= (await place.value("island_home_size_bytes") or 0)
-    assert await place.value("island_engine_running", kind="embedded") is None  # this site has its own Livy
+    assert await place.value("island_engine_running", engine="embedded") is None  # this island has no engine
     assert await place.value("island_runs_live", kind="session") == 0.0
     assert await place.value("island_peers_linked") is not None
     assert await place.value("island_queue_length", queue="state.db writes") is not None

@@ -62,7 +62,10 @@ def test_an_alert_says_what_it_means_and_where_to_read_on(rule: dict[str, Any]) 
     assert set(notes) == {"summary", "description", "runbook"}
     page, _, anchor = notes["runbook"].partition("#")
     assert anchor in anchors(ROOT / page), notes["runbook"]
-    assert f"`{rule['alert']}`" in (ROOT / page).read_text("utf-8"), "the guide lists every alert"
+    rows = re.findall(rf"^\| `{rule['alert']}` \|(.*)\|$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+    (cells,) = [[cell.strip() for cell in row.split("|")] for row in rows]
+    assert cells[1] == rule.get("for", "at once").replace("m", " min"), "the guide has the time of every alert"
+    assert cells[2] == rule["labels"]["severity"] and cells[3].endswith(f"(#{anchor})")
 
 
 def test_every_alert_has_a_test() -> None:

@@ -138,6 +138,12 @@ def test_the_health_check_fails_if_no_daemon_answers(tmp_path: Path) -> None:
     assert done.returncode == 1 and "refused" in done.stderr
 
 
+def test_the_health_check_without_a_home_folder_says_so_in_a_line(tmp_path: Path) -> None:
+    environment = _environment(tmp_path / "none", {})
+    done = subprocess.run(["healthcheck"], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "there is no island at" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.e2e
 def test_the_composition_makes_an_archipelago_of_three_islands(tmp_path: Path) -> None:
     """Runs the commands of each service as a process, in the order of their dependencies."""
@@ -262,10 +268,17 @@ def test_the_manifests_refer_to_each_other() -> None:
     for container in (*pod["initContainers"], *pod["containers"]):
         assert {mount["name"] for mount in container["volumeMounts"]} <= {*volumes, *claims}
     [container] = pod["containers"]
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        program = container[probe]["exec"]["command"][0]
-        assert (CONTAINER / program).is_file()
+    # A failed readiness takes the pod out of its service. The others restart it, which does not mend a full disk.
+    for probe, path in (("startupProbe", "/healthz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
+        program, asked = container[probe]["exec"]["command"]
+        assert (CONTAINER / program).is_file() and asked == path
     listening = config.parse(tomllib.loads(_manifest("ConfigMap")["data"]["island.toml"]), "ConfigMap").listen.peer
+    livy = config.parse(tomllib.loads(_manifest("ConfigMap")["data"]["island.toml"]), "ConfigMap").livy.url
+    _, namespace, *_ = livy.partition("://")[2].split(".")
+    assert {
+        "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}],
+        "ports": [{"port": int(livy.rpartition(":")[2]), "protocol": "TCP"}],
+    } in _manifest("NetworkPolicy")["spec"]["egress"]
     assert listening == f"0.0.0.0:{container['ports'][0]['containerPort']}"
 
 

@@ -90,6 +90,19 @@ async def test_the_commands_of_the_guide_lead_to_a_result(tmp_path: Path) -> Non
             daemon.terminate()
             await asyncio.wait_for(daemon.communicate(), SECONDS)
     assert daemon.returncode == 0
+    await run_below(tmp_path, environment, activate + steps[8][0])
+    unit = (REPOSITORY / "deploy" / "systemd" / "README.md").read_text("utf-8").partition("\n## Readiness")[0]
+    (restore,) = re.findall(r"^runuser -u island -- /opt/island/bin/(island restore .*)$", unit, re.MULTILINE)
+    await run_below(tmp_path, environment, activate + restore)
+    keys = [(tmp_path / home / "key").read_bytes() for home in (".island", "unit")]
+    assert keys[0] == keys[1]
+
+
+async def run_below(folder: Path, environment: dict[str, str], script: str) -> None:
+    """Run a script with the home folders of the account and of the unit below a folder."""
+    script = script.replace("/home/island", str(folder)).replace("/var/lib/island", f"{folder}/unit")
+    code, output = await shell(script, environment)
+    assert code == 0, output
 
 
 def test_the_commands_need_no_other_page() -> None:

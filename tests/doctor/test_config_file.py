@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 
@@ -61,8 +62,35 @@ def test_lines_of_other_ways_to_write_a_key(tmp_path: Path, text: str, line: int
     assert checked(tmp_path, text) == [(line, "problem", "listen.user")]
 
 
-def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
-    assert checked(tmp_path, '[island]\nname = "kiso\n') == [(2, "problem", "")]
+def test_the_line_of_a_table_is_its_heading(tmp_path: Path) -> None:
+    text = '[island]\nname = "kiso"\n[jobs]\nmax_foreign = 1\n[jobs.accounts]\nalice = "not an account"\n'
+    assert checked(tmp_path, text) == [(5, "problem", "jobs.accounts")]
+
+
+@pytest.mark.parametrize("text", ['[island]\nname = "kiso\n', '[island]\nname = ["kiso"'])
+def test_a_syntax_error_has_its_line_and_no_second_path(tmp_path: Path, text: str) -> None:
+    assert checked(tmp_path, text) == [(2, "problem", "")]
+    (found,) = config_file.check(tmp_path / "island.toml").findings
+    assert found.found.startswith("the file is not valid TOML: ") and str(tmp_path) not in found.found
+
+
+FIRST = """[[engine]]
+name = "one"
+url = "http://127.0.0.1:1"
+[[engine]]
+name = "two"
+url = "https://127.0.0.1:2"
+"""
+
+
+def test_engines_on_other_machines_need_https_and_pyspnego(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spnego", None)
+    (tmp_path / "pw").write_text("pa55\n")
+    (tmp_path / "pw").chmod(0o600)
+    engine = '[[engine]]\nname = "a"\nurl = "http://livy.example.org:1"\nuser = "me"\npassword_file = "pw"\n'
+    assert checked(tmp_path, GOOD + engine) == [(5, "warning", "engine[0].url")]
+    engine = '[[engine]]\nname = "a"\nurl = "https://livy.example.org"\nkerberos = true\n'
+    assert checked(tmp_path, GOOD + engine) == [(6, "problem", "engine[0].kerberos")]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +100,7 @@ def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
         ('[listen]\npeer = "0.0.0.0:8990"', "problem", "listen.peer", ["listen.user", "different ports"]),
         ('[listen]\npeer = ""\nadvertise = ["a:1"]', "warning", "listen.advertise", ["no effect", "listen.peer"]),
         ('[livy]\nuser = "me"', "warning", "livy.user", ["the password is empty"]),
+        ('[jobs]\naccounts = {alice = "a1"}', "warning", "jobs.accounts", ["no effect", "livy.url"]),
         ('[livy]\nuser = "me"\npassword_file = "no"', "problem", "livy.password_file", ["No such file", "0600"]),
         ('[livy]\nuser = "me"\npassword_file = "open"', "problem", "livy.password_file", ["0644", "chmod 600"]),
         ('[livy]\npassword_file = "closed"', "warning", "livy.password_file", ["no effect", "livy.user"]),
@@ -79,6 +108,12 @@ def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
         (r"[livy]" "\n" r'url = "http://me:pa55\"cret@h"', "problem", "livy.url", ["user name or password"]),
         ('[jobs]\naccept_from = ["members"]', "warning", "jobs.accept_from", ['foreign_code = "none"', "three keys"]),
         ('[jobs]\nallow_files = ["/nowhere"]', "warning", "jobs.allow_files", ["/nowhere", "create the folder"]),
+        (FIRST + 'user = "me"', "warning", "engine[1].user", ["the password is empty"]),
+        (FIRST + 'user = "me"\npassword_file = "no"', "problem", "engine[1].password_file", ["No such file", "0600"]),
+        (FIRST + 'password_file = "closed"', "warning", "engine[1].password_file", ["no effect", "engine[1].user"]),
+        (FIRST + 'ca_file = "closed"', "problem", "engine[1].ca_file", ["closed", "PEM"]),
+        (FIRST + 'ca_file = "no"', "problem", "engine[1].ca_file", ["No such file"]),
+        (FIRST + 'shared_folder = "/nowhere"', "problem", "engine[1].shared_folder", ["/nowhere"]),
         ('[decoding]\nmemory = "1MiB"', "warning", "decoding.memory", ["256MiB"]),
     ],
 )
@@ -132,6 +167,7 @@ def test_config_show_says_where_each_value_comes_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = GOOD + '[livy]\nurl = "http://livy.example.org:8998"\nuser = "me"\n'
+    text += '[[engine]]\nname = "cluster"\nurl = "http://a.example"\nmax_sessions = 7\n'
     (tmp_path / "island.toml").write_text(text)
     monkeypatch.setenv("ISLAND_HOME", str(tmp_path))
     monkeypatch.setenv("ISLAND_TOKEN", "isl_a_secret_of_this_island")
@@ -142,12 +178,32 @@ def test_config_show_says_where_each_value_comes_from(
     assert "secret_of" not in out
     assert f'# home = "{tmp_path}"  (ISLAND_HOME)' in out and "(ISLAND_TOKEN)" in out
     lines = {line.partition(" =")[0]: line.rpartition("# ")[2] for line in out.splitlines() if " = " in line}
-    assert (lines["name"], lines["url"], lines["max_sessions"]) == ("island.toml", "island.toml", "default")
+    assert (lines["archipelago"], lines["url"], lines["ca_file"]) == ("default", "island.toml", "default")
     shown = tomllib.loads(out)
+    (engine,) = shown.pop("engine")
+    assert engine.pop("max_sessions") == 7 and set(engine) | {"max_sessions"} == set(
+        config.EngineSection.__struct_fields__
+    )
     assert {(s, k) for s in shown for k in shown[s]} == {(s, k) for s, k, *_ in config.describe()}
     assert island("config", "show", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert {(each["section"], each["key"]): each["source"] for each in rows}["livy", "user"] == "file"
+
+
+def test_config_show_leaves_out_a_java_home_that_is_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "island.toml").write_text(GOOD)
+    java = tmp_path / "java"
+    (java / "bin").mkdir(parents=True)
+    (java / "bin" / "java").touch()
+    for version, shown in (("17.0.1", True), ("21.0.1", False)):
+        (java / "release").write_text(f'JAVA_VERSION="{version}"\n')
+        monkeypatch.setenv("JAVA_HOME", str(java))
+        assert island("--home", str(tmp_path), "config", "show", "--effective") == 0
+        out, err = capsys.readouterr()
+        assert (f'# java = "{java}"  (JAVA_HOME)' in out) == shown
+        assert ("has no Java 17 and is ignored" in err) == (not shown)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +231,11 @@ def test_config_show_prints_no_password(
         assert out == f"{GOOD}[livy]\n{shown}\n"
     else:  # nothing is shown, and the command fails
         assert code == 1 and out == "" and err
+
+
+def test_config_reference_prints_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert island("--home", str(tmp_path / "none"), "config", "reference") == 0
+    assert capsys.readouterr().out == config.reference()
 
 
 def test_config_show_of_a_broken_file_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

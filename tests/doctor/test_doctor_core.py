@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from island.doctor.facts import (
     DatabaseFacts,
     DiskFacts,
     EngineFacts,
+    EngineFileFacts,
     EntryFacts,
     HomeFacts,
     PeerFacts,
@@ -48,8 +49,12 @@ def port(state: str, holder: str = "") -> Iterable[Finding]:
     return core.ports([PortFacts("listen.user", "127.0.0.1:80", state, holder)])  # type: ignore[arg-type]  # a literal
 
 
+def entries(*foreign: str) -> Iterable[Finding]:
+    return core.entries(EntryFacts([], foreign, home="/srv", owner="kiso"))
+
+
 def daemon(**more: object) -> Iterable[Finding]:
-    facts = {"running": True, "pid": 7, "state": "ready", "version": "1", "program": "1", **more}
+    facts = {"running": True, "home": "/srv", "pid": 7, "state": "ready", "version": "1", "program": "1", **more}
     return core.daemon(DaemonFacts(**facts))  # type: ignore[arg-type]  # the values have the types of the fields
 
 
@@ -60,6 +65,12 @@ def sandbox_of_livy(accounts: list[str] | None) -> Iterable[Finding]:
 LOST, SEEN = PeerView("virgo", False, "connection refused"), PeerView("lapalma", True, "")
 
 
+def livy_files(
+    accounts: list[str] | None = None, *, problem: str = "", denied: Sequence[str] = (), shared: bool = True
+) -> Iterable[Finding]:
+    return core.engine_files(EngineFileFacts("a", "/srv", shared, problem, accounts, list(denied)))
+
+
 @pytest.mark.parametrize(
     ("findings", "severity", "words", "advice"),
     [
@@ -68,7 +79,12 @@ LOST, SEEN = PeerView("virgo", False, "connection refused"), PeerView("lapalma",
         (disk(read_only=True), "problem", "is read-only", "system's log"),
         (home(account="kim"), "warning", "belongs to island, not to the account kim", "chown -R"),
         (home(writable=False), "problem", "cannot be written by island", "chmod u+rwx"),
-        (core.entries(EntryFacts([], ["a", "b", "c", "d"])), "problem", "a, b, c and 1 more", "chown -R"),
+        (
+            entries("a", "b", "c", "d"),
+            "problem",
+            "a, b, c and 1 more",
+            "chown -R kiso: /srv",
+        ),
         (core.open_files(300, "it"), "problem", "300 files: too few", "LimitNOFILE=65536"),
         (core.open_files(1024, "it"), "warning", "each port accepts 256 connections", "LimitNOFILE=65536"),
         (clock(False), "warning", "not synchronized (NTP)", "set-ntp true"),
@@ -76,6 +92,21 @@ LOST, SEEN = PeerView("virgo", False, "connection refused"), PeerView("lapalma",
         (clock(True, ("virgo", 20.0, 1.0)), "warning", "20 seconds behind virgo", "Or the other clock is wrong"),
         (clock(True, ("virgo", -9000.0, 1.0)), "problem", "2 hours ahead of virgo", "Or the other clock is wrong"),
         (core.engine(EngineFacts("", "4.0.1", "/java")), "problem", "PySpark 4.0.1 is installed", "extra `spark`"),
+        (core.engine(EngineFacts("http://h", error="down", engine="a")), "problem", "engine 'a': down", ""),
+        (livy_files(problem="/srv is not a folder"), "problem", "/srv is not a folder", "A Livy of another account"),
+        (
+            livy_files(["livy"], denied=["livy"]),
+            "problem",
+            "runs as livy, which cannot read /srv",
+            "to the group of /srv",
+        ),
+        (
+            livy_files(["livy"], denied=["livy"], shared=False),
+            "problem",
+            "runs as livy, which cannot read /srv",
+            "A Livy of another account",
+        ),
+        (livy_files(None), "unchecked", "is on another machine", "Run a batch"),
         (port("denied"), "problem", "cannot be used by this account", "below 1024"),
         (port("silent"), "problem", "nothing answers at listen.user", "restart"),
         (port("taken"), "problem", "in use by another program", "change listen.user"),
@@ -121,6 +152,8 @@ def test_what_is_wrong_and_what_to_do(findings: Iterable[Finding], severity: str
         (peers(listen=""), "only dials out"),
         (core.databases([DatabaseFacts("state.db", "/s", 3, 8)]), "the daemon migrates it when it starts"),
         (core.engine(EngineFacts("http://h", "0.9.0")), "Livy 0.9.0 answers at http://h"),
+        (core.engine(EngineFacts("http://h", "0.9.0", engine="a")), "engine 'a': Livy 0.9.0 answers at http://h"),
+        (livy_files(["livy"]), "runs as livy, which can read /srv"),
         (sandbox_of_livy(["livy"]), "runs as livy, not as isl"),
     ],
 )
@@ -141,14 +174,14 @@ def test_the_sections_of_the_guide_that_are_named_exist() -> None:
     assert named == {
         "Troubleshoot by symptom", "Connect islands", "Code from other islands", "Restore", "Upgrade, and back",
     }  # fmt: skip
-    guide = (root / core.GUIDE).read_text("utf-8")
+    guide = (root / "docs" / "administrator.md").read_text("utf-8")
     assert all(f"\n## {each}\n" in guide for each in named)
 
 
 def test_every_check_is_in_the_guide() -> None:
     root = Path(__file__).resolve().parents[2]
     source = (root / "island" / "doctor" / "core.py").read_text("utf-8")
-    guide = (root / core.GUIDE).read_text("utf-8").partition("\n## Troubleshoot by symptom\n")[2]
+    guide = (root / "docs" / "administrator.md").read_text("utf-8").partition("\n## Troubleshoot by symptom\n")[2]
     checks = set(re.findall(r'Finding\("([a-z ]+)"', source)) | {"configuration"}
-    assert len(checks) == 15
+    assert len(checks) == 16
     assert all(f"`{each}`" in guide for each in checks), checks

@@ -121,7 +121,10 @@ async def with_a_token_that_is_elsewhere(daemon: Daemon, file: Path, capsys: pyt
 async def with_a_token_that_was_replaced(daemon: Daemon) -> None:
     token, started = daemon.home.token.read_text(), daemon.home.running.stat().st_mtime
     daemon.home.token.write_text("isl_a_which_the_next_daemon_will_know")
-    for seconds, advice in ((60, "token was changed after the daemon started: restart it"), (-60, "Use the token in")):
+    for seconds, advice in (
+        (60, "token was changed after the daemon started: restart it"),
+        (-60, "It may have been replaced"),
+    ):
         os.utime(daemon.home.token, (started + seconds, started + seconds))
         (only,) = about(await examined(daemon.home), "daemon")
         assert "does not know the token" in only.found and only.advice.startswith(advice)

@@ -23,7 +23,7 @@ def places(tmp_path: Path) -> Iterator[tuple[DemoIsland, DemoIsland]]:
     kiso, hida = DemoIsland(tmp_path, "kiso"), DemoIsland(tmp_path, "hida")
     try:
         for place in (kiso, hida):
-            place.configure("url", '"http://127.0.0.1:9"')  # no Livy answers there, and no engine is started
+            place.configure("embedded", "false")
             place.start()
         hida.command("peer", "join", kiso.command("peer", "invite").strip())
         yield kiso, hida

@@ -27,6 +27,8 @@ def test_the_folder_is_in_the_cache_of_the_account_or_in_the_engine(tmp_path: Pa
     cache, engine = tmp_path / "cache", tmp_path / "engine"
     assert archive_folder({"XDG_CACHE_HOME": str(cache)}, engine) == cache / "island"
     assert (cache / "island").stat().st_mode & 0o777 == 0o700
+    (cache / "island").chmod(0o777)  # other accounts could put an archive there
+    assert archive_folder({"XDG_CACHE_HOME": str(cache)}, engine) == engine / "cache"
     (tmp_path / "file").touch()
     assert archive_folder({"XDG_CACHE_HOME": str(tmp_path / "file")}, engine) == engine / "cache"
 
@@ -76,6 +78,11 @@ def test_it_is_used_only_if_it_is_whole_and_no_other_account_can_change_it(archi
         path.chmod(mode)
         assert archive.java_options() == []
     path.chmod(0o644)
+    for mode in (0o770, 0o777):
+        archive.folder.chmod(mode)  # another account could replace the file
+        assert archive.java_options() == []
+    archive.folder.chmod(0o755)
+    assert archive.java_options() != []
     path.write_bytes(b"123")
     assert archive.java_options() == []
 

@@ -16,7 +16,9 @@ from island.catalog.service import Catalog, CatalogDependencies
 from island.config import parse
 from island.gossip.service import Gossip
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.engines.livy_engine import EnginePort, LivyEngine
+from island.jobs.engines.engines import Engines
+from island.jobs.engines.files import OwnFiles
+from island.jobs.engines.livy_engine import LivyEngine
 from island.jobs.service import Jobs
 from island.kernel.db import Database
 from island.kernel.loops import Tasks
@@ -33,6 +35,7 @@ from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.keys import Identity
 from island.trust.service import Trust
 from island.trust.users import Tokens, create_tokens
+from tests.islands.fixed_client import FixedClient
 from tests.standins.livy import upstream
 
 
@@ -98,7 +101,8 @@ class Site:
             )
         )
         self.livy = livy
-        engine: EnginePort | None = LivyEngine(lambda: livy) if livy is not None else None
+        files = OwnFiles(home / "jobs", self.workers)
+        self.engines = Engines([LivyEngine(FixedClient(livy), files, rng=rng)] if livy is not None else [])
         self.jobs = Jobs(
             JobsDependencies(
                 state=state,
@@ -108,7 +112,7 @@ class Site:
                 trust=self.trust,
                 peers=self.peers,
                 config=config,
-                livy=engine,
+                engines=self.engines,
                 clock=clock,
                 rng=rng,
                 home=home,
@@ -126,6 +130,7 @@ class Site:
         await self.peers.start(tasks)
         await self.membership.announce(self.peers.local_addresses())
         await self.replicas.start(tasks)
+        await self.engines.start(tasks)
         await self.jobs.start(tasks)
         await self.server.start()
 

@@ -176,7 +176,7 @@ async def batch_life(world: World, home: SimIsland, engine: PlayedEngine, *, eng
     assert len(engine.created) <= 1, f"ran twice: {engine.created}"
     if ended.state == "success":
         assert len(engine.created) == 1
-    elif not engine.name:
+    elif not engine.now:
         assert "it is unknown whether the batch ran" in ended.reason  # a stock Livy forgets names
     else:
         assert engine_dies and ended.state == "dead" and ended.reason, ended

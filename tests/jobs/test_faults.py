@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -79,7 +78,7 @@ def test_the_end_of_a_run_is_stored_after_long_disk_errors() -> None:
         ended = await world.ended(home, job)
         assert ended.state == "dead"
         assert "its variables and views are lost" in ended.reason
-        assert world.jobs["there"].executor._driver.live == {}
+        assert world.jobs["there"].executor._driver.alive == []
 
     simulate(3, scenario)
 
@@ -147,13 +146,12 @@ def test_a_statement_that_could_not_be_stored_is_sent_again() -> None:
 def test_a_late_request_does_not_undo_the_end_of_a_run() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, engine, job = await _open(a)
-        (live,) = world.jobs["there"].executor._driver.live.values()
-        alive = replace(live.run)
+        (alive,) = world.jobs["there"].executor._driver.alive
         engine.start_anew("two")
         await world.ended(home, job)
         await there.state.write(lambda conn: run_store.save(conn, alive))
         (stored,) = await world.jobs["there"].executor.newest(10)
-        assert (stored.step, stored.state) == ("ended", "dead")
+        assert (stored.ended, stored.state) == (True, "dead")
 
     simulate(10, scenario)
 
@@ -200,10 +198,12 @@ def test_a_commit_and_a_statement_are_accepted_if_home_disconnects() -> None:
         job = await world.open(home)
         await a.until(lambda: len(engine.created) == 1, within=10)  # home repeats its request only after 15 s
         await world.settled(home, job)
-        Gone(there.state)
+        (actor,) = world.jobs["there"].executor._driver.actors.values()
+        Gone(actor, what="ask")
         assert (await world.run(home, job, "first")).state == "available"
-        (live,) = world.jobs["there"].executor._driver.live.values()
-        assert (live.last_number, live.next_remote) == (0, 1)
+        (run,) = world.jobs["there"].executor._driver.alive
+        assert run.statement is not None
+        assert (run.statement.number, run.next_remote) == (0, 1)
         assert (await world.run(home, job, "second")).state == "available"
         assert engine.ran == ["first", "second"]
 

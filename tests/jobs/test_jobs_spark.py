@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from island.jobs.engines.livy_engine import LivyEngine, RemoteJob
+from island.jobs.engines.livy_engine import LivyEngine
+from island.jobs.engines.port import RemoteJob
 from island.jobs.home.local_files import BatchFile
 from island.jobs.home.store import JobRow, StatementRow
 from island.livy.client import LivyClient

@@ -34,12 +34,12 @@ async def _restart_with(world: World, island: SimIsland, jobs: dict[str, Any]) -
     await world.a.restart(island)
 
 
-def _steps(island: SimIsland) -> list[str]:
-    return island.committed(island.state, lambda conn: [row["step"] for row in conn.execute("SELECT step FROM run")])
+def _phases(island: SimIsland) -> list[str]:
+    return island.committed(island.state, lambda conn: [row["phase"] for row in conn.execute("SELECT phase FROM run")])
 
 
 @pytest.mark.parametrize(("policy", "key"), FORBIDDEN, ids=[key for _, key in FORBIDDEN])
-@pytest.mark.parametrize("step", ["accepted", "submitting", "running"])
+@pytest.mark.parametrize("step", ["waiting", "submitting", "running"])
 def test_a_foreign_run_does_not_survive_a_start_that_forbids_it(step: str, policy: dict[str, Any], key: str) -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, engine = await _two(a)
@@ -48,14 +48,14 @@ def test_a_foreign_run_does_not_survive_a_start_that_forbids_it(step: str, polic
             if (what, when) == ("create", "after"):
                 await asyncio.Event().wait()
 
-        engine.up = step != "accepted"
+        engine.up = step != "waiting"
         engine.fault = lost_answer if step == "submitting" else None
         job = await world.open(home)
         if step == "running":
             await world.settled(home, job)
             await world.jobs["home"].post(job, "sleep", None)
             await a.until(lambda: engine.ran == ["sleep"], within=10)
-        await a.until(lambda: _steps(there) == [step], within=30)
+        await a.until(lambda: _phases(there) == [step], within=30)
         created = list(engine.created)
         engine.up, engine.fault = True, None
         await _restart_with(world, there, policy)

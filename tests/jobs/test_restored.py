@@ -107,7 +107,7 @@ def test_a_run_that_was_not_submitted_yet_is_not_submitted_again() -> None:
         async def fault(what: str, when: str) -> None:
             if what in ("find", "create", "instance") and when == "before" and not backups:
                 copy = a.backup(executor)
-                if copy.execute("SELECT count(*) FROM run WHERE step != 'ended'").fetchone()[0]:
+                if copy.execute("SELECT count(*) FROM run WHERE phase NOT IN ('clearing', 'cleared')").fetchone()[0]:
                     backups.append(copy)
 
         engine.fault = fault

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from island.errors import EngineFailed, PeerRefused
@@ -85,8 +87,10 @@ def test_an_executor_refuses_another_statement_with_a_known_number() -> None:
 def test_a_home_that_is_refused_as_diverged_ends_the_session() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, engine, job = await _session(a)
-        (live,) = world.jobs["there"].executor._driver.live.values()
-        live.last_number = 5  # as after statements of a home that was restored since
+        (actor,) = world.jobs["there"].executor._driver.actors.values()
+        assert actor.state.statement is not None
+        later = replace(actor.state.statement, number=5)  # as after statements of a home that was restored since
+        actor.state = replace(actor.state, statement=later)
         await world.jobs["home"].post(job, "wanted", None)
         ended = await world.ended(home, job)
         assert "restored from a backup" in ended.reason

@@ -10,6 +10,7 @@ import pytest
 
 from island.config import JobsSection
 from island.jobs.executor import policy
+from island.jobs.executor.service import JobRefusal
 from island.jobs.messages import CommitRequest
 from island.kernel import codec
 from island.livy.messages import SessionRequest
@@ -74,7 +75,7 @@ def test_the_account_of_a_user(user: str, home: str, account: str | None) -> Non
 
 
 async def _two(a: Archipelago, entries: list[str], **more: Any) -> tuple[World, SimIsland, SimIsland, PlayedEngine]:
-    world, engine = World(a), PlayedEngine()
+    world, engine = World(a), PlayedEngine("")
     virgo = await world.island("virgo")
     lick = await world.island("lick", engine=engine, jobs={**OPEN, "accept_from": entries, **more}, url=LIVY)
     await world.linked()
@@ -104,13 +105,13 @@ def test_the_home_signs_who_submits() -> None:
         world, virgo, lick, _ = await _two(a, ["virgo:alice"])
         sent: list[CommitRequest] = []
         executor = world.jobs["lick"].executor
-        commit = executor._commit_problem
+        commit = executor._commit_refusal
 
-        def watched(sender: Any, request: CommitRequest) -> str:
+        def watched(sender: Any, request: CommitRequest) -> JobRefusal | None:
             sent.append(request)
             return commit(sender, request)
 
-        executor._commit_problem = watched  # type: ignore[method-assign]  # only looks at what arrives
+        executor._commit_refusal = watched  # type: ignore[method-assign]  # only looks at what arrives
         await world.settled(virgo, await world.open(virgo, who=ALICE))
         head = sent[0].envelope
         assert head.user == "alice" and lick.trust is not None and (network := lick.trust.network) is not None
@@ -118,7 +119,8 @@ def test_the_home_signs_who_submits() -> None:
         other = msgspec.structs.replace(head, user="bob")
         assert not verify(virgo.id, "on-behalf", network, codec.encode(other.on_behalf()), head.signature)
         forged = msgspec.structs.replace(sent[0], envelope=msgspec.structs.replace(head, request_hash="d" * 64))
-        assert "signature" in commit(virgo.id, forged)
+        refused = commit(virgo.id, forged)
+        assert refused is not None and "signature" in refused.reason
 
     simulate(2, scenario)
 

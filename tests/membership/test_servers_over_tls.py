@@ -26,7 +26,7 @@ async def test_servers_are_listed_everywhere_and_changed_by_their_island(tmp_pat
         Listed(tmp_path / "a", "lapalma").running() as one,
         Listed(tmp_path / "b", "laptop", "").running() as two,
     ):
-        await one.membership.set_own_livy("http://127.0.0.1:8990")
+        await one.membership.set_own_livys({"livy": ("http://127.0.0.1:8990", "Livy of this island")})
         word = await one.node.trust.invite(one.node.peers.local_addresses())
         await two.node.peers.join(word)
         code, out, err = await one.command("server", "add", "hdfs", "hdfs://nn:8020", "--comment", "the namenode")

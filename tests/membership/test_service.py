@@ -42,7 +42,7 @@ def _shown(island: SimIsland) -> set[str]:
 def test_servers_are_listed_everywhere_and_changed_by_their_island_only() -> None:
     async def scenario(world: Archipelago) -> None:
         one, two = await _grow(world, "one", "two")
-        await one.m.set_own_livy("http://127.0.0.1:8990")
+        await one.m.set_own_livys({"livy": ("http://127.0.0.1:8990", "Livy of this island")})
         added = await one.m.add_server("administrator", "hdfs", "hdfs://nn:8020", "the namenode")
         mine = await one.m.servers()
         assert [(s.display, s.kind, s.id, s.mine) for s in mine] == [
@@ -61,11 +61,19 @@ def test_servers_are_listed_everywhere_and_changed_by_their_island_only() -> Non
             await one.m.add_server("administrator", "hdfs", "hdfs://nn:8020")
         with pytest.raises(BadInput):
             await one.m.remove_server("administrator", "livy")
-        await one.m.set_own_livy("http://127.0.0.1:9000")
+        cluster = ("http://cluster.example:8998", "engine 'cluster' of this island")
+        await one.m.set_own_livys({"livy": ("http://127.0.0.1:9000", "Livy of this island"), "livy-cluster": cluster})
+        assert [(s.id, s.url) for s in await one.m.servers()][1:] == [
+            ("livy", "http://127.0.0.1:9000"),
+            ("livy-cluster", "http://cluster.example:8998"),
+        ]
+        with pytest.raises(BadInput):
+            await one.m.remove_server("administrator", "livy-cluster")
+        await one.m.set_own_livys({"livy": ("http://127.0.0.1:9000", "Livy of this island")})
         await one.m.remove_server("administrator", added.id[:4])
         await asyncio.sleep(25)
         assert [(s.kind, s.url) for s in await two.m.servers()] == [("livy", "http://127.0.0.1:9000")]
-        await one.m.set_own_livy(None)
+        await one.m.set_own_livys({})
         await asyncio.sleep(25)
         assert await two.m.servers() == []
         rows = await one.state.read(journal.entries)
@@ -283,11 +291,11 @@ def test_server_can_change_when_its_island_lists_the_maximum(monkeypatch: pytest
 
     async def scenario(world: Archipelago) -> None:
         one, two = await _grow(world, "one", "two")
-        await one.m.set_own_livy("http://127.0.0.1:8990")
+        await one.m.set_own_livys({"livy": ("http://127.0.0.1:8990", "Livy of this island")})
         for number in range(2):
             await one.m.add_server("administrator", "hdfs", f"hdfs://nn{number}:8020")
         await asyncio.sleep(12)
-        await one.m.set_own_livy("http://127.0.0.1:9000")
+        await one.m.set_own_livys({"livy": ("http://127.0.0.1:9000", "Livy of this island")})
         await one.put("server/more", codec.encode(ServerRecord(kind="livy", url="http://host")))
         await asyncio.sleep(12)
         for island in (one, two):

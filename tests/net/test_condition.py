@@ -99,13 +99,13 @@ async def fill(database: Database) -> None:
 
 async def test_status_and_readyz_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_module, "TRY_SECONDS", 3600.0)
-    daemon = Asked(tmp_path / "here", {"livy": {"url": ""}})  # with the embedded engine
+    daemon = Asked(tmp_path / "here", {"livy": {"embedded": True}})  # with the embedded engine
     async with daemon.tasks() as tasks:
         await daemon.start(tasks)
         await until(lambda: daemon.engine.running)
         assert await daemon.ask() == "ready"
         assert await daemon.metric('island_condition{state="ready"} 1.0')
-        assert await daemon.metric('island_engine_running{kind="embedded"} 1.0')
+        assert await daemon.metric('island_engine_running{engine="embedded"} 1.0')
         code, out = await daemon.command()
         assert code == 0 and "state         ready\n" in out
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -29,9 +30,9 @@ from island.net.frames import DialBack, RequestHead
 from island.net.handshake import WrongKey
 from island.net.limits import PeerLimits
 from island.net.listener import dial, hang_up, own_addresses
-from island.net.tls import dialler_context
+from island.net.tls import dialler_context, listener_context
 from island.trust.keys import Identity
-from tests.islands.sessions import Node, admit, archipelago
+from tests.islands.sessions import QUICK, Node, admit, archipelago
 from tests.standins.member import logged
 
 
@@ -439,6 +440,47 @@ async def test_a_host_is_dialled_whose_first_address_drops_packets(tmp_path: Pat
             names = TwoAddresses(hole.getsockname(), ("127.0.0.1", a.peers.port or 0))
             _, writer = await dial("two.example:1", dialler_context(), PeerLimits(connect_s=3), names)
             await hang_up(writer)
+
+
+class HalfShaken(asyncio.Protocol):
+    """Does the server's part of a TLS handshake. What comes then has no answer."""
+
+    CONTEXT = listener_context(Identity.generate(SystemRng()))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = self.CONTEXT.wrap_bio(self._incoming, self._outgoing, server_side=True)
+
+    def data_received(self, data: bytes) -> None:
+        self._incoming.write(data)
+        with contextlib.suppress(ssl.SSLError):
+            self._tls.do_handshake()
+        self._transport.write(self._outgoing.read())
+
+
+async def test_a_dial_that_is_cancelled_at_any_moment_frees_its_descriptor() -> None:
+    loop, context, resolver = asyncio.get_running_loop(), dialler_context(), HostResolver(ThreadWorkers())
+    server = await loop.create_server(HalfShaken, "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    for turns in range(1000):
+        dialling = loop.create_task(dial(f"127.0.0.1:{address[1]}", context, QUICK, resolver))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if dialling.done():
+            break
+        dialling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await dialling
+        with contextlib.ExitStack() as stack:
+            for _ in range(8):  # they get the lowest free descriptors, which asyncio refuses if a transport has them
+                other = stack.enter_context(socket.socket())
+                other.setblocking(False)
+                await loop.sock_connect(other, address)
+    (await dialling)[1].transport.abort()
+    server.close()
+    await server.wait_closed()
 
 
 async def test_islands_that_do_not_answer_do_not_delay_the_search_for_a_relay(

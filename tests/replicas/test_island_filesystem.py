@@ -155,6 +155,16 @@ async def test_the_daemon_is_found_by_home_by_environment_and_by_endpoint(
     assert len(found) == 3 * ROWS
     by_url = fsspec.filesystem("island", url=site.url, token="user-token")
     assert await run(by_url.isfile, "owner/tables/a.parquet")
+    monkeypatch.setenv("ISLAND_HOME", str(site.reader.home / "none"))
+    monkeypatch.setenv("ISLAND_URL", site.url)
+    file = site.folder / "my-token"
+    file.write_text("user-token")
+    file.chmod(0o600)
+    monkeypatch.setenv("ISLAND_TOKEN_FILE", str(file))
+    by_environment = fsspec.filesystem("island", skip_instance_cache=True)
+    assert await run(by_environment.isfile, "owner/tables/a.parquet")
+    monkeypatch.delenv("ISLAND_URL")
+    monkeypatch.delenv("ISLAND_TOKEN_FILE")
     monkeypatch.setenv("ISLAND_HOME", str(site.reader.home))
 
     def read() -> int:

@@ -253,9 +253,12 @@ async def test_garbage_of_every_kind_ends_the_session_or_is_refused(tmp_path: Pa
 
 
 async def _hostile(daemon: Daemon, folder: Path, attack: Callable[[Member], Awaitable[Any]]) -> None:
-    """One attack by a member that has not misbehaved before."""
+    """One attack by a member that has not misbehaved before.
+
+    It has no peer port: the victim would go on to dial hundreds of ports, which later members get.
+    """
     shutil.rmtree(folder / "mallory", ignore_errors=True)
-    async with member(daemon, folder) as mallory:
+    async with member(daemon, folder, listen="") as mallory:
         try:
             await attack(mallory)
         except PeerRefused as refused:

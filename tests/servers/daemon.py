@@ -18,9 +18,6 @@ from island.cli.demo.demo_island import ISLAND, DemoIsland
 from island.engine.supervisor import descendants
 from island.errors import IslandError
 
-NO_ENGINE = '"http://127.0.0.1:9"'
-"""A Livy that does not answer, as TOML: with it as `livy.url`, a daemon starts no engine."""
-
 
 def as_from_terminal() -> None:
     """Restore the usual signals in a child. What a shell starts in the background ignores SIGINT, with nohup SIGHUP."""
@@ -69,7 +66,7 @@ class ServedIsland(DemoIsland):
     def __init__(self, root: Path, name: str, *, dialled: bool = True, spark: bool = False) -> None:
         super().__init__(root, name, dialled=dialled)
         if not spark:
-            self.configure("url", NO_ENGINE)
+            self.configure("embedded", "false")
 
     @property
     def pid(self) -> int:

@@ -7,6 +7,7 @@ with real Spark.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import Any, TypeVar
 from island.catalog.messages import DatasetRecord, DatasetView, ResolvedDataset
 from island.catalog.ports import LocalInput, Progress
 from island.config import parse
-from island.errors import BadInput, EngineFailed, NotFound, Unreachable
+from island.errors import EngineFailed, NotFound, Unreachable
+from island.jobs.core import EMBEDDED_LANGUAGES, STOCK_LANGUAGES
 from island.jobs.dependencies import JobsDependencies
-from island.jobs.engines.livy_engine import EngineLost, RemoteJob
+from island.jobs.engines.engines import Engines
+from island.jobs.engines.port import EngineRefused, RemoteJob, RemoteRef, lost
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.service import Jobs
 from island.kernel.ids import DatasetName, IslandId
+from island.kernel.loops import Tasks
 from island.kernel.ports import SeededRng
 from island.livy.messages import SessionRequest
 from island.trust.users import Principal
@@ -57,7 +61,12 @@ class PlayedEngine:
     """Livy's behaviour in virtual time: a session is idle after a second, a statement ends after `took` seconds."""
 
     def __init__(self, instance: str = "one") -> None:
-        self.name = instance
+        self.name, self.url, self.version = "engine", "", "0.9.0-incubating"
+        self.now = instance
+        """The instance id; "" for a stock Livy."""
+        self.folder: Path | None = None
+        """For the files of batches; set when the engine becomes that of an island."""
+        self.capacity = 4
         self.up = True
         self.jobs: dict[tuple[str, int], PlayedSession] = {}
         self.ran: list[str] = []
@@ -72,7 +81,23 @@ class PlayedEngine:
 
     def start_anew(self, instance: str) -> None:
         """Replace the engine by a new instance without sessions and batches."""
-        self.name, self.jobs = instance, {}
+        self.now, self.jobs = instance, {}
+
+    async def start(self, tasks: Tasks) -> None:
+        """Do nothing: it tells what it shows without being asked."""
+
+    async def stop(self) -> None:
+        """Do nothing."""
+
+    @property
+    def problem(self) -> str:
+        return "" if self.up else "connection refused"
+
+    def kinds(self) -> tuple[str, ...]:
+        return EMBEDDED_LANGUAGES if self.now else STOCK_LANGUAGES
+
+    def free(self) -> int:
+        return max(0, self.capacity - len(self.alive())) if self.up else 0
 
     def alive(self) -> list[PlayedSession]:
         return [job for job in self.jobs.values() if job.ended is None]
@@ -86,7 +111,7 @@ class PlayedEngine:
         try:
             result = do()
         finally:
-            self.seen = self.name
+            self.seen = self.now
         if self.fault is not None:
             await self.fault(what, "after")
         return result
@@ -95,10 +120,10 @@ class PlayedEngine:
     def _now() -> float:
         return asyncio.get_running_loop().time()
 
-    def _job(self, kind: str, remote: int) -> PlayedSession:
-        job = self.jobs.get((kind, remote))
-        if job is None:
-            raise EngineLost(f"the engine no longer knows the {kind}")
+    def _job(self, ref: RemoteRef) -> PlayedSession:
+        job = self.jobs.get((ref.kind, ref.id))
+        if job is None or job.name != ref.name:
+            raise lost(ref)
         return job
 
     def _state(self, job: PlayedSession) -> str:
@@ -110,15 +135,15 @@ class PlayedEngine:
         return "starting" if age < 1 else "idle"
 
     def _remote(self, job: PlayedSession) -> RemoteJob:
-        return RemoteJob(job.id, self._state(job), log=["stdout: ", f"hello from {job.name}", "\nstderr: "])
+        return RemoteJob(job.id, self._state(job), job.name, log=["stdout: ", f"hello from {job.name}", "\nstderr: "])
 
     async def instance(self) -> str:
-        return await self._call("instance", lambda: self.name)
+        return await self._call("instance", lambda: self.now)
 
     async def create(self, kind: str, body: Mapping[str, Any]) -> RemoteJob:
         def do() -> RemoteJob:
             if any(job.name == body["name"] for job in self.alive()):
-                raise BadInput(f"Duplicate session name: {body['name']}")
+                raise EngineRefused(f"Duplicate session name: {body['name']}")
             number = self._next[kind]
             self._next[kind] += 1
             job = self.jobs[kind, number] = PlayedSession(number, body["name"], kind, dict(body), self._now())
@@ -133,53 +158,82 @@ class PlayedEngine:
 
         return await self._call("find", do)
 
-    async def show(self, kind: str, remote: int) -> RemoteJob:
-        return await self._call("show", lambda: self._remote(self._job(kind, remote)))
+    async def show(self, ref: RemoteRef) -> RemoteJob:
+        return await self._call("show", lambda: self._remote(self._job(ref)))
 
-    async def log(self, kind: str, remote: int) -> list[str]:
-        return await self._call("log", lambda: self._remote(self._job(kind, remote)).log)
+    async def follow(self, ref: RemoteRef, known: RemoteJob | None) -> RemoteJob:
+        while (found := await self.show(ref)) == known:
+            await asyncio.sleep(0.5)
+        return found
 
-    async def post(self, remote: int, code: str, language: str) -> int:
+    async def log(self, ref: RemoteRef) -> list[str]:
+        return await self._call("log", lambda: self._remote(self._job(ref)).log)
+
+    async def post(self, ref: RemoteRef, code: str, language: str) -> int:
         def do() -> int:
-            job = self._job("session", remote)
+            job = self._job(ref)
             job.statements.append(PlayedStatement(code, language, self._now()))
             self.ran.append(code)
             return len(job.statements) - 1
 
         return await self._call("post", do)
 
-    async def statement(self, remote: int, number: int) -> dict[str, Any] | None:
-        def do() -> dict[str, Any] | None:
-            job = self.jobs.get(("session", remote))
-            if job is None or number >= len(job.statements):
-                return None
-            played = job.statements[number]
-            view = {"id": number, "code": played.code, "state": "running", "output": None, "progress": 0.5}
-            if played.cancelled is not None:
-                return {**view, "state": "cancelled", "progress": 1.0}
-            if self._now() - played.posted < (60 if played.code.startswith("sleep") else self.took):
-                return {**view, "started": 1}
-            ok = {"status": "ok", "execution_count": number, "data": {"text/plain": f"did {played.code}"}}
-            output = self.outputs.get(played.code, ok)
-            return {**view, "state": "available", "output": output, "progress": 1.0, "started": 1, "completed": 2}
+    async def statement(self, ref: RemoteRef, number: int) -> dict[str, Any] | None:
+        return await self._call("statement", lambda: self._statement(self._job(ref), number))
 
-        return await self._call("statement", do)
+    def _statement(self, job: PlayedSession, number: int) -> dict[str, Any] | None:
+        if number >= len(job.statements):
+            return None
+        played = job.statements[number]
+        view = {"id": number, "code": played.code, "state": "running", "output": None, "progress": 0.5}
+        if played.cancelled is not None:
+            return {**view, "state": "cancelled", "progress": 1.0}
+        if self._now() - played.posted < (60 if played.code.startswith("sleep") else self.took):
+            return {**view, "started": 1}
+        ok = {"status": "ok", "execution_count": number, "data": {"text/plain": f"did {played.code}"}}
+        output = self.outputs.get(played.code, ok)
+        return {**view, "state": "available", "output": output, "progress": 1.0, "started": 1, "completed": 2}
 
-    async def cancel(self, remote: int, number: int) -> None:
+    async def follow_statement(
+        self, ref: RemoteRef, number: int, known: Mapping[str, Any] | None
+    ) -> dict[str, Any] | None:
+        while True:
+            found = await self.statement(ref, number)
+            if found is None or known is None or found["state"] != known["state"]:
+                return found
+            await asyncio.sleep(0.1)
+
+    async def cancel(self, ref: RemoteRef, number: int) -> None:
         def do() -> None:
-            self._job("session", remote).statements[number].cancelled = self._now()
+            self._job(ref).statements[number].cancelled = self._now()
 
         await self._call("cancel", do)
 
-    async def end(self, kind: str, remote: int) -> None:
+    async def end(self, ref: RemoteRef) -> None:
         def do() -> None:
-            if (job := self.jobs.pop((kind, remote), None)) is not None:
+            job = self.jobs.get((ref.kind, ref.id))
+            if job is not None and job.name == ref.name:
                 job.ended = self._now()
+                del self.jobs[ref.kind, ref.id]
 
         await self._call("end", do)
 
-    async def complete(self, remote: int, code: str, language: str, cursor: int) -> list[str]:
+    async def complete(self, ref: RemoteRef, code: str, language: str, cursor: int) -> list[str]:
         return await self._call("complete", lambda: [code + "k"])
+
+    async def place(self, name: str, file_name: str, data: bytes) -> str:
+        assert self.folder is not None
+        path = self.folder / name / file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return str(path)
+
+    async def share(self, name: str, path: str) -> str:
+        return path
+
+    async def withdraw(self, name: str) -> None:
+        assert self.folder is not None
+        shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
 @dataclass
@@ -201,6 +255,7 @@ class World:
         archipelago.services = self._build
         self.published: list[Published] = []
         self.engines: dict[str, PlayedEngine | None] = {}
+        self.further_engines: dict[str, list[PlayedEngine]] = {}
         self.configs: dict[str, dict[str, Any]] = {}
         self.jobs: dict[str, Jobs] = {}
         self.materialised: list[tuple[str, str]] = []
@@ -218,6 +273,10 @@ class World:
     async def _build(self, island: SimIsland) -> None:
         assert island.trust is not None and island.peers is not None
         config = parse({"island": {"name": island.name}, **self.configs[island.name]}, "test")
+        first = self.engines[island.name]
+        engines = [*([first] if first is not None else []), *self.further_engines.get(island.name, ())]
+        for engine in engines:
+            engine.folder, engine.capacity = self.folder / island.name / "jobs", config.livy.max_sessions
         rng = SeededRng(f"{self.a.seed}/jobs/{island.name}/{island.lives}")
         jobs = self.jobs[island.name] = Jobs(
             JobsDependencies(
@@ -228,7 +287,7 @@ class World:
                 trust=island.trust,
                 peers=island.peers,
                 config=config,
-                livy=self.engines[island.name],
+                engines=Engines(engines),
                 clock=self.a.clock(island),
                 rng=rng,
                 home=self.folder / island.name,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
+import signal
 import sqlite3
 import subprocess
 import threading
@@ -56,6 +58,19 @@ def on_read_only_disk(folder: Path, *command: str) -> list[str]:
         missing("needs unshare (util-linux) with mount namespaces")
     mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
     return [*_NAMESPACE, "sh", "-c", mount, str(folder), *command]
+
+
+@contextlib.contextmanager
+def disk_with(size: int) -> Iterator[None]:
+    """No file of this process can be larger than `size` bytes, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
 
 @contextlib.contextmanager
@@ -161,13 +176,16 @@ class Fault:
 
 
 class Gone:
-    """Cancels the next caller of `write` when its write is committed, as if its client or peer had disconnected."""
+    """Cancels the next caller of a method of an object when it is done, as if its client or peer had disconnected.
 
-    def __init__(self, database: Database) -> None:
-        self._database, self._original = database, database.write
-        database.write = self._write  # type: ignore[method-assign]  # intercepts the calls of the service
+    By default that is the `write` of a database, whose write is then committed.
+    """
 
-    async def _write(self, function: Callable[[sqlite3.Connection], T], **more: Any) -> T:
-        self._database.write = self._original  # type: ignore[method-assign]  # only one call is intercepted
-        await self._original(function, **more)
+    def __init__(self, owner: object, *, what: str = "write") -> None:
+        self._owner, self._what, self._original = owner, what, getattr(owner, what)
+        setattr(owner, what, self._call)
+
+    async def _call(self, *arguments: Any, **more: Any) -> Any:
+        setattr(self._owner, self._what, self._original)  # only one call is intercepted
+        await self._original(*arguments, **more)
         raise asyncio.CancelledError

@@ -29,23 +29,23 @@ from island.trust.users import create_tokens
 from tests.islands.sessions import Node
 
 
-def home(folder: Path, name: str, changes: dict[str, dict[str, Any]]) -> tuple[Home, config.Config]:
-    """A home folder as `island init` creates it, with free ports and the URL of a Livy that is not running."""
+def home(folder: Path, name: str, changes: dict[str, Any]) -> tuple[Home, config.Config]:
+    """A home folder as `island init` creates it, with free ports and without an engine."""
     folder.mkdir(mode=0o700, parents=True)
     Identity.generate(SystemRng()).save(folder / "key")
     create_tokens(folder, SystemRng())
     values: dict[str, Any] = {
         "island": {"name": name, "archipelago": "test"},
         "listen": {"user": "127.0.0.1:0", "peer": "127.0.0.1:0"},
-        "livy": {"url": "http://127.0.0.1:9"},
+        "livy": {"embedded": False},
     }
     for section, keys in changes.items():
-        values[section] = {**values.get(section, {}), **keys}
+        values[section] = {**values.get(section, {}), **keys} if isinstance(keys, dict) else keys
     return Home(folder), config.parse(values, "test")
 
 
 @contextlib.asynccontextmanager
-async def victim(folder: Path, changes: dict[str, dict[str, Any]] | None = None) -> AsyncIterator[Daemon]:
+async def victim(folder: Path, changes: dict[str, Any] | None = None) -> AsyncIterator[Daemon]:
     """A running daemon that has founded a network."""
     async with running(*home(folder / "victim", "victim", changes or {})) as daemon:
         await daemon.trust.invite([address(daemon)])
@@ -110,10 +110,14 @@ class Member(Node):
 
 @contextlib.asynccontextmanager
 async def member(
-    daemon: Daemon, folder: Path, name: str = "mallory", register: Callable[[Any], None] = lambda _: None
+    daemon: Daemon,
+    folder: Path,
+    name: str = "mallory",
+    register: Callable[[Any], None] = lambda _: None,
+    listen: str = "127.0.0.1:0",
 ) -> AsyncIterator[Member]:
     """Run a member that is linked with the victim."""
-    async with Member(folder / name, name, register=register).running() as node:
+    async with Member(folder / name, name, register=register, listen=listen).running() as node:
         assert isinstance(node, Member)
         await node.peers.join(await daemon.trust.invite([address(daemon)]))
         node.of = daemon

@@ -69,7 +69,8 @@ def catalogue() -> list[Row]:
         path = resources.files("pyongc") / "ongc.db"
     except ModuleNotFoundError as error:
         raise IslandError(
-            "the demo's input is not installed", hint="Install it: pip install 'astrolab-island[spark,demo]'"
+            "the demo's input is not installed",
+            hint="In a clone: pip install '.[spark,demo]'.",
         ) from error
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     connection.row_factory = sqlite3.Row

@@ -48,6 +48,11 @@ class EmbeddedEngine:
         self._stopping = False
 
     @property
+    def wanted(self) -> bool:
+        """Whether the configuration asks for the embedded engine."""
+        return self._config.livy.embedded and not self._config.livy.url
+
+    @property
     def installed(self) -> bool:
         """Whether PySpark is installed."""
         return importlib.util.find_spec("pyspark") is not None
@@ -58,13 +63,15 @@ class EmbeddedEngine:
         return bool(self.url) and self._process is not None and self._process.returncode is None
 
     async def start(self, tasks: Tasks) -> None:
-        """Start the engine in the background, unless `[livy] url` names a Livy of the site."""
-        if self._config.livy.url:
+        """Start the engine in the background, if the configuration asks for it."""
+        if not self.wanted:
             self.problem = ""
             return
         if not self.installed:
-            self.problem = "Spark is not installed: install astrolab-island[spark], or set [livy] url"
-            log.warning("engine.not_installed", reason=self.problem)
+            # An island with other engines needs no Spark.
+            missing = "Spark is not installed: install astrolab-island[spark], or set [livy] url"
+            self.problem = "" if self._config.engine else missing
+            log.warning("engine.not_installed")
             return
         tasks.forever("engine", self._run_once, rng=self._rng)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from island.config import JobsSection
-from island.jobs.core import RESOURCES, STOCK_LANGUAGES
+from island.jobs.core import STOCK_LANGUAGES, resources_problem
 from island.jobs.messages import MAX_HOPS, Envelope, JobSpec
 from island.kernel.ids import is_job_id, is_name
 from island.livy.conf import INPUTS_KEY
@@ -105,8 +105,8 @@ def work_problem(work: JobSpec) -> str:
         return f"a job of another island may not set {', '.join(bad)[:500]} there"
     if any(not value.isprintable() for value in work.conf.values()):
         return "a setting in its conf has unprintable characters or several lines"
-    if bad := sorted(set(work.resources) - set(RESOURCES)):
-        return f"a job of another island may not request {', '.join(bad)[:500]} there"
+    if problem := resources_problem(work.resources):
+        return problem
     if any(not ref.views or not all(_VIEW.fullmatch(view) for view in ref.views) for ref in work.inputs):
         return "an input has no view, or a view with an invalid name"
     if work.kind == "batch" and not (_SCRIPT.fullmatch(work.file_name) and work.file_hash):

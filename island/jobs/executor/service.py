@@ -1,10 +1,12 @@
 """The executor: offers places, accepts commits, and answers requests of homes about their runs.
 
-A run is stored in the database before the engine gets a request for it. `run_driver` then runs it.
+A run is stored in the database before an engine gets a request for it. Its machine then runs it (`driver`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import sqlite3
 from collections.abc import Callable
@@ -16,19 +18,36 @@ import structlog
 from island.catalog.messages import ResolvedDataset
 from island.errors import Conflict, Denied, EngineFailed, IslandError, NotFound
 from island.jobs import batch_files, core
+from island.jobs.core import resources_problem
 from island.jobs.dependencies import JobsDependencies
+from island.jobs.engines.port import EnginePort
 from island.jobs.executor import policy
 from island.jobs.executor import store as run_store
-from island.jobs.executor.driver import LiveRun, RunDriver
-from island.jobs.executor.store import JobRun, RunStatement
+from island.jobs.executor.driver import RunDriver
+from island.jobs.executor.events import (
+    HomeHeard,
+    RunForbidden,
+    RunStopAsked,
+    StatementCancelAsked,
+    StatementOffered,
+)
+from island.jobs.executor.run import JobRun, RunStatement
 from island.jobs.messages import (
-    DIVERGED,
+    FULL,
+    INVALID_JOB,
+    NO_ENGINE,
+    NO_INPUT,
+    POLICY,
+    RESERVATION_EXPIRED,
     RESERVATION_S,
+    STOPPED,
+    UNSUPPORTED_KIND,
     CodeCompletionAnswer,
     CodeCompletionRequest,
     CommitAnswer,
     CommitRequest,
     EmptyAnswer,
+    Envelope,
     InputRef,
     JobReport,
     Offer,
@@ -41,6 +60,7 @@ from island.jobs.messages import (
     StopRequest,
 )
 from island.kernel import codec
+from island.kernel.actor import Actor, ActorEnded
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks
 from island.kernel.units import format_bytes
@@ -51,6 +71,9 @@ log = structlog.get_logger("island")
 
 MAX_WAITING = 100
 """Maximum number of runs that wait for a place at this island."""
+
+ENGINE_S = 5.0
+"""Seconds for the answer of one engine to a request for an offer, if this island has several."""
 
 WAIT_S = 60.0
 """Seconds for which a place is assumed to stay occupied; used for the estimated wait in offers."""
@@ -68,42 +91,61 @@ class Reservation:
     expires: float
 
 
+@dataclass(frozen=True, slots=True)
+class JobRefusal:
+    """Why a job is not accepted: a code for its home, and a reason for people."""
+
+    code: str
+    reason: str
+
+    def offer(self) -> Offer:
+        """The refusal as the answer to a request for an offer."""
+        return Offer(refusal=self.reason, code=self.code)
+
+    def answer(self) -> CommitAnswer:
+        """The refusal as the answer to a commit."""
+        return CommitAnswer(accepted=False, reason=self.reason, code=self.code)
+
+
 class Executor:
-    """Runs jobs at this island's engine, for this island as home and for other homes that the administrator allows."""
+    """Runs jobs at this island's engines, for this island as home and for other homes that the administrator allows."""
 
     def __init__(self, needs: JobsDependencies, *, changed: Callable[[IslandId, str, int], None]) -> None:
         self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
-        self._config, self._engine, self._clock, self._rng = needs.config, needs.livy, needs.clock, needs.rng
+        self._config, self._clock, self._rng, self._engines = needs.config, needs.clock, needs.rng, needs.engines
         self._reservations: dict[str, Reservation] = {}
         self._driver = RunDriver(needs, changed=changed, policy=self._policy, account=self._account)
 
     async def start(self, tasks: Tasks) -> None:
-        """Resume every run that has not ended."""
+        """Go on with every run that is not cleared."""
         await self._driver.start(tasks)
+
+    def problems(self) -> list[str]:
+        """What an administrator should know about the runs, as sentences for the status."""
+        return self._driver.problems()
 
     # --- offers -----------------------------------------------------------------------------
 
     async def offer(self, sender: IslandId, request: OfferRequest) -> Offer:
         """Answer a request for an offer: a reservation with this island's own estimates, or a refusal with a reason."""
-        if refusal := self._refusal(sender, request):
-            return Offer(refusal=refusal)
-        if refusal := self._capacity_refusal(sender):
-            return Offer(refusal=refusal, code="full" if self._engine else "no_engine")
-        languages = await self._languages()
-        if request.language not in languages:
-            return Offer(refusal=f"its engine does not run '{request.language}'" if languages else "it has no engine")
+        if refusal := self._refusal(sender, request.envelope) or self._no_room(sender):
+            return refusal.offer()
+        kinds = await self._kinds()
+        able = [engine for engine in self._engines.all() if request.language in kinds.get(engine.name, ())]
+        if not able:
+            return self._unable(request.language, any(kinds.values())).offer()
         parts = []
         for ref in request.inputs:
             part, problem = await self._part(ref)
             if problem:
-                return Offer(refusal=problem)
+                return JobRefusal(NO_INPUT, problem).offer()
             parts.append(part)
-        wait = self._wait(request.envelope.job)
+        wait = self._wait(request.envelope.job, able)
         return Offer(
             reservation=self._reserve(request.envelope.job, sender).id,
             wait=wait,
-            languages=languages,
+            languages=tuple(sorted({kind for found in kinds.values() for kind in found})),
             parts=tuple(parts),
         )
 
@@ -113,10 +155,12 @@ class Executor:
         if place is not None and place.home == sender:
             del self._reservations[reservation]
 
-    def _refusal(self, sender: IslandId, request: OfferRequest) -> str:
-        if problem := policy.envelope_problem(request.envelope, sender, self._trust.me):
-            return problem
-        return self._policy(sender, request.envelope.user)
+    def _refusal(self, sender: IslandId, envelope: Envelope) -> JobRefusal | None:
+        if problem := policy.envelope_problem(envelope, sender, self._trust.me):
+            return JobRefusal(INVALID_JOB, problem)
+        if problem := self._policy(sender, envelope.user):
+            return JobRefusal(POLICY, problem)
+        return None
 
     def _policy(self, home: IslandId, user: str | None) -> str:
         return policy.policy_refusal(
@@ -128,7 +172,7 @@ class Executor:
         )
 
     def _account(self, run: JobRun) -> str | None:
-        """The local account under which the site's own Livy runs a job; None for Livy's own choice."""
+        """The local account under which a Livy of the site runs a job; None for Livy's own choice."""
         home = IslandId(run.home)
         return policy.account_of(
             self._config.jobs.accounts,
@@ -143,27 +187,48 @@ class Executor:
         except IslandError:
             return False  # the name is unknown or ambiguous
 
-    def _capacity_refusal(self, sender: IslandId) -> str:
-        if self._engine is None:
-            return "it has no Spark engine (no [livy] url, and the extra `spark` is not installed)"
-        foreign = [live for live in self._driver.live.values() if live.run.home != self._trust.me]
-        limit = self._config.jobs.max_foreign
-        if sender != self._trust.me and len(foreign) >= limit:
-            return f"it runs {len(foreign)} foreign jobs already (jobs.max_foreign = {limit} in its island.toml)"
-        if len(self._driver.live) >= self._config.livy.max_sessions + MAX_WAITING:
-            return f"{len(self._driver.live)} jobs run or wait there already"
-        return ""
+    def _no_room(self, sender: IslandId) -> JobRefusal | None:
+        if not self._engines.all():
+            return self._unable("", False)
+        alive = self._driver.alive
+        foreign = sum(run.home != self._trust.me for run in alive)
+        return self._over_limit(sender, len(alive), foreign)
 
-    async def _languages(self) -> tuple[str, ...]:
-        assert self._engine is not None
+    def _over_limit(self, sender: IslandId, alive: int, foreign: int) -> JobRefusal | None:
+        """The refusal if this island runs, or has in line, as many jobs as it may; `foreign` are those of others."""
+        limit = self._config.jobs.max_foreign
+        if sender != self._trust.me and foreign >= limit:
+            reason = f"it runs {foreign} foreign jobs already (jobs.max_foreign = {limit} in its island.toml)"
+            return JobRefusal(FULL, reason)
+        if alive >= sum(engine.capacity for engine in self._engines.all()) + MAX_WAITING:
+            return JobRefusal(FULL, f"{alive} jobs run or wait there already")
+        return None
+
+    @staticmethod
+    def _unable(language: str, has_engine: bool) -> JobRefusal:
+        if not has_engine:
+            reason = "it has no Spark engine (no [livy] url, and the extra `spark` is not installed)"
+            return JobRefusal(NO_ENGINE, reason)
+        return JobRefusal(UNSUPPORTED_KIND, f"its engine does not run '{language}'")
+
+    async def _kinds(self) -> dict[str, tuple[str, ...]]:
+        """The kinds of sessions that each engine runs; those that have not answered yet are asked."""
+        engines = self._engines.all()
+        limit = None if len(engines) == 1 else ENGINE_S
+        answers = await asyncio.gather(*(self._asked_kinds(engine, limit) for engine in engines))
+        return {engine.name: found for engine, found in zip(engines, answers, strict=True)}
+
+    async def _asked_kinds(self, engine: EnginePort, limit: float | None) -> tuple[str, ...]:
         try:
-            return core.EMBEDDED_LANGUAGES if await self._engine.instance() else core.STOCK_LANGUAGES
-        except EngineFailed as error:
-            if error.code == "no_engine":
+            async with asyncio.timeout(limit):
+                instance = await engine.instance()
+        except (EngineFailed, TimeoutError) as error:
+            if isinstance(error, EngineFailed) and error.code == "no_engine":
                 return ()
-            # An engine that is still starting will run the job later. If it never starts, the job ends with the reason.
-            log.info("jobs.engine_unavailable", error=error.message)
-            return core.EMBEDDED_LANGUAGES if not self._config.livy.url else core.STOCK_LANGUAGES
+            # An engine that is still starting will run the job later.
+            log.info("jobs.engine_unavailable", engine=engine.name, error=str(error))
+            return engine.kinds() or (core.STOCK_LANGUAGES if self._config.livy.url else core.EMBEDDED_LANGUAGES)
+        return engine.kinds() or (core.EMBEDDED_LANGUAGES if instance else core.STOCK_LANGUAGES)
 
     async def _part(self, ref: InputRef) -> tuple[OfferedInput, str]:
         try:
@@ -202,12 +267,15 @@ class Executor:
             "",
         )
 
-    def _wait(self, job: str) -> float:
-        now = self._clock.monotonic()
+    def _wait(self, job: str, able: list[EnginePort]) -> float:
+        """Estimated seconds until one of these engines has a place for a job."""
+        now, places = self._clock.monotonic(), self._driver.places
         for key in [key for key, place in self._reservations.items() if place.expires <= now]:
             del self._reservations[key]
-        taken = len(self._driver.live) + sum(1 for place in self._reservations.values() if place.job != job)
-        return max(0, taken + 1 - self._config.livy.max_sessions) * WAIT_S
+        reserved = sum(1 for place in self._reservations.values() if place.job != job)
+        room = sum(places.room(engine) for engine in able)
+        waiting = max((places.line(engine) for engine in able), default=0)
+        return max(0, waiting + reserved + 1 - room) * WAIT_S
 
     def _reserve(self, job: str, home: IslandId) -> Reservation:
         for key in [key for key, place in self._reservations.items() if place.job == job and place.home == home]:
@@ -222,59 +290,55 @@ class Executor:
 
     async def commit(self, sender: IslandId, request: CommitRequest) -> CommitAnswer:
         """Accept a job and store it, or refuse it for this epoch. Repeating the request gives the same answer."""
-        problem = self._commit_problem(sender, request)
+        refusal = self._commit_refusal(sender, request)
         place = self._reservations.get(request.reservation)
         reserved = place is not None and place.home == sender and place.job == request.envelope.job
-        fresh = reserved and place is not None and place.expires > self._clock.monotonic()
+        if refusal is None and not (reserved and place is not None and place.expires > self._clock.monotonic()):
+            refusal = JobRefusal(RESERVATION_EXPIRED, "the reservation has expired")
 
         def then(accepted: tuple[CommitAnswer, JobRun | None]) -> None:
             _, run = accepted
             if reserved:
                 self._reservations.pop(request.reservation, None)
-            if run is not None and not run.ended and (run.job, run.epoch) not in self._driver.live:
+            if run is not None and not run.ended and (run.job, run.epoch) not in self._driver.actors:
                 self._driver.begin(run)
                 log.info("jobs.accepted", job=run.job, epoch=run.epoch, home=self._membership.display(sender))
 
-        answer, _ = await self._state.write(lambda conn: self._accept(conn, sender, request, problem, fresh), then=then)
+        answer, _ = await self._state.write(lambda conn: self._accept(conn, sender, request, refusal), then=then)
         return answer
 
-    def _commit_problem(self, sender: IslandId, request: CommitRequest) -> str:
-        envelope = request.envelope
-        problem = policy.envelope_problem(envelope, sender, self._trust.me) or self._policy(sender, envelope.user)
-        if problem:
-            return problem
-        if request.work.file_hash and hashlib.sha256(request.file).hexdigest() != request.work.file_hash:
-            return "the file of the batch does not match its hash"
+    def _commit_refusal(self, sender: IslandId, request: CommitRequest) -> JobRefusal | None:
+        envelope, work = request.envelope, request.work
+        if refusal := self._refusal(sender, envelope):
+            return refusal
+        if work.file_hash and hashlib.sha256(request.file).hexdigest() != work.file_hash:
+            return JobRefusal(INVALID_JOB, "the file of the batch does not match its hash")
+        if problem := resources_problem(work.resources):
+            return JobRefusal(INVALID_JOB, problem)
         if sender == self._trust.me:
-            return ""
-        if problem := policy.work_problem(request.work):
-            return problem
+            return None
+        if problem := policy.work_problem(work):
+            return JobRefusal(INVALID_JOB, problem)
         network = self._trust.network
         payload = codec.encode(envelope.on_behalf())
         if network is None or not verify(sender, "on-behalf", network, payload, envelope.signature):
-            return "the signature of its home on behalf of the user is invalid"
-        return ""
+            return JobRefusal(INVALID_JOB, "the signature of its home on behalf of the user is invalid")
+        return None
 
     def _accept(
-        self, conn: sqlite3.Connection, sender: IslandId, request: CommitRequest, problem: str, fresh: bool
+        self, conn: sqlite3.Connection, sender: IslandId, request: CommitRequest, refusal: JobRefusal | None
     ) -> tuple[CommitAnswer, JobRun | None]:
         envelope = request.envelope
         if (run := run_store.get(conn, envelope.job, envelope.epoch)) is not None:
-            if run.home != sender:
-                raise Denied(f"job {envelope.job} does not belong to this island")
-            if not run.request_hash:
-                return CommitAnswer(accepted=False, reason="the job was stopped before it began", code="stopped"), None
-            if run.request_hash != envelope.request_hash:
-                raise Conflict(f"another request was committed for job {envelope.job} and this epoch")
-            return CommitAnswer(accepted=True), run
-        if problem:
-            return CommitAnswer(accepted=False, reason=problem), None
-        if run_store.newest_epoch(conn, envelope.job) > envelope.epoch:
-            return CommitAnswer(
-                accepted=False, reason="a later epoch of this job was already committed", code="stopped"
-            ), None
-        if not fresh:
-            return CommitAnswer(accepted=False, reason="the reservation has expired", code="reservation_expired"), None
+            return self._repeated(run, sender, envelope)
+        if refusal is None and run_store.newest_epoch(conn, envelope.job) > envelope.epoch:
+            refusal = JobRefusal(STOPPED, "a later epoch of this job was already committed")
+        if refusal is None:
+            # Offers do not count each other, so that many at a time may pass the limits: they hold here.
+            foreign = run_store.count_alive(conn, without_home=self._trust.me)
+            refusal = self._over_limit(sender, run_store.count_alive(conn), foreign)
+        if refusal is not None:
+            return refusal.answer(), None
         now = self._clock.wall()
         run_store.insert(conn, request, now)
         if request.work.file_hash:
@@ -294,6 +358,15 @@ class Executor:
         )
         return CommitAnswer(accepted=True), run_store.get(conn, envelope.job, envelope.epoch)
 
+    def _repeated(self, run: JobRun, sender: IslandId, envelope: Envelope) -> tuple[CommitAnswer, JobRun | None]:
+        """The answer to a commit of an epoch that is known."""
+        self._check_home(run, sender)
+        if not run.request_hash:
+            return JobRefusal(STOPPED, "the job was stopped before it began").answer(), None
+        if run.request_hash != envelope.request_hash:
+            raise Conflict(f"another request was committed for job {envelope.job} and this epoch")
+        return CommitAnswer(accepted=True), run
+
     # --- requests of home --------------------------------------------------------------------
 
     async def statement(self, sender: IslandId, request: RunStatementRequest) -> EmptyAnswer:
@@ -301,101 +374,71 @@ class Executor:
 
         Raises `Conflict` with the code `diverged` if this island has another statement with the number.
         """
-        live = self._mine(sender, request.job, request.epoch)
-        live.renewed = self._clock.boottime()
-        async with live.accepting:
-            if request.number <= live.last_number:
-                await self._check_repeated(live.run, request)
-                return EmptyAnswer()
-            if live.current is not None:
-                raise Conflict(f"statement {live.current.number} is still running; they are sent one at a time")
-            if live.ending or live.run.step != "running" or live.run.state != "idle":
-                raise Conflict(f"the session is {live.run.state}", code="not_ready")
-            fresh = RunStatement(request.number, request.code, request.language, live.next_remote)
-
-            def then(_: None) -> None:
-                live.current, live.last_number, live.cancel_sent = fresh, fresh.number, False
-                live.next_remote += 1
-                live.signal.set()
-
-            await self._state.write(lambda conn: run_store.add_statement(conn, live.run, fresh), then=then)
-        return EmptyAnswer()
-
-    async def _check_repeated(self, run: JobRun, request: RunStatementRequest) -> None:
-        # Only the newest statement is stored, and home repeats no other: it sends one at a time.
-        stored = await self._state.read(lambda conn: run_store.statements(conn, run.job, run.epoch, request.number))
-        if not any(
-            (each.number, each.code, each.language) == (request.number, request.code, request.language)
-            for each in stored
-        ):
-            raise Conflict(
-                f"another statement {request.number} was run in this session",
-                hint="This happens if the home of the job was restored from a backup. Open a new session.",
-                code=DIVERGED,
+        actor = self._mine(sender, request.job, request.epoch)
+        actor.tell(HomeHeard())
+        try:
+            await actor.ask(
+                lambda reply: StatementOffered(reply, request.number, request.code, request.language),
             )
+        except ActorEnded as error:
+            raise _not_alive(request.job, request.epoch) from error
+        return EmptyAnswer()
 
     async def status(self, sender: IslandId, request: StatusRequest) -> JobReport:
         """Report the current state of the run, and renew its lease."""
-        live = self._driver.live.get((request.job, request.epoch))
-        run = live.run if live else await self._state.read(lambda conn: run_store.get(conn, request.job, request.epoch))
-        if run is None:
-            raise NotFound(f"this island has no run of {request.job} with epoch {request.epoch}")
+        if (actor := self._driver.living(request.job, request.epoch)) is not None:
+            actor.tell(HomeHeard())
+            run, version = actor.state, actor.state.memory.version
+        else:
+            found = await self._state.read(lambda conn: run_store.get(conn, request.job, request.epoch))
+            if found is None:
+                raise NotFound(f"this island has no run of {request.job} with epoch {request.epoch}")
+            run, version = found, _ENDED_VERSION
         self._check_home(run, sender)
-        version = live.version if live else _ENDED_VERSION
-        statements: list[StatementReport] = []
-        if live is not None:
-            live.renewed = self._clock.boottime()
-        if live is None or live.last_number >= request.acknowledged:
-            stored = await self._state.read(
-                lambda conn: run_store.statements(conn, request.job, request.epoch, request.acknowledged)
-            )
-            current = live.current if live else None
-            statements = [
-                _reported(current if current and current.number == each.number and not each.ended else each)
-                for each in stored
-            ]
+        newest = run.statement
         return JobReport(
             job=run.job,
             epoch=run.epoch,
             version=version,
-            state="busy" if live and live.current and run.state == "idle" else run.state,
+            state="busy" if not run.ended and run.open_statement and run.state == "idle" else run.state,
             ended=run.ended,
             reason=run.reason,
+            code=run.code,
             app_id=run.app_id,
-            app_info=run.app_info,
-            notes=tuple(run.notes),
-            log=None if request.seen == version else tuple(run.log),
-            statements=tuple(statements),
+            app_info=dict(run.app_info),
+            notes=run.notes,
+            log=None if request.seen == version else run.log,
+            statements=(_reported(newest),) if newest is not None and newest.number >= request.acknowledged else (),
             moved=run.moved,
         )
 
     async def stop(self, sender: IslandId, request: StopRequest) -> EmptyAnswer:
         """Cancel a statement or end the run. A run that has not begun is recorded as ended and will not begin."""
-        live = self._driver.live.get((request.job, request.epoch))
-        if live is None:
-            if problem := policy.job_problem(request.job, sender):
-                raise Denied(f"{problem}; only its home may stop a job")
-            if self._policy(sender, None):
-                return EmptyAnswer()  # a commit of that home would be refused, so there is nothing to prevent
-            await self._state.write(
-                lambda conn: run_store.insert_refused(
-                    conn, request.job, request.epoch, sender, "stopped before it began", self._clock.wall()
-                )
-            )
+        actor = self._driver.living(request.job, request.epoch)
+        if actor is None:
+            await self._prevent(sender, request)
             return EmptyAnswer()
-        self._check_home(live.run, sender)
-        live.renewed = self._clock.boottime()
-        if request.number is None:
-            await self._state.write(
-                lambda conn: run_store.set_stop(conn, request.job, request.epoch),
-                then=lambda _: self._driver.stop(live),
-            )
-        elif (current := live.current) is not None and current.number == request.number:
-            current.cancel = True
-            await self._state.write(
-                lambda conn: run_store.save_statement(conn, live.run, current), then=lambda _: self._driver.stir(live)
-            )
+        self._check_home(actor.state, sender)
+        actor.tell(HomeHeard())
+        number = request.number
+        with contextlib.suppress(ActorEnded):  # what was to be ended has ended
+            if number is None:
+                await actor.ask(lambda reply: RunStopAsked("owner", reply))
+            else:
+                await actor.ask(lambda reply: StatementCancelAsked(reply, number))
         return EmptyAnswer()
+
+    async def _prevent(self, sender: IslandId, request: StopRequest) -> None:
+        """Record that a run which has not begun must not begin."""
+        if problem := policy.job_problem(request.job, sender):
+            raise Denied(f"{problem}; only its home may stop a job")
+        if self._policy(sender, None):
+            return  # a commit of that home would be refused, so there is nothing to prevent
+        await self._state.write(
+            lambda conn: run_store.insert_refused(
+                conn, request.job, request.epoch, sender, "stopped before it began", self._clock.wall()
+            )
+        )
 
     async def release(self, sender: IslandId, request: ReleaseRequest) -> EmptyAnswer:
         """Delete the results of a run, which its home has stored. The row of the run itself is kept."""
@@ -407,17 +450,18 @@ class Executor:
 
     async def complete(self, sender: IslandId, request: CodeCompletionRequest) -> CodeCompletionAnswer:
         """Ask the engine for code completion candidates."""
-        live = self._mine(sender, request.job, request.epoch)
-        if live.run.remote is None or self._engine is None:
+        run = self._mine(sender, request.job, request.epoch).state
+        engine = self._engines.get(run.engine)
+        if run.remote is None or engine is None:
             return CodeCompletionAnswer()
-        found = await self._engine.complete(live.run.remote, request.code, request.language, request.cursor)
+        found = await engine.complete(run.ref, request.code, request.language, request.cursor)
         return CodeCompletionAnswer(candidates=tuple(text[:4096] for text in found[:1000]))
 
     def live_runs(self) -> dict[str, int]:
         """The number of runs that have not ended, by kind."""
         counts = {"session": 0, "batch": 0}
-        for live in self._driver.live.values():
-            counts[live.run.work.kind] += 1
+        for run in self._driver.alive:
+            counts[run.work.kind] += 1
         return counts
 
     async def newest(self, limit: int) -> list[JobRun]:
@@ -429,32 +473,37 @@ class Executor:
 
         `record(conn)` writes the journal entry, in the same transaction.
         """
-        live = self._driver.live.get((run.job, run.epoch))
-        if live is None:
-            await self._state.write(record)
-            return
+        actor = self._driver.living(run.job, run.epoch)
 
         def write(conn: sqlite3.Connection) -> None:
             record(conn)
-            run_store.set_stop(conn, run.job, run.epoch)
+            run_store.set_stop(conn, run.job, run.epoch, "administrator")
 
-        await self._state.write(write, then=lambda _: self._driver.stop(live, evicted=True))
+        def then(_: None) -> None:
+            if actor is not None:
+                actor.tell(RunStopAsked("administrator"))
 
-    def _mine(self, sender: IslandId, job: str, epoch: int) -> LiveRun:
-        live = self._driver.live.get((job, epoch))
-        if live is None:
-            raise NotFound(f"no run of {job} with epoch {epoch} is alive at this island")
-        self._check_home(live.run, sender)
-        if problem := self._policy(sender, live.run.user):
-            live.forbidden = True
-            self._driver.stir(live)
+        await self._state.write(write, then=then)
+
+    def _mine(self, sender: IslandId, job: str, epoch: int) -> Actor[JobRun]:
+        """The actor of a run that has not ended, for its home."""
+        actor = self._driver.living(job, epoch)
+        if actor is None:
+            raise _not_alive(job, epoch)
+        self._check_home(actor.state, sender)
+        if problem := self._policy(sender, actor.state.user):
+            actor.tell(RunForbidden(problem))
             raise Denied(f"{self._trust.name} no longer runs this job: {problem}")
-        return live
+        return actor
 
     @staticmethod
     def _check_home(run: JobRun, sender: IslandId) -> None:
         if run.home != sender:
             raise Denied(f"job {run.job} does not belong to this island")
+
+
+def _not_alive(job: str, epoch: int) -> NotFound:
+    return NotFound(f"no run of {job} with epoch {epoch} is alive at this island")
 
 
 def _reported(statement: RunStatement) -> StatementReport:

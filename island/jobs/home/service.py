@@ -535,4 +535,8 @@ def _may(caller: Principal, job: JobRow) -> bool:
 
 
 def _resources(shown: dict[str, Any]) -> dict[str, str | int]:
-    return {name: shown[name] for name in core.RESOURCES if shown.get(name) is not None}
+    """Livy's resource fields of a request. Raises `LivyRefusal` that names the field with a wrong value."""
+    found = {name: shown[name] for name in core.RESOURCES if shown.get(name) is not None}
+    if problem := core.resources_problem(found):
+        raise rejected(f"requirement failed: {problem}.")
+    return found

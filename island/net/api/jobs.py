@@ -16,7 +16,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from island.errors import BadInput, NotFound
-from island.jobs.executor.store import JobRun
+from island.jobs.executor.run import JobRun
 from island.jobs.home.local_files import BatchFile
 from island.jobs.home.store import JobRow
 from island.jobs.messages import MAX_FILE
