@@ -162,7 +162,7 @@ async def test_views_are_created_in_a_stock_livy_by_statements(tmp_path: Path, m
         assert job.statements == 0
         found = await run(home, job, "spark.table('galaxies').count() + spark.table('home__galaxies').count()")
         assert found["data"]["text/plain"] == "6"
-        assert [s.number for s, _ in await home.jobs.statements(job)] == [0]
+        assert (await home.jobs.named(USER, job.id)).statements == 1
 
 
 async def test_results_are_kept_when_a_killed_engine_ends_the_session(tmp_path: Path) -> None:
@@ -184,6 +184,6 @@ async def test_results_are_kept_when_a_killed_engine_ends_the_session(tmp_path: 
                 while (job := await home.jobs.named(USER, job.id)).live:
                     await asyncio.sleep(0.05)
             assert job.state == "dead" and "was restarted, which ended its Spark sessions" in job.reason
-            done, gone = [statement for statement, _ in await home.jobs.statements(job)]
+            done, gone = [(await home.jobs.statement(job, number))[0] for number in (0, lost.number)]
             assert json.loads(done.output)["data"]["text/plain"] == "42"
             assert gone.state == "error" and json.loads(gone.output)["ename"] == "SessionLost"
