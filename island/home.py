@@ -129,7 +129,7 @@ class Home:
     def in_use(self) -> bool:
         """Return whether a daemon runs with this home folder. Raises `OSError` if its lock cannot be opened."""
         try:
-            descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return False
         try:

@@ -222,7 +222,13 @@ def _engine_contradictions(section: str, engine: EngineSection) -> Iterator[_Not
         yield "warning", section, "url", found, "Use https."
     if engine.kerberos and importlib.util.find_spec("spnego") is None:
         found = f"{section}.kerberos is true, but pyspnego is not installed"
-        yield "problem", section, "kerberos", found, "Install the extra: pip install 'astrolab-island[kerberos]'."
+        yield (
+            "problem",
+            section,
+            "kerberos",
+            found,
+            "Install the extra `kerberos` (in a clone: pip install '.[kerberos]').",
+        )
 
 
 def _same_port(user: str, peer: str) -> bool:
@@ -245,7 +251,7 @@ def _missing_files(parsed: Config, folder: Path) -> Iterator[_Note]:
             )
         if engine.shared_folder and (problem := shared_folder_problem(Path(engine.shared_folder))):
             found = f"{section}.shared_folder: {problem}"
-            advice = "See 'A Livy of another account' in docs/administrator.md."
+            advice = "See 'A Livy of another account' in docs/administrator.md of the repository."
             yield "problem", section, "shared_folder", found, advice
     for allowed in parsed.jobs.allow_files:
         if not Path(allowed).is_dir():

@@ -520,7 +520,7 @@ def test_another_account_is_told_whose_island_it_is() -> None:
                 [sys.executable, "-c", AS_NOBODY, str(folder / "home")], capture_output=True, text=True, check=True
             )
             assert f"belongs to {owner} and cannot be read by nobody" in done.stdout
-            assert f"sudo -u {account} island doctor" in done.stdout
+            assert f"sudo -u {account} island doctor --home {folder}/home" in done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

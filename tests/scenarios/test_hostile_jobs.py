@@ -124,6 +124,19 @@ async def test_an_id_of_another_home_is_refused(tmp_path: Path, job: str) -> Non
             await mallory.ask("job.stop", codec.encode(StopRequest(job=head.job, epoch=1)))
 
 
+async def test_a_user_whose_name_names_another_island_is_refused(tmp_path: Path) -> None:
+    """`administrator@victim` as a user would be `administrator@victim@mallory` in the journal."""
+    async with victim(tmp_path, OPEN) as daemon, member(daemon, tmp_path) as mallory:
+        for user in ("administrator@victim", "eve\nadministrator", ""):
+            asked = OfferRequest(envelope=envelope(mallory, user=user), kind="batch", language="batch")
+            offer = codec.decode(await mallory.ask("job.offer", codec.encode(asked)), Offer)
+            assert not offer.reservation and "name of its user" in offer.refusal
+            answer = CommitRequest(envelope=asked.envelope, reservation="x", work=BATCH, file=SCRIPT)
+            told = codec.decode(await mallory.ask("job.commit", codec.encode(answer)), CommitAnswer)
+            assert not told.accepted and "name of its user" in told.reason
+        assert not await get(daemon, "/api/v1/jobs")
+
+
 @pytest.mark.parametrize("lease", [math.inf, math.nan, -1.0, 1e9])
 async def test_a_lease_without_limit_ends_the_peer_session(tmp_path: Path, lease: float) -> None:
     with logged() as logs:
