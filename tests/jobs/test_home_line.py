@@ -8,7 +8,8 @@ import re
 import pytest
 
 from island.errors import IslandError
-from island.jobs.home.store import JobRow
+from island.jobs.home.store import JobRow, StatementRow
+from island.jobs.messages import StatementReport
 from island.trust.users import Principal
 from tests.sim.archipelago import Archipelago, simulate
 from tests.sim.jobs import OPEN, USER, PlayedEngine, World
@@ -166,3 +167,31 @@ def test_a_session_whose_clients_are_silent_ends() -> None:
         assert "did it" in (await world.run(home, other, "it")).output
 
     simulate(46, scenario)
+
+
+def test_a_change_wakes_only_those_who_wait_for_this_job() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine(), max_sessions=20)
+        jobs = world.jobs["home"]
+        quiet = [await world.settled(home, await world.open(home)) for _ in range(10)]
+        busy = await world.settled(home, await world.open(home))
+        waiting = []
+        for job in quiet:
+            statement = await jobs.post(job, "sleep", None)
+            waiting.append(asyncio.ensure_future(jobs.finished_statement(job, statement.number, 50)))
+        await asyncio.sleep(10)
+        looks, look = 0, jobs.statement
+
+        async def counted(job: JobRow, number: int) -> tuple[StatementRow, StatementReport]:
+            nonlocal looks
+            looks += job.id != busy.id
+            return await look(job, number)
+
+        jobs.statement = counted  # type: ignore[method-assign]  # counts how often the waiting requests look
+        for code in "abcde":
+            assert f"did {code}" in (await world.run(home, busy, code)).output
+        assert looks == 0
+        assert all(found[0].state == "waiting" for found in await asyncio.gather(*waiting))
+
+    simulate(50, scenario)
