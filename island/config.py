@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from island.errors import ConfigError
+from island.regular_file import read_regular
 
 SIZE, JAVA_SIZE = r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z", r"^[0-9]+[mg]\Z"
 """Sizes in bytes, and those of the options of Java."""
@@ -366,6 +367,10 @@ RESERVED_ENGINES = ("embedded", "livy")
 """The names of the engine of [livy]: without and with a URL."""
 
 
+FILE_LIMIT = 1024 * 1024
+"""Maximum size of a configuration file, in bytes."""
+
+
 def load(path: Path) -> Config:
     """Read and check a configuration file.
 
@@ -373,13 +378,13 @@ def load(path: Path) -> Config:
     the most similar known key.
     """
     try:
-        raw = tomllib.loads(path.read_text("utf-8"))
+        raw = decoded(read_regular(path, FILE_LIMIT).decode("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no island at {path.parent}",
             hint="Create one with `island init HOME --name NAME`, or select a home folder with --home or ISLAND_HOME.",
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read: {error}", hint="Correct the file. `island config reference` describes every key."
         ) from error
@@ -388,6 +393,14 @@ def load(path: Path) -> Config:
         hint = f"{found[0].hint} `island config check` lists all {len(found)} problems."
         raise ConfigError(f"{path}: {found[0].message}", hint=hint)
     return parse(raw, str(path))
+
+
+def decoded(text: str) -> dict[str, Any]:
+    """Return the tables of a TOML text. Raises `ValueError`, most often `tomllib.TOMLDecodeError`."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
 
 
 def parse(raw: dict[str, Any], where: str) -> Config:

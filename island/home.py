@@ -20,6 +20,10 @@ from pathlib import Path
 from island import config
 from island.errors import ConfigError, Conflict, Unauthenticated, Unreachable
 from island.private_files import secret_path, secret_text
+from island.regular_file import read_regular
+
+RUNNING_LIMIT = 64 * 1024
+"""Maximum size of `running.json`, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Home:
     def url(self) -> str:
         """Return the URL of the user port: of the running daemon, else as configured. Raises `ConfigError`."""
         try:
-            bound = json.loads(self.running.read_text("utf-8"))
+            bound = json.loads(read_regular(self.running, RUNNING_LIMIT))
             return str(bound["url"])
         except (OSError, ValueError, KeyError, TypeError):
             # No daemon is running: use the configured address.
@@ -125,7 +129,7 @@ class Home:
     def in_use(self) -> bool:
         """Return whether a daemon runs with this home folder. Raises `OSError` if its lock cannot be opened."""
         try:
-            descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return False
         try:
@@ -219,7 +223,7 @@ def token_in(file: str, named_by: str) -> str:
     Raises `ConfigError` if it cannot be read, or if others could read it.
     """
     try:
-        return secret_text(Path(file).expanduser(), "a token")
+        return secret_text(Path(file).expanduser(), "a token", pipe=True)
     except OSError as error:
         raise ConfigError(
             f"the token file {file} cannot be read: {error.strerror}",

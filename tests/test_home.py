@@ -7,6 +7,7 @@ import fcntl
 import os
 import sqlite3
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -119,6 +120,14 @@ def test_doctor_names_the_disk_if_it_is_read_only(tmp_path: Path) -> None:
     problems = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("problem ")]
     assert problems == [f"disk            the file system of {home} is read-only"]
     assert "state.db was not checked: unable to open database file" in done.stdout
+
+
+def test_a_daemon_is_found_on_a_read_only_disk(tmp_path: Path) -> None:
+    """The disk became read-only while the daemon was running."""
+    ask = "import pathlib, sys; from island.home import Home; print(Home(pathlib.Path(sys.argv[1])).in_use())"
+    with Home(tmp_path).locked():
+        done = command(*on_read_only_disk(tmp_path, sys.executable, "-c", ask, str(tmp_path)))
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_the_command_of_the_guide_that_replaces_a_token(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, get_args
 
+from island import config
 from island.backup import core
 from island.backup.archive import BackupReader, Sink
 from island.backup.messages import ArchivedFile, BackupManifest
@@ -25,11 +26,13 @@ from island.kernel.db import Kind, newest_version, written_by_newer
 from island.kernel.db_file import check_content, migrated
 from island.kernel.units import format_bytes
 from island.private_files import sync_folder
+from island.regular_file import open_regular
 from island.streams import store as streams_store
 from island.trust import journal
 from island.trust import store as trust_store
 from island.trust.keys import NO_NETWORK, Identity
 from island.trust.sealing import seal_problems
+from island.trust.users import TOKEN_FILES, parse_token
 
 SKIPPED_JOB_IDS = 1000
 """Clients may still know ids of jobs that were created after the backup. So many ids are not given again."""
@@ -81,7 +84,7 @@ def restore(path: Path, home: Home, *, now: float, progress: Progress | None = N
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except OSError as error:
         raise BadInput(
             f"{path} cannot be read: {error.strerror or error}",
@@ -115,6 +118,12 @@ def _verified(file: IO[bytes], path: Path, progress: Progress | None) -> BackupM
         if name.endswith(".db"):
             _check_database(bytes(header), name, path)
     try:
+        config.decoded(checked.kept["island.toml"].decode("utf-8"))  # this version may refuse a key of an older one
+    except ValueError as error:
+        raise core.damaged(str(path), f"island.toml is not valid: {error}") from error
+    try:
+        for name in TOKEN_FILES.values():
+            parse_token(bytes(checked.kept[name]), f"the file '{name}'")
         identity = Identity.parse(bytes(checked.kept["key"]), f"the file 'key' in {path}")
     except ConfigError as error:
         raise core.damaged(str(path), error.message) from error

@@ -57,11 +57,13 @@ def home(facts: HomeFacts) -> Iterator[Finding]:
     if not facts.readable:
         found = f"{facts.path} belongs to {facts.owner or 'another account'} and cannot be read by {facts.account}"
         advice = f"Run the command as the account of the daemon: sudo -u {facts.owner or 'ACCOUNT'} island doctor"
+        advice += f" --home {facts.path}"
         yield Finding("home", "problem", found, advice)
         return
     if facts.owner != facts.account:
         found = f"{facts.path} belongs to {facts.owner}, not to the account {facts.account} that runs this check"
-        advice = f"Run the daemon and its commands as {facts.owner}, or change the owner of all files: chown -R."
+        change = f"chown -R {facts.account}: {facts.path}"
+        advice = f"Run the daemon and its commands as {facts.owner}, or give the files to this account: {change}"
         yield Finding("home", "warning", found, advice)
     if not facts.writable and not facts.read_only:  # the check of the disk reports the latter
         found = f"{facts.path} cannot be written by {facts.account}"
@@ -361,6 +363,11 @@ def _sandbox_of_livy(facts: SandboxFacts) -> Finding:
         )
         return Finding("sandbox", "warning", f"{found} of this island, unless Livy changes the account", own)
     return Finding("sandbox", "ok", f"Livy is on this machine and runs as {accounts}, not as {facts.account}")
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks, so that a part of it cannot look like another line of the output."""
+    return " ".join(text.splitlines())
 
 
 def failed(findings: Sequence[Finding]) -> bool:

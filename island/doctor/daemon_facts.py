@@ -15,7 +15,8 @@ from island.client import Api
 from island.config import Config, is_loopback, split_address
 from island.doctor.facts import DaemonFacts, PeerFacts, PeerView
 from island.errors import IslandError, Unauthenticated, Unreachable
-from island.home import Endpoint, Home
+from island.home import RUNNING_LIMIT, Endpoint, Home
+from island.regular_file import read_regular
 
 _CHECK_SECONDS = 30.0
 """Time in which linked islands look at this one."""
@@ -64,7 +65,7 @@ def running(place: Home) -> Running:
     except OSError:  # another account owns the lock; the check of the entries says so
         locked = False
     try:
-        bound = json.loads(place.running.read_text("utf-8"))
+        bound = json.loads(read_regular(place.running, RUNNING_LIMIT))
         since = place.running.stat().st_mtime
         port = bound["peer_port"]
         return Running(locked, int(bound["pid"]), str(bound["url"]), None if port is None else int(port), since)

@@ -31,7 +31,7 @@ def examine(
     """
     for each in _findings(place, clock, environ, endpoint):
         # Texts of Livy, peers and files are in them, which could contain lines that look like those of other checks.
-        yield dataclasses.replace(each, found=_one_line(each.found), advice=_one_line(each.advice))
+        yield dataclasses.replace(each, found=core.one_line(each.found), advice=core.one_line(each.advice))
 
 
 def _findings(
@@ -103,10 +103,6 @@ def _guarded(check: str, collect: Callable[[], Iterator[Finding]]) -> Iterator[F
     except Exception as error:  # noqa: BLE001 - a fault of one check must not hide the others
         found = f"this check was not possible: {type(error).__name__}: {error}"
         yield Finding(check, "unchecked", found, "This is a fault of `island doctor`: report it with this line.")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.splitlines())
 
 
 def _configuration(checked: config_file.ConfigFile) -> Iterator[Finding]:

@@ -120,7 +120,7 @@ def check_content(path: Path) -> None:
 def migrated(path: Path, kind: Kind) -> Iterator[sqlite3.Connection]:
     """Migrate a database that no daemon uses, and run the block in one transaction on it.
 
-    Raises `ConfigError` as `check_file_version` does, `Full` and `DiskFailed`.
+    Raises `ConfigError` as `check_file_version` does, `Full` and `DiskFailed`, and `Corrupt` for other tables.
     """
     try:
         with _opened(path) as conn:
@@ -130,7 +130,10 @@ def migrated(path: Path, kind: Kind) -> Iterator[sqlite3.Connection]:
             yield conn
             conn.execute("COMMIT")
     except sqlite3.Error as error:
-        raise explained(error, path) from error
+        problem = explained(error, path)
+        if not isinstance(problem, IslandError):
+            problem = Corrupt(f"{path.name} is not a database of an island: {error}", hint="Use another backup.")
+        raise problem from error
 
 
 @contextlib.contextmanager

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gzip
 import hashlib
 import io
 import os
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
+import sys
 import tarfile
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +25,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from island.backup import archive, core, restoring, saving
+from island.backup import archive, core, restoring, saving, scratch
 from island.backup.messages import ArchivedFile, BackupManifest
 from island.catalog import store as catalog_store
 from island.cli.demo.demo_island import ISLAND
@@ -241,6 +244,41 @@ def test_a_pack_that_is_lost_is_reported(home: Home, tmp_path: Path) -> None:
     saved = saving.save(home, tmp_path / "b.tar", now=NOW)
     assert "publish" in saved.warnings[0]
     assert restoring.verify(tmp_path / "b.tar") == saved.manifest
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from island.backup import saving
+from island.home import Home
+
+target = Path(sys.argv[2])
+saving.save(Home(Path(sys.argv[1])), target, now=1.0, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_the_next_backup_deletes_what_a_killed_one_has_left(home: Home, tmp_path: Path) -> None:
+    """It may contain the key."""
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    done = subprocess.run([sys.executable, "-c", KILLED, home.path, folder / "monday.tar"], check=False)
+    (left,) = folder.iterdir()
+    assert done.returncode == -signal.SIGKILL and (left / "archive").exists()
+    others = [folder / f"{scratch.prefix()}{name}" for name in ("running", "link", "file")]
+    others.append(folder / ".island-backup-0a1b2c3d4e5f-other")  # of another machine, which shares the folder
+    others[0].mkdir()
+    others[3].mkdir()
+    (others[0] / "archive").touch()
+    others[1].symlink_to(home.path)
+    others[2].touch()
+    running = os.open(others[0], os.O_RDONLY)
+    try:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        saving.save(home, folder / "tuesday.tar", now=NOW)
+    finally:
+        os.close(running)
+    assert sorted(folder.iterdir()) == sorted([*others, folder / "tuesday.tar"])
+    assert (others[0] / "archive").exists() and home.exists()
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -641,12 +679,65 @@ def test_a_damaged_database_is_found_before_the_home_folder_can_be_used(good: Pa
     refuse(tmp_path / "worse.tar", "state.db is not a database")
 
 
+@pytest.mark.parametrize("place", ["/a\0b", "relative", ""])
+def test_a_home_that_is_no_absolute_path_is_refused(good: Path, tmp_path: Path, place: str) -> None:
+    for key in ("home", "real_home"):
+        forge(good, tmp_path / "bad.tar", lambda files: None, **{key: place})
+        refuse(tmp_path / "bad.tar", "its manifest is not valid")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("island.toml", b"a", "island.toml is not valid"),
+        ("island.toml", b"\xff", "island.toml is not valid"),
+        ("token", b"", "the file 'token' does not contain a token"),
+        ("token.user", b"short", "the file 'token.user' does not contain a token"),
+    ],
+)
+def test_a_backup_that_no_daemon_could_start_with_is_refused(
+    good: Path, tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    forge(good, tmp_path / "bad.tar", lambda files: files.update({name: content}))
+    refuse(tmp_path / "bad.tar", reason)
+
+
+def test_a_database_that_cannot_be_migrated_is_refused(good: Path, tmp_path: Path) -> None:
+    """It is a database, but not that of an island."""
+    with closing(sqlite3.connect(tmp_path / "other.db")) as conn:
+        conn.execute("CREATE TABLE journal (x)")
+    other = (tmp_path / "other.db").read_bytes()
+    forge(good, tmp_path / "bad.tar", lambda files: files.update({"state.db": other}))
+    with pytest.raises(Corrupt, match=r"state\.db"):
+        restoring.restore(tmp_path / "bad.tar", Home(tmp_path / "back"), now=NOW)
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_backup_on_a_failing_disk_is_an_error_with_advice(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def failing(path: Path) -> Iterator[Any]:
+        def seek(*_: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        yield SimpleNamespace(seek=seek)
+
+    monkeypatch.setattr(restoring, "_opened", failing)
+    with pytest.raises(Corrupt, match="Input/output error"):
+        restoring.verify(good)
+
+
 def test_a_file_that_is_no_backup_is_refused(home: Home, tmp_path: Path) -> None:
     for name, data in (("text", b"hello " * 200), ("zip", gzip.compress(b"hello")), ("database", b"")):
         (tmp_path / name).write_bytes(data)
         refuse(tmp_path / name, "not a usable backup")
     with pytest.raises(BadInput, match="cannot be read"):
         restoring.verify(tmp_path / "none")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(BadInput, match="not a regular file"):
+        restoring.verify(tmp_path / "fifo")
+    reading, writing = os.pipe()
+    with open(reading, "rb"), open(writing, "wb"), pytest.raises(BadInput, match="not a regular file"):
+        restoring.verify(Path(f"/dev/fd/{reading}"))
 
 
 def test_the_manifest_has_limits() -> None:

@@ -27,6 +27,7 @@ from island.cli.demo.demo_island import ISLAND, free_ports
 from island.cli.init import init
 from island.doctor import core, daemon_facts, engine_facts, machine_facts, service, store
 from island.doctor.core import Finding, failed
+from island.errors import ConfigError
 from island.home import Endpoint, Home
 from island.kernel.db import Database, newest_version
 from island.kernel.ports import SystemClock
@@ -519,7 +520,7 @@ def test_another_account_is_told_whose_island_it_is() -> None:
                 [sys.executable, "-c", AS_NOBODY, str(folder / "home")], capture_output=True, text=True, check=True
             )
             assert f"belongs to {owner} and cannot be read by nobody" in done.stdout
-            assert f"sudo -u {account} island doctor" in done.stdout
+            assert f"sudo -u {account} island doctor --home {folder}/home" in done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -578,6 +579,28 @@ def test_a_database_whose_log_does_not_fit_on_the_disk_is_not_checked(place: Hom
     assert [each.found for each in examined(place) if "state.db" in each.found] == [
         f"state.db is intact (schema {newest_version('state')})"
     ]
+
+
+@pytest.mark.parametrize(
+    "name", ["island.toml", "key", "token.user", "livy.password", "running.json", "state.db", "lock"]
+)
+def test_a_fifo_in_place_of_a_file_ends_no_check(place: Home, name: str) -> None:
+    """Nobody writes to it, so whoever opens it as a file waits for ever."""
+    configure(place, "url", '"http://127.0.0.1:9"')
+    log_in(place)
+    (place.path / name).unlink(missing_ok=True)
+    os.mkfifo(place.path / name, 0o600)
+    found = examined(place)
+    assert {"home", "configuration", "secrets", "database", "daemon"} <= {each.check for each in found}
+    if name not in {"running.json", "state.db", "lock"}:
+        problems = [each.found for each in found if name in each.found and each.severity == "problem"]
+        assert problems and all("not a regular file" in each for each in problems)
+    if name == "running.json":
+        assert place.url() == f"http://{place.config().listen.user}"
+    if name == "token.user":
+        place.token.unlink()
+        with pytest.raises(ConfigError, match="is not a regular file"):
+            place.endpoint()
 
 
 AS_NOBODY = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from island import config
 from island.cli import base, main
 from island.doctor import config_file
+from island.errors import ConfigError
 
 GOOD = '[island]\nname = "kiso"\n'
 
@@ -242,3 +244,46 @@ def test_config_show_of_a_broken_file_says_what_is_wrong(tmp_path: Path, capsys:
     (tmp_path / "island.toml").write_text('[island]\nname = "a/b"\n')
     assert island("--home", str(tmp_path), "config", "show", "--effective") == 1
     assert "island.name" in capsys.readouterr().err
+
+
+def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").write_text("#" * config.FILE_LIMIT + "\n")
+    for name, reason in (("fifo", "regular file"), ("/dev/zero", "regular file"), ("large", "larger")):
+        path = tmp_path / name
+        (found,) = config_file.check(path).findings
+        assert found.severity == "problem" and reason in found.found
+        with pytest.raises(ConfigError, match=reason):
+            config.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a = " + "[" * 5_000 + "]" * 5_000, "nested too deeply"),
+        (GOOD + "[livy]\nmax_sessions = " + "9" * 5_000, "Exceeds the limit"),
+    ],
+    ids=["deep", "digits"],
+)
+def test_what_the_parser_cannot_hold_is_a_problem(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "island.toml"
+    path.write_text(text)
+    (found,) = config_file.check(path).findings
+    assert found.severity == "problem" and reason in found.found
+    with pytest.raises(ConfigError, match=reason):
+        config.load(path)
+    assert config_file.text_of(path) == text
+
+
+def test_the_line_of_a_key_in_a_file_with_long_lines() -> None:
+    """With a regular expression that tries every way to divide the spaces, this takes hours."""
+    text = "[island]\n" + " " * 200_000 + "\n" + " " * 200_000 + "x" * 200_000 + "\nname = 7\n"
+    assert config_file.line_of(text, "island", "name") == 4
+
+
+def test_a_key_with_a_line_feed_prints_no_line_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "island.toml").write_text(GOOD + '"a\\n/etc/x: problem: forged" = 1\n')
+    with pytest.raises(SystemExit):
+        main.run(["config", "check", str(tmp_path / "island.toml")])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].startswith(f"{tmp_path}/island.toml:")

@@ -77,7 +77,7 @@ def livy_files(
         (disk(free=100 * 2**20), "problem", "only 100 MiB are free", "island dataset drop"),
         (disk(inodes=12), "problem", "only 12 inodes", "Delete files"),
         (disk(read_only=True), "problem", "is read-only", "system's log"),
-        (home(account="kim"), "warning", "belongs to island, not to the account kim", "chown -R"),
+        (home(account="kim"), "warning", "belongs to island, not to the account kim", "chown -R kim: /srv"),
         (home(writable=False), "problem", "cannot be written by island", "chmod u+rwx"),
         (
             entries("a", "b", "c", "d"),

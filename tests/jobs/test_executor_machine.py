@@ -201,6 +201,19 @@ def test_a_restart_while_it_is_submitted_searches_before_it_creates_again() -> N
     assert isinstance(create, CreateRemote)
 
 
+@pytest.mark.parametrize("work", [SESSION, BATCH], ids=["session", "batch"])
+def test_a_lost_request_may_have_reached_the_next_instance_of_the_engine(work: JobSpec) -> None:
+    play = Play(run_of(work))
+    play.on(RunResumed(), PlaceGranted("main"), InputsFetched((), "", 0), InstanceSeen("i"))
+    play.on(failed(CreateRemote({}), FailureKind.SILENT), Elapsed("engine"))
+    assert play.on(InstanceSeen("j")) == [FindRemote()]
+    found = Play(play.run)
+    found.on(RemoteFound(STARTING))
+    assert (found.run.remote, found.run.instance, found.run.ended) == (7, "j", False)
+    play.on(RemoteFound(None))
+    assert play.run.ended == (work is BATCH), "a batch may have run, a session has lost nothing"
+
+
 def test_a_batch_whose_answer_a_stock_livy_lost_is_not_run_again() -> None:
     play = Play(run_of(BATCH))
     play.on(RunResumed(), PlaceGranted("main"), InputsFetched((), "/x.py", 0), InstanceSeen(""))
@@ -282,6 +295,14 @@ def test_a_statement_after_a_lost_answer_is_sent_again_only_if_the_engine_does_n
     assert play.on(RemoteStatement(0, {**RUNNING, "code": "1+1"}, "i")) != [PostCode(0, "1+1", "")]
     play.on(RemoteStatement(0, None, "i"))
     assert play.run.ended, "a statement that the engine had has vanished"
+
+
+def test_a_refused_statement_does_not_use_a_number_of_the_engine() -> None:
+    play = idle()
+    play.on(StatementOffered(Reply(), 0, "1+1", ""))
+    assert play.on(failed(PostCode(0, "1+1", ""), FailureKind.REFUSED, "too long")) == []
+    assert play.run.statement is not None and "Refused" in play.run.statement.output
+    assert PostCode(0, "2+2", "") in play.on(StatementOffered(Reply(), 1, "2+2", ""))
 
 
 def test_a_statement_after_a_restart_is_looked_up_first() -> None:
@@ -412,7 +433,7 @@ class RandomRun(RuleBasedStateMachine):
         self.boot, self.instance, self.taken = 0.0, 1, False
         self.sessions: dict[int, ModelSession] = {}
         self.created: list[int] = []
-        """The instance at which each session was created."""
+        """The instance of the engine at each creation."""
         self.posted: list[str] = []
         self.number = 0
         self.accepted: set[int] = set()
@@ -643,16 +664,16 @@ class RandomRun(RuleBasedStateMachine):
 
 
 class RandomBatch(RandomRun):
-    """The same for a batch, which must never be created again at the same engine."""
+    """The same for a batch, which must never be created again."""
 
     work = BATCH
 
     @invariant()
     def a_batch_runs_once(self) -> None:
-        assert len(self.created) == len(set(self.created))
+        assert len(self.created) <= 1
 
 
-_SETTINGS = settings(max_examples=100, stateful_step_count=50, deadline=None)
+_SETTINGS = settings(max_examples=60, stateful_step_count=50, deadline=None)
 
 TestRandomRun = RandomRun.TestCase
 TestRandomRun.settings = _SETTINGS

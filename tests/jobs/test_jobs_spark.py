@@ -59,7 +59,7 @@ async def run(place: Site, job: JobRow, code: str, kind: str | None = None) -> d
 
 async def linked(*sites: Site) -> None:
     """Wait until every island has a session with the others and knows their names and datasets."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not all(len(s.peers.links()) == len(sites) - 1 for s in sites) or not all(
             view.name for s in sites for view in s.membership.views()
         ):
@@ -67,7 +67,7 @@ async def linked(*sites: Site) -> None:
 
 
 async def knows(place: Site, dataset: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while dataset not in [view.dataset for view in await place.catalog.datasets()]:
             await asyncio.sleep(0.05)
 

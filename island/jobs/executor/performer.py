@@ -216,12 +216,11 @@ class RunPerformer:
     async def _clear(self) -> bool:
         """End the session or batch at the engine. Returns whether there was one. Raises `EngineFailed` if it stays."""
         run, engine = self._run, self._engine()
-        if await engine.instance() != run.instance:
-            return True  # the instance of the engine that had it is gone
-        if run.remote is None:
+        if run.remote is None or await engine.instance() != run.instance:
+            # An engine that was restarted does not have it, unless a request whose answer was lost came after that.
             found = await engine.find(run.work.kind, run.name)
             if found is None:
-                return False
+                return run.remote is not None
             run = replace(run, remote=found.id)
         await engine.end(run.ref)
         left = await engine.find(run.work.kind, run.name)
