@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from island.errors import IslandError
+from island.errors import BadInput, IslandError
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import StatementReport
 from island.trust.users import Principal
@@ -88,16 +88,17 @@ def test_foreign_places_that_are_taken_are_waited_for() -> None:
     simulate(43, scenario)
 
 
-@pytest.mark.parametrize("where", ["home", "there", "both"])
+@pytest.mark.parametrize("where", ["home", "there", "both", "one"])
 @pytest.mark.parametrize("when", [0.0, 0.2, 0.35, 1.0])
 def test_a_database_that_is_full_for_three_seconds_only_delays(where: str, when: float) -> None:
     async def scenario(a: Archipelago) -> None:
         world, engine = World(a), PlayedEngine()
-        home = await world.island("home")
-        there = await world.island("there", engine=engine, jobs=OPEN)
+        home = await world.island("home", engine=engine if where == "one" else None)
+        there = await world.island("there", engine=None if where == "one" else engine, jobs=OPEN)
         await world.linked()
         job = await world.settled(home, await world.open(home))
-        disks = {"home": [home.disk], "there": [there.disk], "both": [home.disk, there.disk]}[where]
+        both = [home.disk, there.disk]
+        disks = {"home": [home.disk], "there": [there.disk], "both": both, "one": [home.disk]}[where]
         jobs = world.jobs["home"]
         first = await jobs.post(job, "first", None)
         await asyncio.sleep(when)
@@ -195,3 +196,30 @@ def test_a_change_wakes_only_those_who_wait_for_this_job() -> None:
         assert all(found[0].state == "waiting" for found in await asyncio.gather(*waiting))
 
     simulate(50, scenario)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_job_that_the_engine_of_home_refuses_runs_elsewhere(pinned: bool) -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, broken, engine = World(a), PlayedEngine(), PlayedEngine()
+        home = await world.island("home", engine=broken)
+        there = await world.island("there", engine=engine, jobs=OPEN)
+        await world.linked()
+
+        async def refuse(what: str, when: str) -> None:
+            if (what, when) == ("create", "before"):
+                raise BadInput("the REPL is not installed")
+
+        broken.fault = refuse
+        job = await world.open(home, queue="island:home" if pinned else None)
+        early = await world.jobs["home"].post(job, "early", None)
+        job = await world.settled(home, job)
+        if pinned:
+            assert (job.state, job.live) == ("dead", False) and "the REPL is not installed" in job.reason
+            return
+        assert (job.state, job.executor) == ("idle", there.id), job.reason
+        assert (await world.jobs["home"].finished_statement(job, early.number, 60))[0].state == "available"
+        assert "the REPL is not installed" in await world.log(home, job)
+        assert not broken.created and len(engine.created) == 1
+
+    simulate(51, scenario)
