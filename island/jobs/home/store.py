@@ -287,12 +287,12 @@ def newest(conn: sqlite3.Connection, user: str | None, limit: int, *, live_only:
 
     Their requests and the logs of their engines are left out.
     """
-    # `+created` keeps SQLite from walking through all ended jobs to find the live ones, which have an index.
+    # An id begins with the time of acceptance. `+id` keeps SQLite from walking through all ended jobs to find the live
+    # ones, which have an index.
     where = [*(["user = ?"] if user is not None else []), *(["phase != 'ended'"] if live_only else [])]
-    created = "+created" if live_only else "created"
     rows = conn.execute(
         f"SELECT {_BRIEF} FROM job {'WHERE ' if where else ''}{' AND '.join(where)}"
-        f" ORDER BY {created} DESC, id DESC LIMIT ?",
+        f" ORDER BY {'+id' if live_only else 'id'} DESC LIMIT ?",
         (*([user] if user is not None else []), limit),
     )
     return [_job(row) for row in rows]
@@ -349,7 +349,7 @@ def unfinished(conn: sqlite3.Connection) -> list[tuple[JobRow, list[StatementRow
     pending: dict[str, list[StatementRow]] = {}
     for row in conn.execute(f"SELECT * FROM job_statement WHERE {_OPEN} ORDER BY job, number"):
         pending.setdefault(row["job"], []).append(_statement(row))
-    rows = conn.execute("SELECT * FROM job WHERE phase != 'ended' OR released = 0 ORDER BY +created, id")
+    rows = conn.execute("SELECT * FROM job WHERE phase != 'ended' OR released = 0 ORDER BY +id")
     return [(_job(row), pending.get(row["id"], [])) for row in rows]
 
 
