@@ -110,11 +110,8 @@ class RunDriver:
 
     async def _carry(self, actor: Actor[JobRun]) -> None:
         run = actor.state
-        try:
-            await actor.run()
-        finally:
-            self.places.free((run.job, run.epoch))
-            del self.actors[run.job, run.epoch]
+        await actor.run()
+        del self.actors[run.job, run.epoch]
 
     def _bound(self, run: JobRun) -> JobRun:
         """The run of an earlier version, which knew only one engine, with the name of this engine."""
