@@ -232,6 +232,20 @@ class JobsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = []
     max_statements: Annotated[Positive, Meta(description="Maximum number of waiting statements in one session.")] = 100
+    keep_state: Annotated[
+        Positive,
+        Meta(description="Days after the end of a job for which its log and its routing decisions are kept."),
+    ] = 30
+    keep_results: Annotated[
+        Positive,
+        Meta(description="Days after the end of a job for which the job, its statements and their results are kept."),
+    ] = 365
+    keep_closed: Annotated[
+        Positive,
+        Meta(
+            description="Days after the end of a job for which it is kept with its results if a client has deleted it, by `DELETE` or `island session close`."
+        ),
+    ] = 30
     max_live_per_user: Annotated[
         Positive,
         Meta(description="Maximum number of sessions and batches of one user of this island that have not ended."),

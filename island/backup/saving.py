@@ -6,7 +6,6 @@ import datetime
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 import island
 from island.backup import archive, core
 from island.backup.messages import FORMAT, MAX_FILES, BackupManifest
+from island.backup.scratch import scratch_folder
 from island.catalog import store as catalog_store
 from island.config import Config
 from island.errors import BadInput, Conflict, Full, IslandError
@@ -82,13 +82,13 @@ def save(
         files=(),
     )
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        with scratch_folder(target.parent) as scratch:
             for attempt in range(ATTEMPTS):
                 try:
-                    found = _collect(home, Path(scratch), optional, streams=streams, last=attempt == ATTEMPTS - 1)
+                    found = _collect(home, scratch, optional, streams=streams, last=attempt == ATTEMPTS - 1)
                     files = tuple(archive.describe(name, path) for name, path in found.paths.items())
                     manifest = msgspec.structs.replace(blank, files=files)
-                    size = _write(manifest, list(found.paths.values()), Path(scratch) / "archive", target, progress)
+                    size = _write(manifest, list(found.paths.values()), scratch / "archive", target, progress)
                 except (FileNotFoundError, archive.SourceChanged):
                     continue
                 return SavedBackup(manifest, size, (*found.warnings, *outside))

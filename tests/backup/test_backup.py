@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gzip
 import hashlib
 import io
 import os
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +25,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from island.backup import archive, core, restoring, saving
+from island.backup import archive, core, restoring, saving, scratch
 from island.backup.messages import ArchivedFile, BackupManifest
 from island.catalog import store as catalog_store
 from island.cli.demo.demo_island import ISLAND
@@ -241,6 +244,41 @@ def test_a_pack_that_is_lost_is_reported(home: Home, tmp_path: Path) -> None:
     saved = saving.save(home, tmp_path / "b.tar", now=NOW)
     assert "publish" in saved.warnings[0]
     assert restoring.verify(tmp_path / "b.tar") == saved.manifest
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from island.backup import saving
+from island.home import Home
+
+target = Path(sys.argv[2])
+saving.save(Home(Path(sys.argv[1])), target, now=1.0, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_the_next_backup_deletes_what_a_killed_one_has_left(home: Home, tmp_path: Path) -> None:
+    """It may contain the key."""
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    done = subprocess.run([sys.executable, "-c", KILLED, home.path, folder / "monday.tar"], check=False)
+    (left,) = folder.iterdir()
+    assert done.returncode == -signal.SIGKILL and (left / "archive").exists()
+    others = [folder / f"{scratch.prefix()}{name}" for name in ("running", "link", "file")]
+    others.append(folder / ".island-backup-0a1b2c3d4e5f-other")  # of another machine, which shares the folder
+    others[0].mkdir()
+    others[3].mkdir()
+    (others[0] / "archive").touch()
+    others[1].symlink_to(home.path)
+    others[2].touch()
+    running = os.open(others[0], os.O_RDONLY)
+    try:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        saving.save(home, folder / "tuesday.tar", now=NOW)
+    finally:
+        os.close(running)
+    assert sorted(folder.iterdir()) == sorted([*others, folder / "tuesday.tar"])
+    assert (others[0] / "archive").exists() and home.exists()
 
 
 # --- what is refused ----------------------------------------------------------------------------

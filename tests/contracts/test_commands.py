@@ -45,7 +45,7 @@ def test_every_command_with_json_has_its_keys_on_the_page() -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedIsland]:
     """An island with one object of each kind. Its Livy is down, so sessions need no Spark."""
     made = ServedIsland(tmp_path_factory.mktemp("commands"), "kiso")
-    made.configure("url", '"http://127.0.0.1:9"')  # a Livy that is down
+    made.add_silent_engine()
     try:
         made.start()
         yield made
@@ -72,6 +72,10 @@ def printed(place: ServedIsland) -> dict[str, Any]:
     session = place.command("session", "open", "--kind", "pyspark", "--input", "kiso/small", "--no-wait").strip()
     for name in (*sorted(name for name in commands.LISTS if name.endswith(" ls")), "journal"):
         answers[name] = place.json(*name.split())
+    status = [*ISLAND, "--home", str(place.home), "status", "--json"]
+    done = subprocess.run(status, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, "its Livy is down"
+    answers["status"] = json.loads(done.stdout)
     nearby = [*ISLAND, "--home", str(place.home), "peer", "nearby", "--json"]
     done = subprocess.run(nearby, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1, "discovery is off"

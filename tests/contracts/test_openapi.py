@@ -24,6 +24,7 @@ from island.home import Home
 from island.kernel.ports import SystemClock, SystemRng
 from tests.contracts import document
 from tests.servers.daemon import ServedIsland
+from tests.servers.engine import until
 
 
 class Caller:
@@ -122,7 +123,7 @@ async def test_every_handler_has_a_docstring(routes: list[web.AbstractRoute]) ->
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedIsland]:
     made = ServedIsland(tmp_path_factory.mktemp("openapi"), "kiso")
-    made.configure("url", '"http://127.0.0.1:9"')  # no Livy answers there, so that jobs wait
+    made.add_silent_engine()
     made.configure("allow_files", json.dumps([str(made.home.parent)]))
     try:
         made.start()
@@ -330,6 +331,7 @@ def test_jobs(admin: Caller, user: Caller, small: dict[str, Any]) -> None:
 
     user.call("GET", f"{one}/wait?timeout=0", status=200)
     user.call("GET", f"{one}/wait?timeout=soon", status=400)
+    until(lambda: bool(user.call("GET", f"{one}/explain", status=200)), 30)  # the engine is asked first, in vain
     [row] = user.call("GET", f"{one}/explain", status=200)
     assert row["island"] == "kiso" and row["verdict"] == "chosen" and row["replayed"]
     assert any("kiso/small" in line for line in user.call("GET", f"{one}/log", status=200)["log"])

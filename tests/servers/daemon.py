@@ -68,6 +68,13 @@ class ServedIsland(DemoIsland):
         if not spark:
             self.configure("embedded", "false")
 
+    def add_silent_engine(self) -> None:
+        """Add a Livy that does not answer, so that jobs wait for it. Call it before `start`."""
+        with (self.home / "island.toml").open("a") as file:
+            file.write(
+                '[[engine]]\nname = "silent"\nurl = "http://127.0.0.1:9"\nkinds = ["pyspark", "shared", "sql"]\n'
+            )
+
     @property
     def pid(self) -> int:
         """The process id of the daemon, which must be running."""

@@ -106,7 +106,7 @@ async def cancelled_while_committing(database: Database, work: Callable[[], Awai
 
     def hold(_: sqlite3.Connection) -> None:
         busy.set()
-        gate.wait(10)
+        gate.wait(60)
 
     async def tapped(function: Callable[[sqlite3.Connection], T], **more: Any) -> T:
         asked.set()
@@ -117,11 +117,11 @@ async def cancelled_while_committing(database: Database, work: Callable[[], Awai
 
     loop = asyncio.get_running_loop()
     holding = loop.create_task(original(hold))
-    assert await asyncio.to_thread(busy.wait, 10)
+    assert await asyncio.to_thread(busy.wait, 60)
     database.write = tapped  # type: ignore[method-assign]  # intercepts the calls of the service
     task = loop.create_task(run())
     try:
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), 60)
         task.cancel()
         await asyncio.sleep(0)
     finally:
