@@ -143,3 +143,22 @@ def test_a_refused_commit_has_a_code() -> None:
 )
 def test_each_failure_has_one_meaning(error: Exception, kind: FailureKind) -> None:
     assert failure_kind(error) is kind
+
+
+def test_an_engine_that_is_starting_counts_as_free_unless_another_one_answers() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, first, second = World(a), PlayedEngine(), PlayedEngine()
+        first.name, second.name, first.up = "first", "second", False
+        home = await world.island("home")
+        await world.island("there", engine=first, jobs=OPEN, max_sessions=1)
+        await world.linked()
+        assert (await offered(world, home, envelope(home, 1))).wait == 0
+        assert (await offered(world, home, envelope(home, 2))).wait > 0, "one place is reserved"
+        world.further_engines["there"] = [second]
+        await a.crash(a.islands[1])
+        await a.restart(a.islands[1])
+        await world.linked()
+        assert (await offered(world, home, envelope(home, 3))).wait == 0
+        assert (await offered(world, home, envelope(home, 4))).wait > 0, "only one of the two engines answers"
+
+    simulate(3, scenario)
