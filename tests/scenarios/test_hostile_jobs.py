@@ -30,7 +30,10 @@ from island.jobs.messages import (
 from island.kernel import codec
 from tests.standins.member import Member, get, logged, member, packed, until, victim, well
 
-OPEN: dict[str, dict[str, Any]] = {"jobs": {"accept_from": ["members"], "foreign_code": "any", "same_user": True}}
+OPEN: dict[str, dict[str, Any]] = {
+    "jobs": {"accept_from": ["members"], "foreign_code": "any", "same_user": True},
+    "livy": {"url": "http://127.0.0.1:9"},  # it does not answer: jobs are accepted and wait
+}
 
 
 def job_of(home: str, job: str = "01890a5d-ac96-774b-bcce-b302099a8057") -> str:
