@@ -112,8 +112,12 @@ class Places:
                 self._line.remove(request)
 
     def room(self, engine: EnginePort) -> int:
-        """The number of free places at an engine."""
-        if engine.problem or self._is_closed(engine.name):
+        """The number of free places at an engine; 0 while it does not answer."""
+        return 0 if engine.problem else self.untaken(engine)
+
+    def untaken(self, engine: EnginePort) -> int:
+        """The number of places at an engine that no run has, whether it answers or not."""
+        if self._is_closed(engine.name):
             return 0
         return max(0, engine.capacity - sum(taken == engine.name for taken in self._taken.values()))
 
