@@ -15,7 +15,13 @@ from typing import Any
 from island.errors import IslandError, Unreachable
 from island.home import Endpoint, unreachable
 
+STATUS_SECONDS = 5.0
+"""Timeout for questions that a daemon answers at once if it works."""
+
 _ERRORS = (OSError, http.client.HTTPException)
+
+
+SILENT = "If it stays silent, see its log, and restart it."
 
 
 class ApiError(IslandError):
@@ -28,11 +34,15 @@ class ApiError(IslandError):
         self.answer = answer
 
 
+class NoAnswer(Unreachable):
+    """The daemon did not answer in time; it may hang."""
+
+
 class Api:
     """The operator API (and Livy's REST API) of one daemon. Not thread-safe. Each call opens a connection.
 
     `timeout` is in seconds, for each operation on the connection. All methods raise `Unreachable` if the
-    daemon does not answer, and `ApiError` for an error answer.
+    daemon does not answer (`NoAnswer` if it does not in time), and `ApiError` for an error answer.
     """
 
     def __init__(self, endpoint: Endpoint, *, timeout: float = 120.0) -> None:
@@ -98,6 +108,8 @@ class Api:
         """Return the body of a successful answer; raise `ApiError` for an error, `Unreachable` if it is incomplete."""
         try:
             data = answer.read()
+        except TimeoutError as error:
+            raise self._silent() from error
         except _ERRORS as error:
             raise Unreachable(
                 f"the answer from {self.endpoint.url} was interrupted: {error}", hint="Try again."
@@ -122,9 +134,15 @@ class Api:
         try:
             connection.request(method, self._parts.path.rstrip("/") + path, data, headers)
             return connection, connection.getresponse()
+        except TimeoutError as error:
+            connection.close()
+            raise self._silent() from error
         except _ERRORS as error:
             connection.close()
             raise unreachable(self.endpoint.url, error) from error
+
+    def _silent(self) -> NoAnswer:
+        return NoAnswer(f"{self.endpoint.url} does not answer within {self._timeout:g} s", hint=SILENT)
 
 
 def quote(part: str) -> str:

@@ -20,6 +20,13 @@ import msgspec
 from msgspec import Meta
 
 from island.errors import ConfigError
+from island.regular_file import read_regular
+
+SIZE, JAVA_SIZE = r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z", r"^[0-9]+[mg]\Z"
+"""Sizes in bytes, and those of the options of Java."""
+
+_FORMS = {SIZE: "a size; write for example 20GiB", JAVA_SIZE: "a size for Java; write for example 1g"}
+"""What a value has to be that does not match a pattern."""
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -130,7 +137,7 @@ class LivySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     driver_memory: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+[mg]\Z",
+            pattern=JAVA_SIZE,
             description="Memory of the Spark driver of each session in the embedded engine, for example 512m or 1g.",
         ),
     ] = "1g"
@@ -225,6 +232,20 @@ class JobsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = []
     max_statements: Annotated[Positive, Meta(description="Maximum number of waiting statements in one session.")] = 100
+    keep_state: Annotated[
+        Positive,
+        Meta(description="Days after the end of a job for which its log and its routing decisions are kept."),
+    ] = 30
+    keep_results: Annotated[
+        Positive,
+        Meta(description="Days after the end of a job for which the job, its statements and their results are kept."),
+    ] = 365
+    keep_closed: Annotated[
+        Positive,
+        Meta(
+            description="Days after the end of a job for which it is kept with its results if a client has deleted it, by `DELETE` or `island session close`."
+        ),
+    ] = 30
     max_live_per_user: Annotated[
         Positive,
         Meta(description="Maximum number of sessions and batches of one user of this island that have not ended."),
@@ -252,14 +273,14 @@ class ReplicasSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quota: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
+            pattern=SIZE,
             description="Maximum size of the chunk store, for example 500MiB or 20GiB.",
         ),
     ] = "20GiB"
     reserve: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
+            pattern=SIZE,
             description="Minimum free space on the disk. The chunk store does not grow when less is free.",
         ),
     ] = "1GiB"
@@ -272,7 +293,7 @@ class StreamsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
+            pattern=SIZE,
             description="Maximum size of the rows that are sent to one subscriber but not yet acknowledged, for example 8MiB.",
         ),
     ] = "8MiB"
@@ -284,7 +305,7 @@ class DecodingSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9]+(KiB|MiB|GiB|TiB)?\Z",
+            pattern=SIZE,
             description="Memory limit of a process that reads files, for example 512MiB or 2GiB; at least 256MiB. At most five such processes run at the same time.",
         ),
     ] = "1GiB"
@@ -346,6 +367,10 @@ RESERVED_ENGINES = ("embedded", "livy")
 """The names of the engine of [livy]: without and with a URL."""
 
 
+FILE_LIMIT = 1024 * 1024
+"""Maximum size of a configuration file, in bytes."""
+
+
 def load(path: Path) -> Config:
     """Read and check a configuration file.
 
@@ -353,17 +378,29 @@ def load(path: Path) -> Config:
     the most similar known key.
     """
     try:
-        raw = tomllib.loads(path.read_text("utf-8"))
+        raw = decoded(read_regular(path, FILE_LIMIT).decode("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no island at {path.parent}",
             hint="Create one with `island init HOME --name NAME`, or select a home folder with --home or ISLAND_HOME.",
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read: {error}", hint="Correct the file. `island config reference` describes every key."
         ) from error
+    found = problems(raw)
+    if len(found) > 1:
+        hint = f"{found[0].hint} `island config check` lists all {len(found)} problems."
+        raise ConfigError(f"{path}: {found[0].message}", hint=hint)
     return parse(raw, str(path))
+
+
+def decoded(text: str) -> dict[str, Any]:
+    """Return the tables of a TOML text. Raises `ValueError`, most often `tomllib.TOMLDecodeError`."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
 
 
 def parse(raw: dict[str, Any], where: str) -> Config:
@@ -448,6 +485,8 @@ def _value_problem(section: str, key: str, value: Any, kind: Any) -> KeyProblem 
     except msgspec.ValidationError as error:
         text, _, place = str(error).partition(" - at `$")
         message = f"{name}{place.rstrip('`')}: {text[:1].lower() + text[1:]}"
+        if form := next((form for pattern, form in _FORMS.items() if repr(pattern) in text), ""):
+            message = f"{name} = {as_toml(value)} is not {form}"
         return KeyProblem(section, key, message, "`island config reference` lists every key with its type.")
     try:
         if check := _CONTENT.get(re.sub(r"\[\d+\]", "", name)):

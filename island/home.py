@@ -20,6 +20,10 @@ from pathlib import Path
 from island import config
 from island.errors import ConfigError, Conflict, Unauthenticated, Unreachable
 from island.private_files import secret_path, secret_text
+from island.regular_file import read_regular
+
+RUNNING_LIMIT = 64 * 1024
+"""Maximum size of `running.json`, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +74,23 @@ class Home:
         """File with the daemon's pid and ports, which exists while the daemon is running."""
         return self.path / "running.json"
 
+    @property
+    def lock(self) -> Path:
+        """File that the daemon, or a restore, holds locked while it uses the home folder."""
+        return self.path / "lock"
+
     def exists(self) -> bool:
         """Return whether this folder is the home folder of an island."""
         return self.toml.exists() or self.key.exists()
 
-    def is_free(self) -> bool:
+    def is_free(self, *, but: Path | None = None) -> bool:
         """Return whether a home folder can be made here: nothing exists, or an empty folder. Raises `OSError`.
 
-        The folder that `mkfs` makes at the root of a file system does not count.
+        The folder that `mkfs` makes at the root of a file system does not count, nor the file `but`.
         """
         if not os.path.lexists(self.path):
             return True
-        return self.path.is_dir() and all(is_lost_and_found(each) for each in self.path.iterdir())
+        return self.path.is_dir() and all(each == but or is_lost_and_found(each) for each in self.path.iterdir())
 
     def config(self) -> config.Config:
         """Read and check the configuration; raises `ConfigError`."""
@@ -90,11 +99,18 @@ class Home:
     def url(self) -> str:
         """Return the URL of the user port: of the running daemon, else as configured. Raises `ConfigError`."""
         try:
-            bound = json.loads(self.running.read_text("utf-8"))
+            bound = json.loads(read_regular(self.running, RUNNING_LIMIT))
             return str(bound["url"])
         except (OSError, ValueError, KeyError, TypeError):
             # No daemon is running: use the configured address.
             return f"http://{self.config().listen.user}"
+
+    def pid(self) -> int | None:
+        """Return the process id that the daemon has written when it was ready; None if none is known."""
+        try:
+            return int(json.loads(self.running.read_text("utf-8"))["pid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def endpoint(self) -> Endpoint:
         """Return the URL and a token for commands: the administrator's token if it can be read, else the user's.
@@ -113,7 +129,7 @@ class Home:
     def in_use(self) -> bool:
         """Return whether a daemon runs with this home folder. Raises `OSError` if its lock cannot be opened."""
         try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return False
         try:
@@ -157,22 +173,27 @@ class Home:
 
         Raises `Conflict` if another daemon holds it, and `ConfigError` if its file cannot be opened for writing.
         """
-        lock = self.path / "lock"
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise self._not_opened(lock, error) from error
+            raise self._not_opened(self.lock, error) from error
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not self._take(descriptor):
                 raise Conflict(
                     f"another daemon is already running with the home folder {self.path}",
                     hint="Stop it first, or use another home folder (--home).",
-                ) from error
+                )
             yield
         finally:
             os.close(descriptor)
+
+    def _take(self, descriptor: int) -> bool:
+        """Lock the open file; False if another process holds it, or has deleted it since (a restore that failed)."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(descriptor), self.lock.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
 
 
 def is_lost_and_found(path: Path) -> bool:
@@ -202,7 +223,7 @@ def token_in(file: str, named_by: str) -> str:
     Raises `ConfigError` if it cannot be read, or if others could read it.
     """
     try:
-        return secret_text(Path(file).expanduser(), "a token")
+        return secret_text(Path(file).expanduser(), "a token", pipe=True)
     except OSError as error:
         raise ConfigError(
             f"the token file {file} cannot be read: {error.strerror}",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from island.errors import ConfigError
+from island.regular_file import open_regular
 
 SECRET_LIMIT = 16 * 1024
 """Maximum size of a secret file, in bytes."""
@@ -101,13 +104,13 @@ def read_secret(path: Path, what: str) -> bytes:
         ) from error
 
 
-def secret_text(path: Path, what: str) -> str:
-    """Return the text of a secret file without surrounding white space.
+def secret_text(path: Path, what: str, *, pipe: bool = False) -> str:
+    """Return the text of a secret file without surrounding white space; with `pipe`, it may also be a pipe.
 
-    Raises `ConfigError` if it is not UTF-8, too large, or readable by other accounts, and `OSError`.
+    Raises `ConfigError` if it is another kind of file, not UTF-8, too large, or readable by others, and `OSError`.
     """
     try:
-        return _read(path, what).decode("utf-8").strip()
+        return _read(path, what, pipe=pipe).decode("utf-8").strip()
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path} is not {what}: it is not text", hint="The file must have one line of text."
@@ -155,8 +158,8 @@ def _closed(path: Path, failed: list[Path]) -> bool:
     return True
 
 
-def _read(path: Path, what: str) -> bytes:
-    with path.open("rb") as file:
+def _read(path: Path, what: str, *, pipe: bool = False) -> bytes:
+    with path.open("rb") if pipe else _opened(path, what) as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         if mode & OTHERS and not _is_credential(path):
             raise ConfigError(
@@ -169,6 +172,17 @@ def _read(path: Path, what: str) -> bytes:
             f"{path} is not {what}: it is larger than {SECRET_LIMIT} bytes", hint="Restore it from a backup."
         )
     return content
+
+
+def _opened(path: Path, what: str) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ConfigError(
+            f"{path} ({what}) is not a regular file", hint="Replace it with a file of mode 0600."
+        ) from error
 
 
 def _is_credential(path: Path) -> bool:

@@ -55,7 +55,8 @@ def test_tables_are_written_as_toml() -> None:
         (minimal(livy={"url": "http://me@livy.example.org"}), ["livy.url", "livy.user"]),
         (minimal(livy={"url": "http://livy.example.org/ x"}), ["livy.url", "http://"]),
         (minimal(livy={"url": 'http://livy."example.org'}), ["livy.url", "http://"]),
-        (minimal(replicas={"quota": "much"}), ["replicas.quota"]),
+        (minimal(replicas={"quota": "lots"}), ['replicas.quota = "lots" is not a size', "for example 20GiB"]),
+        (minimal(livy={"driver_memory": "1GiB"}), ['livy.driver_memory = "1GiB" is not', "for example 1g"]),
         (
             minimal(jobs={"accept_from": ["virgo", "members:alice"]}),
             ["jobs.accept_from", "members:alice", "ISLAND:USER"],
@@ -132,6 +133,18 @@ def test_a_missing_or_broken_file_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "island.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError):
         config.load(tmp_path / "island.toml")
+
+
+def test_a_file_with_many_problems_names_the_command_that_lists_them(tmp_path: Path) -> None:
+    (tmp_path / "island.toml").write_text("[jbos]\n[island]\nname = 3\n")
+    with pytest.raises(ConfigError) as error:
+        config.load(tmp_path / "island.toml")
+    assert "'jbos'" in error.value.message
+    assert error.value.hint.endswith("`island config check` lists all 2 problems.")
+    (tmp_path / "island.toml").write_text("[island]\nname = 3\n")
+    with pytest.raises(ConfigError) as error:
+        config.load(tmp_path / "island.toml")
+    assert "config check" not in error.value.hint
 
 
 def test_sizes() -> None:

@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ import msgspec
 from island.backup import core
 from island.backup.messages import FORMAT, ArchivedFile, BackupManifest
 from island.errors import IslandError
+from island.regular_file import open_regular
 
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 32 * 1024 * 1024
@@ -41,8 +43,8 @@ class SourceChanged(Exception):
 def describe(name: str, path: Path) -> ArchivedFile:
     """Read a file, and return its line of the manifest. Raises `OSError`."""
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        modified = path.stat().st_mtime_ns
+    with open_regular(path) as file:
+        modified = os.fstat(file.fileno()).st_mtime_ns
         while piece := file.read(PIECE):
             digest.update(piece)
             size += len(piece)
@@ -80,7 +82,7 @@ def _padding(size: int) -> bytes:
 
 def _copy(path: Path, file: ArchivedFile, target: IO[bytes], done: Sink) -> None:
     digest, left = hashlib.sha256(), file.size
-    with path.open("rb") as source:
+    with open_regular(path) as source:
         while left and (piece := source.read(min(PIECE, left))):
             digest.update(piece)
             target.write(piece)
@@ -95,9 +97,10 @@ class BackupReader:
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._what = name
-        file.seek(0)
-        zipped = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
+        with self._readable():
+            file.seek(0)
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
         self._file: IO[bytes] = gzip.GzipFile(fileobj=file) if zipped else file  # type: ignore[assignment]  # as above
         self.manifest = self._manifest()
 

@@ -9,12 +9,18 @@ from island.backup.messages import ArchivedFile, BackupManifest
 from island.errors import Corrupt
 
 LAST = ("island.toml", "key")
-"""The last files of a backup, in this order: without them an incomplete copy is not a home folder."""
+"""The last files of a backup, in this order: without them an incomplete copy is not a home folder.
+
+A restore writes them under other names, until its changes to the databases are on disk.
+"""
 
 REQUIRED = ("state.db", "token", "token.user", *LAST)
 
 SECRET_LIMIT = 1024 * 1024
 """Maximum size in bytes of a file that is not a database, a pack or a segment."""
+
+_MARGIN = 1024 * 1024
+"""Space in bytes for folders, and for the indices of write-ahead logs."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,3}\Z")
 _EXCLUDED = frozenset({"lock", "running.json"})
@@ -53,6 +59,11 @@ def _problem(files: Collection[ArchivedFile]) -> str:
 def total_bytes(manifest: BackupManifest) -> int:
     """The size of all files."""
     return sum(file.size for file in manifest.files)
+
+
+def bytes_to_restore(manifest: BackupManifest) -> int:
+    """The space that a restore needs: a migration of state.db may write every page to its log first."""
+    return total_bytes(manifest) + sum(file.size for file in manifest.files if file.name == "state.db") + _MARGIN
 
 
 def damaged(what: str, problem: str) -> Corrupt:

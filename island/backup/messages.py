@@ -12,6 +12,7 @@ FORMAT = 1
 
 MAX_FILES = 100_000
 
+AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00]*\Z", max_length=4096)]
 Hex64 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", max_length=64)]
 
 
@@ -36,9 +37,9 @@ class BackupManifest(msgspec.Struct, frozen=True):
     """The version of the program that made the backup."""
     made: Annotated[str, Meta(max_length=40)]
     """When the backup was begun: ISO 8601 in UTC, by the clock of the island's machine."""
-    home: Annotated[str, Meta(max_length=4096)]
+    home: AbsolutePath
     """The absolute path of the home folder."""
-    real_home: Annotated[str, Meta(max_length=4096)]
+    real_home: AbsolutePath
     """The same without symbolic links."""
     streams: bool
     """Whether the rows that subscriptions have received are included."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, get_args
 
+from island import config
 from island.backup import core
 from island.backup.archive import BackupReader, Sink
 from island.backup.messages import ArchivedFile, BackupManifest
@@ -24,11 +26,13 @@ from island.kernel.db import Kind, newest_version, written_by_newer
 from island.kernel.db_file import check_content, migrated
 from island.kernel.units import format_bytes
 from island.private_files import sync_folder
+from island.regular_file import open_regular
 from island.streams import store as streams_store
 from island.trust import journal
 from island.trust import store as trust_store
 from island.trust.keys import NO_NETWORK, Identity
 from island.trust.sealing import seal_problems
+from island.trust.users import TOKEN_FILES, parse_token
 
 SKIPPED_JOB_IDS = 1000
 """Clients may still know ids of jobs that were created after the backup. So many ids are not given again."""
@@ -67,10 +71,11 @@ def restore(path: Path, home: Home, *, now: float, progress: Progress | None = N
         _check_not_running(manifest)
         _check_space(home, manifest)
         try:
-            with _new_folder(home.path) as written:
+            with _own_folder(home) as written:
                 _extract(BackupReader(file, str(path)), home, written, progress)
                 _adapt(home, manifest, now)
                 written.sync()
+                _complete(home, written)
         except OSError as error:
             raise explained_error(error, f"the home folder {home.path}", home.path.parent) from error
     return manifest
@@ -79,7 +84,7 @@ def restore(path: Path, home: Home, *, now: float, progress: Progress | None = N
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except OSError as error:
         raise BadInput(
             f"{path} cannot be read: {error.strerror or error}",
@@ -113,6 +118,12 @@ def _verified(file: IO[bytes], path: Path, progress: Progress | None) -> BackupM
         if name.endswith(".db"):
             _check_database(bytes(header), name, path)
     try:
+        config.decoded(checked.kept["island.toml"].decode("utf-8"))  # this version may refuse a key of an older one
+    except ValueError as error:
+        raise core.damaged(str(path), f"island.toml is not valid: {error}") from error
+    try:
+        for name in TOKEN_FILES.values():
+            parse_token(bytes(checked.kept[name]), f"the file '{name}'")
         identity = Identity.parse(bytes(checked.kept["key"]), f"the file 'key' in {path}")
     except ConfigError as error:
         raise core.damaged(str(path), error.message) from error
@@ -132,15 +143,23 @@ def _check_database(header: bytes, name: str, path: Path) -> None:
 
 def _check_empty(home: Home) -> None:
     if home.in_use():
-        raise Conflict(
-            f"a daemon is running with the home folder {home.path}",
-            hint="Stop it and move the folder away, or restore to another folder and never start both.",
-        )
+        raise _in_use(home)
     if not home.is_free():
-        raise Conflict(
-            f"{home.path} exists and is not an empty folder",
-            hint="Choose another or move it away. Nothing was changed.",
-        )
+        raise _not_empty(home)
+
+
+def _in_use(home: Home) -> Conflict:
+    return Conflict(
+        f"a daemon or another restore is running with the home folder {home.path}",
+        hint="Stop it and move the folder away, or restore to another folder and never start both.",
+    )
+
+
+def _not_empty(home: Home) -> Conflict:
+    return Conflict(
+        f"{home.path} exists and is not an empty folder",
+        hint="Choose another or move it away. Nothing was changed.",
+    )
 
 
 def _check_not_running(manifest: BackupManifest) -> None:
@@ -162,10 +181,10 @@ def _is_running(original: Home, key: str) -> bool:
 
 def _check_space(home: Home, manifest: BackupManifest) -> None:
     parent = next(folder for folder in (home.path, *home.path.parents) if folder.exists())
-    needed, free = core.total_bytes(manifest), shutil.disk_usage(parent).free
+    needed, free = core.bytes_to_restore(manifest), shutil.disk_usage(parent).free
     if needed > free:
         raise Full(
-            f"the backup needs {format_bytes(needed)}, and the disk of {parent} has {format_bytes(free)} free",
+            f"the restore needs {format_bytes(needed)}, and the disk of {parent} has {format_bytes(free)} free",
             hint="Free some space, or choose another folder. Nothing was changed.",
         )
 
@@ -189,15 +208,25 @@ class _Written:
                 folder.mkdir(mode=0o700)
                 self.folders.append(folder)
 
-    def delete(self) -> None:
-        """Delete what was created; a folder in which another program has created something stays."""
-        for path in self.files:
+    @contextmanager
+    def deleted_on_failure(self) -> Iterator[None]:
+        """If the block fails, delete what was created; a folder that is not empty then stays."""
+        try:
+            yield
+        except BaseException:
+            self._delete()
+            raise
+
+    def _delete(self) -> None:
+        # Each name is forgotten: once the lock is released, another restore may create the same.
+        while self.files:
+            path = self.files.pop()
             # Beside a database SQLite may have left files.
             for each in (path, *(path.with_name(path.name + end) for end in _BESIDE if path.suffix == ".db")):
                 each.unlink(missing_ok=True)
-        for folder in reversed(self.folders):
+        while self.folders:
             with suppress(OSError):
-                folder.rmdir()
+                self.folders.pop().rmdir()
 
     def sync(self) -> None:
         """Sync the folders to disk; each file was synced when it was written."""
@@ -206,26 +235,41 @@ class _Written:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[_Written]:
-    """Create the folder if it does not exist. If the block fails, delete what it wrote."""
-    written = _Written(folder)
-    if not folder.exists():
-        folder.mkdir(mode=0o700, parents=True)
-        written.folders.append(folder)
-    folder.chmod(0o700)
-    try:
-        yield written
-    except BaseException:
-        written.delete()
-        raise
+def _own_folder(home: Home) -> Iterator[_Written]:
+    """Create the folder if it does not exist, and keep daemons and other restores out of it during the block.
+
+    If the block fails, what it wrote is deleted. Raises `Conflict` if the folder is not empty, or in use.
+    """
+    written = _Written(home.path)
+    with written.deleted_on_failure():
+        with suppress(FileExistsError):
+            home.path.mkdir(mode=0o700, parents=True)
+            written.folders.append(home.path)
+        with _locked(home):
+            if not home.is_free(but=home.lock):  # another restore was faster
+                raise _not_empty(home)
+            written.files.append(home.lock)
+            with written.deleted_on_failure():  # as long as nobody else can write there
+                home.path.chmod(0o700)
+                yield written
+
+
+@contextmanager
+def _locked(home: Home) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(home.locked())
+        except Conflict as error:
+            raise _in_use(home) from error
+        yield
 
 
 def _extract(reader: BackupReader, home: Home, written: _Written, progress: Progress | None) -> None:
-    """Write the files. `island.toml` and `key` are the last, so that an interrupted copy is not a home folder."""
+    """Write the files; those without which this is not a home folder yet get other names until `_complete`."""
 
     @contextmanager
     def sink(file: ArchivedFile) -> Iterator[Sink]:
-        target = home.path / file.name
+        target = _incomplete(home.path / file.name) if file.name in core.LAST else home.path / file.name
         written.make_folders(file.name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(target, flags, 0o600)
@@ -237,6 +281,21 @@ def _extract(reader: BackupReader, home: Home, written: _Written, progress: Prog
         os.utime(target, ns=(file.modified_ns, file.modified_ns))
 
     reader.files(_counted(sink, reader.manifest, progress))
+
+
+def _incomplete(path: Path) -> Path:
+    """The name of one of the last files until all others are in order. No file of a backup has such a name."""
+    return path.with_name(f".{path.name}.restored")
+
+
+def _complete(home: Home, written: _Written) -> None:
+    """Make the folder a home folder. Before, no daemon starts in it, even if this process is killed."""
+    for path in (home.path / name for name in core.LAST):
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        _incomplete(path).rename(path)
+        written.files.append(path)
+    sync_folder(home.path)
 
 
 def _counted(
@@ -267,7 +326,7 @@ def _adapt(home: Home, manifest: BackupManifest, now: float) -> None:
     for kind in DATABASES:
         if (home.path / f"{kind}.db").exists():
             check_content(home.path / f"{kind}.db")
-    identity = Identity.load(home.key)
+    identity = Identity.load(_incomplete(home.key))
     with migrated(home.path / "state.db", "state") as conn:
         own_log_store.mark_restored(conn, now)
         jobs_store.skip_locals(conn, SKIPPED_JOB_IDS)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import datetime
 import errno
 import os
-import sqlite3
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +15,15 @@ import msgspec
 import island
 from island.backup import archive, core
 from island.backup.messages import FORMAT, MAX_FILES, BackupManifest
+from island.backup.scratch import scratch_folder
 from island.catalog import store as catalog_store
-from island.catalog.pages import UNFINISHED
 from island.config import Config
 from island.errors import BadInput, Conflict, Full, IslandError
 from island.home import Home
 from island.kernel.db import Kind
-from island.kernel.db_file import copy_database
+from island.kernel.db_file import copy_database, reading_copy
 from island.private_files import sync_folder
+from island.streams import store as streams_store
 from island.trust.keys import Identity
 from island.trust.users import TOKEN_FILES, Tokens
 
@@ -59,11 +58,16 @@ def save(
     """Write a backup of `home` to the new file `target`, mode 0600. `now` is in Unix seconds.
 
     If this raises, `target` does not exist. Raises `Conflict` if it exists already, `ConfigError` if the
-    home folder is not usable, `BadInput`, `Full` and other errors of the disk.
+    home folder is not usable, `BadInput` if `target` is in it, `Full` and other errors of the disk.
     """
     config, identity = home.config(), Identity.load(home.key)
     Tokens.load(home.path)
     _check_target(target)
+    if target.parent.resolve().is_relative_to(home.path.resolve()):
+        raise BadInput(
+            f"{target} is in the home folder {home.path}, and would be lost with it",
+            hint="Write the backup to a folder on another disk.",
+        )
     optional, outside = _optional(home, config)
     made = datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     blank = BackupManifest(
@@ -78,13 +82,13 @@ def save(
         files=(),
     )
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        with scratch_folder(target.parent) as scratch:
             for attempt in range(ATTEMPTS):
                 try:
-                    found = _collect(home, Path(scratch), optional, streams=streams, last=attempt == ATTEMPTS - 1)
+                    found = _collect(home, scratch, optional, streams=streams, last=attempt == ATTEMPTS - 1)
                     files = tuple(archive.describe(name, path) for name, path in found.paths.items())
                     manifest = msgspec.structs.replace(blank, files=files)
-                    size = _write(manifest, list(found.paths.values()), Path(scratch) / "archive", target, progress)
+                    size = _write(manifest, list(found.paths.values()), scratch / "archive", target, progress)
                 except (FileNotFoundError, archive.SourceChanged):
                     continue
                 return SavedBackup(manifest, size, (*found.warnings, *outside))
@@ -123,7 +127,7 @@ class _Found:
 
 
 def _collect(home: Home, scratch: Path, optional: list[str], *, streams: bool, last: bool) -> _Found:
-    """Copy the databases to `scratch`, then list the files that belong to these copies.
+    """Copy the databases to `scratch`, keep the packs there, and list all files that belong to these copies.
 
     Raises `SourceChanged` if a pack that the copy of state.db refers to was deleted since, except in the `last`
     attempt: then the pack is lost, which is not the fault of the backup.
@@ -133,21 +137,17 @@ def _collect(home: Home, scratch: Path, optional: list[str], *, streams: bool, l
         copy = paths[f"{kind}.db"] = scratch / f"{kind}.db"
         copy.unlink(missing_ok=True)
         copy_database(home.path / f"{kind}.db", copy, kind)
-    with closing(sqlite3.connect(paths["state.db"])) as conn:
-        conn.row_factory = sqlite3.Row
-        packs = catalog_store.packs(conn)
-    # A pack is complete before state.db refers to it, and a segment too. What is newer than the copy does no harm.
-    for path in _below(home.path / "manifests"):
-        if not path.name.endswith(UNFINISHED):
-            paths[f"manifests/{path.name}"] = path
-    lost = {name for name in packs if f"manifests/{name}" not in paths}
+    with reading_copy(paths["state.db"], home.path / "state.db") as conn:
+        packs, committed = catalog_store.packs(conn), streams_store.committed_files(conn)
+    lost = _keep_packs(home.path / "manifests", packs, scratch, paths)
     if lost and not last:
         raise archive.SourceChanged(min(lost))
-    if streams:
-        for path in _below(home.path / "streams"):
-            name = str(path.relative_to(home.path))
-            if path.suffix == ".parquet" and core.is_archivable(name):
-                paths[name] = path
+    for path in _below(home.path / "streams") if streams else ():
+        name = str(path.relative_to(home.path))
+        # Nobody sweeps the folder of a subscription that was removed.
+        kept = path.name in committed.get(path.parent.name, {path.name})
+        if kept and path.suffix == ".parquet" and core.is_archivable(name):
+            paths[name] = path
     required = [name for name in TOKEN_FILES.values() if name not in optional]
     present = [name for name in optional if (home.path / name).exists()]
     for name in (*required, *present, *core.LAST):
@@ -160,6 +160,31 @@ def _collect(home: Home, scratch: Path, optional: list[str], *, streams: bool, l
         )
     names = f"{len(lost)} packs of manifests are missing in {home.path}/manifests"
     return _Found(paths, (f"{names}: publish the datasets of this island again",) if lost else ())
+
+
+def _keep_packs(folder: Path, names: set[str], scratch: Path, paths: dict[str, Path]) -> set[str]:
+    """Link or copy the packs to `scratch`, because a daemon may delete them soon; return the names of those lost."""
+    kept = scratch / "manifests"
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(mode=0o700)
+    lost = set()
+    for name in sorted(names):
+        try:
+            _link_or_copy(folder / name, kept / name)
+        except FileNotFoundError:
+            lost.add(name)
+        else:
+            paths[f"manifests/{name}"] = kept / name
+    return lost
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -192,7 +192,7 @@ def fail(error: IslandError) -> None:
     """Print an error on stderr: the message, and the hint on a second line."""
     say(f"island: {error.message}")
     overriding = next((name for name in ("ISLAND_TOKEN", "ISLAND_TOKEN_FILE") if os.environ.get(name)), "")
-    if error.code == Unauthenticated.code and overriding and not TARGET.token_file:
+    if error.code == Unauthenticated.code and overriding and not TARGET.token_file and home().exists():
         say(f"{overriding} is set and overrides the token of the home folder. Unset it, or set the right token.")
     elif error.hint:
         say(error.hint)

@@ -26,11 +26,22 @@ def register(root: typer.Typer) -> None:
 def completion(shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:
     """Print a script that completes commands, options and file names in a shell.
 
-    bash: island completion bash > ~/.local/share/bash-completion/completions/island
+    bash, with the package bash-completion:
 
-    zsh: island completion zsh > DIR/_island, with a DIR of $fpath
+    \b
+    mkdir -p ~/.local/share/bash-completion/completions
+    island completion bash > ~/.local/share/bash-completion/completions/island
 
-    fish: island completion fish > ~/.config/fish/completions/island.fish
+    zsh, with a DIR of $fpath:
+
+    \b
+    island completion zsh > DIR/_island
+
+    fish:
+
+    \b
+    mkdir -p ~/.config/fish/completions
+    island completion fish > ~/.config/fish/completions/island.fish
 
     The script has all names in it: pressing the key starts no other program.
     """

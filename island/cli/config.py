@@ -93,7 +93,11 @@ def _environment() -> list[dict[str, Any]]:
         if os.environ.get(name):
             rows.append({"section": "", "key": "token", "value": "***", "source": name})
             break
-    if java := os.environ.get("JAVA_HOME"):
+    from island.engine.jvm import ignored_java_home
+
+    if ignored := ignored_java_home(os.environ):
+        base.say(f"warning: JAVA_HOME={ignored} has no Java 17 and is ignored")
+    elif java := os.environ.get("JAVA_HOME"):
         rows.append({"section": "", "key": "java", "value": java, "source": "JAVA_HOME"})
     return rows
 

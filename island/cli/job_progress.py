@@ -39,7 +39,7 @@ def key_headers(key_file: str | None) -> dict[str, str]:
         key = sys.stdin.readline().strip()
     elif key_file:
         try:
-            key = secret_text(Path(key_file), "a job's key")
+            key = secret_text(Path(key_file), "a job's key", pipe=True)
         except OSError as error:
             raise IslandError(
                 f"the key file {key_file} cannot be read: {error.strerror}",

@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from island import client
 from island.cli import base
 
 
@@ -16,7 +17,13 @@ def register(app: typer.Typer) -> None:
 
 def status(as_json: base.Json = False) -> None:
     """Show identity, addresses, engine, state and problems of this island. Exit code 1 if there are problems."""
-    found = base.api().get("/api/v1/island")
+    try:
+        found = base.api(timeout=client.STATUS_SECONDS).get("/api/v1/island")
+    except client.NoAnswer as error:
+        pid = None if base.TARGET.url else base.home().pid()
+        raise client.NoAnswer(
+            f"the daemon (pid {pid}) does not answer" if pid else error.message, hint=error.hint
+        ) from error
     shown = found if as_json else {**found, "engines": [_sentence(each) for each in found["engines"]]}
     base.show_pairs(shown, as_json)
     if found["problems"]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 import re
 import ssl
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -17,10 +16,13 @@ import msgspec
 
 from island import config
 from island.config import Config, EngineSection, split_address, without_password
+from island.doctor.core import one_line
 from island.errors import ConfigError, IslandError
 from island.jobs.engines.files import shared_folder_problem
 from island.private_files import secret_text
+from island.regular_file import read_regular
 
+_INVALID = "Correct the line; `island config reference` describes every key."
 _MINIMUM = "256MiB"
 
 
@@ -59,12 +61,22 @@ class ConfigFile:
 
 def check(path: Path) -> ConfigFile:
     """Check a configuration file completely. Relative paths in it are relative to its folder. Raises nothing."""
+    checked = _checked(path)
+    # A quoted key may contain line feeds.
+    findings = [replace(each, found=one_line(each.found), advice=one_line(each.advice)) for each in checked.findings]
+    return replace(checked, findings=findings)
+
+
+def _checked(path: Path) -> ConfigFile:
     try:
-        text, raw = _read(path)
+        text = _text(path)
     except ConfigError as error:
-        return ConfigFile(
-            path, [ConfigFinding(_line_in(error.message), "problem", "", error.message, error.hint)], None
-        )
+        return ConfigFile(path, [ConfigFinding(None, "problem", "", error.message, error.hint)], None)
+    try:
+        raw = config.decoded(text)
+    except ValueError as error:
+        found = f"the file is not valid TOML: {error}"
+        return ConfigFile(path, [ConfigFinding(_line_in(found, text), "problem", "", found, _INVALID)], None)
     findings = [
         ConfigFinding(line_of(text, each.section, each.key), "problem", _dotted(each.section, each.key), *each[2:])
         for each in config.problems(raw)
@@ -97,8 +109,8 @@ def text_of(path: Path) -> str:
 def _livy_urls(text: str) -> list[str]:
     """Return the URLs of Livy servers in a TOML text; empty if the text is not valid."""
     try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+        raw = config.decoded(text)
+    except ValueError:
         return []
     engines = raw.get("engine")
     tables = [raw.get("livy"), *(engines if isinstance(engines, list) else [engines])]
@@ -130,17 +142,14 @@ def _place(finding: ConfigFinding) -> int:
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     text = _text(path)
     try:
-        return text, tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}",
-            hint="Correct it. `island config reference` describes every key.",
-        ) from error
+        return text, config.decoded(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}", hint=_INVALID) from error
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return read_regular(path, config.FILE_LIMIT).decode("utf-8")
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no configuration file {path}",
@@ -152,9 +161,10 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _line_in(message: str) -> int | None:
+def _line_in(message: str, text: str) -> int:
+    """Return the line that a message of tomllib names, which may be the end of the text."""
     found = re.search(r"\(at line (\d+), column", message)
-    return int(found[1]) if found else None
+    return int(found[1]) if found else len(text.splitlines())
 
 
 def _dotted(section: str, key: str) -> str:
@@ -212,7 +222,13 @@ def _engine_contradictions(section: str, engine: EngineSection) -> Iterator[_Not
         yield "warning", section, "url", found, "Use https."
     if engine.kerberos and importlib.util.find_spec("spnego") is None:
         found = f"{section}.kerberos is true, but pyspnego is not installed"
-        yield "problem", section, "kerberos", found, "Install the extra: pip install 'astrolab-island[kerberos]'."
+        yield (
+            "problem",
+            section,
+            "kerberos",
+            found,
+            "Install the extra `kerberos` (in a clone: pip install '.[kerberos]').",
+        )
 
 
 def _same_port(user: str, peer: str) -> bool:
@@ -235,7 +251,7 @@ def _missing_files(parsed: Config, folder: Path) -> Iterator[_Note]:
             )
         if engine.shared_folder and (problem := shared_folder_problem(Path(engine.shared_folder))):
             found = f"{section}.shared_folder: {problem}"
-            advice = "See 'A Livy of another account' in docs/administrator.md."
+            advice = "See 'A Livy of another account' in docs/administrator.md of the repository."
             yield "problem", section, "shared_folder", found, advice
     for allowed in parsed.jobs.allow_files:
         if not Path(allowed).is_dir():
@@ -247,13 +263,20 @@ def _password(section: str, name: str, folder: Path) -> Iterator[_Note]:
     if not name:
         return
     try:
-        secret_text(folder / name, "a password")
+        password_in(folder / name, section)
     except IslandError as error:
         yield "problem", section, "password_file", error.message, error.hint
+
+
+def password_in(path: Path, section: str = "livy") -> str:
+    """Return the password in the file of `password_file`; raises `ConfigError` if it cannot be used."""
+    try:
+        return secret_text(path, "a password")
     except OSError as error:
-        found = f"the file of {section}.password_file, {folder / name}, cannot be read: {error.strerror}"
-        advice = "Create the file with mode 0600, owned by the account of the daemon."
-        yield "problem", section, "password_file", found, advice
+        raise ConfigError(
+            f"the file of {section}.password_file, {path}, cannot be read: {error.strerror}",
+            hint="Create the file with mode 0600, owned by the account of the daemon.",
+        ) from error
 
 
 def _unusable_certificates(path: Path) -> str:
@@ -271,19 +294,19 @@ def line_of(text: str, section: str, key: str) -> int | None:
     """
     table, section_line, quotes = "", None, ""
     tables = Counter[str]()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if quotes:  # inside a string of several lines
             quotes = "" if line.count(quotes) % 2 else quotes
             continue
-        if header := re.match(r"\s*\[+\s*([^\]\s]+)\s*\]", line):
+        if header := re.match(r"\[{1,2}\s*([^\[\]\s]+)\s*\]", line):
             table = header[1].strip("\"'")
-            if line.lstrip().startswith("[["):
+            if line.startswith("[["):
                 tables[table] += 1
                 table = f"{table}[{tables[table] - 1}]"
             section_line = number if table == section else section_line
             if table == f"{section}.{key}":  # the key is a table
                 return number
-        elif assigned := re.match(r"\s*([^=#\[]+?)\s*=", line):
+        elif assigned := re.match(r"([^=#\[]+)=", line):
             words = [word.strip().strip("\"'") for word in assigned[1].split(".")]
             place = [*([table] if table else []), *words]
             if place == [section, key]:

@@ -20,6 +20,7 @@ from island.doctor.facts import (
     SandboxFacts,
     SecretFacts,
 )
+from island.kernel.repair import repair_advice
 from island.kernel.units import format_bytes
 
 Severity = Literal["ok", "unchecked", "warning", "problem"]
@@ -56,11 +57,13 @@ def home(facts: HomeFacts) -> Iterator[Finding]:
     if not facts.readable:
         found = f"{facts.path} belongs to {facts.owner or 'another account'} and cannot be read by {facts.account}"
         advice = f"Run the command as the account of the daemon: sudo -u {facts.owner or 'ACCOUNT'} island doctor"
+        advice += f" --home {facts.path}"
         yield Finding("home", "problem", found, advice)
         return
     if facts.owner != facts.account:
         found = f"{facts.path} belongs to {facts.owner}, not to the account {facts.account} that runs this check"
-        advice = f"Run the daemon and its commands as {facts.owner}, or change the owner of all files: chown -R."
+        change = f"chown -R {facts.account}: {facts.path}"
+        advice = f"Run the daemon and its commands as {facts.owner}, or give the files to this account: {change}"
         yield Finding("home", "warning", found, advice)
     if not facts.writable and not facts.read_only:  # the check of the disk reports the latter
         found = f"{facts.path} cannot be written by {facts.account}"
@@ -86,10 +89,12 @@ def entries(facts: EntryFacts) -> Iterator[Finding]:
     """Check modes and owners of the other files in the home folder."""
     if facts.open:
         found = f"other accounts of this machine can access {_some(facts.open)} in the home folder"
-        yield Finding("modes", "problem", found, "Run: chmod -R go-rwx HOME (the daemon does so when it starts).")
+        yield Finding(
+            "modes", "problem", found, f"Run: chmod -R go-rwx {facts.home} (the daemon does so when it starts)."
+        )
     if facts.foreign:
         found = f"{_some(facts.foreign)} in the home folder belong to another account"
-        yield Finding("modes", "problem", found, "Run: chown -R ACCOUNT HOME, with the account of the daemon.")
+        yield Finding("modes", "problem", found, f"Run as root: chown -R {facts.owner}: {facts.home}")
     if not facts.open and not facts.foreign:
         yield Finding("modes", "ok", "only its owner can access the files in the home folder")
 
@@ -100,6 +105,9 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
         if each.denied is not None:
             found = f"{each.denied.name} cannot be opened by {each.denied.account}: it belongs to {each.denied.owner}"
             yield Finding("database", "problem", found, each.denied.hint)
+        elif each.unreadable and each.hindered:
+            advice = "Look for a program that has locked it, a full or read-only disk, and run this command again."
+            yield Finding("database", "unchecked", f"{each.name} was not checked: {each.unreadable}", advice)
         elif each.unreadable:
             advice = f"Check the disk and the system's log, and owner and mode of {each.path}."
             yield Finding("database", "problem", f"{each.name} cannot be read: {each.unreadable}", advice)
@@ -111,7 +119,7 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
             advice = f"Run the newer version, or go back with a backup: see 'Upgrade, and back' in {GUIDE}."
             yield Finding("database", "problem", found, advice)
         elif each.errors:
-            yield Finding("database", "problem", f"{each.name} is damaged: {each.errors[0]}", _repair(each))
+            yield Finding("database", "problem", f"{each.name} is damaged: {each.errors[0]}", repair_advice(each.name))
         elif not each.complete:
             advice = f"Stop the daemon and run: sqlite3 {each.path} 'PRAGMA quick_check'"
             yield Finding("database", "unchecked", f"{each.name} is too large to be checked completely here", advice)
@@ -119,14 +127,6 @@ def databases(facts: Sequence[DatabaseFacts]) -> Iterator[Finding]:
             found = f"{each.name} is intact (schema {each.version})"
             late = "the daemon migrates it when it starts" if each.version < each.newest else ""
             yield Finding("database", "ok", found + (f"; {late}" if late else ""))
-
-
-def _repair(database: DatabaseFacts) -> str:
-    if database.name == "gossip.db":
-        return "Check the disk. Then stop the daemon and delete gossip.db*; it is rebuilt from other islands."
-    if database.name == "chunks.db":
-        return "Check the disk. Then stop the daemon and delete chunks.db* and replicas, which are a cache."
-    return f"Check the disk, stop the daemon, and restore a backup with `island restore`: see 'Restore' in {GUIDE}."
 
 
 def disk(facts: DiskFacts) -> Iterator[Finding]:
@@ -213,6 +213,9 @@ def engine(facts: EngineFacts) -> Iterator[Finding]:
         yield Finding("spark", "ok", f"PySpark {facts.version}")
     if facts.error:
         yield Finding("java", "problem", facts.error, facts.hint)
+    elif facts.ignored:
+        found = f"JAVA_HOME={facts.ignored} has no Java 17 and is ignored: {facts.java} is used"
+        yield Finding("java", "warning", found, "Unset JAVA_HOME, or set it to a Java 17.")
     else:
         yield Finding("java", "ok", f"Java 17 at {facts.java}")
 
@@ -293,14 +296,16 @@ def daemon(facts: DaemonFacts) -> Iterator[Finding]:
     """Check the running daemon and its own problems."""
     if not facts.running:
         found = "the daemon is not running"
+        start = f"island run --home {facts.home}"
         if facts.stale:
-            yield Finding(
-                "daemon", "warning", f"{found}; it did not stop in order", "See its log; start it: island run"
-            )
+            yield Finding("daemon", "warning", f"{found}; it did not stop in order", f"See its log; start it: {start}")
         else:
-            yield Finding("daemon", "unchecked", f"{found}; what it reports itself was not checked", "Run: island run")
+            yield Finding("daemon", "unchecked", f"{found}; what it reports itself was not checked", f"Run: {start}")
         return
     name = f"the daemon (pid {facts.pid})" if facts.pid else "the daemon"
+    if facts.silent:
+        yield Finding("daemon", "problem", f"{name} does not answer", facts.hint)
+        return
     if facts.error:
         yield Finding(
             "daemon", "problem", f"{name} runs, but cannot be asked: {facts.error}", facts.hint or "See its log."
@@ -358,6 +363,11 @@ def _sandbox_of_livy(facts: SandboxFacts) -> Finding:
         )
         return Finding("sandbox", "warning", f"{found} of this island, unless Livy changes the account", own)
     return Finding("sandbox", "ok", f"Livy is on this machine and runs as {accounts}, not as {facts.account}")
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks, so that a part of it cannot look like another line of the output."""
+    return " ".join(text.splitlines())
 
 
 def failed(findings: Sequence[Finding]) -> bool:

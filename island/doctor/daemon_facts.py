@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from island import __version__
+import msgspec
+
+from island import __version__, client
 from island.client import Api
 from island.config import Config, is_loopback, split_address
 from island.doctor.facts import DaemonFacts, PeerFacts, PeerView
 from island.errors import IslandError, Unauthenticated, Unreachable
-from island.home import Endpoint, Home
+from island.home import RUNNING_LIMIT, Endpoint, Home
+from island.regular_file import read_regular
 
-_TIMEOUT_S = 30.0
+_CHECK_SECONDS = 30.0
+"""Time in which linked islands look at this one."""
 
-PeerRows = list[dict[str, Any]] | None
+
+class DaemonStatus(msgspec.Struct):
+    """What doctor uses of the answer to `GET /api/v1/island`; a daemon of another version may not have all of it."""
+
+    state: str
+    version: str
+    problems: list[str] = []
+    discovery: str = ""
+
+
+class PeerRow(msgspec.Struct):
+    """What a linked island says about this one: a row of the answer to `POST /api/v1/peers/check`."""
+
+    island: str
+    reached: bool | None = None
+    reason: str = ""
+    clock_ahead_s: float | None = None
+    clock_error_s: float | None = None
+
+
+PeerRows = list[PeerRow] | None
 """What linked islands say about this one; None if the daemon could not be asked."""
 
 
@@ -42,7 +65,7 @@ def running(place: Home) -> Running:
     except OSError:  # another account owns the lock; the check of the entries says so
         locked = False
     try:
-        bound = json.loads(place.running.read_text("utf-8"))
+        bound = json.loads(read_regular(place.running, RUNNING_LIMIT))
         since = place.running.stat().st_mtime
         port = bound["peer_port"]
         return Running(locked, int(bound["pid"]), str(bound["url"]), None if port is None else int(port), since)
@@ -52,44 +75,59 @@ def running(place: Home) -> Running:
 
 def ask(place: Home, found: Running, endpoint: Callable[[], Endpoint]) -> DaemonFacts:
     """Ask the daemon for its status."""
+    home = str(place.path)
     if not found.locked:
-        return DaemonFacts(False, stale=found.pid is not None)
+        return DaemonFacts(False, home=home, stale=found.pid is not None)
     try:
-        status = Api(endpoint(), timeout=_TIMEOUT_S).get("/api/v1/island")
+        answer = Api(endpoint(), timeout=client.STATUS_SECONDS).get("/api/v1/island")
+        status = msgspec.convert(answer, DaemonStatus)
+    except client.NoAnswer as error:
+        return DaemonFacts(True, found.pid, home=home, silent=True, error=error.message, hint=error.hint)
     except Unreachable as error:
         hint = "It may still be starting. Otherwise see its log, and restart it."
-        return DaemonFacts(True, found.pid, error=error.message, hint=hint)
+        return DaemonFacts(True, found.pid, home=home, error=error.message, hint=hint)
     except IslandError as error:
         hint = _replaced_token(place, found) if error.code == Unauthenticated.code else ""
-        return DaemonFacts(True, found.pid, error=error.message, hint=hint or error.hint)
+        return DaemonFacts(True, found.pid, home=home, error=error.message, hint=hint or error.hint)
+    except (msgspec.ValidationError, RecursionError) as error:
+        problem = f"its answer is not that of an island: {error}"
+        return DaemonFacts(True, found.pid, home=home, error=problem, hint="Restart it, if it is of another version.")
     return DaemonFacts(
         running=True,
+        home=home,
         pid=found.pid,
-        state=status["state"],
-        problems=status["problems"],
-        discovery=status["discovery"],
-        version=status["version"],
+        state=status.state,
+        problems=status.problems,
+        discovery=status.discovery,
+        version=status.version,
         program=__version__,
-        configured_later=found.since is not None and place.toml.stat().st_mtime > found.since,
+        configured_later=_changed_since(place.toml, found),
     )
 
 
 def _replaced_token(place: Home, found: Running) -> str:
     """Return what to do if a token in the home folder is newer than the daemon, which reads it when it starts."""
     for path in (place.token, place.user_token):
-        with contextlib.suppress(OSError):  # it is missing, or not for this account; the check of the secrets says so
-            if found.since is not None and path.stat().st_mtime > found.since:
-                return f"{path.name} was changed after the daemon started: restart it."
+        if _changed_since(path, found):
+            return f"{path.name} was changed after the daemon started: restart it."
     return ""
 
 
-def check_peers(endpoint: Callable[[], Endpoint]) -> PeerRows:
-    """Let linked islands look at this one; None if the daemon does not answer, or not to this token."""
+def _changed_since(path: Path, found: Running) -> bool:
+    """Return whether a file is newer than the daemon; False if it is missing or not for this account."""
     try:
-        rows: list[dict[str, Any]] = Api(endpoint(), timeout=_TIMEOUT_S).post("/api/v1/peers/check", {})
-    except IslandError:  # `ask` has reported it
+        return found.since is not None and path.stat().st_mtime > found.since
+    except OSError:  # the checks of the configuration and of the secrets say so
+        return False
+
+
+def check_peers(endpoint: Callable[[], Endpoint]) -> PeerRows:
+    """Let linked islands look at this one; None if the daemon does not answer in time."""
+    try:
+        answer = Api(endpoint(), timeout=_CHECK_SECONDS).post("/api/v1/peers/check", {})
+        return msgspec.convert(answer, list[PeerRow])
+    except (IslandError, msgspec.ValidationError, RecursionError):  # `ask` has reported it
         return None
-    return rows
 
 
 def peers(settings: Config, rows: PeerRows) -> PeerFacts:
@@ -99,14 +137,15 @@ def peers(settings: Config, rows: PeerRows) -> PeerFacts:
         listen=listen.peer,
         loopback=bool(listen.peer) and is_loopback(split_address(listen.peer)[0]) and not listen.advertise,
         unknown_hosts=[each for each in listen.advertise if not _resolves(each)],
-        views=None if rows is None else [PeerView(row["island"], row["reached"], row["reason"]) for row in rows],
+        views=None if rows is None else [PeerView(row.island, row.reached, row.reason) for row in rows],
     )
 
 
 def other_clocks(rows: PeerRows) -> list[tuple[str, float, float]]:
     """Return the clocks of linked islands: name, how far it is ahead, maximum error, in seconds."""
-    known = [row for row in rows or () if row["clock_ahead_s"] is not None]
-    return [(row["island"], row["clock_ahead_s"], row["clock_error_s"]) for row in known]
+    return [
+        (row.island, row.clock_ahead_s, row.clock_error_s or 0.0) for row in rows or () if row.clock_ahead_s is not None
+    ]
 
 
 def _resolves(address: str) -> bool:

@@ -7,16 +7,19 @@ import importlib.metadata
 import json
 import os
 import pwd
+import queue
 import socket
 import ssl
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from island.config import EngineSection
+from island.doctor.config_file import password_in
 from island.doctor.facts import EngineFacts, EngineFileFacts
-from island.engine.jvm import find_java
+from island.engine.jvm import find_java, ignored_java_home
 from island.errors import EngineFailed, IslandError
 from island.home import account_name
 from island.jobs.engines import clients, configured
@@ -24,9 +27,9 @@ from island.jobs.engines.files import shared_folder_problem
 from island.kernel.listening import is_own_address, listening_sockets
 from island.kernel.ports import Clock
 from island.livy.authorization import authorization, own_livy_login
-from island.private_files import secret_text
 
 _TIMEOUT_S = 10.0
+"""For the whole answer of Livy, from the look-up of its name to its last byte."""
 _ANSWER_LIMIT = 64 * 1024
 _DATE_ERROR_S = 1.0
 """The Date header of HTTP has whole seconds."""
@@ -42,7 +45,7 @@ def embedded(environ: Mapping[str, str]) -> EngineFacts:
     except importlib.metadata.PackageNotFoundError:
         version = ""
     try:
-        return EngineFacts("", version, java=str(find_java(environ)))
+        return EngineFacts("", version, java=str(find_java(environ)), ignored=ignored_java_home(environ))
     except EngineFailed as error:
         return EngineFacts("", version, error=error.message, hint=error.hint)
 
@@ -58,11 +61,13 @@ def livy(home: Path, settings: EngineSection, clock: Clock) -> tuple[EngineFacts
 
     try:
         headers = _authorization(home, settings)
-        began, wall = clock.monotonic(), clock.wall()
-        status, date, body = _get(settings.url, headers, clients.tls(home, settings))
-        half = (clock.monotonic() - began) / 2
+        tls = clients.tls(home, settings)
     except IslandError as error:
-        return failed(error.message, error.hint), None
+        return failed(f"Livy was not asked: {error.message}", error.hint), None
+    try:
+        began, wall = clock.monotonic(), clock.wall()
+        status, date, body = _in_time(lambda: _get(settings.url, headers, tls))
+        half = (clock.monotonic() - began) / 2
     except (OSError, http.client.HTTPException, ValueError) as error:
         return failed(f"Livy does not answer at {settings.url}: {error}", hint), None
     other = (date - (wall + half), half + _DATE_ERROR_S) if date is not None else None
@@ -72,7 +77,7 @@ def livy(home: Path, settings: EngineSection, clock: Clock) -> tuple[EngineFacts
         return failed(found, f"Correct {keys}."), other
     try:
         version = str(json.loads(body)["version"]) if status == 200 else ""
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         version = ""
     if not version:
         found = f"the server at {settings.url} is not a Livy: GET /version answers with status {status} and no version"
@@ -120,15 +125,41 @@ def livy_accounts(url: str) -> list[str] | None:
 
 
 def _authorization(home: Path, settings: EngineSection) -> dict[str, str]:
-    """Return the header with which the daemon logs in; raises `IslandError` and `OSError`."""
+    """Return the header with which the daemon logs in; raises `IslandError` if the password cannot be read."""
     if settings.kerberos:
         return {"Authorization": clients.negotiate(urlsplit(settings.url).hostname or "")}
-    password = secret_text(home / settings.password_file, "a password") if settings.password_file else ""
+    password = password_in(home / settings.password_file) if settings.password_file else ""
     return authorization(own_livy_login(settings.user, password))
 
 
-def _get(url: str, headers: dict[str, str], tls: ssl.SSLContext | None) -> tuple[int, float | None, bytes]:
-    """Return status, Date header in Unix seconds, and the start of the body."""
+_Answer = tuple[int, float | None, bytes]
+"""Status, Date header in Unix seconds, and the start of the body."""
+
+
+def _in_time(get: Callable[[], _Answer]) -> _Answer:
+    """Run `get` in a thread, because the timeout of a socket is for each byte. Raises `TimeoutError`, and as `get`.
+
+    A thread that is late is left alone; it does not keep the process from ending.
+    """
+    outcome: queue.SimpleQueue[_Answer | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put(get())
+        except Exception as error:  # noqa: BLE001 - raised below, in the thread that waits
+            outcome.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        found = outcome.get(timeout=_TIMEOUT_S)
+    except queue.Empty:
+        raise TimeoutError(f"no complete answer within {_TIMEOUT_S:g} seconds") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _get(url: str, headers: dict[str, str], tls: ssl.SSLContext | None) -> _Answer:
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port
     connection: http.client.HTTPConnection
@@ -139,7 +170,14 @@ def _get(url: str, headers: dict[str, str], tls: ssl.SSLContext | None) -> tuple
     try:
         connection.request("GET", parts.path.rstrip("/") + "/version", headers=headers)
         answer = connection.getresponse()
-        date = answer.getheader("Date")
-        return answer.status, parsedate_to_datetime(date).timestamp() if date else None, answer.read(_ANSWER_LIMIT)
+        return answer.status, _seconds(answer.getheader("Date")), answer.read(_ANSWER_LIMIT)
     finally:
         connection.close()
+
+
+def _seconds(date: str | None) -> float | None:
+    """Return a Date header in Unix seconds; None if there is none, or it is not a date."""
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else None
+    except (ValueError, OverflowError, TypeError):
+        return None

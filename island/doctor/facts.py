@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -40,6 +40,9 @@ class EntryFacts:
 
     open: Sequence[str]
     foreign: Sequence[str]
+    home: str
+    owner: str
+    """Account that owns the home folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class DatabaseFacts:
     """The database, or a file beside it, if its mode or owner keep it from being opened."""
     unreadable: str = ""
     """Why it cannot be read for another reason, which says nothing about its content."""
+    hindered: bool = False
+    """Whether that is a lock, the mode of the disk or a lack of space, rather than a failed read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,8 @@ class EngineFacts:
     """Version of PySpark or of Livy; empty if it is not installed or does not answer."""
     java: str = ""
     """Home folder of Java."""
+    ignored: str = ""
+    """Value of JAVA_HOME, if it has no Java of the right version."""
     error: str = ""
     hint: str = ""
     engine: str = ""
@@ -165,6 +172,7 @@ class DaemonFacts:
     """The daemon of the home folder."""
 
     running: bool
+    home: str = field(kw_only=True)
     pid: int | None = None
     state: str = ""
     problems: Sequence[str] = ()
@@ -177,6 +185,8 @@ class DaemonFacts:
     """Whether island.toml was changed after the daemon started."""
     stale: bool = False
     """Whether a daemon that was killed left `running.json` behind."""
+    silent: bool = False
+    """Whether it did not answer in time; `error` says how long it was waited for."""
     error: str = ""
     hint: str = ""
 

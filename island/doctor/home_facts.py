@@ -78,6 +78,8 @@ def entries(place: Home) -> EntryFacts:
     return EntryFacts(
         open=[name for name, status in found if stat.S_IMODE(status.st_mode) & OTHERS and name not in secret],
         foreign=[name for name, status in found if status.st_uid != owner],
+        home=str(place.path),
+        owner=account_name(owner),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 
@@ -28,6 +29,14 @@ def examine(
 
     `endpoint` returns where and with which token a running daemon is asked; it may raise `IslandError`.
     """
+    for each in _findings(place, clock, environ, endpoint):
+        # Texts of Livy, peers and files are in them, which could contain lines that look like those of other checks.
+        yield dataclasses.replace(each, found=core.one_line(each.found), advice=core.one_line(each.advice))
+
+
+def _findings(
+    place: Home, clock: Clock, environ: Mapping[str, str], endpoint: Callable[[], Endpoint]
+) -> Iterator[Finding]:
     folder = home_facts.home(place)
     yield from core.home(folder)
     if not folder.is_island:
@@ -42,12 +51,13 @@ def examine(
     yield from _guarded("disk", lambda: core.disk(machine_facts.disk(place, settings)))
     running = daemon_facts.running(place)
     yield from _guarded("open files", functools.partial(_open_files, running))
-    yield from _guarded("daemon", lambda: core.daemon(daemon_facts.ask(place, running, endpoint)))
+    daemon = daemon_facts.ask(place, running, endpoint)
+    yield from core.daemon(daemon)
     if settings is None:
         found = "engine, ports, reachability, clock and sandbox were not checked, because island.toml has problems"
         yield Finding("configuration", "unchecked", found, "Correct them, and run this command again.")
         return
-    rows = daemon_facts.check_peers(endpoint) if running.locked else None
+    rows = daemon_facts.check_peers(endpoint) if running.locked and not daemon.error else None
     yield from _surroundings(place, folder.owner, settings, running, rows, clock, environ)
 
 
@@ -64,11 +74,9 @@ def _surroundings(
     clocks: list[tuple[str, float, float]] = []
     livys = configured.site_engines(settings)
     if settings.livy.embedded and not livys:
-        yield from core.engine(engine_facts.embedded(environ))
+        yield from _guarded("spark", lambda: core.engine(engine_facts.embedded(environ)))
     for each in livys:
-        facts, other = engine_facts.livy(place.path, each, clock)
-        clocks += [("Livy", *other)] if other else []
-        yield from core.engine(facts)
+        yield from _guarded("livy", functools.partial(_livy, place, each, clock, clocks))
         yield from _guarded("livy files", functools.partial(_engine_files, place, each))
     yield from _guarded("reachability", lambda: core.peers(daemon_facts.peers(settings, rows)))
     clocks += daemon_facts.other_clocks(rows)
@@ -77,13 +85,25 @@ def _surroundings(
         yield from _guarded("sandbox", functools.partial(_sandbox, settings, owner, url, is_first=number == 0))
 
 
+def _livy(
+    place: Home, settings: EngineSection, clock: Clock, clocks: list[tuple[str, float, float]]
+) -> Iterator[Finding]:
+    """Check a Livy of the site, and add its clock to `clocks`."""
+    facts, other = engine_facts.livy(place.path, settings, clock)
+    clocks += [("Livy", *other)] if other else []
+    return core.engine(facts)
+
+
 def _guarded(check: str, collect: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     """Yield the findings of one check, or that it was not possible."""
     try:
         yield from collect()
     except (OSError, IslandError, ValueError) as error:
-        found = f"this check was not possible: {str(error).splitlines()[0]}"
+        found = f"this check was not possible: {str(error) or type(error).__name__}"
         yield Finding(check, "unchecked", found, "Run the command as the account that owns the home folder.")
+    except Exception as error:  # noqa: BLE001 - a fault of one check must not hide the others
+        found = f"this check was not possible: {type(error).__name__}: {error}"
+        yield Finding(check, "unchecked", found, "This is a fault of `island doctor`: report it with this line.")
 
 
 def _configuration(checked: config_file.ConfigFile) -> Iterator[Finding]:

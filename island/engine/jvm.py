@@ -70,6 +70,12 @@ def find_java(environ: Mapping[str, str]) -> Path:
     )
 
 
+def ignored_java_home(environ: Mapping[str, str]) -> str:
+    """The value of JAVA_HOME if it has no Java 17, so that `find_java` takes another one; "" otherwise."""
+    given = environ.get("JAVA_HOME", "")
+    return given if given and java_version(Path(given)) != JAVA else ""
+
+
 def properties(conf: Mapping[str, str]) -> str:
     """The settings in the format of a Java properties file."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from island.errors import BadInput, Corrupt, Unreadable, Unsupported
-from island.kernel.regular_file import open_regular
+from island.regular_file import open_regular
 
 FileFormat = Literal["parquet", "avro"]
 

@@ -17,6 +17,7 @@ from island.jobs.executor.run import JobRun
 from island.jobs.executor.service import Executor
 from island.jobs.home import store
 from island.jobs.home.driver import DECLINE, HomeDriver
+from island.jobs.home.retention import Retention
 from island.jobs.home.service import HomeJobs
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import (
@@ -54,6 +55,7 @@ class Jobs(HomeJobs):
         self.driver = HomeDriver(needs, exchange, decline=self.executor.decline)
         super().__init__(needs, exchange, self.driver)
         self._peers = needs.peers
+        self._retention = Retention(needs.state, needs.config.jobs, needs.clock, needs.rng)
         self._serve()
 
     def _serve(self) -> None:
@@ -74,6 +76,7 @@ class Jobs(HomeJobs):
         await self._state.write(batch_files.drop_unused)
         await self.executor.start(tasks)
         await self.driver.start(tasks)
+        self._retention.start(tasks)
 
     def problems(self) -> list[str]:
         """What an administrator should know about jobs, as sentences for the status."""
@@ -251,13 +254,26 @@ class Jobs(HomeJobs):
         elif request.what == "logs":
             body = await self.log(job)
         elif request.what == "statements":
-            body = [statement_row(*pair) for pair in await self.statements(job)]
-            while len(text := msgspec.json.encode(body)) > codec.BULK_LIMIT * 12:
-                body = body[1:]  # drop the oldest statements if the answer is too large
-            return ReattachAnswer(body=text.decode())
+            return ReattachAnswer(body=await self._newest_statements(job))
         else:
             body = await self.row(job)
         return ReattachAnswer(body=msgspec.json.encode(body).decode())
+
+    async def _newest_statements(self, job: JobRow) -> str:
+        """The newest statements of a session that fit into one answer, as a JSON list in their order."""
+        room, rows = codec.BULK_LIMIT * 12, list[bytes]()
+        async for part in self.statement_parts(job, range(job.statements)[::-1]):
+            for pair in part:
+                row = msgspec.json.encode(statement_row(*pair))
+                room -= len(row) + 1
+                if room < 0:
+                    return _json_list(rows)
+                rows.append(row)
+        return _json_list(rows)
+
+
+def _json_list(newest_first: list[bytes]) -> str:
+    return f"[{b','.join(reversed(newest_first)).decode()}]"
 
 
 def statement_row(statement: StatementRow, progress: StatementReport) -> dict[str, Any]:
@@ -268,7 +284,8 @@ def statement_row(statement: StatementRow, progress: StatementReport) -> dict[st
         "code": statement.code,
         "state": progress.state,
         "progress": progress.progress,
-        "output": msgspec.json.decode(output) if output else None,
+        # The stored JSON is sent unchanged.
+        "output": msgspec.Raw(output.encode("utf-8", "surrogatepass")) if output else None,
         "started": progress.started or statement.started,
         "completed": progress.completed or statement.completed,
     }

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import structlog
 
 from island.errors import ConfigError, DiskFailed, Full, IslandError
+from island.kernel.repair import repair_advice
 from island.kernel.telemetry import counter
 from island.kernel.work import ThreadWorkers, Workers
 from island.private_files import create_private
@@ -364,7 +365,7 @@ def _open_writer(path: Path, kind: Kind, factory: type[sqlite3.Connection]) -> s
             raise
         return connection
     except sqlite3.DatabaseError as error:
-        raise ConfigError(f"{path} cannot be opened as a database: {error}", hint=_hint(error, path)) from error
+        raise unusable(error, path) from error
 
 
 def migrations(kind: Kind) -> list[tuple[int, str]]:
@@ -443,9 +444,15 @@ def primary_code(error: BaseException) -> int | None:
     return None if code is None else code & 0xFF
 
 
+def unusable(error: sqlite3.Error, path: Path) -> ConfigError:
+    """The error for a database that cannot be opened, because it is damaged or for another reason."""
+    what = "is damaged" if primary_code(error) == sqlite3.SQLITE_NOTADB else "cannot be opened as a database"
+    return ConfigError(f"{path} {what}: {error}", hint=_hint(error, path))
+
+
 def _hint(error: sqlite3.Error, path: Path) -> str:
     if primary_code(error) == sqlite3.SQLITE_NOTADB:
-        return "Check the disk. If it is in order, the file was overwritten: restore it from a backup."
+        return repair_advice(path.name)
     if primary_code(error) == sqlite3.SQLITE_CORRUPT:
         # SQLite returns the same code for a failed read and for damaged content.
         return (

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from island.errors import ConfigError, Conflict, Corrupt, DiskFailed, Full, IslandError
-from island.kernel.db import DAMAGED, Kind, check_version, explained, migrate, primary_code
+from island.kernel.db import DAMAGED, Kind, check_version, explained, migrate, primary_code, unusable
 from island.private_files import create_private
 
 WAIT_S = 10.0
@@ -29,7 +29,7 @@ def check_file_version(path: Path, kind: Kind) -> int:
         with _opened(path) as conn:
             return check_version(conn, path, kind)
     except sqlite3.Error as error:
-        raise _unusable(error, path) from error
+        raise unusable(error, path) from error
 
 
 def copy_database(source: Path, target: Path, kind: Kind) -> int:
@@ -78,7 +78,7 @@ def _changes(database: Path) -> dict[Path, tuple[int, int]]:
 def _not_copied(error: sqlite3.Error, source: Path, target: Path) -> IslandError:
     code = primary_code(error)
     if code in DAMAGED or code == sqlite3.SQLITE_CANTOPEN:
-        return _unusable(error, source)
+        return unusable(error, source)
     problem = explained(error, target)
     if isinstance(problem, Full):
         return problem
@@ -86,12 +86,31 @@ def _not_copied(error: sqlite3.Error, source: Path, target: Path) -> IslandError
     return DiskFailed(f"{source} cannot be copied to {target.parent}: {error}", hint="Check the disks of both.")
 
 
+@contextlib.contextmanager
+def reading_copy(copy: Path, source: Path) -> Iterator[sqlite3.Connection]:
+    """Read the file that `copy_database` has made of `source`; nothing is created beside it.
+
+    Raises `DiskFailed`, and `ConfigError` if a table is missing.
+    """
+    uri = f"file:{quote(str(copy.absolute()))}?mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as conn:
+            conn.row_factory = sqlite3.Row
+            yield conn
+    except sqlite3.Error as error:
+        problem = explained(error, source if primary_code(error) in DAMAGED else copy)
+        raise problem if isinstance(problem, IslandError) else unusable(error, source) from error
+
+
 def check_content(path: Path) -> None:
-    """Raise `Corrupt` if SQLite finds errors in the file."""
+    """Raise `Corrupt` if SQLite finds errors in the file, and `Full` or `DiskFailed` if it cannot be read."""
     try:
         with _opened(path) as conn:
             found = [row[0] for row in conn.execute("PRAGMA quick_check(3)")]
     except sqlite3.Error as error:
+        problem = explained(error, path)
+        if isinstance(problem, IslandError) and primary_code(error) not in DAMAGED:
+            raise problem from error
         found = [str(error)]
     if found != ["ok"]:
         raise Corrupt(f"{path.name} is damaged: {'; '.join(found)[:300]}", hint="Use another backup.")
@@ -101,7 +120,7 @@ def check_content(path: Path) -> None:
 def migrated(path: Path, kind: Kind) -> Iterator[sqlite3.Connection]:
     """Migrate a database that no daemon uses, and run the block in one transaction on it.
 
-    Raises `ConfigError` as `check_file_version` does, `Full` and `DiskFailed`.
+    Raises `ConfigError` as `check_file_version` does, `Full` and `DiskFailed`, and `Corrupt` for other tables.
     """
     try:
         with _opened(path) as conn:
@@ -111,7 +130,10 @@ def migrated(path: Path, kind: Kind) -> Iterator[sqlite3.Connection]:
             yield conn
             conn.execute("COMMIT")
     except sqlite3.Error as error:
-        raise explained(error, path) from error
+        problem = explained(error, path)
+        if not isinstance(problem, IslandError):
+            problem = Corrupt(f"{path.name} is not a database of an island: {error}", hint="Use another backup.")
+        raise problem from error
 
 
 @contextlib.contextmanager
@@ -119,7 +141,3 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     uri = f"file:{quote(str(path.absolute()))}?mode=rw"
     with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=WAIT_S)) as conn:
         yield conn
-
-
-def _unusable(error: sqlite3.Error, path: Path) -> ConfigError:
-    return ConfigError(f"{path} cannot be opened as a database: {error}", hint="Check the disk and the file's owner.")

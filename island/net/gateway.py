@@ -8,6 +8,7 @@ with 400.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -237,13 +238,17 @@ class Gateway:
 
     # -- statements -----------------------------------------------------------------------------
 
-    async def list_statements(self, request: web.Request) -> web.Response:
+    async def list_statements(self, request: web.Request) -> web.StreamResponse:
         """`GET /sessions/N/statements`: results stay available after the session has ended."""
         job = await self._job(request)
-        found = await self._jobs.statements(job)
-        shown: list[tuple[StatementRow, StatementReport]] = statement_page(found, request.query)
-        views = [statement_view(*pair) for pair in shown]
-        return answer({"total_statements": len(found), "statements": views})
+        numbers: list[int] = statement_page(range(job.statements), request.query)
+
+        async def views() -> AsyncIterator[list[Any]]:
+            async for part in self._jobs.statement_parts(job, numbers):
+                yield [statement_view(*pair) for pair in part]
+
+        head = b'{"total_statements":%d,"statements":[' % job.statements
+        return await base.reply_in_parts(request, base.json_list(views(), head, b"]}"), JSON_HEADERS)
 
     async def post_statement(self, request: web.Request) -> web.Response:
         """`POST /sessions/N/statements`: the statement is stored before the answer is sent."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from island.errors import Corrupt, Full, IslandError
 from island.kernel.ids import IslandId, key_prefix
 from island.kernel.loops import DISK_FAILED
-from island.kernel.regular_file import open_regular
+from island.regular_file import open_regular
 from island.replicas import core
 
 _GONE = ".gone-"

@@ -273,6 +273,16 @@ def segment_files(conn: Connection, ident: str) -> set[str]:
     return {row["file"] for row in conn.execute("SELECT file FROM stream_segments WHERE subscription=?", (ident,))}
 
 
+def committed_files(conn: Connection) -> dict[str, set[str]]:
+    """The names of the committed files of all subscriptions, by their names; other files are swept."""
+    found: dict[str, set[str]] = {row["name"]: set() for row in conn.execute("SELECT name FROM subscriptions")}
+    for row in conn.execute(
+        "SELECT name, file FROM stream_segments JOIN subscriptions ON subscriptions.id = stream_segments.subscription"
+    ):
+        found[row["name"]].add(row["file"])
+    return found
+
+
 def add_segment(conn: Connection, ident: str, number: int, file: str, rows: int, size: int, now: float) -> None:
     """Add a committed file to a subscription."""
     conn.execute("INSERT INTO stream_segments VALUES (?,?,?,?,?,?)", (ident, number, file, rows, size, now))

@@ -175,10 +175,15 @@ def check_user_name(name: str) -> str:
 
 def read_token(path: Path) -> str:
     """Read the token in a file; raises `ConfigError` if it is missing, exposed or malformed."""
-    content = read_secret(path, "a token").strip()
+    return parse_token(read_secret(path, "a token"), str(path))
+
+
+def parse_token(content: bytes, where: str) -> str:
+    """Return the token in the content of a file; `where` is its origin for messages. Raises `ConfigError`."""
+    content = content.strip()
     if len(content) < 16 or not _ALLOWED.issuperset(content):
         raise ConfigError(
-            f"{path} does not contain a token",
+            f"{where} does not contain a token",
             hint="A token is one line of at least 16 letters, digits, '_' and '-'.",
         )
     return content.decode("ascii")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gzip
 import hashlib
 import io
 import os
-import resource
 import shutil
 import signal
 import sqlite3
 import stat
 import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -23,20 +25,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from island.backup import archive, core, restoring, saving
+from island.backup import archive, core, restoring, saving, scratch
 from island.backup.messages import ArchivedFile, BackupManifest
+from island.catalog import store as catalog_store
 from island.cli.demo.demo_island import ISLAND
 from island.cli.init import init
 from island.doctor import home_facts
-from island.errors import BadInput, ConfigError, Conflict, Corrupt, Full, IslandError
+from island.errors import BadInput, ConfigError, Conflict, Corrupt, DiskFailed, Full, IslandError
 from island.home import Home
 from island.jobs.home.store import next_local
 from island.kernel.db import newest_version
-from island.kernel.db_file import copy_database
+from island.kernel.db_file import check_content, copy_database
 from island.trust import journal
 from island.trust.keys import Identity
 from island.trust.sealing import seal_problems
-from tests.standins.faults import on_read_only_disk
+from tests.standins.faults import disk_with, on_read_only_disk
 
 NOW = 1_800_000_000.0
 
@@ -63,9 +66,9 @@ def test_a_backup_restores_the_island(home: Home, tmp_path: Path, name: str) -> 
     restoring.restore(tmp_path / name, back, now=NOW + 5)
     before, after = tree(home.path), tree(back.path)
     left_out = {path for path in before if path.startswith("replicas/")} | {"chunks.db"}
-    assert after.keys() == before.keys() - left_out
-    changed = {path for path in after if after[path] != before[path]}
-    assert changed <= {"state.db", "gossip.db"}
+    assert after.keys() == before.keys() - left_out | {"lock"}
+    changed = {path for path in after if after[path] != before.get(path)}
+    assert changed <= {"state.db", "gossip.db", "lock"}
     for path in (back.path, *back.path.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
     segment = "streams/copy/part-00000001.parquet"
@@ -206,12 +209,83 @@ def test_a_pack_that_a_daemon_deletes_meanwhile_starts_the_copy_again(
     assert f"manifests/{pack}" not in {file.name for file in saved.manifest.files}
 
 
+@pytest.mark.parametrize("name", ["pack", "streams/copy/part-00000099.parquet"])
+def test_a_file_that_a_daemon_deletes_during_the_backup_does_not_start_it_again(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An active subscription replaces packs, and sweeps segments that it has not committed, every few seconds."""
+    [(pack,)] = rows(home.path / "state.db", "SELECT pack FROM catalog_page LIMIT 1")
+    gone = home.path / (f"manifests/{pack}" if name == "pack" else name)
+    gone.touch()
+    copies: list[str] = []
+
+    def count(source: Path, target: Path, kind: Any) -> int:
+        copies.append(kind)
+        return copy_database(source, target, kind)
+
+    monkeypatch.setattr("island.backup.saving.copy_database", count)
+    saved = saving.save(home, tmp_path / "b.tar", now=NOW, progress=lambda _done, _total: gone.unlink(missing_ok=True))
+    assert copies == ["gossip", "state"] and not gone.exists()
+    assert restoring.verify(tmp_path / "b.tar") == saved.manifest
+    names = {file.name for file in saved.manifest.files}
+    assert ("streams/copy/part-00000001.parquet" in names) and (f"manifests/{pack}" in names)
+    assert "streams/copy/part-00000099.parquet" not in names
+
+
+def test_packs_are_copied_to_another_disk(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse_link(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    def packs(name: str) -> list[ArchivedFile]:
+        files = saving.save(home, tmp_path / name, now=NOW).manifest.files
+        return [file for file in files if file.name.startswith("manifests/")]
+
+    linked = packs("linked.tar")
+    monkeypatch.setattr("os.link", refuse_link)
+    assert packs("copied.tar") == linked != []
+
+
 def test_a_pack_that_is_lost_is_reported(home: Home, tmp_path: Path) -> None:
     [(pack,)] = rows(home.path / "state.db", "SELECT pack FROM catalog_page LIMIT 1")
     (home.path / "manifests" / pack).unlink()
     saved = saving.save(home, tmp_path / "b.tar", now=NOW)
     assert "publish" in saved.warnings[0]
     assert restoring.verify(tmp_path / "b.tar") == saved.manifest
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from island.backup import saving
+from island.home import Home
+
+target = Path(sys.argv[2])
+saving.save(Home(Path(sys.argv[1])), target, now=1.0, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_the_next_backup_deletes_what_a_killed_one_has_left(home: Home, tmp_path: Path) -> None:
+    """It may contain the key."""
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    done = subprocess.run([sys.executable, "-c", KILLED, home.path, folder / "monday.tar"], check=False)
+    (left,) = folder.iterdir()
+    assert done.returncode == -signal.SIGKILL and (left / "archive").exists()
+    others = [folder / f"{scratch.prefix()}{name}" for name in ("running", "link", "file")]
+    others.append(folder / ".island-backup-0a1b2c3d4e5f-other")  # of another machine, which shares the folder
+    others[0].mkdir()
+    others[3].mkdir()
+    (others[0] / "archive").touch()
+    others[1].symlink_to(home.path)
+    others[2].touch()
+    running = os.open(others[0], os.O_RDONLY)
+    try:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        saving.save(home, folder / "tuesday.tar", now=NOW)
+    finally:
+        os.close(running)
+    assert sorted(folder.iterdir()) == sorted([*others, folder / "tuesday.tar"])
+    assert (others[0] / "archive").exists() and home.exists()
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -288,10 +362,18 @@ def test_a_failed_restore_deletes_what_it_wrote_and_nothing_else(home: Home, tmp
     assert tree(new) == {"state.db": b"of another program", "notes": b"of another program"}
 
 
+def test_a_backup_in_the_home_folder_is_refused(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(home.path / "manifests")
+    for target in (home.path / "b.tar", home.path / "manifests" / "b.tar", tmp_path / "link" / "b.tar"):
+        with pytest.raises(BadInput, match=r"is in the home folder.*\n.*on another disk"):
+            saving.save(home, target, now=NOW)
+    assert not list(tmp_path.rglob("*b.tar*"))
+
+
 def test_a_home_folder_of_a_running_daemon_is_refused(home: Home, tmp_path: Path) -> None:
     saving.save(home, tmp_path / "b.tar", now=NOW)
     with home.locked():
-        with pytest.raises(Conflict, match="a daemon is running with the home folder"):
+        with pytest.raises(Conflict, match="a daemon or another restore is running with the home folder"):
             restoring.restore(tmp_path / "b.tar", home, now=NOW)
         with pytest.raises(Conflict, match="'kiso', whose key is in the backup, is running"):
             restoring.restore(tmp_path / "b.tar", Home(tmp_path / "second"), now=NOW)
@@ -373,19 +455,6 @@ def test_a_database_that_cannot_be_copied_is_named(home: Home, tmp_path: Path) -
 # --- a full disk --------------------------------------------------------------------------------
 
 
-@contextmanager
-def disk_with(size: int) -> Iterator[None]:
-    """No file of this process can be larger than `size` bytes, as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
-
-
 @pytest.mark.parametrize("size", [50_000, 300_000])
 def test_a_full_disk_leaves_no_part_of_a_backup(home: Home, tmp_path: Path, size: int) -> None:
     """50 kB: a copy of a database does not fit. 300 kB: the archive does not."""
@@ -408,6 +477,62 @@ def test_a_full_disk_leaves_no_part_of_a_home_folder(home: Home, tmp_path: Path)
         with disk_with(200_000), pytest.raises(Full, match="cannot be written"):
             restoring.restore(tmp_path / "b.tar", Home(target), now=NOW)
     assert list((tmp_path / "empty").iterdir()) == [] and not (tmp_path / "new").exists()
+
+
+def test_a_restore_needs_space_for_the_changes_in_state_db(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite writes them to a log beside it first, and a migration may change every page."""
+    files = saving.save(home, tmp_path / "b.tar", now=NOW).manifest.files
+    needed = sum(file.size for file in files) + next(file.size for file in files if file.name == "state.db")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed))
+    with pytest.raises(Full, match="the restore needs"):
+        restoring.restore(tmp_path / "b.tar", Home(tmp_path / "back"), now=NOW)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed + 2**20))
+    restoring.restore(tmp_path / "b.tar", Home(tmp_path / "back"), now=NOW)
+
+
+def test_a_full_disk_is_not_called_a_damaged_database(home: Home) -> None:
+    """The index of the write-ahead log, 32 KiB, does not fit."""
+    path = home.path / "state.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("CREATE TABLE last_change (x)")
+        log = path.with_name("state.db-wal").read_bytes()
+    path.with_name("state.db-wal").write_bytes(log)
+    with disk_with(10_000), pytest.raises(DiskFailed, match="disk I/O error") as refused:
+        check_content(path)
+    assert "free space" in refused.value.hint
+    check_content(path)
+
+
+def test_the_copy_of_a_database_is_read_without_files_beside_it(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would not fit on a disk that the copies have filled."""
+    beside: list[str] = []
+
+    def listed(conn: sqlite3.Connection) -> set[str]:
+        found = catalog_store.packs(conn)
+        (copy,) = [Path(row["file"]) for row in conn.execute("PRAGMA database_list")]
+        beside.extend(path.name for path in copy.parent.iterdir())
+        return found
+
+    monkeypatch.setattr(saving, "catalog_store", SimpleNamespace(packs=listed))
+    saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert sorted(beside) == ["gossip.db", "state.db"]
+
+
+def test_a_database_that_cannot_be_read_is_an_error_with_advice(home: Home, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(home.path / "state.db", isolation_level=None)) as conn:
+        pages = conn.execute("SELECT rootpage FROM sqlite_schema WHERE tbl_name = 'catalog_page'").fetchall()
+        (size,) = conn.execute("PRAGMA page_size").fetchone()
+    with (home.path / "state.db").open("r+b") as file:
+        for (page,) in pages:
+            file.seek((page - 1) * size)
+            file.write(b"damage" * 100)
+    with pytest.raises(DiskFailed, match=f"{home.path}/state.db cannot be read.*malformed"):
+        saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert not (tmp_path / "b.tar").exists()
 
 
 # --- hostile and damaged files ------------------------------------------------------------------
@@ -561,12 +686,65 @@ def test_a_damaged_database_is_found_before_the_home_folder_can_be_used(good: Pa
     refuse(tmp_path / "worse.tar", "state.db is not a database")
 
 
+@pytest.mark.parametrize("place", ["/a\0b", "relative", ""])
+def test_a_home_that_is_no_absolute_path_is_refused(good: Path, tmp_path: Path, place: str) -> None:
+    for key in ("home", "real_home"):
+        forge(good, tmp_path / "bad.tar", lambda files: None, **{key: place})
+        refuse(tmp_path / "bad.tar", "its manifest is not valid")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("island.toml", b"a", "island.toml is not valid"),
+        ("island.toml", b"\xff", "island.toml is not valid"),
+        ("token", b"", "the file 'token' does not contain a token"),
+        ("token.user", b"short", "the file 'token.user' does not contain a token"),
+    ],
+)
+def test_a_backup_that_no_daemon_could_start_with_is_refused(
+    good: Path, tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    forge(good, tmp_path / "bad.tar", lambda files: files.update({name: content}))
+    refuse(tmp_path / "bad.tar", reason)
+
+
+def test_a_database_that_cannot_be_migrated_is_refused(good: Path, tmp_path: Path) -> None:
+    """It is a database, but not that of an island."""
+    with closing(sqlite3.connect(tmp_path / "other.db")) as conn:
+        conn.execute("CREATE TABLE journal (x)")
+    other = (tmp_path / "other.db").read_bytes()
+    forge(good, tmp_path / "bad.tar", lambda files: files.update({"state.db": other}))
+    with pytest.raises(Corrupt, match=r"state\.db"):
+        restoring.restore(tmp_path / "bad.tar", Home(tmp_path / "back"), now=NOW)
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_backup_on_a_failing_disk_is_an_error_with_advice(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def failing(path: Path) -> Iterator[Any]:
+        def seek(*_: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        yield SimpleNamespace(seek=seek)
+
+    monkeypatch.setattr(restoring, "_opened", failing)
+    with pytest.raises(Corrupt, match="Input/output error"):
+        restoring.verify(good)
+
+
 def test_a_file_that_is_no_backup_is_refused(home: Home, tmp_path: Path) -> None:
     for name, data in (("text", b"hello " * 200), ("zip", gzip.compress(b"hello")), ("database", b"")):
         (tmp_path / name).write_bytes(data)
         refuse(tmp_path / name, "not a usable backup")
     with pytest.raises(BadInput, match="cannot be read"):
         restoring.verify(tmp_path / "none")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(BadInput, match="not a regular file"):
+        restoring.verify(tmp_path / "fifo")
+    reading, writing = os.pipe()
+    with open(reading, "rb"), open(writing, "wb"), pytest.raises(BadInput, match="not a regular file"):
+        restoring.verify(Path(f"/dev/fd/{reading}"))
 
 
 def test_the_manifest_has_limits() -> None:

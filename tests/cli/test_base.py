@@ -164,14 +164,33 @@ def test_a_token_file_that_others_can_read_is_refused(personal: Path) -> None:
     assert "ISLAND_TOKEN_FILE" in error.value.hint
 
 
-@pytest.mark.parametrize("overridden", [False, True])
-def test_a_refused_token_of_the_environment_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], overridden: bool
+@pytest.mark.parametrize(
+    ("name", "target", "with_home", "named"),
+    [
+        ("ISLAND_TOKEN", base.Target(), True, True),
+        ("ISLAND_TOKEN_FILE", base.Target(), True, True),
+        ("ISLAND_TOKEN", base.Target(token_file="file"), True, False),
+        ("ISLAND_TOKEN", base.Target(), False, False),
+    ],
+)
+def test_a_refused_token_of_the_environment_is_named_if_it_overrides_one(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    name: str,
+    target: base.Target,
+    with_home: bool,
+    named: bool,
 ) -> None:
-    monkeypatch.setenv("ISLAND_TOKEN", "x")
-    monkeypatch.setattr(base, "TARGET", base.Target(token_file="file" if overridden else None))
+    if with_home:
+        (tmp_path / "island.toml").touch()
+    monkeypatch.delenv("ISLAND_TOKEN", raising=False)
+    monkeypatch.setenv("ISLAND_HOME", str(tmp_path))
+    monkeypatch.setenv(name, "x")
+    monkeypatch.setattr(base, "TARGET", target)
     base.fail(Unauthenticated("this island does not know the token", hint="Use another."))
-    assert ("ISLAND_TOKEN is set" in capsys.readouterr().err) is not overridden
+    said = capsys.readouterr().err
+    assert (f"{name} is set" in said) is named and ("Use another." in said) is not named
 
 
 @pytest.mark.parametrize("terminal", [False, True])

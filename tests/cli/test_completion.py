@@ -7,12 +7,13 @@ import pty
 import select
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from island.cli import completion_scripts
+from island.cli import completion_scripts, main
 from island.cli.completion import Shell
 from island.membership.messages import SERVER_KINDS
 from tests.contracts import commands
@@ -62,6 +63,25 @@ def program(shell: str) -> str:
     if found is None:
         missing(f"{shell} is absent: install {shell} to run this test")
     return found
+
+
+def test_the_commands_of_the_help_can_be_copied(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main.run(["completion", "--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    bash = [line for line in lines if "bash-completion/completions" in line]
+    fish = [line for line in lines if "fish/completions" in line]
+    assert "package bash-completion" in " ".join(lines)
+    for script, made in (
+        (bash, ".local/share/bash-completion/completions/island"),
+        (fish, ".config/fish/completions/island.fish"),
+    ):
+        assert [line.split()[0] for line in script] == ["mkdir", "island"]
+        subprocess.run(
+            ["sh", "-euc", "\n".join(script)],
+            env={"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}, check=True, timeout=60,
+        )  # fmt: skip
+        assert "island" in (tmp_path / made).read_text()
 
 
 class Terminal:

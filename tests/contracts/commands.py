@@ -156,8 +156,15 @@ def render() -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).rstrip() + "\n"
 
 
+def _prose(text: str) -> str:
+    """The help of a command in Markdown. A paragraph that starts with \\b is not wrapped: lines of a shell."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    shell = [f"```sh\n{each[2:]}\n```" if each.startswith("\b\n") else each for each in paragraphs]
+    return "\n\n".join(shell)
+
+
 def _command(name: str, command: Any) -> list[str]:
-    out = [f"\n### `{usage(name, command)}`\n", inspect.cleandoc(command.help or "") + "\n"]
+    out = [f"\n### `{usage(name, command)}`\n", _prose(command.help or "") + "\n"]
     rows = [(p.metavar or p.name.upper(), p.help or "") for p in command.params if not is_option(p)]
     rows += [(flags(p), p.help or "") for p in command.params if is_option(p) and "--help" not in p.opts]
     if name == "engine":

@@ -80,11 +80,12 @@ def printed(place: ServedIsland) -> dict[str, Any]:
     done = subprocess.run(nearby, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1, "discovery is off"
     answers["peer nearby"] = json.loads(done.stdout)
-    doctor = subprocess.run(
-        [*ISLAND, "doctor", "--json"], env=place.environment(), capture_output=True, timeout=60, check=False
-    )
-    assert doctor.returncode == 1  # its Livy is down
-    answers["doctor"] = json.loads(doctor.stdout)
+    for name in ("doctor", "status"):
+        done = subprocess.run(
+            [*ISLAND, name, "--json"], env=place.environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 1, "its Livy is down"
+        answers[name] = json.loads(done.stdout)
     answers["config show"] = place.json("config", "show")
     place.configure("accept_from", '["members"]')
     answers["config check"] = place.json("config", "check")

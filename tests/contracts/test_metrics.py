@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from island import daemon as daemon_module
 from island.daemon import Daemon
 from island.errors import Full
 from island.kernel import loop_lag, telemetry
@@ -173,7 +174,8 @@ class Scraped:
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Scraped]:
+async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scraped]:
+    monkeypatch.setattr(daemon_module, "TRY_SECONDS", 3600.0)  # else the daemon may repair the database at any moment
     async with victim(tmp_path) as daemon:
         yield Scraped(daemon)
 

@@ -59,7 +59,7 @@ def send(
     cached: bool = True,
 ) -> tuple[int, dict[str, str], Any]:
     """Send a request with exactly these headers and the cached credentials. Returns status, headers and JSON body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port(place), timeout=15)
+    connection = http.client.HTTPConnection("127.0.0.1", port(place), timeout=60)
     try:
         connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
         given = {"Host": f"127.0.0.1:{port(place)}", **headers}
@@ -159,7 +159,7 @@ def test_hosts_that_do_not(place: ServedIsland, host: str) -> None:
 
 def raw(place: ServedIsland, head: str) -> int:
     """Send the head of a request unchanged, over a connection that is closed afterwards. Returns the status."""
-    connection = http.client.HTTPConnection("127.0.0.1", port(place), timeout=15)
+    connection = http.client.HTTPConnection("127.0.0.1", port(place), timeout=60)
     try:
         connection.connect()
         connection.sock.sendall(head.encode().replace(b"\n", b"\r\n") + b"\r\n\r\n")
@@ -233,7 +233,7 @@ def test_sparkmagic_works_unmodified(place: ServedIsland) -> None:
                 headers=headers,
                 auth=("any", place.user_token),
                 data=CREATE,
-                timeout=15,
+                timeout=60,
             )
             assert answer.status_code == 201, answer.text
 

@@ -17,7 +17,8 @@ import pytest
 
 from tests.contracts import document
 from tests.contracts.test_openapi import Caller
-from tests.servers.daemon import ServedIsland
+from tests.islands.user_port import livy_in_thread
+from tests.servers.daemon import ServedIsland, running
 
 pytestmark = pytest.mark.e2e
 
@@ -27,17 +28,16 @@ PASSWORD = "a-password-of-the-sites-own-livy"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedIsland]:
-    """An island whose administrator has allowed every folder, with a dataset, and jobs of two users."""
+    """An island beside a Livy without Spark. Its administrator has allowed every folder."""
     made = ServedIsland(tmp_path_factory.mktemp("role"), "kiso")
     made.configure("allow_files", '["/"]')
     made.configure("password_file", '"livy-password"')
     (made.home / "livy-password").write_text(PASSWORD)
     (made.home / "livy-password").chmod(0o600)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
+    with livy_in_thread() as livy:
+        made.configure("url", json.dumps(livy))
+        with running(made):
+            yield made
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ class Host:
         return [each for each in heard if each is not None and each.network == NETWORK]
 
     async def finds(self, *expected: Announcement) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.found() != list(expected):
                 self.changed.clear()
                 await self.changed.wait()
@@ -105,7 +105,7 @@ async def test_hosts_of_other_networks_get_no_answer(loopback: str) -> None:
         with asker("127.0.0.2") as outside, asker(loopback) as inside:
             outside.sendto(b"\x00\x01" + question, MDNS)
             inside.sendto(b"\x00\x02" + question, MDNS)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while NETWORK.encode() not in await asyncio.get_running_loop().sock_recv(inside, 9000):
                     pass
             with pytest.raises(BlockingIOError):
@@ -141,11 +141,11 @@ async def test_malformed_packets_and_foreign_announcements_change_nothing(loopba
             server="liar.local.",
             addresses=[IPv4Address(loopback).packed],
         )
-        host.changed.clear()
         await (await stranger.async_register_service(liar, strict=False))
-        async with asyncio.timeout(20):
-            await host.changed.wait()
-        assert any(b"\x1b[31m" in each.text for each in host.responder.heard())
+        async with asyncio.timeout(60):  # other test runs are heard, too
+            while not any(b"\x1b[31m" in each.text for each in host.responder.heard()):
+                host.changed.clear()
+                await host.changed.wait()
         assert host.found() == [announcement(loopback, 8991)]
         await stranger.async_close()
 

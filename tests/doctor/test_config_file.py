@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from island import config
 from island.cli import base, main
 from island.doctor import config_file
+from island.errors import ConfigError
 
 GOOD = '[island]\nname = "kiso"\n'
 
@@ -67,8 +69,11 @@ def test_the_line_of_a_table_is_its_heading(tmp_path: Path) -> None:
     assert checked(tmp_path, text) == [(5, "problem", "jobs.accounts")]
 
 
-def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
-    assert checked(tmp_path, '[island]\nname = "kiso\n') == [(2, "problem", "")]
+@pytest.mark.parametrize("text", ['[island]\nname = "kiso\n', '[island]\nname = ["kiso"'])
+def test_a_syntax_error_has_its_line_and_no_second_path(tmp_path: Path, text: str) -> None:
+    assert checked(tmp_path, text) == [(2, "problem", "")]
+    (found,) = config_file.check(tmp_path / "island.toml").findings
+    assert found.found.startswith("the file is not valid TOML: ") and str(tmp_path) not in found.found
 
 
 FIRST = """[[engine]]
@@ -187,6 +192,22 @@ def test_config_show_says_where_each_value_comes_from(
     assert {(each["section"], each["key"]): each["source"] for each in rows}["livy", "user"] == "file"
 
 
+def test_config_show_leaves_out_a_java_home_that_is_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "island.toml").write_text(GOOD)
+    java = tmp_path / "java"
+    (java / "bin").mkdir(parents=True)
+    (java / "bin" / "java").touch()
+    for version, shown in (("17.0.1", True), ("21.0.1", False)):
+        (java / "release").write_text(f'JAVA_VERSION="{version}"\n')
+        monkeypatch.setenv("JAVA_HOME", str(java))
+        assert island("--home", str(tmp_path), "config", "show", "--effective") == 0
+        out, err = capsys.readouterr()
+        assert (f'# java = "{java}"  (JAVA_HOME)' in out) == shown
+        assert ("has no Java 17 and is ignored" in err) == (not shown)
+
+
 @pytest.mark.parametrize(
     ("line", "shown"),
     [
@@ -223,3 +244,46 @@ def test_config_show_of_a_broken_file_says_what_is_wrong(tmp_path: Path, capsys:
     (tmp_path / "island.toml").write_text('[island]\nname = "a/b"\n')
     assert island("--home", str(tmp_path), "config", "show", "--effective") == 1
     assert "island.name" in capsys.readouterr().err
+
+
+def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").write_text("#" * config.FILE_LIMIT + "\n")
+    for name, reason in (("fifo", "regular file"), ("/dev/zero", "regular file"), ("large", "larger")):
+        path = tmp_path / name
+        (found,) = config_file.check(path).findings
+        assert found.severity == "problem" and reason in found.found
+        with pytest.raises(ConfigError, match=reason):
+            config.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a = " + "[" * 5_000 + "]" * 5_000, "nested too deeply"),
+        (GOOD + "[livy]\nmax_sessions = " + "9" * 5_000, "Exceeds the limit"),
+    ],
+    ids=["deep", "digits"],
+)
+def test_what_the_parser_cannot_hold_is_a_problem(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "island.toml"
+    path.write_text(text)
+    (found,) = config_file.check(path).findings
+    assert found.severity == "problem" and reason in found.found
+    with pytest.raises(ConfigError, match=reason):
+        config.load(path)
+    assert config_file.text_of(path) == text
+
+
+def test_the_line_of_a_key_in_a_file_with_long_lines() -> None:
+    """With a regular expression that tries every way to divide the spaces, this takes hours."""
+    text = "[island]\n" + " " * 200_000 + "\n" + " " * 200_000 + "x" * 200_000 + "\nname = 7\n"
+    assert config_file.line_of(text, "island", "name") == 4
+
+
+def test_a_key_with_a_line_feed_prints_no_line_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "island.toml").write_text(GOOD + '"a\\n/etc/x: problem: forged" = 1\n')
+    with pytest.raises(SystemExit):
+        main.run(["config", "check", str(tmp_path / "island.toml")])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].startswith(f"{tmp_path}/island.toml:")

@@ -49,8 +49,12 @@ def port(state: str, holder: str = "") -> Iterable[Finding]:
     return core.ports([PortFacts("listen.user", "127.0.0.1:80", state, holder)])  # type: ignore[arg-type]  # a literal
 
 
+def entries(*foreign: str) -> Iterable[Finding]:
+    return core.entries(EntryFacts([], foreign, home="/srv", owner="kiso"))
+
+
 def daemon(**more: object) -> Iterable[Finding]:
-    facts = {"running": True, "pid": 7, "state": "ready", "version": "1", "program": "1", **more}
+    facts = {"running": True, "home": "/srv", "pid": 7, "state": "ready", "version": "1", "program": "1", **more}
     return core.daemon(DaemonFacts(**facts))  # type: ignore[arg-type]  # the values have the types of the fields
 
 
@@ -73,9 +77,14 @@ def livy_files(
         (disk(free=100 * 2**20), "problem", "only 100 MiB are free", "island dataset drop"),
         (disk(inodes=12), "problem", "only 12 inodes", "Delete files"),
         (disk(read_only=True), "problem", "is read-only", "system's log"),
-        (home(account="kim"), "warning", "belongs to island, not to the account kim", "chown -R"),
+        (home(account="kim"), "warning", "belongs to island, not to the account kim", "chown -R kim: /srv"),
         (home(writable=False), "problem", "cannot be written by island", "chmod u+rwx"),
-        (core.entries(EntryFacts([], ["a", "b", "c", "d"])), "problem", "a, b, c and 1 more", "chown -R"),
+        (
+            entries("a", "b", "c", "d"),
+            "problem",
+            "a, b, c and 1 more",
+            "chown -R kiso: /srv",
+        ),
         (core.open_files(300, "it"), "problem", "300 files: too few", "LimitNOFILE=65536"),
         (core.open_files(1024, "it"), "warning", "each port accepts 256 connections", "LimitNOFILE=65536"),
         (clock(False), "warning", "not synchronized (NTP)", "set-ntp true"),

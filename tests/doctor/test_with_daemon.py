@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from island import config
+from island import daemon as daemon_module
 from island.cli import base, main
 from island.daemon import Daemon
 from island.doctor import service
@@ -62,7 +63,10 @@ def private() -> Iterator[None]:
     os.umask(before)
 
 
-async def test_a_running_daemon(tmp_path: Path, private: None, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_running_daemon(
+    tmp_path: Path, private: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "TRY_SECONDS", 3600.0)  # else the daemon may repair the database at any moment
     listen = {"user": "127.0.0.1:0", "peer": "127.0.0.1:0", "advertise": [UNREACHABLE]}
     place, settings = made(tmp_path / "here", listen=listen)
     with place.locked():

@@ -49,7 +49,7 @@ def running(home: ServedIsland) -> ServedIsland:
 def get(url: str, token: str = "") -> tuple[int, bytes]:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -154,20 +154,20 @@ def test_sigterm_ends_everything(running: ServedIsland) -> None:
     place = running
     process = place._process
     assert process is not None
-    below = wait_for("the engine", lambda: children(process.pid) or None, 20)
+    below = wait_for("the engine", lambda: children(process.pid) or None)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     place.stop()
-    wait_for("the engine to end", lambda: gone(below), 5)
+    wait_for("the engine to end", lambda: gone(below))
 
 
 def test_sigkill_leaves_nothing_behind_and_a_restart_works_at_once(running: ServedIsland) -> None:
     place = running
     process = place._process
     assert process is not None
-    below = wait_for("the engine", lambda: children(process.pid) or None, 20)
+    below = wait_for("the engine", lambda: children(process.pid) or None)
     place.kill()
-    wait_for("the engine to end", lambda: gone(below), 10)
+    wait_for("the engine to end", lambda: gone(below))
     place.start()
     assert place.json("peer", "ls") is not None
 

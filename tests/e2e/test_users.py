@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from threading import Event, Thread
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from island.client import Api
 from island.errors import IslandError
 from island.home import Endpoint
+from tests.islands.user_port import livy_in_thread
 from tests.servers.daemon import ServedIsland, island_command, running
-from tests.standins.livy import upstream
 
 pytestmark = pytest.mark.e2e
-
-
-@contextmanager
-def livy_beside(bodies: list[dict[str, Any]]) -> Iterator[str]:
-    """Run a Livy without Spark in a thread, and note the bodies of its new sessions. Yields its URL."""
-    loop, ready, stop, found = asyncio.new_event_loop(), Event(), asyncio.Event(), []
-
-    @web.middleware
-    async def note(request: web.Request, handler: Any) -> web.StreamResponse:
-        if (request.method, request.path) == ("POST", "/sessions"):
-            bodies.append(await request.json())
-        answer: web.StreamResponse = await handler(request)
-        return answer
-
-    async def serve() -> None:
-        application = upstream()
-        application.middlewares.append(note)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        found.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
-        ready.set()
-        await stop.wait()
-        await runner.cleanup()
-
-    thread = Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    try:
-        assert ready.wait(30)
-        yield found[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
 
 
 def test_two_users_see_and_end_their_own_sessions(tmp_path_factory: pytest.TempPathFactory) -> None:
     bodies: list[dict[str, Any]] = []
     place = ServedIsland(tmp_path_factory.mktemp("users"), "kiso", dialled=False)
-    with livy_beside(bodies) as livy:
+    with livy_in_thread(bodies) as livy:
         place.configure("url", json.dumps(livy))
         place.configure("accounts", '{alice = "aliceunix"}')
         with running(place):

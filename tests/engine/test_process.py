@@ -108,7 +108,7 @@ async def test_an_invalid_frame_ends_the_session(tmp_path: Path, order: int) -> 
             await _follow(process, order)
     finally:
         await process.end()
-    until(lambda: not alive([process.pid]), 5)
+    until(lambda: not alive([process.pid]), 60)
 
 
 def test_the_tail_of_the_log_is_limited() -> None:

@@ -184,6 +184,42 @@ async def played_livy() -> AsyncIterator[str]:
 
 
 @contextmanager
+def livy_in_thread(created: list[dict[str, Any]] | None = None) -> Iterator[str]:
+    """Run a Livy without Spark in a thread, for a daemon. Yields its URL; `created` gets the bodies of new sessions."""
+    ready, stop, found = Event(), asyncio.Event(), []
+    loop = asyncio.new_event_loop()
+
+    @web.middleware
+    async def note(request: web.Request, handler: Any) -> web.StreamResponse:
+        answer: web.StreamResponse = await handler(request)
+        if created is not None and (request.method, request.path, answer.status) == ("POST", "/sessions", 201):
+            created.append(await request.json())
+        return answer
+
+    async def main() -> None:
+        application = upstream()
+        application.middlewares.append(note)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        found.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        ready.set()
+        await stop.wait()
+        await runner.cleanup()
+
+    thread = Thread(target=lambda: loop.run_until_complete(main()))
+    thread.start()
+    try:
+        while not ready.wait(0.05):
+            assert thread.is_alive(), "the Livy did not start"
+        yield found[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+@contextmanager
 def site_in_thread(home: Path, url: str, token: str, sections: dict[str, Any]) -> Iterator[str]:
     """Run a site in a thread with its own event loop, for blocking clients. Yields its URL with the user's token."""
     ready, stop, found = Event(), asyncio.Event(), []

@@ -191,10 +191,10 @@ async def post(world: World, home: SimIsland, job: JobRow, code: str, acknowledg
     while code not in acknowledged.values():
         await up(world, home)
         try:
-            known = await client(world, home, lambda: world.jobs["home"].statements(job))
+            known = await client(world, home, lambda: world.statements(home, job))
             if known is None:
                 continue
-            arrived = [s for s, _ in known if s.code == code]
+            arrived = [s for s in known if s.code == code]
             statement = arrived[0] if arrived else await client(world, home, post_once)
         except IslandError:
             return  # the session ended with its engine, and its reason says so

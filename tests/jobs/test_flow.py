@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from island.errors import Ambiguous, BadInput, Conflict, Denied, NotFound
+from island.jobs.home import store
 from island.jobs.home.local_files import BatchFile
 from island.jobs.home.store import JobRow
-from island.jobs.messages import MAX_FILE
+from island.jobs.messages import MAX_FILE, StatementReport
 from island.kernel.ids import IslandId
 from island.livy.messages import BatchRequest, SessionRequest
 from island.livy.rest import LivyRefusal
@@ -518,6 +521,41 @@ def test_an_owner_follows_a_job_from_another_island_by_its_key() -> None:
         assert (await world.ended(home, job)).state == "dead"
 
     simulate(16, scenario)
+
+
+def test_an_owner_elsewhere_gets_the_newest_statements_that_fit_into_one_answer() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), PlayedEngine()
+        home = await world.island("home", engine=engine)
+        await world.island("cafe")
+        await world.linked()
+        job = await world.settled(home, await world.open(home))
+        output = json.dumps({"status": "ok", "execution_count": 0, "data": {"text/plain": "x" * 50_000}})
+
+        def fill(conn: sqlite3.Connection) -> None:
+            for _ in range(100):
+                number = store.add_statement(conn, job.id, "1", "", 1000)
+                assert number is not None
+                store.apply_statement(conn, job.id, StatementReport(number=number, state="available", output=output))
+
+        await home.state.write(fill)
+        key = (await world.jobs["home"].show(job))["key"]
+        encoded = 0
+
+        def counted(value: Any) -> bytes:
+            nonlocal encoded
+            encoded += 1
+            return msgspec.json.Encoder().encode(value)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("island.jobs.service.msgspec.json.encode", counted)
+            listed = await world.jobs["cafe"].elsewhere(job.id, key, "statements")
+        # The answer is too long for the control session, so it is asked for twice.
+        assert encoded <= 2 * (len(listed) + 1), "each statement is encoded once for an answer"
+        numbers = [each["id"] for each in listed]
+        assert numbers == list(range(numbers[0], 100)) and 10 < len(numbers) < 100
+
+    simulate(47, scenario)
 
 
 def test_the_key_of_a_job_is_sent_to_no_island_that_only_resembles_its_home() -> None:

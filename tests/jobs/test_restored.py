@@ -59,7 +59,7 @@ def test_a_statement_does_not_get_the_result_of_another(remote: bool) -> None:
         assert ended.state in ("dead", "killed")
         assert "restored from a backup" in await world.log(home, job)
         assert "third" not in engine.ran
-        [first] = [s for s, _ in await world.jobs["home"].statements(job) if s.code == "first"]
+        [first] = [s for s in await world.statements(home, job) if s.code == "first"]
         assert json.loads(first.output)["data"]["text/plain"] == "did first"
 
     simulate(301, scenario)

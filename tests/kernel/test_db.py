@@ -152,7 +152,7 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(ConfigError, match=r"cannot be opened.*\n.*restore it from a backup"):
+    with pytest.raises(ConfigError, match=r"is damaged.*\n.*restore a backup"):
         Database.open(tmp_path, "state")
 
 

@@ -32,7 +32,7 @@ async def test_servers_are_listed_everywhere_and_changed_by_their_island(tmp_pat
         code, out, err = await one.command("server", "add", "hdfs", "hdfs://nn:8020", "--comment", "the namenode")
         assert code == 0, err
         server = out.strip()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(rows := await two.json("server", "ls")) != 2:
                 await asyncio.sleep(0.05)
         assert rows == [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,11 @@ import aiohttp
 import pytest
 
 from island.errors import Full
+from island.jobs.home import store
+from island.jobs.home.store import StatementRow
+from island.jobs.messages import StatementReport
 from island.livy.client import LivyClient
+from island.trust.users import Principal
 from tests.islands.user_port import Site, played_livy, site
 from tests.standins.faults import Fault
 
@@ -170,6 +176,41 @@ async def test_a_full_disk_refuses_before_acceptance_and_never_after(http: Http)
         assert (await http("POST", path, {"kind": "sql"}))[0] == 201
     unread.mend()
     assert (await http("GET", "/sessions"))[1]["total"] == 3
+
+
+async def test_large_outputs_are_listed_in_parts_and_whole(http: Http) -> None:
+    await http("POST", "/sessions", {"kind": "sql"})
+    await http.idle(0)
+    job = await http.place.jobs.named(Principal("administrator", "administrator"), "0")
+    output = json.dumps({"status": "ok", "execution_count": 0, "data": {"text/plain": "x" * 1_000_000}})
+
+    def fill(conn: sqlite3.Connection) -> None:
+        for _ in range(12):
+            number = store.add_statement(conn, job.id, "1", "sql", 100)
+            assert number is not None
+            store.apply_statement(conn, job.id, StatementReport(number=number, state="available", output=output))
+
+    await http.place.state.write(fill)
+    largest = 0
+    read = http.place.state.read
+
+    async def measured(function: Any) -> Any:
+        nonlocal largest
+        found = await read(function)
+        if isinstance(found, list):
+            largest = max(largest, sum(len(each.output) for each in found if isinstance(each, StatementRow)))
+        return found
+
+    http.place.state.read = measured  # type: ignore[method-assign]  # counts what is in memory at a time
+    for path, key in (("/sessions/0/statements", "statements"), ("/api/v1/jobs/0/statements", "")):
+        _, answer, _ = await http("GET", path)
+        listed = answer[key] if key else answer
+        assert [each["id"] for each in listed] == list(range(12))
+        assert all(each["output"] == json.loads(output) for each in listed)
+    assert 1_000_000 < largest < 6_000_000
+    _, page, _ = await http("GET", "/sessions/0/statements?order=desc&from=1&size=2")
+    assert ([each["id"] for each in page["statements"]], page["total_statements"]) == ([10, 9], 12)
+    assert (await http("GET", "/sessions/0/statements?from=12"))[1] == {"total_statements": 12, "statements": []}
 
 
 async def test_names_and_codes_are_data(http: Http) -> None:

@@ -99,7 +99,7 @@ async def test_invite_join_list(tmp_path: Path) -> None:
         assert "this machine" in err and "recovery.key" in err
         code, out, err = await two.command("peer", "join", "-", stdin=out)
         assert (code, out) == (0, "") and "lapalma" in err
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while {(row["island"], row["state"]) for row in await one.json("peer", "ls")} != {
                 ("lapalma", "self"),
                 ("laptop", "up"),
@@ -158,7 +158,7 @@ async def test_a_journal_that_is_shorter_than_others_know_is_seen_on_both_sides(
         assert code == 0 and "no other island is linked" in err
         saved(one.node.state, tmp_path / "backup.db")
         assert (await two.command("peer", "join", stdin=word))[0] == 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while one.node.id not in await two.node.state.read(held_heads):
                 await asyncio.sleep(0.05)
         code, _, err = await one.command("journal", "--verify")

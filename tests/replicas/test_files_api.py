@@ -225,7 +225,7 @@ def chunk_request(site: Site, path: str, *ranges: tuple[int, int]) -> bytes:
 
 async def ask(site: Site, body: bytes) -> bytes:
     received = b""
-    async with site.reader.peers.bulk(site.owner.me, "chunks", body) as stream, asyncio.timeout(5):
+    async with site.reader.peers.bulk(site.owner.me, "chunks", body) as stream, asyncio.timeout(60):
         while (block := await stream.receive()) is not None:
             received += block
     return received

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +29,7 @@ from island.replicas.fetching import FetchTimeouts
 from island.replicas.service import Replicas, ReplicasDependencies
 from island.trust.keys import Identity
 from island.trust.service import Trust
+from tests.islands.reading import PATIENT
 
 T = TypeVar("T")
 CLOCK, RNG = SystemClock(), SystemRng()
@@ -40,7 +42,7 @@ class Over(Exception):
 class Island:
     """The services of one island below jobs and streams, wired as the daemon does it."""
 
-    def __init__(self, home: Path, name: str, listen: str = "127.0.0.1:0") -> None:
+    def __init__(self, home: Path, name: str, listen: str = "127.0.0.1:0", patience: FetchTimeouts = PATIENT) -> None:
         self.name, self.home = name, home
         home.mkdir(exist_ok=True)
         if not (home / "key").exists():
@@ -88,7 +90,7 @@ class Island:
                 home=home,
                 state=self.state,
                 workers=self.workers,
-                patience=FetchTimeouts(nothing=3.0, block=2.0, open=1.0),
+                patience=patience,
             )
         )
 
@@ -127,7 +129,7 @@ class Island:
 
     async def until(self, look: Callable[[], Awaitable[T | None]]) -> T:
         """What `look` finds, as soon as it finds something."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 version = self.gossip.changed.version
                 if found := await look():
@@ -215,7 +217,8 @@ async def test_when_the_only_holder_is_gone_the_error_says_so(tmp_path: Path, da
     async with contextlib.AsyncExitStack() as stack:
         owner_stack = await stack.enter_async_context(contextlib.AsyncExitStack())
         owner = await owner_stack.enter_async_context(Island(tmp_path / "owner", "owner").running())
-        second = await stack.enter_async_context(Island(tmp_path / "second", "second").running())
+        hasty = Island(tmp_path / "second", "second", patience=replace(PATIENT, nothing=3.0))
+        second = await stack.enter_async_context(hasty.running())
         await join(owner, second)
         await owner.catalog.publish("administrator@owner", data, "galaxies")
         resolved = await second.resolved("owner/galaxies")

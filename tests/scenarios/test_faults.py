@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from island import daemon as daemon_module
 from island.errors import Full, Unreachable
 from island.gossip import store
 from tests.standins.faults import Fault, full_disk
@@ -29,13 +30,13 @@ async def test_gossip_continues_after_a_session_is_lost_during_a_commit(tmp_path
 
         def hold(_: sqlite3.Connection) -> None:
             busy.set()
-            gate.wait(10)
+            gate.wait(60)
 
         logs._store = tapped  # type: ignore[method-assign]  # tells the moment at which the session is to be lost
         holding = asyncio.get_running_loop().create_task(daemon.gossip_db.write(hold))
-        assert await asyncio.to_thread(busy.wait, 10)
+        assert await asyncio.to_thread(busy.wait, 60)
         other.say(("test/b", b"2"))
-        await asyncio.wait_for(storing.wait(), 10)
+        await asyncio.wait_for(storing.wait(), 60)
         ends = (daemon.peers._control, other.id), (other.peers._control, daemon.trust.me)
         cut = [control[island] for control, island in ends]
         cut[0].end(Unreachable("cut by the test"))
@@ -68,7 +69,9 @@ async def test_status_shows_an_origin_that_cannot_be_stored_and_a_failing_loop(t
         assert (await get(daemon, "/api/v1/island"))["problems"] == []
 
 
-async def test_status_shows_a_full_disk_until_a_write_succeeds(tmp_path: Path) -> None:
+async def test_status_shows_a_full_disk_until_a_write_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_module, "TRY_SECONDS", 3600.0)  # else the daemon may repair the database at any moment
+
     def full(_: sqlite3.Connection) -> None:
         raise full_disk()
 

@@ -30,7 +30,10 @@ from island.jobs.messages import (
 from island.kernel import codec
 from tests.standins.member import Member, get, logged, member, packed, until, victim, well
 
-OPEN: dict[str, dict[str, Any]] = {"jobs": {"accept_from": ["members"], "foreign_code": "any", "same_user": True}}
+OPEN: dict[str, dict[str, Any]] = {
+    "jobs": {"accept_from": ["members"], "foreign_code": "any", "same_user": True},
+    "livy": {"url": "http://127.0.0.1:9"},  # it does not answer: jobs are accepted and wait
+}
 
 
 def job_of(home: str, job: str = "01890a5d-ac96-774b-bcce-b302099a8057") -> str:
@@ -122,6 +125,19 @@ async def test_an_id_of_another_home_is_refused(tmp_path: Path, job: str) -> Non
         assert not offer.reservation and "does not belong to that home" in offer.refusal
         with pytest.raises(PeerRefused):
             await mallory.ask("job.stop", codec.encode(StopRequest(job=head.job, epoch=1)))
+
+
+async def test_a_user_whose_name_names_another_island_is_refused(tmp_path: Path) -> None:
+    """`administrator@victim` as a user would be `administrator@victim@mallory` in the journal."""
+    async with victim(tmp_path, OPEN) as daemon, member(daemon, tmp_path) as mallory:
+        for user in ("administrator@victim", "eve\nadministrator", ""):
+            asked = OfferRequest(envelope=envelope(mallory, user=user), kind="batch", language="batch")
+            offer = codec.decode(await mallory.ask("job.offer", codec.encode(asked)), Offer)
+            assert not offer.reservation and "name of its user" in offer.refusal
+            answer = CommitRequest(envelope=asked.envelope, reservation="x", work=BATCH, file=SCRIPT)
+            told = codec.decode(await mallory.ask("job.commit", codec.encode(answer)), CommitAnswer)
+            assert not told.accepted and "name of its user" in told.reason
+        assert not await get(daemon, "/api/v1/jobs")
 
 
 @pytest.mark.parametrize("lease", [math.inf, math.nan, -1.0, 1e9])

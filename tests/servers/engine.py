@@ -59,11 +59,11 @@ class RunningEngine:
         below = self.below()
         if self.process.poll() is None:
             self.process.terminate()
-        code = self.process.wait(30)
+        code = self.process.wait(120)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
-        until(lambda: not alive(below), 20)
+        until(lambda: not alive(below), 60)
         return code
 
 

@@ -360,6 +360,12 @@ class World:
         statement = await jobs.post(job, code, None)
         return (await jobs.finished_statement(job, statement.number, within))[0]
 
+    async def statements(self, home: SimIsland, job: JobRow) -> list[StatementRow]:
+        """All statements of a session."""
+        jobs = self.jobs[home.name]
+        now = await jobs.named(ADMINISTRATOR, job.id)
+        return [each async for part in jobs.statement_parts(now, range(now.statements)) for each, _ in part]
+
     async def log(self, home: SimIsland, job: JobRow) -> str:
         return "\n".join(await self.jobs[home.name].log(job))
 

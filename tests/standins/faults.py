@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
+import signal
 import sqlite3
 import subprocess
 import threading
@@ -59,6 +61,19 @@ def on_read_only_disk(folder: Path, *command: str) -> list[str]:
 
 
 @contextlib.contextmanager
+def disk_with(size: int) -> Iterator[None]:
+    """No file of this process can be larger than `size` bytes, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@contextlib.contextmanager
 def unreadable(path: Path) -> Iterator[None]:
     """Make every read of the open descriptors of a small file fail with EIO.
 
@@ -91,7 +106,7 @@ async def cancelled_while_committing(database: Database, work: Callable[[], Awai
 
     def hold(_: sqlite3.Connection) -> None:
         busy.set()
-        gate.wait(10)
+        gate.wait(60)
 
     async def tapped(function: Callable[[sqlite3.Connection], T], **more: Any) -> T:
         asked.set()
@@ -102,11 +117,11 @@ async def cancelled_while_committing(database: Database, work: Callable[[], Awai
 
     loop = asyncio.get_running_loop()
     holding = loop.create_task(original(hold))
-    assert await asyncio.to_thread(busy.wait, 10)
+    assert await asyncio.to_thread(busy.wait, 60)
     database.write = tapped  # type: ignore[method-assign]  # intercepts the calls of the service
     task = loop.create_task(run())
     try:
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), 60)
         task.cancel()
         await asyncio.sleep(0)
     finally:

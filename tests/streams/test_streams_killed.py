@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from island.cli.demo.demo_island import free_ports
 from tests.islands.subscribing import Home, delivered, rows_of, total, write
 
 pytestmark = pytest.mark.e2e
@@ -27,9 +27,7 @@ class Process:
 
     def __init__(self, home: Path, name: str, *options: str) -> None:
         self.home, self.name, self.options = home, name, options
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        [self.port] = free_ports(1)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,13 +28,24 @@ T = TypeVar("T")
 ISLAND = module_command("island.cli.main")
 
 
+PORTS = range(20_000, 32_000)
+"""Below the ports that systems choose themselves for connections and for port 0, and that are soon used again."""
+
+
 def free_ports(count: int) -> list[int]:
-    """Return `count` TCP ports of the loopback interface that are free now."""
+    """Return `count` TCP ports of the loopback interface that are free now; raises `IslandError` if there are fewer."""
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+            if len(found) == count:
+                return found
+            with contextlib.suppress(OSError):  # it is in use
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+    raise IslandError(
+        f"too few TCP ports of the loopback interface from {PORTS.start} to {PORTS.stop - 1} are free",
+        hint="End programs that listen at many ports.",
+    )
 
 
 def wait_for(what: str, look: Callable[[], T | None], seconds: float = 60.0) -> T:

@@ -106,7 +106,7 @@ def negotiate(host: str) -> str:
     except ImportError as error:
         raise EngineFailed(
             "an engine of island.toml has kerberos = true, but pyspnego is not installed",
-            hint="Install the extra: pip install 'astrolab-island[kerberos]'.",
+            hint="Install the extra `kerberos` (in a clone: pip install '.[kerberos]').",
         ) from error
     try:
         context = spnego.client(hostname=host, service="HTTP", protocol="kerberos")

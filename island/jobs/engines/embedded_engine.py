@@ -69,7 +69,10 @@ class EmbeddedEngine:
             return
         if not self.installed:
             # An island with other engines needs no Spark.
-            missing = "Spark is not installed: install astrolab-island[spark], or set [livy] url"
+            missing = (
+                "Spark is not installed: install the extra `spark` (in a clone: pip install '.[spark]'),"
+                " or set [livy] url"
+            )
             self.problem = "" if self._config.engine else missing
             log.warning("engine.not_installed")
             return

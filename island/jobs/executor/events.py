@@ -29,7 +29,7 @@ class FailureKind(Enum):
     DISK = "disk"
     """The disk of this island failed; a later attempt may succeed."""
     ERROR = "error"
-    """Another expected error, with its text."""
+    """An answer of the engine that is an error of its own, or another expected error."""
     BUG = "bug"
     """An unexpected exception."""
 

@@ -66,6 +66,9 @@ from island.livy.messages import STATEMENT_ENDED
 TRIES: Final = 10
 """Consecutive disk errors after which a run ends. Errors of the database are retried without limit."""
 
+ENGINE_TRIES: Final = 3
+"""Errors with which an engine answers in a row before the run is given to another engine, or back to its home."""
+
 LEASE_CHECK_S: Final = 60.0
 """Maximum number of seconds between two checks of the lease: timers stop while the computer sleeps."""
 
@@ -289,16 +292,14 @@ def _instance_seen(run: JobRun, instance: str, forbidden: str) -> Step[JobRun]:
 
 def _submit(run: JobRun, instance: str) -> Step[JobRun]:
     """Store the intent, and start the session or batch; or search for it first, if the engine may have it."""
-    if run.doubt and instance == run.instance:
-        return Step(replace(run, phase="submitting"), (FindRemote(),))
-    if run.doubt and run.work.kind == "batch":
-        # A session in which nothing has run can be started again without loss. A batch may have run.
-        return _lost(run, "the engine was restarted while the batch was being submitted")
-    return _create(replace(run, phase="submitting", instance=instance, doubt=False))
+    if run.doubt:
+        # Also an engine that was restarted since may have it: the lost request may have reached the new instance.
+        return Step(_remember(replace(run, phase="submitting"), seen=instance), (FindRemote(),))
+    return _create(replace(run, phase="submitting", instance=instance))
 
 
 def _create(run: JobRun) -> Step[JobRun]:
-    return Step(_remember(run, creating=True, refusal=""), (CreateRemote(body(run)),))
+    return Step(_remember(run, creating=True, refusal="", seen=None), (CreateRemote(body(run)),))
 
 
 def body(run: JobRun) -> dict[str, Any]:
@@ -314,10 +315,16 @@ def body(run: JobRun) -> dict[str, Any]:
 
 def _found(run: JobRun, remote: RemoteJob | None) -> Step[JobRun]:
     """Go on after the search for the run's name at the engine."""
+    seen = run.instance if run.memory.seen is None else run.memory.seen
     if remote is not None:
-        return _accepted(run, remote)
+        return _accepted(replace(run, instance=seen), remote)
     if run.memory.refusal:
         return _refused(run)
+    if seen != run.instance:
+        # A session in which nothing has run can be started again without loss. A batch may have run.
+        if run.work.kind == "batch":
+            return _lost(run, "the engine was restarted while the batch was being submitted")
+        return _create(replace(run, instance=seen))
     if not run.instance and run.work.kind == "batch":
         return _end(
             run,
@@ -517,7 +524,7 @@ def _not_submitted(run: JobRun, event: EffectFailed) -> Step[JobRun]:
             return Step(run, (FindRemote(),))
         if event.kind is not FailureKind.UNREACHABLE:
             run = replace(run, doubt=True)
-    elif refused and not run.doubt and run.phase == "fetching":
+    elif refused and not run.doubt and run.phase == "fetching" and run.memory.failures + 1 >= ENGINE_TRIES:
         run = _remember(run, refusal=event.text, full=event.kind is FailureKind.FULL)
         return _refused(run)
     return _retried(run, event.text, "engine")
@@ -544,6 +551,9 @@ def _statement_failed(run: JobRun, event: EffectFailed) -> Step[JobRun]:
     if event.kind is FailureKind.REFUSED and isinstance(event.effect, PostCode):
         if run.phase == "preparing":
             return _end(run, "dead", f"the view of an input could not be created: {event.text}"[:1000])
+        assert run.statement is not None
+        # The engine gave it no number, so the next statement gets the one that was expected for it.
+        run = replace(run, statement=replace(run.statement, remote=run.statement.remote - 1))
         return _finished_statement(run, "error", core.error_output("Refused", event.text))
     run = _remember(_silent(run, event.text), failures=run.memory.failures + 1)
     return Step(run, (_pause(run, "statement", run.memory.failures, base=0.2, cap=5.0),))
@@ -612,6 +622,18 @@ def _clearing(run: JobRun) -> tuple[Effect, ...]:
 
 def _after_end(run: JobRun, event: Any, now: Now) -> Step[JobRun]:
     match event:
+        case PlaceGranted():
+            return Step(run, (FreePlace(),))
+        case RunStopAsked(reply=reply) | StatementCancelAsked(reply=reply):
+            return Step(run, () if reply is None else (Answer(reply),))
+        case StatementOffered(reply=reply):
+            return Step(run, (Refuse(reply, NotFound(f"the run of {run.job} has ended: {run.reason}")),))
+        case _:
+            return Step(run) if run.finished else _while_clearing(run, event)
+
+
+def _while_clearing(run: JobRun, event: Any) -> Step[JobRun]:
+    match event:
         case RunResumed() | Elapsed("clear"):
             return Step(run, _clearing(run))
         case RemoteCreated(remote) if run.memory.creating:
@@ -630,12 +652,6 @@ def _after_end(run: JobRun, event: Any, now: Now) -> Step[JobRun]:
             return Step(run, (CleanUp(),))
         case RunCleaned():
             return Step(replace(_remember(run, problem=""), phase="cleared"))
-        case PlaceGranted():
-            return Step(run, (FreePlace(),))
-        case RunStopAsked(reply=reply) | StatementCancelAsked(reply=reply):
-            return Step(run, () if reply is None else (Answer(reply),))
-        case StatementOffered(reply=reply):
-            return Step(run, (Refuse(reply, NotFound(f"the run of {run.job} has ended: {run.reason}")),))
         case _:
             return Step(run)
 

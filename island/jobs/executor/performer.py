@@ -27,6 +27,7 @@ from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import is_database, is_transient
 from island.kernel.machine import Effect, Write
 from island.kernel.units import format_bytes
+from island.livy.client import ANSWERED
 
 log = structlog.get_logger("island")
 
@@ -215,12 +216,11 @@ class RunPerformer:
     async def _clear(self) -> bool:
         """End the session or batch at the engine. Returns whether there was one. Raises `EngineFailed` if it stays."""
         run, engine = self._run, self._engine()
-        if await engine.instance() != run.instance:
-            return True  # the instance of the engine that had it is gone
-        if run.remote is None:
+        if run.remote is None or await engine.instance() != run.instance:
+            # An engine that was restarted does not have it, unless a request whose answer was lost came after that.
             found = await engine.find(run.work.kind, run.name)
             if found is None:
-                return False
+                return run.remote is not None
             run = replace(run, remote=found.id)
         await engine.end(run.ref)
         left = await engine.find(run.work.kind, run.name)
@@ -247,7 +247,9 @@ def failure_kind(error: Exception) -> FailureKind:
     if isinstance(error, BadInput | msgspec.ValidationError):
         return FailureKind.REFUSED
     if isinstance(error, EngineFailed):
-        return FailureKind.UNREACHABLE if error.code in _NOT_SENT else FailureKind.SILENT
+        if error.code in _NOT_SENT:
+            return FailureKind.UNREACHABLE
+        return FailureKind.ERROR if error.code == ANSWERED else FailureKind.SILENT
     if is_transient(error):
         return FailureKind.DATABASE if is_database(error) else FailureKind.DISK
     return FailureKind.ERROR if isinstance(error, IslandError) else FailureKind.BUG

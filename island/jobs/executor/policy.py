@@ -47,7 +47,7 @@ def policy_refusal(
         return ""
     keys = []
     if not any(_accepts(entry, user, means) for entry in jobs.accept_from):
-        keys.append(f"jobs.accept_from names neither it nor its user {user}" if user else "jobs.accept_from lacks it")
+        keys.append("jobs.accept_from " + (f"names neither it nor its user {user}" if user else "does not name it"))
     if jobs.foreign_code == "none":
         keys.append('jobs.foreign_code is "none"')
     if not jobs.same_user:

@@ -97,6 +97,8 @@ class RunMemory:
     """The engines of this island that refused the job, with the reasons."""
     refusal: str = ""
     """The engine's refusal, which holds if the engine does not have the job under its name."""
+    seen: str | None = None
+    """The instance id of the engine when it was searched; None if that was not necessary."""
     full: bool = False
     """Whether this refusal means that the engine has no place now."""
     paths: tuple[str, ...] = ()

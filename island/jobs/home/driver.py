@@ -376,7 +376,7 @@ class HomeDriver:
             silent = self._clock.boottime() - self._heard.get(job.id, 0.0)
             if silent >= effect.seconds:
                 return ClientsSilent(silent)
-            await asyncio.sleep(effect.seconds - silent)
+            await asyncio.sleep(max(1.0, effect.seconds - silent))
 
 
 def _shown(job: HomeJob) -> tuple[object, ...]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from island.jobs.messages import MAX_FILE
-from island.kernel.regular_file import open_regular
 from island.livy.rest import rejected
+from island.regular_file import open_regular
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,9 +48,15 @@ from island.trust.users import Principal
 ACCEPTED = counter("jobs_accepted", "Sessions and batches accepted by this island as home", ("kind",))
 STATEMENTS = counter("job_statements_accepted", "Statements accepted by this island as home")
 
+LISTED_S = 600.0
+"""Seconds for which Livy's listings show a job after its end, as Livy's `session.state-retain.sec`."""
+
 _MAX_KEY = 200
 _KEPT, _KEPT_SIZE = 1000, 32 * 1024
 """Cache of answers to polling clients: maximum number of entries, and maximum characters of each."""
+
+_PART = 4 * 1024 * 1024
+"""Characters of codes and outputs of statements that are read at a time."""
 
 T = TypeVar("T")
 _PollKey = tuple[str, int | str] | tuple[str, int | str, int]
@@ -285,9 +292,13 @@ class HomeJobs:
         return found[0]
 
     async def page(self, caller: Principal, kind: str, start: int, size: int) -> tuple[int, list[JobRow]]:
-        """The number of jobs of a kind that a Livy client sees, and a page of them."""
+        """The number of jobs of a kind that Livy's listing shows, and a page of them, live ones first.
+
+        As in Livy, jobs are listed for ten minutes after their end. Each is found by its id for as long as it is kept.
+        """
         user = None if caller.is_administrator else caller.user
-        return await self._state.read(lambda conn: store.page(conn, kind, user, start, size))
+        since = self._clock.wall() - LISTED_S
+        return await self._state.read(lambda conn: store.page(conn, kind, user, start, size, since))
 
     async def newest(self, caller: Principal, limit: int, *, live_only: bool = False) -> list[JobRow]:
         """The newest jobs of this home that the caller may see."""
@@ -407,10 +418,16 @@ class HomeJobs:
             raise statement_not_found()
         return found, self._progress(job, found)
 
-    async def statements(self, job: JobRow) -> list[tuple[StatementRow, StatementReport]]:
-        """All statements of a session in order, with their progress."""
-        found = await self._state.read(lambda conn: store.statements(conn, job.id))
-        return [(statement, self._progress(job, statement)) for statement in found]
+    async def statement_parts(
+        self, job: JobRow, numbers: Sequence[int]
+    ) -> AsyncIterator[list[tuple[StatementRow, StatementReport]]]:
+        """Statements of a session with their progress, in parts of a few MiB: outputs may be larger than memory."""
+        while numbers:
+            found = await self._state.read(partial(store.statements, job=job.id, numbers=numbers, room=_PART))
+            if not found:
+                return
+            yield [(statement, self._progress(job, statement)) for statement in found]
+            numbers = numbers[numbers.index(found[-1].number) + 1 :]
 
     def _progress(self, job: JobRow, statement: StatementRow) -> StatementReport:
         if statement.ended:

@@ -19,6 +19,13 @@ from island.kernel import codec
 from island.kernel.machine import Write
 from island.livy.messages import STATEMENT_ENDED
 
+_BRIEF: Final = (
+    "id, kind, local, user, name, request_hash, '{}' AS request, work, pin, reattach, created, ended, phase, epoch,"
+    " executor, reservation, released, stop, deleted, state, reason, app_id, app_info, '[]' AS engine_log, notes,"
+    " moved, statements"
+)
+"""The columns of a job in a listing, without its long texts."""
+
 _OPEN: Final = "state IN ('waiting', 'running', 'cancelling')"
 
 
@@ -90,34 +97,36 @@ class StatementRow:
 
 
 def _job(row: sqlite3.Row) -> JobRow:
+    # A look-up in a dict is much faster than one in a `sqlite3.Row`, which compares the names of all columns.
+    value = dict(zip(row.keys(), row, strict=True))
     return JobRow(
-        id=row["id"],
-        kind=row["kind"],
-        local=row["local"],
-        user=row["user"],
-        name=row["name"],
-        request_hash=row["request_hash"],
-        request=json.loads(row["request"]),
-        work=codec.decode(row["work"], JobSpec),
-        pin=row["pin"],
-        reattach=row["reattach"],
-        created=row["created"],
-        ended=row["ended"],
-        phase=row["phase"],
-        epoch=row["epoch"],
-        executor=row["executor"],
-        reservation=row["reservation"],
-        released=bool(row["released"]),
-        stop=bool(row["stop"]),
-        deleted=bool(row["deleted"]),
-        state=row["state"],
-        reason=row["reason"],
-        app_id=row["app_id"],
-        app_info=json.loads(row["app_info"]),
-        engine_log=json.loads(row["engine_log"]),
-        notes=row["notes"],
-        moved=row["moved"],
-        statements=row["statements"],
+        id=value["id"],
+        kind=value["kind"],
+        local=value["local"],
+        user=value["user"],
+        name=value["name"],
+        request_hash=value["request_hash"],
+        request=msgspec.json.decode(value["request"]),
+        work=codec.decode(value["work"], JobSpec),
+        pin=value["pin"],
+        reattach=value["reattach"],
+        created=value["created"],
+        ended=value["ended"],
+        phase=value["phase"],
+        epoch=value["epoch"],
+        executor=value["executor"],
+        reservation=value["reservation"],
+        released=bool(value["released"]),
+        stop=bool(value["stop"]),
+        deleted=bool(value["deleted"]),
+        state=value["state"],
+        reason=value["reason"],
+        app_id=value["app_id"],
+        app_info=msgspec.json.decode(value["app_info"]),
+        engine_log=msgspec.json.decode(value["engine_log"]),
+        notes=value["notes"],
+        moved=value["moved"],
+        statements=value["statements"],
     )
 
 
@@ -250,27 +259,84 @@ def by_prefix(conn: sqlite3.Connection, prefix: str, user: str | None, limit: in
     return [_job(row) for row in rows]
 
 
-def page(conn: sqlite3.Connection, kind: str, user: str | None, start: int, size: int) -> tuple[int, list[JobRow]]:
-    """The number of jobs of a kind that Livy clients see, and a page of them in the order of local ids."""
-    where = "kind = ? AND deleted = 0 AND (? IS NULL OR user = ?)"
-    total = conn.execute(f"SELECT count(*) FROM job WHERE {where}", (kind, user, user)).fetchone()[0]
+def page(
+    conn: sqlite3.Connection, kind: str, user: str | None, start: int, size: int, since: float
+) -> tuple[int, list[JobRow]]:
+    """The number of jobs of a kind that Livy's listing shows, and a page of them.
+
+    These are the live jobs in the order of their local ids, then those that have ended after `since` (Unix seconds),
+    the newest first. Jobs of all users, if `user` is None.
+    """
+    # `+kind`: the index of local ids has all ended jobs.
+    mine = "+kind = ? AND deleted = 0 AND (? IS NULL OR user = ?)"
+    listed = (
+        f"SELECT *, 0 AS over, local AS rank FROM job WHERE {mine} AND phase != 'ended' UNION ALL"
+        f" SELECT *, 1 AS over, -local AS rank FROM job WHERE {mine} AND phase = 'ended' AND ended > ?"
+    )
+    values = (kind, user, user, kind, user, user, since)
+    total = conn.execute(f"SELECT count(*) FROM ({listed})", values).fetchone()[0]
     if size <= 0 or start + size <= 0:
         return total, []
     first, count = max(start, 0), min(start + size, 2**31) - max(start, 0)
-    rows = conn.execute(
-        f"SELECT * FROM job WHERE {where} ORDER BY local LIMIT ? OFFSET ?", (kind, user, user, count, first)
-    )
+    rows = conn.execute(f"SELECT * FROM ({listed}) ORDER BY over, rank LIMIT ? OFFSET ?", (*values, count, first))
     return total, [_job(row) for row in rows]
 
 
 def newest(conn: sqlite3.Connection, user: str | None, limit: int, *, live_only: bool = False) -> list[JobRow]:
-    """The newest jobs, including deleted ones, of one user, or of all if `user` is None."""
+    """The newest jobs, including deleted ones, of one user, or of all if `user` is None.
+
+    Their requests and the logs of their engines are left out.
+    """
+    # `+created` keeps SQLite from walking through all ended jobs to find the live ones, which have an index.
+    where = [*(["user = ?"] if user is not None else []), *(["phase != 'ended'"] if live_only else [])]
+    created = "+created" if live_only else "created"
     rows = conn.execute(
-        "SELECT * FROM job WHERE (? IS NULL OR user = ?) AND (? = 0 OR phase != 'ended')"
-        " ORDER BY created DESC, id DESC LIMIT ?",
-        (user, user, int(live_only), limit),
+        f"SELECT {_BRIEF} FROM job {'WHERE ' if where else ''}{' AND '.join(where)}"
+        f" ORDER BY {created} DESC, id DESC LIMIT ?",
+        (*([user] if user is not None else []), limit),
     )
     return [_job(row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptSince:
+    """Jobs that ended before these times (Unix seconds) lose their log and decisions, or are forgotten."""
+
+    state: float
+    results: float
+    closed: float
+
+
+_AT_ONCE: Final = 100
+"""Maximum number of jobs that one transaction deletes from."""
+
+
+def expire(conn: sqlite3.Connection, since: KeptSince) -> tuple[int, int]:
+    """Delete from some of the ended jobs whose time is over. Returns how many were forgotten, and how many trimmed."""
+    over = {
+        row["id"]
+        for condition, before in (("AND deleted = 1", since.closed), ("", since.results))
+        for row in conn.execute(
+            f"SELECT id FROM job WHERE phase = 'ended' {condition} AND released = 1 AND ended < ?"
+            " ORDER BY ended LIMIT ?",
+            (before, _AT_ONCE),
+        )
+    }
+    for job in over:
+        conn.execute("DELETE FROM job_statement WHERE job = ?", (job,))
+        conn.execute("DELETE FROM job WHERE id = ?", (job,))
+    old = {
+        row["id"]
+        for row in conn.execute(
+            "SELECT id FROM job WHERE phase = 'ended' AND trimmed = 0 AND ended < ? ORDER BY ended LIMIT ?",
+            (since.state, _AT_ONCE),
+        )
+    }
+    for job in over | old:
+        conn.execute("DELETE FROM job_log WHERE job = ?", (job,))
+        conn.execute("DELETE FROM job_decision WHERE job = ?", (job,))
+        conn.execute("UPDATE job SET trimmed = 1, engine_log = '[]' WHERE id = ?", (job,))
+    return len(over), len(old)
 
 
 def count_by_state(conn: sqlite3.Connection) -> list[tuple[str, str, int]]:
@@ -283,7 +349,7 @@ def unfinished(conn: sqlite3.Connection) -> list[tuple[JobRow, list[StatementRow
     pending: dict[str, list[StatementRow]] = {}
     for row in conn.execute(f"SELECT * FROM job_statement WHERE {_OPEN} ORDER BY job, number"):
         pending.setdefault(row["job"], []).append(_statement(row))
-    rows = conn.execute("SELECT * FROM job WHERE phase != 'ended' OR released = 0 ORDER BY created, id")
+    rows = conn.execute("SELECT * FROM job WHERE phase != 'ended' OR released = 0 ORDER BY +created, id")
     return [(_job(row), pending.get(row["id"], [])) for row in rows]
 
 
@@ -489,13 +555,17 @@ def statement(conn: sqlite3.Connection, job: str, number: int) -> StatementRow |
     return None if row is None else _statement(row)
 
 
-def statements(conn: sqlite3.Connection, job: str, numbers: Sequence[int] | None = None) -> list[StatementRow]:
-    """The statements of a job in order: all, or those with these numbers."""
-    if numbers is None:
-        rows = conn.execute("SELECT * FROM job_statement WHERE job = ? ORDER BY number", (job,)).fetchall()
-        return [_statement(row) for row in rows]
-    found = [statement(conn, job, number) for number in numbers]
-    return [each for each in found if each is not None]
+def statements(conn: sqlite3.Connection, job: str, numbers: Iterable[int], room: int) -> list[StatementRow]:
+    """The first of the statements with these numbers: at least one, more while they have at most `room` characters."""
+    found: list[StatementRow] = []
+    for number in numbers:
+        if (row := statement(conn, job, number)) is None:
+            continue
+        room -= len(row.code) + len(row.output)
+        if found and room < 0:
+            break
+        found.append(row)
+    return found
 
 
 def is_busy(conn: sqlite3.Connection, job: str) -> bool:

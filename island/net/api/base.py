@@ -11,7 +11,7 @@ import base64
 import contextlib
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -43,6 +43,7 @@ BUG = {
     "hint": "The error is in the island's log: event api.unexpected_error.",
     "status": 500,
 }
+JSON_TYPE = {"Content-Type": "application/json"}
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 _CYCLE_S = 146_097 * 86_400
@@ -79,7 +80,7 @@ async def body(request: web.Request, kind: type[T]) -> T:
 
 def reply(value: Any, status: int = 200) -> web.Response:
     """Return a JSON response; `value` consists of structs, dicts and lists."""
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+    return web.Response(body=msgspec.json.encode(value), status=status, headers=JSON_TYPE)
 
 
 def whole_number(text: str, name: str, most: int) -> int:
@@ -136,6 +137,47 @@ async def attended(request: web.Request) -> AsyncIterator[None]:
         raise
     finally:
         next_look.cancel()
+
+
+async def json_list(
+    batches: AsyncIterator[Sequence[Any]], head: bytes = b"[", tail: bytes = b"]"
+) -> AsyncIterator[bytes]:
+    """Encode a JSON list part by part; `head` and `tail` surround its values. One batch gives one part."""
+    pending, separator = head, b""
+    async for batch in batches:
+        encoded = b",".join(map(msgspec.json.encode, batch))
+        if separator:
+            yield pending
+            pending = separator + encoded
+        else:
+            pending, separator = pending + encoded, b","
+    yield pending + tail
+
+
+async def reply_in_parts(
+    request: web.Request, parts: AsyncIterator[bytes], headers: Mapping[str, str]
+) -> web.StreamResponse:
+    """Answer with a body whose parts are made while it is sent; a body of one part is sent at once.
+
+    After an error the connection is closed, so that the client does not take the body for complete.
+    """
+    first, second = await anext(parts), await anext(parts, None)
+    if second is None:
+        return web.Response(body=first, headers=headers)
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(request)
+    try:
+        await response.write(first)
+        await response.write(second)
+        async for part in parts:
+            await response.write(part)
+    except IslandError as error:
+        log.warning("api.answer_cut", path=request.path, error=str(error))
+        if request.transport is not None:
+            request.transport.abort()
+        return response
+    await response.write_eof()
+    return response
 
 
 async def stream(request: web.Request, work: Callable[[Progress], Awaitable[Any]]) -> web.StreamResponse:

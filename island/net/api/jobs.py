@@ -8,6 +8,7 @@ to that home.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -195,14 +196,18 @@ class JobsApi:
         job = await self._jobs.end(await self._job(request), deleted=True)
         return base.reply(_timed(await self._jobs.row(job)))
 
-    async def statements(self, request: web.Request) -> web.Response:
+    async def statements(self, request: web.Request) -> web.StreamResponse:
         """`GET /api/v1/jobs/ID/statements`."""
         rows = await self._elsewhere(request, "statements")
-        if rows is None:
-            job = await self._job(request, "session")
-            rows = [statement_row(*pair) for pair in await self._jobs.statements(job)]
-            return base.reply([_statement(job.id, row) for row in rows])
-        return base.reply([_statement(request.match_info["id"], row) for row in rows])
+        if rows is not None:
+            return base.reply([_statement(request.match_info["id"], row) for row in rows])
+        job = await self._job(request, "session")
+
+        async def parts() -> AsyncIterator[list[Any]]:
+            async for part in self._jobs.statement_parts(job, range(job.statements)):
+                yield [_statement(job.id, statement_row(*pair)) for pair in part]
+
+        return await base.reply_in_parts(request, base.json_list(parts()), base.JSON_TYPE)
 
     async def post(self, request: web.Request) -> web.Response:
         """`POST /api/v1/jobs/ID/statements`."""

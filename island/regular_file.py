@@ -23,3 +23,12 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Return the content of a regular file. Raises `OSError` as `open_regular`, and for more than `limit` bytes."""
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit} bytes", str(path))
+    return content
