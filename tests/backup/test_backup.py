@@ -140,6 +140,13 @@ def test_a_password_file_with_the_name_of_another_secret(home: Home, tmp_path: P
 def test_a_password_file_in_the_home_folder_is_included_and_another_is_named(home: Home, tmp_path: Path) -> None:
     text = home.toml.read_text("utf-8")
     assert 'password_file = ""' in text
+    engine = '[[engine]]\nname = "a"\nurl = "https://a.example"\n'
+    engine += 'password_file = "a.password"\nca_file = "/etc/ca.pem"\n'
+    (home.path / "a.password").write_text("another secret")
+    home.toml.write_text(text + engine, "utf-8")
+    saved = saving.save(home, tmp_path / "engines.tar", now=NOW)
+    assert "a.password" in {file.name for file in saved.manifest.files}
+    assert [warning.partition(" is ")[0] for warning in saved.warnings] == ["/etc/ca.pem (engine[0].ca_file)"]
     home.toml.write_text(text.replace('password_file = ""', 'password_file = "livy.password"'), "utf-8")
     (home.path / "livy.password").write_text("a secret")
     saved = saving.save(home, tmp_path / "in.tar", now=NOW)
