@@ -301,7 +301,7 @@ class Executor:
             if reserved:
                 self._reservations.pop(request.reservation, None)
             if run is not None and not run.ended and (run.job, run.epoch) not in self._driver.actors:
-                self._driver.begin(run)
+                self._driver.begin(run, since=self._clock.boottime())
                 log.info("jobs.accepted", job=run.job, epoch=run.epoch, home=self._membership.display(sender))
 
         answer, _ = await self._state.write(lambda conn: self._accept(conn, sender, request, refusal), then=then)
@@ -410,6 +410,7 @@ class Executor:
             log=None if request.seen == version else run.log,
             statements=(_reported(newest),) if newest is not None and newest.number >= request.acknowledged else (),
             moved=run.moved,
+            times=run.times,
         )
 
     async def stop(self, sender: IslandId, request: StopRequest) -> EmptyAnswer:
