@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from island.jobs.cost_model import COMPUTE_S, OUTPUT_BYTES, START_S, Expectation
+from island.jobs.cost_model import COMPUTE_S, OUTPUT_BYTES, START_S, Expectation, JobPrediction
 from island.kernel.ids import IslandId
 from island.kernel.units import format_bytes
 
@@ -114,6 +114,10 @@ class CostTerm(msgspec.Struct, frozen=True):
 
 TERMS = ("wait", "start", "transfer", "preparing", "round trips", "control", "compute", "output")
 """Names of the terms of every estimate, in order."""
+
+
+FETCHING = ("transfer", "preparing", "round trips")
+"""Terms that an executor measures as one: the time of bringing the inputs."""
 
 
 ALIKE = ("start", "compute")
@@ -245,6 +249,20 @@ def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingD
 def ranking(decision: RoutingDecision) -> list[str]:
     """Keys of the islands that can run the job, best first."""
     return [v.island for v in decision.verdicts if v.verdict != "rejected"]
+
+
+def prediction(decision: RoutingDecision) -> JobPrediction:
+    """What a decision expects of the job at the chosen island. Raises `StopIteration` if it chose none."""
+    chosen = next(verdict for verdict in decision.verdicts if verdict.island == decision.chosen)
+    candidate = next(each for each in decision.candidates if each.island == decision.chosen)
+    seconds = {term.what: term.seconds for term in chosen.terms}
+    return JobPrediction(
+        wait_s=seconds.get("wait", 0.0),
+        fetch_s=sum(seconds.get(what, 0.0) for what in FETCHING),
+        start_s=seconds.get("start", 0.0),
+        compute_s=seconds.get("compute", 0.0),
+        output_bytes=(candidate.output or Expectation(OUTPUT_BYTES)).value,
+    )
 
 
 def _choose(

@@ -75,9 +75,6 @@ MAX_WAITING = 100
 ENGINE_S = 5.0
 """Seconds for the answer of one engine to a request for an offer, if this island has several."""
 
-WAIT_S = 60.0
-"""Seconds for which a place is assumed to stay occupied; used for the estimated wait in offers."""
-
 _ENDED_VERSION = 2**52
 
 
@@ -273,9 +270,7 @@ class Executor:
         for key in [key for key, place in self._reservations.items() if place.expires <= now]:
             del self._reservations[key]
         reserved = sum(1 for place in self._reservations.values() if place.job != job)
-        room = sum(places.room(engine) for engine in able)
-        waiting = max((places.line(engine) for engine in able), default=0)
-        return max(0, waiting + reserved + 1 - room) * WAIT_S
+        return places.expected_wait(able, reserved)
 
     def _reserve(self, job: str, home: IslandId) -> Reservation:
         for key in [key for key, place in self._reservations.items() if place.job == job and place.home == home]:
