@@ -215,7 +215,8 @@ class Jobs(HomeJobs):
     async def accuracy(self) -> list[dict[str, Any]]:
         """How good the predictions for the newest jobs of this home were, one row for each term."""
         stored = await self._state.read(lambda conn: observation_store.after(conn, 0))
-        return [asdict(each) for each in accuracy.accuracy((row.predicted, row.observed) for row in stored)]
+        terms = accuracy.accuracy((row.predicted, row.observed) for row in stored)
+        return [{"island": self._trust.name, **asdict(term)} for term in terms]
 
     # --- from another island -------------------------------------------------------------------------------
 
