@@ -115,27 +115,34 @@ class Trial:
         return job, took
 
 
+async def compare(trial: Trial) -> list[float]:
+    """The seconds at the chosen island over those at the best one, for each dataset.
+
+    The job first runs at every island, for the measurement that the choice is compared with; the cost model learns
+    from these runs, too.
+    """
+    names = {str(island.id): name for name, island in trial.islands.items()}
+    seconds = {}
+    for dataset in trial.datasets:
+        for place in PLACES:
+            _, seconds[dataset.name, place.name] = await trial.run(dataset, place.name)
+    ratios = []
+    for dataset in trial.datasets:
+        job, _ = await trial.run(dataset)
+        best = min(seconds[dataset.name, place.name] for place in PLACES)
+        ratios.append(seconds[dataset.name, names[job.executor]] / best)
+    return ratios
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_choice_is_within_a_fifth_of_the_best_in_95_percent_of_cases(seed: int) -> None:
     async def scenario(a: Archipelago) -> None:
         trial = Trial(a, seed)
         await trial.build()
-        names = {island.id: name for name, island in trial.islands.items()}
-        seconds = {
-            (dataset.name, place.name): (await trial.run(dataset, place.name))[1]
-            for dataset in trial.datasets
-            for place in PLACES
-        }
-        ratios = []
-        for dataset in trial.datasets:
-            job, _ = await trial.run(dataset)
-            best = min(seconds[dataset.name, place.name] for place in PLACES)
-            ratios.append(seconds[dataset.name, names[job.executor]] / best)  # type: ignore[index]  # ids are strings
-        near = sum(ratio <= 1.2 for ratio in ratios)
-        assert near >= 0.95 * len(ratios), sorted(ratios)
-
+        ratios = await compare(trial)
+        assert sum(ratio <= 1.2 for ratio in ratios) >= 0.95 * len(ratios), sorted(ratios)
         terms = {row["term"]: row for row in await trial.world.jobs["home"].accuracy()}
-        assert terms["compute"]["jobs"] == len(seconds) + len(ratios)
+        assert terms["compute"]["jobs"] == len(ratios) * (len(PLACES) + 1)
         assert terms["start"]["within_factor_2"] > 0.9 and terms["fetch"]["within_factor_2"] > 0.8
 
     simulate(seed, scenario)
