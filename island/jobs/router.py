@@ -8,6 +8,7 @@ its inputs, and `decide(decision.wanted, decision.candidates)` returns the same 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 import msgspec
@@ -200,16 +201,21 @@ def shortlist(
     times in seconds. Linked holders come before other linked islands, near ones before far ones; holders without a
     session come last, so that the explanation can say why they were not chosen.
     """
-    near = sorted(linked, key=lambda pair: (_or(pair[1], ASSUMED_RTT), pair[0]))
     has = set(holders)
+    near = heapq.nsmallest(RANKED, linked, key=_distance)
+    near_holders = heapq.nsmallest(RANKED, (pair for pair in linked if pair[0] in has), key=_distance)
     order = [
         home,
         *([IslandId(pin)] if pin else []),
-        *(island for island, _ in near if island in has),
+        *(island for island, _ in near_holders),
         *(island for island, _ in near),
         *sorted(has),
     ]
     return list(dict.fromkeys(order))[:RANKED]
+
+
+def _distance(linked: tuple[IslandId, float | None]) -> tuple[float, str]:
+    return _or(linked[1], ASSUMED_RTT), linked[0]
 
 
 def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingDecision:

@@ -213,6 +213,8 @@ class SimPeers:
         return None if link is None else self._measured(link)
 
     def _measured(self, link: Link) -> Link:
+        if not self.network.shapes:
+            return link
         shape = self.network.shapes.get(frozenset((self.me, link.island)))
         return link if shape is None else replace(link, rtt=shape.rtt, bandwidth=shape.bandwidth)
 
