@@ -102,13 +102,20 @@ def save(
 
 def _optional(home: Home, config: Config) -> tuple[list[str], list[str]]:
     """Files that a home folder need not have, and a warning for each secret that is elsewhere."""
-    names = [home.recovery_key.name]
-    if not config.livy.password_file:
-        return names, []
-    password = os.path.relpath(home.path / config.livy.password_file, home.path)
-    if core.is_archivable(password):
-        return [*names, password], []
-    return names, [f"{config.livy.password_file} (livy.password_file) is not in the backup: keep a copy of it"]
+    names, warnings = [home.recovery_key.name], list[str]()
+    named = [("livy.password_file", config.livy.password_file)]
+    for number, engine in enumerate(config.engine):
+        named += [
+            (f"engine[{number}].password_file", engine.password_file),
+            (f"engine[{number}].ca_file", engine.ca_file),
+        ]
+    for key, file in named:
+        name = os.path.relpath(home.path / file, home.path) if file else ""
+        if name and core.is_archivable(name):
+            names.append(name)
+        elif name:
+            warnings.append(f"{file} ({key}) is not in the backup: keep a copy of it")
+    return list(dict.fromkeys(names)), warnings
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,8 +127,12 @@ class Places:
                 self._line.remove(request)
 
     def room(self, engine: EnginePort) -> int:
-        """The number of free places at an engine."""
-        if engine.problem or self._is_closed(engine.name):
+        """The number of free places at an engine; 0 while it does not answer."""
+        return 0 if engine.problem else self.untaken(engine)
+
+    def untaken(self, engine: EnginePort) -> int:
+        """The number of places at an engine that no run has, whether it answers or not."""
+        if self._is_closed(engine.name):
             return 0
         return max(0, engine.capacity - sum(taken.engine == engine.name for taken in self._taken.values()))
 
@@ -139,23 +143,27 @@ class Places:
     def expected_wait(self, able: list[EnginePort], reserved: int) -> float:
         """Seconds until a run that came now had a place at one of these engines, behind `reserved` others."""
         waiting = max((self.line(engine) for engine in able), default=0)
-        position = waiting + reserved + 1 - sum(self.room(engine) for engine in able)
-        names, now = {engine.name for engine in able}, self.clock.monotonic()
+        # An engine that does not answer is probably starting. With others beside it, it does not count.
+        counted = [engine for engine in able if not engine.problem] or able
+        position = waiting + reserved + 1 - sum(self.untaken(engine) for engine in counted)
+        names, now = {engine.name for engine in counted}, self.clock.monotonic()
         taken = [place for place in self._taken.values() if place.engine in names]
         ages = [0.0 if place.since is None else now - place.since for place in taken]
         return expected_wait(ages, self._usual.drawn_to(PLACE_S), position)
 
     def _serve(self) -> None:
         """Give the free places to the runs in line that can use them."""
+        rooms = {engine.name: self.room(engine) for engine in self.engines.all()}
         for request in list(self._line):
             able = self._able(request)
-            chosen = next((engine.name for engine in able if self.room(engine)), "")
+            chosen = next((engine.name for engine in able if rooms[engine.name]), "")
             if able and not chosen:
                 continue
             self._line.remove(request)
             if not request.granted.done():
                 if chosen:
                     self._taken[request.key] = _TakenPlace(chosen, self.clock.monotonic())
+                    rooms[chosen] -= 1
                 request.granted.set_result(chosen)
 
     def _able(self, request: PlaceRequest) -> list[EnginePort]:
