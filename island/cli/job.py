@@ -87,6 +87,15 @@ def explain(job: Id, kind: Kind = None, key_file: KeyFile = None, as_json: base.
         for row in these:
             if row.get("terms"):
                 base.print_line(f"{row['island']}: {base.format_cell(row['seconds'])} s = {row['terms']}")
+            if row.get("observed"):
+                base.print_line(f"observed at {row['island']}: {row['observed']}")
+
+
+@app.command("accuracy")
+def accuracy(as_json: base.Json = False) -> None:
+    """Show how well the costs of earlier jobs were predicted: the ratio of observed to predicted for each term."""
+    rows = base.api().get("/api/v1/routing/accuracy")
+    base.show_rows(rows, ("term", "unit", "jobs", "median_ratio", "within_factor_2"), as_json, empty="no jobs")
 
 
 @app.command("cancel")

@@ -43,6 +43,21 @@ class JobObservation(msgspec.Struct, frozen=True, omit_defaults=True):
     compute_s: float | None = None
     """Seconds of the run of a batch; of the first statement of a session."""
     output_bytes: int | None = None
+    """Size of the output of the first statement of a session, or of the log of a batch."""
+    wait_s: float | None = None
+    """Seconds in line for a place."""
+    fetch_s: float | None = None
+    """Seconds of bringing the inputs."""
+
+
+class JobPrediction(msgspec.Struct, frozen=True):
+    """What the decision expected of one job at the chosen island. The names are those of `JobObservation`."""
+
+    wait_s: float
+    fetch_s: float
+    start_s: float
+    compute_s: float
+    output_bytes: float
 
 
 class Expectation(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -53,7 +68,7 @@ class Expectation(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 @dataclass(slots=True)
-class _Mean:
+class GeometricMean:
     """A geometric mean with forgetting."""
 
     weight: float = 0.0
@@ -75,7 +90,7 @@ class CostModel:
 
     def __init__(self, observations: Iterable[JobObservation] = ()) -> None:
         """`observations`: oldest first."""
-        self._means: dict[tuple[str, ...], _Mean] = {}
+        self._means: dict[tuple[str, ...], GeometricMean] = {}
         for each in observations:
             self.learn(each)
 
@@ -89,7 +104,7 @@ class CostModel:
         ):
             if value is not None and math.isfinite(value) and value >= 0:
                 for group in groups:
-                    self._means.setdefault((what, *group), _Mean()).add(float(value))
+                    self._means.setdefault((what, *group), GeometricMean()).add(float(value))
 
     def start(self, island: str, language: str) -> Expectation:
         """Seconds from the commit until a session of this kind is ready at an island."""

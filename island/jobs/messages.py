@@ -244,6 +244,19 @@ class StatementReport(Message, frozen=True, kw_only=True):
     """SHA-256 of the statement (`core.statement_hash`); "" from an executor of an earlier version."""
 
 
+class RunTimes(Message, frozen=True, kw_only=True):
+    """Seconds that the parts of a run took, by its executor's monotonic clock; None if not over or not measured."""
+
+    wait: Seconds | None = None
+    """In line for a place."""
+    fetch: Seconds | None = None
+    """Bringing the inputs."""
+    start: Seconds | None = None
+    """From the submission until the session was idle or the batch ran."""
+    compute: Seconds | None = None
+    """The run of a batch that succeeded, or the first statement of a session if it had no error."""
+
+
 class JobReport(Message, frozen=True, kw_only=True):
     """The state of a run at its executor."""
 
@@ -267,6 +280,8 @@ class JobReport(Message, frozen=True, kw_only=True):
     statements: Annotated[tuple[StatementReport, ...], Meta(max_length=200)] = ()
     moved: Count = 0
     """Number of bytes of inputs that were fetched for this run."""
+    times: RunTimes | None = None
+    """None from an executor of an earlier version."""
 
 
 class StopRequest(Message, frozen=True, kw_only=True):

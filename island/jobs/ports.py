@@ -29,6 +29,9 @@ class Islands(Protocol):
     def views(self) -> list[IslandView]:
         """All known islands, this one first."""
 
+    def view(self, island: IslandId) -> IslandView:
+        """One island. Raises `NotFound` if it is not known."""
+
     def display(self, island: IslandId) -> str:
         """The display name of an island."""
 

@@ -8,11 +8,12 @@ its inputs, and `decide(decision.wanted, decision.candidates)` returns the same 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 import msgspec
 
-from island.jobs.cost_model import COMPUTE_S, OUTPUT_BYTES, START_S, Expectation
+from island.jobs.cost_model import COMPUTE_S, OUTPUT_BYTES, START_S, Expectation, JobPrediction
 from island.kernel.ids import IslandId
 from island.kernel.units import format_bytes
 
@@ -116,6 +117,10 @@ TERMS = ("wait", "start", "transfer", "preparing", "round trips", "control", "co
 """Names of the terms of every estimate, in order."""
 
 
+FETCHING = ("transfer", "preparing", "round trips")
+"""Terms that an executor measures as one: the time of bringing the inputs."""
+
+
 ALIKE = ("start", "compute")
 """Terms that are about the same at all islands."""
 
@@ -196,16 +201,21 @@ def shortlist(
     times in seconds. Linked holders come before other linked islands, near ones before far ones; holders without a
     session come last, so that the explanation can say why they were not chosen.
     """
-    near = sorted(linked, key=lambda pair: (_or(pair[1], ASSUMED_RTT), pair[0]))
     has = set(holders)
+    near = heapq.nsmallest(RANKED, linked, key=_distance)
+    near_holders = heapq.nsmallest(RANKED, (pair for pair in linked if pair[0] in has), key=_distance)
     order = [
         home,
         *([IslandId(pin)] if pin else []),
-        *(island for island, _ in near if island in has),
+        *(island for island, _ in near_holders),
         *(island for island, _ in near),
         *sorted(has),
     ]
     return list(dict.fromkeys(order))[:RANKED]
+
+
+def _distance(linked: tuple[IslandId, float | None]) -> tuple[float, str]:
+    return _or(linked[1], ASSUMED_RTT), linked[0]
 
 
 def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingDecision:
@@ -245,6 +255,20 @@ def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingD
 def ranking(decision: RoutingDecision) -> list[str]:
     """Keys of the islands that can run the job, best first."""
     return [v.island for v in decision.verdicts if v.verdict != "rejected"]
+
+
+def prediction(decision: RoutingDecision) -> JobPrediction:
+    """What a decision expects of the job at the chosen island. Raises `StopIteration` if it chose none."""
+    chosen = next(verdict for verdict in decision.verdicts if verdict.island == decision.chosen)
+    candidate = next(each for each in decision.candidates if each.island == decision.chosen)
+    seconds = {term.what: term.seconds for term in chosen.terms}
+    return JobPrediction(
+        wait_s=seconds.get("wait", 0.0),
+        fetch_s=sum(seconds.get(what, 0.0) for what in FETCHING),
+        start_s=seconds.get("start", 0.0),
+        compute_s=seconds.get("compute", 0.0),
+        output_bytes=(candidate.output or Expectation(OUTPUT_BYTES)).value,
+    )
 
 
 def _choose(

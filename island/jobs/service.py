@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hmac
 import sqlite3
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
 import structlog
 
 from island.errors import Ambiguous, BadInput, Denied, NotFound, PeerMisbehaved, PeerRefused
-from island.jobs import batch_files, router
+from island.jobs import accuracy, batch_files, router
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import JobExchange
 from island.jobs.executor.run import JobRun
 from island.jobs.executor.service import Executor
-from island.jobs.home import store
+from island.jobs.home import observation_store, store
 from island.jobs.home.driver import DECLINE, HomeDriver
+from island.jobs.home.observation_store import StoredObservation
 from island.jobs.home.retention import Retention
 from island.jobs.home.service import HomeJobs
 from island.jobs.home.store import JobRow, StatementRow
@@ -38,6 +40,7 @@ from island.jobs.router import RoutingDecision
 from island.kernel import codec
 from island.kernel.ids import IslandId, is_job_id
 from island.kernel.loops import Tasks
+from island.kernel.units import format_bytes
 from island.trust import journal
 from island.trust.users import Principal
 
@@ -197,13 +200,23 @@ class Jobs(HomeJobs):
 
     async def explain(self, job: JobRow) -> list[dict[str, Any]]:
         """All candidates of each routing decision, with the terms of their estimates, as flat rows."""
-        stored = await self._state.read(lambda conn: store.decisions(conn, job.id))
-        rows = []
+        stored, seen = await self._state.read(
+            lambda conn: (store.decisions(conn, job.id), observation_store.of_job(conn, job.id))
+        )
+        rows, epoch = [], 0
         for attempt, (at, text) in enumerate(stored, 1):
             decision = msgspec.json.decode(text, type=RoutingDecision)
+            epoch += bool(decision.chosen)  # each chosen place is a new epoch
             replayed = router.decide(decision.wanted, decision.candidates) == decision
-            rows += [{"job": job.id, "attempt": attempt, "at": at, **r, "replayed": replayed} for r in _rows(decision)]
+            shown = _rows(decision, seen.get(epoch))
+            rows += [{"job": job.id, "attempt": attempt, "at": at, **r, "replayed": replayed} for r in shown]
         return rows
+
+    async def accuracy(self) -> list[dict[str, Any]]:
+        """How good the predictions for the newest jobs of this home were, one row for each term."""
+        stored = await self._state.read(lambda conn: observation_store.after(conn, 0))
+        terms = accuracy.accuracy((row.predicted, row.observed) for row in stored)
+        return [{"island": self._trust.name, **asdict(term)} for term in terms]
 
     # --- from another island -------------------------------------------------------------------------------
 
@@ -302,7 +315,21 @@ def _decode_answer(what: str, text: str) -> Any:
         raise PeerMisbehaved(f"the home of the job sent an invalid answer to '{what}': {error}") from error
 
 
-def _rows(decision: RoutingDecision) -> list[dict[str, Any]]:
+def _observed(seen: StoredObservation | None) -> dict[str, Any]:
+    """What a job has cost, beside what was expected, as keys of its row."""
+    found: dict[str, Any] = {}
+    words = []
+    for term, unit in accuracy.TERMS.items():
+        value = None if seen is None else accuracy.observed(seen.observed, term)
+        found[f"observed_{term}_{unit}"] = value
+        if seen is not None and value is not None:
+            written = router.format_seconds if unit == "s" else format_bytes
+            expected = accuracy.predicted(seen.predicted, term)
+            words.append(f"{term} {written(value)} (expected {written(expected)})")
+    return {**found, "observed": "; ".join(words)}
+
+
+def _rows(decision: RoutingDecision, seen: StoredObservation | None) -> list[dict[str, Any]]:
     candidates = {candidate.island: candidate for candidate in decision.candidates}
     rows = []
     for verdict in decision.verdicts:
@@ -324,6 +351,7 @@ def _rows(decision: RoutingDecision) -> list[dict[str, Any]]:
                 "input_bytes": sum(part.bytes for part in candidate.parts),
                 "missing_bytes": sum(part.missing for part in candidate.parts),
                 "asked": candidate.offered or bool(candidate.refusal),
+                **_observed(seen if verdict.verdict == "chosen" else None),
             }
         )
     return rows

@@ -40,6 +40,7 @@ SCHEMAS = {
     "job ls": "Job",
     "job show": "Job",
     "job explain": "Consideration",
+    "job accuracy": "TermAccuracy",
     "job wait": "Job",
     "source ls": "Source",
     "source show": "Source",
@@ -74,7 +75,11 @@ LOCAL: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """The keys of the objects that the commands print that are not clients of the operator API, and what they mean."""
 
-LISTS = set(LOCAL) | {"journal", "dataset search", "job explain"} | {name for name in SCHEMAS if name.endswith(" ls")}
+LISTS = (
+    set(LOCAL)
+    | {"journal", "dataset search", "job explain", "job accuracy"}
+    | {name for name in SCHEMAS if name.endswith(" ls")}
+)
 
 HEAD = """# Commands
 

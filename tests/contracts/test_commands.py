@@ -93,6 +93,7 @@ def printed(place: ServedIsland) -> dict[str, Any]:
     answers["dataset show"] = place.json("dataset", "show", "kiso/small")
     answers["source show"] = place.json("source", "show", "kiso/folder")
     answers["session ls"] = place.json("session", "ls", "--all")
+    answers["job accuracy"] = place.json("job", "accuracy")
     for name in ("show", "explain"):
         answers[f"job {name}"] = place.json("job", name, session)
     return answers

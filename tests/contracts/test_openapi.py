@@ -334,6 +334,8 @@ def test_jobs(admin: Caller, user: Caller, small: dict[str, Any]) -> None:
     until(lambda: bool(user.call("GET", f"{one}/explain", status=200)), 30)  # the engine is asked first, in vain
     [row] = user.call("GET", f"{one}/explain", status=200)
     assert row["island"] == "kiso" and row["verdict"] == "chosen" and row["replayed"]
+    terms = [row["term"] for row in user.call("GET", "/api/v1/routing/accuracy", status=200)]
+    assert terms == ["wait", "fetch", "start", "compute", "output"]
     assert any("kiso/small" in line for line in user.call("GET", f"{one}/log", status=200)["log"])
     user.call("GET", one, status=403, X_Island_Job_Key="0" * 32)
 

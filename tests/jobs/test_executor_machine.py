@@ -51,7 +51,7 @@ from island.jobs.executor.events import (
     TellHome,
 )
 from island.jobs.executor.run import JobRun, RunMemory
-from island.jobs.messages import DIVERGED, NOT_STARTED, InputRef, JobSpec
+from island.jobs.messages import DIVERGED, NOT_STARTED, InputRef, JobSpec, RunTimes
 from island.kernel.machine import Answer, Cancel, Effect, Elapsed, Failed, Now, Refuse, Reply, Wait
 
 HOME = "a" * 64
@@ -142,6 +142,58 @@ def test_a_session_from_the_line_to_its_first_result() -> None:
     assert play.on(RemoteStatement(0, DONE, "i")) == []
     assert play.run.statement is not None
     assert (play.run.statement.state, play.run.open_statement) == ("available", None)
+
+
+def at(play: Play, boot: float, *events: Any) -> None:
+    play.boot = boot
+    play.on(*events)
+
+
+def test_the_parts_of_a_session_are_measured_until_its_first_result() -> None:
+    play = Play(run_of(memory=RunMemory(here="kiso", part_since=0.0)))
+    at(play, 3.0, RunResumed(), PlaceGranted("main"))
+    at(play, 5.0, InputsFetched((), "", 0), InstanceSeen("i"))
+    at(play, 12.0, RemoteCreated(STARTING))
+    at(play, 13.0, RemoteShown(IDLE, "i"))
+    assert play.run.times == RunTimes(wait=3.0, fetch=2.0, start=8.0)
+    at(play, 100.0, StatementOffered(Reply(), 0, "1+1", ""), CodePosted(0, 0), RemoteStatement(0, RUNNING, "i"))
+    at(play, 104.5, RemoteStatement(0, DONE, "i"))
+    at(play, 105.0, StatementOffered(Reply(), 1, "1+1", ""), CodePosted(1, 1))
+    at(play, 205.0, RemoteStatement(1, DONE, "i"))
+    assert play.run.times == RunTimes(wait=3.0, fetch=2.0, start=8.0, compute=4.5)
+
+
+def test_the_parts_of_a_batch_are_measured_until_its_success() -> None:
+    play = Play(run_of(BATCH, memory=RunMemory(here="kiso", part_since=0.0)))
+    at(play, 1.0, RunResumed(), PlaceGranted("main"), InputsFetched((), "", 0), InstanceSeen("i"))
+    at(play, 2.0, RemoteCreated(STARTING))
+    at(play, 7.0, RemoteShown(RemoteJob(7, "running", NAME), "i"))
+    at(play, 30.0, RemoteShown(RemoteJob(7, "success", NAME), "i"), RemoteLog(()))
+    assert play.run.times == RunTimes(wait=1.0, fetch=0.0, start=6.0, compute=23.0)
+
+
+def test_what_ended_by_an_error_or_before_its_end_is_not_measured() -> None:
+    play = idle()
+    bad = {"state": "available", "output": {"status": "error", "ename": "NameError", "evalue": "x"}}
+    play.on(StatementOffered(Reply(), 0, "x", ""), CodePosted(0, 0), RemoteStatement(0, bad, "i"))
+    assert play.run.times.compute is None
+    play = Play(run_of(BATCH, memory=RunMemory(here="kiso", part_since=0.0)))
+    play.on(RunResumed(), PlaceGranted("main"), InputsFetched((), "", 0), InstanceSeen("i"), RemoteCreated(STARTING))
+    at(play, 9.0, RunStopAsked("owner"))
+    assert play.run.times == RunTimes(wait=0.0, fetch=0.0)
+
+
+def test_a_part_during_which_the_island_was_restarted_is_not_measured_and_a_full_engine_counts_as_waiting() -> None:
+    play = Play(run_of(memory=RunMemory(here="kiso", part_since=0.0)))
+    at(play, 2.0, RunResumed(), PlaceGranted("main"))
+    at(play, 3.0, InputsFetched((), "", 0), InstanceSeen("i"))
+    at(play, 4.0, failed(CreateRemote({}), FailureKind.FULL), RemoteFound(None))
+    at(play, 10.0, PlaceGranted("main"))
+    assert play.run.times.wait == 9.0
+    at(play, 11.0, InputsFetched((), "", 0), InstanceSeen("i"), RemoteCreated(STARTING))
+    play.restart()
+    at(play, 20.0, RunResumed(), InstanceSeen("i"), RemoteShown(IDLE, "i"))
+    assert play.phase == "running" and play.run.times == RunTimes(wait=9.0, fetch=1.0)
 
 
 def test_an_end_clears_the_engine_before_the_place_is_free() -> None:

@@ -125,6 +125,8 @@ REPORTS: dict[str, Callable[[str, int], bytes]] = {
     "about another job": lambda job, epoch: honest("x" * 47, epoch),
     "of another epoch": lambda job, epoch: honest(job, epoch + 1),
     "of an unknown state": lambda job, epoch: honest(job, epoch, state="\x1b[2J"),
+    "with a time that is no number": lambda job, epoch: honest(job, epoch, times={"start": math.nan}),
+    "with a time before the begin": lambda job, epoch: honest(job, epoch, times={"compute": -1.0}),
     "of an end with a live state": lambda job, epoch: honest(job, epoch, state="idle", ended=True),
     "with a result that is not JSON": result("garbage"),
     "with a result that breaks out": result('{}, "state": "x", "y": {}'),

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
@@ -35,6 +35,14 @@ class Weather:
     """Range of the uniformly distributed delay in seconds. A wide range reorders messages."""
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The properties of one line: round-trip time in seconds, and bytes per second. A session measures both."""
+
+    rtt: float
+    bandwidth: float
+
+
 class Network:
     """The lines between islands, and the delivery of their messages. All random numbers come from one seed."""
 
@@ -45,6 +53,8 @@ class Network:
         self.events: list[str] = []
         self.sent: dict[IslandId, int] = {}
         self.messages = 0
+        self.shapes: dict[frozenset[IslandId], Shape] = {}
+        """Lines with a rate and a round-trip time of their own, instead of the weather."""
         self._record = record
         self._neighbours: dict[IslandId, set[IslandId]] | None = None
         self._groups: dict[IslandId, int] = {}
@@ -154,12 +164,16 @@ class Network:
             mark = blake3(body).hexdigest(4)
             self.note(f"{source[:8]}>{to[:8]} {what} {len(body)} {mark} x{copies}")
         for _ in range(copies):
-            self._later(self._delay(), self._arrive, source, to, deliver)
+            self._later(self._transit(source, to, len(body)), self._arrive, source, to, deliver)
 
     def _arrive(self, source: IslandId, to: IslandId, deliver: Callable[[SimPeers], None]) -> None:
         node = self.nodes.get(to)
         if node is not None and source in node.up and self.line(source, to):
             deliver(node)
+
+    def _transit(self, source: IslandId, to: IslandId, size: int) -> float:
+        shape = self.shapes.get(frozenset((source, to)))
+        return self._delay() if shape is None else shape.rtt / 2 + (size + OVERHEAD) / shape.bandwidth
 
     def _delay(self) -> float:
         low, high = self.weather.delay
@@ -192,10 +206,17 @@ class SimPeers:
     # --- Peers ----------------------------------------------------------------------------------
 
     def links(self) -> list[Link]:
-        return [self.up[island] for island in sorted(self.up)]
+        return [self._measured(self.up[island]) for island in sorted(self.up)]
 
     def link(self, island: IslandId) -> Link | None:
-        return self.up.get(island)
+        link = self.up.get(island)
+        return None if link is None else self._measured(link)
+
+    def _measured(self, link: Link) -> Link:
+        if not self.network.shapes:
+            return link
+        shape = self.network.shapes.get(frozenset((self.me, link.island)))
+        return link if shape is None else replace(link, rtt=shape.rtt, bandwidth=shape.bandwidth)
 
     async def request(self, to: IslandId, kind: str, body: bytes, *, timeout: float = 10.0) -> bytes:
         _check(body)

@@ -73,14 +73,15 @@ class RunDriver:
         for run in runs:
             self.begin(run)
 
-    def begin(self, run: JobRun) -> None:
-        """Start the actor of a stored run."""
+    def begin(self, run: JobRun, *, since: float | None = None) -> None:
+        """Start the actor of a stored run. `since`: seconds since boot when it was accepted, if that was just now."""
         assert self._tasks is not None
         memory = replace(
             run.memory,
             here=self._trust.name,
             foreign=run.home != self._trust.me,
             version=int(self._needs.clock.wall() * 1000),
+            part_since=since,
         )
         performer = RunPerformer(
             self._needs,

@@ -59,6 +59,7 @@ from island.jobs.executor.events import (
     TellHome,
 )
 from island.jobs.executor.run import PHASES, JobRun, RunStatement, visible
+from island.jobs.executor.run_times import timed
 from island.jobs.messages import DIVERGED, NOT_STARTED
 from island.kernel.machine import Answer, Cancel, Effect, Elapsed, Failed, Now, Refuse, Step, Wait, check_phase
 from island.livy.messages import STATEMENT_ENDED
@@ -95,7 +96,7 @@ def handle(run: JobRun, event: Any, now: Now) -> Step[JobRun]:
         event = EffectFailed(event.effect, FailureKind.BUG, text)
     step = (_after_end if run.ended else _while_alive)(run, event, now)
     check_phase(PHASES, run.phase, step.state.phase)
-    return _told(run, step)
+    return _told(run, Step(timed(run, step.state, now), step.effects))
 
 
 def broken(run: JobRun, error: Exception, now: Now) -> Step[JobRun]:

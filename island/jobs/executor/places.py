@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from island.jobs.cost_model import GeometricMean
 from island.jobs.engines.engines import Engines
 from island.jobs.engines.port import EnginePort
+from island.jobs.executor.expected_wait import PLACE_S, expected_wait
 from island.kernel.ports import Clock
 
 RunKey = tuple[str, int]
@@ -45,6 +47,14 @@ class _Closed:
     failures: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class _TakenPlace:
+    """A place that a run has. `since`: monotonic seconds; None if the run had it before the island was started."""
+
+    engine: str
+    since: float | None
+
+
 @dataclass(slots=True)
 class Places:
     """Gives each run a place at one engine, first come, first served.
@@ -54,25 +64,30 @@ class Places:
 
     engines: Engines
     clock: Clock
-    _taken: dict[RunKey, str] = field(default_factory=dict)
+    _taken: dict[RunKey, _TakenPlace] = field(default_factory=dict)
+    _usual: GeometricMean = field(default_factory=GeometricMean)
+    """Seconds for which runs had their places."""
     _line: list[PlaceRequest] = field(default_factory=list)
     _closed: dict[str, _Closed] = field(default_factory=dict)
 
     def hold(self, key: RunKey, engine: str) -> None:
         """Take a place for a run that had one before the island was started."""
-        self._taken[key] = engine
+        self._taken[key] = _TakenPlace(engine, None)
 
     def free(self, key: RunKey, *, full: bool = False) -> None:
         """Give a place back, if the run has one. `full`: the engine had no place for the run."""
-        engine = self._taken.pop(key, None)
-        if engine is None:
+        place = self._taken.pop(key, None)
+        if place is None:
             return
+        engine = place.engine
         if full:
             failures = self._closed[engine].failures + 1 if engine in self._closed else 1
             pause = min(FULL_CAP_S, FULL_S * 2.0 ** (failures - 1))
             self._closed[engine] = _Closed(self.clock.monotonic() + pause, failures)
         else:
             self._closed.pop(engine, None)
+            if place.since is not None:
+                self._usual.add(self.clock.monotonic() - place.since)
         self._serve()
 
     def works(self, engine: str) -> None:
@@ -119,11 +134,22 @@ class Places:
         """The number of places at an engine that no run has, whether it answers or not."""
         if self._is_closed(engine.name):
             return 0
-        return max(0, engine.capacity - sum(taken == engine.name for taken in self._taken.values()))
+        return max(0, engine.capacity - sum(taken.engine == engine.name for taken in self._taken.values()))
 
     def line(self, engine: EnginePort) -> int:
         """The number of waiting runs that the engine could run."""
         return sum(_may(request, engine.name, engine.kinds()) for request in self._line)
+
+    def expected_wait(self, able: list[EnginePort], reserved: int) -> float:
+        """Seconds until a run that came now had a place at one of these engines, behind `reserved` others."""
+        waiting = max((self.line(engine) for engine in able), default=0)
+        # An engine that does not answer is probably starting. With others beside it, it does not count.
+        counted = [engine for engine in able if not engine.problem] or able
+        position = waiting + reserved + 1 - sum(self.untaken(engine) for engine in counted)
+        names, now = {engine.name for engine in counted}, self.clock.monotonic()
+        taken = [place for place in self._taken.values() if place.engine in names]
+        ages = [0.0 if place.since is None else now - place.since for place in taken]
+        return expected_wait(ages, self._usual.drawn_to(PLACE_S), position)
 
     def _serve(self) -> None:
         """Give the free places to the runs in line that can use them."""
@@ -136,7 +162,7 @@ class Places:
             self._line.remove(request)
             if not request.granted.done():
                 if chosen:
-                    self._taken[request.key] = chosen
+                    self._taken[request.key] = _TakenPlace(chosen, self.clock.monotonic())
                     rooms[chosen] -= 1
                 request.granted.set_result(chosen)
 
@@ -153,7 +179,7 @@ class Places:
         if all(engine.problem for engine in able):
             return f"waiting for an engine: {able[0].problem}" if able else "waiting for an engine"
         limit = sum(engine.capacity for engine in able)
-        taken = sum(taken in {engine.name for engine in able} for taken in self._taken.values())
+        taken = sum(taken.engine in {engine.name for engine in able} for taken in self._taken.values())
         before = self._line.index(request)
         line = f"; jobs before it: {before}" if before else ""
         return f"waiting for a place: {taken} of {limit} are taken (livy.max_sessions){line}"

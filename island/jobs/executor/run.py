@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from island.jobs.engines.port import RemoteJob, RemoteRef
-from island.jobs.messages import JobSpec, StatementReport
+from island.jobs.messages import JobSpec, RunTimes, StatementReport
 from island.livy.messages import STATEMENT_ENDED
 
 PHASES: Final[Mapping[str, frozenset[str]]] = {
@@ -110,6 +110,10 @@ class RunMemory:
     posted: bool = False
     """The engine has confirmed that it has the current statement."""
     cancel_sent: bool = False
+    part_since: float | None = None
+    """Begin of the part that is measured now, in seconds since boot; None if this island was restarted since."""
+    first_since: float | None = None
+    """Begin of the first statement, in seconds since boot, while it runs; None if this island was restarted since."""
     searched: bool = False
     """The engine was searched once for a session whose creation was in doubt, and had none."""
     last: RemoteJob | None = None
@@ -154,6 +158,8 @@ class JobRun:
     released: bool = False
     statement: RunStatement | None = None
     """The newest statement. The results of all earlier ones are stored by its home."""
+    times: RunTimes = field(default_factory=RunTimes)
+    """What was measured so far."""
     memory: RunMemory = RunMemory()
 
     @property

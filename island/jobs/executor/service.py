@@ -75,9 +75,6 @@ MAX_WAITING = 100
 ENGINE_S = 5.0
 """Seconds for the answer of one engine to a request for an offer, if this island has several."""
 
-WAIT_S = 60.0
-"""Seconds for which a place is assumed to stay occupied; used for the estimated wait in offers."""
-
 _ENDED_VERSION = 2**52
 
 
@@ -273,10 +270,7 @@ class Executor:
         for key in [key for key, place in self._reservations.items() if place.expires <= now]:
             del self._reservations[key]
         reserved = sum(1 for place in self._reservations.values() if place.job != job)
-        # An engine that does not answer is probably starting. With others beside it, it does not count.
-        room = sum(places.untaken(engine) for engine in [each for each in able if not each.problem] or able)
-        waiting = max((places.line(engine) for engine in able), default=0)
-        return max(0, waiting + reserved + 1 - room) * WAIT_S
+        return places.expected_wait(able, reserved)
 
     def _reserve(self, job: str, home: IslandId) -> Reservation:
         for key in [key for key, place in self._reservations.items() if place.job == job and place.home == home]:
@@ -302,7 +296,7 @@ class Executor:
             if reserved:
                 self._reservations.pop(request.reservation, None)
             if run is not None and not run.ended and (run.job, run.epoch) not in self._driver.actors:
-                self._driver.begin(run)
+                self._driver.begin(run, since=self._clock.boottime())
                 log.info("jobs.accepted", job=run.job, epoch=run.epoch, home=self._membership.display(sender))
 
         answer, _ = await self._state.write(lambda conn: self._accept(conn, sender, request, refusal), then=then)
@@ -411,6 +405,7 @@ class Executor:
             log=None if request.seen == version else run.log,
             statements=(_reported(newest),) if newest is not None and newest.number >= request.acknowledged else (),
             moved=run.moved,
+            times=run.times,
         )
 
     async def stop(self, sender: IslandId, request: StopRequest) -> EmptyAnswer:

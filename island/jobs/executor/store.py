@@ -7,8 +7,10 @@ import sqlite3
 from dataclasses import replace
 from typing import Final
 
+import msgspec
+
 from island.jobs.executor.run import JobRun, RunStatement
-from island.jobs.messages import CommitRequest, JobSpec
+from island.jobs.messages import CommitRequest, JobSpec, RunTimes
 from island.kernel import codec
 
 _ALIVE: Final = "phase NOT IN ('clearing', 'cleared')"
@@ -112,7 +114,7 @@ def save(conn: sqlite3.Connection, run: JobRun) -> None:
     """Write the columns of a run that can change. A run that has ended is not changed."""
     conn.execute(
         "UPDATE run SET phase = ?, engine = ?, instance = ?, doubt = ?, remote = ?, hidden = ?, state = ?, reason = ?,"
-        " code = ?, app_id = ?, app_info = ?, notes = ?, log = ?, moved = ?"
+        " code = ?, app_id = ?, app_info = ?, notes = ?, log = ?, moved = ?, times = ?"
         f" WHERE job = ? AND epoch = ? AND {_ALIVE}",
         (*_columns(run), run.job, run.epoch),
     )
@@ -134,6 +136,7 @@ def _columns(run: JobRun) -> tuple[str | int | None, ...]:
         json.dumps(run.notes, ensure_ascii=False),
         json.dumps(run.log, ensure_ascii=False),
         run.moved,
+        msgspec.json.encode(run.times).decode(),
     )
 
 
@@ -235,6 +238,7 @@ def _row(row: sqlite3.Row) -> JobRun:
         notes=tuple(json.loads(row["notes"])),
         log=tuple(json.loads(row["log"])),
         moved=row["moved"],
+        times=msgspec.json.decode(row["times"], type=RunTimes),
         stop=row["stop"],
         released=bool(row["released"]),
     )

@@ -16,9 +16,10 @@ import structlog
 
 from island.errors import IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.jobs import batch_files, core
+from island.jobs.cost_model import CostModel
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import JobExchange
-from island.jobs.home import hints, machine, reports, store
+from island.jobs.home import hints, machine, observation_store, reports, store
 from island.jobs.home.envelopes import envelope
 from island.jobs.home.events import (
     AskReport,
@@ -37,6 +38,7 @@ from island.jobs.home.events import (
     IslandsChanged,
     JobTakenUp,
     KeepEnd,
+    KeepObservation,
     LeaveLine,
     NoRoute,
     PlaceFound,
@@ -53,6 +55,7 @@ from island.jobs.home.events import (
 )
 from island.jobs.home.line import PlaceLine
 from island.jobs.home.machine import ExecutorContact, HomeJob, JobFacts, OpenStatement
+from island.jobs.home.observation_store import StoredObservation
 from island.jobs.home.placement import Placement
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import (
@@ -97,7 +100,10 @@ class HomeDriver:
         self._state, self._exchange, self._catalog = needs.state, exchange, needs.catalog
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
         self._clock, self._rng = needs.clock, needs.rng
-        self._placement = Placement(needs, exchange)
+        self._costs = CostModel()
+        self._learned = 0
+        """The number of the newest observation that the cost model has."""
+        self._placement = Placement(needs, exchange, self._costs)
         self._line = PlaceLine(needs.rng)
         self._actors: dict[str, Actor[HomeJob]] = {}
         self._topics: dict[str, Topic] = {}
@@ -111,6 +117,7 @@ class HomeDriver:
     async def start(self, tasks: Tasks) -> None:
         """Take up every unfinished job."""
         self._tasks = tasks
+        self._learn(await self._state.read(lambda conn: observation_store.after(conn, 0)))
         for job, statements in await self._state.read(store.unfinished):
             self.drive(job, statements)
 
@@ -226,14 +233,17 @@ class HomeDriver:
 
     async def _save(self, old: HomeJob, new: HomeJob, writes: Sequence[Write]) -> None:
         if writes or store.is_changed(old, new):
-            await self._state.write(lambda conn: self._store(conn, old, new, writes))
+            await self._state.write(lambda conn: self._store(conn, old, new, writes), then=self._learn)
         for write in writes:
             if isinstance(write, KeepEnd):
                 log.info("jobs.ended", job=new.facts.id, state=write.state, reason=write.reason)
         if writes or _shown(old) != _shown(new):
             self.touch(new.facts.id)
 
-    def _store(self, conn: sqlite3.Connection, old: HomeJob, new: HomeJob, writes: Sequence[Write]) -> None:
+    def _store(
+        self, conn: sqlite3.Connection, old: HomeJob, new: HomeJob, writes: Sequence[Write]
+    ) -> list[StoredObservation]:
+        """Store a step in a transaction. Returns the observations that the cost model does not have yet."""
         now = self._clock.wall()
         store.save(conn, old, new, writes, now)
         for end in writes:
@@ -247,6 +257,14 @@ class HomeDriver:
                     outcome=end.state,
                     detail={"reason": end.reason[:500]},
                 )
+        is_news = any(isinstance(write, KeepObservation) for write in writes)
+        return observation_store.after(conn, self._learned) if is_news else []
+
+    def _learn(self, stored: Sequence[StoredObservation]) -> None:
+        for row in stored:
+            if row.number > self._learned:
+                self._learned = row.number
+                self._costs.learn(row.observed)
 
     # --- effects -----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from island.jobs.messages import CommitAnswer, JobReport
+from island.jobs.messages import CommitAnswer, JobReport, RunTimes
 from island.jobs.router import RoutingDecision
 from island.kernel.machine import Effect, Reply, Write
 
@@ -263,6 +263,16 @@ class KeepReport(Write):
     """Store a report with the results that are in it."""
 
     report: JobReport
+
+
+@dataclass(frozen=True, slots=True)
+class KeepObservation(Write):
+    """Store what the job has cost at its executor."""
+
+    executor: str
+    epoch: int
+    times: RunTimes
+    output_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from island.jobs.home.events import (
     JobTakenUp,
     KeepDecision,
     KeepEnd,
+    KeepObservation,
     KeepReport,
     KeepStop,
     LeaveLine,
@@ -165,6 +166,8 @@ class ExecutorContact:
     report: JobReport | None = None
     """The last report, as it is stored, without its statements."""
     version: int = 0
+    observed: bool = False
+    """What the job has cost is stored."""
     run_over: bool = False
     """The run has ended at the executor, or is unknown there."""
 
@@ -543,6 +546,7 @@ class _Turn:
         )
         if stored.statements or reports.differs(self.job.contact.report, stored):
             self.do(KeepReport(stored))
+        self.observe(stored)
         self.change(
             open=tuple(replace(s, report=progress.get(s.number)) for s in self.job.open if s.number not in done)
         )
@@ -552,6 +556,14 @@ class _Turn:
             self.end(report.state, report.reason, run_over=True, note=False)
         else:
             self.do(Wait(_POLL, POLL_S * (0.75 + 0.5 * self.draw(report.version))))
+
+    def observe(self, report: JobReport) -> None:
+        """Store what the job has cost, once that is known."""
+        times = reports.final_times(report)
+        if times is not None and not self.job.contact.observed:
+            size = reports.output_size(report, self.job.facts.kind)
+            self.do(KeepObservation(self.job.executor, self.job.epoch, times, size))
+            self.contact(observed=True)
 
     def never_started(self, report: JobReport) -> None:
         """No engine has accepted the run, so another island may run the job."""

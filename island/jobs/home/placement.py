@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from island.catalog.messages import ResolvedDataset
-from island.errors import IslandError
+from island.errors import IslandError, NotFound
 from island.jobs import router
+from island.jobs.cost_model import CostModel
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import JobExchange
 from island.jobs.home.envelopes import envelope
@@ -45,7 +46,8 @@ class FoundPlaces:
 class Placement:
     """Asks islands for offers."""
 
-    def __init__(self, needs: JobsDependencies, exchange: JobExchange) -> None:
+    def __init__(self, needs: JobsDependencies, exchange: JobExchange, costs: CostModel) -> None:
+        self._costs = costs
         self._exchange, self._catalog, self._inputs = exchange, needs.catalog, needs.inputs
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
         self._clock, self._rng = needs.clock, needs.rng
@@ -58,66 +60,90 @@ class Placement:
         cannot be routed, because an input is unknown.
         """
         async with self._turns:
-            views = self._membership.views()
-            guesses = await self._guesses(job, views, refused)
-            search = _Search(
-                wanted=JobRequirements(home=self._trust.me, language=job.work.language, pin=job.pin),
-                known={each.island: each for each in guesses},
-                down={each.island for each in guesses if not each.up},
-            )
-            while asked := search.next_to_ask():
-                answers = await asyncio.gather(*(self._ask_offer(job, epoch, search.known[each]) for each in asked))
-                search.add(answers)
-            recent: set[str] = {view.island for view in views if self._was_up_recently(view)}
-            return search.found(recent)
+            inputs = [await self._input(ref) for ref in job.work.inputs]
+            wanted = JobRequirements(home=self._trust.me, language=job.work.language, pin=job.pin)
+            search = _Search(wanted=wanted)
+            considered: set[IslandId] = set()
+            while not search.reservations and (near := self._shortlist(job, inputs, considered)):
+                considered.update(near)
+                search.consider([each for island in near if (each := await self._guess(job, inputs, island, refused))])
+                while asked := search.next_to_ask():
+                    answers = await asyncio.gather(*(self._ask_offer(job, epoch, search.known[i]) for i in asked))
+                    search.add(answers)
+            return search.found(() if search.reservations else self._absent(wanted))
+
+    def _shortlist(self, job: JobFacts, inputs: list[_Input], considered: set[IslandId]) -> list[IslandId]:
+        """The next islands to be considered, after others that cannot run the job: at most ten."""
+        if considered and job.pin:
+            return []
+        links = [(link.island, link.rtt) for link in self._peers.links() if link.island not in considered]
+        holders = [holder for each in inputs for holder in each.holders if holder not in considered]
+        near = router.shortlist(self._trust.me, job.pin, holders, links)
+        return [island for island in near if island not in considered]
+
+    def _absent(self, wanted: JobRequirements) -> list[IslandView]:
+        """The islands that are not linked now, but were a short time ago."""
+        me = self._trust.me
+        return [
+            view
+            for view in self._membership.views()
+            if view.island != me
+            and wanted.pin in ("", view.island)
+            and self._peers.link(view.island) is None
+            and self._was_up_recently(view)
+        ]
 
     def _was_up_recently(self, view: IslandView) -> bool:
         return view.state != "down" or self._clock.wall() - view.since < 2 * PATIENCE_S
 
-    async def _guesses(self, job: JobFacts, views: list[IslandView], refused: Mapping[str, str]) -> list[Candidate]:
-        """All known islands as candidates, with estimates from what home knows before it asks them."""
-        inputs = [(ref, await self._resolved(ref)) for ref in job.work.inputs]
-        candidates = []
-        for view in views:
-            here = view.island == self._trust.me
-            link = None if here else self._peers.link(view.island)
-            up = here or link is not None
-            candidates.append(
-                Candidate(
-                    island=view.island,
-                    name=view.display,
-                    up=up,
-                    state="" if up else self._why_down(view.state, view.since),
-                    rtt=0.0 if here else (link.rtt if link else None),
-                    bandwidth=link.bandwidth if link else None,
-                    parts=tuple([await self._part(ref, resolved, view.island) for ref, resolved in inputs]),
-                    refusal=refused.get(view.island, ""),
-                    draw=self._rng.random(),
-                )
-            )
-        return candidates
+    async def _guess(
+        self, job: JobFacts, inputs: list[_Input], island: IslandId, refused: Mapping[str, str]
+    ) -> Candidate | None:
+        """An island as a candidate, with estimates from what home knows before it asks it. None if it is unknown."""
+        try:
+            view = self._membership.view(island)
+        except NotFound:
+            return None
+        here = island == self._trust.me
+        link = None if here else self._peers.link(island)
+        up = here or link is not None
+        language, size = job.work.language, sum(each.resolved.record.size for each in inputs)
+        return Candidate(
+            island=island,
+            name=view.display,
+            up=up,
+            state="" if up else self._why_down(view.state, view.since),
+            rtt=0.0 if here else (link.rtt if link else None),
+            bandwidth=link.bandwidth if link else None,
+            start=self._costs.start(island, language),
+            compute=self._costs.compute(island, language, size),
+            output=self._costs.output(language, size),
+            parts=tuple([await self._part(each, island) for each in inputs]),
+            refusal=refused.get(island, ""),
+            draw=self._rng.random(),
+        )
 
-    async def _resolved(self, ref: InputRef) -> ResolvedDataset:
-        return await self._catalog.resolve(DatasetName(ref.owner, ref.name, ref.snapshot))
+    async def _input(self, ref: InputRef) -> _Input:
+        resolved = await self._catalog.resolve(DatasetName(ref.owner, ref.name, ref.snapshot))
+        return _Input(ref, resolved, self._catalog.holders(resolved.owner, resolved.name, resolved.snapshot))
 
     def _why_down(self, state: str, since: float) -> str:
         if state == "up":
             return "there is no session with it at the moment"
         return f"it has been {state} for {router.format_seconds(max(0.0, self._clock.wall() - since))}"
 
-    async def _part(self, ref: InputRef, resolved: ResolvedDataset, island: IslandId) -> InputTransfer:
-        holders = self._catalog.holders(resolved.owner, resolved.name, resolved.snapshot)
-        size, files = resolved.record.size, resolved.record.files
+    async def _part(self, each: _Input, island: IslandId) -> InputTransfer:
+        name, size, files = str(each.ref), each.resolved.record.size, each.resolved.record.files
         if island == self._trust.me:
-            missing = await self._inputs.missing(resolved)
+            missing = await self._inputs.missing(each.resolved)
         else:
-            missing = 0 if island in holders else size
+            missing = 0 if island in each.holders else size
         if not missing:
-            return InputTransfer(str(ref), size, 0, files)
-        source = next((holder for holder in holders if holder != island), resolved.owner)
+            return InputTransfer(name, size, 0, files)
+        source = next((holder for holder in each.holders if holder != island), each.resolved.owner)
         link = self._peers.link(source) if island == self._trust.me else None
         return InputTransfer(
-            dataset=str(ref),
+            dataset=name,
             bytes=size,
             missing=missing,
             files=files,
@@ -150,22 +176,34 @@ class Placement:
         return offered, offer.reservation
 
 
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """One input of the job, and the islands that have it completely."""
+
+    ref: InputRef
+    resolved: ResolvedDataset
+    holders: Sequence[IslandId]
+
+
 @dataclass(slots=True, kw_only=True)
 class _Search:
     """One search: what is known of the candidates so far, by their keys."""
 
     wanted: JobRequirements
-    known: dict[str, Candidate]
-    down: set[str]
-    """The islands that could not be asked."""
+    known: dict[str, Candidate] = field(default_factory=dict)
     reservations: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+
+    def consider(self, candidates: list[Candidate]) -> None:
+        """Add islands that were not considered before."""
+        self.known.update((each.island, each) for each in candidates)
 
     def next_to_ask(self) -> list[str]:
         """Keys of the best candidates that were not asked yet, and home; none when there is a reservation."""
         if self.reservations:
             return []
-        unasked = [i for i in router.ranking(self._decision()) if not self.known[i].offered]
+        possible = [each for each in self.known.values() if each.up and not (each.offered or each.refusal)]
+        unasked = router.ranking(router.decide(self.wanted, possible))
         asked = unasked[:ASKED]
         if self.wanted.home in unasked and self.wanted.home not in asked:
             asked.append(self.wanted.home)
@@ -178,15 +216,23 @@ class _Search:
             if reservation:
                 self.reservations[candidate.island] = reservation
 
-    def found(self, recent: set[str]) -> FoundPlaces:
+    def found(self, absent: Sequence[IslandView]) -> FoundPlaces:
         eligible = [each for each in self.known.values() if self.wanted.pin in ("", each.island)]
         return FoundPlaces(
-            decision=self._decision(),
+            decision=self._short_decision(),
             reservations=self.reservations,
             asked=tuple(self.known[island].name for island in self.asked),
             full=any(each.up and each.full for each in eligible),
-            absent=tuple(each.name for each in eligible if each.island in self.down & recent),
+            absent=tuple(view.display for view in absent),
         )
 
     def _decision(self) -> RoutingDecision:
         return router.decide(self.wanted, list(self.known.values()))
+
+    def _short_decision(self) -> RoutingDecision:
+        """The decision with its best candidates only, which is stored."""
+        decision = self._decision()
+        if len(decision.verdicts) <= router.RANKED:
+            return decision
+        kept = [self.known[verdict.island] for verdict in decision.verdicts[: router.RANKED]]
+        return router.decide(self.wanted, kept)

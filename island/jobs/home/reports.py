@@ -6,7 +6,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from island.jobs.messages import JobReport, StatementReport
+from island.jobs.cost_model import JobObservation
+from island.jobs.messages import JobReport, RunTimes, StatementReport
+from island.jobs.router import RoutingDecision
 from island.kernel.codec import Malformed
 from island.livy.messages import SESSION_ALIVE, SESSION_ENDED, STATEMENT_ENDED
 
@@ -23,6 +25,9 @@ class _Result(msgspec.Struct):
 
 _RESULT: Final = msgspec.json.Decoder(_Result)
 
+
+SLACK_S: Final = 5.0
+"""Seconds by which an executor may measure more than home, because home's clock may be set back a little."""
 
 _STATEMENT_STATES: Final = STATEMENT_ENDED | {"waiting", "running", "cancelling"}
 
@@ -47,6 +52,43 @@ def differs(last: JobReport | None, new: JobReport) -> bool:
     if any(getattr(last, name) != getattr(new, name) for name in keep) or len(last.notes) != len(new.notes):
         return True
     return new.log is not None and new.log != last.log
+
+
+def final_times(report: JobReport) -> RunTimes | None:
+    """What a run has cost, or None if that is not known yet or was not measured."""
+    times = report.times
+    if times is None or not (report.ended or times.compute is not None):
+        return None
+    return None if times.fetch is None and times.start is None and times.compute is None else times
+
+
+def output_size(report: JobReport, kind: str) -> int | None:
+    """The size in bytes of what a report brings home: the result of a statement, or the log of a batch."""
+    if kind == "batch":
+        return None if report.log is None else sum(len(line.encode("utf-8", "replace")) for line in report.log)
+    return len(report.statements[0].output.encode("utf-8", "replace")) if report.statements else None
+
+
+def observation(decision: RoutingDecision, times: RunTimes, output_bytes: int | None, elapsed: float) -> JobObservation:
+    """What a job has cost at the chosen island.
+
+    `elapsed`: seconds since the decision, by the clock of home. A longer part cannot be true, and is left out.
+    """
+    chosen = next(each for each in decision.candidates if each.island == decision.chosen)
+
+    def believed(seconds: float | None) -> float | None:
+        return seconds if seconds is not None and 0 <= seconds <= elapsed + SLACK_S else None
+
+    return JobObservation(
+        island=decision.chosen,
+        language=decision.wanted.language,
+        input_bytes=sum(part.bytes for part in chosen.parts),
+        start_s=believed(times.start),
+        compute_s=believed(times.compute),
+        output_bytes=output_bytes,
+        wait_s=believed(times.wait),
+        fetch_s=believed(times.fetch),
+    )
 
 
 def _checked_statement(report: StatementReport) -> StatementReport:

@@ -12,9 +12,19 @@ import msgspec
 
 from island.errors import Conflict
 from island.jobs import batch_files, core
-from island.jobs.home.events import AddNotes, CancelStatements, KeepDecision, KeepEnd, KeepReport, KeepStop
+from island.jobs.home import observation_store, reports
+from island.jobs.home.events import (
+    AddNotes,
+    CancelStatements,
+    KeepDecision,
+    KeepEnd,
+    KeepObservation,
+    KeepReport,
+    KeepStop,
+)
 from island.jobs.home.machine import HomeJob
 from island.jobs.messages import LOG_LINES, JobReport, JobSpec, StatementReport
+from island.jobs.router import RoutingDecision, prediction
 from island.kernel import codec
 from island.kernel.machine import Write
 from island.livy.messages import STATEMENT_ENDED
@@ -439,6 +449,15 @@ def _save_decision(conn: sqlite3.Connection, job: HomeJob, write: KeepDecision, 
     add_decision(conn, job.facts.id, at, msgspec.json.encode(write.decision).decode())
 
 
+def _save_observation(conn: sqlite3.Connection, job: HomeJob, write: KeepObservation, at: float) -> None:
+    stored = decisions(conn, job.facts.id)[-1:]
+    for decided_at, text in stored:
+        decision = msgspec.json.decode(text, type=RoutingDecision)
+        if decision.chosen == write.executor:
+            seen = reports.observation(decision, write.times, write.output_bytes, at - decided_at)
+            observation_store.add(conn, job.facts.id, write.epoch, seen, prediction(decision))
+
+
 def _save_report(conn: sqlite3.Connection, job: HomeJob, write: KeepReport, at: float) -> None:
     apply_report(conn, job.facts.id, write.report, at)
 
@@ -466,6 +485,7 @@ _SAVE: Final[dict[type[Write], Callable[[sqlite3.Connection, HomeJob, Any, float
     AddNotes: _save_notes,
     KeepDecision: _save_decision,
     KeepReport: _save_report,
+    KeepObservation: _save_observation,
     CancelStatements: _save_cancelled,
     KeepStop: _save_stop,
     KeepEnd: _save_end,

@@ -63,6 +63,7 @@ def routes(jobs: Jobs) -> list[web.RouteDef]:
         web.get("/api/v1/jobs", api.ls),
         web.post("/api/v1/sessions", api.open_session),
         web.post("/api/v1/batches", api.submit),
+        web.get("/api/v1/routing/accuracy", api.accuracy),
         web.get(job, api.show),
         web.delete(job, api.close),
         web.get(job + "/explain", api.explain),
@@ -163,6 +164,10 @@ class JobsApi:
         if rows is None:
             rows = await self._jobs.explain(await self._job(request))
         return base.reply([_timed(row) for row in rows])
+
+    async def accuracy(self, _: web.Request) -> web.Response:
+        """`GET /api/v1/routing/accuracy`: how good the predictions for the newest jobs were."""
+        return base.reply(await self._jobs.accuracy())
 
     async def log(self, request: web.Request) -> web.Response:
         """`GET /api/v1/jobs/ID/log`."""
