@@ -15,6 +15,7 @@ STORES = {
     "cli/demo/data.py": "reads the database of OpenNGC, which is not island's",
     "gossip/own_log_store.py": "the own log",
     "jobs/batch_files.py": "the files of batches, which home and executor share",
+    "jobs/result_rows.py": "the statements whose results are files, which home and executor share",
     "kernel/db.py": "migrations and transactions",
     "kernel/db_file.py": "versions and checks of whole files",
     "trust/journal.py": "the journal",

@@ -6,8 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from island.config import JobsSection
 from island.errors import BadInput
@@ -96,32 +94,6 @@ def test_envelopes_that_are_not_acceptable() -> None:
     assert "does not begin at its home" in policy.envelope_problem(envelope(path=(ME,)), HOME, ME)
     assert "not pass through more islands" in policy.envelope_problem(envelope(hops=0), HOME, ME)
     assert "not belong" in policy.envelope_problem(envelope(home="c" * 64, path=("c" * 64,)), "c" * 64, ME)
-
-
-def test_a_short_output_is_left_as_it_is() -> None:
-    assert texts.cut_output('{"status": "ok"}') == '{"status": "ok"}'
-    assert texts.cut_output("") == ""
-
-
-@given(st.integers(1000, 20_000), st.sampled_from(["text", "rows", "error", "png"]))
-def test_a_large_output_is_cut_with_a_notice(size: int, kind: str) -> None:
-    shapes: dict[str, Any] = {
-        "text": {"status": "ok", "data": {"text/plain": "é" * size}},
-        "rows": {"status": "ok", "data": {"application/json": {"schema": {}, "data": [[n] for n in range(size)]}}},
-        "error": {"status": "error", "ename": "E", "evalue": "é" * size, "traceback": ["x" * 50] * size},
-        "png": {"status": "ok", "data": {"image/png": "A" * size * 2}},
-    }
-    text = json.dumps(shapes[kind], ensure_ascii=False)
-    cut = texts.cut_output(text, 1000)
-    assert len(cut.encode()) <= (110_000 if kind == "error" else 2_000)
-    assert json.loads(cut)["status"] == shapes[kind]["status"]
-    assert "cut by island" in cut
-
-
-def test_an_output_of_many_kinds_is_cut_as_a_whole() -> None:
-    output = json.dumps({"status": "ok", "data": {f"text/x-{n}": "x" * 60 for n in range(100)}})
-    cut = texts.cut_output(output, 1000)
-    assert len(cut) <= 1000 and "cut by island" in cut
 
 
 def not_found(evalue: str) -> str:

@@ -49,12 +49,20 @@ def differs(last: JobReport | None, new: JobReport) -> bool:
     return new.log is not None and new.log != last.log
 
 
+def output_problem(data: bytes) -> str:
+    """What is wrong with an output as JSON, or ""."""
+    try:
+        _RESULT.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        return f"it is not in Livy's format: {str(error)[:200]}"
+    return ""
+
+
 def _checked_statement(report: StatementReport) -> StatementReport:
     if report.state not in _STATEMENT_STATES:
         raise Malformed(f"a statement has the unexpected state {report.state[:40]!r}")
-    if report.output:
-        try:
-            _RESULT.decode(report.output)
-        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-            raise Malformed(f"the output of a statement is not in Livy's format: {str(error)[:200]}") from error
+    if report.output and (problem := output_problem(report.output.encode("utf-8", "surrogatepass"))):
+        raise Malformed(f"the output of a statement cannot be used: {problem}")
+    if report.result is not None and (report.output or report.state not in STATEMENT_ENDED):
+        raise Malformed("a statement that has no final output has a result")
     return msgspec.structs.replace(report, progress=min(1.0, max(0.0, report.progress)))  # NaN becomes 0
