@@ -511,7 +511,7 @@ async def _until_signal(home: Home, config: Config, service_manager: ServiceMana
             peer=config.listen.peer or "none",
             version=island.__version__,
         )
-        if code_shares_account(config.livy.url):
+        if any(code_shares_account(url) for url in configured.engine_urls(config)):
             log.warning(
                 "engine.shares_account",
                 meaning="code in sessions and batches can read all files that the daemon can read, also its key",

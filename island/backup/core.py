@@ -50,9 +50,9 @@ def _problem(files: Collection[ArchivedFile]) -> str:
         return f"{missing[0]} is missing"
     if tuple(names[-len(LAST) :]) != LAST:
         return f"its last files are not {' and '.join(LAST)}"
-    large = [file.name for file in files if "/" not in file.name and not file.name.endswith(".db")]
-    if over := [file.name for file in files if file.name in large and file.size > SECRET_LIMIT]:
-        return f"{over[0]} is larger than {SECRET_LIMIT} bytes"
+    small = (file for file in files if "/" not in file.name and not file.name.endswith(".db"))
+    if over := next((file.name for file in small if file.size > SECRET_LIMIT), None):
+        return f"{over} is larger than {SECRET_LIMIT} bytes"
     return ""
 
 

@@ -24,8 +24,9 @@ def status(as_json: base.Json = False) -> None:
         raise client.NoAnswer(
             f"the daemon (pid {pid}) does not answer" if pid else error.message, hint=error.hint
         ) from error
-    shown = found if as_json else {**found, "engines": [_sentence(each) for each in found["engines"]]}
-    base.show_pairs(shown, as_json)
+    if not as_json and "engines" in found:  # a daemon of an earlier version does not list them
+        found = {**found, "engines": [_sentence(each) for each in found["engines"]]}
+    base.show_pairs(found, as_json)
     if found["problems"]:
         raise typer.Exit(1)
 

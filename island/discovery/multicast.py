@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import socket
@@ -36,7 +37,7 @@ _GROUP = "224.0.0.251"
 
 
 class NoMulticast(IslandError):
-    """The operating system refuses multicast on an interface, or another host contests the announcement."""
+    """The operating system refuses multicast on an interface."""
 
     code = "no_multicast"
 
@@ -61,6 +62,8 @@ class Responder:
         self, interface: Interface, own: OwnAnnouncement | None, label: str, changed: Callable[[], None]
     ) -> None:
         self.interface, self.own = interface, own
+        self.announced = False
+        """Whether `own` is announced; False if another host has contested its name."""
         self._label, self._changed = label, changed
         self._multicast: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
@@ -68,15 +71,13 @@ class Responder:
     async def open(self) -> None:
         """Open the sockets, begin to listen, and announce this island; raises `NoMulticast`.
 
-        The announcement takes about a second: first the other hosts are asked whether the name is in use.
+        The announcement takes about a second: first the other hosts are asked whether the name is in use. If one says
+        so, `announced` is False, and `announce` can try another name.
         """
         try:
-            _check(self.interface)
-            await self._begin()
-        except (OSError, zeroconf.Error) as error:
-            await self.close()
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise NoMulticast(f"multicast DNS does not work on {self.interface.name}: {reason}") from error
+            with self._explained():
+                _check(self.interface)
+                await self._begin()
         except BaseException:
             await self.close()
             raise
@@ -88,8 +89,33 @@ class Responder:
             listener: Any = reader.transport.get_protocol()
             reader.transport.set_protocol(_Gated(listener, PacketGate(self.interface.network)))
         self._browser = AsyncServiceBrowser(self._multicast.zeroconf, SERVICE_TYPE, handlers=[self._on_change])
-        if self.own is not None:
-            await (await self._multicast.async_register_service(self._service(self.own)))
+        await self._announce(self._label)
+
+    async def announce(self, label: str) -> bool:
+        """Announce this island, if it is to be, under the name `label`; False if another host contests the name.
+
+        Raises `NoMulticast`.
+        """
+        with self._explained():
+            return await self._announce(label)
+
+    async def _announce(self, label: str) -> bool:
+        if self.own is not None and self._multicast is not None:
+            self._label = label
+            try:
+                await (await self._multicast.async_register_service(self._service(self.own)))
+            except zeroconf.NonUniqueNameException:
+                return False
+            self.announced = True
+        return True
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, zeroconf.Error) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise NoMulticast(f"multicast DNS does not work on {self.interface.name}: {reason}") from error
 
     async def close(self) -> None:
         """Withdraw the announcement, so that other hosts forget it at once, and close the sockets."""

@@ -90,15 +90,15 @@ class Discovery:
 
     def nearby(self) -> Nearby:
         """Return the state of discovery, and the islands that are announced on the local network."""
-        announced = [each.own.shown for each in self._responders.values() if each.own is not None]
+        own = [(each.own.shown, each.announced) for each in self._responders.values() if each.own is not None]
         state: core.State = "failed" if self._failures and not self._responders else "on"
         if not self._config.enabled:
             state = "off"
         return Nearby(
             state=state,
             problem="; ".join(self._failures),
-            note=core.silence(self._trust.network, self._bound()) if self._responders and not announced else "",
-            announced=sorted(announced),
+            note=core.silence(self._trust.network, self._bound()) if self._responders and not own else "",
+            announced=sorted(shown for shown, announced in own if announced),
             islands=list(self._found),
         )
 
@@ -138,19 +138,27 @@ class Discovery:
                 await self._close(interface)
         failures = []
         for interface, own in wanted.items():
-            if interface in self._responders:
-                continue
-            # A new name each time: another host may have announced the last one.
-            label = f"{key_prefix(self._trust.me)}-{self._rng.bytes(4).hex()}"
-            responder = Responder(interface, own, label, self._wake.set)
             try:
-                await responder.open()
+                await self._open(interface, own)
             except NoMulticast as error:
                 failures.append(error.message)
                 continue
-            self._responders[interface] = responder
-            log.info("discovery.on", interface=interface.name, announced=own.shown if own else "nothing")
+            if own is not None and not self._responders[interface].announced:
+                found = f"another host on {interface.name} contests the name under which this island is announced"
+                failures.append(f"{found}; others are heard")
         return failures
+
+    async def _open(self, interface: Interface, own: OwnAnnouncement | None) -> None:
+        """Open a responder on this interface, or let it try another name if its last one is contested."""
+        label = f"{key_prefix(self._trust.me)}-{self._rng.bytes(4).hex()}"
+        if responder := self._responders.get(interface):
+            if own is not None and not responder.announced:
+                await responder.announce(label)
+            return
+        responder = Responder(interface, own, label, self._wake.set)
+        await responder.open()
+        self._responders[interface] = responder
+        log.info("discovery.on", interface=interface.name, announced=own.shown if own else "nothing")
 
     async def _close(self, interface: Interface) -> None:
         await self._responders.pop(interface).close()

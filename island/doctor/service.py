@@ -81,7 +81,8 @@ def _surroundings(
     yield from _guarded("reachability", lambda: core.peers(daemon_facts.peers(settings, rows)))
     clocks += daemon_facts.other_clocks(rows)
     yield from _guarded("clock", lambda: core.clock(_clock(place, clock, clocks)))
-    yield from _guarded("sandbox", lambda: core.sandbox(_sandbox(settings, owner)))
+    for number, url in enumerate(configured.engine_urls(settings)):
+        yield from _guarded("sandbox", functools.partial(_sandbox, settings, owner, url, is_first=number == 0))
 
 
 def _livy(
@@ -145,12 +146,15 @@ def _clock(place: Home, clock: Clock, others: list[tuple[str, float, float]]) ->
     return ClockFacts(machine_facts.clock_synchronized(), age, others)
 
 
-def _sandbox(settings: Config, owner: str) -> SandboxFacts:
+def _sandbox(settings: Config, owner: str, url: str, *, is_first: bool) -> Iterator[Finding]:
+    """Say what confines the code of sessions at one engine; `url` is "" for the embedded one."""
     jobs = settings.jobs
-    return SandboxFacts(
-        embedded=not settings.livy.url,
-        foreign=bool(jobs.accept_from) and jobs.foreign_code != "none" and jobs.same_user,
-        root=owner == "root",
-        account=owner,
-        livy_accounts=engine_facts.livy_accounts(settings.livy.url) if settings.livy.url else None,
+    return core.sandbox(
+        SandboxFacts(
+            embedded=not url,
+            foreign=bool(jobs.accept_from) and jobs.foreign_code != "none" and jobs.same_user,
+            root=owner == "root" and is_first,
+            account=owner,
+            livy_accounts=engine_facts.livy_accounts(url) if url else None,
+        )
     )

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from typing import Final
+
+SINCE: Final = 14
+"""The version of state.db with which results became files."""
 
 
 def needed(conn: sqlite3.Connection) -> set[str]:

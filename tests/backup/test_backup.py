@@ -26,7 +26,7 @@ import msgspec
 import pytest
 
 from island.backup import archive, core, restoring, saving, scratch
-from island.backup.messages import ArchivedFile, BackupManifest
+from island.backup.messages import MAX_FILES, ArchivedFile, BackupManifest
 from island.catalog import store as catalog_store
 from island.cli.demo.demo_island import ISLAND
 from island.cli.init import init
@@ -34,7 +34,7 @@ from island.doctor import home_facts
 from island.errors import BadInput, ConfigError, Conflict, Corrupt, DiskFailed, Full, IslandError
 from island.home import Home
 from island.jobs.home.store import next_local
-from island.kernel.db import newest_version
+from island.kernel.db import Database, newest_version
 from island.kernel.db_file import check_content, copy_database
 from island.trust import journal
 from island.trust.keys import Identity
@@ -140,6 +140,13 @@ def test_a_password_file_with_the_name_of_another_secret(home: Home, tmp_path: P
 def test_a_password_file_in_the_home_folder_is_included_and_another_is_named(home: Home, tmp_path: Path) -> None:
     text = home.toml.read_text("utf-8")
     assert 'password_file = ""' in text
+    engine = '[[engine]]\nname = "a"\nurl = "https://a.example"\n'
+    engine += 'password_file = "a.password"\nca_file = "/etc/ca.pem"\n'
+    (home.path / "a.password").write_text("another secret")
+    home.toml.write_text(text + engine, "utf-8")
+    saved = saving.save(home, tmp_path / "engines.tar", now=NOW)
+    assert "a.password" in {file.name for file in saved.manifest.files}
+    assert [warning.partition(" is ")[0] for warning in saved.warnings] == ["/etc/ca.pem (engine[0].ca_file)"]
     home.toml.write_text(text.replace('password_file = ""', 'password_file = "livy.password"'), "utf-8")
     (home.path / "livy.password").write_text("a secret")
     saved = saving.save(home, tmp_path / "in.tar", now=NOW)
@@ -236,6 +243,30 @@ def test_packs_are_copied_to_another_disk(home: Home, tmp_path: Path, monkeypatc
     linked = packs("linked.tar")
     monkeypatch.setattr("os.link", refuse_link)
     assert packs("copied.tar") == linked != []
+
+
+def test_results_that_statements_refer_to_are_included_and_a_lost_one_is_reported(home: Home, tmp_path: Path) -> None:
+    data = b'{"status":"ok","data":{}}'
+    name = hashlib.sha256(data).hexdigest()
+    Database.open(home.path, "state").close()  # the folder is that of an earlier version
+    with closing(sqlite3.connect(home.path / "state.db", isolation_level=None)) as conn:
+        conn.execute(
+            "INSERT INTO job_statement (job, number, code, language, state, result, result_size)"
+            " VALUES ('job', 0, '1', '', 'available', ?, ?)",
+            (name, len(data)),
+        )
+    folder = home.path / "results"
+    folder.mkdir()
+    for each in (name, "f" * 64):  # the other one has no statement
+        (folder / each).write_bytes(data)
+    saved = saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert saved.warnings == ()
+    assert [file.name for file in saved.manifest.files if file.name.startswith("results/")] == [f"results/{name}"]
+    restoring.restore(tmp_path / "b.tar", Home(tmp_path / "back"), now=NOW)
+    assert (tmp_path / "back" / "results" / name).read_bytes() == data
+    (folder / name).unlink()
+    [warning] = saving.save(home, tmp_path / "c.tar", now=NOW).warnings
+    assert "1 results of statements are missing" in warning
 
 
 def test_a_pack_that_is_lost_is_reported(home: Home, tmp_path: Path) -> None:
@@ -750,3 +781,10 @@ def test_the_manifest_has_limits() -> None:
     for files in ((*good.files[:-1], large), good.files[::-1], (good.files[0], *good.files)):
         with pytest.raises(Corrupt):
             core.check(msgspec.structs.replace(good, files=files), "b.tar")
+
+
+def test_a_manifest_of_the_maximum_length_is_checked_at_once() -> None:
+    """With a list in the place of a set this takes minutes."""
+    names = [*(f"x{number}" for number in range(MAX_FILES - 5)), "state.db", "token", "token.user", *core.LAST]
+    files = tuple(ArchivedFile(name, 1, "0" * 64, 0) for name in names)
+    core.check(BackupManifest(1, "kiso", "0" * 64, "0.1.0", "", "/h", "/h", True, files), "b.tar")

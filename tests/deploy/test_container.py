@@ -82,6 +82,9 @@ def test_the_composition_refers_to_what_it_defines() -> None:
             assert source in COMPOSE["volumes"] or (DEPLOY / "compose" / source).is_dir()
         for word in service.get("entrypoint", []):
             assert not word.startswith("/setup/") or (DEPLOY / "compose" / word.removeprefix("/setup/")).is_file()
+    for name in ISLANDS:  # only a setup deletes the invitation that it has used; the islands can read what is there
+        assert "example:/example" in SERVICES[f"setup-{name}"]["volumes"]
+        assert "example:/example:ro" in SERVICES[name]["volumes"]
     build = SERVICES["data"]["build"]
     assert (DEPLOY / "compose" / build["context"]).resolve() == REPOSITORY
     assert (REPOSITORY / build["dockerfile"]).is_file()
@@ -171,6 +174,7 @@ def test_the_composition_makes_an_archipelago_of_three_islands(tmp_path: Path) -
         environments = {name: start(name) for name in ISLANDS}
         for name in (*ISLANDS, "kiso", "laurel"):  # run again, a setup changes nothing
             _run(command(f"setup-{name}"), {**environments[name], "EXAMPLE": str(example)})
+        assert sorted(path.name for path in example.iterdir()) == ["clusters", "galaxies", "nebulae"]
         for name in ISLANDS:
             found = wait_for("all datasets", partial(_datasets, environments[name]), 60)
             assert found == {("kiso", "galaxies"), ("ondrejov", "clusters"), ("laurel", "nebulae")}
@@ -279,6 +283,13 @@ def test_the_manifests_refer_to_each_other() -> None:
         "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}],
         "ports": [{"port": int(livy.rpartition(":")[2]), "protocol": "TCP"}],
     } in _manifest("NetworkPolicy")["spec"]["egress"]
+    anywhere = [
+        each["ipBlock"]
+        for rule in _manifest("NetworkPolicy")["spec"]["egress"]
+        for each in rule.get("to", [])
+        if each.get("ipBlock", {}).get("cidr") == "0.0.0.0/0"
+    ]
+    assert anywhere == [{"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}]
     assert listening == f"0.0.0.0:{container['ports'][0]['containerPort']}"
 
 

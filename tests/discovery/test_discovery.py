@@ -8,8 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from island.cli.demo.demo_island import ISLAND
 from island.daemon import Daemon
+from island.discovery.multicast import Responder
 from tests.contracts import document
 from tests.standins.member import get, home, logged, running, until
 
@@ -100,6 +103,26 @@ async def test_without_multicast_the_daemon_runs_and_says_so_once(tmp_path: Path
             assert code == 1 and "nosuch0" in err
     assert len(logs.of("discovery.failed")) == 1
     assert not logs.of("loop.retry")
+
+
+async def test_a_contested_name_is_reported_and_replaced(
+    tmp_path: Path, loopback: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contested, announce = [True], Responder._announce
+
+    async def contest(responder: Responder, label: str) -> bool:
+        return not contested and await announce(responder, label)
+
+    monkeypatch.setattr(Responder, "_announce", contest)
+    async with running(*home(tmp_path / "kiso", "kiso", discovering(loopback))) as daemon:
+        await daemon.trust.invite(daemon.peers.local_addresses())
+        await until(lambda: "contests" in daemon.discovery.nearby().problem)
+        now = daemon.discovery.nearby()
+        assert (now.state, now.announced, now.note) == ("on", [], "") and "NonUnique" not in now.problem
+        contested.clear()
+        await daemon.discovery._look()
+        assert daemon.discovery.nearby().announced == [f"{loopback}:{daemon.peers.port}"]
+        assert daemon.discovery.nearby().problem == ""
 
 
 async def test_an_island_announces_itself_when_it_founds_an_archipelago(tmp_path: Path, loopback: str) -> None:

@@ -8,6 +8,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import IPv4Address, IPv4Interface
+from typing import cast
 
 import pytest
 import uvloop
@@ -32,8 +33,8 @@ class Host:
         self.interface = Interface("lo", IPv4Interface(f"{address}/{prefix}"))
         own = None if port is None else core.own_announcement(self.interface, NETWORK, KEY, (address, port))
         self.changed = asyncio.Event()
-        label = f"test-{SystemRng().bytes(8).hex()}"
-        self.responder = Responder(self.interface, own, label, self.changed.set)
+        self.label = f"test-{SystemRng().bytes(8).hex()}"
+        self.responder = Responder(self.interface, own, self.label, self.changed.set)
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[Host]:
@@ -96,6 +97,52 @@ async def test_the_packets_name_neither_the_machine_nor_the_island(loopback: str
     for packet in ours:
         assert socket.gethostname().encode() not in packet
         assert KEY[:10].encode() in packet and KEY[:11].encode() not in packet
+
+
+class Rival(asyncio.DatagramProtocol):
+    """A host that answers each question whether the name `label` is in use with yes."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label.encode()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)  # the class does not say so before Python 3.12
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        if self._label in data and not data[2] & 0x80:  # a question
+            service = b"\x07_island\x04_tcp\x05local\x00"
+            name = bytes([len(self._label)]) + self._label + service
+            pointer = service + bytes.fromhex("000c000100001194") + len(name).to_bytes(2, "big") + name
+            self._transport.sendto(bytes.fromhex("000084000000000100000000") + pointer, MDNS)
+
+
+@contextlib.asynccontextmanager
+async def contested(label: str, address: str) -> AsyncIterator[None]:
+    with socket.socket(type=socket.SOCK_DGRAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(address))
+        member = socket.inet_aton(MDNS[0]) + socket.inet_aton(address)
+        listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+        listener.bind(("", MDNS[1]))
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(lambda: Rival(label), sock=listener)
+        try:
+            yield
+        finally:
+            transport.close()
+
+
+async def test_a_host_that_contests_the_name_does_not_end_listening(loopback: str) -> None:
+    """Anyone on the network can answer the question whether a name is in use."""
+    host, other = Host(loopback, 8991), Host(loopback, 8992)
+    async with contested(host.label, loopback), host.open(), other.open():
+        assert (host.responder.announced, other.responder.announced) == (False, True)
+        await host.finds(announcement(loopback, 8992))
+        assert not await host.responder.announce(host.label)
+        assert await host.responder.announce(f"test-{SystemRng().bytes(8).hex()}")
+        assert host.responder.announced
 
 
 async def test_hosts_of_other_networks_get_no_answer(loopback: str) -> None:

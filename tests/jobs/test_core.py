@@ -11,6 +11,7 @@ from island.config import JobsSection
 from island.errors import BadInput
 from island.jobs import core
 from island.jobs.executor import policy, texts
+from island.jobs.foreign_conf import refused_foreign_keys
 from island.jobs.home import hints, requests, views
 from island.jobs.messages import MAX_HOPS, Envelope, InputRef, StatementReport
 
@@ -39,10 +40,10 @@ def test_settings_that_no_client_may_send(key: str) -> None:
 
 def test_settings_of_foreign_jobs_are_an_allow_list() -> None:
     fine = {"spark.sql.shuffle.partitions": "2", "spark.driver.memory": "1g", "spark.island.inputs": "a/b"}
-    assert requests.refused_keys(fine) == policy.refused_foreign_keys(fine) == []
+    assert requests.refused_keys(fine) == refused_foreign_keys(fine) == []
     own = {"spark.golden": "1", "spark.sql.extensions": "x", "spark.serializer": "x"}
     assert requests.refused_keys(own) == []
-    assert policy.refused_foreign_keys(own) == sorted(own)
+    assert refused_foreign_keys(own) == sorted(own)
 
 
 def test_inputs_are_a_comma_separated_list() -> None:

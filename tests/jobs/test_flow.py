@@ -170,7 +170,7 @@ def test_bad_requests_are_refused_at_once() -> None:
         for conf in ({"spark.master": "x"}, {"spark.hadoop.fs.defaultFS": "x"}, {"spark.island.path.x": "/etc"}):
             with pytest.raises(LivyRefusal, match="Blacklisted"):
                 await jobs.open_session(USER, SessionRequest(kind="sql", conf=conf))
-        with pytest.raises(LivyRefusal, match="embedded engine does not support"):
+        with pytest.raises(LivyRefusal, match="supports kind 'spark'; they support pyspark, shared, sql"):
             await jobs.open_session(USER, SessionRequest(kind="spark"))
         with pytest.raises(LivyRefusal, match="cannot be added"):
             await jobs.open_session(USER, SessionRequest(kind="sql", jars=["/etc/passwd"]))
@@ -643,6 +643,30 @@ def test_an_input_is_released_when_the_last_session_that_uses_it_has_ended() -> 
     simulate(30, scenario)
 
 
+def test_the_engine_of_home_does_not_decide_which_kinds_exist() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, stock = World(a), PlayedEngine("")
+        home = await world.island("home", engine=PlayedEngine())
+        there = await world.island("there", engine=stock, jobs={**OPEN, "max_foreign": 5})
+        await world.linked()
+        jobs = world.jobs["home"]
+        for queue in ("island:there", None):
+            job = await jobs.open_session(USER, SessionRequest(kind="spark", queue=queue))
+            job = await world.settled(home, job)
+            assert (job.state, job.executor) == ("idle", there.id)
+        shared = await jobs.open_session(USER, SessionRequest(queue="island:there"))
+        shared = await world.settled(home, shared)
+        statement = await jobs.post(shared, "1", "spark")
+        assert (await jobs.finished_statement(shared, statement.number, 60))[0].state == "available"
+        with pytest.raises(LivyRefusal, match="no engine of home supports kind 'spark'"):
+            await jobs.open_session(USER, SessionRequest(kind="spark", queue="island:home"))
+        mine = await world.settled(home, await jobs.open_session(USER, SessionRequest(queue="island:home")))
+        with pytest.raises(LivyRefusal, match="no engine of home supports kind 'sparkr'"):
+            await jobs.post(mine, "1", "sparkr")
+
+    simulate(49, scenario)
+
+
 def test_a_foreign_job_may_set_fewer_keys() -> None:
     async def scenario(a: Archipelago) -> None:
         world = World(a)
@@ -653,9 +677,11 @@ def test_a_foreign_job_may_set_fewer_keys() -> None:
         fine = {"spark.sql.shuffle.partitions": "4"}
         job = await world.settled(home, await jobs.open_session(USER, SessionRequest(kind="sql", conf=fine)))
         assert job.state == "idle"
-        bold = {"spark.sql.extensions": "evil.Code"}
-        job = await world.settled(home, await jobs.open_session(USER, SessionRequest(kind="sql", conf=bold)))
-        assert job.state == "error" and "may not set spark.sql.extensions there" in job.reason
+        bold = SessionRequest(kind="sql", conf={"spark.sql.extensions": "evil.Code"})
+        for pin in ("island:there", None):  # home has no engine, so both can only run elsewhere
+            with pytest.raises(LivyRefusal, match=r"may not set spark\.sql\.extensions"):
+                await jobs.open_session(USER, msgspec.structs.replace(bold, queue=pin))
+        assert len(await jobs.listing(ADMINISTRATOR, 10)) == 1, "refused before it was accepted"
 
     simulate(19, scenario)
 

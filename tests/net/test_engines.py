@@ -14,6 +14,9 @@ from aiohttp.test_utils import TestServer
 
 from island.daemon import Daemon
 from island.jobs.engines import livy_engine, poller
+from island.jobs.home.local_files import BatchFile
+from island.livy.messages import BatchRequest, SessionRequest
+from island.trust.users import Principal
 from tests.standins.livy import PlayedLivy
 from tests.standins.member import victim
 
@@ -90,3 +93,37 @@ async def _down_and_up(daemon: Daemon, livy: PlayedLivy) -> None:
     livy.fault = None
     await _until(lambda: not far.problem)
     assert (await _get(daemon, "/readyz"))[1]["status"] == "ready"
+
+
+async def test_jobs_at_two_livys_with_other_clients_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session runs where its kind is, and a restarted Livy that gives its id to a stranger ends nothing of hers."""
+    monkeypatch.setattr(poller, "HEALTH_S", 0.1)
+    monkeypatch.setattr(poller, "LATER_S", 0.1)
+    batches = tmp_path / "victim" / "jobs"
+    one, two = PlayedLivy("0.7.1", kinds=(), files=batches), PlayedLivy(kinds=("spark", "shared", "sql"))
+    hers = two.stranger("hers")
+    async with TestServer(one.app()) as first, TestServer(two.app()) as second, asyncio.timeout(120):
+        urls = [f"http://127.0.0.1:{server.port}" for server in (first, second)]
+        sections = {"engine": [{"name": "batches", "url": urls[0]}, {"name": "scala", "url": urls[1]}]}
+        async with victim(tmp_path, sections) as daemon:
+            await _until(lambda: all(engine.version for engine in daemon.engines.all()))
+            jobs, user = daemon.jobs, Principal("user", "user")
+            batch = await jobs.submit_batch(user, BatchRequest(file="x.py"), file=BatchFile("x.py", b"print(1)"))
+            job = await jobs.open_session(user, SessionRequest(kind="sql"))
+            job = await jobs.settled(job, 60)
+            assert job.state == "idle", job.reason
+            assert (await jobs.settled(batch, 60)).state == "success"
+            statement = await jobs.post(job, "1+1", None)
+            assert '"2"' in (await jobs.finished_statement(job, statement.number, 30))[0].output
+            assert two.posted == ["1+1"] and one.posted == []
+            ours = next(each for each in two.living() if each is not hers)
+            two.restart()
+            strangers = [two.stranger(), two.stranger()]
+            assert ours.id in {stranger.id for stranger in strangers}
+            late = await jobs.post(job, "secret", None)
+            while (job := await jobs.named(user, job.id)).live:
+                await asyncio.sleep(0.05)
+            assert job.state == "dead"
+            assert (await jobs.statement(job, late.number))[0].ended
+            assert two.posted == ["1+1"], "no code of the user runs in the session of a stranger"
+            assert two.living() == strangers

@@ -114,7 +114,6 @@ async def test_a_session_from_open_to_close(http: Http) -> None:
         ("/sessions", {"conf": {"spark.island.inputs": "a/b/c"}}, "not a valid dataset name"),
         ("/sessions", {"conf": {"spark.master": "yarn"}}, "spark.master"),
         ("/sessions", {"queue": "island:nowhere"}, "nowhere"),
-        ("/sessions", {"kind": "spark"}, "embedded engine does not support"),
         ("/batches", {"file": "/etc/passwd"}, "cannot be added"),
         ("/batches", {"file": "hdfs://x/y.py"}, "not a local path"),
     ],

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from island.catalog.messages import DatasetRecord, DatasetView, ResolvedDataset
 from island.catalog.ports import LocalInput, Progress
 from island.config import parse
@@ -26,7 +28,10 @@ from island.jobs.service import Jobs
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import Tasks
 from island.kernel.ports import SeededRng
-from island.livy.messages import SessionRequest
+from island.livy import requests
+from island.livy.client import ANSWERED
+from island.livy.messages import BatchRequest, SessionRequest
+from island.livy.rest import LivyRefusal
 from island.trust.users import Principal
 from tests.sim.archipelago import Archipelago, SimIsland
 
@@ -58,7 +63,11 @@ class PlayedSession:
 
 
 class PlayedEngine:
-    """Livy's behaviour in virtual time: a session is idle after a second, a statement ends after `took` seconds."""
+    """Livy's behaviour in virtual time: a session is idle after a second, a statement ends after `took` seconds.
+
+    It is as strict as Livy: bodies are parsed, the file of a batch must be there, names are unique until their session
+    or batch is deleted, a stock Livy takes no statement before the session is idle, and a restart begins its ids at 0.
+    """
 
     def __init__(self, instance: str = "one") -> None:
         self.name, self.url, self.version = "engine", "", "0.9.0-incubating"
@@ -82,6 +91,8 @@ class PlayedEngine:
     def start_anew(self, instance: str) -> None:
         """Replace the engine by a new instance without sessions and batches."""
         self.now, self.jobs = instance, {}
+        if not instance:  # the embedded engine stores its next ids
+            self._next = {"session": 0, "batch": 0}
 
     async def start(self, tasks: Tasks) -> None:
         """Do nothing: it tells what it shows without being asked."""
@@ -142,8 +153,7 @@ class PlayedEngine:
 
     async def create(self, kind: str, body: Mapping[str, Any]) -> RemoteJob:
         def do() -> RemoteJob:
-            if any(job.name == body["name"] for job in self.alive()):
-                raise EngineRefused(f"Duplicate session name: {body['name']}")
+            self._check(kind, body)
             number = self._next[kind]
             self._next[kind] += 1
             job = self.jobs[kind, number] = PlayedSession(number, body["name"], kind, dict(body), self._now())
@@ -151,6 +161,18 @@ class PlayedEngine:
             return self._remote(job)
 
         return await self._call("create", do)
+
+    def _check(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Refuse what Livy refuses. Raises `EngineRefused`."""
+        raw = msgspec.json.encode(body)
+        try:
+            request = requests.session_request(raw) if kind == "session" else requests.batch_request(raw)
+        except LivyRefusal as refusal:
+            raise EngineRefused(refusal.message) from refusal
+        if isinstance(request, BatchRequest) and not Path(request.file or "").is_file():
+            raise EngineRefused(f"there is no file {request.file}")
+        if not request.name or any((job.kind, job.name) == (kind, request.name) for job in self.jobs.values()):
+            raise EngineRefused(f"Rejected, Reason: Duplicate session name: Some({request.name})")
 
     async def find(self, kind: str, name: str) -> RemoteJob | None:
         def do() -> RemoteJob | None:
@@ -172,6 +194,8 @@ class PlayedEngine:
     async def post(self, ref: RemoteRef, code: str, language: str) -> int:
         def do() -> int:
             job = self._job(ref)
+            if not self.now and self._state(job) != "idle":
+                raise EngineFailed(f"Livy answered 500: Session is in state {self._state(job)}", code=ANSWERED)
             job.statements.append(PlayedStatement(code, language, self._now()))
             self.ran.append(code)
             return len(job.statements) - 1

@@ -29,6 +29,12 @@ def site_engines(config: Config) -> list[EngineSection]:
     return [first, *config.engine]
 
 
+def engine_urls(config: Config) -> list[str]:
+    """The URLs of the engines that a configuration asks for; "" for the embedded one."""
+    embedded = [""] if config.livy.embedded and not config.livy.url else []
+    return [*embedded, *(settings.url for settings in site_engines(config))]
+
+
 def engines(
     config: Config, home: Path, embedded: EmbeddedEngine, *, workers: Workers, resolver: HostResolver, rng: Rng
 ) -> Engines:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import structlog
-
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.executor import machine
 from island.jobs.executor import store as run_store
@@ -20,8 +18,6 @@ from island.jobs.results import ResultStore
 from island.kernel.actor import Actor
 from island.kernel.ids import IslandId
 from island.kernel.loops import Tasks
-
-log = structlog.get_logger("island")
 
 SHOWN_FAILURES = 3
 """Failed attempts to clear a run after which it is a problem of the island."""
@@ -117,12 +113,9 @@ class RunDriver:
 
     async def _carry(self, actor: Actor[JobRun]) -> None:
         run = actor.state
-        try:
-            await actor.run()
-        finally:
-            self.places.free((run.job, run.epoch))
-            self._results.unpin(run.name)
-            del self.actors[run.job, run.epoch]
+        await actor.run()
+        self._results.unpin(run.name)
+        del self.actors[run.job, run.epoch]
 
     def _bound(self, run: JobRun) -> JobRun:
         """The run of an earlier version, which knew only one engine, with the name of this engine."""

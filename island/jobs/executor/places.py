@@ -112,8 +112,12 @@ class Places:
                 self._line.remove(request)
 
     def room(self, engine: EnginePort) -> int:
-        """The number of free places at an engine."""
-        if engine.problem or self._is_closed(engine.name):
+        """The number of free places at an engine; 0 while it does not answer."""
+        return 0 if engine.problem else self.untaken(engine)
+
+    def untaken(self, engine: EnginePort) -> int:
+        """The number of places at an engine that no run has, whether it answers or not."""
+        if self._is_closed(engine.name):
             return 0
         return max(0, engine.capacity - sum(taken == engine.name for taken in self._taken.values()))
 
@@ -123,15 +127,17 @@ class Places:
 
     def _serve(self) -> None:
         """Give the free places to the runs in line that can use them."""
+        rooms = {engine.name: self.room(engine) for engine in self.engines.all()}
         for request in list(self._line):
             able = self._able(request)
-            chosen = next((engine.name for engine in able if self.room(engine)), "")
+            chosen = next((engine.name for engine in able if rooms[engine.name]), "")
             if able and not chosen:
                 continue
             self._line.remove(request)
             if not request.granted.done():
                 if chosen:
                     self._taken[request.key] = chosen
+                    rooms[chosen] -= 1
                 request.granted.set_result(chosen)
 
     def _able(self, request: PlaceRequest) -> list[EnginePort]:

@@ -8,31 +8,14 @@ from typing import Final
 
 from island.config import JobsSection
 from island.jobs.core import STOCK_LANGUAGES, resources_problem
+from island.jobs.foreign_conf import refused_foreign_keys
 from island.jobs.messages import MAX_HOPS, Envelope, JobSpec
 from island.kernel.ids import is_job_id, is_name
-from island.livy.conf import INPUTS_KEY
-
-# Keys that a job of another home may set: partitioning and sizes of its own computation, and
-# nothing that names a class, a path, an address or a catalog.
-_FOREIGN: Final = re.compile(
-    r"spark\.(app\.name|default\.parallelism|rdd\.compress|speculation|serializer\.objectStreamReset"
-    r"|(driver|executor)\.(memory|cores|memoryOverhead)|driver\.maxResultSize|executor\.instances"
-    r"|dynamicAllocation\.(enabled|maxExecutors|minExecutors)|task\.(cpus|maxFailures)"
-    r"|sql\.(shuffle\.partitions|session\.timeZone|ansi\.enabled|autoBroadcastJoinThreshold|caseSensitive"
-    r"|broadcastTimeout|repl\.eagerEval\.[A-Za-z]+|adaptive\.(?!customCostEvaluatorClass)[A-Za-z.]+|execution\.arrow\.[A-Za-z.]+"
-    r"|files\.maxPartitionBytes|parquet\.(binaryAsString|int96RebaseModeInRead|filterPushdown)))"
-)
-
 
 _VIEW: Final = re.compile(r"[A-Za-z0-9_]{1,200}")
 
 
 _SCRIPT: Final = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}\.py")
-
-
-def refused_foreign_keys(conf: Mapping[str, str]) -> list[str]:
-    """The keys of `conf` that a job of another home may not set, sorted."""
-    return sorted(key for key in conf if key != INPUTS_KEY and not _FOREIGN.fullmatch(key))
 
 
 def policy_refusal(

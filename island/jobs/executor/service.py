@@ -287,7 +287,8 @@ class Executor:
         for key in [key for key, place in self._reservations.items() if place.expires <= now]:
             del self._reservations[key]
         reserved = sum(1 for place in self._reservations.values() if place.job != job)
-        room = sum(places.room(engine) for engine in able)
+        # An engine that does not answer is probably starting. With others beside it, it does not count.
+        room = sum(places.untaken(engine) for engine in [each for each in able if not each.problem] or able)
         waiting = max((places.line(engine) for engine in able), default=0)
         return max(0, waiting + reserved + 1 - room) * WAIT_S
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from island.errors import Ambiguous, BadInput, NotFound
 from island.jobs import batch_files, core
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import JobExchange
+from island.jobs.foreign_conf import refused_foreign_keys
 from island.jobs.home import requests, store, views
 from island.jobs.home.driver import HomeDriver
 from island.jobs.home.local_files import BatchFile, check_no_further_files, read_batch_file
@@ -82,7 +83,7 @@ class HomeJobs:
         self._state, self._catalog, self._membership = needs.state, needs.catalog, needs.membership
         self._trust, self._config = needs.trust, needs.config
         self._clock, self._rng, self._workers, self._home = needs.clock, needs.rng, needs.workers, needs.home
-        self._exchange, self._driver = exchange, driver
+        self._exchange, self._driver, self._engines = exchange, driver, needs.engines
         self._kept: dict[_PollKey, tuple[Topic, int, Any]] = {}
 
     async def count(self) -> list[tuple[str, str, int]]:
@@ -101,11 +102,6 @@ class HomeJobs:
         """
         check_no_further_files([*request.jars, *request.py_files, *request.files, *request.archives])
         kind = {"pyspark3": "pyspark"}.get(request.kind or "shared", request.kind or "shared")
-        if kind in ("spark", "sparkr") and not self._config.livy.url:
-            raise rejected(
-                f"the embedded engine does not support kind '{kind}'; it supports pyspark and sql.",
-                hint="Open a session of kind pyspark or sql, or set [livy] url to a Livy that supports the kind.",
-            )
         shown = {"kind": kind, **msgspec.to_builtins(msgspec.structs.replace(request, proxy_user=None, kind=kind))}
         work = JobSpec(
             kind="session",
@@ -176,6 +172,8 @@ class HomeJobs:
         if key is not None and not 0 < len(key) <= _MAX_KEY:
             raise BadInput(f"an idempotency key must have 1 to {_MAX_KEY} characters")
         pin = self._membership.resolve(text) if (text := requests.pinned(queue)) else ""
+        self._check_kind(work.language, pin)
+        self._check_conf(work.conf, pin)
         now = self._clock.wall()
         job = job_id(now, self._rng.bytes(10), self._trust.me)
         digest = core.request_hash(work.kind, shown)
@@ -238,6 +236,30 @@ class HomeJobs:
 
         accepted, _ = await self._state.write(write, then=then)
         return accepted
+
+    def _is_at_home(self, island: str) -> bool:
+        """Whether a job that must run at `island`, or anywhere if "", can run at this island only."""
+        return island == self._trust.me or (not island and len(self._membership.views()) == 1)
+
+    def _check_kind(self, kind: str, island: str) -> None:
+        """Refuse a kind that no engine runs where the job can run. The kinds of other islands are not known here."""
+        known = [engine.kinds() for engine in self._engines.all()]
+        kinds = sorted({each for found in known for each in found})
+        if self._is_at_home(island) and all(known) and kinds and kind not in kinds:
+            runs = ", ".join(each for each in kinds if each != "batch")
+            raise rejected(
+                f"no engine of {self._trust.name} supports kind '{kind}'; they support {runs}.",
+                hint="Open a session of another kind, or one at an island with a Livy that supports it.",
+            )
+
+    def _check_conf(self, conf: Mapping[str, str], island: str) -> None:
+        """Refuse settings that no island allows where the job can run. Raises `LivyRefusal` with their names."""
+        elsewhere = island != self._trust.me if island else not self._engines.all()
+        if elsewhere and (bad := refused_foreign_keys(conf)):
+            raise rejected(
+                f"a job at another island may not set {', '.join(bad)[:500]}",
+                hint="Leave these keys out. At an engine of your own island you may set them.",
+            )
 
     async def _inputs_of(self, conf: dict[str, str]) -> tuple[InputRef, ...]:
         found: list[ResolvedDataset] = []
@@ -392,8 +414,8 @@ class HomeJobs:
         if len(code.encode("utf-8", "surrogatepass")) > MAX_CODE:
             raise BadInput(f"the code has more than {MAX_CODE} bytes", hint="Submit it as the file of a batch.")
         language = {"pyspark3": "pyspark"}.get(language or "", language or "")
-        if language in ("spark", "sparkr") and not self._config.livy.url:
-            raise rejected(f"the embedded engine does not support kind '{language}'; it supports pyspark and sql.")
+        if language:
+            self._check_kind(language, job.executor or job.pin)
         if not language and job.work.language == "shared":
             raise rejected("Code type should be specified if session kind is shared")
         limit = self._config.jobs.max_statements

@@ -188,7 +188,11 @@ def living_name(conn: sqlite3.Connection, kind: str, name: str, user: str) -> in
 
 def living_of(conn: sqlite3.Connection, user: str) -> int:
     """The number of live jobs of a user."""
-    return int(conn.execute("SELECT count(*) FROM job WHERE user = ? AND phase != 'ended'", (user,)).fetchone()[0])
+    # SQLite would choose the index on all jobs of the user, and read those of years.
+    row = conn.execute(
+        "SELECT count(*) FROM job INDEXED BY job_of_user WHERE user = ? AND phase != 'ended'", (user,)
+    ).fetchone()
+    return int(row[0])
 
 
 def insert(
@@ -291,12 +295,12 @@ def newest(conn: sqlite3.Connection, user: str | None, limit: int, *, live_only:
 
     Their requests and the logs of their engines are left out.
     """
-    # `+created` keeps SQLite from walking through all ended jobs to find the live ones, which have an index.
+    # An id begins with the time of acceptance. `+id` keeps SQLite from walking through all ended jobs to find the live
+    # ones, which have an index.
     where = [*(["user = ?"] if user is not None else []), *(["phase != 'ended'"] if live_only else [])]
-    created = "+created" if live_only else "created"
     rows = conn.execute(
         f"SELECT {_BRIEF} FROM job {'WHERE ' if where else ''}{' AND '.join(where)}"
-        f" ORDER BY {created} DESC, id DESC LIMIT ?",
+        f" ORDER BY {'+id' if live_only else 'id'} DESC LIMIT ?",
         (*([user] if user is not None else []), limit),
     )
     return [_job(row) for row in rows]
@@ -353,7 +357,7 @@ def unfinished(conn: sqlite3.Connection) -> list[tuple[JobRow, list[StatementRow
     pending: dict[str, list[StatementRow]] = {}
     for row in conn.execute(f"SELECT * FROM job_statement WHERE {_OPEN} ORDER BY job, number"):
         pending.setdefault(row["job"], []).append(_statement(row))
-    rows = conn.execute("SELECT * FROM job WHERE phase != 'ended' OR released = 0 ORDER BY +created, id")
+    rows = conn.execute("SELECT * FROM job WHERE phase != 'ended' OR released = 0 ORDER BY +id")
     return [(_job(row), pending.get(row["id"], [])) for row in rows]
 
 
