@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from island.jobs import core
 from island.jobs.executor import policy, texts
 from island.jobs.foreign_conf import refused_foreign_keys
 from island.jobs.home import hints, requests, views
-from island.jobs.messages import MAX_HOPS, Envelope, InputRef, StatementReport
+from island.jobs.messages import MAX_HOPS, MAX_INLINE, Envelope, InputRef, StatementReport
 
 ME, HOME = "b" * 64, "a" * 64
 
@@ -95,6 +96,36 @@ def test_envelopes_that_are_not_acceptable() -> None:
     assert "does not begin at its home" in policy.envelope_problem(envelope(path=(ME,)), HOME, ME)
     assert "not pass through more islands" in policy.envelope_problem(envelope(hops=0), HOME, ME)
     assert "not belong" in policy.envelope_problem(envelope(home="c" * 64, path=("c" * 64,)), "c" * 64, ME)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"status":"fine"}',
+        b'{"status":"ok","data":[1]}',
+        b'{"status":"ok","data":{"a":1}',
+        b'{"status":"ok","data":{"a":01}}',
+        b'{"status":"ok","data":{"a":"\xff"}}',
+        b'{"status":"ok","data":{"a":"\xc3"}}',
+        b'{"status":"ok","data":{"a":"\\ud800"}}',
+        b'{"status":"ok"} {}',
+        b"[]",
+    ],
+)
+@pytest.mark.parametrize("pad", [0, MAX_INLINE])
+def test_what_is_not_an_output_of_livy_is_found_at_any_size(text: bytes, pad: int) -> None:
+    assert "not in Livy's format" in core.output_problem(b" " * pad + text)
+    assert core.output_problem(b" " * pad + b'{"status":"ok","data":{"a":"\xc3\xa9"},"ename":null}') == ""
+
+
+def test_a_large_output_of_many_small_values_is_checked_without_building_them() -> None:
+    data = b'{"status":"ok","data":{"a":[' + b"[]," * 2_000_000 + b"[]]}}"
+    tracemalloc.start()
+    try:
+        assert core.output_problem(data) == ""
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(data)
+    finally:
+        tracemalloc.stop()
 
 
 def not_found(evalue: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from island.errors import NotFound, Unreachable
+from island.errors import EngineFailed, NotFound, Unreachable
 from island.jobs import core
 from island.jobs.executor import store as run_store
 from island.jobs.messages import MAX_INLINE, MAX_OUTPUT, ResultRef, ResultRequest, StatementReport
@@ -18,6 +18,7 @@ from island.kernel.db import Database
 from island.kernel.ids import IslandId
 from island.kernel.ports import BulkStream
 from island.kernel.units import format_bytes
+from island.kernel.work import Workers
 from island.livy.messages import STATEMENT_ENDED
 
 Shown = Mapping[str, Any] | None
@@ -30,13 +31,14 @@ STALL_S = 60.0
 class StatementOutputs:
     """The long outputs of the statements of all runs. `limit` is the maximum size of an output in bytes."""
 
-    def __init__(self, results: ResultStore, limit: int) -> None:
-        self._results, self._limit = results, limit
+    def __init__(self, results: ResultStore, workers: Workers, limit: int) -> None:
+        self._results, self._workers, self._limit = results, workers, limit
 
     async def kept(self, owner: str, view: Shown) -> tuple[Shown, ResultRef | None]:
         """What an engine shows of a statement, with a long output replaced by the reference to its file.
 
-        An output over the limit is replaced by an error. Raises `OSError` if the disk fails.
+        An output over the limit is replaced by an error. Raises `OSError` if the disk fails, and `EngineFailed` for a
+        long output that is not Livy's.
         """
         if view is None or view.get("state") not in STATEMENT_ENDED or view.get("output") is None:
             return view, None
@@ -47,6 +49,8 @@ class StatementOutputs:
             text = f"the result has {format_bytes(len(data))}; the limit is {format_bytes(self._limit)}"
             hint = "Select less, write it to a file, or ask for a higher jobs.max_result"
             return {**view, "output": msgspec.json.decode(core.error_output("ResultTooLarge", f"{text}. {hint}"))}, None
+        if problem := await self._workers.cpu(core.output_problem, data):
+            raise EngineFailed(f"the engine's answer cannot be used: the output of a statement: {problem}")
         return {**view, "output": None}, await self._results.keep(owner, data)
 
     async def inlined(self, report: StatementReport) -> StatementReport:
@@ -95,7 +99,7 @@ async def _sent(stream: BulkStream, block: bytes) -> None:
 
 
 def encoded(output: Any) -> bytes:
-    """Livy's output object as JSON without spaces. Lone surrogates, which JSON in UTF-8 cannot have, become `?`."""
+    """Livy's output object as JSON. Lone surrogates, which JSON in UTF-8 cannot have, become `?`."""
     try:
         return msgspec.json.encode(output)
     except UnicodeEncodeError:

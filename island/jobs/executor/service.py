@@ -120,7 +120,8 @@ class Executor:
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
         self._config, self._clock, self._rng, self._engines = needs.config, needs.clock, needs.rng, needs.engines
         self._reservations: dict[str, Reservation] = {}
-        self._results, self._outputs = results, StatementOutputs(results, size_in_bytes(needs.config.jobs.max_result))
+        limit = size_in_bytes(needs.config.jobs.max_result)
+        self._results, self._outputs = results, StatementOutputs(results, needs.workers, limit)
         self._driver = RunDriver(
             needs,
             changed=changed,

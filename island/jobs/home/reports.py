@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final
 
 import msgspec
 
+from island.jobs import core
 from island.jobs.messages import JobReport, StatementReport
 from island.kernel.codec import Malformed
 from island.livy.messages import SESSION_ALIVE, SESSION_ENDED, STATEMENT_ENDED
-
-
-class _Result(msgspec.Struct):
-    """The keys of Livy's output object that clients rely on."""
-
-    status: Literal["ok", "error"]
-    data: dict[str, Any] = {}
-    ename: str | None = None
-    evalue: str | None = None
-    traceback: list[str] | None = None
-
-
-_RESULT: Final = msgspec.json.Decoder(_Result)
-
 
 _STATEMENT_STATES: Final = STATEMENT_ENDED | {"waiting", "running", "cancelling"}
 
@@ -49,19 +36,10 @@ def differs(last: JobReport | None, new: JobReport) -> bool:
     return new.log is not None and new.log != last.log
 
 
-def output_problem(data: bytes) -> str:
-    """What is wrong with an output as JSON, or ""."""
-    try:
-        _RESULT.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        return f"it is not in Livy's format: {str(error)[:200]}"
-    return ""
-
-
 def _checked_statement(report: StatementReport) -> StatementReport:
     if report.state not in _STATEMENT_STATES:
         raise Malformed(f"a statement has the unexpected state {report.state[:40]!r}")
-    if report.output and (problem := output_problem(report.output.encode("utf-8", "surrogatepass"))):
+    if report.output and (problem := core.output_problem(report.output.encode("utf-8", "surrogatepass"))):
         raise Malformed(f"the output of a statement cannot be used: {problem}")
     if report.result is not None and (report.output or report.state not in STATEMENT_ENDED):
         raise Malformed("a statement that has no final output has a result")

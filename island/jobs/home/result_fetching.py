@@ -9,7 +9,6 @@ import structlog
 
 from island.errors import PeerRefused, Unreachable
 from island.jobs import core
-from island.jobs.home import reports
 from island.jobs.messages import JobReport, ResultRef, ResultRequest, StatementReport
 from island.jobs.results import BLOCK, ResultStore
 from island.kernel import codec
@@ -74,7 +73,7 @@ class ResultFetcher:
             request = ResultRequest(job=report.job, epoch=report.epoch, hash=ref.hash, offset=begun)
             async with self._peers.bulk(executor, RESULT_BULK, codec.encode(request)) as stream:
                 await self._take(stream, report.job, ref, begun)
-        problem = await self._results.complete(report.job, ref, reports.output_problem)
+        problem = await self._results.complete(report.job, ref, core.output_problem)
         if problem and begun:
             raise Unreachable(f"the parts of a result do not fit: {problem}", hint="It is fetched again.")
         log.info("jobs.result_fetched", job=report.job, size=ref.size, begun=begun, problem=problem)
