@@ -180,6 +180,31 @@ def test_a_result_that_is_damaged_or_gone_at_the_executor_is_an_error() -> None:
     simulate(1, scenario)
 
 
+def test_a_result_whose_file_was_removed_is_an_error_at_one_island_too() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), PlayedEngine()
+        engine.outputs["big"] = table(3 * MIB)
+        home = await world.island("home", engine=engine)
+        job = await world.settled(home, await world.open(home))
+        keep = world.jobs["home"].results.keep
+
+        async def removed(owner: str, data: bytes) -> Any:
+            ref = await keep(owner, data)
+            (folder_of(world, home) / "results" / ref.hash).unlink()
+            return ref
+
+        world.jobs["home"].results.keep = removed  # type: ignore[method-assign]  # an administrator cleans up
+        found = await world.run(home, job, "big")
+        assert (await output(world, home, found))["ename"] == "ResultLost"
+        world.jobs["home"].results.keep = keep  # type: ignore[method-assign]
+        found = await world.run(home, job, "big")
+        [file] = kept(world, home)
+        file.unlink()
+        assert "missing in HOME/results" in (await output(world, home, found))["evalue"]
+
+    simulate(1, scenario)
+
+
 def test_a_home_of_an_earlier_version_gets_outputs_in_the_report() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home, there, job = await played(a, 1 * MIB)

@@ -58,6 +58,8 @@ class ResultFetcher:
             return _failed(statement, "ResultTooLarge", f"{text} (jobs.max_result of the job's home). Select less")
         if await self._results.adopt(report.job, ref):
             return statement
+        if executor == self._peers.me:
+            return _failed(statement, "ResultLost", "the file of the result was removed from HOME/results")
         try:
             problem = await self._fetched(executor, report, ref)
         except PeerRefused as error:
