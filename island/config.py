@@ -232,6 +232,13 @@ class JobsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = []
     max_statements: Annotated[Positive, Meta(description="Maximum number of waiting statements in one session.")] = 100
+    max_result: Annotated[
+        str,
+        Meta(
+            pattern=SIZE,
+            description="Maximum size of the result of one statement, as JSON, for example 64MiB. The statement fails if its result is larger. It applies at the job's home and where the job runs.",
+        ),
+    ] = "64MiB"
     keep_state: Annotated[
         Positive,
         Meta(description="Days after the end of a job for which its log and its routing decisions are kept."),

@@ -20,6 +20,8 @@ from island.catalog import store as catalog_store
 from island.config import Config
 from island.errors import BadInput, Conflict, Full, IslandError
 from island.home import Home
+from island.jobs import result_rows
+from island.jobs.results import FOLDER as RESULTS
 from island.kernel.db import Kind
 from island.kernel.db_file import copy_database, reading_copy
 from island.private_files import sync_folder
@@ -127,21 +129,24 @@ class _Found:
 
 
 def _collect(home: Home, scratch: Path, optional: list[str], *, streams: bool, last: bool) -> _Found:
-    """Copy the databases to `scratch`, keep the packs there, and list all files that belong to these copies.
+    """Copy the databases to `scratch`, keep packs and results there, and list all files that belong to these copies.
 
-    Raises `SourceChanged` if a pack that the copy of state.db refers to was deleted since, except in the `last`
-    attempt: then the pack is lost, which is not the fault of the backup.
+    Raises `SourceChanged` if a pack or result that the copy of state.db refers to was deleted since, except in the
+    `last` attempt: then it is lost, which is not the fault of the backup.
     """
     paths: dict[str, Path] = {}
+    version = 0
     for kind in DATABASES:
         copy = paths[f"{kind}.db"] = scratch / f"{kind}.db"
         copy.unlink(missing_ok=True)
-        copy_database(home.path / f"{kind}.db", copy, kind)
+        version = copy_database(home.path / f"{kind}.db", copy, kind)
     with reading_copy(paths["state.db"], home.path / "state.db") as conn:
         packs, committed = catalog_store.packs(conn), streams_store.committed_files(conn)
-    lost = _keep_packs(home.path / "manifests", packs, scratch, paths)
-    if lost and not last:
-        raise archive.SourceChanged(min(lost))
+        results = result_rows.needed(conn) if version >= result_rows.SINCE else set()
+    lost = _keep_files(home.path / "manifests", packs, scratch, paths)
+    lost_results = _keep_files(home.path / RESULTS, results, scratch, paths)
+    if (lost or lost_results) and not last:
+        raise archive.SourceChanged(min(lost | lost_results))
     for path in _below(home.path / "streams") if streams else ():
         name = str(path.relative_to(home.path))
         # Nobody sweeps the folder of a subscription that was removed.
@@ -158,13 +163,18 @@ def _collect(home: Home, scratch: Path, optional: list[str], *, streams: bool, l
             f"{home.path} has {len(paths)} files for the backup, more than {MAX_FILES}",
             hint="Leave out the received rows with --without-streams, and copy HOME/streams by other means.",
         )
-    names = f"{len(lost)} packs of manifests are missing in {home.path}/manifests"
-    return _Found(paths, (f"{names}: publish the datasets of this island again",) if lost else ())
+    warnings = []
+    if lost:
+        names = f"{len(lost)} packs of manifests are missing in {home.path}/manifests"
+        warnings.append(f"{names}: publish the datasets of this island again")
+    if lost_results:
+        warnings.append(f"{len(lost_results)} results of statements are missing in {home.path / RESULTS}")
+    return _Found(paths, tuple(warnings))
 
 
-def _keep_packs(folder: Path, names: set[str], scratch: Path, paths: dict[str, Path]) -> set[str]:
-    """Link or copy the packs to `scratch`, because a daemon may delete them soon; return the names of those lost."""
-    kept = scratch / "manifests"
+def _keep_files(folder: Path, names: set[str], scratch: Path, paths: dict[str, Path]) -> set[str]:
+    """Link or copy files to `scratch`, because a daemon may delete them soon; return the names of those lost."""
+    kept = scratch / folder.name
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(mode=0o700)
     lost = set()
@@ -174,7 +184,7 @@ def _keep_packs(folder: Path, names: set[str], scratch: Path, paths: dict[str, P
         except FileNotFoundError:
             lost.add(name)
         else:
-            paths[f"manifests/{name}"] = kept / name
+            paths[f"{folder.name}/{name}"] = kept / name
     return lost
 
 

@@ -125,7 +125,7 @@ def show_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     for line in cells:
         sheet.add_row(*(escape(text) for text in line))
     console = Console(file=sys.stdout)
-    console.width = max(console.width, need) if terminal else 10_000
+    console.width = max(console.width if terminal else 10_000, need)
     console.print(sheet, soft_wrap=True)
 
 

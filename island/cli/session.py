@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from island.cli import base, interrupts, session_prompt
+from island.cli import base, interrupts, session_prompt, session_results
 from island.cli.job_progress import path, settle
 from island.cli.statement_output import print_result
 from island.client import Api, ApiError
@@ -122,6 +122,9 @@ def close(session: Id) -> None:
     """Close a session. `island job show ID` still shows the results of its statements."""
     row = base.api().delete(path(session), kind="session")
     base.say(f"session {row['id']} is closed; to see the results of its statements: island job show {row['job']}")
+
+
+session_results.register(app)
 
 
 def _pairs(lines: list[str]) -> dict[str, str]:

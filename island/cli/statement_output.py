@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from island.cli import base
+from island.kernel.units import format_bytes
 
 
 def print_statements(statements: list[dict[str, Any]]) -> None:
@@ -13,6 +14,9 @@ def print_statements(statements: list[dict[str, Any]]) -> None:
         first, *rest = str(statement["code"]).strip().splitlines() or [""]
         base.print_line("")
         base.print_line(f"statement {statement['id']}, {statement['state']}: {first}" + (" ..." if rest else ""))
+        if statement.get("result") and statement["output"] is None:
+            size = format_bytes(statement["result"]["size"])
+            base.print_line(f"[a result of {size}: island session result {statement['job']} {statement['id']}]")
         print_result(statement)
 
 

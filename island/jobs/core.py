@@ -5,13 +5,16 @@ No I/O, clock, randomness or logging. `router` chooses the island that runs a jo
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from island.jobs.messages import StatementReport
+import msgspec
+
+from island.jobs.messages import MAX_INLINE, StatementReport
 from island.livy.messages import SESSION_ENDED, STATEMENT_ENDED
 
 EMBEDDED_LANGUAGES: Final = ("batch", "pyspark", "shared", "sql")
@@ -79,6 +82,52 @@ def error_output(name: str, text: str) -> str:
     return compact_json(
         {"status": "error", "execution_count": 0, "ename": name, "evalue": text, "traceback": [text + "\n"]}
     )
+
+
+class _Result(msgspec.Struct):
+    """The keys of Livy's output object that clients rely on."""
+
+    status: Literal["ok", "error"]
+    data: dict[str, Any] = {}
+    ename: str | None = None
+    evalue: str | None = None
+    traceback: list[str] | None = None
+
+
+class _LargeResult(msgspec.Struct):
+    """The same without its values, which are only skipped: as objects they may need a hundred times their size."""
+
+    status: Literal["ok", "error"]
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+    ename: msgspec.Raw = msgspec.Raw()
+    evalue: msgspec.Raw = msgspec.Raw()
+    traceback: msgspec.Raw = msgspec.Raw()
+
+
+_RESULT: Final = msgspec.json.Decoder(_Result)
+_LARGE_RESULT: Final = msgspec.json.Decoder(_LargeResult)
+
+
+def output_problem(data: bytes) -> str:
+    """Why JSON is not an output object of Livy, or "". Of a large one, only syntax and outer form are checked."""
+    try:
+        if len(data) <= MAX_INLINE:
+            _RESULT.decode(data)
+        elif not bytes(_LARGE_RESULT.decode(data).data).startswith((b"{", b"null")):
+            return "it is not in Livy's format: `data` is not an object"
+        else:
+            _check_text(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        return f"it is not in Livy's format: {str(error)[:200]}"
+    return ""
+
+
+def _check_text(data: bytes) -> None:
+    """Raise `UnicodeError` if bytes are not UTF-8. In steps, between which other threads can run."""
+    decoder, step = codecs.getincrementaldecoder("utf-8")(), 1024 * 1024
+    for start in range(0, len(data), step):
+        decoder.decode(data[start : start + step])
+    decoder.decode(b"", final=True)
 
 
 def lost_statement(report: StatementReport, why: str) -> StatementReport:

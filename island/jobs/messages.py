@@ -20,8 +20,11 @@ MAX_CODE = 1024 * 1024
 MAX_FILE = 1024 * 1024
 """Maximum size of the file of a batch, in bytes. It is sent with the commit."""
 
+MAX_INLINE = 256 * 1024
+"""Maximum size of an output as JSON, in bytes, that is part of a report. Home fetches a longer one by its hash."""
+
 MAX_OUTPUT = 2 * 1024 * 1024
-"""Maximum size of the output of one statement as JSON, in bytes. Longer outputs are cut, with a notice."""
+"""The same for a home of an earlier version, which cannot fetch outputs. A longer one is an error for it."""
 
 MAX_MESSAGE = 4 * 1024 * 1024
 """Maximum size of a request or answer about jobs through a bulk stream, in bytes."""
@@ -227,6 +230,17 @@ class StatusRequest(Message, frozen=True, kw_only=True):
     """Results of statements with smaller numbers may be deleted."""
     seen: Count = 0
     """Version of the last report that home has stored. If it is the current one, the log is not sent again."""
+    references: bool = False
+    """Home fetches long outputs by their hashes. False from a home of an earlier version."""
+
+
+class ResultRef(Message, frozen=True, kw_only=True):
+    """An output of a statement, kept as a file: Livy's output object as JSON."""
+
+    hash: Hex
+    """SHA-256 of the JSON."""
+    size: Count
+    """Its size in bytes."""
 
 
 class StatementReport(Message, frozen=True, kw_only=True):
@@ -236,7 +250,9 @@ class StatementReport(Message, frozen=True, kw_only=True):
     state: Short
     """Livy's state: waiting, running, available, error, cancelling, cancelled."""
     output: Annotated[str, Meta(max_length=MAX_OUTPUT + 4096)] = ""
-    """Livy's output object as JSON, or "" if there is none."""
+    """Livy's output object as JSON, or "" if there is none, or if it is in `result`."""
+    result: ResultRef | None = None
+    """The output, if it is longer than `MAX_INLINE`."""
     progress: float = 0.0
     started: Count = 0
     completed: Count = 0
@@ -370,6 +386,17 @@ class AnswerTooLarge(Message, frozen=True, kw_only=True):
     MAX_BYTES = 4096
 
     large: Count
+
+
+class ResultRequest(Message, frozen=True, kw_only=True):
+    """Opening of a bulk stream of kind `job-result`: the bytes of a result, which a report refers to, from `offset`."""
+
+    MAX_BYTES = 4096
+
+    job: JobId
+    epoch: Count
+    hash: Hex
+    offset: Count = 0
 
 
 class JobBulkRequest(Message, frozen=True, kw_only=True):

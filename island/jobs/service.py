@@ -19,6 +19,7 @@ from island.jobs.executor.service import Executor
 from island.jobs.home import observation_store, store
 from island.jobs.home.driver import DECLINE, HomeDriver
 from island.jobs.home.observation_store import StoredObservation
+from island.jobs.home.result_fetching import RESULT_BULK
 from island.jobs.home.retention import Retention
 from island.jobs.home.service import HomeJobs
 from island.jobs.home.store import JobRow, StatementRow
@@ -36,6 +37,7 @@ from island.jobs.messages import (
     StatusRequest,
     StopRequest,
 )
+from island.jobs.results import ResultStore
 from island.jobs.router import RoutingDecision
 from island.kernel import codec
 from island.kernel.ids import IslandId, is_job_id
@@ -54,9 +56,10 @@ class Jobs(HomeJobs):
 
     def __init__(self, needs: JobsDependencies) -> None:
         exchange = JobExchange(needs.peers)
-        self.executor = Executor(needs, changed=self._tell_home)
-        self.driver = HomeDriver(needs, exchange, decline=self.executor.decline)
-        super().__init__(needs, exchange, self.driver)
+        self.results = ResultStore(needs.home, needs.workers, needs.state)
+        self.executor = Executor(needs, self.results, changed=self._tell_home)
+        self.driver = HomeDriver(needs, exchange, self.results, decline=self.executor.decline)
+        super().__init__(needs, exchange, self.driver, self.results)
         self._peers = needs.peers
         self._retention = Retention(needs.state, needs.config.jobs, needs.clock, needs.rng)
         self._serve()
@@ -71,6 +74,7 @@ class Jobs(HomeJobs):
         exchange.serve("release", ReleaseRequest, executor.release)
         exchange.serve("complete", CodeCompletionRequest, executor.complete)
         exchange.serve("reattach", ReattachRequest, self._reattach)
+        self._peers.on_bulk(RESULT_BULK, executor.result_server.serve)
         self._peers.on_push(CHANGED, self._on_changed)
         self._peers.on_push(DECLINE, self._on_decline)
 
@@ -80,6 +84,7 @@ class Jobs(HomeJobs):
         await self.executor.start(tasks)
         await self.driver.start(tasks)
         self._retention.start(tasks)
+        self.results.start(tasks, self._rng)
 
     def problems(self) -> list[str]:
         """What an administrator should know about jobs, as sentences for the status."""
@@ -299,6 +304,8 @@ def statement_row(statement: StatementRow, progress: StatementReport) -> dict[st
         "progress": progress.progress,
         # The stored JSON is sent unchanged.
         "output": msgspec.Raw(output.encode("utf-8", "surrogatepass")) if output else None,
+        # A large output is not part of listings.
+        "result": None if progress.result is None else {"sha256": progress.result.hash, "size": progress.result.size},
         "started": progress.started or statement.started,
         "completed": progress.completed or statement.completed,
     }

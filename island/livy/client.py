@@ -31,6 +31,7 @@ from island.livy.messages import (
     CompletionRequest,
     CompletionResponse,
     LogPage,
+    RawStatementView,
     SessionPage,
     SessionRequest,
     SessionView,
@@ -191,10 +192,14 @@ class LivyClient:
         """One statement."""
         return await self._get(_statement_path(key, number), StatementView)
 
-    async def changed_statement(self, key: int | str, number: int, state: str, wait_s: float) -> StatementView:
+    async def raw_statement(self, key: int | str, number: int) -> RawStatementView:
+        """One statement, with its output as JSON."""
+        return await self._get(_statement_path(key, number), RawStatementView)
+
+    async def changed_statement(self, key: int | str, number: int, state: str, wait_s: float) -> RawStatementView:
         """One statement, once its state is not `state` or `wait_s` have passed. A stock Livy answers at once."""
         path = f"{_statement_path(key, number)}?state={quote(state, safe='')}&wait={wait_s:.3f}"
-        return await self._get(path, StatementView)
+        return await self._get(path, RawStatementView)
 
     async def post_statement(self, key: int | str, code: str, kind: str | None = None) -> StatementView:
         """Post a statement. It is then waiting or running."""

@@ -106,6 +106,18 @@ class StatementView(msgspec.Struct, frozen=True):
     completed: int = 0
 
 
+class RawStatementView(msgspec.Struct, frozen=True):
+    """One statement with its output as JSON: a large table as Python objects would need a hundred times its size."""
+
+    id: int
+    code: str = ""
+    state: str = "waiting"
+    output: msgspec.Raw = msgspec.Raw(b"null")
+    progress: float = 0.0
+    started: int = 0
+    completed: int = 0
+
+
 class SessionPage(msgspec.Struct, frozen=True, rename={"start": "from"}):
     """A page of sessions. `total` is the number of all sessions."""
 

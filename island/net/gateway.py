@@ -53,7 +53,7 @@ from island.livy.rest import (
     statement_page,
     version_view,
 )
-from island.net.api import base
+from island.net.api import base, statement_json
 
 log = structlog.get_logger("island")
 
@@ -243,12 +243,17 @@ class Gateway:
         job = await self._job(request)
         numbers: list[int] = statement_page(range(job.statements), request.query)
 
-        async def views() -> AsyncIterator[list[Any]]:
+        async def views() -> AsyncIterator[AsyncIterator[bytes]]:
             async for part in self._jobs.statement_parts(job, numbers):
-                yield [statement_view(*pair) for pair in part]
+                for pair in part:
+                    yield self._statement_json(*pair)
 
         head = b'{"total_statements":%d,"statements":[' % job.statements
-        return await base.reply_in_parts(request, base.json_list(views(), head, b"]}"), JSON_HEADERS)
+        parts = statement_json.joined(views(), head, b"]}")
+        return await base.reply_in_parts(request, statement_json.gathered(parts), JSON_HEADERS)
+
+    def _statement_json(self, statement: StatementRow, progress: StatementReport) -> AsyncIterator[bytes]:
+        return statement_json.with_output(statement_view(statement, progress), self._jobs.output_of(progress))
 
     async def post_statement(self, request: web.Request) -> web.Response:
         """`POST /sessions/N/statements`: the statement is stored before the answer is sent."""
@@ -258,12 +263,13 @@ class Gateway:
         location = f"/sessions/{job.local}/statements/{statement.number}"
         return answer(statement_view(statement, statement.report()), 201, location)
 
-    async def show_statement(self, request: web.Request) -> web.Response:
+    async def show_statement(self, request: web.Request) -> web.StreamResponse:
         """`GET /sessions/N/statements/M`."""
         number = integer(request.match_info["statement"])
         key = id_or_name(request.match_info["key"])
         _, statement, progress = await self._jobs.find_statement(base.principal(request), key, number)
-        return answer(statement_view(statement, progress))
+        parts = statement_json.gathered(self._statement_json(statement, progress))
+        return await base.reply_in_parts(request, parts, JSON_HEADERS)
 
     async def cancel_statement(self, request: web.Request) -> web.Response:
         """`POST /sessions/N/statements/M/cancel`."""
@@ -373,13 +379,12 @@ def batch_view(summary: JobSummary) -> BatchView:
 
 
 def statement_view(statement: StatementRow, progress: StatementReport) -> dict[str, Any]:
-    """Return a statement as Livy shows it; a stored output is sent unchanged."""
-    output = progress.output
+    """Return a statement as Livy shows it, without its output, which is sent unchanged from where it is stored."""
     return {
         "id": statement.number,
         "code": statement.code,
         "state": progress.state,
-        "output": msgspec.Raw(output.encode("utf-8", "surrogatepass")) if output else None,
+        "output": None,
         "progress": progress.progress,
         "started": progress.started,
         "completed": progress.completed,

@@ -34,7 +34,7 @@ from island.doctor import home_facts
 from island.errors import BadInput, ConfigError, Conflict, Corrupt, DiskFailed, Full, IslandError
 from island.home import Home
 from island.jobs.home.store import next_local
-from island.kernel.db import newest_version
+from island.kernel.db import Database, newest_version
 from island.kernel.db_file import check_content, copy_database
 from island.trust import journal
 from island.trust.keys import Identity
@@ -243,6 +243,30 @@ def test_packs_are_copied_to_another_disk(home: Home, tmp_path: Path, monkeypatc
     linked = packs("linked.tar")
     monkeypatch.setattr("os.link", refuse_link)
     assert packs("copied.tar") == linked != []
+
+
+def test_results_that_statements_refer_to_are_included_and_a_lost_one_is_reported(home: Home, tmp_path: Path) -> None:
+    data = b'{"status":"ok","data":{}}'
+    name = hashlib.sha256(data).hexdigest()
+    Database.open(home.path, "state").close()  # the folder is that of an earlier version
+    with closing(sqlite3.connect(home.path / "state.db", isolation_level=None)) as conn:
+        conn.execute(
+            "INSERT INTO job_statement (job, number, code, language, state, result, result_size)"
+            " VALUES ('job', 0, '1', '', 'available', ?, ?)",
+            (name, len(data)),
+        )
+    folder = home.path / "results"
+    folder.mkdir()
+    for each in (name, "f" * 64):  # the other one has no statement
+        (folder / each).write_bytes(data)
+    saved = saving.save(home, tmp_path / "b.tar", now=NOW)
+    assert saved.warnings == ()
+    assert [file.name for file in saved.manifest.files if file.name.startswith("results/")] == [f"results/{name}"]
+    restoring.restore(tmp_path / "b.tar", Home(tmp_path / "back"), now=NOW)
+    assert (tmp_path / "back" / "results" / name).read_bytes() == data
+    (folder / name).unlink()
+    [warning] = saving.save(home, tmp_path / "c.tar", now=NOW).warnings
+    assert "1 results of statements are missing" in warning
 
 
 def test_a_pack_that_is_lost_is_reported(home: Home, tmp_path: Path) -> None:

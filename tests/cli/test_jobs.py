@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -84,6 +85,31 @@ def test_a_session_by_command(island: Island) -> None:
     ended = island("job", "wait", row["job"])
     assert ended.returncode == 1 and "ended by its owner" in ended.stderr
     assert island("session", "exec", "0", "1").returncode == 1
+
+
+def test_results_are_read_whole_also_after_the_end_of_the_session(island: Island, tmp_path: Path) -> None:
+    island("session", "open", "--kind", "pyspark")
+    assert island("session", "exec", "0", "1+1").returncode == 0
+    executed = island("session", "exec", "0", "rows 3 300000")
+    assert executed.stdout.count("0000000") == 3 and len(executed.stdout) > 900_000
+    island("session", "close", "0")
+    [small, large] = json.loads(island("session", "results", "0", "--json").stdout)
+    assert (small["id"], small["state"], small["size"], small["sha256"]) == (0, "available", 61, "")
+    target = tmp_path / "large.json"
+    for _ in range(2):  # a file that exists is replaced
+        written = island("session", "result", "0", "1", "--to", str(target))
+        assert written.returncode == 0, written.stderr
+    data = target.read_bytes()
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (large["size"], large["sha256"])
+    rows = json.loads(data)["data"]["application/json"]["data"]
+    assert [len(text) for [text] in rows] == [300_000] * 3
+    assert island("session", "result", "0", "0").stdout == "2\n"
+    assert island("session", "result", "0", "1").stdout == executed.stdout
+    assert "[a result of 1.7 MiB: island session result " in island("job", "show", "0").stdout
+    assert island("session", "result", "0", "7").returncode == 1
+    failed = island("session", "result", "0", "1", "--to", str(tmp_path / "missing" / "x.json"))
+    assert failed.returncode == 1 and "cannot be written" in failed.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["large.json"]
 
 
 def test_the_key_of_a_job_is_shown_only_if_asked_for(island: Island) -> None:

@@ -37,6 +37,7 @@ SCHEMAS = {
     "dataset drop": "Dropped",
     "session ls": "Job",
     "session exec": "JobStatement",
+    "session result": "JobStatement",
     "job ls": "Job",
     "job show": "Job",
     "job explain": "Consideration",
@@ -59,6 +60,16 @@ LOCAL: dict[str, tuple[tuple[str, str], ...]] = {
         ("found", "What was found"),
         ("advice", "What to do; may be empty if the severity is ok"),
     ),
+    "session results": (
+        ("job", "Public id of the session"),
+        ("id", "Number of the statement"),
+        ("state", "waiting, running, cancelling, available, cancelled, error"),
+        ("started", "Start of the statement"),
+        ("completed", "End of the statement"),
+        ("code", "Its code"),
+        ("size", "Size of its result as JSON; 0 if there is none"),
+        ("sha256", "SHA-256 of a result of more than 256 KiB; else empty"),
+    ),
     "config check": (
         ("line", "Line of the file; null if the finding is not about one line"),
         ("severity", "warning, problem"),
@@ -73,7 +84,7 @@ LOCAL: dict[str, tuple[tuple[str, str], ...]] = {
         ("source", "file, default, or the option or environment variable"),
     ),
 }
-"""The keys of the objects that the commands print that are not clients of the operator API, and what they mean."""
+"""The keys of the objects that the commands print and that are not objects of the operator API, and what they mean."""
 
 LISTS = (
     set(LOCAL)

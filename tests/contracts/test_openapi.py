@@ -326,6 +326,7 @@ def test_jobs(admin: Caller, user: Caller, small: dict[str, Any]) -> None:
     done = user.call("GET", f"{one}/statements/0?timeout=20", status=200)
     assert done["state"] in ("cancelled", "available") and done["job"] == opened["job"]
     user.call("GET", f"{one}/statements/9", status=404)
+    user.call("GET", f"{one}/statements/0/result", status=404 if done["output"] is None else 200)
     user.call("GET", f"{one}/statements/x", status=400)
     user.call("POST", f"{one}/statements", {"kode": "1"}, status=400)
 
@@ -339,7 +340,7 @@ def test_jobs(admin: Caller, user: Caller, small: dict[str, Any]) -> None:
     assert any("kiso/small" in line for line in user.call("GET", f"{one}/log", status=200)["log"])
     user.call("GET", one, status=403, X_Island_Job_Key="0" * 32)
 
-    for path in ("", "/explain", "/log", "/wait", "/statements", "/statements/0"):
+    for path in ("", "/explain", "/log", "/wait", "/statements", "/statements/0", "/statements/0/result"):
         user.call("GET", f"/api/v1/jobs/nothing{path}", status=404)
     user.call("POST", "/api/v1/jobs/nothing/cancel", status=404)
     user.call("DELETE", "/api/v1/jobs/nothing", status=404)

@@ -16,6 +16,7 @@ STORES = {
     "gossip/own_log_store.py": "the own log",
     "jobs/batch_files.py": "the files of batches, which home and executor share",
     "jobs/home/observation_store.py": "what earlier jobs cost",
+    "jobs/result_rows.py": "the statements whose results are files, which home and executor share",
     "kernel/db.py": "migrations and transactions",
     "kernel/db_file.py": "versions and checks of whole files",
     "trust/journal.py": "the journal",

@@ -30,9 +30,10 @@ async def test_a_change_is_answered_when_it_happens(tmp_path: Path, monkeypatch:
         waiting = asyncio.ensure_future(client.changes(await client.changes(-1, 0), 30))
         statement = await client.post_statement("mine", "flat")
         assert await waiting > known
-        ended = statement
-        while ended.state not in ("available", "error"):
-            ended = await client.changed_statement("mine", statement.id, ended.state, 30)
+        state = statement.state
+        while state not in ("available", "error"):
+            state = (await client.changed_statement("mine", statement.id, state, 30)).state
+        ended = await client.statement("mine", statement.id)
         assert ended.state == "available" and ended.output is not None
         assert (await client.changed_statement("mine", statement.id, "waiting", 30)).state == "available"
         for _ in range(3):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from island.config import JobsSection
 from island.errors import BadInput
@@ -15,7 +14,7 @@ from island.jobs import core
 from island.jobs.executor import policy, texts
 from island.jobs.foreign_conf import refused_foreign_keys
 from island.jobs.home import hints, requests, views
-from island.jobs.messages import MAX_HOPS, Envelope, InputRef, StatementReport
+from island.jobs.messages import MAX_HOPS, MAX_INLINE, Envelope, InputRef, StatementReport
 
 ME, HOME = "b" * 64, "a" * 64
 
@@ -99,30 +98,34 @@ def test_envelopes_that_are_not_acceptable() -> None:
     assert "not belong" in policy.envelope_problem(envelope(home="c" * 64, path=("c" * 64,)), "c" * 64, ME)
 
 
-def test_a_short_output_is_left_as_it_is() -> None:
-    assert texts.cut_output('{"status": "ok"}') == '{"status": "ok"}'
-    assert texts.cut_output("") == ""
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"status":"fine"}',
+        b'{"status":"ok","data":[1]}',
+        b'{"status":"ok","data":{"a":1}',
+        b'{"status":"ok","data":{"a":01}}',
+        b'{"status":"ok","data":{"a":"\xff"}}',
+        b'{"status":"ok","data":{"a":"\xc3"}}',
+        b'{"status":"ok","data":{"a":"\\ud800"}}',
+        b'{"status":"ok"} {}',
+        b"[]",
+    ],
+)
+@pytest.mark.parametrize("pad", [0, MAX_INLINE])
+def test_what_is_not_an_output_of_livy_is_found_at_any_size(text: bytes, pad: int) -> None:
+    assert "not in Livy's format" in core.output_problem(b" " * pad + text)
+    assert core.output_problem(b" " * pad + b'{"status":"ok","data":{"a":"\xc3\xa9"},"ename":null}') == ""
 
 
-@given(st.integers(1000, 20_000), st.sampled_from(["text", "rows", "error", "png"]))
-def test_a_large_output_is_cut_with_a_notice(size: int, kind: str) -> None:
-    shapes: dict[str, Any] = {
-        "text": {"status": "ok", "data": {"text/plain": "é" * size}},
-        "rows": {"status": "ok", "data": {"application/json": {"schema": {}, "data": [[n] for n in range(size)]}}},
-        "error": {"status": "error", "ename": "E", "evalue": "é" * size, "traceback": ["x" * 50] * size},
-        "png": {"status": "ok", "data": {"image/png": "A" * size * 2}},
-    }
-    text = json.dumps(shapes[kind], ensure_ascii=False)
-    cut = texts.cut_output(text, 1000)
-    assert len(cut.encode()) <= (110_000 if kind == "error" else 2_000)
-    assert json.loads(cut)["status"] == shapes[kind]["status"]
-    assert "cut by island" in cut
-
-
-def test_an_output_of_many_kinds_is_cut_as_a_whole() -> None:
-    output = json.dumps({"status": "ok", "data": {f"text/x-{n}": "x" * 60 for n in range(100)}})
-    cut = texts.cut_output(output, 1000)
-    assert len(cut) <= 1000 and "cut by island" in cut
+def test_a_large_output_of_many_small_values_is_checked_without_building_them() -> None:
+    data = b'{"status":"ok","data":{"a":[' + b"[]," * 2_000_000 + b"[]]}}"
+    tracemalloc.start()
+    try:
+        assert core.output_problem(data) == ""
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(data)
+    finally:
+        tracemalloc.stop()
 
 
 def not_found(evalue: str) -> str:

@@ -117,6 +117,39 @@ async def test_a_laptop_runs_code_where_the_data_are(tmp_path: Path) -> None:
         assert batch.state == "success" and "ARGS ['a b']" in await laptop.jobs.log(batch)
 
 
+async def test_an_unmodified_client_downloads_large_results_whole(tmp_path: Path) -> None:
+    """`download_sql` of 1,000 rows of 2.5 kB and of 7 kB, and 2,500 printed lines of 1 kB, over one hop."""
+    from livy import LivySession, SessionKind
+    from livy.models import StatementKind
+
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(engine_for(tmp_path / "big"))
+        big = await stack.enter_async_context(
+            site(tmp_path / "big", "big", LivyClient(engine.url, engine.token), {"jobs": OPEN})
+        )
+        laptop = await stack.enter_async_context(site(tmp_path / "laptop", "laptop"))
+        await laptop.peers.join(await big.trust.invite(big.peers.local_addresses()))
+        await linked(big, laptop)
+
+        def client() -> tuple[Any, Any, str]:
+            with LivySession.create(laptop.url(), kind=SessionKind.SQL, echo=False) as session:
+                session.wait()
+                rows = session.download_sql("select id, repeat('x', 2500) as text from range(1000)")
+                wide = session.download_sql("select id, repeat('y', 7000) as text from range(1000)")
+                # What sparkmagic sends for a table of 2,500 rows, its default.
+                lines = "import json\nfor n in range(2500): print(json.dumps({'n': n, 'text': 'z' * 1000}))"
+                posted = session.client.create_statement(session.session_id, lines, StatementKind.PYSPARK)
+                done = posted
+                while done.output is None:
+                    done = session.client.get_statement(session.session_id, posted.statement_id)
+                return rows, wide, str(done.output.text)
+
+        rows, wide, printed = await asyncio.to_thread(client)
+        assert sorted(rows["id"]) == list(range(1000)) and set(map(len, rows["text"])) == {2500}
+        assert sorted(wide["id"]) == list(range(1000)) and set(map(len, wide["text"])) == {7000}
+        assert [json.loads(line)["n"] for line in printed.splitlines()] == list(range(2500))
+
+
 async def test_missing_inputs_are_fetched_before_the_session_is_idle(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(engine_for(tmp_path / "home"))

@@ -1,13 +1,14 @@
 """A Livy server without Spark, as strict as a real one: `test_livy_standin` plays the recording of Livy 0.9.0 to it.
 
 Sessions are idle and statements end at once, unless a test says otherwise. The statement `stay` runs until it is
-cancelled, `fail` fails, `table` gives a table. `1+1` gives 2, and other code gives its own text, so that a result shows
-which statement it belongs to.
+cancelled, `fail` fails, `table` gives a table, and `rows COUNT SIZE` one with COUNT texts of SIZE characters. `1+1`
+gives 2, and other code gives its own text, so that a result shows which statement it belongs to.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,11 @@ def output_of(code: str, number: int) -> dict[str, Any]:
     """Livy's output object for the statement `number` with this code."""
     if code == "fail":
         return {**ERROR, "execution_count": number}
+    if found := re.fullmatch(r"rows ([0-9]+) ([0-9]+)", code):
+        field = {"name": "text", "type": "string", "nullable": False, "metadata": {}}
+        rows = [[f"{row:08d}".ljust(int(found[2]), "é")] for row in range(int(found[1]))]
+        table = {"schema": {"type": "struct", "fields": [field]}, "data": rows}
+        return {"status": "ok", "execution_count": number, "data": {"application/json": table}}
     data = {"application/json": TABLE} if code == "table" else {"text/plain": "2" if code == "1+1" else f"ran {code}"}
     return {"status": "ok", "execution_count": number, "data": data}
 

@@ -17,6 +17,7 @@ from island.jobs.engines.clients import EngineClient
 from island.jobs.engines.files import EngineFiles
 from island.jobs.engines.poller import LATER_S, PREFIX, EnginePoller, Key
 from island.jobs.engines.port import EngineFull, EngineLost, EngineRefused, RemoteJob, RemoteRef, lost
+from island.jobs.messages import MAX_INLINE
 from island.kernel.loops import Tasks
 from island.kernel.ports import Rng
 from island.livy.client import LivyClient
@@ -26,6 +27,8 @@ from island.livy.messages import (
     BatchRequest,
     BatchView,
     CompletionRequest,
+    Output,
+    RawStatementView,
     SessionPage,
     SessionRequest,
     SessionView,
@@ -243,15 +246,14 @@ class LivyEngine:
         def ask(livy: LivyClient) -> Awaitable[Any]:
             if state and self._seen:
                 return livy.changed_statement(ref.name, number, state, LONG_POLL_S)
-            return livy.statement(ref.name, number)
+            return livy.raw_statement(ref.name, number)
 
         try:
             view = await self._ask(ask)
         except NotFound:
             await self.show(ref)  # raises `EngineLost` if it is the session that is gone
             return None
-        plain: dict[str, Any] = msgspec.to_builtins(view)
-        return plain
+        return _plain(view)
 
     async def cancel(self, ref: RemoteRef, number: int) -> None:
         with _Named(ref):
@@ -330,6 +332,18 @@ def _checked(found: RemoteJob, ref: RemoteRef) -> RemoteJob:
             f"the engine has the {ref.kind} '{found.name}' with the id {found.id} instead of '{ref.name}' with {ref.id}"
         )
     return found
+
+
+def _plain(view: RawStatementView) -> dict[str, Any]:
+    """A statement as Livy shows it. A large output stays JSON, as `msgspec.Raw`."""
+    output: Any = view.output
+    if memoryview(output).nbytes <= MAX_INLINE:
+        try:
+            output = msgspec.to_builtins(msgspec.json.decode(output, type=Output | None))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise EngineFailed(f"the output of a statement is not Livy's: {error}") from error
+    others = {name: getattr(view, name) for name in view.__struct_fields__}
+    return {**others, "output": output}
 
 
 def _differs(found: Mapping[str, Any], known: Mapping[str, Any]) -> bool:

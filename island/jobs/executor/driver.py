@@ -9,10 +9,12 @@ from island.jobs.dependencies import JobsDependencies
 from island.jobs.executor import machine
 from island.jobs.executor import store as run_store
 from island.jobs.executor.events import RunResumed
+from island.jobs.executor.outputs import StatementOutputs
 from island.jobs.executor.performer import RunPerformer
 from island.jobs.executor.places import Places, RunKey
 from island.jobs.executor.run import JobRun
 from island.jobs.messages import InputRef
+from island.jobs.results import ResultStore
 from island.kernel.actor import Actor
 from island.kernel.ids import IslandId
 from island.kernel.loops import Tasks
@@ -31,11 +33,14 @@ class RunDriver:
         changed: Callable[[IslandId, str, int], None],
         policy: Callable[[IslandId, str], str],
         account: Callable[[JobRun], str | None],
+        results: ResultStore,
+        outputs: StatementOutputs,
     ) -> None:
         """`policy(home, user)` is the reason why this island does not run jobs of a user of `home` now, or "".
 
         `account(run)` is the local account under which a Livy of the site runs a job, or None.
         """
+        self._results, self._outputs = results, outputs
         self._needs, self._changed, self._policy, self._account = needs, changed, policy, account
         self._state, self._trust, self._engines = needs.state, needs.trust, needs.engines
         self.actors: dict[RunKey, Actor[JobRun]] = {}
@@ -90,6 +95,8 @@ class RunDriver:
             account=self._account,
             changed=self._changed,
             is_used=self._is_used,
+            results=self._results,
+            outputs=self._outputs,
         )
         actor = self.actors[run.job, run.epoch] = Actor(
             f"run {run.job} {run.epoch}",
@@ -108,6 +115,7 @@ class RunDriver:
     async def _carry(self, actor: Actor[JobRun]) -> None:
         run = actor.state
         await actor.run()
+        self._results.unpin(run.name)
         del self.actors[run.job, run.epoch]
 
     def _bound(self, run: JobRun) -> JobRun:

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from island.jobs.engines.port import RemoteJob
+from island.jobs.messages import ResultRef
 from island.kernel.machine import Effect, Reply
 
 
@@ -151,11 +152,15 @@ class RemoteLog:
 
 @dataclass(frozen=True, slots=True)
 class RemoteStatement:
-    """The statement with the number `remote`, as the engine shows it; None if it has none."""
+    """The statement with the number `remote`, as the engine shows it; None if it has none.
+
+    `result`: its output, which is not in `view` then.
+    """
 
     remote: int
     view: Mapping[str, Any] | None
     instance: str
+    result: ResultRef | None = None
 
 
 @dataclass(frozen=True, slots=True)

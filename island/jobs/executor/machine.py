@@ -60,7 +60,7 @@ from island.jobs.executor.events import (
 )
 from island.jobs.executor.run import PHASES, JobRun, RunStatement, visible
 from island.jobs.executor.run_times import timed
-from island.jobs.messages import DIVERGED, NOT_STARTED
+from island.jobs.messages import DIVERGED, NOT_STARTED, ResultRef
 from island.kernel.machine import Answer, Cancel, Effect, Elapsed, Failed, Now, Refuse, Step, Wait, check_phase
 from island.livy.messages import STATEMENT_ENDED
 
@@ -164,8 +164,8 @@ def _answered(run: JobRun, event: Any) -> Step[JobRun]:
             return _shown(run, remote) if instance == run.instance else _lost(run, restarted(run))
         case RemoteLog(lines) if run.memory.ending is not None:
             return _ended_by_itself(replace(run, log=lines or run.log), run.memory.ending)
-        case RemoteStatement(remote, view, instance):
-            return _statement_shown(run, remote, view) if instance == run.instance else _lost(run, restarted(run))
+        case RemoteStatement(instance=instance):
+            return _statement_shown(run, event) if instance == run.instance else _lost(run, restarted(run))
         case CodePosted(expected, remote):
             return _posted(run, expected, remote)
         case _:
@@ -406,8 +406,8 @@ def _ask_statement(run: JobRun) -> tuple[Effect, ...]:
     return () if current is None else (FollowStatement(current[0]),)
 
 
-def _statement_shown(run: JobRun, remote: int, view: Mapping[str, Any] | None) -> Step[JobRun]:
-    current = _current(run)
+def _statement_shown(run: JobRun, event: RemoteStatement) -> Step[JobRun]:
+    current, remote, view = _current(run), event.remote, event.view
     if current is None or current[0] != remote:
         return Step(run)
     _, code, language = current
@@ -421,7 +421,7 @@ def _statement_shown(run: JobRun, remote: int, view: Mapping[str, Any] | None) -
         return _lost(run, f"the engine has other code as its statement {remote}; {restored}")
     run = _remember(run, posted=True, failures=0)
     if view.get("state") in STATEMENT_ENDED:
-        return _view_made(run, view) if run.phase == "preparing" else _result(run, view)
+        return _view_made(run, view) if run.phase == "preparing" else _result(run, view, event.result)
     step = _progressed(run, view) if run.phase == "running" else Step(run)
     return Step(step.state, (FollowStatement(remote, view), *step.effects))
 
@@ -437,16 +437,18 @@ def _progressed(run: JobRun, view: Mapping[str, Any]) -> Step[JobRun]:
     return _cancelled(replace(run, statement=statement))
 
 
-def _result(run: JobRun, view: Mapping[str, Any]) -> Step[JobRun]:
+def _result(run: JobRun, view: Mapping[str, Any], result: ResultRef | None) -> Step[JobRun]:
+    assert run.statement is not None
     output = view.get("output")
     text = "" if output is None else core.compact_json(output)
-    times = int(view.get("started", 0)), int(view.get("completed", 0))
-    return _finished_statement(run, str(view["state"]), texts.cut_output(text), *times)
+    started, completed = int(view.get("started", 0)), int(view.get("completed", 0))
+    statement = replace(run.statement, result=result, started=started, completed=completed)
+    return _finished_statement(replace(run, statement=statement), str(view["state"]), text)
 
 
-def _finished_statement(run: JobRun, state: str, output: str, started: int = 0, completed: int = 0) -> Step[JobRun]:
+def _finished_statement(run: JobRun, state: str, output: str) -> Step[JobRun]:
     assert run.statement is not None
-    done = replace(run.statement, state=state, output=output, started=started, completed=completed)
+    done = replace(run.statement, state=state, output=output)
     return Step(replace(run, statement=done), (Cancel(CancelRemote.__name__), Cancel("wait cancel")))
 
 
@@ -549,6 +551,8 @@ def _statement_failed(run: JobRun, event: EffectFailed) -> Step[JobRun]:
         return _lost(run, event.text)
     if _current(run) is None:
         return Step(run)
+    if event.kind in (FailureKind.DATABASE, FailureKind.DISK):
+        return _not_kept(run, event)
     if event.kind is FailureKind.REFUSED and isinstance(event.effect, PostCode):
         if run.phase == "preparing":
             return _end(run, "dead", f"the view of an input could not be created: {event.text}"[:1000])
@@ -558,6 +562,14 @@ def _statement_failed(run: JobRun, event: EffectFailed) -> Step[JobRun]:
         return _finished_statement(run, "error", core.error_output("Refused", event.text))
     run = _remember(_silent(run, event.text), failures=run.memory.failures + 1)
     return Step(run, (_pause(run, "statement", run.memory.failures, base=0.2, cap=5.0),))
+
+
+def _not_kept(run: JobRun, event: EffectFailed) -> Step[JobRun]:
+    """Ask the engine for the result again after a pause: this island's disk could not take it."""
+    if run.memory.failures == 0:
+        run = _noted(run, f"the result cannot be stored: {event.text}; retrying")
+    run = _remember(run, failures=run.memory.failures + 1)
+    return Step(run, (_pause(run, "statement", run.memory.failures, cap=5.0),))
 
 
 # --- the end --------------------------------------------------------------------------------------------------------

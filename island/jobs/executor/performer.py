@@ -19,9 +19,11 @@ from island.jobs.executor import events as happened
 from island.jobs.executor import machine
 from island.jobs.executor import store as run_store
 from island.jobs.executor.events import EffectFailed, FailureKind
+from island.jobs.executor.outputs import StatementOutputs
 from island.jobs.executor.places import Places, RunKey
 from island.jobs.executor.run import JobRun
 from island.jobs.messages import InputRef
+from island.jobs.results import ResultStore
 from island.kernel.actor import Actor
 from island.kernel.ids import DatasetName, IslandId
 from island.kernel.loops import is_database, is_transient
@@ -52,11 +54,14 @@ class RunPerformer:
         account: Callable[[JobRun], str | None],
         changed: Callable[[IslandId, str, int], None],
         is_used: Callable[[InputRef, RunKey], bool],
+        results: ResultStore,
+        outputs: StatementOutputs,
     ) -> None:
         """`is_used(input, run)`: whether another run than `run` uses an input."""
         self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
         self._engines, self._clock, self._places = needs.engines, needs.clock, places
         self._policy, self._changed, self._is_used, self._account = policy, changed, is_used, account
+        self._results, self._outputs = results, outputs
 
     @property
     def _run(self) -> JobRun:
@@ -72,6 +77,9 @@ class RunPerformer:
         if run_store.kept(old) == run_store.kept(new):
             return
         await self._state.write(lambda conn: run_store.save_step(conn, old, new))
+        if (earlier := _result(old)) != _result(new):
+            self._results.unpin(new.name)
+            await self._results.drop([earlier])
         if new.ended and not old.ended:
             log.info("jobs.run_ended", job=new.job, epoch=new.epoch, state=new.state, reason=new.reason)
 
@@ -137,7 +145,9 @@ class RunPerformer:
                 return happened.RemoteLog(tuple(await engine.log(run.ref)))
             case happened.FollowStatement(remote, known):
                 view = await engine.follow_statement(run.ref, remote, known)
-                return happened.RemoteStatement(remote, view, engine.seen)
+                seen = engine.seen
+                shown, result = await self._outputs.kept(run.name, view)
+                return happened.RemoteStatement(remote, shown, seen, result)
             case happened.PostCode(expected, code, language):
                 return happened.CodePosted(expected, await engine.post(run.ref, code, language))
             case happened.CancelRemote(remote):
@@ -236,6 +246,10 @@ class RunPerformer:
         for ref in run.work.inputs:
             if not self._is_used(ref, self._key):
                 await self._inputs.release(IslandId(ref.owner), ref.name, ref.snapshot)
+
+
+def _result(run: JobRun) -> str:
+    return "" if run.statement is None or run.statement.result is None else run.statement.result.hash
 
 
 def failure_kind(error: Exception) -> FailureKind:

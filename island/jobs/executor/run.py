@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from island.jobs.engines.port import RemoteJob, RemoteRef
-from island.jobs.messages import JobSpec, RunTimes, StatementReport
+from island.jobs.messages import JobSpec, ResultRef, RunTimes, StatementReport
 from island.livy.messages import STATEMENT_ENDED
 
 PHASES: Final[Mapping[str, frozenset[str]]] = {
@@ -49,6 +49,8 @@ class RunStatement:
     remote: int
     state: str = "waiting"
     output: str = ""
+    result: ResultRef | None = None
+    """The output, if it is kept as a file."""
     started: int = 0
     completed: int = 0
     cancel: bool = False
@@ -65,6 +67,7 @@ class RunStatement:
             number=self.number,
             state=self.state,
             output=self.output,
+            result=self.result,
             progress=1.0 if self.ended else self.progress,
             started=self.started,
             completed=self.completed,

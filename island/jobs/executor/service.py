@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from island.catalog.messages import ResolvedDataset
+from island.config import size_in_bytes
 from island.errors import Conflict, Denied, EngineFailed, IslandError, NotFound
 from island.jobs import batch_files, core
 from island.jobs.core import resources_problem
@@ -31,6 +32,7 @@ from island.jobs.executor.events import (
     StatementCancelAsked,
     StatementOffered,
 )
+from island.jobs.executor.outputs import ResultServer, StatementOutputs
 from island.jobs.executor.run import JobRun, RunStatement
 from island.jobs.messages import (
     FULL,
@@ -59,6 +61,7 @@ from island.jobs.messages import (
     StatusRequest,
     StopRequest,
 )
+from island.jobs.results import ResultStore
 from island.kernel import codec
 from island.kernel.actor import Actor, ActorEnded
 from island.kernel.ids import DatasetName, IslandId
@@ -107,12 +110,24 @@ class JobRefusal:
 class Executor:
     """Runs jobs at this island's engines, for this island as home and for other homes that the administrator allows."""
 
-    def __init__(self, needs: JobsDependencies, *, changed: Callable[[IslandId, str, int], None]) -> None:
+    def __init__(
+        self, needs: JobsDependencies, results: ResultStore, *, changed: Callable[[IslandId, str, int], None]
+    ) -> None:
         self._state, self._catalog, self._inputs = needs.state, needs.catalog, needs.inputs
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
         self._config, self._clock, self._rng, self._engines = needs.config, needs.clock, needs.rng, needs.engines
         self._reservations: dict[str, Reservation] = {}
-        self._driver = RunDriver(needs, changed=changed, policy=self._policy, account=self._account)
+        limit = size_in_bytes(needs.config.jobs.max_result)
+        self._results, self._outputs = results, StatementOutputs(results, needs.workers, limit)
+        self._driver = RunDriver(
+            needs,
+            changed=changed,
+            policy=self._policy,
+            account=self._account,
+            results=results,
+            outputs=self._outputs,
+        )
+        self.result_server = ResultServer(needs.state, results, self._heard)
 
     async def start(self, tasks: Tasks) -> None:
         """Go on with every run that is not cleared."""
@@ -390,7 +405,7 @@ class Executor:
                 raise NotFound(f"this island has no run of {request.job} with epoch {request.epoch}")
             run, version = found, _ENDED_VERSION
         self._check_home(run, sender)
-        newest = run.statement
+        shown = await self._reported(run, request)
         return JobReport(
             job=run.job,
             epoch=run.epoch,
@@ -403,10 +418,21 @@ class Executor:
             app_info=dict(run.app_info),
             notes=run.notes,
             log=None if request.seen == version else run.log,
-            statements=(_reported(newest),) if newest is not None and newest.number >= request.acknowledged else (),
+            statements=shown,
             moved=run.moved,
             times=run.times,
         )
+
+    async def _reported(self, run: JobRun, request: StatusRequest) -> tuple[StatementReport, ...]:
+        newest = run.statement
+        if newest is None or newest.number < request.acknowledged:
+            return ()
+        report = _reported(newest)
+        return (report if request.references else await self._outputs.inlined(report),)
+
+    def _heard(self, job: str, epoch: int) -> None:
+        if (actor := self._driver.living(job, epoch)) is not None:
+            actor.tell(HomeHeard())
 
     async def stop(self, sender: IslandId, request: StopRequest) -> EmptyAnswer:
         """Cancel a statement or end the run. A run that has not begun is recorded as ended and will not begin."""
@@ -442,6 +468,8 @@ class Executor:
         if run is not None:
             self._check_home(run, sender)
             await self._state.write(lambda conn: run_store.release(conn, request.job, request.epoch))
+            if run.statement is not None and run.statement.result is not None:
+                await self._results.drop([run.statement.result.hash])
         return EmptyAnswer()
 
     async def complete(self, sender: IslandId, request: CodeCompletionRequest) -> CodeCompletionAnswer:

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from island.jobs.executor.run import JobRun, RunStatement
-from island.jobs.messages import CommitRequest, JobSpec, RunTimes
+from island.jobs.messages import CommitRequest, JobSpec, ResultRef, RunTimes
 from island.kernel import codec
 
 _ALIVE: Final = "phase NOT IN ('clearing', 'cleared')"
@@ -177,12 +177,15 @@ def _save_statement(
             (*key, statement.code, statement.language, statement.remote),
         )
     conn.execute(
-        "UPDATE run_statement SET remote = ?, state = ?, output = ?, started = ?, completed = ?, cancel = ?"
+        "UPDATE run_statement SET remote = ?, state = ?, output = ?, result = ?, result_size = ?, started = ?,"
+        " completed = ?, cancel = ?"
         " WHERE job = ? AND epoch = ? AND number = ?",
         (
             statement.remote,
             statement.state,
             statement.output,
+            statement.result.hash if statement.result else "",
+            statement.result.size if statement.result else 0,
             statement.started,
             statement.completed,
             int(statement.cancel),
@@ -204,6 +207,7 @@ def _newest_statement(conn: sqlite3.Connection, job: str, epoch: int) -> RunStat
         remote=row["remote"],
         state=row["state"],
         output=row["output"],
+        result=ResultRef(hash=row["result"], size=row["result_size"]) if row["result"] else None,
         started=row["started"],
         completed=row["completed"],
         cancel=bool(row["cancel"]),

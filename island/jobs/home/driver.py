@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from island.config import size_in_bytes
 from island.errors import IslandError, PeerMisbehaved, PeerRefused, Unreachable
 from island.jobs import batch_files, core
 from island.jobs.cost_model import CostModel
@@ -39,6 +40,7 @@ from island.jobs.home.events import (
     JobTakenUp,
     KeepEnd,
     KeepObservation,
+    KeepReport,
     LeaveLine,
     NoRoute,
     PlaceFound,
@@ -57,6 +59,7 @@ from island.jobs.home.line import PlaceLine
 from island.jobs.home.machine import ExecutorContact, HomeJob, JobFacts, OpenStatement
 from island.jobs.home.observation_store import StoredObservation
 from island.jobs.home.placement import Placement
+from island.jobs.home.result_fetching import ResultFetcher
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import (
     CommitAnswer,
@@ -70,6 +73,7 @@ from island.jobs.messages import (
     StatusRequest,
     StopRequest,
 )
+from island.jobs.results import ResultStore
 from island.kernel import codec
 from island.kernel.actor import Actor, ActorEnded
 from island.kernel.ids import IslandId
@@ -94,7 +98,12 @@ class HomeDriver:
     """The actors of the unfinished jobs of this home."""
 
     def __init__(
-        self, needs: JobsDependencies, exchange: JobExchange, *, decline: Callable[[IslandId, str], None]
+        self,
+        needs: JobsDependencies,
+        exchange: JobExchange,
+        results: ResultStore,
+        *,
+        decline: Callable[[IslandId, str], None],
     ) -> None:
         self._decline_here = decline
         self._state, self._exchange, self._catalog = needs.state, exchange, needs.catalog
@@ -104,6 +113,8 @@ class HomeDriver:
         self._learned = 0
         """The number of the newest observation that the cost model has."""
         self._placement = Placement(needs, exchange, self._costs)
+        self._results = results
+        self._fetcher = ResultFetcher(needs.peers, results, size_in_bytes(needs.config.jobs.max_result))
         self._line = PlaceLine(needs.rng)
         self._actors: dict[str, Actor[HomeJob]] = {}
         self._topics: dict[str, Topic] = {}
@@ -152,6 +163,7 @@ class HomeDriver:
             self._heard.pop(row.id, None)
             self._unsent.pop(row.id, None)
             self._line.leave(row.id)
+            self._results.unpin(row.id)
             self._topics.pop(row.id).touch()
 
     # --- what other parts ask and tell -----------------------------------------------------------------
@@ -234,6 +246,8 @@ class HomeDriver:
     async def _save(self, old: HomeJob, new: HomeJob, writes: Sequence[Write]) -> None:
         if writes or store.is_changed(old, new):
             await self._state.write(lambda conn: self._store(conn, old, new, writes), then=self._learn)
+            if any(isinstance(write, KeepReport) for write in writes):
+                self._results.unpin(new.facts.id)
         for write in writes:
             if isinstance(write, KeepEnd):
                 log.info("jobs.ended", job=new.facts.id, state=write.state, reason=write.reason)
@@ -351,10 +365,13 @@ class HomeDriver:
         return CommitAnswered(effect, answer)
 
     async def _ask_report(self, job: JobFacts, effect: AskReport) -> Reported:
-        request = StatusRequest(job=job.id, epoch=effect.epoch, acknowledged=effect.acknowledged, seen=effect.seen)
+        request = StatusRequest(
+            job=job.id, epoch=effect.epoch, acknowledged=effect.acknowledged, seen=effect.seen, references=True
+        )
         answer = await self._exchange.ask(IslandId(effect.to), "status", request, JobReport)
         report = reports.checked_report(answer, job.id, effect.epoch)
         if report.statements:
+            report = await self._fetcher.collected(IslandId(effect.to), report)
             report = msgspec.structs.replace(report, statements=await self._hinted(job, report))
         return Reported(effect, report)
 

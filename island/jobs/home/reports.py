@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final
 
 import msgspec
 
+from island.jobs import core
 from island.jobs.cost_model import JobObservation
 from island.jobs.messages import JobReport, RunTimes, StatementReport
 from island.jobs.router import RoutingDecision
 from island.kernel.codec import Malformed
 from island.livy.messages import SESSION_ALIVE, SESSION_ENDED, STATEMENT_ENDED
-
-
-class _Result(msgspec.Struct):
-    """The keys of Livy's output object that clients rely on."""
-
-    status: Literal["ok", "error"]
-    data: dict[str, Any] = {}
-    ename: str | None = None
-    evalue: str | None = None
-    traceback: list[str] | None = None
-
-
-_RESULT: Final = msgspec.json.Decoder(_Result)
-
 
 SLACK_S: Final = 5.0
 """Seconds by which an executor may measure more than home, because home's clock may be set back a little."""
@@ -94,9 +81,8 @@ def observation(decision: RoutingDecision, times: RunTimes, output_bytes: int | 
 def _checked_statement(report: StatementReport) -> StatementReport:
     if report.state not in _STATEMENT_STATES:
         raise Malformed(f"a statement has the unexpected state {report.state[:40]!r}")
-    if report.output:
-        try:
-            _RESULT.decode(report.output)
-        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-            raise Malformed(f"the output of a statement is not in Livy's format: {str(error)[:200]}") from error
+    if report.output and (problem := core.output_problem(report.output.encode("utf-8", "surrogatepass"))):
+        raise Malformed(f"the output of a statement cannot be used: {problem}")
+    if report.result is not None and (report.output or report.state not in STATEMENT_ENDED):
+        raise Malformed("a statement that has no final output has a result")
     return msgspec.structs.replace(report, progress=min(1.0, max(0.0, report.progress)))  # NaN becomes 0

@@ -36,6 +36,7 @@ from island.jobs.messages import (
     JobSpec,
     StatementReport,
 )
+from island.jobs.results import ResultStore
 from island.kernel import codec
 from island.kernel.ids import DatasetName, IslandId, job_id
 from island.kernel.ports import Topic
@@ -75,7 +76,10 @@ class JobSummary:
 class HomeJobs:
     """Sessions, statements and batches of this home."""
 
-    def __init__(self, needs: JobsDependencies, exchange: JobExchange, driver: HomeDriver) -> None:
+    def __init__(
+        self, needs: JobsDependencies, exchange: JobExchange, driver: HomeDriver, results: ResultStore
+    ) -> None:
+        self._results = results
         self._state, self._catalog, self._membership = needs.state, needs.catalog, needs.membership
         self._trust, self._config = needs.trust, needs.config
         self._clock, self._rng, self._workers, self._home = needs.clock, needs.rng, needs.workers, needs.home
@@ -455,6 +459,17 @@ class HomeJobs:
         if statement.ended:
             return msgspec.structs.replace(statement.report(), progress=1.0)
         return self._driver.progress(job.id, statement.number) or statement.report()
+
+    async def output_of(self, report: StatementReport) -> AsyncIterator[bytes]:
+        """The output of a statement as JSON, in blocks; `null` if it has none. Raises `DiskFailed`."""
+        if report.result is None:
+            yield report.output.encode("utf-8", "surrogatepass") or b"null"
+        elif not await self._results.has(report.result):
+            text = "the file of the result is missing in HOME/results at the home of this job"
+            yield core.error_output("ResultLost", text).encode()
+        else:
+            async for block in self._results.blocks(report.result):
+                yield block
 
     async def cancel_statement(self, job: JobRow, number: int) -> None:
         """Cancel a statement. No effect if it has ended or does not exist."""

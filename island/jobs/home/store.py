@@ -23,7 +23,7 @@ from island.jobs.home.events import (
     KeepStop,
 )
 from island.jobs.home.machine import HomeJob
-from island.jobs.messages import LOG_LINES, JobReport, JobSpec, StatementReport
+from island.jobs.messages import LOG_LINES, JobReport, JobSpec, ResultRef, StatementReport
 from island.jobs.router import RoutingDecision, prediction
 from island.kernel import codec
 from island.kernel.machine import Write
@@ -89,6 +89,8 @@ class StatementRow:
     started: int
     completed: int
     cancel: bool
+    result: ResultRef | None = None
+    """The output, if it is kept as a file; `output` is then empty."""
 
     @property
     def ended(self) -> bool:
@@ -101,6 +103,7 @@ class StatementRow:
             number=self.number,
             state=self.state,
             output=self.output,
+            result=self.result,
             started=self.started,
             completed=self.completed,
         )
@@ -150,6 +153,7 @@ def _statement(row: sqlite3.Row) -> StatementRow:
         started=row["started"],
         completed=row["completed"],
         cancel=bool(row["cancel"]),
+        result=ResultRef(hash=row["result"], size=row["result_size"]) if row["result"] else None,
     )
 
 
@@ -519,9 +523,18 @@ def apply_report(conn: sqlite3.Connection, job: str, report: JobReport, at: floa
 def apply_statement(conn: sqlite3.Connection, job: str, report: StatementReport) -> None:
     """Store the state and result of a statement, unless it already has its last state."""
     conn.execute(
-        "UPDATE job_statement SET state = ?, output = ?, started = ?, completed = ?"
+        "UPDATE job_statement SET state = ?, output = ?, result = ?, result_size = ?, started = ?, completed = ?"
         f" WHERE job = ? AND number = ? AND {_OPEN}",
-        (report.state, report.output, report.started, report.completed, job, report.number),
+        (
+            report.state,
+            report.output,
+            report.result.hash if report.result else "",
+            report.result.size if report.result else 0,
+            report.started,
+            report.completed,
+            job,
+            report.number,
+        ),
     )
 
 

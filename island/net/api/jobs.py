@@ -23,7 +23,7 @@ from island.jobs.messages import MAX_FILE
 from island.jobs.service import Jobs, statement_row
 from island.livy.conf import INPUTS_KEY
 from island.livy.messages import BatchRequest, SessionRequest
-from island.net.api import base
+from island.net.api import base, statement_json
 
 KEY_HEADER = "X-Island-Job-Key"
 _WAIT = 60.0
@@ -73,6 +73,7 @@ def routes(jobs: Jobs) -> list[web.RouteDef]:
         web.get(job + "/statements", api.statements),
         web.post(job + "/statements", api.post),
         web.get(job + "/statements/{number}", api.statement),
+        web.get(job + "/statements/{number}/result", api.result),
         web.post(job + "/statements/{number}/cancel", api.cancel_statement),
     ]
 
@@ -221,13 +222,28 @@ class JobsApi:
         statement = await self._jobs.post(job, body.code, body.kind)
         return base.reply(_statement(job.id, statement_row(statement, statement.report())), 201)
 
-    async def statement(self, request: web.Request) -> web.Response:
+    async def statement(self, request: web.Request) -> web.StreamResponse:
         """`GET /api/v1/jobs/ID/statements/N?timeout=`: wait until the statement ends, at most `timeout` seconds."""
         job = await self._job(request, "session")
         number = _path_number(request)
         async with base.attended(request):
-            found = await self._jobs.finished_statement(job, number, _seconds(request, 0.0))
-        return base.reply(_statement(job.id, statement_row(*found)))
+            found, progress = await self._jobs.finished_statement(job, number, _seconds(request, 0.0))
+        view = _statement(job.id, statement_row(found, progress))
+        parts = statement_json.gathered(statement_json.with_output(view, self._jobs.output_of(progress)))
+        return await base.reply_in_parts(request, parts, base.JSON_TYPE)
+
+    async def result(self, request: web.Request) -> web.StreamResponse:
+        """`GET /api/v1/jobs/ID/statements/N/result`: the output alone, byte for byte as it is stored."""
+        job = await self._job(request, "session")
+        number = _path_number(request)
+        _, progress = await self._jobs.statement(job, number)
+        if not progress.output and progress.result is None:
+            raise NotFound(
+                f"statement {number} of session {job.local} has no result: it is {progress.state}",
+                hint=f"`island session results {job.local}` lists the results of the session.",
+            )
+        parts = statement_json.gathered(self._jobs.output_of(progress))
+        return await base.reply_in_parts(request, parts, base.JSON_TYPE)
 
     async def cancel_statement(self, request: web.Request) -> web.Response:
         """`POST /api/v1/jobs/ID/statements/N/cancel`: cancel a statement; the answer is the statement."""
