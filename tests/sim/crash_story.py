@@ -347,6 +347,7 @@ class CrashStory:
         for job in self.jobs.values():
             ended = await self.world.ended(self.islands[0], job)
             assert ended.reason or ended.state == "success", f"{ended.id} is {ended.state} without a reason"
+            assert "internal error" not in ended.reason, ended.reason
             self.outcomes[f"{ended.kind} {ended.state}"] += 1
             for statement in await self.world.statements(self.islands[0], job) if job.kind == "session" else ():
                 self._check_statement(statement, ended)
