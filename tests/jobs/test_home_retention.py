@@ -157,3 +157,19 @@ def test_a_new_session_is_on_the_first_page_behind_hundreds_of_ended_ones() -> N
         await world.settled(home, mine)
 
     simulate(48, scenario)
+
+
+async def test_accepting_a_job_reads_no_ended_jobs(state: Database) -> None:
+    """The quota of a user is counted with the index of live jobs."""
+
+    def look(conn: sqlite3.Connection) -> tuple[int, str]:
+        insert(conn, 1)
+        insert(conn, 2, ended=NOW)
+        calls: list[str] = []
+        conn.set_trace_callback(calls.append)
+        live = store.living_of(conn, "user")
+        conn.set_trace_callback(None)
+        return live, plan(conn, calls)
+
+    live, how = await state.write(look)
+    assert live == 1 and "job_of_user" in how, how

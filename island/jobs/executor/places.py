@@ -127,15 +127,17 @@ class Places:
 
     def _serve(self) -> None:
         """Give the free places to the runs in line that can use them."""
+        rooms = {engine.name: self.room(engine) for engine in self.engines.all()}
         for request in list(self._line):
             able = self._able(request)
-            chosen = next((engine.name for engine in able if self.room(engine)), "")
+            chosen = next((engine.name for engine in able if rooms[engine.name]), "")
             if able and not chosen:
                 continue
             self._line.remove(request)
             if not request.granted.done():
                 if chosen:
                     self._taken[request.key] = chosen
+                    rooms[chosen] -= 1
                 request.granted.set_result(chosen)
 
     def _able(self, request: PlaceRequest) -> list[EnginePort]:

@@ -80,6 +80,9 @@ log = structlog.get_logger("island")
 
 DECLINE = "job.decline"
 
+_SHORT = 64 * 1024
+"""Maximum number of characters of a statement that is kept in memory until it is sent."""
+
 Exchanges = FindPlace | SendCommit | AskReport | SendStatement | SendStop | SendRelease
 """The effects that ask other islands, or this island as an executor."""
 
@@ -100,6 +103,8 @@ class HomeDriver:
         self._topics: dict[str, Topic] = {}
         self._locals: dict[tuple[str, int | str], str] = {}
         self._heard: dict[str, float] = {}
+        self._unsent: dict[str, dict[int, StatementRow]] = {}
+        """Short statements that were just accepted, by job and number, so that they are sent without a read."""
         self._tasks: Tasks | None = None
         needs.peers.on_link(self._on_link)
 
@@ -138,6 +143,7 @@ class HomeDriver:
             del self._actors[row.id]
             del self._locals[row.kind, row.local]
             self._heard.pop(row.id, None)
+            self._unsent.pop(row.id, None)
             self._line.leave(row.id)
             self._topics.pop(row.id).touch()
 
@@ -174,6 +180,8 @@ class HomeDriver:
     def accepted(self, job: str, statement: StatementRow) -> None:
         """A statement was stored."""
         code_hash = core.statement_hash(statement.code, statement.language)
+        if job in self._actors and len(statement.code) <= _SHORT:
+            self._unsent.setdefault(job, {})[statement.number] = statement
         self._tell(job, StatementAccepted(statement.number, code_hash))
 
     def stop(self, job: str) -> None:
@@ -182,6 +190,8 @@ class HomeDriver:
 
     def cancel(self, job: str, numbers: Sequence[int]) -> None:
         """The owner's wish to cancel statements was stored."""
+        for number in numbers:
+            self._unsent.get(job, {}).pop(number, None)
         self._tell(job, CancelWanted(tuple(numbers)))
 
     async def handled(self, job: str) -> None:
@@ -331,7 +341,9 @@ class HomeDriver:
         return Reported(effect, report)
 
     async def _send_statement(self, job: JobFacts, effect: SendStatement) -> ExecutorDid:
-        statement = await self._state.read(lambda conn: store.statement(conn, job.id, effect.number))
+        statement = self._unsent.get(job.id, {}).pop(effect.number, None)
+        if statement is None:
+            statement = await self._state.read(lambda conn: store.statement(conn, job.id, effect.number))
         assert statement is not None
         request = RunStatementRequest(
             job=job.id,

@@ -399,7 +399,7 @@ class _Turn:
         self.await_turn()
 
     def await_turn(self) -> None:
-        self.search(in_line=True)
+        self.search(in_line=True, patience=None)
         self.ask(AwaitTurn(self.job.epoch))
 
     def turn_came(self, _: TurnCame) -> None:
