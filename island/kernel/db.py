@@ -409,6 +409,7 @@ def migrate(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
 
 _DISK_CODES = frozenset(
     {
+        sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_CORRUPT,  # also the result of a failed read of a page
         sqlite3.SQLITE_IOERR,
@@ -453,6 +454,8 @@ def unusable(error: sqlite3.Error, path: Path) -> ConfigError:
 def _hint(error: sqlite3.Error, path: Path) -> str:
     if primary_code(error) == sqlite3.SQLITE_NOTADB:
         return repair_advice(path.name)
+    if primary_code(error) == sqlite3.SQLITE_BUSY:
+        return "Another process has locked it. End that process, for example an open `sqlite3` shell."
     if primary_code(error) == sqlite3.SQLITE_CORRUPT:
         # SQLite returns the same code for a failed read and for damaged content.
         return (

@@ -250,6 +250,24 @@ async def test_an_error_of_the_disk_in_a_write_is_explained_and_transient(
         database.close()
 
 
+async def test_a_database_that_another_process_has_locked_is_explained_and_transient(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, "state")
+    database._writer.execute("PRAGMA busy_timeout=0")
+    other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    try:
+        await database.write(make)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DiskFailed, match="database is locked") as found:
+            await database.write(add(1))
+        assert is_transient(found.value) and "Another process" in found.value.hint
+        other.execute("ROLLBACK")
+        await database.write(add(1))
+        assert await database.read(every) == [1]
+    finally:
+        other.close()
+        database.close()
+
+
 async def test_a_function_that_raises_stop_iteration_fails_and_its_caller_continues(tmp_path: Path) -> None:
     def exhausted(_: object) -> int:
         return next(iter(()))

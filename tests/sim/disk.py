@@ -17,7 +17,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from island.kernel.db import Database, Kind
 from island.kernel.work import Workers
-from tests.standins.faults import failed_read, failed_write, full_disk
+from tests.standins.faults import busy, failed_read, failed_sync, failed_write, full_disk
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -30,6 +30,10 @@ class SimDisk:
     folder: Path
     full: bool = False
     """Whether the disk is full: commits fail as in SQLite, and files cannot grow."""
+    busy: bool = False
+    """Whether another process holds the locks of the databases: no transaction that writes can begin."""
+    unsynced: bool = False
+    """Whether every sync fails: a commit is undone, and it is unknown whether it would be there after a crash."""
     slow: float = 0.0
     """Maximum delay in seconds of each step of the work on this disk."""
     hangs: set[str] = field(default_factory=set)
@@ -61,6 +65,8 @@ class SimDisk:
         """Raise SQLite's error for a transaction that cannot read or write the disk, if a failure is due."""
         if self._fails():
             raise failed_write() if sql == "BEGIN IMMEDIATE" else failed_read()
+        if self.busy and sql == "BEGIN IMMEDIATE":
+            raise busy()
 
     def work(self, function: Callable[[*Ts], T], /, *args: *Ts) -> T:
         """Call a function that works on files. It fails at once if a failure is due; on a full disk its writes fail."""
@@ -117,6 +123,8 @@ class SimDisk:
         """Raise SQLite's error for a full disk, if the disk is full."""
         if self.full:
             raise full_disk()
+        if self.unsynced:
+            raise failed_sync()
 
 
 class _Connection(sqlite3.Connection):
@@ -132,8 +140,13 @@ class _Connection(sqlite3.Connection):
             sql = "PRAGMA synchronous=OFF"
         if self.disk is not None and sql.startswith("BEGIN"):
             self.disk.check_begin(sql)
-        if self.disk is not None and sql == "COMMIT":
-            self.disk.check_commit()
+        if self.disk is not None and (sql == "COMMIT" or sql.startswith("PRAGMA user_version=")):
+            try:
+                self.disk.check_commit()
+            except sqlite3.Error:
+                if self.disk.unsynced and self.in_transaction:  # SQLite ends the transaction after a failed sync
+                    super().execute("ROLLBACK")
+                raise
         return super().execute(sql, *args)
 
 

@@ -109,7 +109,7 @@ class Network:
         self.nodes.pop(node.me, None)
         for other in sorted(node.up):
             if other in self.nodes:
-                self._later(self._delay(), self.nodes[other].lose, node.me)
+                self._later(self._delay(), self.nodes[other].lose, node.me, self.nodes[other].up.get(node.me))
         node.up.clear()
 
     def break_session(self, a: IslandId, b: IslandId, pause: float = 0.0) -> None:
@@ -292,8 +292,10 @@ class SimPeers:
         for listener in self._listeners:
             listener(peer, True)
 
-    def lose(self, peer: IslandId) -> None:
-        """End the session with `peer`."""
+    def lose(self, peer: IslandId, session: Link | None = None) -> None:
+        """End the session with `peer`; if `session` is given, only if it is still this one."""
+        if session is not None and self.up.get(peer) is not session:
+            return
         if self.up.pop(peer, None) is None:
             return
         self._untaken.pop(peer, deque()).clear()

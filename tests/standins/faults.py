@@ -49,6 +49,20 @@ def full_disk() -> sqlite3.OperationalError:
     return error
 
 
+def failed_sync() -> sqlite3.OperationalError:
+    """The error of SQLite if the disk does not confirm that it has what was written."""
+    error = sqlite3.OperationalError(DISK)
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+    return error
+
+
+def busy() -> sqlite3.OperationalError:
+    """The error of SQLite if another process has held the lock of a database for too long."""
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    return error
+
+
 def on_read_only_disk(folder: Path, *command: str) -> list[str]:
     """The command line that runs `command` where `folder` is on a read-only disk, in a mount namespace of its own."""
     if (
