@@ -105,7 +105,8 @@ class Actor(Generic[S]):
                 failures += 1
                 if not is_transient(error):
                     step = self._end_broken(self.state, error)
-                log.warning("actor.save_retry", actor=self.name, error=str(error), failures=failures)
+                if failures & (failures - 1) == 0:  # 1, 2, 4, 8, ...: a disk may stay full for days
+                    log.warning("actor.save_retry", actor=self.name, error=str(error), failures=failures)
                 if failures > 1 or is_transient(error):
                     await asyncio.sleep(backoff(failures, self._rng))
         self.state = step.state

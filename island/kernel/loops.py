@@ -128,8 +128,11 @@ async def forever(
                 failures, lasted = failures + 1, loop.time() - began
                 wait = backoff(failures, rng, base=base, cap=cap)
                 faults.met(name, error)
-                log.warning("loop.retry", loop=name, error=str(error), failures=failures, wait_s=round(wait, 2))
+                if failures & (failures - 1) == 0:  # 1, 2, 4, 8, ...: a server that is down for days fills no log
+                    log.warning("loop.retry", loop=name, error=str(error), failures=failures, wait_s=round(wait, 2))
             else:
+                if failures > 1:
+                    log.info("loop.works_again", loop=name, failures=failures)
                 failures, lasted = 0, 0.0
                 faults.over(name)
             finally:

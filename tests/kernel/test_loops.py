@@ -246,3 +246,19 @@ async def test_a_topic_tells_every_waiter() -> None:
     assert await asyncio.gather(*waiting) == [1, 1, 1]
     assert await topic.after(0) == 1
     assert await topic.after(1, 0.01) == 1
+
+
+async def test_a_loop_that_fails_for_long_is_logged_ever_more_rarely() -> None:
+    runs = 0
+
+    async def step() -> object:
+        nonlocal runs
+        runs += 1
+        if runs <= 100:
+            raise OSError("nobody is there")
+        return ENDED
+
+    with structlog.testing.capture_logs() as logs:
+        await forever(step, name="poll", rng=SeededRng(1), base=0.0, cap=0.0)
+    assert [line["failures"] for line in logs if line["event"] == "loop.retry"] == [1, 2, 4, 8, 16, 32, 64]
+    assert logs[-1] == {"event": "loop.works_again", "loop": "poll", "failures": 100, "log_level": "info"}
