@@ -202,20 +202,16 @@ def shortlist(
     session come last, so that the explanation can say why they were not chosen.
     """
     has = set(holders)
-    near = heapq.nsmallest(RANKED, linked, key=_distance)
-    near_holders = heapq.nsmallest(RANKED, (pair for pair in linked if pair[0] in has), key=_distance)
+    near = heapq.nsmallest(RANKED, [(rtt or ASSUMED_RTT, island) for island, rtt in linked])
+    near_holders = sorted((rtt or ASSUMED_RTT, island) for island, rtt in linked if island in has)
     order = [
         home,
         *([IslandId(pin)] if pin else []),
-        *(island for island, _ in near_holders),
-        *(island for island, _ in near),
+        *(island for _, island in near_holders),
+        *(island for _, island in near),
         *sorted(has),
     ]
     return list(dict.fromkeys(order))[:RANKED]
-
-
-def _distance(linked: tuple[IslandId, float | None]) -> tuple[float, str]:
-    return _or(linked[1], ASSUMED_RTT), linked[0]
 
 
 def decide(wanted: JobRequirements, candidates: Sequence[Candidate]) -> RoutingDecision:

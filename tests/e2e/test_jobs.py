@@ -113,6 +113,9 @@ def test_a_session_goes_to_its_data_and_its_results_stay(two: Two) -> None:
     assert set(considered) == {"lick", "laptop"}
     assert considered["lick"]["chosen"] and not considered["laptop"]["chosen"]
     assert considered["laptop"]["missing_bytes"] > 0 == considered["lick"]["missing_bytes"]
+    assert considered["lick"]["observed_start_s"] > 0 and considered["lick"]["observed_compute_s"] > 0
+    assert "compute" in two.laptop.run("job", "explain", row["job"]).stdout.partition("observed at lick: ")[2]
+    assert {row["term"]: row["jobs"] for row in two.laptop.json("job", "accuracy")}["start"] == 1
 
     assert two.laptop.run("session", "close", session).returncode == 0
     two.laptop.stop()
