@@ -108,7 +108,7 @@ class Home:
     def pid(self) -> int | None:
         """Return the process id that the daemon has written when it was ready; None if none is known."""
         try:
-            return int(json.loads(self.running.read_text("utf-8"))["pid"])
+            return int(json.loads(read_regular(self.running, RUNNING_LIMIT))["pid"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -129,7 +129,8 @@ class Home:
     def in_use(self) -> bool:
         """Return whether a daemon runs with this home folder. Raises `OSError` if its lock cannot be opened."""
         try:
-            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
+            # A FIFO instead of the file would otherwise wait for a writer.
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
             return False
         try:
