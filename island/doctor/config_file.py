@@ -97,7 +97,12 @@ def text_of(path: Path) -> str:
     """
     text = _text(path)
     shown = without_password(text)
-    for before, after in zip(_livy_urls(text), _livy_urls(shown), strict=True):
+    written, masked = _livy_urls(text), _livy_urls(shown)
+    if written and not any("@" in each for each in written):
+        return text  # an @ elsewhere, such as in a comment, is no password
+    if len(written) != len(masked):
+        masked = written  # the mask has damaged the text, so it hides nothing for sure
+    for before, after in zip(written, masked, strict=True):
         if "@" in before and not re.fullmatch(r"(\w+://)?\*\*\*@[^@]*", after):
             raise ConfigError(
                 f"{path} is not shown, because the URL of a Livy contains a user name or password",

@@ -246,6 +246,32 @@ def test_a_backup_is_restored_in_the_volume(tmp_path: Path) -> None:
         _run(["sh", "-euc", script.replace("/data/", f"{tmp_path}/")], environment)
         assert (home / "key").read_bytes() == key and not (tmp_path / "island.old" / "key").exists()
         shutil.rmtree(tmp_path / "island.old")
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: len(whole) // 2])
+    for script in _restoring().values():
+        failed = subprocess.run(
+            ["sh", "-euc", script.replace("/data/", f"{tmp_path}/")],
+            env=environment,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert failed.returncode != 0 and (home / "key").read_bytes() == key
+        assert not (tmp_path / "island.old").exists()
+
+
+@pytest.mark.e2e
+def test_no_new_island_is_made_beside_one_that_is_to_be_restored(tmp_path: Path) -> None:
+    home = tmp_path / "island"
+    (tmp_path / "island.old").mkdir()
+    [pod] = [each["spec"]["template"]["spec"] for each in MANIFESTS if each["kind"] == "StatefulSet"]
+    [of_pod] = pod["initContainers"][0]["args"]
+    for command in (["sh", "-euc", of_pod.replace("/data/", f"{tmp_path}/")], ["sh", str(CONTAINER / "entrypoint")]):
+        done = subprocess.run(
+            command, env=_environment(home, {"ISLAND_NAME": "kiso"}), capture_output=True, timeout=60, check=False
+        )
+        assert done.returncode != 0 and b"island.old exists" in done.stderr
+        assert not home.exists()
 
 
 def _database(home: Path) -> None:

@@ -240,6 +240,13 @@ def test_config_reference_prints_the_page(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out == config.reference()
 
 
+def test_config_show_of_a_comment_with_an_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = GOOD + '[livy]\nurl = "http://h:9"  # ask bob@site.example\n'
+    (tmp_path / "island.toml").write_text(text)
+    assert island("--home", str(tmp_path), "config", "show") == 0
+    assert capsys.readouterr().out == text
+
+
 def test_config_show_of_a_broken_file_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "island.toml").write_text('[island]\nname = "a/b"\n')
     assert island("--home", str(tmp_path), "config", "show", "--effective") == 1
