@@ -17,11 +17,13 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """Make a private folder in `parent`, locked by this process, and delete it after the block. Raises `OSError`."""
-    _sweep(parent)
-    with tempfile.TemporaryDirectory(prefix=prefix(), dir=parent) as name, ExitStack() as held:
-        with suppress(OSError):  # a file system without locks, where nothing is swept either
-            held.enter_context(_locked(Path(name)))
-        yield Path(name)
+    with ExitStack() as held:
+        with _turn(parent):  # else another backup could sweep the folder before it is locked
+            _sweep(parent)
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=prefix(), dir=parent)))
+            with suppress(OSError):  # a file system without locks, where nothing is swept either
+                held.enter_context(_locked(folder))
+        yield folder
 
 
 def prefix() -> str:
@@ -44,6 +46,18 @@ def _sweep(parent: Path) -> None:
                 if path.lstat().st_uid == os.geteuid():
                     with _locked(path):
                         shutil.rmtree(path)
+
+
+@contextmanager
+def _turn(parent: Path) -> Iterator[None]:
+    """Keep other backups into this folder waiting during the block, where the file system has locks."""
+    descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

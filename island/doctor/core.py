@@ -285,8 +285,11 @@ def _not_asked(facts: PeerFacts) -> Finding:
         found = f"listen.peer = {facts.listen} is a loopback address: only islands of this machine can dial it"
         return Finding("reachability", "ok", found, "For islands of other machines, see 'Connect islands' in " + GUIDE)
     if facts.views is None:
-        found = "other islands were not asked whether they can dial this one, because the daemon does not answer"
-        return Finding("reachability", "unchecked", found, "Start the daemon and run this command again.")
+        found = (
+            "other islands were not asked whether they can dial this one, because the daemon did not answer this token"
+        )
+        advice = "Start the daemon, and run this command with the token of an administrator."
+        return Finding("reachability", "unchecked", found, advice)
     found = "no island is linked that could be asked whether it can dial this one"
     advice = "Invite or join an island (island peer invite, island peer join) and run this command again."
     return Finding("reachability", "unchecked", found, advice)

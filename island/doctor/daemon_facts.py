@@ -87,7 +87,8 @@ def ask(place: Home, found: Running, endpoint: Callable[[], Endpoint]) -> Daemon
         hint = "It may still be starting. Otherwise see its log, and restart it."
         return DaemonFacts(True, found.pid, home=home, error=error.message, hint=hint)
     except IslandError as error:
-        hint = _replaced_token(place, found) if error.code == Unauthenticated.code else ""
+        own = error.code == Unauthenticated.code and _is_of_home(place, endpoint)
+        hint = _replaced_token(place, found) if own else ""
         return DaemonFacts(True, found.pid, home=home, error=error.message, hint=hint or error.hint)
     except (msgspec.ValidationError, RecursionError) as error:
         problem = f"its answer is not that of an island: {error}"
@@ -103,6 +104,14 @@ def ask(place: Home, found: Running, endpoint: Callable[[], Endpoint]) -> Daemon
         program=__version__,
         configured_later=_changed_since(place.toml, found),
     )
+
+
+def _is_of_home(place: Home, endpoint: Callable[[], Endpoint]) -> bool:
+    """Return whether the token in use is that of the home folder."""
+    try:
+        return endpoint().token == place.endpoint().token
+    except IslandError:
+        return False
 
 
 def _replaced_token(place: Home, found: Running) -> str:
