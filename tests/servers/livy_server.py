@@ -9,7 +9,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -131,9 +131,20 @@ class LivyServer:
     def close(self) -> None:
         """End the server and all that it has started."""
         self.kill()
+        # Livy ends the JVM of a batch that is deleted; the Python of this batch may live on without a parent.
+        self._below |= set(_naming(self.folder))
         for pid in alive(list(self._below)):
             os.kill(pid, 9)
         until(lambda: not alive(list(self._below)), 20)
+
+
+def _naming(folder: Path) -> Iterator[int]:
+    """The processes whose command lines contain the path of a folder."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has ended
+                if bytes(folder) in (entry / "cmdline").read_bytes():
+                    yield int(entry.name)
 
 
 @contextmanager
