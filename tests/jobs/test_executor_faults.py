@@ -363,3 +363,22 @@ def test_a_statement_that_waits_while_the_island_is_restarted_runs_once(instance
         assert ("did INSERT" in done.output, engine.ran) == (True, ["INSERT"])
 
     simulate(1, scenario)
+
+
+def test_a_statement_that_is_shown_as_cancelled_does_not_run_later() -> None:
+    async def scenario(a: Archipelago) -> None:
+        engine = PlayedEngine()
+        world, home, there = await _there(a, engine)
+        job = await world.settled(home, await world.open(home))
+        there.disk.full = True
+        statement = await world.jobs["home"].post(job, "DELETE", None)
+        await asyncio.sleep(15)
+        await world.jobs["home"].cancel_statement(job, statement.number)
+        await asyncio.sleep(40)
+        there.disk.full = False
+        await asyncio.sleep(60)
+        shown, _ = await world.jobs["home"].statement(job, statement.number)
+        assert shown.ended and (shown.state == "cancelled" or "did DELETE" in shown.output)
+        assert not engine.ran or engine.jobs["session", 0].statements[0].cancelled is not None
+
+    simulate(1, scenario)

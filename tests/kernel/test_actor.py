@@ -163,6 +163,27 @@ async def test_a_full_disk_delays_the_machine_and_loses_nothing() -> None:
     assert actor.state.total == 100
 
 
+async def test_a_request_whose_caller_has_gone_is_withdrawn_unless_it_was_handled() -> None:
+    around = Recorded(problems=[full_disk(), full_disk(), full_disk()])
+    actor = around.actor()
+    task = asyncio.ensure_future(run(actor))
+    handled = asyncio.ensure_future(actor.ask(Asked))
+    while len(around.problems) == 3:
+        await asyncio.sleep(0)
+    waiting = asyncio.ensure_future(actor.ask(Asked))
+    await asyncio.sleep(0)
+    assert actor.is_deciding(Asked)
+    for asked in (handled, waiting):
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+    assert actor.is_deciding(Asked), "the first is being stored"
+    actor.tell(Add(100))
+    await task
+    assert not actor.is_deciding(Asked)
+    assert [type(event) for event in actor.state.seen] == [Asked, Add]
+
+
 async def test_an_answer_follows_the_transaction_of_its_step() -> None:
     around = Recorded()
     actor = around.actor()
