@@ -56,8 +56,9 @@ class Actor(Generic[S]):
         self.name, self.state = name, state
         self._handle, self._save, self._perform, self._broken = handle, save, perform, broken
         self._clock, self._rng = clock, rng
-        self._inbox: deque[Any] = deque()
-        self._deciding: Sequence[Any] = ()
+        self._inbox: deque[tuple[Any, Now]] = deque()
+        """The events that wait, each with the time of its arrival."""
+        self._deciding: Sequence[tuple[Any, Now]] = ()
         """The events of the step that is being stored."""
         self._news = Signal()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -67,7 +68,7 @@ class Actor(Generic[S]):
     def tell(self, event: Any) -> None:
         """Put an event into the inbox. No effect after the end."""
         if not self._ended:
-            self._inbox.append(event)
+            self._inbox.append((event, self._now()))
             self._news.set()
 
     async def ask(self, event: Callable[[Reply], Any]) -> Any:
@@ -90,10 +91,10 @@ class Actor(Generic[S]):
 
     def is_deciding(self, kind: type) -> bool:
         """Whether an event of this type waits to be handled, or its step is being stored: `state` does not show it."""
-        return any(isinstance(event, kind) for event in (*self._deciding, *self._inbox))
+        return any(isinstance(event, kind) for event, _ in (*self._deciding, *self._inbox))
 
     def _withdraw(self, event: Any) -> None:
-        kept = [each for each in self._inbox if each is not event]
+        kept = [each for each in self._inbox if each[0] is not event]
         if len(kept) < len(self._inbox):
             self._inbox = deque(kept)
 
@@ -108,7 +109,7 @@ class Actor(Generic[S]):
             self._ended = True
             await self._stop()
 
-    async def _turn(self, events: Sequence[Any]) -> None:
+    async def _turn(self, events: Sequence[tuple[Any, Now]]) -> None:
         self._deciding = events
         step = self._fold(events)
         failures = 0
@@ -129,11 +130,12 @@ class Actor(Generic[S]):
             if not isinstance(effect, Write):
                 self._begin(effect)
 
-    def _fold(self, events: Sequence[Any]) -> Step[S]:
+    def _fold(self, events: Sequence[tuple[Any, Now]]) -> Step[S]:
         state, effects = self.state, list[Effect]()
-        for event in events:
+        for event, arrived in events:
             try:
-                step = self._handle(state, event, self._now())
+                # An event may have waited for hours while the disk was full, which is no silence of its sender.
+                step = self._handle(state, event, arrived)
             except Exception as error:  # noqa: BLE001 - a bug in the machine; `_end_broken` logs it
                 step = self._end_broken(state, error)
             state = step.state

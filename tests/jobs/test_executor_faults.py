@@ -382,3 +382,23 @@ def test_a_statement_that_is_shown_as_cancelled_does_not_run_later() -> None:
         assert not engine.ran or engine.jobs["session", 0].statements[0].cancelled is not None
 
     simulate(1, scenario)
+
+
+def test_a_full_disk_of_the_executor_is_no_silence_of_the_home() -> None:
+    async def scenario(a: Archipelago) -> None:
+        engine = PlayedEngine()
+        world, home, there = await _there(a, engine)
+        job = await world.settled(home, await world.open(home))
+        await world.run(home, job, "first")
+        engine.took = 115.0
+        await world.jobs["home"].post(job, "second", None)
+        await asyncio.sleep(5)
+        there.disk.full = True
+        await asyncio.sleep(900)
+        there.disk.full = False
+        await asyncio.sleep(120)
+        job = await world.jobs["home"].named(USER, job.id)
+        assert (job.live, job.state) == (True, "idle"), job.reason
+        assert [each.state for each in await world.statements(home, job)] == ["available", "available"]
+
+    simulate(1, scenario)

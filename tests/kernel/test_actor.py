@@ -58,6 +58,15 @@ class Call(Effect):
     what: str
 
 
+class HandClock(SystemClock):
+    """A clock whose time since boot is set by hand."""
+
+    now = 0.0
+
+    def boottime(self) -> float:
+        return self.now
+
+
 class Bug(Exception):
     pass
 
@@ -182,6 +191,36 @@ async def test_a_request_whose_caller_has_gone_is_withdrawn_unless_it_was_handle
     await task
     assert not actor.is_deciding(Asked)
     assert [type(event) for event in actor.state.seen] == [Asked, Add]
+
+
+async def test_an_event_has_the_time_of_its_arrival_also_if_it_waits() -> None:
+    around, times, clock = Recorded(problems=[full_disk()]), list[float](), HandClock()
+    inner = around.actor()
+
+    def timed(state: Count, event: Any, now: Now) -> Step[Count]:
+        times.append(now.boot)
+        return handle(state, event, now)
+
+    actor = Actor(
+        "counter",
+        Count(),
+        handle=timed,
+        save=around.save,
+        perform=around.perform,
+        broken=inner._broken,
+        clock=clock,
+        rng=SeededRng(1),
+    )
+    actor.tell(Add(1))
+    task = asyncio.ensure_future(run(actor))
+    while around.problems:
+        await asyncio.sleep(0)
+    clock.now = 10.0
+    actor.tell(Add(2))
+    clock.now = 900.0
+    actor.tell(Add(97))
+    await task
+    assert times == [0.0, 10.0, 900.0]
 
 
 async def test_an_answer_follows_the_transaction_of_its_step() -> None:
