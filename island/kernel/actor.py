@@ -56,7 +56,10 @@ class Actor(Generic[S]):
         self.name, self.state = name, state
         self._handle, self._save, self._perform, self._broken = handle, save, perform, broken
         self._clock, self._rng = clock, rng
-        self._inbox: deque[Any] = deque()
+        self._inbox: deque[tuple[Any, Now]] = deque()
+        """The events that wait, each with the time of its arrival."""
+        self._deciding: Sequence[tuple[Any, Now]] = ()
+        """The events of the step that is being stored."""
         self._news = Signal()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[Reply, asyncio.Future[Any]] = {}
@@ -65,23 +68,35 @@ class Actor(Generic[S]):
     def tell(self, event: Any) -> None:
         """Put an event into the inbox. No effect after the end."""
         if not self._ended:
-            self._inbox.append(event)
+            self._inbox.append((event, self._now()))
             self._news.set()
 
     async def ask(self, event: Callable[[Reply], Any]) -> Any:
         """Put `event(reply)` into the inbox and wait for the machine's `Answer` or `Refuse` to this reply.
 
-        Raises the error of the refusal, or `ActorEnded`.
+        A caller that no longer waits withdraws its event, unless the event was handled before. Raises the error of the
+        refusal, or `ActorEnded`.
         """
         if self._ended:
             raise ActorEnded(f"{self.name} has ended")
         reply = Reply()
         future = self._asked[reply] = asyncio.get_running_loop().create_future()
-        self.tell(event(reply))
+        asked = event(reply)
+        self.tell(asked)
         try:
             return await future
         finally:
             self._asked.pop(reply, None)
+            self._withdraw(asked)
+
+    def is_deciding(self, kind: type) -> bool:
+        """Whether an event of this type waits to be handled, or its step is being stored: `state` does not show it."""
+        return any(isinstance(event, kind) for event, _ in (*self._deciding, *self._inbox))
+
+    def _withdraw(self, event: Any) -> None:
+        kept = [each for each in self._inbox if each[0] is not event]
+        if len(kept) < len(self._inbox):
+            self._inbox = deque(kept)
 
     async def run(self) -> None:
         """Handle events until the state is finished and all effects are done."""
@@ -94,7 +109,8 @@ class Actor(Generic[S]):
             self._ended = True
             await self._stop()
 
-    async def _turn(self, events: Sequence[Any]) -> None:
+    async def _turn(self, events: Sequence[tuple[Any, Now]]) -> None:
+        self._deciding = events
         step = self._fold(events)
         failures = 0
         while True:
@@ -109,16 +125,17 @@ class Actor(Generic[S]):
                     log.warning("actor.save_retry", actor=self.name, error=str(error), failures=failures)
                 if failures > 1 or is_transient(error):
                     await asyncio.sleep(backoff(failures, self._rng))
-        self.state = step.state
+        self.state, self._deciding = step.state, ()
         for effect in step.effects:
             if not isinstance(effect, Write):
                 self._begin(effect)
 
-    def _fold(self, events: Sequence[Any]) -> Step[S]:
+    def _fold(self, events: Sequence[tuple[Any, Now]]) -> Step[S]:
         state, effects = self.state, list[Effect]()
-        for event in events:
+        for event, arrived in events:
             try:
-                step = self._handle(state, event, self._now())
+                # An event may have waited for hours while the disk was full, which is no silence of its sender.
+                step = self._handle(state, event, arrived)
             except Exception as error:  # noqa: BLE001 - a bug in the machine; `_end_broken` logs it
                 step = self._end_broken(state, error)
             state = step.state

@@ -10,7 +10,9 @@ import pytest
 
 from island.errors import EngineFailed
 from island.jobs.engines.port import EngineFull, EngineRefused, RemoteJob, RemoteRef
+from island.jobs.executor.machine import SEARCH_AGAIN_S
 from island.jobs.home.store import JobRow
+from island.livy.client import EngineUncertain
 from island.livy.messages import SessionRequest
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.jobs import OPEN, USER, PlayedEngine, PlayedSession, World
@@ -300,3 +302,103 @@ def test_a_client_learns_at_once_which_value_is_wrong(field: str, value: Any, ke
             await jobs.open_session(USER, SessionRequest(kind="sql", **{field: value}))
 
     simulate(12, scenario)
+
+
+class LateEngine(PlayedEngine):
+    """An engine that carries out a request to run code `late_s` after it came, also if its client has gone by then."""
+
+    late_s = 0.0
+    loses_answers = False
+    instance_s = 0.0
+    """Seconds that the answer with the instance id takes."""
+
+    async def instance(self) -> str:
+        await asyncio.sleep(self.instance_s)
+        return await super().instance()
+
+    async def post(self, ref: RemoteRef, code: str, language: str) -> int:
+        async def carried_out() -> int:
+            await asyncio.sleep(self.late_s)
+            return await PlayedEngine.post(self, ref, code, language)
+
+        request = asyncio.get_running_loop().create_task(carried_out())
+        if self.loses_answers:
+            await asyncio.sleep(0.01)
+            raise EngineUncertain("connection reset by a proxy")
+        return await asyncio.shield(request)
+
+
+@pytest.mark.parametrize(
+    ("instance", "late_s"), [("one", 1.5), ("", 1.5), ("", 12.0)], ids=["embedded", "stock", "stock, very late"]
+)
+def test_a_statement_whose_answer_is_lost_runs_once_at_most(instance: str, late_s: float) -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), LateEngine(instance)
+        home = await world.island("home", engine=engine)
+        job = await world.settled(home, await world.open(home))
+        engine.late_s, engine.loses_answers = late_s, True
+        done = await world.run(home, job, "INSERT")
+        await asyncio.sleep(20)
+        assert engine.ran == ["INSERT"]
+        assert ("it is unknown whether it ran" in done.output) == (late_s > SEARCH_AGAIN_S)
+        engine.late_s, engine.loses_answers = 0.0, False
+        assert "did SELECT" in (await world.run(home, job, "SELECT")).output
+
+    simulate(1, scenario)
+
+
+@pytest.mark.parametrize("instance", ["one", ""], ids=["embedded", "stock"])
+def test_a_statement_that_waits_while_the_island_is_restarted_runs_once(instance: str) -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), LateEngine(instance)
+        home = await world.island("home", engine=engine)
+        job = await world.settled(home, await world.open(home))
+        engine.late_s, engine.instance_s = 0.3, 0.2
+        statement = await world.jobs["home"].post(job, "INSERT", None)
+        await a.crash(home)
+        assert not engine.ran
+        await a.restart(home)
+        done, _ = await world.jobs["home"].finished_statement(job, statement.number, 60)
+        await asyncio.sleep(20)
+        assert ("did INSERT" in done.output, engine.ran) == (True, ["INSERT"])
+
+    simulate(1, scenario)
+
+
+def test_a_statement_that_is_shown_as_cancelled_does_not_run_later() -> None:
+    async def scenario(a: Archipelago) -> None:
+        engine = PlayedEngine()
+        world, home, there = await _there(a, engine)
+        job = await world.settled(home, await world.open(home))
+        there.disk.full = True
+        statement = await world.jobs["home"].post(job, "DELETE", None)
+        await asyncio.sleep(15)
+        await world.jobs["home"].cancel_statement(job, statement.number)
+        await asyncio.sleep(40)
+        there.disk.full = False
+        await asyncio.sleep(60)
+        shown, _ = await world.jobs["home"].statement(job, statement.number)
+        assert shown.ended and (shown.state == "cancelled" or "did DELETE" in shown.output)
+        assert not engine.ran or engine.jobs["session", 0].statements[0].cancelled is not None
+
+    simulate(1, scenario)
+
+
+def test_a_full_disk_of_the_executor_is_no_silence_of_the_home() -> None:
+    async def scenario(a: Archipelago) -> None:
+        engine = PlayedEngine()
+        world, home, there = await _there(a, engine)
+        job = await world.settled(home, await world.open(home))
+        await world.run(home, job, "first")
+        engine.took = 115.0
+        await world.jobs["home"].post(job, "second", None)
+        await asyncio.sleep(5)
+        there.disk.full = True
+        await asyncio.sleep(900)
+        there.disk.full = False
+        await asyncio.sleep(120)
+        job = await world.jobs["home"].named(USER, job.id)
+        assert (job.live, job.state) == (True, "idle"), job.reason
+        assert [each.state for each in await world.statements(home, job)] == ["available", "available"]
+
+    simulate(1, scenario)

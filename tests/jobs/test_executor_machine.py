@@ -107,10 +107,10 @@ class Play:
         return self.run.phase
 
 
-def idle(work: JobSpec = SESSION, *, foreign: bool = False) -> Play:
-    """A session that takes statements, at an embedded engine with the instance `i`."""
+def idle(work: JobSpec = SESSION, *, foreign: bool = False, instance: str = "i") -> Play:
+    """A session that takes statements, at an embedded engine with an instance id, or at a stock Livy without one."""
     play = Play(run_of(work, foreign=foreign))
-    play.on(RunResumed(), PlaceGranted("main"), InputsFetched((), "", 0), InstanceSeen("i"), RemoteCreated(IDLE))
+    play.on(RunResumed(), PlaceGranted("main"), InputsFetched((), "", 0), InstanceSeen(instance), RemoteCreated(IDLE))
     assert play.phase == "running"
     return play
 
@@ -337,16 +337,71 @@ def test_the_lease_is_checked_by_a_timer_in_every_phase(begun: Any) -> None:
     assert play.run.ended and "its home was silent for 601 s" in play.run.reason
 
 
-def test_a_statement_after_a_lost_answer_is_sent_again_only_if_the_engine_does_not_have_it() -> None:
-    play = idle()
+def in_doubt(play: Play) -> Play:
+    """The answer to the first statement is lost, and the engine does not show it when it is asked first."""
     play.on(StatementOffered(Reply(), 0, "1+1", ""))
     play.on(failed(PostCode(0, "1+1", ""), FailureKind.SILENT))
     assert play.on(Elapsed("statement")) == [FollowStatement(0)]
+    assert play.on(RemoteStatement(0, None, play.run.instance)) == [Wait("statement", machine.SEARCH_AGAIN_S)]
+    assert play.on(Elapsed("statement")) == [FollowStatement(0)]
+    return play
+
+
+def test_a_statement_after_a_lost_answer_is_sent_again_only_if_the_engine_has_not_got_it_some_time_later() -> None:
+    play = in_doubt(idle())
     assert play.on(RemoteStatement(0, None, "i")) == [PostCode(0, "1+1", "")]
+    assert play.on(RemoteStatement(0, None, "i"), Elapsed("statement")) == [], "it is under way"
     play.on(failed(PostCode(0, "1+1", ""), FailureKind.SILENT), Elapsed("statement"))
     assert play.on(RemoteStatement(0, {**RUNNING, "code": "1+1"}, "i")) != [PostCode(0, "1+1", "")]
     play.on(RemoteStatement(0, None, "i"))
     assert play.run.ended, "a statement that the engine had has vanished"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "again"),
+    [
+        (FailureKind.UNREACHABLE, "connection refused", True),
+        (FailureKind.ERROR, "Livy answered 500: Session is in state starting", True),
+        (FailureKind.ERROR, "Livy answered 504: Gateway Time-out", False),
+    ],
+)
+def test_a_statement_that_certainly_was_not_begun_is_sent_again_at_once(
+    kind: FailureKind, text: str, again: bool
+) -> None:
+    play = idle(instance="")
+    play.on(StatementOffered(Reply(), 0, "1+1", ""))
+    play.on(failed(PostCode(0, "1+1", ""), kind, text), Elapsed("statement"))
+    assert (play.on(RemoteStatement(0, None, "")) == [PostCode(0, "1+1", "")]) == again
+
+
+def test_a_statement_whose_answer_a_stock_livy_lost_is_not_run_again() -> None:
+    play = in_doubt(idle(instance=""))
+    assert play.on(RemoteStatement(0, None, "")) == []
+    assert play.run.statement is not None and play.run.statement.state == "error"
+    assert "it is unknown whether it ran" in play.run.statement.output
+    assert PostCode(0, "2+2", "") in play.on(StatementOffered(Reply(), 1, "2+2", ""))
+    play.on(CodePosted(0, 1))
+    assert play.run.statement.remote == 1, "Livy has begun the earlier one after all"
+
+
+def test_a_look_at_the_engine_does_not_replace_a_statement_that_is_being_posted() -> None:
+    play = idle()
+    play.restart()
+    play.on(RunResumed())
+    assert PostCode(0, "1+1", "") in play.on(StatementOffered(Reply(), 0, "1+1", ""))
+    assert play.on(InstanceSeen("i")) == [FollowRemote(None)]
+    assert play.on(CodePosted(0, 0)) == [FollowStatement(0)]
+
+
+@pytest.mark.parametrize("instance", ["i", ""], ids=["embedded", "stock"])
+def test_a_statement_that_may_have_been_posted_before_a_restart_is_looked_up_twice(instance: str) -> None:
+    play = idle(instance=instance)
+    play.on(StatementOffered(Reply(), 0, "1+1", ""))
+    play.restart()
+    play.on(RunResumed(), InstanceSeen(instance))
+    assert play.on(RemoteStatement(0, None, instance)) == [Wait("statement", machine.SEARCH_AGAIN_S)]
+    play.on(Elapsed("statement"))
+    assert play.on(RemoteStatement(0, None, instance)) == [PostCode(0, "1+1", "")]
 
 
 def test_a_refused_statement_does_not_use_a_number_of_the_engine() -> None:
@@ -511,11 +566,18 @@ class RandomRun(RuleBasedStateMachine):
                 assert isinstance(error, IslandError)
                 assert isinstance(error, Conflict | NotFound)
             case Cancel(of):
-                self.pending.pop(of, None)
+                self.drop(of)
             case FreePlace():
                 self.taken = False
             case _:
+                self.drop(effect.key)
                 self.pending[effect.key] = effect
+
+    def drop(self, key: str) -> None:
+        """Stop an effect. The engine may have got the request of one that posts code, so it carries it out."""
+        effect = self.pending.pop(key, None)
+        if isinstance(effect, PostCode):
+            self.perform(effect)
 
     def perform(self, effect: Effect) -> Any:
         """Do an effect at the model, and return its event."""

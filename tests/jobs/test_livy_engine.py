@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from island.errors import EngineFailed
+from island.jobs.engines import kinds as kinds_of_livy
 from island.jobs.engines import livy_engine, poller
 from island.jobs.engines.files import OwnFiles
 from island.jobs.engines.livy_engine import LivyEngine
@@ -20,8 +21,9 @@ from island.kernel.loops import Tasks
 from island.kernel.ports import SeededRng
 from island.kernel.work import ThreadWorkers
 from island.livy.client import EngineUncertain, LivyClient
+from island.livy.messages import SessionRequest
 from tests.islands.fixed_client import FixedClient
-from tests.standins.livy import LivyStatement, PlayedLivy
+from tests.standins.livy import LivyJob, LivyStatement, PlayedLivy
 
 NAME = "isl-01a3185a-93cd-7518-aa83-05aa8c024f11-1"
 SESSION = {"kind": "pyspark", "name": NAME}
@@ -300,6 +302,45 @@ async def test_the_session_of_a_probe_is_deleted_where_livy_accepts_any_name(tmp
         assert site.kinds() == ("batch", "pyspark", "shared", "spark", "sparkr", "sql")
         assert livy.jobs == {}
         assert len([line for line in livy.requests if line.startswith("POST")]) == 1
+
+
+async def test_the_session_of_another_client_that_got_the_id_of_a_probe_is_kept(tmp_path: Path) -> None:
+    livy = PlayedLivy("0.7.1", numbers_are_names=True)
+
+    async def restart(request: web.Request) -> None:
+        """Livy is restarted after the probe has begun its session, and the first id is given to another client."""
+        if any(job.what == "session" for job in livy.jobs.values()) and not strangers:
+            livy.restart()
+            strangers.append(livy.stranger("hers"))
+
+    strangers: list[LivyJob] = []
+    livy.fault = restart
+    async with engine(livy, tmp_path, kinds=()) as site:
+        while not site.version:
+            await asyncio.sleep(0.01)
+        assert livy.living() == strangers != []
+
+
+async def test_two_probes_at_once_do_not_disturb_each_other() -> None:
+    livy = PlayedLivy("0.7.1", numbers_are_names=True)
+    async with TestServer(livy.app()) as server, LivyClient(str(server.make_url("/"))) as client:
+        await client.create_session(SessionRequest(kind="spark", name="00000000"))
+        found = await asyncio.gather(*(kinds_of_livy.probe(client, SeededRng(seed)) for seed in (1, 2)))
+        assert found == [{}, {}]
+        assert [job.name for job in livy.living()] == ["00000000"]
+
+
+async def test_a_kind_that_is_refused_for_another_reason_is_not_lacking() -> None:
+    livy = PlayedLivy()
+
+    async def refuse(request: web.Request) -> web.Response | None:
+        if request.method != "POST":
+            return None
+        return web.json_response({"msg": "Rejected, Reason: not before noon"}, status=400)
+
+    livy.fault = refuse
+    async with TestServer(livy.app()) as server, LivyClient(str(server.make_url("/"))) as client:
+        assert await kinds_of_livy.probe(client, SeededRng(1)) == {}
 
 
 async def test_configured_kinds_are_not_probed(tmp_path: Path) -> None:

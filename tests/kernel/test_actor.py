@@ -58,6 +58,15 @@ class Call(Effect):
     what: str
 
 
+class HandClock(SystemClock):
+    """A clock whose time since boot is set by hand."""
+
+    now = 0.0
+
+    def boottime(self) -> float:
+        return self.now
+
+
 class Bug(Exception):
     pass
 
@@ -161,6 +170,57 @@ async def test_a_full_disk_delays_the_machine_and_loses_nothing() -> None:
     await task
     assert around.lines[0] == "saved 0 -> 60 with 1"
     assert actor.state.total == 100
+
+
+async def test_a_request_whose_caller_has_gone_is_withdrawn_unless_it_was_handled() -> None:
+    around = Recorded(problems=[full_disk(), full_disk(), full_disk()])
+    actor = around.actor()
+    task = asyncio.ensure_future(run(actor))
+    handled = asyncio.ensure_future(actor.ask(Asked))
+    while len(around.problems) == 3:
+        await asyncio.sleep(0)
+    waiting = asyncio.ensure_future(actor.ask(Asked))
+    await asyncio.sleep(0)
+    assert actor.is_deciding(Asked)
+    for asked in (handled, waiting):
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+    assert actor.is_deciding(Asked), "the first is being stored"
+    actor.tell(Add(100))
+    await task
+    assert not actor.is_deciding(Asked)
+    assert [type(event) for event in actor.state.seen] == [Asked, Add]
+
+
+async def test_an_event_has_the_time_of_its_arrival_also_if_it_waits() -> None:
+    around, times, clock = Recorded(problems=[full_disk()]), list[float](), HandClock()
+    inner = around.actor()
+
+    def timed(state: Count, event: Any, now: Now) -> Step[Count]:
+        times.append(now.boot)
+        return handle(state, event, now)
+
+    actor = Actor(
+        "counter",
+        Count(),
+        handle=timed,
+        save=around.save,
+        perform=around.perform,
+        broken=inner._broken,
+        clock=clock,
+        rng=SeededRng(1),
+    )
+    actor.tell(Add(1))
+    task = asyncio.ensure_future(run(actor))
+    while around.problems:
+        await asyncio.sleep(0)
+    clock.now = 10.0
+    actor.tell(Add(2))
+    clock.now = 900.0
+    actor.tell(Add(97))
+    await task
+    assert times == [0.0, 10.0, 900.0]
 
 
 async def test_an_answer_follows_the_transaction_of_its_step() -> None:

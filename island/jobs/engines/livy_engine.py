@@ -132,7 +132,7 @@ class LivyEngine:
                 self.lacks = {}
                 self._kinds = core.EMBEDDED_LANGUAGES
             else:
-                self.lacks = await self._ask(kinds.probe)
+                self.lacks = await self._ask(lambda livy: kinds.probe(livy, self._rng))
                 self._kinds = tuple(sorted({"batch", *kinds.ALL} - self.lacks.keys()))
         self.version = version
         log.info("engines.up", engine=self.name, version=version, kinds=self._kinds)

@@ -271,10 +271,6 @@ class PostCode(Effect):
     code: str
     language: str
 
-    @property
-    def key(self) -> str:
-        return "statement"
-
 
 @dataclass(frozen=True, slots=True)
 class CancelRemote(Effect):

@@ -6,8 +6,9 @@
                  (any phase)  ────────────► clearing ─────► cleared
 
 The intent of every call that changes something at the engine is stored before the call. After a lost answer or a
-restart, the engine is therefore asked first for the session or batch with the run's name, or for the statement with
-the expected number, before anything is sent again. A run has its place from `fetching` until the engine is cleared.
+restart, the engine is therefore asked first for the session or batch with the run's name, or for the statement with the
+expected number, before anything is sent again. A stock Livy may carry out late a request whose answer was lost, so it
+does not get this statement or batch a second time. A run has its place from `fetching` until the engine is cleared.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ LEASE_CHECK_S: Final = 60.0
 """Maximum number of seconds between two checks of the lease: timers stop while the computer sleeps."""
 
 SEARCH_AGAIN_S: Final = 5.0
-"""Seconds after which a session whose creation was in doubt is searched a second time, before its place is free."""
+"""Seconds after which the engine is asked a second time for a session or statement whose request was in doubt."""
 
 CLEAR_CAP_S: Final = 300.0
 """Maximum number of seconds between two attempts to clear the engine."""
@@ -83,7 +84,7 @@ MAX_NOTES: Final = 150
 
 _ENDING: Final = (
     *(effect.__name__ for effect in (TakePlace, FetchInputs, AskInstance, FindRemote, FollowRemote, ReadRemoteLog)),
-    *(CancelRemote.__name__, "statement"),
+    *(CancelRemote.__name__, PostCode.__name__, "statement"),
     *(f"wait {name}" for name in ("lease", "fetch", "engine", "follow", "statement", "cancel")),
 )
 """The keys of the effects that are stopped when a run ends."""
@@ -177,7 +178,8 @@ def _answered(run: JobRun, event: Any) -> Step[JobRun]:
 
 def _resumed(run: JobRun, forbidden: str, now: Now) -> Step[JobRun]:
     """Begin a run that was accepted, or go on with it after a restart. Its lease starts again."""
-    run = _remember(run, renewed=now.boot)
+    # A stored statement may have been posted before the restart, and its request may still be under way.
+    run = _remember(run, renewed=now.boot, post_doubt=run.open_statement is not None)
     if forbidden:
         return _end_forbidden(run, forbidden)
     if run.stop:
@@ -241,8 +243,8 @@ def _offered(run: JobRun, event: StatementOffered) -> Step[JobRun]:
         refusal = Conflict(f"the session is {run.state}", code="not_ready")
         return Step(run, (Refuse(event.reply, refusal),))
     fresh = RunStatement(event.number, event.code, event.language, run.next_remote)
-    run = _remember(replace(run, statement=fresh), posted=False, cancel_sent=False, failures=0)
-    return Step(run, (Answer(event.reply), PostCode(fresh.remote, fresh.code, fresh.language)))
+    step = _post(_remember(replace(run, statement=fresh), posted=False, cancel_sent=False, failures=0))
+    return Step(step.state, (Answer(event.reply), *step.effects))
 
 
 def _diverged(number: int) -> Conflict:
@@ -403,18 +405,44 @@ def _ask_statement(run: JobRun) -> tuple[Effect, ...]:
     if run.phase == "preparing" and not run.memory.paths:
         return (FetchInputs(run.engine, quiet=True),)  # after a restart
     current = _current(run)
-    return () if current is None else (FollowStatement(current[0]),)
+    if current is None or run.memory.posting:
+        return ()  # the answer to the request that is under way says it
+    return (FollowStatement(current[0]),)
+
+
+def _post(run: JobRun) -> Step[JobRun]:
+    """Post the current statement."""
+    current = _current(run)
+    assert current is not None
+    return Step(
+        _remember(run, posting=True, post_doubt=False, post_lost=False, looked_again=False), (PostCode(*current),)
+    )
+
+
+def _not_there(run: JobRun) -> Step[JobRun]:
+    """The engine does not have the current statement: post it, unless an earlier request may still bring it."""
+    if run.memory.posting:
+        return Step(run)
+    if run.memory.posted:
+        return _lost(run, "the engine no longer knows the statement that was running")
+    if run.memory.post_doubt and not run.memory.looked_again:
+        return Step(_remember(run, looked_again=True), (Wait("statement", SEARCH_AGAIN_S),))
+    if run.memory.post_lost and run.phase == "running" and not run.instance:
+        text = (
+            "Livy's answer to the statement was lost and Livy does not show the statement; it is unknown whether it"
+            " ran. Check its effects before you run it again."
+        )
+        return _without_number(run, core.error_output("StatementUnknown", text))
+    return _post(run)
 
 
 def _statement_shown(run: JobRun, event: RemoteStatement) -> Step[JobRun]:
     current, remote, view = _current(run), event.remote, event.view
     if current is None or current[0] != remote:
         return Step(run)
-    _, code, language = current
     if view is None:
-        if run.memory.posted:
-            return _lost(run, "the engine no longer knows the statement that was running")
-        return Step(run, (PostCode(remote, code, language),))
+        return _not_there(run)
+    code = current[1]
     if view.get("code", code) != code:
         # A database that was restored from a backup may expect a number that the engine has given to later code.
         restored = f"{run.memory.here} was probably restored from a backup"
@@ -452,13 +480,20 @@ def _finished_statement(run: JobRun, state: str, output: str) -> Step[JobRun]:
     return Step(replace(run, statement=done), (Cancel(CancelRemote.__name__), Cancel("wait cancel")))
 
 
+def _without_number(run: JobRun, output: str) -> Step[JobRun]:
+    """End a statement to which the engine gave no number: the next one gets the number that was expected for it."""
+    assert run.statement is not None
+    run = replace(run, statement=replace(run.statement, remote=run.statement.remote - 1))
+    return _finished_statement(run, "error", output)
+
+
 def _view_made(run: JobRun, view: Mapping[str, Any]) -> Step[JobRun]:
     """Go on with the next view of an input, or with the statements of the user."""
     output = view.get("output") or {}
     if output.get("status") == "error":
         return _end(run, "dead", f"the view of an input could not be created: {output.get('evalue', '')}"[:1000])
     made = run.memory.view + 1
-    run = _remember(run, view=made, posted=False)
+    run = _remember(run, view=made, posted=False, post_doubt=False, post_lost=False, looked_again=False)
     if made == len(texts.view_statements(run.work.inputs, run.memory.paths)):
         run = replace(run, phase="running", hidden=made, state="idle")
     return Step(run, _ask_statement(run))
@@ -474,7 +509,7 @@ def _posted(run: JobRun, expected: int, remote: int) -> Step[JobRun]:
     if run.phase == "running":
         assert run.statement is not None
         run = replace(run, statement=replace(run.statement, remote=remote))
-    step = _cancelled(_remember(run, posted=True, failures=0))
+    step = _cancelled(_remember(run, posted=True, posting=False, failures=0))
     return Step(step.state, (FollowStatement(remote), *step.effects))
 
 
@@ -547,6 +582,9 @@ def _not_followed(run: JobRun, event: EffectFailed) -> Step[JobRun]:
 
 
 def _statement_failed(run: JobRun, event: EffectFailed) -> Step[JobRun]:
+    if isinstance(event.effect, PostCode):
+        lost = _may_have_begun(event)
+        run = _remember(run, posting=False, post_doubt=lost, post_lost=lost)
     if event.kind is FailureKind.LOST:
         return _lost(run, event.text)
     if _current(run) is None:
@@ -556,12 +594,17 @@ def _statement_failed(run: JobRun, event: EffectFailed) -> Step[JobRun]:
     if event.kind is FailureKind.REFUSED and isinstance(event.effect, PostCode):
         if run.phase == "preparing":
             return _end(run, "dead", f"the view of an input could not be created: {event.text}"[:1000])
-        assert run.statement is not None
-        # The engine gave it no number, so the next statement gets the one that was expected for it.
-        run = replace(run, statement=replace(run.statement, remote=run.statement.remote - 1))
-        return _finished_statement(run, "error", core.error_output("Refused", event.text))
+        return _without_number(run, core.error_output("Refused", event.text))
     run = _remember(_silent(run, event.text), failures=run.memory.failures + 1)
     return Step(run, (_pause(run, "statement", run.memory.failures, base=0.2, cap=5.0),))
+
+
+def _may_have_begun(event: EffectFailed) -> bool:
+    """Whether the engine may still run a statement although its request failed."""
+    if event.kind is FailureKind.ERROR:
+        # Livy refuses a statement of a session that is not ready. Other errors may come from a proxy before Livy.
+        return "Session is in state" not in event.text
+    return event.kind is FailureKind.SILENT
 
 
 def _not_kept(run: JobRun, event: EffectFailed) -> Step[JobRun]:

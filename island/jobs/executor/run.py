@@ -112,6 +112,14 @@ class RunMemory:
     """Number of the statement that creates the next view."""
     posted: bool = False
     """The engine has confirmed that it has the current statement."""
+    posting: bool = False
+    """The request with the current statement is under way."""
+    post_doubt: bool = False
+    """The engine may have got the current statement, and may still begin it: it is asked again after a pause."""
+    post_lost: bool = False
+    """The answer to the current statement was lost while this island was up."""
+    looked_again: bool = False
+    """The engine was asked once for a statement in doubt, and did not have it."""
     cancel_sent: bool = False
     part_since: float | None = None
     """Begin of the part that is measured now, in seconds since boot; None if this island was restarted since."""

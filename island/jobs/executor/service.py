@@ -395,9 +395,15 @@ class Executor:
         return EmptyAnswer()
 
     async def status(self, sender: IslandId, request: StatusRequest) -> JobReport:
-        """Report the current state of the run, and renew its lease."""
+        """Report the current state of the run, and renew its lease.
+
+        Raises `Conflict` with the code `not_ready` while it is open whether the run has a statement.
+        """
         if (actor := self._driver.living(request.job, request.epoch)) is not None:
             actor.tell(HomeHeard())
+            if actor.is_deciding(StatementOffered):
+                # A report without the statement would tell home that it will not run.
+                raise Conflict(f"a statement of {request.job} is being stored", code="not_ready")
             run, version = actor.state, actor.state.memory.version
         else:
             found = await self._state.read(lambda conn: run_store.get(conn, request.job, request.epoch))
