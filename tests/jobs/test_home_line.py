@@ -221,3 +221,39 @@ def test_a_job_that_the_engine_of_home_refuses_runs_elsewhere(pinned: bool) -> N
         assert not broken.created and len(engine.created) == 1
 
     simulate(51, scenario)
+
+
+@pytest.mark.parametrize("where", ["home", "there"])
+def test_a_job_survives_a_request_for_an_offer_that_is_not_answered(where: str) -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), PlayedEngine()
+        home = await world.island("home", engine=engine if where == "home" else None)
+        await world.island("there", engine=engine if where == "there" else None, jobs=OPEN)
+        await world.linked()
+        asked = asyncio.Event()
+
+        async def hang_once(what: str, when: str) -> None:
+            if (what, when) == ("instance", "before") and not asked.is_set():
+                asked.set()
+                await asyncio.Event().wait()
+
+        engine.fault = hang_once
+        job = await world.settled(home, await world.open(home))
+        assert asked.is_set()
+        assert job.state == "idle", job.reason
+        assert f"waiting up to 30 s for {where} to answer" in await world.log(home, job)
+
+    simulate(52, scenario)
+
+
+def test_more_jobs_than_may_reserve_a_place_at_the_same_time_wait_in_line() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine(), jobs={"max_live_per_user": 1000}, max_sessions=300)
+        jobs = await asyncio.gather(*(world.open(home) for _ in range(300)))
+        home.disk.slow = 1.0
+        await asyncio.sleep(60)
+        rows = await _now(world, list(jobs))
+        assert all(row.live for row in rows), [row.reason for row in rows if not row.live]
+
+    simulate(53, scenario)

@@ -194,7 +194,7 @@ def test_a_job_waits_thirty_seconds_for_an_island_that_was_up_recently() -> None
     job.on(JobTakenUp())
     nobody = decision(refusals={"a": "down"})
     assert job.answer(PlaceFound, nobody, absent=("a",)) == [Wait("retry", 2.0)]
-    assert "waiting up to 30 s for a session with a" in job.notes()
+    assert "waiting up to 30 s for a to answer" in job.notes()
     job.now = Now(job.now.wall, 29.0)
     assert job.on(Elapsed("retry")) == [FindPlace(0)]
     assert job.answer(PlaceFound, nobody, absent=("a",)) == [Wait("retry", 1.0)]

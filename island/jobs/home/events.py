@@ -158,7 +158,7 @@ class PlaceFound:
     """The offers. `decision.chosen` is "" if there is no place now.
 
     `full`: some island could run the job but has no free place. `absent`: names of islands that may run the job
-    and that were linked a short time ago.
+    and that were linked a short time ago, or did not answer the request for an offer.
     """
 
     effect: Effect

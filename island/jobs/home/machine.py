@@ -413,7 +413,7 @@ class _Turn:
         if self.job.search.patience is None:
             self.search(patience=self.now.boot + PATIENCE_S)
             names = ", ".join(event.absent)
-            self.note(f"no island can run the job yet; waiting up to {PATIENCE_S:.0f} s for a session with {names}")
+            self.note(f"no island can run the job yet; waiting up to {PATIENCE_S:.0f} s for {names} to answer")
         left = (self.job.search.patience or 0.0) - self.now.boot
         if left <= 0:
             return False
