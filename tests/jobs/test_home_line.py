@@ -10,6 +10,7 @@ import pytest
 from island.errors import BadInput, IslandError
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import StatementReport
+from island.kernel.ids import IslandId
 from island.trust.users import Principal
 from tests.sim.archipelago import Archipelago, simulate
 from tests.sim.jobs import OPEN, USER, PlayedEngine, World
@@ -257,3 +258,33 @@ def test_more_jobs_than_may_reserve_a_place_at_the_same_time_wait_in_line() -> N
         assert all(row.live for row in rows), [row.reason for row in rows if not row.live]
 
     simulate(53, scenario)
+
+
+def test_an_island_that_dies_at_a_commit_does_not_block_the_line() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home")
+        islands = [await world.island(name, engine=PlayedEngine(), jobs={**OPEN, "max_foreign": 1}) for name in "ab"]
+        await world.linked()
+        first = [await world.settled(home, await world.open(home)) for _ in islands]
+        waiting = [await world.open(home) for _ in range(2)]
+        await asyncio.sleep(10)
+        assert all([("waits in line" in await world.log(home, job)) for job in waiting])
+        asked = asyncio.Event()
+
+        async def hang(_sender: IslandId, _body: bytes) -> bytes:
+            asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        dying = next(island for island in islands if island.id == first[0].executor)
+        assert dying.peers is not None
+        dying.peers._requests["job.commit"] = hang
+        await world.jobs["home"].end(first[0], deleted=True)
+        await asyncio.wait_for(asked.wait(), 60)
+        await a.crash(dying)
+        await world.jobs["home"].end(first[1], deleted=True)
+        second = await world.settled(home, max(waiting, key=lambda job: job.id))
+        assert (second.state, second.executor) == ("idle", first[1].executor)
+
+    simulate(54, scenario)

@@ -176,8 +176,10 @@ def test_a_job_behind_others_asks_nobody_and_leaves_the_line_when_it_is_placed()
     assert job.answer(BehindOthers, 7) == [AwaitTurn(0)]
     assert "behind 7 others" in job.notes()
     job.answer(TurnCame)
-    job.found("a")
-    assert job.answer(CommitAnswered, CommitAnswer(accepted=True))[0] == LeaveLine()
+    # The others do not wait for the answer to the commit, which may never come.
+    assert job.found("a") == [LeaveLine(), SendCommit("a", 1, "place at a")]
+    job.answer(CommitAnswered, CommitAnswer(accepted=False, code=FULL, reason="full"))
+    assert job.full() == [AwaitTurn(1)]  # it joins the line again, at its old position
 
 
 def test_a_job_that_no_island_can_run_ends_with_all_reasons() -> None:

@@ -84,7 +84,7 @@ class AwaitTurn(Effect):
 
 @dataclass(frozen=True, slots=True)
 class LeaveLine(Effect):
-    """The job has a place or has ended: the next job in line may try."""
+    """The job was offered a place or has ended: the next job in line may try."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -388,6 +388,10 @@ class _Turn:
         )
         if reservations:
             self.do(DeclinePlaces(tuple(reservations.items())))
+        # The next in line need not wait for the answer to the commit: the island may have died.
+        if self.job.search.in_line:
+            self.search(in_line=False)
+            self.do(LeaveLine())
 
     def join_line(self, event: PlaceFound) -> None:
         if not self.job.search.in_line:
@@ -471,8 +475,6 @@ class _Turn:
     def commit_answered(self, event: CommitAnswered) -> None:
         self.answered()
         if event.answer.accepted:
-            if self.job.search.in_line:
-                self.do(LeaveLine())
             self.change(phase="placed", search=PlaceSearch(refused=self.job.search.refused), contact=ExecutorContact())
         else:
             self.commit_refused(event.answer.code, event.answer.reason, proof=not self.job.contact.unanswered)
