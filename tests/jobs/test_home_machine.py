@@ -320,6 +320,15 @@ def test_an_executor_that_forgot_the_run_ends_the_job() -> None:
     assert end.state == "dead" and "no longer knows this job" in end.reason
 
 
+def test_a_statement_that_meets_the_end_of_its_run_leaves_the_last_word_to_the_report() -> None:
+    job = placed("idle")
+    assert job.on(StatementAccepted(0, HASH)) == [SendStatement("a", 1, 0)]
+    assert job.answer(ExecutorRefused, "not_found", "no run is alive") == [Wait("retry", 0.2)]
+    assert job.on(Elapsed("retry")) == [AskReport("a", 1, 0, 1)]
+    assert job.report("dead", ended=True, reason="ended by the administrator") == [SendRelease("a", 1)]
+    assert KeepEnd("dead", "ended by the administrator", -1) in job.writes
+
+
 def test_a_stop_before_the_commit_is_answered_stops_first_and_then_learns_what_happened() -> None:
     job = Played()
     job.on(JobTakenUp())

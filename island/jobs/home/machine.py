@@ -616,9 +616,10 @@ class _Turn:
 
     def executor_refused(self, event: ExecutorRefused) -> None:
         self.answered()
-        if isinstance(event.effect, SendStatement):
+        if is_statement := isinstance(event.effect, SendStatement):
             self.contact(sent=event.effect.number - 1, stale=True)
-        if event.code == "not_ready":
+        # A statement is not taken when the run has just ended: the report tells how.
+        if event.code == "not_ready" or (is_statement and event.code == "not_found"):
             self.contact(stale=True)
             self.pause(NOT_READY_S)
         elif self.job.phase == "placed":
