@@ -11,6 +11,7 @@ from island.errors import BadInput, IslandError
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import StatementReport
 from island.kernel.ids import IslandId
+from island.livy.messages import SessionRequest
 from island.trust.users import Principal
 from tests.sim.archipelago import Archipelago, simulate
 from tests.sim.jobs import OPEN, USER, PlayedEngine, World
@@ -288,3 +289,44 @@ def test_an_island_that_dies_at_a_commit_does_not_block_the_line() -> None:
         assert (second.state, second.executor) == ("idle", first[1].executor)
 
     simulate(54, scenario)
+
+
+def test_jobs_with_other_names_of_their_application_wait_in_the_same_line() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home")
+        await world.island("there", engine=PlayedEngine(), jobs={**OPEN, "max_foreign": 1})
+        await world.linked()
+        jobs, placed = world.jobs["home"], await world.settled(home, await world.open(home))
+        waiting = []
+        for number in range(6):
+            request = SessionRequest(kind="pyspark", conf={"spark.app.name": f"app {number}"})
+            waiting.append(await jobs.open_session(USER, request))
+            await asyncio.sleep(1)  # ids tell the order of acceptance by the millisecond
+        while waiting:
+            await jobs.end(placed, deleted=True)
+            placed = await world.settled(home, waiting.pop(0))
+            assert placed.state == "idle"
+            assert {row.phase for row in await _now(world, waiting)} <= {"routing"}
+
+    simulate(55, scenario)
+
+
+def test_a_job_that_only_home_may_run_does_not_keep_others_from_another_island() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine(), jobs={"max_live_per_user": 200}, max_sessions=1)
+        there = await world.island("there", engine=PlayedEngine(), jobs=OPEN)
+        await world.linked()
+        for _ in range(101):
+            await world.open(home, queue="island:home")
+        await asyncio.sleep(10)
+        request = SessionRequest(kind="pyspark", conf={"spark.sql.optimizer.maxIterations": "50"})
+        stays = await world.jobs["home"].open_session(USER, request)
+        await asyncio.sleep(10)
+        assert "waits in line" in await world.log(home, stays)
+        goes = await world.settled(home, await world.open(home))
+        assert (goes.state, goes.executor) == ("idle", there.id)
+        assert [row.phase for row in await _now(world, [stays])] == ["routing"]
+
+    simulate(56, scenario)

@@ -312,6 +312,14 @@ def test_a_refused_statement_may_be_sent_again_and_a_diverged_one_ends_the_sessi
     assert any(isinstance(write, KeepEnd) for write in job.writes)
 
 
+def test_a_job_in_line_tells_who_has_refused_it() -> None:
+    job = Played()
+    job.on(JobTakenUp())
+    job.found("a")
+    job.answer(CommitAnswered, CommitAnswer(accepted=False, code=POLICY, reason="no"))
+    assert job.full("b") == [AwaitTurn(1, (("a", "no"),))]
+
+
 def test_an_executor_that_forgot_the_run_ends_the_job() -> None:
     job = placed("idle")
     job.on(ExecutorNews())

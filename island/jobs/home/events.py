@@ -77,9 +77,13 @@ class FindPlace(Effect):
 
 @dataclass(frozen=True, slots=True)
 class AwaitTurn(Effect):
-    """Wait in line until a place may be free. The job keeps its position until `LeaveLine`."""
+    """Wait in line until a place may be free. The job keeps its position until `LeaveLine`.
+
+    `refused` is as in `FindPlace`.
+    """
 
     epoch: int
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -407,7 +407,7 @@ class _Turn:
 
     def await_turn(self) -> None:
         self.search(in_line=True, patience=None)
-        self.ask(AwaitTurn(self.job.epoch))
+        self.ask(AwaitTurn(self.job.epoch, self.job.search.refused))
 
     def turn_came(self, _: TurnCame) -> None:
         """Nothing to note: the job asks for offers again."""
