@@ -330,3 +330,14 @@ def test_a_job_that_only_home_may_run_does_not_keep_others_from_another_island()
         assert [row.phase for row in await _now(world, [stays])] == ["routing"]
 
     simulate(56, scenario)
+
+
+def test_a_heartbeat_timeout_below_zero_means_none_as_in_livy() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        job = await world.settled(home, await world.open(home, heartbeat_timeout_in_second=-5))
+        assert job.state == "idle", job.reason
+        assert "did it" in (await world.run(home, job, "it")).output
+
+    simulate(57, scenario)

@@ -455,7 +455,7 @@ def _as_home_job(row: JobRow, statements: Sequence[StatementRow], executor_name:
             request_hash=row.request_hash,
             work=row.work,
             pin=row.pin,
-            heartbeat=float(row.request.get("heartbeatTimeoutInSecond") or 0) if row.kind == "session" else 0.0,
+            heartbeat=max(0.0, row.request.get("heartbeatTimeoutInSecond") or 0) if row.kind == "session" else 0.0,
         ),
         phase=phase,
         epoch=row.epoch,
