@@ -444,7 +444,7 @@ def test_a_wait_is_logged_once() -> None:
         job = await world.settled(home, await world.open(home, "there/stars"))
         assert job.state == "error" and "no holder (there) is up" in job.reason
         log = await world.log(home, job)
-        assert log.count("asking home for an offer") == log.count("waiting up to 30 s for a session with there") == 1
+        assert log.count("asking home for an offer") == log.count("waiting up to 30 s for there to answer") == 1
 
     simulate(15, scenario)
 

@@ -10,6 +10,8 @@ import pytest
 from island.errors import BadInput, IslandError
 from island.jobs.home.store import JobRow, StatementRow
 from island.jobs.messages import StatementReport
+from island.kernel.ids import IslandId
+from island.livy.messages import SessionRequest
 from island.trust.users import Principal
 from tests.sim.archipelago import Archipelago, simulate
 from tests.sim.jobs import OPEN, USER, PlayedEngine, World
@@ -221,3 +223,121 @@ def test_a_job_that_the_engine_of_home_refuses_runs_elsewhere(pinned: bool) -> N
         assert not broken.created and len(engine.created) == 1
 
     simulate(51, scenario)
+
+
+@pytest.mark.parametrize("where", ["home", "there"])
+def test_a_job_survives_a_request_for_an_offer_that_is_not_answered(where: str) -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, engine = World(a), PlayedEngine()
+        home = await world.island("home", engine=engine if where == "home" else None)
+        await world.island("there", engine=engine if where == "there" else None, jobs=OPEN)
+        await world.linked()
+        asked = asyncio.Event()
+
+        async def hang_once(what: str, when: str) -> None:
+            if (what, when) == ("instance", "before") and not asked.is_set():
+                asked.set()
+                await asyncio.Event().wait()
+
+        engine.fault = hang_once
+        job = await world.settled(home, await world.open(home))
+        assert asked.is_set()
+        assert job.state == "idle", job.reason
+        assert f"waiting up to 30 s for {where} to answer" in await world.log(home, job)
+
+    simulate(52, scenario)
+
+
+def test_more_jobs_than_may_reserve_a_place_at_the_same_time_wait_in_line() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine(), jobs={"max_live_per_user": 1000}, max_sessions=300)
+        jobs = await asyncio.gather(*(world.open(home) for _ in range(300)))
+        home.disk.slow = 1.0
+        await asyncio.sleep(60)
+        rows = await _now(world, list(jobs))
+        assert all(row.live for row in rows), [row.reason for row in rows if not row.live]
+
+    simulate(53, scenario)
+
+
+def test_an_island_that_dies_at_a_commit_does_not_block_the_line() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home")
+        islands = [await world.island(name, engine=PlayedEngine(), jobs={**OPEN, "max_foreign": 1}) for name in "ab"]
+        await world.linked()
+        first = [await world.settled(home, await world.open(home)) for _ in islands]
+        waiting = [await world.open(home) for _ in range(2)]
+        await asyncio.sleep(10)
+        assert all([("waits in line" in await world.log(home, job)) for job in waiting])
+        asked = asyncio.Event()
+
+        async def hang(_sender: IslandId, _body: bytes) -> bytes:
+            asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        dying = next(island for island in islands if island.id == first[0].executor)
+        assert dying.peers is not None
+        dying.peers._requests["job.commit"] = hang
+        await world.jobs["home"].end(first[0], deleted=True)
+        await asyncio.wait_for(asked.wait(), 60)
+        await a.crash(dying)
+        await world.jobs["home"].end(first[1], deleted=True)
+        second = await world.settled(home, max(waiting, key=lambda job: job.id))
+        assert (second.state, second.executor) == ("idle", first[1].executor)
+
+    simulate(54, scenario)
+
+
+def test_jobs_with_other_names_of_their_application_wait_in_the_same_line() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home")
+        await world.island("there", engine=PlayedEngine(), jobs={**OPEN, "max_foreign": 1})
+        await world.linked()
+        jobs, placed = world.jobs["home"], await world.settled(home, await world.open(home))
+        waiting = []
+        for number in range(6):
+            request = SessionRequest(kind="pyspark", conf={"spark.app.name": f"app {number}"})
+            waiting.append(await jobs.open_session(USER, request))
+            await asyncio.sleep(1)  # ids tell the order of acceptance by the millisecond
+        while waiting:
+            await jobs.end(placed, deleted=True)
+            placed = await world.settled(home, waiting.pop(0))
+            assert placed.state == "idle"
+            assert {row.phase for row in await _now(world, waiting)} <= {"routing"}
+
+    simulate(55, scenario)
+
+
+def test_a_job_that_only_home_may_run_does_not_keep_others_from_another_island() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine(), jobs={"max_live_per_user": 200}, max_sessions=1)
+        there = await world.island("there", engine=PlayedEngine(), jobs=OPEN)
+        await world.linked()
+        for _ in range(101):
+            await world.open(home, queue="island:home")
+        await asyncio.sleep(10)
+        request = SessionRequest(kind="pyspark", conf={"spark.sql.optimizer.maxIterations": "50"})
+        stays = await world.jobs["home"].open_session(USER, request)
+        await asyncio.sleep(10)
+        assert "waits in line" in await world.log(home, stays)
+        goes = await world.settled(home, await world.open(home))
+        assert (goes.state, goes.executor) == ("idle", there.id)
+        assert [row.phase for row in await _now(world, [stays])] == ["routing"]
+
+    simulate(56, scenario)
+
+
+def test_a_heartbeat_timeout_below_zero_means_none_as_in_livy() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world = World(a)
+        home = await world.island("home", engine=PlayedEngine())
+        job = await world.settled(home, await world.open(home, heartbeat_timeout_in_second=-5))
+        assert job.state == "idle", job.reason
+        assert "did it" in (await world.run(home, job, "it")).output
+
+    simulate(57, scenario)

@@ -176,8 +176,10 @@ def test_a_job_behind_others_asks_nobody_and_leaves_the_line_when_it_is_placed()
     assert job.answer(BehindOthers, 7) == [AwaitTurn(0)]
     assert "behind 7 others" in job.notes()
     job.answer(TurnCame)
-    job.found("a")
-    assert job.answer(CommitAnswered, CommitAnswer(accepted=True))[0] == LeaveLine()
+    # The others do not wait for the answer to the commit, which may never come.
+    assert job.found("a") == [LeaveLine(), SendCommit("a", 1, "place at a")]
+    job.answer(CommitAnswered, CommitAnswer(accepted=False, code=FULL, reason="full"))
+    assert job.full() == [AwaitTurn(1)]  # it joins the line again, at its old position
 
 
 def test_a_job_that_no_island_can_run_ends_with_all_reasons() -> None:
@@ -194,7 +196,7 @@ def test_a_job_waits_thirty_seconds_for_an_island_that_was_up_recently() -> None
     job.on(JobTakenUp())
     nobody = decision(refusals={"a": "down"})
     assert job.answer(PlaceFound, nobody, absent=("a",)) == [Wait("retry", 2.0)]
-    assert "waiting up to 30 s for a session with a" in job.notes()
+    assert "waiting up to 30 s for a to answer" in job.notes()
     job.now = Now(job.now.wall, 29.0)
     assert job.on(Elapsed("retry")) == [FindPlace(0)]
     assert job.answer(PlaceFound, nobody, absent=("a",)) == [Wait("retry", 1.0)]
@@ -310,12 +312,29 @@ def test_a_refused_statement_may_be_sent_again_and_a_diverged_one_ends_the_sessi
     assert any(isinstance(write, KeepEnd) for write in job.writes)
 
 
+def test_a_job_in_line_tells_who_has_refused_it() -> None:
+    job = Played()
+    job.on(JobTakenUp())
+    job.found("a")
+    job.answer(CommitAnswered, CommitAnswer(accepted=False, code=POLICY, reason="no"))
+    assert job.full("b") == [AwaitTurn(1, (("a", "no"),))]
+
+
 def test_an_executor_that_forgot_the_run_ends_the_job() -> None:
     job = placed("idle")
     job.on(ExecutorNews())
     assert job.answer(ExecutorRefused, "not_found", "no run") == [SendRelease("a", 1)]
     [end] = [write for write in job.writes if isinstance(write, KeepEnd)]
     assert end.state == "dead" and "no longer knows this job" in end.reason
+
+
+def test_a_statement_that_meets_the_end_of_its_run_leaves_the_last_word_to_the_report() -> None:
+    job = placed("idle")
+    assert job.on(StatementAccepted(0, HASH)) == [SendStatement("a", 1, 0)]
+    assert job.answer(ExecutorRefused, "not_found", "no run is alive") == [Wait("retry", 0.2)]
+    assert job.on(Elapsed("retry")) == [AskReport("a", 1, 0, 1)]
+    assert job.report("dead", ended=True, reason="ended by the administrator") == [SendRelease("a", 1)]
+    assert KeepEnd("dead", "ended by the administrator", -1) in job.writes
 
 
 def test_a_stop_before_the_commit_is_answered_stops_first_and_then_learns_what_happened() -> None:

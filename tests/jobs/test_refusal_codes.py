@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from typing import Any
 
@@ -32,6 +33,7 @@ from island.jobs.messages import (
     StopRequest,
 )
 from island.kernel import codec
+from island.kernel.ids import IslandId
 from island.livy.client import ANSWERED
 from tests.sim.archipelago import Archipelago, SimIsland, simulate
 from tests.sim.jobs import OPEN, PlayedEngine, World
@@ -105,7 +107,8 @@ def test_a_refused_commit_has_a_code() -> None:
     async def scenario(a: Archipelago) -> None:
         world, home = await two(a, PlayedEngine(), {**OPEN, "max_foreign": 1})
         heads = [envelope(home, number) for number in range(6)]
-        places = [(await offered(world, home, head)).reservation for head in heads]
+        # Offers that are made at the same time do not count each other.
+        places = [offer.reservation for offer in await asyncio.gather(*(offered(world, home, head) for head in heads))]
         assert (await committed(world, home, heads[0], places[0])).accepted
         assert (await committed(world, home, heads[0], places[0])).accepted, "a repetition has the same answer"
         assert (await committed(world, home, heads[1], places[1])).code == FULL
@@ -121,6 +124,31 @@ def test_a_refused_commit_has_a_code() -> None:
         assert (await committed(world, home, heads[5], places[5])).code == RESERVATION_EXPIRED
 
     simulate(2, scenario)
+
+
+def test_an_island_whose_places_are_all_reserved_is_full() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home = await two(a, PlayedEngine(), {**OPEN, "max_foreign": 2})
+        first, second, third = (envelope(home, number) for number in range(3))
+        declined = (await offered(world, home, first)).reservation
+        assert (await offered(world, home, second)).reservation
+        assert (await offered(world, home, third)).code == FULL
+        assert (await offered(world, home, second)).reservation, "a job replaces its own reservation"
+        world.jobs["there"].executor.decline(IslandId(home.id), declined)
+        assert (await offered(world, home, third)).reservation
+
+    simulate(4, scenario)
+
+
+def test_a_home_that_has_reserved_too_many_places_is_refused_for_now() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, home = await two(a, PlayedEngine(), {**OPEN, "max_foreign": 1000})
+        world.engines["there"].capacity = 1000  # type: ignore[union-attr]  # `two` was given this engine
+        offers = [await offered(world, home, envelope(home, number)) for number in range(201)]
+        assert all(offer.reservation for offer in offers[:200])
+        assert offers[200].code == FULL and "too many places are reserved" in offers[200].refusal
+
+    simulate(5, scenario)
 
 
 @pytest.mark.parametrize(

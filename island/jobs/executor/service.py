@@ -75,6 +75,9 @@ log = structlog.get_logger("island")
 MAX_WAITING = 100
 """Maximum number of runs that wait for a place at this island."""
 
+MAX_RESERVED, MAX_RESERVED_BY_ONE = 1000, 200
+"""Maximum number of places that are reserved at a time, by all homes and by one of them."""
+
 ENGINE_S = 5.0
 """Seconds for the answer of one engine to a request for an offer, if this island has several."""
 
@@ -141,7 +144,7 @@ class Executor:
 
     async def offer(self, sender: IslandId, request: OfferRequest) -> Offer:
         """Answer a request for an offer: a reservation with this island's own estimates, or a refusal with a reason."""
-        if refusal := self._refusal(sender, request.envelope) or self._no_room(sender):
+        if refusal := self._refusal(sender, request.envelope) or self._no_room(sender, request.envelope.job):
             return refusal.offer()
         kinds = await self._kinds()
         able = [engine for engine in self._engines.all() if request.language in kinds.get(engine.name, ())]
@@ -154,6 +157,8 @@ class Executor:
                 return JobRefusal(NO_INPUT, problem).offer()
             parts.append(part)
         wait = self._wait(request.envelope.job, able)
+        if self._reserves_too_many(sender, request.envelope.job):
+            return JobRefusal(FULL, f"too many places are reserved there, for up to {RESERVATION_S:.0f} s").offer()
         return Offer(
             reservation=self._reserve(request.envelope.job, sender).id,
             wait=wait,
@@ -199,21 +204,25 @@ class Executor:
         except IslandError:
             return False  # the name is unknown or ambiguous
 
-    def _no_room(self, sender: IslandId) -> JobRefusal | None:
+    def _no_room(self, sender: IslandId, job: str) -> JobRefusal | None:
         if not self._engines.all():
             return self._unable("", False)
         alive = self._driver.alive
         foreign = sum(run.home != self._trust.me for run in alive)
-        return self._over_limit(sender, len(alive), foreign)
+        # Only the reservations of the same home count: one home must not be able to keep the others out with them.
+        return self._over_limit(sender, len(alive), foreign, self._reserved(sender, job))
 
-    def _over_limit(self, sender: IslandId, alive: int, foreign: int) -> JobRefusal | None:
-        """The refusal if this island runs, or has in line, as many jobs as it may; `foreign` are those of others."""
-        limit = self._config.jobs.max_foreign
-        if sender != self._trust.me and foreign >= limit:
-            reason = f"it runs {foreign} foreign jobs already (jobs.max_foreign = {limit} in its island.toml)"
+    def _over_limit(self, sender: IslandId, alive: int, foreign: int, reserved: int = 0) -> JobRefusal | None:
+        """The refusal if this island runs, or has in line, as many jobs as it may.
+
+        `foreign` are the jobs of others; `reserved` places are kept for other jobs of the sender.
+        """
+        limit, kept = self._config.jobs.max_foreign, f", and {reserved} places are reserved" if reserved else ""
+        if sender != self._trust.me and foreign + reserved >= limit:
+            reason = f"it runs {foreign} foreign jobs already{kept} (jobs.max_foreign = {limit} in its island.toml)"
             return JobRefusal(FULL, reason)
-        if alive >= sum(engine.capacity for engine in self._engines.all()) + MAX_WAITING:
-            return JobRefusal(FULL, f"{alive} jobs run or wait there already")
+        if alive + reserved >= sum(engine.capacity for engine in self._engines.all()) + MAX_WAITING:
+            return JobRefusal(FULL, f"{alive} jobs run or wait there already{kept}")
         return None
 
     @staticmethod
@@ -281,17 +290,26 @@ class Executor:
 
     def _wait(self, job: str, able: list[EnginePort]) -> float:
         """Estimated seconds until one of these engines has a place for a job."""
-        now, places = self._clock.monotonic(), self._driver.places
+        self._forget_expired()
+        reserved = sum(1 for place in self._reservations.values() if place.job != job)
+        return self._driver.places.expected_wait(able, reserved)
+
+    def _forget_expired(self) -> None:
+        now = self._clock.monotonic()
         for key in [key for key, place in self._reservations.items() if place.expires <= now]:
             del self._reservations[key]
-        reserved = sum(1 for place in self._reservations.values() if place.job != job)
-        return places.expected_wait(able, reserved)
+
+    def _reserved(self, home: IslandId, but: str) -> int:
+        """The number of places that are kept for other jobs of a home than `but`."""
+        self._forget_expired()
+        return sum(place.home == home and place.job != but for place in self._reservations.values())
+
+    def _reserves_too_many(self, home: IslandId, job: str) -> bool:
+        return self._reserved(home, job) >= MAX_RESERVED_BY_ONE or len(self._reservations) >= MAX_RESERVED
 
     def _reserve(self, job: str, home: IslandId) -> Reservation:
         for key in [key for key, place in self._reservations.items() if place.job == job and place.home == home]:
             del self._reservations[key]
-        if len(self._reservations) >= 1000 or sum(place.home == home for place in self._reservations.values()) >= 200:
-            raise Conflict("too many places are reserved at this island", hint="Reservations expire after 30 s.")
         place = Reservation(self._rng.bytes(8).hex(), job, home, self._clock.monotonic() + RESERVATION_S)
         self._reservations[place.id] = place
         return place
@@ -344,7 +362,7 @@ class Executor:
         if refusal is None and run_store.newest_epoch(conn, envelope.job) > envelope.epoch:
             refusal = JobRefusal(STOPPED, "a later epoch of this job was already committed")
         if refusal is None:
-            # Offers do not count each other, so that many at a time may pass the limits: they hold here.
+            # Offers at the same time do not count each other, so that many may pass the limits: they hold here.
             foreign = run_store.count_alive(conn, without_home=self._trust.me)
             refusal = self._over_limit(sender, run_store.count_alive(conn), foreign)
         if refusal is not None:

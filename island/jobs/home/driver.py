@@ -20,6 +20,7 @@ from island.jobs import batch_files, core
 from island.jobs.cost_model import CostModel
 from island.jobs.dependencies import JobsDependencies
 from island.jobs.exchange import JobExchange
+from island.jobs.foreign_conf import refused_foreign_keys
 from island.jobs.home import hints, machine, observation_store, reports, store
 from island.jobs.home.envelopes import envelope
 from island.jobs.home.events import (
@@ -287,7 +288,7 @@ class HomeDriver:
             case FindPlace() | SendCommit() | AskReport() | SendStatement() | SendStop() | SendRelease():
                 return await self._exchanged(job, effect)
             case AwaitTurn():
-                await self._line.turn(job.id, _requirements(job))
+                await self._line.turn(job.id, _requirements(job, effect))
                 return TurnCame(effect)
             case LeaveLine():
                 self._line.leave(job.id)
@@ -328,7 +329,7 @@ class HomeDriver:
         return to == self._trust.me or self._peers.link(IslandId(to)) is not None
 
     async def _find_place(self, job: JobFacts, effect: FindPlace) -> Any:
-        if ahead := self._line.ahead(job.id, _requirements(job)):
+        if ahead := self._line.ahead(job.id, _requirements(job, effect)):
             return BehindOthers(effect, ahead)
         try:
             found = await self._placement.find(job, effect.epoch + 1, dict(effect.refused))
@@ -431,11 +432,17 @@ def _shown(job: HomeJob) -> tuple[object, ...]:
     return job.phase, job.open, job.contact.sent, job.contact.lost_since
 
 
-def _requirements(job: JobFacts) -> str:
-    """What jobs have in common that may run at the same islands, as text."""
+def _requirements(job: JobFacts, search: FindPlace | AwaitTurn) -> str:
+    """What jobs have in common that may run at the same islands, as text.
+
+    Of the conf it is only whether other islands accept its keys. An island that refuses a job for other settings of
+    it becomes one of those that have refused the job.
+    """
     work = job.work
     inputs = [(ref.owner, ref.name, ref.snapshot) for ref in work.inputs]
-    return core.compact_json([job.pin, work.kind, work.language, inputs, sorted(work.conf.items())])
+    only_here = bool(refused_foreign_keys(work.conf))
+    refused = sorted(island for island, _ in search.refused)
+    return core.compact_json([job.pin, work.kind, work.language, inputs, only_here, refused])
 
 
 def _as_home_job(row: JobRow, statements: Sequence[StatementRow], executor_name: str) -> HomeJob:
@@ -448,7 +455,7 @@ def _as_home_job(row: JobRow, statements: Sequence[StatementRow], executor_name:
             request_hash=row.request_hash,
             work=row.work,
             pin=row.pin,
-            heartbeat=float(row.request.get("heartbeatTimeoutInSecond") or 0) if row.kind == "session" else 0.0,
+            heartbeat=max(0.0, row.request.get("heartbeatTimeoutInSecond") or 0) if row.kind == "session" else 0.0,
         ),
         phase=phase,
         epoch=row.epoch,

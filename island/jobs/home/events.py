@@ -77,14 +77,18 @@ class FindPlace(Effect):
 
 @dataclass(frozen=True, slots=True)
 class AwaitTurn(Effect):
-    """Wait in line until a place may be free. The job keeps its position until `LeaveLine`."""
+    """Wait in line until a place may be free. The job keeps its position until `LeaveLine`.
+
+    `refused` is as in `FindPlace`.
+    """
 
     epoch: int
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveLine(Effect):
-    """The job has a place or has ended: the next job in line may try."""
+    """The job was offered a place or has ended: the next job in line may try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,7 @@ class PlaceFound:
     """The offers. `decision.chosen` is "" if there is no place now.
 
     `full`: some island could run the job but has no free place. `absent`: names of islands that may run the job
-    and that were linked a short time ago.
+    and that were linked a short time ago, or did not answer the request for an offer.
     """
 
     effect: Effect

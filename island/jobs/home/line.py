@@ -53,7 +53,7 @@ class PlaceLine:
                 return
 
     def leave(self, job: str) -> None:
-        """Remove a job, which has a place or has ended, and let the next one of its kind try."""
+        """Remove a job, which was offered a place or has ended, and let the next one of its kind try."""
         requirements = self._requirements.pop(job, None)
         self._called.pop(job, None)
         if requirements is None:

@@ -388,6 +388,10 @@ class _Turn:
         )
         if reservations:
             self.do(DeclinePlaces(tuple(reservations.items())))
+        # The next in line need not wait for the answer to the commit: the island may have died.
+        if self.job.search.in_line:
+            self.search(in_line=False)
+            self.do(LeaveLine())
 
     def join_line(self, event: PlaceFound) -> None:
         if not self.job.search.in_line:
@@ -403,7 +407,7 @@ class _Turn:
 
     def await_turn(self) -> None:
         self.search(in_line=True, patience=None)
-        self.ask(AwaitTurn(self.job.epoch))
+        self.ask(AwaitTurn(self.job.epoch, self.job.search.refused))
 
     def turn_came(self, _: TurnCame) -> None:
         """Nothing to note: the job asks for offers again."""
@@ -413,7 +417,7 @@ class _Turn:
         if self.job.search.patience is None:
             self.search(patience=self.now.boot + PATIENCE_S)
             names = ", ".join(event.absent)
-            self.note(f"no island can run the job yet; waiting up to {PATIENCE_S:.0f} s for a session with {names}")
+            self.note(f"no island can run the job yet; waiting up to {PATIENCE_S:.0f} s for {names} to answer")
         left = (self.job.search.patience or 0.0) - self.now.boot
         if left <= 0:
             return False
@@ -471,8 +475,6 @@ class _Turn:
     def commit_answered(self, event: CommitAnswered) -> None:
         self.answered()
         if event.answer.accepted:
-            if self.job.search.in_line:
-                self.do(LeaveLine())
             self.change(phase="placed", search=PlaceSearch(refused=self.job.search.refused), contact=ExecutorContact())
         else:
             self.commit_refused(event.answer.code, event.answer.reason, proof=not self.job.contact.unanswered)
@@ -614,9 +616,10 @@ class _Turn:
 
     def executor_refused(self, event: ExecutorRefused) -> None:
         self.answered()
-        if isinstance(event.effect, SendStatement):
+        if is_statement := isinstance(event.effect, SendStatement):
             self.contact(sent=event.effect.number - 1, stale=True)
-        if event.code == "not_ready":
+        # A statement is not taken when the run has just ended: the report tells how.
+        if event.code == "not_ready" or (is_statement and event.code == "not_found"):
             self.contact(stale=True)
             self.pause(NOT_READY_S)
         elif self.job.phase == "placed":

@@ -40,7 +40,7 @@ class FoundPlaces:
     full: bool
     """Whether an island could run the job but has no free place."""
     absent: tuple[str, ...]
-    """Names of the islands that are not linked now, but were a short time ago."""
+    """Names of the islands that are not linked now, but were a short time ago, or that gave no answer."""
 
 
 class Placement:
@@ -161,7 +161,7 @@ class Placement:
         )
         try:
             offer = await self._exchange.ask(IslandId(guess.island), "offer", request, Offer)
-        except IslandError as error:
+        except IslandError as error:  # it has decided nothing: a job does not fail because of one request
             return msgspec.structs.replace(guess, up=False, state=f"it did not answer: {error.message}"), ""
         if not offer.refusal and not offer.reservation:
             return msgspec.structs.replace(guess, refusal="it has sent an offer without a reservation"), ""
@@ -193,6 +193,8 @@ class _Search:
     known: dict[str, Candidate] = field(default_factory=dict)
     reservations: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+    """Keys of the islands that were asked and gave no answer."""
 
     def consider(self, candidates: list[Candidate]) -> None:
         """Add islands that were not considered before."""
@@ -213,17 +215,21 @@ class _Search:
     def add(self, answers: list[tuple[Candidate, str]]) -> None:
         for candidate, reservation in answers:
             self.known[candidate.island] = candidate
+            if not candidate.up:
+                self.silent.append(candidate.island)
             if reservation:
                 self.reservations[candidate.island] = reservation
 
     def found(self, absent: Sequence[IslandView]) -> FoundPlaces:
         eligible = [each for each in self.known.values() if self.wanted.pin in ("", each.island)]
+        listed = {view.island for view in absent}
+        silent = set(self.silent) - listed
         return FoundPlaces(
             decision=self._short_decision(),
             reservations=self.reservations,
             asked=tuple(self.known[island].name for island in self.asked),
             full=any(each.up and each.full for each in eligible),
-            absent=tuple(view.display for view in absent),
+            absent=(*(view.display for view in absent), *(each.name for each in eligible if each.island in silent)),
         )
 
     def _decision(self) -> RoutingDecision:
