@@ -67,8 +67,9 @@ async def _full_and_restarted(livy: LivyServer, *, site: LivyEngine, hers: LivyC
         await site.create("batch", {"file": file, "name": NAME + "4"})
     assert site.free() == 0
     await site.end(ref(other))
-    livy.kill()
-    livy.start()
+    # In a thread, so that the clients notice meanwhile that their connections were closed.
+    await asyncio.to_thread(livy.kill)
+    await asyncio.to_thread(livy.start)
     stranger = await hers.create_batch(BatchRequest(file=file, name="hers"))
     assert stranger.id <= ours.id, "ids begin at 0 again"
     while stranger.id < ours.id:
