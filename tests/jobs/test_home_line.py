@@ -341,3 +341,30 @@ def test_a_heartbeat_timeout_below_zero_means_none_as_in_livy() -> None:
         assert "did it" in (await world.run(home, job, "it")).output
 
     simulate(57, scenario)
+
+
+def test_an_island_that_does_not_answer_hardly_delays_the_placement_of_jobs_elsewhere() -> None:
+    async def scenario(a: Archipelago) -> None:
+        world, frozen = World(a), PlayedEngine()
+        home = await world.island("home", engine=PlayedEngine(), max_sessions=40)
+        await world.island("there", engine=frozen, jobs=OPEN)
+        await world.linked()
+        asked = 0
+
+        async def hang(what: str, when: str) -> None:
+            nonlocal asked
+            if (what, when) == ("instance", "before"):
+                asked += 1
+                await asyncio.Event().wait()
+
+        frozen.fault = hang
+        begun = a.loop.time()
+        jobs = [await world.open(home) for _ in range(40)]
+        rows = [await world.settled(home, job) for job in jobs]
+        assert {(row.state, row.executor) for row in rows} == {("idle", home.id)}
+        assert a.loop.time() - begun < 5, "in virtual time"
+        assert 1 <= asked <= 16, "the later jobs do not ask it"
+        assert "did not answer" in await world.log(home, rows[0])
+        assert "it was not asked, because it did not answer" in await world.log(home, rows[-1])
+
+    simulate(58, scenario)

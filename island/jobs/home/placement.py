@@ -27,6 +27,12 @@ ASKED = 3
 AT_ONCE = 16
 """Maximum number of jobs that look for a place at the same time; more of them wait."""
 
+FURTHER_S = 1.0
+"""Seconds after the first offer of a place until the decision is made without the islands that have not answered."""
+
+SLOW_S = 30.0
+"""Seconds for which an island that did not answer is asked only if no other island offers a place."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundPlaces:
@@ -52,6 +58,8 @@ class Placement:
         self._membership, self._trust, self._peers = needs.membership, needs.trust, needs.peers
         self._clock, self._rng = needs.clock, needs.rng
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._slow: dict[str, float] = {}
+        """Seconds on the monotonic clock until which islands count as slow, by their keys."""
 
     async def find(self, job: JobFacts, epoch: int, refused: Mapping[str, str]) -> FoundPlaces:
         """Ask the best candidates and home for offers, and the next best ones until a place is offered.
@@ -62,14 +70,15 @@ class Placement:
         async with self._turns:
             inputs = [await self._input(ref) for ref in job.work.inputs]
             wanted = JobRequirements(home=self._trust.me, language=job.work.language, pin=job.pin)
-            search = _Search(wanted=wanted)
+            now = self._clock.monotonic()
+            self._slow = {island: until for island, until in self._slow.items() if until > now}
+            search = _Search(wanted=wanted, slow=frozenset(self._slow))
             considered: set[IslandId] = set()
             while not search.reservations and (near := self._shortlist(job, inputs, considered)):
                 considered.update(near)
                 search.consider([each for island in near if (each := await self._guess(job, inputs, island, refused))])
                 while asked := search.next_to_ask():
-                    answers = await asyncio.gather(*(self._ask_offer(job, epoch, search.known[i]) for i in asked))
-                    search.add(answers)
+                    search.add(await self._offers(job, epoch, [search.known[island] for island in asked]))
             return search.found(() if search.reservations else self._absent(wanted))
 
     def _shortlist(self, job: JobFacts, inputs: list[_Input], considered: set[IslandId]) -> list[IslandId]:
@@ -152,6 +161,39 @@ class Placement:
             bandwidth=link.bandwidth if link else None,
         )
 
+    async def _offers(self, job: JobFacts, epoch: int, asked: list[Candidate]) -> list[tuple[Candidate, str]]:
+        """The answers of islands; those that are much slower than the first offer count as silent."""
+
+        async def answer(candidate: Candidate) -> tuple[Candidate, str] | Exception:
+            try:
+                return await self._ask_offer(job, epoch, candidate)
+            except Exception as error:  # noqa: BLE001 - raised below as it is, not as a group of exceptions
+                return error
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(answer(each)) for each in asked]
+            for each in asyncio.as_completed(tasks):
+                if isinstance(found := await each, Exception) or found[1]:
+                    break
+            await asyncio.wait(tasks, timeout=FURTHER_S)
+            for task in tasks:  # a place that is reserved nevertheless expires
+                task.cancel()
+        silent = f"it did not answer within {FURTHER_S:.0f} s after the first offer"
+        answers = []
+        for candidate, task in zip(asked, tasks, strict=True):
+            if task.cancelled():
+                answers.append((msgspec.structs.replace(candidate, up=False, state=silent), ""))
+            elif isinstance(found := task.result(), Exception):
+                raise found
+            else:
+                answers.append(found)
+        for candidate, _ in answers:
+            if candidate.up:
+                self._slow.pop(candidate.island, None)
+            else:
+                self._slow[candidate.island] = self._clock.monotonic() + SLOW_S
+        return answers
+
     async def _ask_offer(self, job: JobFacts, epoch: int, guess: Candidate) -> tuple[Candidate, str]:
         request = OfferRequest(
             envelope=envelope(self._trust, job, epoch, guess.island),
@@ -190,6 +232,8 @@ class _Search:
     """One search: what is known of the candidates so far, by their keys."""
 
     wanted: JobRequirements
+    slow: frozenset[str] = frozenset()
+    """Keys of the islands that did not answer lately: they are asked last."""
     known: dict[str, Candidate] = field(default_factory=dict)
     reservations: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -205,7 +249,10 @@ class _Search:
         if self.reservations:
             return []
         possible = [each for each in self.known.values() if each.up and not (each.offered or each.refusal)]
-        unasked = router.ranking(router.decide(self.wanted, possible))
+        quick = [each for each in possible if each.island not in self.slow]
+        unasked = router.ranking(router.decide(self.wanted, quick)) or router.ranking(
+            router.decide(self.wanted, possible)
+        )
         asked = unasked[:ASKED]
         if self.wanted.home in unasked and self.wanted.home not in asked:
             asked.append(self.wanted.home)
@@ -221,6 +268,11 @@ class _Search:
                 self.reservations[candidate.island] = reservation
 
     def found(self, absent: Sequence[IslandView]) -> FoundPlaces:
+        """What the search has found."""
+        for island in self.slow & self.known.keys() - set(self.asked):
+            if self.known[island].up:
+                why = "it was not asked, because it did not answer other requests lately"
+                self.known[island] = msgspec.structs.replace(self.known[island], up=False, state=why)
         eligible = [each for each in self.known.values() if self.wanted.pin in ("", each.island)]
         listed = {view.island for view in absent}
         silent = set(self.silent) - listed
