@@ -121,6 +121,10 @@ FETCHING = ("transfer", "preparing", "round trips")
 """Terms that an executor measures as one: the time of bringing the inputs."""
 
 
+NOISE = 0.15
+"""How far the time for starting and computing is off at best, as a part of it. Among islands that are as good within
+this, the one with the least to wait for and to move is chosen: one odd observation must not move data."""
+
 ALIKE = ("start", "compute")
 """Terms that are about the same at all islands."""
 
@@ -274,6 +278,7 @@ def _choose(
         return "", "no island can run this job"
     best = min(seconds.values())
     margin = max(min(moving.values()) * (HOME_FACTOR - 1.0), HOME_SECONDS)
+    noise = NOISE * min(seconds[island] - moving[island] for island in seconds if seconds[island] == best)
     if wanted.home in seconds:
         at_home = seconds[wanted.home]
         if at_home <= best + TIE:
@@ -283,13 +288,19 @@ def _choose(
                 wanted.home,
                 f"home, {format_seconds(at_home)}, is nearly as good as the best, {format_seconds(best)}",
             )
-    equals = [c for c in candidates if c.island in seconds and seconds[c.island] <= best + TIE]
+    # What starting and computing take is known within `NOISE` at best, so it does not outweigh what has to be moved.
+    as_good = {island for island, value in seconds.items() if value <= best + max(TIE, noise)}
+    least = min(moving[island] for island in as_good)
+    equals = [c for c in candidates if c.island in as_good and moving[c.island] <= least + TIE]
     winner = min(equals, key=lambda c: (c.draw, c.island))
+    found = format_seconds(seconds[winner.island])
     if len(seconds) == 1:
-        return winner.island, f"the only place that can run it: {format_seconds(best)}"
+        return winner.island, f"the only place that can run it: {found}"
     if len(equals) > 1:
-        return winner.island, f"chosen at random among {len(equals)} equal places: {format_seconds(best)}"
-    return winner.island, f"the fastest place: {format_seconds(best)}"
+        return winner.island, f"chosen at random among {len(equals)} equal places: {found}"
+    if seconds[winner.island] > best + TIE:
+        return winner.island, f"{found}, as fast as the best within the accuracy of estimates, and the least to move"
+    return winner.island, f"the fastest place: {found}"
 
 
 def _behind(terms: tuple[CostTerm, ...], seconds: float, best: tuple[tuple[CostTerm, ...], float]) -> str:

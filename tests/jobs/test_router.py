@@ -127,6 +127,14 @@ def test_home_is_preferred_unless_another_island_is_clearly_better() -> None:
     assert chosen(candidate(HOME, wait=0.3), candidate(NEAR, rtt=0.001)) == NEAR
 
 
+def test_a_small_difference_in_start_does_not_move_the_data() -> None:
+    holder = candidate(NEAR, start=Expectation(4.0))
+    quick = candidate(FAR, missing=1_000_000, rtt=0.021, start=Expectation(3.4, 1))
+    decision = decide(WANTED, [quick, holder])
+    assert decision.chosen == NEAR and "the least to move" in decision.why
+    assert chosen(msgspec.structs.replace(quick, start=Expectation(1.0, 9)), holder) == FAR
+
+
 def test_the_draw_decides_between_equal_estimates() -> None:
     assert chosen(candidate(NEAR, draw=0.2), candidate(FAR, draw=0.7)) == NEAR
     assert chosen(candidate(NEAR, draw=0.7), candidate(FAR, draw=0.2)) == FAR
