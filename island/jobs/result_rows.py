@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Final
 
-SINCE: Final = 14
+SINCE: Final = 15
 """The version of state.db with which results became files."""
 
 

@@ -18,6 +18,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ from island.cli.init import init
 from island.doctor import home_facts
 from island.errors import BadInput, ConfigError, Conflict, Corrupt, DiskFailed, Full, IslandError
 from island.home import Home
+from island.jobs import result_rows
 from island.jobs.home.store import next_local
 from island.kernel.db import Database, newest_version
 from island.kernel.db_file import check_content, copy_database
@@ -788,3 +790,10 @@ def test_a_manifest_of_the_maximum_length_is_checked_at_once() -> None:
     names = [*(f"x{number}" for number in range(MAX_FILES - 5)), "state.db", "token", "token.user", *core.LAST]
     files = tuple(ArchivedFile(name, 1, "0" * 64, 0) for name in names)
     core.check(BackupManifest(1, "kiso", "0" * 64, "0.1.0", "", "/h", "/h", True, files), "b.tar")
+
+
+def test_the_version_with_results_is_that_of_their_migration() -> None:
+    """A backup of an earlier database has no such column to read."""
+    schema = resources.files("island.kernel") / "schema" / "state"
+    [migration] = [each.name for each in schema.iterdir() if "ADD COLUMN result " in each.read_text("utf-8")]
+    assert int(migration[:4]) == result_rows.SINCE
